@@ -1,0 +1,1 @@
+"""Recipe -> stages -> bundle; validation, benchmark, report; the `kvfold` command line."""

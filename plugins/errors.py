@@ -1,0 +1,57 @@
+"""Typed errors raised at kvfold's boundaries.
+
+Every message says what is wrong, which value it was, and what to do next. `assert` is kept for
+internal laws that no input can break.
+"""
+
+
+class KvfoldError(Exception):
+    """Base of every error a user can cause; the command line prints it without a traceback."""
+
+
+class PlanError(KvfoldError):
+    """A FoldPlan, or the preset that should produce it, breaks a law."""
+
+
+class UnsupportedModelError(KvfoldError):
+    """The checkpoint is readable, but its architecture or one of its features is not supported."""
+
+
+class CheckpointError(KvfoldError):
+    """A checkpoint is missing, truncated, or does not hold the tensors its config promises."""
+
+
+class CalibrationError(KvfoldError):
+    """Calibration text is missing, unreadable, or too short to calibrate from."""
+
+
+class RecipeError(KvfoldError):
+    """A recipe is not valid YAML, has unknown keys, or holds values out of range."""
+
+
+class ExportError(KvfoldError):
+    """A graph could not be written, or a graph pass did not find what the plan promises."""
+
+
+class BundleError(KvfoldError):
+    """A bundle is missing, unwritable, corrupted, or written by another kvfold version."""
+
+
+class KernelError(KvfoldError):
+    """The CPU kernel library is missing, was not compiled, or was refused by ONNX Runtime."""
+
+
+class RequestError(KvfoldError):
+    """A request cannot be served as asked: prompt too long, token id out of range, bad parameter."""
+
+
+class CapacityError(KvfoldError):
+    """A request needs more KV pages than the whole pool has."""
+
+
+class ValidationError(KvfoldError):
+    """A validation ran and missed a threshold of the recipe."""
+
+
+class TargetError(KvfoldError):
+    """A target cannot be built or run on this machine."""

@@ -1,0 +1,1 @@
+"""PagedAttention: one op module with its schema, reference, input generator and tolerances."""

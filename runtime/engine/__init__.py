@@ -1,0 +1,1 @@
+"""Engines: whatever executes one step of a folded model. Same file names for every backend."""
