@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from plugins.paged_attention.schema import Attributes
+from plugins.paged_attention.schema import Attributes, QuantType
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Inputs:
     """Arrays by schema input name (absent optional inputs are missing) and the node's attributes."""
 
     arrays: dict[str, np.ndarray]
-    attributes: Attributes = field()
+    attributes: Attributes
 
 
 def make_inputs(case: Case) -> Inputs:
@@ -55,9 +55,15 @@ def make_inputs(case: Case) -> Inputs:
     kv_width = case.kv_num_heads * case.head_size
     query = _normal(rng, tokens, case.num_heads * case.head_size)
     key, value = _normal(rng, tokens, kv_width), _normal(rng, tokens, kv_width)
-    arrays = {"query": np.concatenate([query, key, value], axis=1)} if case.packed else {
-        "query": query, "key": key, "value": value,
-    }
+    arrays = (
+        {"query": np.concatenate([query, key, value], axis=1)}
+        if case.packed
+        else {
+            "query": query,
+            "key": key,
+            "value": value,
+        }
+    )
     arrays |= _tables(case, rng)
     pages = int(arrays.pop("num_pages")[0])
     shape = (pages, case.page_size, case.kv_num_heads, case.head_size)
@@ -81,7 +87,7 @@ def make_inputs(case: Case) -> Inputs:
     if case.qk_norm:
         arrays["q_norm_weight"] = rng.uniform(0.5, 1.5, case.head_size).astype(np.float32)
         arrays["k_norm_weight"] = rng.uniform(0.5, 1.5, case.head_size).astype(np.float32)
-    quant_type = "PER_CHANNEL" if case.int8_cache else "NONE"
+    quant_type: QuantType = "PER_CHANNEL" if case.int8_cache else "NONE"
     return Inputs(
         arrays,
         Attributes(

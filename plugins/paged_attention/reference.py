@@ -7,6 +7,8 @@ no alias analysis; the ONNX node it becomes updates the caches in place.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -76,8 +78,15 @@ def paged_attention(
 
 
 @paged_attention.register_fake
-def _(query, key, value, key_cache, value_cache, *args):  # type: ignore[no-untyped-def]
-    num_heads = args[-11]
+def _paged_attention_shapes(
+    query: Tensor,
+    key: Tensor | None,
+    value: Tensor | None,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    *rest: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    num_heads = rest[-11]
     output = query.new_empty(query.shape[0], num_heads * key_cache.shape[-1])
     return output, torch.empty_like(key_cache), torch.empty_like(value_cache)
 
@@ -88,7 +97,7 @@ def split_heads(
     """q [T, num_heads, head_size], k and v [T, kv_num_heads, head_size] from packed or separate input."""
     if key is None or value is None:
         sizes = [num_heads * head_size, kv_num_heads * head_size, kv_num_heads * head_size]
-        query, key, value = query.split(sizes, dim=-1)
+        query, key, value = torch.split(query, sizes, dim=-1)
     return (
         query.reshape(-1, num_heads, head_size),
         key.reshape(-1, kv_num_heads, head_size),
