@@ -7,6 +7,7 @@ no alias analysis; the ONNX node it becomes updates the caches in place.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -64,7 +65,7 @@ def paged_attention(
 
     output = torch.empty_like(query)
     bounds = cumulative_sequence_length.tolist()
-    for sequence, (start, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for sequence, (start, end) in enumerate(pairwise(bounds)):
         if start == end:
             continue
         total = int(past_seqlens[sequence]) + end - start
