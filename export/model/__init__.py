@@ -1,0 +1,1 @@
+"""The one decoder that every supported family is a declaration of."""

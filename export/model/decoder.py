@@ -1,0 +1,186 @@
+"""The decoder: embedding, blocks of attention and SwiGLU, norm, head.
+
+One module for every family and every plan. Projections that read the same input are packed into one
+linear (`qkv_proj`, `gate_up_proj`); checkpoints keep Hugging Face's names and `from_weights` packs
+them. How attention itself is computed is a `Mixer`: `DenseAttention` for whole sequences here, the
+paged op where the model is exported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from export.model.config import ModelConfig
+from export.model.dense_attention import DenseAttention
+from plugins.errors import CheckpointError
+from plugins.fold_plan import FoldPlan
+
+# HF names that one packed linear replaces, in packing order.
+PACKED = {"self_attn.qkv_proj": ("q_proj", "k_proj", "v_proj"), "mlp.gate_up_proj": ("gate_proj", "up_proj")}
+
+
+class Mixer(Protocol):
+    """Computes attention for one layer from its packed projections."""
+
+    def __call__(self, attention: Attention, projected: Tensor) -> Tensor:
+        """Projections [..., q + 2 kv] (or q alone for a consumer) to head outputs [..., q]."""
+        ...
+
+
+class RMSNorm(nn.Module):
+    """RMSNorm with a learned weight (arXiv 1910.07467)."""
+
+    def __init__(self, size: int, epsilon: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.epsilon = epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last axis."""
+        return functional.rms_norm(x, self.weight.shape, self.weight, self.epsilon)
+
+
+class Attention(nn.Module):
+    """Projections of one layer around its mixer; a consumer projects queries only."""
+
+    def __init__(self, config: ModelConfig, plan: FoldPlan, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.num_heads = config.num_attention_heads
+        self.num_key_value_heads = plan.layers[layer].num_key_value_heads
+        self.head_dim = config.head_dim
+        self.query_size = self.num_heads * self.head_dim
+        self.key_value_size = self.num_key_value_heads * self.head_dim
+        width = self.query_size + (2 * self.key_value_size if plan.is_producer(layer) else 0)
+        self.qkv_proj = nn.Linear(config.hidden_size, width, bias=config.attention_bias)
+        self.o_proj = nn.Linear(self.query_size, config.hidden_size, bias=False)
+        self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else None
+        owns_keys = config.qk_norm and plan.is_producer(layer)
+        self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if owns_keys else None
+
+    def split(self, projected: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """q, k, v as heads [..., heads, head_dim]; k and v are None for a consumer."""
+        query, *rest = torch.split(projected, self._sizes(projected), dim=-1)
+        heads = [part.unflatten(-1, (-1, self.head_dim)) for part in (query, *rest)]
+        return heads[0], heads[1] if rest else None, heads[2] if rest else None
+
+    def _sizes(self, projected: Tensor) -> list[int]:
+        producer = projected.shape[-1] != self.query_size
+        return [self.query_size] + [self.key_value_size] * (2 if producer else 0)
+
+    def forward(self, hidden: Tensor, mixer: Mixer) -> Tensor:
+        """Attention-block output, the shape of `hidden`."""
+        output: Tensor = self.o_proj(mixer(self, self.qkv_proj(hidden)))
+        return output
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)) (arXiv 2002.05202), gate and up packed."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_up_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """MLP output, the shape of `hidden`."""
+        gate, up = self.gate_up_proj(hidden).chunk(2, dim=-1)
+        output: Tensor = self.down_proj(functional.silu(gate) * up)
+        return output
+
+
+class Block(nn.Module):
+    """One pre-norm decoder layer."""
+
+    def __init__(self, config: ModelConfig, plan: FoldPlan, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config, plan, layer)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = SwiGLU(config)
+
+    def forward(self, hidden: Tensor, mixer: Mixer) -> Tensor:
+        """Residual stream after this layer, the shape of `hidden`."""
+        hidden = hidden + self.self_attn(self.input_layernorm(hidden), mixer)
+        output: Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
+        return output
+
+
+class Backbone(nn.Module):
+    """Everything below the head, under the name `model` that Hugging Face gives it."""
+
+    def __init__(self, config: ModelConfig, plan: FoldPlan) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, plan, index) for index in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, input_ids: Tensor, mixer: Mixer) -> Tensor:
+        """Final hidden states [..., hidden_size] of token ids [...]."""
+        hidden = self.embed_tokens(input_ids)
+        for block in self.layers:
+            hidden = block(hidden, mixer)
+        output: Tensor = self.norm(hidden)
+        return output
+
+
+class Decoder(nn.Module):
+    """A decoder of any supported family under any plan."""
+
+    def __init__(self, config: ModelConfig, plan: FoldPlan) -> None:
+        super().__init__()
+        self.config = config
+        self.plan = plan
+        self.model = Backbone(config, plan)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    @classmethod
+    def from_weights(cls, config: ModelConfig, plan: FoldPlan, weights: Mapping[str, Tensor]) -> Decoder:
+        """A decoder over weights with Hugging Face names; unpacked tensors are shared, not copied.
+
+        Raises:
+            CheckpointError: a tensor is missing, unexpected, or of the wrong shape.
+        """
+        with torch.device("meta"):
+            decoder = cls(config, plan)
+        packed = pack(weights)
+        if config.tie_word_embeddings:
+            packed["lm_head.weight"] = packed["model.embed_tokens.weight"]
+        expected = {name: tuple(tensor.shape) for name, tensor in decoder.state_dict().items()}
+        given = {name: tuple(tensor.shape) for name, tensor in packed.items()}
+        for name in sorted(expected.keys() | given.keys()):
+            if expected.get(name) != given.get(name):
+                raise CheckpointError(
+                    f"tensor {name}: the config and plan ask for shape {expected.get(name, 'none')}, "
+                    f"the weights hold {given.get(name, 'none')}; check that they belong together"
+                )
+        decoder.load_state_dict(packed, assign=True)
+        return decoder.requires_grad_(False).eval()
+
+    def forward(self, input_ids: Tensor, mixer: Mixer | None = None) -> Tensor:
+        """Logits [B, L, vocab] of whole sequences [B, L]; a given mixer may carry caches or scales."""
+        mixer = mixer or DenseAttention(self.config, self.plan)
+        output: Tensor = self.lm_head(self.model(input_ids, mixer))
+        return output
+
+
+def pack(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Hugging Face names to the decoder's: parallel projections (weights and biases) concatenated."""
+    packed: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        for target, parts in PACKED.items():
+            prefix, leaf = target.rsplit(".", 1)
+            head = f".{prefix}.{parts[0]}."
+            if head in name:
+                present = [name.replace(head, f".{prefix}.{part}.") for part in parts]
+                packed[name.replace(head, f".{prefix}.{leaf}.")] = torch.cat(
+                    [weights[part] for part in present if part in weights]
+                )
+        if not any(f".{part}." in name for parts in PACKED.values() for part in parts):
+            packed[name] = tensor
+    return packed
