@@ -66,7 +66,7 @@ class Attention(nn.Module):
     def split(self, projected: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """q, k, v as heads [..., heads, head_dim]; k and v are None for a consumer."""
         query, *rest = torch.split(projected, self._sizes(projected), dim=-1)
-        heads = [part.unflatten(-1, (-1, self.head_dim)) for part in (query, *rest)]
+        heads = [part.reshape(*part.shape[:-1], -1, self.head_dim) for part in (query, *rest)]
         return heads[0], heads[1] if rest else None, heads[2] if rest else None
 
     def _sizes(self, projected: Tensor) -> list[int]:
