@@ -29,7 +29,7 @@ INPUTS = (
     "block_table",  # int32 [B, M]; -1: not mapped, masked out, never read
     "cos_cache",  # ? float [max_position, head_size / 2]
     "sin_cache",  # ? the same
-    "slot_mapping",  # int32 [T]: page * page_size + offset; -1: do not write
+    "slot_mapping",  # int32 [T]: page * page_size + offset; -1: do not write (optional in the published op)
     "head_sink",  # ? float [num_heads]: learned logit added to each softmax's denominator
     "q_norm_weight",  # ? float [head_size]
     "k_norm_weight",  # ? float [head_size]
@@ -40,6 +40,9 @@ OUTPUTS = (
     "output",  # float [T, num_heads * head_size]
     "key_cache_out",  # ? aliases key_cache; absent on a layer that writes nothing
     "value_cache_out",  # ? aliases value_cache
+)
+OPTIONAL_INPUTS = frozenset(
+    "key value cos_cache sin_cache head_sink q_norm_weight k_norm_weight k_scale v_scale".split()
 )
 INPUT_INDEX = {name: index for index, name in enumerate(INPUTS)}
 QuantType = Literal["NONE", "PER_TENSOR", "PER_CHANNEL"]

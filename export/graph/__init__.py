@@ -1,0 +1,1 @@
+"""Decoder -> ONNX, target-neutral, then lowered for a target by small passes."""

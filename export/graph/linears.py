@@ -1,0 +1,52 @@
+"""Find the linear layers of an exported graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One `Gemm(x, W, bias?)` with W [out, in] constant; its name is the module's path."""
+
+    name: str
+    node: ir.Node
+    x: ir.Value
+    weight: np.ndarray
+    bias: ir.Value | None
+
+    @property
+    def output(self) -> ir.Value:
+        """y [T, out]."""
+        return self.node.outputs[0]
+
+
+def find_linears(model: ir.Model) -> Iterator[Linear]:
+    """Every linear of the graph, in order."""
+    for node in list(model.graph):
+        if node.op_type != "Gemm" or node.domain:
+            continue
+        x, weight, *bias = node.inputs
+        constant = weight.const_value if weight is not None else None
+        if x is not None and constant is not None and node.attributes["transB"].as_int() == 1:
+            name = (node.name or "").removesuffix(".Gemm")
+            yield Linear(name, node, x, constant.numpy(), bias[0] if bias else None)
+
+
+def add_constant(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
+    """A named initializer; the same name twice gives the same value."""
+    existing = model.graph.initializers.get(name)
+    if existing is not None:
+        return existing
+    value = ir.Value(
+        name=name,
+        shape=ir.Shape(array.shape),
+        type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
+        const_value=ir.tensor(array, name=name),
+    )
+    model.graph.register_initializer(value)
+    return value

@@ -1,0 +1,1 @@
+"""Graph passes, one a file: `apply(model, ...)` rewrites in place and returns how often it matched."""

@@ -1,0 +1,57 @@
+"""Gemm -> Q/DQ around both operands: int8 as TensorRT reads it.
+
+TensorRT takes symmetric Q/DQ only, with scales that are constant when it builds: one static scale
+per activation tensor, one scale per output channel of a weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from export.graph.linears import Linear, add_constant, find_linears
+from plugins.int8_linear.packing import quantize_weight
+
+
+def apply(model: ir.Model, names: Collection[str], activation_scales: Mapping[str, float]) -> int:
+    """Rewrite the linears with these names; `activation_scales` has one static scale for each."""
+    matches = [linear for linear in find_linears(model) if linear.name in names]
+    for linear in matches:
+        _replace(model, linear, activation_scales[linear.name])
+    return len(matches)
+
+
+def _replace(model: ir.Model, linear: Linear, activation_scale: float) -> None:
+    quantized, scale = quantize_weight(linear.weight)
+    x_scale = add_constant(model, f"{linear.name}.activation_scale", np.asarray(activation_scale, dtype=np.float32))
+    zero = add_constant(model, "int8_zero", np.zeros((), dtype=np.int8))
+    weight = add_constant(model, f"{linear.name}.weight_int8", quantized)
+    weight_scale = add_constant(model, f"{linear.name}.weight_scale", scale)
+    name = linear.name
+    quantize = ir.node("QuantizeLinear", [linear.x, x_scale, zero], name=f"{name}.QuantizeLinear")
+    dequantize = ir.node(
+        "DequantizeLinear", [quantize.outputs[0], x_scale, zero], name=f"{name}.DequantizeLinear"
+    )
+    dequantize_weight = ir.node(
+        "DequantizeLinear", [weight, weight_scale], {"axis": 0}, name=f"{name}.weight.DequantizeLinear"
+    )
+    gemm = ir.node(
+        "Gemm",
+        [
+            dequantize.outputs[0],
+            dequantize_weight.outputs[0],
+            *([linear.bias] if linear.bias is not None else []),
+        ],
+        {"transB": 1},
+        name=linear.node.name,
+    )
+    ir.convenience.replace_nodes_and_values(
+        model.graph,
+        linear.node,
+        [linear.node],
+        [quantize, dequantize, dequantize_weight, gemm],
+        [linear.output],
+        [gemm.outputs[0]],
+    )
