@@ -11,17 +11,24 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from export.graph.model_files import MODEL_FILE, load_model, save_model
 from export.graph.passes import int8_linears, skip_norms
-from plugins.errors import ExportError
+from plugins.errors import ExportError, TargetError
+from plugins.fold_plan import FoldPlan
 
 Precision = Literal["int8", "float32"]
 
 
-def lower_for_cpu(source: Path, directory: Path, precision: Mapping[str, Precision]) -> dict[str, int]:
+CPU_KV_DTYPES = ("float32", "int8")
+
+
+def lower_for_cpu(
+    source: Path, directory: Path, plan: FoldPlan, precision: Mapping[str, Precision]
+) -> dict[str, int]:
     """Write `model.onnx` for ONNX Runtime's CPU provider with kvfold's kernels into `directory`.
 
     Args:
         source: the target-neutral graph.
         directory: an existing directory.
+        plan: the plan the graph was exported from.
         precision: each linear's precision by module path, as calibration decided.
 
     Returns:
@@ -29,7 +36,14 @@ def lower_for_cpu(source: Path, directory: Path, precision: Mapping[str, Precisi
 
     Raises:
         ExportError: a pass did not find what it must.
+        TargetError: the plan stores a cache in a type that the CPU kernel does not read.
     """
+    for bank in plan.banks:
+        if bank.kv_dtype not in CPU_KV_DTYPES:
+            raise TargetError(
+                f"layer {bank.layer} stores its KV as {bank.kv_dtype}; the cpu target reads "
+                f"{' and '.join(CPU_KV_DTYPES)}: set kv_dtype in the recipe's plan"
+            )
     model = load_model(source)
     int8 = {name for name, kind in precision.items() if kind == "int8"}
     norms = sum(node.op_type == "RMSNormalization" for node in model.graph)

@@ -60,7 +60,7 @@ def _to_onnx(module: PagedDecoder, plan: FoldPlan) -> ir.Model:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision is absent
     with torch.no_grad():
         program = torch.onnx.export(
-            module,
+            module.eval(),
             tuple(inputs),
             dynamic_shapes=(tuple(shapes),),
             input_names=step.input_names(plan),

@@ -82,7 +82,8 @@ class PagedMixer:
         """A consumer hands on its donor's key norm: the op takes both weights or none."""
         if attention.q_norm is None:
             return None
-        return self.constants.get_parameter(f"decoder.model.layers.{donor}.self_attn.k_norm.weight")
+        weight: Tensor = self.constants.get_parameter(f"decoder.model.layers.{donor}.self_attn.k_norm.weight")
+        return weight
 
 
 class PagedDecoder(nn.Module):

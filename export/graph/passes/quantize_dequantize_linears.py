@@ -25,7 +25,9 @@ def apply(model: ir.Model, names: Collection[str], activation_scales: Mapping[st
 
 def _replace(model: ir.Model, linear: Linear, activation_scale: float) -> None:
     quantized, scale = quantize_weight(linear.weight)
-    x_scale = add_constant(model, f"{linear.name}.activation_scale", np.asarray(activation_scale, dtype=np.float32))
+    x_scale = add_constant(
+        model, f"{linear.name}.activation_scale", np.asarray(activation_scale, dtype=np.float32)
+    )
     zero = add_constant(model, "int8_zero", np.zeros((), dtype=np.int8))
     weight = add_constant(model, f"{linear.name}.weight_int8", quantized)
     weight_scale = add_constant(model, f"{linear.name}.weight_scale", scale)

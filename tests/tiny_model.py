@@ -1,0 +1,60 @@
+"""Tiny random models for the tests: a config, and weights that fit it under any plan."""
+
+from __future__ import annotations
+
+import torch
+from export.model.config import ModelConfig
+from export.model.decoder import Decoder
+from plugins.fold_plan import FoldPlan
+from plugins.plan_presets import Preset, build_plan
+from torch import Tensor
+
+VOCAB_SIZE = 97
+
+
+def tiny_config(**changes: object) -> ModelConfig:
+    """Four layers, six query and two KV heads of 16, context 256."""
+    values: dict[str, object] = {
+        "family": "llama",
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": 48,
+        "intermediate_size": 80,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10_000.0,
+        "max_position_embeddings": 256,
+    }
+    return ModelConfig.model_validate(values | changes)
+
+
+def tiny_plan(config: ModelConfig, preset: str, kv_dtype: str = "float32") -> FoldPlan:
+    """A preset with a window of 32 and every third layer global."""
+    dials = {"preset": preset, "sliding_window": 32, "global_every": 3, "kv_dtype": kv_dtype}
+    return build_plan(Preset.model_validate(dials), config.attention_shape)
+
+
+def tiny_decoder(config: ModelConfig, plan: FoldPlan, seed: int = 0) -> Decoder:
+    """A decoder with random weights, large enough that attention matters."""
+    generator = torch.Generator().manual_seed(seed)
+    decoder = Decoder(config, plan)
+    for name, parameter in decoder.named_parameters():
+        shape = parameter.shape
+        if name.endswith(("layernorm.weight", "norm.weight")):
+            values = torch.rand(shape, generator=generator) + 0.5
+        else:
+            values = torch.randn(shape, generator=generator) * (2.0 / shape[-1] ** 0.5)
+        parameter.data.copy_(values)
+    return decoder.requires_grad_(False).eval()
+
+
+def kv_scales(plan: FoldPlan, value: float = 0.05) -> dict[str, Tensor]:
+    """The same static scale for every channel of every int8 bank."""
+    return {
+        f"{kind}_scale.{bank.layer}": torch.full((bank.num_key_value_heads, 1, bank.head_dim), value)
+        for bank in plan.banks
+        if bank.kv_dtype == "int8"
+        for kind in ("key", "value")
+    }
