@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import astuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from export.model.rope import rope_tables
 from plugins import step
 from plugins.fold_plan import FoldPlan
 from plugins.paged_attention.reference import paged_attention
+from plugins.paged_attention.schema import INPUTS, Attributes, QuantType
 
 
 class PagedMixer:
@@ -21,69 +23,77 @@ class PagedMixer:
         self.plan = plan
         self.constants = constants
         self.inputs = inputs
+        self._banks = {bank.layer: bank for bank in plan.banks}
         self.caches: dict[int, tuple[Tensor, Tensor]] = {}
         self.donated: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, attention: Attention, projected: Tensor) -> Tensor:
         """Head outputs [T, q] of packed QKV [T, q + 2 kv] or, for a consumer, of queries [T, q]."""
-        layer = self.plan.layers[attention.layer]
-        group = next(bank.group for bank in self.plan.banks if bank.layer == layer.donor)
-        slots = self.inputs[step.slot_mapping(group)]
-        key = value = None
-        if self.plan.is_producer(attention.layer):
-            caches = tuple(self.inputs[name] for name in step.cache_inputs(attention.layer))
-            if any(bank.layer == attention.layer and bank.consumers for bank in self.plan.banks):
-                sizes = [attention.query_size] + [attention.key_value_size] * 2
-                projected, key, value = torch.split(projected, sizes, dim=-1)
-                self.donated[attention.layer] = key, value
-        else:
-            caches = self.caches[layer.donor]
-            key, value = self.donated[layer.donor]
-            slots = torch.full_like(slots, -1)
-        quant_type = "PER_CHANNEL" if layer.kv_dtype == "int8" else "NONE"
-        output, *updated = paged_attention(
-            projected,
-            key,
-            value,
-            caches[0],
-            caches[1],
-            self.inputs[step.CUMULATIVE_SEQUENCE_LENGTH],
-            self.inputs[step.PAST_SEQLENS],
-            self.inputs[step.block_table(group)],
-            self._constant("cos_cache"),
-            self._constant("sin_cache"),
-            slots,
-            None,
-            attention.q_norm.weight if attention.q_norm is not None else None,
-            self._key_norm(attention, layer.donor),
-            self._constant(f"key_scale_{layer.donor}") if layer.kv_dtype == "int8" else None,
-            self._constant(f"value_scale_{layer.donor}") if layer.kv_dtype == "int8" else None,
-            attention.num_heads,
-            attention.num_key_value_heads,
-            attention.head_dim**-0.5,
-            0.0,
-            -1 if layer.sliding_window is None else layer.sliding_window,
-            layer.sink_size,
-            1,
-            0,
-            attention.q_norm.epsilon if attention.q_norm is not None else 1e-6,
-            quant_type,
-            quant_type,
-        )
-        if self.plan.is_producer(attention.layer):
-            self.caches[attention.layer] = updated[0], updated[1]
+        producer = self.plan.is_producer(attention.layer)
+        tensors = self._produce(attention, projected) if producer else self._consume(attention, projected)
+        donor = self.plan.layers[attention.layer].donor
+        group = self._banks[donor].group
+        tensors |= {
+            "cumulative_sequence_length": self.inputs[step.CUMULATIVE_SEQUENCE_LENGTH],
+            "past_seqlens": self.inputs[step.PAST_SEQLENS],
+            "block_table": self.inputs[step.block_table(group)],
+            "cos_cache": self.constants.get_buffer("cos_cache"),
+            "sin_cache": self.constants.get_buffer("sin_cache"),
+        }
+        if self._banks[donor].kv_dtype == "int8":
+            tensors["k_scale"] = self.constants.get_buffer(f"key_scale_{donor}")
+            tensors["v_scale"] = self.constants.get_buffer(f"value_scale_{donor}")
+        if attention.q_norm is not None:  # a consumer hands on its donor's key norm: both or none
+            norm = f"decoder.model.layers.{donor}.self_attn.k_norm.weight"
+            tensors |= {
+                "q_norm_weight": attention.q_norm.weight,
+                "k_norm_weight": self.constants.get_parameter(norm),
+            }
+        attributes = astuple(self._attributes(attention))
+        results = paged_attention(*(tensors.get(name) for name in INPUTS), *attributes)
+        if producer:
+            self.caches[attention.layer] = results[1], results[2]
+        output: Tensor = results[0]
         return output
 
-    def _constant(self, name: str) -> Tensor:
-        constant: Tensor = self.constants.get_buffer(name)
-        return constant
+    def _produce(self, attention: Attention, projected: Tensor) -> dict[str, Tensor]:
+        """Packed QKV; split where a consumer will need this layer's keys and values."""
+        bank = self._banks[attention.layer]
+        key_cache, value_cache = (self.inputs[name] for name in step.cache_inputs(bank.layer))
+        tensors = {
+            "query": projected,
+            "key_cache": key_cache,
+            "value_cache": value_cache,
+            "slot_mapping": self.inputs[step.slot_mapping(bank.group)],
+        }
+        if bank.consumers:
+            sizes = [attention.query_size] + [attention.key_value_size] * 2
+            query, key, value = torch.split(projected, sizes, dim=-1)
+            self.donated[bank.layer] = key, value
+            tensors |= {"query": query, "key": key, "value": value}
+        return tensors
 
-    def _key_norm(self, attention: Attention, donor: int) -> Tensor | None:
-        """A consumer hands on its donor's key norm: the op takes both weights or none."""
-        if attention.q_norm is None:
-            return None
-        weight: Tensor = self.constants.get_parameter(f"decoder.model.layers.{donor}.self_attn.k_norm.weight")
-        return weight
+    def _consume(self, attention: Attention, projected: Tensor) -> dict[str, Tensor]:
+        """Queries over the donor's updated cache; every slot is -1, so nothing is written."""
+        donor = self.plan.layers[attention.layer].donor
+        slots = self.inputs[step.slot_mapping(self._banks[donor].group)]
+        tensors = dict(zip(("key", "value"), self.donated[donor], strict=True))
+        tensors |= zip(("key_cache", "value_cache"), self.caches[donor], strict=True)
+        return tensors | {"query": projected, "slot_mapping": torch.full_like(slots, -1)}
+
+    def _attributes(self, attention: Attention) -> Attributes:
+        layer = self.plan.layers[attention.layer]
+        quant_type: QuantType = "PER_CHANNEL" if layer.kv_dtype == "int8" else "NONE"
+        return Attributes(
+            num_heads=attention.num_heads,
+            kv_num_heads=attention.num_key_value_heads,
+            scale=attention.head_dim**-0.5,
+            local_window_size=-1 if layer.sliding_window is None else layer.sliding_window,
+            sink_size=layer.sink_size,
+            qk_norm_epsilon=1e-6 if attention.q_norm is None else attention.q_norm.epsilon,
+            k_quant_type=quant_type,
+            v_quant_type=quant_type,
+        )
 
 
 class PagedDecoder(nn.Module):

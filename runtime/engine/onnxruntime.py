@@ -92,7 +92,8 @@ class OnnxRuntimeEngine:
         logits = self._logits_buffer(len(step.logits_indices))
         self._binding.bind_ortvalue_output(contract.LOGITS, logits)
         self._session.run_with_iobinding(self._binding)
-        return logits.numpy()
+        result: np.ndarray = logits.numpy()
+        return result
 
     def _logits_buffer(self, rows: int) -> ort.OrtValue:
         if rows not in self._logits:
@@ -107,5 +108,7 @@ def _allocate_pools(info: EngineInfo) -> dict[str, ort.OrtValue]:
     for bank in info.plan.banks:
         shape = (info.num_pages[bank.group], info.plan.page_size, bank.num_key_value_heads, bank.head_dim)
         for name in contract.cache_inputs(bank.layer):
-            pools[name] = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype=_NUMPY_DTYPES[bank.kv_dtype]))
+            pools[name] = ort.OrtValue.ortvalue_from_numpy(
+                np.zeros(shape, dtype=_NUMPY_DTYPES[bank.kv_dtype])
+            )
     return pools
