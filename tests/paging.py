@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from plugins.fold_plan import FoldPlan
 from runtime.engine.protocol import GroupTables, StepInputs
 

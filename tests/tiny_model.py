@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+
 from export.model.config import ModelConfig
 from export.model.decoder import Decoder
 from plugins.fold_plan import FoldPlan
 from plugins.plan_presets import Preset, build_plan
-from torch import Tensor
 
 VOCAB_SIZE = 97
 

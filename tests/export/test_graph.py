@@ -9,18 +9,18 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
+
 from export.graph.linears import find_linears
 from export.graph.lower import Precision, lower_for_cpu
 from export.graph.onnx_from_decoder import export_onnx
 from export.graph.paged_decoder import PagedDecoder
 from export.model.decoder import Decoder
 from export.model.dense_attention import DenseAttention
+from plugins import step as contract
 from plugins.errors import ExportError, TargetError
 from runtime.engine.config import EngineConfig
 from runtime.engine.onnxruntime import OnnxRuntimeEngine
 from runtime.engine.protocol import StepInputs
-
-from plugins import step as contract
 from tests.paging import Pager
 from tests.tiny_model import VOCAB_SIZE, kv_scales, tiny_config, tiny_decoder, tiny_plan
 
