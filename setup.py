@@ -1,0 +1,82 @@
+"""Compiles plugins/cpu/*.cc into one shared library; everything else is in pyproject.toml."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import Any
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+SOURCES = Path("plugins/cpu")
+# Kernels round products and sums one by one, as the PyTorch reference does: no contraction.
+FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]
+ISA_FLAGS = {
+    "_avx2.cc": ["-mavx2", "-mfma"],
+    "_avx512vnni.cc": [
+        *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mfma"),
+        *("-Wno-uninitialized", "-Wno-maybe-uninitialized"),  # GCC bug 105593, in its own intrinsics
+    ],
+}
+IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
+
+
+def isa_flags(source: str) -> list[str] | None:
+    """Extra flags of one source file; None where the machine cannot have its instruction set."""
+    for suffix, flags in ISA_FLAGS.items():
+        if source.endswith(suffix):
+            return flags if IS_X86 else None
+    return []
+
+
+class BuildKernels(build_ext):
+    """Builds a plain shared library (no Python module), each file with its own instruction set."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        """plugins/cpu/libkvfold_cpu.so, without Python's ABI tag: Python does not import it."""
+        *folders, name = fullname.split(".")
+        return str(Path(*folders, f"lib{name}.so"))
+
+    def get_export_symbols(self, ext: Extension) -> list[str]:
+        """None: there is no PyInit function; the sources mark what they export."""
+        return []
+
+    def build_extension(self, ext: Extension) -> None:
+        """Compile each source with its flags and link them."""
+        target = Path(self.get_ext_fullpath(ext.name))
+        compiler: Any = self.compiler
+        try:
+            objects = [name for source in ext.sources for name in self.compile(source, ext.depends)]
+            compiler.link_shared_object(objects, str(target), target_lang="c++")
+        except Exception as error:
+            raise SystemExit(
+                f"kvfold's CPU kernels did not compile: {error}\n"
+                "They need a C++17 compiler: g++ 9 or newer (Debian, Ubuntu: apt-get install g++; "
+                "Fedora: dnf install gcc-c++) or clang (macOS: xcode-select --install)."
+            ) from error
+
+    def compile(self, source: str, headers: list[str]) -> list[str]:
+        """The object file of one source, compiled if it is older than the source or a header."""
+        flags = isa_flags(source)
+        if flags is None:
+            return []
+        compiler: Any = self.compiler
+        [built] = compiler.object_filenames([source], output_dir=self.build_temp)
+        inputs = [Path(source), *map(Path, headers), Path(__file__)]
+        newest = max(path.stat().st_mtime for path in inputs)
+        if self.force or not Path(built).exists() or Path(built).stat().st_mtime < newest:
+            compiler.compile([source], output_dir=self.build_temp, extra_postargs=[*FLAGS, *flags])
+        return [built]
+
+
+setup(
+    ext_modules=[
+        Extension(
+            "plugins.cpu.kvfold_cpu",
+            sources=sorted(str(path) for path in SOURCES.glob("*.cc")),
+            depends=sorted(str(path) for path in SOURCES.glob("*.h")),
+        )
+    ],
+    cmdclass={"build_ext": BuildKernels},
+)
