@@ -1,0 +1,161 @@
+"""Read a checkpoint as Hugging Face lays it out: a folder, or a hub id that is fetched into one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from export.checkpoint.checkpoint import Checkpoint
+from export.checkpoint.huggingface_tokenizer import tokenizer_from_huggingface
+from export.checkpoint.weights import LazyWeights, Shape, check_shapes
+from export.model.config import ModelConfig
+from export.model.families import config_from_huggingface
+from plugins.errors import CheckpointError, UnsupportedModelError
+
+CONFIG_FILES = ("config.json", "generation_config.json", "tokenizer_config.json")
+TOKENIZER_FILES = ("tokenizer.json", "chat_template.jinja")
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+FLOATS = ("F64", "F32", "F16", "BF16")
+HARMLESS = "rotary_emb.inv_freq"  # recomputed from the config; old checkpoints stored it
+
+
+class TensorSlice(Protocol):
+    """A tensor's header; safetensors has no types of its own."""
+
+    def get_dtype(self) -> str:
+        """Type in safetensors' spelling, for example BF16."""
+        ...
+
+    def get_shape(self) -> list[int]:
+        """Sizes of all axes."""
+        ...
+
+
+class SafetensorsFile(Protocol):
+    """An open safetensors file; safetensors has no types of its own."""
+
+    def keys(self) -> list[str]:
+        """Names of its tensors."""
+        ...
+
+    def get_slice(self, name: str) -> TensorSlice:
+        """Header of one tensor."""
+        ...
+
+    def get_tensor(self, name: str) -> Tensor:
+        """One tensor, read from the file."""
+        ...
+
+
+def fetch_from_hub(repository: str) -> Path:
+    """The local folder of a hub id; fetches only the files that are read, through the hub's cache.
+
+    Raises:
+        CheckpointError: the hub cannot be reached, or has no such repository.
+    """
+    wanted = [*CONFIG_FILES, *TOKENIZER_FILES, "model*.safetensors", INDEX]
+    try:
+        return Path(snapshot_download(repository, allow_patterns=wanted))
+    except (OSError, HFValidationError) as error:
+        raise CheckpointError(
+            f"{repository} is no local file or folder, and the Hugging Face hub did not give it: {error}. "
+            "Without network, fetch it elsewhere and name the local folder instead of the id"
+        ) from error
+
+
+def checkpoint_from_folder(folder: Path, source: str) -> Checkpoint:
+    """Read config and tokenizer, and open the weights of a folder; `source` is what the user named.
+
+    Raises:
+        CheckpointError: a file or tensor is missing, truncated, corrupted or unexpected; it is named.
+        UnsupportedModelError: the model is not one that kvfold can fold.
+    """
+    declared = {name: _read_json(folder / name) for name in CONFIG_FILES}
+    if not declared["config.json"]:
+        raise CheckpointError(
+            f"{folder} has no config.json; name a folder with a model in Hugging Face's layout"
+        )
+    config = config_from_huggingface(declared["config.json"])
+    shards = _weight_files(folder)
+    read = [path for name in (*CONFIG_FILES, *TOKENIZER_FILES) if (path := folder / name).is_file()]
+    return Checkpoint(
+        source=source,
+        config=config,
+        weights=_open_weights(folder, shards, config),
+        tokenizer=tokenizer_from_huggingface(folder, declared, config.vocab_size),
+        files=(*read, *shards),
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """An object from a JSON file; empty where the file does not exist."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}; fetch it again") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds {type(value).__name__} where an object belongs; fetch it again")
+    return value
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """model.safetensors, or every shard that the index names."""
+    index = _read_json(folder / INDEX)
+    names = sorted(set(index.get("weight_map", {}).values())) if index else [SINGLE]
+    for name in names:
+        if Path(name).name != name:
+            raise CheckpointError(f"{folder / INDEX} names {name!r}, which is outside of its folder")
+        if not (folder / name).is_file():
+            raise CheckpointError(
+                f"{folder / name} is missing; fetch it again (weights are read from safetensors files only)"
+            )
+    return [folder / name for name in names]
+
+
+def _open_weights(folder: Path, shards: list[Path], config: ModelConfig) -> LazyWeights:
+    readers: dict[str, Callable[[], Tensor]] = {}
+    shapes: dict[str, Shape] = {}
+    for path in shards:
+        try:
+            file = cast(SafetensorsFile, safe_open(path, framework="pt"))
+            stored = list(file.keys())
+            slices = {name: file.get_slice(name) for name in stored if not name.endswith(HARMLESS)}
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path} is truncated or corrupted: {error}; fetch it again") from error
+        for name, part in slices.items():
+            if part.get_dtype() not in FLOATS:
+                raise UnsupportedModelError(
+                    f"{path}: tensor {name} has type {part.get_dtype()}; supported are {', '.join(FLOATS)}"
+                )
+            shapes[name] = tuple(part.get_shape())
+            readers[name] = partial(_read_tensor, file, name)
+    if config.tie_word_embeddings and "lm_head.weight" in shapes:
+        _drop_tied_head(folder, readers, shapes)
+    check_shapes(str(folder), shapes, config)
+    return LazyWeights(str(folder), readers)
+
+
+def _read_tensor(file: SafetensorsFile, name: str) -> Tensor:
+    return file.get_tensor(name).to(torch.float32)
+
+
+def _drop_tied_head(folder: Path, readers: dict[str, Callable[[], Tensor]], shapes: dict[str, Shape]) -> None:
+    """Some tied checkpoints store the head as well; a head of its own would contradict the config."""
+    head, embedding = "lm_head.weight", "model.embed_tokens.weight"
+    if embedding not in readers or not torch.equal(readers[head](), readers[embedding]()):
+        raise CheckpointError(
+            f"{folder}: config.json ties the embeddings, but {head} differs from {embedding}; "
+            "set tie_word_embeddings to false if the head was trained by itself"
+        )
+    del readers[head], shapes[head]

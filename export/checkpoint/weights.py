@@ -1,0 +1,95 @@
+"""Weights that stay in their file until someone asks: a model larger than memory can still be read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from export.model.config import ModelConfig
+from plugins.errors import CheckpointError
+
+Shape = tuple[int, ...]
+
+
+class LazyWeights(Mapping[str, Tensor]):
+    """Hugging Face names to float32 tensors; each access reads (and dequantises) afresh, nothing is kept.
+
+    Raises:
+        CheckpointError: on access, a tensor cannot be read or holds NaN or infinity.
+    """
+
+    def __init__(self, source: str, readers: Mapping[str, Callable[[], Tensor]]) -> None:
+        self._source = source
+        self._readers = readers
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self._readers[name]()
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(
+                f"{self._source}: tensor {name} holds NaN or infinity; fetch the file again"
+            )
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._readers)
+
+    def __len__(self) -> int:
+        return len(self._readers)
+
+
+def expected_shapes(config: ModelConfig) -> dict[str, Shape]:
+    """Every tensor of an unfolded checkpoint, by Hugging Face name."""
+    hidden, middle, head_dim = config.hidden_size, config.intermediate_size, config.head_dim
+    query, key = config.num_attention_heads * head_dim, config.num_key_value_heads * head_dim
+    layer: dict[str, Shape] = {
+        "input_layernorm.weight": (hidden,),
+        "self_attn.q_proj.weight": (query, hidden),
+        "self_attn.k_proj.weight": (key, hidden),
+        "self_attn.v_proj.weight": (key, hidden),
+        "self_attn.o_proj.weight": (hidden, query),
+        "post_attention_layernorm.weight": (hidden,),
+        "mlp.gate_proj.weight": (middle, hidden),
+        "mlp.up_proj.weight": (middle, hidden),
+        "mlp.down_proj.weight": (hidden, middle),
+    }
+    if config.attention_bias:
+        sizes = {"q": query, "k": key, "v": key}
+        layer |= {f"self_attn.{name}_proj.bias": (size,) for name, size in sizes.items()}
+    if config.qk_norm:
+        layer |= {f"self_attn.{name}_norm.weight": (head_dim,) for name in "qk"}
+    shapes: dict[str, Shape] = {"model.embed_tokens.weight": (config.vocab_size, hidden)}
+    for index in range(config.num_hidden_layers):
+        shapes |= {f"model.layers.{index}.{name}": shape for name, shape in layer.items()}
+    shapes["model.norm.weight"] = (hidden,)
+    if not config.tie_word_embeddings:
+        shapes["lm_head.weight"] = (config.vocab_size, hidden)
+    return shapes
+
+
+def check_shapes(source: str, found: Mapping[str, Shape], config: ModelConfig) -> None:
+    """Hold the tensors of `source` against its config.
+
+    Raises:
+        CheckpointError: tensors are missing, unexpected, or of another shape; the first few are named.
+    """
+    expected = expected_shapes(config)
+    if missing := expected.keys() - found.keys():
+        raise CheckpointError(f"{source}: missing {_name_some(missing)}; fetch the checkpoint again")
+    if unexpected := found.keys() - expected.keys():
+        raise CheckpointError(
+            f"{source}: unexpected {_name_some(unexpected)}; family {config.family} does not have them, "
+            "so this model computes something that kvfold would drop"
+        )
+    for name, shape in expected.items():
+        if tuple(found[name]) != shape:
+            raise CheckpointError(
+                f"{source}: tensor {name} has shape {tuple(found[name])}, its config promises {shape}"
+            )
+
+
+def _name_some(names: Collection[str]) -> str:
+    listed = sorted(names)
+    more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
+    return f"{'tensor' if len(listed) == 1 else 'tensors'} {', '.join(listed[:3])}{more}"
