@@ -160,6 +160,8 @@ class Decoder(nn.Module):
                     f"the weights hold {given.get(name, 'none')}; check that they belong together"
                 )
         decoder.load_state_dict(packed, assign=True)
+        if config.tie_word_embeddings:
+            decoder.lm_head.weight = decoder.model.embed_tokens.weight
         return decoder.requires_grad_(False).eval()
 
     def forward(self, input_ids: Tensor, mixer: Mixer | None = None) -> Tensor:
