@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "custom_op.h"
+#include "int8_linear.h"
 #include "isa.h"
 
 namespace {
@@ -11,7 +12,9 @@ constexpr const char* kDomain = "kvfold";
 
 // One line an op; an op with several cache types has one line for each.
 const std::vector<const OrtCustomOp*>& all_ops() {
-  static const std::vector<const OrtCustomOp*> ops = {};
+  static const std::vector<const OrtCustomOp*> ops = {
+      kvfold::custom_op<kvfold::Int8Linear>(),
+  };
   return ops;
 }
 

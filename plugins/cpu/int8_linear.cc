@@ -1,0 +1,164 @@
+// Int8Linear's orchestration: check the inputs, quantise the tokens once, split the product over ONNX
+// Runtime's pool. The arithmetic is in int8_linear_<isa>.cc.
+#include "int8_linear.h"
+
+#include <algorithm>
+
+#include "isa.h"
+
+namespace kvfold {
+namespace {
+
+// Below 2^31 / 127^2 inputs an int32 holds every sum.
+constexpr int64_t kMaxInFeatures = 131072;
+// A pool dispatch costs some microseconds; smaller jobs run on the calling thread.
+constexpr std::size_t kSerialElements = 16384;
+constexpr std::size_t kSerialProducts = 65536;
+constexpr std::size_t kTokensPerChunk = 8;
+// Up to this many tokens the product streams weights from memory: long chunks. Above it, it computes:
+// one panel of blocks, whose weights stay in a core's cache, at a time.
+constexpr std::size_t kStreamTokens = 8;
+constexpr std::size_t kStreamChunkBytes = 65536;
+constexpr std::size_t kChunkMultiple = 4;  // so that 2 and 4 threads finish together
+constexpr std::size_t kPanelBlocks = 3;
+
+const Int8Kernel& active_kernel() {
+#if defined(__x86_64__)
+  static const Int8Kernel* const kernels[kIsaCount] = {&int8_kernel_portable, &int8_kernel_avx2,
+                                                       &int8_kernel_avx512vnni};
+  return *kernels[static_cast<int>(active_isa())];
+#else
+  return int8_kernel_portable;
+#endif
+}
+
+std::size_t ceil_div(std::size_t a, std::size_t b) { return (a + b - 1) / b; }
+
+// Quantised tokens of the current call. It belongs to the thread that runs the session and only ever
+// grows, so that no call of a steady state allocates; workers reach it through plain pointers.
+struct Scratch {
+  std::vector<std::uint8_t> q;
+  std::vector<float> scale;
+};
+
+template <typename T>
+T* grown(std::vector<T>& buffer, std::size_t size) {
+  if (buffer.size() < size) buffer.resize(size);
+  return buffer.data();
+}
+
+std::size_t positive(const Attributes& attributes, const char* name, int64_t limit) {
+  const int64_t value = attributes.integer(name);
+  if (value < 1 || value > limit) {
+    throw KernelFailure(std::string(name) + " is " + std::to_string(value) + ", expected 1 to " +
+                        std::to_string(limit));
+  }
+  return static_cast<std::size_t>(value);
+}
+
+InputActivation activation_named(const std::string& name) {
+  if (name == "none") return InputActivation::none;
+  if (name == "swiglu") return InputActivation::swiglu;
+  throw KernelFailure("input_activation is '" + name + "', expected 'none' or 'swiglu'");
+}
+
+void expect(const char* name, const Shape& shape, std::initializer_list<std::size_t> expected) {
+  const Shape wanted(expected.begin(), expected.end());
+  if (shape != wanted) {
+    throw KernelFailure(std::string(name) + " has shape " + to_string(shape) + ", expected " + to_string(wanted));
+  }
+}
+
+void quantize(const Context& context, const Int8Kernel& kernel, const Int8Quantization& job, std::size_t tokens) {
+  const std::size_t chunk = tokens * job.in_features <= kSerialElements ? tokens : kTokensPerChunk;
+  context.parallel_for(static_cast<int64_t>(ceil_div(tokens, chunk)), [&](int64_t i) {
+    thread_local std::vector<float> row;
+    const std::size_t first = static_cast<std::size_t>(i) * chunk;
+    kernel.quantize(job, {first, std::min(tokens, first + chunk)}, grown(row, job.in_features));
+  });
+}
+
+// How many chunks a product of `blocks` weight blocks is cut into.
+std::size_t chunk_count(const Int8Product& product, std::size_t tokens, std::size_t blocks) {
+  const std::size_t bytes = blocks * product.in_blocks * kBlockBytes;
+  if (tokens * bytes <= kSerialProducts) return 1;
+  if (tokens > kStreamTokens) return ceil_div(blocks, kPanelBlocks);
+  return std::min(blocks, ceil_div(ceil_div(bytes, kStreamChunkBytes), kChunkMultiple) * kChunkMultiple);
+}
+
+void multiply(const Context& context, const Int8Kernel& kernel, const Int8Product& product, std::size_t tokens) {
+  const std::size_t blocks = ceil_div(product.out_features, kBlockOut);
+  const std::size_t chunks = chunk_count(product, tokens, blocks);
+  const std::size_t granule = tokens > kStreamTokens ? kPanelBlocks : 1;
+  const std::size_t granules = ceil_div(blocks, granule);
+  context.parallel_for(static_cast<int64_t>(chunks), [&](int64_t i) {
+    const auto index = static_cast<std::size_t>(i);
+    const std::size_t first = granules * index / chunks * granule;
+    const std::size_t last = std::min(blocks, granules * (index + 1) / chunks * granule);
+    kernel.multiply(product, {0, tokens}, {first, last});
+  });
+}
+
+}  // namespace
+
+Int8Linear::Int8Linear(const Attributes& attributes)
+    : in_features_(positive(attributes, "in_features", kMaxInFeatures)),
+      out_features_(positive(attributes, "out_features", INT32_MAX)),
+      activation_(activation_named(attributes.text("input_activation", "none"))) {}
+
+const OpDeclaration& Int8Linear::declaration() {
+  static const OpDeclaration declaration = {
+      "Int8Linear",
+      {{ElementType<float>::value},
+       {ElementType<int8_t>::value},
+       {ElementType<float>::value},
+       {ElementType<int32_t>::value},
+       {ElementType<float>::value, true}},
+      {{ElementType<float>::value}},
+      {},
+  };
+  return declaration;
+}
+
+Int8Product Int8Linear::packed_weight(const Context& context) const {
+  const std::size_t blocks = ceil_div(out_features_, kBlockOut), in_blocks = ceil_div(in_features_, kBlockIn);
+  const auto weight = context.input<int8_t>(1, "weight");
+  expect("weight", weight.shape, {blocks, in_blocks, kBlockOut, kBlockIn});
+  const auto weight_scale = context.input<float>(2, "weight_scale");
+  expect("weight_scale", weight_scale.shape, {out_features_});
+  const auto weight_sum = context.input<int32_t>(3, "weight_sum");
+  expect("weight_sum", weight_sum.shape, {blocks * kBlockOut});
+  const auto bias = context.input<float>(4, "bias");
+  if (bias.present()) expect("bias", bias.shape, {out_features_});
+  Int8Product product = {};
+  product.weight = weight.data;
+  product.weight_scale = weight_scale.data;
+  product.weight_sum = weight_sum.data;
+  product.bias = bias.data;
+  product.in_blocks = in_blocks;
+  product.out_features = out_features_;
+  return product;
+}
+
+void Int8Linear::compute(Context& context) const {
+  const auto x = context.input<float>(0, "x");
+  const std::size_t columns = in_features_ * (activation_ == InputActivation::swiglu ? 2 : 1);
+  if (x.shape.size() != 2 || x.shape[1] != static_cast<int64_t>(columns)) {
+    throw KernelFailure("x has shape " + to_string(x.shape) + ", expected [tokens, " + std::to_string(columns) + "]");
+  }
+  const auto tokens = static_cast<std::size_t>(x.shape[0]);
+  Int8Product product = packed_weight(context);
+  product.y = context.output<float>(0, {x.shape[0], static_cast<int64_t>(out_features_)});
+  if (tokens == 0) return;
+
+  thread_local Scratch scratch;
+  std::uint8_t* q = grown(scratch.q, tokens * product.in_blocks * kBlockIn);
+  float* scale = grown(scratch.scale, tokens);
+  const Int8Kernel& kernel = active_kernel();
+  quantize(context, kernel, {x.data, in_features_, activation_, product.in_blocks, q, scale}, tokens);
+  product.q = q;
+  product.scale = scale;
+  multiply(context, kernel, product, tokens);
+}
+
+}  // namespace kvfold

@@ -1,0 +1,128 @@
+// Int8Linear's float arithmetic, in plain C++ that every instruction-set file compiles for itself.
+//
+// One source, no intrinsics and no FMA contraction (-ffp-contract=off): the vector width changes, the
+// bits do not. Everything is in an anonymous namespace, so that no AVX code leaks into a portable caller.
+#pragma once
+
+#include <cstring>
+
+#include "int8_linear_kernel.h"
+
+namespace kvfold {
+namespace {
+
+inline std::int32_t float_bits(float value) {
+  std::int32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+inline float bits_float(std::int32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds half to even into the low bits
+constexpr std::int32_t kRoundBits = 0x4B400000;
+
+// exp(x) within 2 ulp for x in [-87, 88] and clamped outside; NaN stays NaN. Cephes' expf: reduce by
+// multiples of ln 2 in two parts, then a polynomial of degree 6.
+inline float exp_polynomial(float x) {
+  x = x < -87.0f ? -87.0f : x;
+  x = x > 88.0f ? 88.0f : x;
+  const float shifted = x * 1.44269504f + kRound;
+  const float n = shifted - kRound;
+  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  const std::uint32_t exponent = static_cast<std::uint32_t>(float_bits(shifted) - kRoundBits + 127) << 23;
+  return p * bits_float(static_cast<std::int32_t>(exponent));
+}
+
+// row = silu(gate) * up
+inline void swiglu_row(const float* gate, const float* up, std::size_t n, float* row) {
+  for (std::size_t k = 0; k < n; ++k) row[k] = gate[k] / (1.0f + exp_polynomial(-gate[k])) * up[k];
+}
+
+// Largest |x| as float bits: integer order is float order, with infinity and then NaN above all numbers.
+inline std::int32_t max_magnitude_bits(const float* x, std::size_t n) {
+  std::int32_t largest = 0;
+  for (std::size_t k = 0; k < n; ++k) {
+    const std::int32_t magnitude = float_bits(x[k]) & 0x7FFFFFFF;
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  return largest;
+}
+
+// q = Offset + round(x / scale) and the scale. A row with NaN or infinity gets scale NaN: all its
+// outputs become NaN, as the formula has it, and no other row's do.
+template <int Offset>
+inline float quantize_row(const float* x, std::size_t n, std::size_t padded, std::uint8_t* q) {
+  const std::int32_t largest = max_magnitude_bits(x, n);
+  if (largest >= 0x7F800000) {
+    std::memset(q, Offset, padded);
+    return bits_float(0x7FC00000);
+  }
+  const float quotient = bits_float(largest) / 127.0f;
+  const float scale = quotient == 0.0f ? 1.0f : quotient;
+  for (std::size_t k = 0; k < n; ++k) {
+    float value = x[k] / scale;
+    value = value < -127.0f ? -127.0f : value;  // a denormal scale can be off by more than half a step
+    value = value > 127.0f ? 127.0f : value;
+    q[k] = static_cast<std::uint8_t>(float_bits(value + kRound) - kRoundBits + Offset);
+  }
+  std::memset(q + n, Offset, padded - n);
+  return scale;
+}
+
+template <int Offset>
+void quantize_rows(const Int8Quantization& job, Range tokens, float* row) {
+  const std::size_t n = job.in_features, padded = job.in_blocks * kBlockIn;
+  const bool swiglu = job.activation == InputActivation::swiglu;
+  for (std::size_t t = tokens.first; t < tokens.last; ++t) {
+    const float* x = job.x + t * n * (swiglu ? 2 : 1);
+    if (swiglu) {
+      swiglu_row(x, x + n, n, row);
+      x = row;
+    }
+    job.scale[t] = quantize_row<Offset>(x, n, padded, job.q + t * padded);
+  }
+}
+
+// y = float(sum) * (scale * weight_scale) + bias, for `count` outputs of a block.
+inline void write_outputs(const Int8Product& p, std::size_t token, std::size_t first, std::size_t count,
+                          const std::int32_t* sum) {
+  const float scale = p.scale[token];
+  const float* weight_scale = p.weight_scale + first;
+  float* y = p.y + token * p.out_features + first;
+  for (std::size_t i = 0; i < count; ++i) y[i] = static_cast<float>(sum[i]) * (scale * weight_scale[i]);
+  if (p.bias == nullptr) return;
+  for (std::size_t i = 0; i < count; ++i) y[i] += p.bias[first + i];
+}
+
+inline void write_block(const Int8Product& p, std::size_t token, std::size_t block, const std::int32_t* sum) {
+  const std::size_t first = block * kBlockOut;
+  if (first + kBlockOut <= p.out_features) {
+    write_outputs(p, token, first, kBlockOut, sum);  // a constant count, so that it is unrolled
+  } else {
+    write_outputs(p, token, first, p.out_features - first, sum);
+  }
+}
+
+// Calls tile<1>, ..., tile<MaxTokens> for token counts not known at compile time.
+template <template <int> class Tile, int Tokens>
+inline void run_tile(const Int8Product& p, std::size_t tokens, std::size_t token, std::size_t block) {
+  if constexpr (Tokens > 0) {
+    if (tokens == Tokens) return Tile<Tokens>::run(p, token, block);
+    run_tile<Tile, Tokens - 1>(p, tokens, token, block);
+  }
+}
+
+}  // namespace
+}  // namespace kvfold
