@@ -26,11 +26,11 @@ inline float bits_float(std::int32_t bits) {
 constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds half to even into the low bits
 constexpr std::int32_t kRoundBits = 0x4B400000;
 
-// exp(x) within 2 ulp for x in [-87, 88] and clamped outside; NaN stays NaN. Cephes' expf: reduce by
-// multiples of ln 2 in two parts, then a polynomial of degree 6.
+// exp(x) within 2 ulp for x in [-87, 88.3]; below it is exp(-87), above it infinity; NaN stays NaN.
+// Cephes' expf: reduce by multiples of ln 2 in two parts, then a polynomial of degree 6.
 inline float exp_polynomial(float x) {
   x = x < -87.0f ? -87.0f : x;
-  x = x > 88.0f ? 88.0f : x;
+  x = x > 89.0f ? 89.0f : x;
   const float shifted = x * 1.44269504f + kRound;
   const float n = shifted - kRound;
   const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;

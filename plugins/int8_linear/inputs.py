@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from plugins.int8_linear.schema import InputActivation
+
 
 @dataclass(frozen=True)
 class Case:
@@ -16,12 +18,13 @@ class Case:
     out_features: int
     bias: bool = False
     zero_row: bool = False
+    input_activation: InputActivation = "none"
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """x [T, K], float weight [N, K] (not yet quantised) and bias [N] or None."""
+    """x [T, K] ([T, 2 K] with "swiglu"), float weight [N, K] (not yet quantised) and bias [N] or None."""
 
     x: np.ndarray
     weight: np.ndarray
@@ -31,7 +34,8 @@ class Inputs:
 def make_inputs(case: Case) -> Inputs:
     """Arrays for one case; the same case always gives the same arrays."""
     rng = np.random.default_rng(case.seed)
-    x = rng.standard_normal((case.tokens, case.in_features), dtype=np.float32)
+    columns = case.in_features * (2 if case.input_activation == "swiglu" else 1)
+    x = rng.standard_normal((case.tokens, columns), dtype=np.float32)
     x *= rng.uniform(0.1, 10, (case.tokens, 1)).astype(np.float32)
     if case.zero_row:
         x[0] = 0

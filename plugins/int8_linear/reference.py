@@ -5,6 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from plugins.int8_linear.schema import InputActivation
+
+
+def activate(x: Tensor, input_activation: InputActivation) -> Tensor:
+    """What the op quantises: x itself, or silu(gate) * up of x [T, 2 K]."""
+    if input_activation == "none":
+        return x
+    gate, up = x.chunk(2, dim=-1)
+    return torch.nn.functional.silu(gate) * up
+
 
 def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
     """Integers (as float32) [T, K] and scales [T, 1] of x [T, K], symmetric per token."""
@@ -13,9 +23,15 @@ def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.clamp(torch.round(x / scale), -127, 127), scale
 
 
-def int8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None) -> Tensor:
-    """y [T, N] from x [T, K] and int8 weight [N, K]; products are summed exactly (in float64)."""
-    quantized, scale = quantize_tokens(x)
+def int8_linear(
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    input_activation: InputActivation = "none",
+) -> Tensor:
+    """y [T, N] from x [T, K] ([T, 2 K] with "swiglu") and int8 weight [N, K]; sums are exact (float64)."""
+    quantized, scale = quantize_tokens(activate(x, input_activation))
     total = (quantized.double() @ weight.double().T).float()
     y = total * (scale * weight_scale)
     return y if bias is None else y + bias

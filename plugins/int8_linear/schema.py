@@ -7,18 +7,24 @@ The integer dot product is exact, so every instruction set gives the same intege
     s[t]  = max_k |x[t, k]| / 127                       (0 becomes 1)
     q     = clamp(round_half_even(x / s), -127, 127)
     y     = float(sum_k q[t, k] w[n, k]) * (s[t] * weight_scale[n]) + bias[n]
+
+With `input_activation` "swiglu", x holds a gate and an up projection side by side, and the op quantises
+silu(x[:, :in_features]) * x[:, in_features:]: the float intermediate never goes through memory.
+
+A row of (activated) x with a NaN or an infinity gives NaN in all its outputs, and in no other row.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 OP_TYPE = "Int8Linear"
 DOMAIN = "kvfold"
 OPSET = 1
 
 INPUTS = (
-    "x",  # float32 [T, in_features]
+    "x",  # float32 [T, in_features]; "swiglu": [T, 2 * in_features], gate then up
     "weight",  # int8 [ceil(out / 16), ceil(in / 4), 16, 4]: blocks of 16 outputs x 4 inputs, zero padded
     "weight_scale",  # float32 [out_features]
     "weight_sum",  # int32 [ceil(out / 16) * 16]: sum over inputs, for kernels that shift x to unsigned
@@ -28,11 +34,15 @@ OUTPUTS = ("y",)  # float32 [T, out_features]
 
 BLOCK_OUT = 16
 BLOCK_IN = 4
+MAX_IN_FEATURES = 131072  # beyond it an int32 sum could overflow
+
+InputActivation = Literal["none", "swiglu"]
 
 
 @dataclass(frozen=True)
 class Attributes:
-    """Attributes of one node: the unpadded sizes of the linear."""
+    """Attributes of one node: the unpadded sizes of the linear, and what is fused in front of it."""
 
     in_features: int
     out_features: int
+    input_activation: InputActivation = "none"
