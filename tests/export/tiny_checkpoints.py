@@ -1,0 +1,148 @@
+"""Tiny random checkpoints of every family, written to disk as their publishers write them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from export.checkpoint.gguf_file import LAYER_NAMES, OUTER_NAMES
+
+CLASSES: dict[str, tuple[Any, Any]] = {
+    "llama": (LlamaConfig, LlamaForCausalLM),
+    "mistral": (MistralConfig, MistralForCausalLM),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+}
+SHAPE: dict[str, Any] = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+    "rope_theta": 5000.0,
+    "sliding_window": None,
+    "initializer_range": 0.2,
+}
+
+
+def random_model(family: str, **changes: Any) -> PreTrainedModel:
+    """A transformers model with random weights, biases and norms included."""
+    config_class, model_class = CLASSES[family]
+    torch.manual_seed(0)
+    model: PreTrainedModel = model_class(config_class(**(SHAPE | changes))).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("norm.weight", "bias")):
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
+
+
+def write_folder(folder: Path, model: PreTrainedModel, **options: Any) -> Path:
+    """Save a model as Hugging Face does, with a byte-level tokenizer."""
+    model.save_pretrained(folder, **options)
+    tiny_tokenizer().save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def tiny_tokenizer() -> Tokenizer:
+    """95 ASCII bytes, one merge of two of them, and a special token that ends a turn."""
+    vocab = {chr(code) if code > 32 else "Ġ": code - 32 for code in range(32, 127)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab | {"ab": 95}, merges=[("a", "b")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.add_special_tokens(["<|im_end|>"])
+    return tokenizer
+
+
+def interleave(weight: Tensor, heads: int) -> Tensor:
+    """The row order that llama.cpp's converter gives Q and K of llama files."""
+    rows, columns = weight.shape
+    return weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
+
+
+def write_gguf(path: Path, model: PreTrainedModel, kind: gguf.GGMLQuantizationType, **metadata: Any) -> Path:
+    """Write a model as llama.cpp's converter does."""
+    config = model.config
+    architecture = {"mistral": "llama"}.get(config.model_type, config.model_type)
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_theta)
+    _add_vocabulary(writer)
+    if "rope_factors" in metadata:
+        writer.add_tensor("rope_freqs.weight", metadata.pop("rope_factors"))
+    for name, value in metadata.items():
+        getattr(writer, f"add_{name}")(value)
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+        for part, count in heads.items():
+            if architecture == "llama" and f".{part}." in name:
+                tensor = interleave(tensor, count)
+        _add_tensor(writer, gguf_name(name), tensor.numpy(), kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def gguf_name(name: str) -> str:
+    """GGUF's name of a Hugging Face tensor."""
+    for theirs, ours in OUTER_NAMES.items():
+        if name == ours:
+            return theirs
+    _, _, block, rest = name.split(".", 3)
+    stem, _, leaf = rest.rpartition(".")
+    theirs = next(theirs for theirs, ours in LAYER_NAMES.items() if ours == stem)
+    return f"blk.{block}.{theirs}.{leaf}"
+
+
+def _add_vocabulary(writer: gguf.GGUFWriter) -> None:
+    vocab = sorted(tiny_tokenizer().get_vocab().items(), key=lambda item: item[1])
+    special = [
+        gguf.TokenType.CONTROL if token.startswith("<|") else gguf.TokenType.NORMAL for token, _ in vocab
+    ]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list([token for token, _ in vocab])
+    writer.add_token_types(special)
+    writer.add_token_merges(["a b"])
+    writer.add_eos_token_id(96)
+
+
+def _add_tensor(
+    writer: gguf.GGUFWriter, name: str, values: np.ndarray, kind: gguf.GGMLQuantizationType
+) -> None:
+    """Norms and biases stay float32, as in llama.cpp's files."""
+    if values.ndim == 1 or kind == gguf.GGMLQuantizationType.F32:
+        writer.add_tensor(name, values)
+    else:
+        writer.add_tensor(name, gguf.quantize(values, kind), raw_dtype=kind)
