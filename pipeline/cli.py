@@ -1,0 +1,101 @@
+"""The `kvfold` command: a table of commands, each in a module of its own that loads when it runs."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from importlib import import_module
+
+import click
+
+from plugins.errors import KvfoldError, ValidationError
+from plugins.version import VERSION
+
+EXIT_MISSED = 1
+EXIT_ERROR = 2
+
+
+@dataclass(frozen=True)
+class CommandEntry:
+    """Where a command's `command` object is, and its line in `kvfold --help`."""
+
+    module: str
+    summary: str
+
+
+COMMANDS = {
+    "export": CommandEntry("pipeline.commands.export", "Fold a checkpoint, calibrate it, write ONNX."),
+    "build": CommandEntry("pipeline.commands.build", "Export, then build the engine of the recipe's target."),
+    "validate": CommandEntry("pipeline.commands.validate", "Compare original, folded model and engine."),
+    "run": CommandEntry("pipeline.commands.run", "Chat with a bundle in the terminal."),
+    "demo": CommandEntry(
+        "pipeline.commands.demo", "Everything, then a three-turn conversation and its numbers."
+    ),
+    "inspect": CommandEntry(
+        "pipeline.commands.inspect", "Draw a recipe's or a bundle's plan and its KV bytes."
+    ),
+    "doctor": CommandEntry("pipeline.commands.doctor", "What this machine can run, and why not."),
+    "completion": CommandEntry("pipeline.commands.completion", "Print the shell's completion script."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module only to run it, so that `--help` stays instant."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order a user meets them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the module of one command."""
+        entry = COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        command: click.Command = import_module(entry.module).command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The table's summaries, without importing anything."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.summary) for name, entry in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(VERSION, prog_name="kvfold")
+def cli() -> None:
+    """Fold the KV cache of a pretrained LLM and run it through a compiled engine.
+
+    Commands take a RECIPE: the path of a YAML file, or the name of a shipped one (demo, identity,
+    mqa, character). What they make goes into a bundle, bundles/<recipe> unless --output says
+    otherwise. A stage whose recipe, inputs and code did not change is skipped.
+
+    \b
+    Start here:
+      kvfold doctor             what this machine can run
+      kvfold demo               SmolLM2-135M, folded and talking, in one go
+      kvfold inspect character  what a plan does to the KV cache
+    """
+
+
+def main() -> None:
+    """Entry point: errors a user can cause are printed, not raised.
+
+    Exit codes: 0 done, 1 a validation threshold was missed, 2 bad input or an unusable machine,
+    130 Ctrl-C (a bundle that was being written resumes).
+    """
+    try:
+        code = cli.main(standalone_mode=False, prog_name="kvfold")
+    except KvfoldError as error:
+        click.secho(f"{type(error).__name__}: {error}", err=True, fg="red")
+        code = EXIT_MISSED if isinstance(error, ValidationError) else EXIT_ERROR
+    except click.ClickException as error:
+        error.show()
+        code = EXIT_ERROR
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("\nStopped. Run the same command again to go on where it stopped.", err=True)
+        code = 130
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""`kvfold doctor`: what this machine can run, and why not."""
+
+from __future__ import annotations
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.doctor.finding import Finding, Status
+from pipeline.doctor.hardware import check_cpu, check_disk, check_gpu, check_memory
+from pipeline.doctor.software import (
+    check_compiler,
+    check_kernels,
+    check_onnxruntime,
+    check_python,
+    check_tensorrt,
+    check_tensorrt_rtx,
+    check_torch,
+)
+from pipeline.targets import TARGETS
+
+CHECKS = (
+    check_python,
+    check_cpu,
+    check_memory,
+    check_disk,
+    check_compiler,
+    check_kernels,
+    check_onnxruntime,
+    check_torch,
+    check_gpu,
+    check_tensorrt,
+    check_tensorrt_rtx,
+)
+MARKS: dict[Status, tuple[str, str]] = {
+    "ok": ("ok", "green"),
+    "absent": ("-", "dim"),
+    "problem": ("!!", "bold red"),
+}
+
+
+@click.command("doctor")
+def command() -> None:
+    """Look at CPU, memory, compiler, kernels, ONNX Runtime, torch, GPU and TensorRT.
+
+    Each line says what is there, or why it cannot be used and what to do. Exit code 2 when something
+    that kvfold needs is wrong.
+
+    \b
+    Example:
+      kvfold doctor
+    """
+    findings = [check() for check in CHECKS] + _check_targets()
+    Console().print(_table(findings))
+    if any(finding.status == "problem" for finding in findings):
+        raise click.exceptions.Exit(2)
+
+
+def _check_targets() -> list[Finding]:
+    findings = []
+    for target in TARGETS.values():
+        why_not = target.why_not()
+        if why_not is None:
+            findings.append(Finding(f"target {target.name}", "ok", target.description))
+        else:
+            findings.append(Finding(f"target {target.name}", "problem", why_not))
+    return findings
+
+
+def _table(findings: list[Finding]) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for finding in findings:
+        mark, style = MARKS[finding.status]
+        detail = Text(finding.detail)
+        if finding.action:
+            detail.append(f"\n-> {finding.action}", style="yellow")
+        table.add_row(Text(mark, style=style), Text(finding.subject, style="bold"), detail)
+    return table

@@ -1,0 +1,27 @@
+"""`kvfold export`: everything up to the target-neutral ONNX graph."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from pipeline.commands.arguments import bring_up_to_date, output_option, recipe_argument
+
+
+@click.command("export")
+@recipe_argument
+@output_option
+def command(recipe: str, output: Path | None) -> None:
+    """Fold RECIPE's checkpoint, calibrate int8, and write model.onnx into the bundle.
+
+    \b
+    Examples:
+      kvfold export                       the demo recipe
+      kvfold export mqa                   a shipped recipe
+      kvfold export my.yaml -o /tmp/mine  your own recipe, into a folder of your choice
+    """
+    console = Console()
+    _, root, _ = bring_up_to_date(recipe, output, "onnx", console)
+    console.print(f"Exported to {root}. Next: kvfold build {recipe}")

@@ -1,0 +1,76 @@
+"""Progress of the stages in the terminal: a line each, with time spent and time left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from pipeline.stage import Stage
+
+
+class StageDisplay:
+    """A Display on a rich console."""
+
+    def __init__(self, console: Console, progress: Progress) -> None:
+        self._console = console
+        self._progress = progress
+        self._task = TaskID(0)
+
+    def skipped(self, stage: Stage) -> None:
+        """One dim line."""
+        self._console.print(Text(f"  = {stage.name:<11} unchanged", style="dim"))
+
+    def started(self, stage: Stage, why: str, expected_seconds: float | None) -> Callable[[float], None]:
+        """Open a bar; the time left comes from the fraction done, or else from the last run."""
+        start = time.perf_counter()
+        self._task = self._progress.add_task(stage.name, total=1.0, doing=stage.doing, left="")
+        if expected_seconds is not None:
+            self._progress.update(self._task, left=f"about {format_seconds(expected_seconds)} in all")
+
+        def report(fraction: float) -> None:
+            spent = time.perf_counter() - start
+            left = spent / fraction - spent if fraction else None
+            self._progress.update(
+                self._task, completed=fraction, left="" if left is None else f"{format_seconds(left)} left"
+            )
+
+        if why != "not done yet":
+            self._console.print(Text(f"  ~ {stage.name:<11} again: {why}", style="yellow"))
+        return report
+
+    def finished(self, stage: Stage, seconds: float) -> None:
+        """Replace the bar by a line."""
+        self._progress.remove_task(self._task)
+        self._console.print(
+            Text.assemble(("  + ", "green"), f"{stage.name:<11} ", (format_seconds(seconds), "bold"))
+        )
+
+
+@contextmanager
+def stage_display(console: Console) -> Iterator[StageDisplay]:
+    """A StageDisplay that cleans up after itself, also on Ctrl-C."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description:<11}"),
+        TextColumn("[dim]{task.fields[doing]}"),
+        BarColumn(bar_width=24),
+        TimeElapsedColumn(),
+        TextColumn("[dim]{task.fields[left]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield StageDisplay(console, progress)
+
+
+def format_seconds(seconds: float) -> str:
+    """`0.4 s`, `12 s`, `3 min 20 s`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s"

@@ -1,0 +1,100 @@
+"""Bring a bundle up to date with a recipe: run what changed, skip the rest, survive being killed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Protocol
+
+from pipeline.recipe import Recipe
+from pipeline.stage import Stage, dependents, hash_stage
+from pipeline.workspace import Workspace
+from pipeline.write_bundle import BundleWriter, open_writer, record_files
+from runtime.bundle import StageRecord
+
+TOOLS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy", "tokenizers", "safetensors")
+
+
+class Display(Protocol):
+    """Shows a user what the stages do."""
+
+    def skipped(self, stage: Stage) -> None:
+        """A stage is up to date."""
+        ...
+
+    def started(self, stage: Stage, why: str, expected_seconds: float | None) -> Callable[[float], None]:
+        """A stage begins; returns the function that it reports its fraction done to."""
+        ...
+
+    def finished(self, stage: Stage, seconds: float) -> None:
+        """A stage is recorded."""
+        ...
+
+
+@dataclass(frozen=True)
+class StageOutcome:
+    """What became of one stage: whether it ran, and for how long in seconds."""
+
+    name: str
+    ran: bool
+    seconds: float
+
+
+def run_stages(
+    recipe: Recipe, root: Path, stages: tuple[Stage, ...], display: Display, until: str | None = None
+) -> list[StageOutcome]:
+    """Run the stages that are not up to date, in order.
+
+    Args:
+        recipe: what to make.
+        root: the bundle's folder.
+        stages: all stages, each after those it needs.
+        display: told of progress.
+        until: the last stage to bring up to date; None is all.
+
+    Raises:
+        BundleError: the bundle cannot be written, or another process writes it.
+        KvfoldError: whatever a stage raises; what finished before it stays recorded.
+    """
+    names = [stage.name for stage in stages]
+    wanted = stages if until is None else stages[: names.index(until) + 1]
+    with open_writer(root) as writer:
+        workspace = Workspace(recipe, root)
+        return [
+            _run_stage(stage, writer, workspace, display, dependents(stage.name, stages)) for stage in wanted
+        ]
+
+
+def _run_stage(
+    stage: Stage, writer: BundleWriter, workspace: Workspace, display: Display, forget: set[str]
+) -> StageOutcome:
+    stage_hash = hash_stage(stage, workspace.recipe, writer.manifest)
+    why = writer.why_stale(stage.name, stage_hash)
+    if why is None:
+        display.skipped(stage)
+        return StageOutcome(stage.name, ran=False, seconds=0.0)
+    progress = display.started(stage, why, writer.manifest.seconds.get(stage.name))
+    start = time.perf_counter()
+    output = writer.staging(stage.name)
+    stage.run(workspace, output, progress)
+    files = record_files(output)
+    seconds = time.perf_counter() - start
+    writer.commit(
+        stage.name, StageRecord(hash=stage_hash, files=files, seconds=seconds), forget, tool_versions()
+    )
+    display.finished(stage, seconds)
+    return StageOutcome(stage.name, ran=True, seconds=seconds)
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of the packages that take part, those that are installed."""
+    versions = {}
+    for tool in TOOLS:
+        try:
+            versions[tool] = version(tool)
+        except PackageNotFoundError:
+            continue  # a bundle's runtime half needs none of the export tools
+    return versions

@@ -1,0 +1,184 @@
+"""The stages from a recipe to a report, in order, as data. Heavy imports happen inside each stage."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.recipe import GENERATE, Recipe, TextSection
+from pipeline.stage import Stage
+from pipeline.workspace import Workspace
+from runtime.bundle import (
+    CONFIG,
+    FOLD_PLAN,
+    QUANTIZATION,
+    SCALES,
+    WEIGHTS,
+    hash_file,
+)
+
+Progress = Callable[[float], None]
+SOURCE = "source.json"
+FOLDED_WEIGHTS = "work/folded.safetensors"
+
+
+def _describe_source(recipe: Recipe) -> object:
+    """The source and, for local files, their sizes and times: hashing gigabytes on every run is no option.
+
+    When these change, the checkpoint stage hashes the content; later stages go by that alone.
+    """
+    path = Path(recipe.model.source)
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    stats = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files if p.is_file()]
+    return [recipe.model.source, stats]
+
+
+def _fingerprint_text(section: TextSection, exclude: set[str] | None = None) -> object:
+    """A text section and the content of its file."""
+    content = None if section.source == GENERATE else hash_file(Path(section.source))
+    return [section.model_dump(mode="json", exclude=exclude), content]
+
+
+def _run_checkpoint(workspace: Workspace, output: Path, progress: Progress) -> None:
+    checkpoint = workspace.checkpoint
+    (output / CONFIG).write_text(checkpoint.config.model_dump_json(indent=2) + "\n")
+    (output / SOURCE).write_text(json.dumps({"fingerprint": checkpoint.fingerprint}) + "\n")
+    checkpoint.tokenizer.save(output)
+
+
+def _run_fold(workspace: Workspace, output: Path, progress: Progress) -> None:
+    from safetensors.torch import save_file
+
+    from export.fold import fold_weights
+
+    checkpoint = workspace.checkpoint
+    plan = workspace.recipe.build_plan(checkpoint.config.attention_shape)
+    tokens = workspace.tokens(workspace.recipe.calibration)
+    weights = fold_weights(checkpoint.config, checkpoint.weights, plan, tokens)
+    (output / FOLD_PLAN).write_text(plan.model_dump_json(indent=2) + "\n")
+    (output / FOLDED_WEIGHTS).parent.mkdir()
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, output / FOLDED_WEIGHTS)
+
+
+def _run_quantize(workspace: Workspace, output: Path, progress: Progress) -> None:
+    from safetensors.torch import save_file
+
+    from export.quantize import calibrate
+
+    tokens = workspace.tokens(workspace.recipe.calibration)
+    folded = workspace.tensors(FOLDED_WEIGHTS)
+    calibrated = calibrate(workspace.config, folded, workspace.plan, tokens, workspace.recipe.quantize)
+    save_file(dict(calibrated.weights), output / WEIGHTS)
+    save_file(dict(calibrated.scales), output / SCALES)
+    (output / QUANTIZATION).write_text(calibrated.precision.model_dump_json(indent=2) + "\n")
+
+
+def _run_onnx(workspace: Workspace, output: Path, progress: Progress) -> None:
+    from export.graph.onnx_from_decoder import export_onnx
+    from export.model.decoder import Decoder
+
+    decoder = Decoder.from_weights(workspace.config, workspace.plan, workspace.tensors(WEIGHTS))
+    export_onnx(decoder, workspace.tensors(SCALES), output)
+
+
+def _run_build(workspace: Workspace, output: Path, progress: Progress) -> None:
+    from pipeline.targets import TARGETS
+
+    directory = output / "engine" / workspace.recipe.target
+    directory.mkdir(parents=True)
+    TARGETS[workspace.recipe.target].build(workspace, directory)
+
+
+def _run_validate(workspace: Workspace, output: Path, progress: Progress) -> None:
+    from pipeline.validate.measure import measure
+
+    measure(workspace, output, progress)
+
+
+def _run_report(workspace: Workspace, output: Path, progress: Progress) -> None:
+    from pipeline.report.write import write_report
+
+    write_report(workspace, output)
+
+
+_MODEL_CODE = ("export/model", "plugins/fold_plan.py")
+_RUNTIME_CODE = ("runtime", "plugins/cpu", "plugins/step.py")
+
+STAGES = (
+    Stage(
+        name="checkpoint",
+        doing="reading the checkpoint",
+        needs=(),
+        settings=_describe_source,
+        code=("pipeline/fetch.py", "export/checkpoint", "export/model/config.py", "export/model/families.py"),
+        run=_run_checkpoint,
+    ),
+    Stage(
+        name="fold",
+        doing="folding heads and layers",
+        needs=("checkpoint",),
+        settings=lambda recipe: [
+            recipe.plan.model_dump(mode="json"),
+            _fingerprint_text(recipe.calibration),
+        ],
+        code=(
+            "export/fold",
+            "export/calibration",
+            "export/checkpoint",
+            "plugins/plan_presets.py",
+            *_MODEL_CODE,
+        ),
+        run=_run_fold,
+    ),
+    Stage(
+        name="quantize",
+        doing="calibrating int8",
+        needs=("checkpoint", "fold"),
+        settings=lambda recipe: [
+            _fingerprint_text(recipe.calibration),
+            recipe.quantize.model_dump(mode="json"),
+        ],
+        code=("export/quantize", "export/calibration", *_MODEL_CODE),
+        run=_run_quantize,
+    ),
+    Stage(
+        name="onnx",
+        doing="exporting the graph",
+        needs=("checkpoint", "fold", "quantize"),
+        settings=lambda recipe: None,
+        code=("export/graph", "plugins/paged_attention", "plugins/step.py", *_MODEL_CODE),
+        run=_run_onnx,
+    ),
+    Stage(
+        name="build",
+        doing="building the engine",
+        needs=("checkpoint", "fold", "quantize", "onnx"),
+        settings=lambda recipe: recipe.target,
+        code=(
+            "export/graph",
+            "pipeline/targets.py",
+            "pipeline/build_cpu.py",
+            "plugins/int8_linear",
+            "runtime/engine",
+        ),
+        run=_run_build,
+    ),
+    Stage(
+        name="validate",
+        doing="comparing original, folded and engine",
+        needs=("checkpoint", "fold", "quantize", "build"),
+        settings=lambda recipe: _fingerprint_text(recipe.validate_on, exclude={"thresholds"}),
+        code=("pipeline/validate", "export/calibration", *_MODEL_CODE, *_RUNTIME_CODE),
+        run=_run_validate,
+    ),
+    Stage(
+        name="report",
+        doing="writing the report",
+        needs=("checkpoint", "fold", "quantize", "build", "validate"),
+        settings=lambda recipe: [recipe.name, recipe.validate_on.thresholds.model_dump(mode="json")],
+        code=("pipeline/report", "pipeline/templates", "pipeline/validate", "pipeline/kv_bytes.py"),
+        run=_run_report,
+    ),
+)
+TARGET_NEUTRAL = tuple(stage.name for stage in STAGES[: [stage.name for stage in STAGES].index("build")])

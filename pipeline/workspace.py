@@ -1,0 +1,70 @@
+"""Workspace: what the stages of one run share, each part loaded when first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.recipe import DEMO_MODEL, Recipe, TextSection
+from plugins.fold_plan import FoldPlan
+from runtime.bundle import CONFIG, FOLD_PLAN
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from export.checkpoint import Checkpoint
+    from export.model.config import ModelConfig
+
+MODEL_CACHE = Path.home() / ".cache" / "kvfold"
+
+
+class Workspace:
+    """A recipe, the bundle's folder, and lazy access to what is outside and inside it."""
+
+    def __init__(self, recipe: Recipe, root: Path) -> None:
+        self.recipe = recipe
+        self.root = root
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """The unfolded model; raises CheckpointError or UnsupportedModelError."""
+        from export.checkpoint import load_checkpoint
+
+        return load_checkpoint(model_source(self.recipe))
+
+    @cached_property
+    def config(self) -> ModelConfig:
+        """The unfolded model's config, from the bundle."""
+        from export.model.config import ModelConfig
+
+        return ModelConfig.model_validate_json((self.root / CONFIG).read_bytes())
+
+    @cached_property
+    def plan(self) -> FoldPlan:
+        """The FoldPlan, from the bundle."""
+        return FoldPlan.parse((self.root / FOLD_PLAN).read_bytes())
+
+    def tokens(self, section: TextSection) -> Tensor:
+        """Token sequences int64 [N, sequence_length] of a recipe's text section; raises CalibrationError."""
+        from export.calibration import calibration_tokens
+
+        return calibration_tokens(
+            section.source, self.checkpoint, section.tokens, section.sequence_length, section.seed
+        )
+
+    def tensors(self, name: str) -> Mapping[str, Tensor]:
+        """The tensors of one of the bundle's safetensors files."""
+        from safetensors.torch import load_file
+
+        return load_file(self.root / name)
+
+
+def model_source(recipe: Recipe) -> str:
+    """The recipe's model as a path or hub id; fetches the demo model when it is not there yet."""
+    if recipe.model.source != DEMO_MODEL:
+        return recipe.model.source
+    from pipeline.fetch import fetch_demo_model
+
+    return str(fetch_demo_model(MODEL_CACHE))
