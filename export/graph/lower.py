@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from export.graph.model_files import MODEL_FILE, load_model, save_model
-from export.graph.passes import int8_linears, skip_norms
+from export.graph.passes import int8_linears, skip_norms, swiglu_inputs
 from plugins.errors import ExportError, TargetError
 from plugins.fold_plan import FoldPlan
 
@@ -47,8 +47,13 @@ def lower_for_cpu(
     model = load_model(source)
     int8 = {name for name, kind in precision.items() if kind == "int8"}
     norms = sum(node.op_type == "RMSNormalization" for node in model.graph)
-    counts = {"int8_linears": int8_linears.apply(model, int8), "skip_norms": skip_norms.apply(model)}
+    counts = {
+        "int8_linears": int8_linears.apply(model, int8),
+        "swiglu_inputs": swiglu_inputs.apply(model),
+        "skip_norms": skip_norms.apply(model),
+    }
     _expect("int8_linears", counts, len(int8))
+    _expect("swiglu_inputs", counts, sum(name.endswith(".down_proj") for name in int8))
     _expect("skip_norms", counts, norms - 1)  # the first norm reads the embedding, not a sum
     _finish(model)
     save_model(model, directory / MODEL_FILE)
