@@ -31,7 +31,7 @@ def truncate(path: Path, keep: float) -> None:
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
 
 
-def edit_tensors(folder: Path, drop: str | None = None, **add: torch.Tensor) -> None:
+def edit_tensors(folder: Path, add: dict[str, torch.Tensor], drop: str | None = None) -> None:
     path = folder / "model.safetensors"
     tensors = load_file(path) | add
     save_file({name: tensor for name, tensor in tensors.items() if name != drop}, path)
@@ -74,24 +74,24 @@ def test_shard_outside_of_the_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_missing_tensor_is_named(folder: Path) -> None:
-    edit_tensors(folder, drop="model.norm.weight")
+    edit_tensors(folder, {}, drop="model.norm.weight")
     with pytest.raises(CheckpointError, match=r"missing tensor model\.norm\.weight"):
         load_checkpoint(folder)
 
 
 def test_unexpected_tensor_is_named(folder: Path) -> None:
-    edit_tensors(folder, **{"model.layers.0.mlp.gate_proj.bias": torch.zeros(48)})
+    edit_tensors(folder, {"model.layers.0.mlp.gate_proj.bias": torch.zeros(48)})
     with pytest.raises(CheckpointError, match=r"unexpected tensor model\.layers\.0\.mlp\.gate_proj\.bias"):
         load_checkpoint(folder)
 
 
 def test_rotary_frequencies_of_old_checkpoints_are_ignored(folder: Path) -> None:
-    edit_tensors(folder, **{"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(8)})
+    edit_tensors(folder, {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(8)})
     assert len(load_checkpoint(folder).weights) == 21
 
 
 def test_wrong_shape_is_named(folder: Path) -> None:
-    edit_tensors(folder, **{"model.norm.weight": torch.ones(31)})
+    edit_tensors(folder, {"model.norm.weight": torch.ones(31)})
     with pytest.raises(
         CheckpointError, match=r"model\.norm\.weight has shape \(31,\), its config promises \(32,\)"
     ):
@@ -99,21 +99,21 @@ def test_wrong_shape_is_named(folder: Path) -> None:
 
 
 def test_nan_is_found_when_a_tensor_is_read(folder: Path) -> None:
-    edit_tensors(folder, **{"model.norm.weight": torch.full((32,), torch.nan)})
+    edit_tensors(folder, {"model.norm.weight": torch.full((32,), torch.nan)})
     weights = load_checkpoint(folder).weights
     with pytest.raises(CheckpointError, match=r"model\.norm\.weight holds NaN"):
         weights["model.norm.weight"]
 
 
 def test_quantised_safetensors_are_refused(folder: Path) -> None:
-    edit_tensors(folder, **{"model.norm.weight": torch.ones(32, dtype=torch.int8)})
+    edit_tensors(folder, {"model.norm.weight": torch.ones(32, dtype=torch.int8)})
     with pytest.raises(UnsupportedModelError, match=r"model\.norm\.weight has type I8"):
         load_checkpoint(folder)
 
 
 def test_contradicting_tied_head_is_refused(tmp_path: Path) -> None:
     folder = write_folder(tmp_path, random_model("llama", tie_word_embeddings=True))
-    edit_tensors(folder, **{"lm_head.weight": torch.zeros(97, 32)})
+    edit_tensors(folder, {"lm_head.weight": torch.zeros(97, 32)})
     with pytest.raises(CheckpointError, match=r"lm_head\.weight differs from model\.embed_tokens\.weight"):
         load_checkpoint(folder)
 
