@@ -5,6 +5,7 @@
 #include "custom_op.h"
 #include "int8_linear.h"
 #include "isa.h"
+#include "paged_attention.h"
 
 namespace {
 
@@ -13,6 +14,8 @@ constexpr const char* kDomain = "kvfold";
 // One line an op; an op with several cache types has one line for each.
 const std::vector<const OrtCustomOp*>& all_ops() {
   static const std::vector<const OrtCustomOp*> ops = {
+      kvfold::custom_op<kvfold::PagedAttention<float>>(),
+      kvfold::custom_op<kvfold::PagedAttention<int8_t>>(),
       kvfold::custom_op<kvfold::Int8Linear>(),
   };
   return ops;

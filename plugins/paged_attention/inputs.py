@@ -77,7 +77,9 @@ def make_inputs(case: Case) -> Inputs:
         arrays["key_cache"] = rng.standard_normal(shape, dtype=np.float32)
         arrays["value_cache"] = rng.standard_normal(shape, dtype=np.float32)
     angles = np.outer(
-        np.arange(max(p + n for p, n in zip(case.past_lengths, case.new_lengths, strict=True)) or 1),
+        np.arange(
+            max((p + n for p, n in zip(case.past_lengths, case.new_lengths, strict=True)), default=0) or 1
+        ),
         10_000.0 ** -(np.arange(case.head_size // 2) * 2 / case.head_size),
     )
     arrays["cos_cache"] = np.cos(angles).astype(np.float32)
@@ -115,7 +117,7 @@ def _tables(case: Case, rng: np.random.Generator) -> dict[str, np.ndarray]:
     num_pages = sum(counts) + case.spare_pages
     ids = rng.permutation(num_pages).astype(np.int32)
     table = np.full((len(totals), max(counts, default=0) + 1), -1, dtype=np.int32)
-    slots = []
+    slots = [np.empty(0, dtype=np.int64)]
     for row, (past, total, count) in enumerate(zip(case.past_lengths, totals, counts, strict=True)):
         table[row, :count], ids = ids[:count], ids[count:]
         positions = np.arange(past, total)

@@ -75,7 +75,7 @@ def paged_attention(
         output[start:end] = attend(
             query[start:end], keys, values, visible, scale=scale, softcap=softcap, head_sink=head_sink
         )
-    return output.reshape(output.shape[0], -1), key_cache, value_cache
+    return output.flatten(1), key_cache, value_cache
 
 
 @paged_attention.register_fake
@@ -114,8 +114,13 @@ def token_positions(cumulative_sequence_length: Tensor, past_seqlens: Tensor) ->
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """RMSNorm over the last axis (arXiv 1910.07467)."""
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon) * weight
+    """RMSNorm over the last axis (arXiv 1910.07467).
+
+    The squares are summed in float64, so that any order of summation rounds to the same float32:
+    a normalised key is quantised next, and cache bytes must be equal on every backend.
+    """
+    mean = x.double().square().mean(-1, keepdim=True).float()
+    return x * torch.rsqrt(mean + epsilon) * weight
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
