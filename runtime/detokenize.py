@@ -1,0 +1,82 @@
+"""Streaming detokenisation: tokens come in, only whole characters that no stop text can take back go out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+INCOMPLETE = "\ufffd"
+
+
+class Detokenizer:
+    """Text of one reply.
+
+    A token of a byte-level vocabulary may hold a part of a character, and a decoder may treat the
+    first token of a text specially. So the new text is the difference between decoding the tokens
+    since the last whole character with and without the new ones; while it ends in U+FFFD it waits.
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str] = ()) -> None:
+        """`decode` turns token ids into text, special tokens left out."""
+        self._decode = decode
+        self._stop = tuple(stop)
+        self._tokens: list[int] = []
+        self._context = 0
+        self._decoded = 0
+        self._context_text = ""
+        self._text = ""
+        self._sent = 0
+        self.stopped = False
+
+    @property
+    def text(self) -> str:
+        """The whole reply so far, text still held back for a stop text included."""
+        return self._text
+
+    def push(self, token_id: int) -> bool:
+        """Add a token; True when a stop text is complete, and the text then ends before it."""
+        self._tokens.append(token_id)
+        window = self._decode(self._tokens[self._context :])
+        if window.endswith(INCOMPLETE) or len(window) <= len(self._context_text):
+            return False
+        new = window[len(self._context_text) :]
+        self._context, self._decoded = self._decoded, len(self._tokens)
+        self._context_text = self._decode(self._tokens[self._context : self._decoded])
+        return self._append(new)
+
+    def finish(self) -> None:
+        """No more tokens come: what never became a whole character is text as it is."""
+        if not self.stopped:
+            self._append(self._decode(self._tokens[self._context :])[len(self._context_text) :])
+            self._context = self._decoded = len(self._tokens)
+            self._context_text = ""
+        self._stop = ()
+
+    def take(self) -> str:
+        """Text that became certain since the last call."""
+        end = len(self._text) if self.stopped or not self._stop else len(self._text) - self._undecided()
+        piece = self._text[self._sent : end]
+        self._sent = max(self._sent, end)
+        return piece
+
+    def _append(self, new: str) -> bool:
+        """Add text and look for a stop text in what is new (and the border before it)."""
+        if not self._stop:
+            self._text += new
+            return False
+        border = max(0, len(self._text) - max(map(len, self._stop)) + 1)
+        self._text += new
+        found = [at for at in (self._text.find(stop, border) for stop in self._stop) if at >= 0]
+        if found:
+            self._text = self._text[: min(found)]
+            self.stopped = True
+        return self.stopped
+
+    def _undecided(self) -> int:
+        """Characters at the end that may be the beginning of a stop text."""
+        longest = 0
+        for stop in self._stop:
+            for length in range(min(len(stop) - 1, len(self._text)), longest, -1):
+                if self._text.endswith(stop[:length]):
+                    longest = length
+                    break
+        return longest

@@ -1,0 +1,150 @@
+"""LLM: a bundle, loaded and ready to generate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from plugins.errors import RequestError
+from runtime.config import RuntimeConfig, pages_for
+from runtime.engine.protocol import Engine
+from runtime.generation import Completion, Generator, TextChunk
+from runtime.metrics import Metrics, PoolUsage
+from runtime.sampling import SamplingParams
+from runtime.scheduler.request import Prompt
+from runtime.session import Session, chat_prompt
+from runtime.tokenizer import BundleTokenizer, Tokenizer
+
+if TYPE_CHECKING:
+    from plugins.chat_template import Message
+
+TextOrTokens = str | Sequence[int]
+
+
+class LLM:
+    """Generates text. Not thread-safe; several streams and sessions may be open at once.
+
+    Example:
+        llm = LLM.load("bundles/smollm2")
+        print(llm.generate("The capital of France is", SamplingParams(max_tokens=8))[0].text)
+    """
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, config: RuntimeConfig | None = None) -> None:
+        """Over an engine that nobody else uses; `LLM.load` is the usual way."""
+        self.config = config or RuntimeConfig()
+        self._engine = engine
+        self._generator = Generator(engine, tokenizer, self.config)
+
+    @classmethod
+    def load(cls, bundle: str | Path, config: RuntimeConfig | None = None) -> LLM:
+        """Open a bundle's CPU engine.
+
+        Raises:
+            BundleError: there is no bundle, it is damaged, or it has no engine for the CPU.
+            KernelError: the kernel library is missing or refused.
+            CapacityError: `kv_cache_bytes` is too small to run anything.
+        """
+        from runtime.bundle import TOKENIZER, TOKENIZER_CONFIG, open_bundle
+        from runtime.engine.config import EngineConfig
+        from runtime.engine.onnxruntime import OnnxRuntimeEngine
+
+        config = config or RuntimeConfig()
+        opened = open_bundle(bundle)
+        directory, plan = opened.directory("engine/cpu"), opened.plan
+        pages = pages_for(plan, config, EngineConfig.load(directory).max_context_length)
+        engine = OnnxRuntimeEngine.load(directory, plan, pages, threads=config.threads)
+        tokenizer = BundleTokenizer.load(opened.file(TOKENIZER), opened.file(TOKENIZER_CONFIG))
+        return cls(engine, tokenizer, config)
+
+    def generate(
+        self,
+        prompts: TextOrTokens | Sequence[TextOrTokens],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[Completion]:
+        """Complete prompts together.
+
+        Args:
+            prompts: a text, token ids, or a list of either.
+            params: for all prompts, or one for each; greedy when left out.
+
+        Raises:
+            RequestError: an empty or too long prompt, a token id out of range, or not one params a prompt.
+            CapacityError: a request needs more pages than the whole pool has.
+        """
+        several = _as_list(prompts)
+        each = (
+            [params or SamplingParams()] * len(several) if not isinstance(params, Sequence) else list(params)
+        )
+        if len(each) != len(several):
+            raise RequestError(
+                f"{len(several)} prompts came with {len(each)} SamplingParams; give one for each"
+            )
+        return self._generator.run(
+            [
+                self._generator.prepare(self._prompt(prompt), one)
+                for prompt, one in zip(several, each, strict=True)
+            ]
+        )
+
+    def stream(self, prompt: TextOrTokens, params: SamplingParams | None = None) -> Iterator[TextChunk]:
+        """Complete one prompt piece by piece; errors as for `generate`, before the first piece."""
+        return self._generator.stream(
+            self._generator.prepare(self._prompt(prompt), params or SamplingParams())
+        )
+
+    def chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Completion:
+        """Reply to a conversation of {"role": ..., "content": ...}.
+
+        A leading system message is cached as shared by other conversations. For turn after turn of
+        one conversation, `session` is cheaper.
+
+        Raises:
+            RequestError: the model has no chat template, or refuses the messages; else as for `generate`.
+        """
+        prompt, _ = chat_prompt(self._generator.tokenizer, messages)
+        return self._generator.run([self._generator.prepare(prompt, params or SamplingParams())])[0]
+
+    def session(self, system: str | None = None) -> Session:
+        """A conversation, optionally with a system message."""
+        return Session(self, system)
+
+    @property
+    def generator(self) -> Generator:
+        """What runs the requests; sessions use it."""
+        return self._generator
+
+    @property
+    def metrics(self) -> Metrics:
+        """Counters and page usage now."""
+        memory = self._generator.scheduler.memory
+        pools = zip(memory.horizons, memory.pools, strict=True)
+        return Metrics(
+            cache=replace(self._generator.scheduler.metrics),
+            pools={h.name: PoolUsage(pool.num_pages, pool.num_free, pool.num_idle) for h, pool in pools},
+            evicted_pages=memory.tree.evicted_pages,
+        )
+
+    def _prompt(self, prompt: TextOrTokens) -> Prompt:
+        if isinstance(prompt, str):
+            return Prompt(np.asarray(self._generator.tokenizer.encode(prompt), np.int64))
+        if not all(isinstance(token, (int, np.integer)) for token in prompt):
+            raise RequestError(f"a prompt is {prompt!r:.80}; use a text or a list of token ids")
+        return Prompt(np.asarray(prompt, np.int64))
+
+
+def _as_list(prompts: TextOrTokens | Sequence[TextOrTokens]) -> list[TextOrTokens]:
+    """A text or a flat list of token ids is one prompt."""
+    if isinstance(prompts, str):
+        return [prompts]
+    several = [prompt for prompt in prompts if not isinstance(prompt, (int, np.integer))]
+    if len(several) == len(prompts):
+        return several
+    if several:
+        raise RequestError(
+            "prompts mix token ids and texts; wrap each list of token ids in a list of its own"
+        )
+    return [[int(token) for token in prompts if isinstance(token, (int, np.integer))]]

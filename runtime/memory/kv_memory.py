@@ -1,0 +1,175 @@
+"""KvMemory: gives sequences their pages, shares them through the radix tree, takes them back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import ceil
+
+import numpy as np
+
+from runtime.engine.protocol import EngineInfo
+from runtime.memory.horizon import horizons
+from runtime.memory.page_pool import PagePool
+from runtime.memory.radix_tree import RadixTree
+from runtime.memory.sequence import Sequence
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Lengths, in tokens, that other requests are likely to share.
+
+    Attributes:
+        prompt_length: a retry has the same prompt.
+        shared_length: end of a system prompt that the caller marked; 0 is none.
+    """
+
+    prompt_length: int
+    shared_length: int = 0
+
+
+class KvMemory:
+    """All pages of an engine.
+
+    A sequence's life: `begin` (reuses a prefix), then per step `allocate` before and `commit` after
+    it, at last `release`. Only full pages are shared, so a page that is written has one holder.
+    """
+
+    def __init__(self, info: EngineInfo) -> None:
+        """Pools of the engine's sizes, an empty tree."""
+        self.page_size = info.plan.page_size
+        self.horizons = horizons(info.plan)
+        self.pools = [PagePool(info.num_pages[horizon.name]) for horizon in self.horizons]
+        self.tree = RadixTree(info.fingerprint, self.horizons, self.pools)
+
+    def shortfall(self, length: int, chunk: int) -> tuple[str, int, int] | None:
+        """Why a sequence of `length` tokens can never run: (group, pages it needs, pages there are)."""
+        for horizon, pool in zip(self.horizons, self.pools, strict=True):
+            pages = horizon.peak_pages(length, min(chunk, length))
+            if pages > pool.num_pages:
+                return horizon.name, pages, pool.num_pages
+        return None
+
+    def match_tokens(self, tokens: np.ndarray, length: int) -> int:
+        """Tokens, of the first `length`, that a sequence begun now would reuse."""
+        return self.tree.usable(self.tree.walk(tokens, self._hit_limit(length))) * self.page_size
+
+    def begin(self, tokens: np.ndarray, length: int, prefix: Prefix) -> Sequence:
+        """A sequence over the longest cached prefix of its first `length` tokens.
+
+        Args:
+            tokens: int64, the owner's buffer; its size is the most the sequence will ever have.
+            length: tokens known so far; at least one of them is left to compute.
+            prefix: which lengths are worth caching on the way.
+        """
+        sequence = Sequence(tokens, len(self.pools), self._capacity(tokens))
+        path = self.tree.walk(tokens, self._hit_limit(length))
+        hit = self.tree.usable(path)
+        self._take(sequence, [node.pages for node in path[:hit]])
+        if hit:
+            self.tree.touch(path[:hit])
+            self.tree.mark(path[:hit])
+        sequence.hit_tokens = sequence.num_computed
+        sequence.path_tokens = len(path) * self.page_size
+        self._plan_checkpoints(sequence, prefix)
+        # A branch point is where the prompt leaves the tree, even if the hit was shortened.
+        if len(path) > hit and len(path) not in sequence.checkpoints:
+            sequence.checkpoints = sorted([*sequence.checkpoints, len(path)])
+        return sequence
+
+    def resume(self, sequence: Sequence, tokens: np.ndarray, prefix: Prefix) -> None:
+        """Carry on with a kept sequence; the first `num_computed` of `tokens` are its own."""
+        sequence.extend(tokens, self._capacity(tokens))
+        sequence.hit_tokens = sequence.path_tokens = sequence.num_computed
+        self._plan_checkpoints(sequence, prefix)
+
+    def allocate(self, sequence: Sequence, end: int, spare: int = 0) -> bool:
+        """Map pages for tokens up to `end`, evicting cached ones where needed.
+
+        False, with nothing changed or evicted, where fewer than that many pages and `spare` more
+        are free or idle.
+        """
+        first, last = sequence.num_pages, ceil(end / self.page_size)
+        count = last - first
+        if count <= 0:
+            return True
+        if any(pool.num_free + pool.num_idle < count + spare for pool in self.pools):
+            return False
+        for group, (table, pool) in enumerate(zip(sequence.tables, self.pools, strict=True)):
+            if pool.num_free < count:
+                self.tree.evict(group, count - pool.num_free)
+            table[first:last] = pool.allocate(count)
+        sequence.num_pages = last
+        return True
+
+    def commit(self, sequence: Sequence, end: int) -> None:
+        """After a step: cache the checkpoints that were passed, then free what left the window.
+
+        In this order, since the step began at or before each checkpoint: its tail is still mapped.
+        """
+        sequence.num_computed = end
+        full = end // self.page_size
+        while sequence.checkpoints and sequence.checkpoints[0] <= full:
+            pages = sequence.checkpoints.pop(0)
+            self.tree.insert(sequence.tokens, sequence.tables, pages, shared=pages == sequence.shared_pages)
+        for horizon in self.horizons:
+            kept = horizon.first_kept(full)
+            if kept > sequence.first_kept[horizon.index]:
+                self._free_before(sequence, horizon.index, kept, horizon.sink_pages)
+
+    def publish(self, sequence: Sequence) -> None:
+        """Put all full pages of a sequence into the tree; the sequence keeps its references."""
+        full = sequence.num_computed // self.page_size
+        if full:
+            self.tree.insert(sequence.tokens, sequence.tables, full)
+
+    def release(self, sequence: Sequence) -> None:
+        """Cache what the sequence computed, and give back everything it holds."""
+        assert not sequence.released, "a sequence was released twice"
+        self.publish(sequence)
+        for table, pool in zip(sequence.tables, self.pools, strict=True):
+            for page in table[: sequence.num_pages].tolist():
+                if page >= 0:
+                    pool.release(page)
+        sequence.released = True
+
+    def check_integrity(self, sequences: Iterable[Sequence]) -> None:
+        """Check that every page has exactly its holders, given all live sequences."""
+        live = list(sequences)
+        self.tree.check_integrity()
+        for group, pool in enumerate(self.pools):
+            tables = [sequence.tables[group].tolist() for sequence in live]
+            pool.check_integrity(
+                self.tree.held(group), (page for table in tables for page in table if page >= 0)
+            )
+
+    def _hit_limit(self, length: int) -> int:
+        """Most pages a hit may have: one token at least is computed, for its logits."""
+        return (length - 1) // self.page_size
+
+    def _capacity(self, tokens: np.ndarray) -> int:
+        return ceil(len(tokens) / self.page_size)
+
+    def _plan_checkpoints(self, sequence: Sequence, prefix: Prefix) -> None:
+        full = sequence.num_computed // self.page_size
+        sequence.shared_pages = prefix.shared_length // self.page_size
+        wanted = {sequence.shared_pages, self._hit_limit(prefix.prompt_length)}
+        sequence.checkpoints = sorted(pages for pages in wanted if pages > full)
+
+    def _take(self, sequence: Sequence, pages: list[list[int]]) -> None:
+        """Map a hit: every page of the global group, sinks and tail of the local ones."""
+        for horizon, table, pool in zip(self.horizons, sequence.tables, self.pools, strict=True):
+            for position in horizon.needed(len(pages)):
+                page = pages[position][horizon.index]
+                pool.retain(page)
+                table[position] = page
+            sequence.first_kept[horizon.index] = horizon.first_kept(len(pages))
+        sequence.num_pages = len(pages)
+        sequence.num_computed = len(pages) * self.page_size
+
+    def _free_before(self, sequence: Sequence, group: int, kept: int, sink_pages: int) -> None:
+        table, pool = sequence.tables[group], self.pools[group]
+        for position in range(max(sink_pages, sequence.first_kept[group]), kept):
+            pool.release(int(table[position]))
+            table[position] = -1
+        sequence.first_kept[group] = kept

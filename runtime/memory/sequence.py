@@ -1,0 +1,58 @@
+"""Sequence: the pages of one token sequence, a block table for each horizon group."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Rows
+
+import numpy as np
+
+
+class Sequence:
+    """What a request (or a waiting session) holds of the KV memory.
+
+    Attributes:
+        tokens: int64, the owner's buffer; positions [0, num_computed) are in the cache.
+        tables: int32 per group, page ids in order of position; -1 is freed or not yet mapped.
+        num_pages: pages mapped so far; the same in every group, freed ones included.
+        num_computed: tokens whose KV is in the cache.
+        hit_tokens: of these, reused from the radix tree when the sequence began.
+        path_tokens: tokens that matched the tree, whether or not their tail was still there.
+        first_kept: per group, pages before this index (sinks aside) are freed.
+        checkpoints: growing page counts at which the prefix goes into the tree on the way.
+        shared_pages: which of them ends a shared prompt; 0 is none.
+        released: everything was given back; the sequence is dead.
+    """
+
+    __slots__ = (
+        "checkpoints",
+        "first_kept",
+        "hit_tokens",
+        "num_computed",
+        "num_pages",
+        "path_tokens",
+        "released",
+        "shared_pages",
+        "tables",
+        "tokens",
+    )
+
+    def __init__(self, tokens: np.ndarray, num_groups: int, capacity: int) -> None:
+        """An empty sequence whose tables have room for `capacity` pages."""
+        self.tokens = tokens
+        self.tables: Rows[np.ndarray] = [np.full(capacity, -1, np.int32) for _ in range(num_groups)]
+        self.num_pages = 0
+        self.num_computed = 0
+        self.hit_tokens = 0
+        self.path_tokens = 0
+        self.first_kept = [0] * num_groups
+        self.checkpoints: list[int] = []
+        self.shared_pages = 0
+        self.released = False
+
+    def extend(self, tokens: np.ndarray, capacity: int) -> None:
+        """Carry on with a longer buffer whose first `num_computed` tokens are the same."""
+        self.tokens = tokens
+        grown = [np.full(capacity, -1, np.int32) for _ in self.tables]
+        for new, old in zip(grown, self.tables, strict=True):
+            new[: self.num_pages] = old[: self.num_pages]
+        self.tables = grown

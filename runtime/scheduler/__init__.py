@@ -1,0 +1,1 @@
+"""Scheduling: requests, continuous batching with chunked prefill, and the packed inputs of a step."""

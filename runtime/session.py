@@ -1,0 +1,169 @@
+"""Session: a conversation whose next turn pays for its new tokens only.
+
+After a turn the session keeps its sequence, the partial last page included. The next turn encodes
+only the text that the chat template adds; where that does not go on exactly from the kept tokens
+(a template that rewrites earlier messages, a reply cut by a stop text, a sequence given up under
+memory pressure) it looks in the radix tree instead, and the metrics say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from plugins.errors import RequestError
+from runtime.generation import Completion, Reply, TextChunk
+from runtime.memory.sequence import Sequence as CachedSequence
+from runtime.sampling import SamplingParams
+from runtime.scheduler.request import Prompt
+from runtime.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from plugins.chat_template import Message
+    from runtime.llm import LLM
+
+
+class Session:
+    """One conversation; use it as a context manager, or call `close`.
+
+    Example:
+        with llm.session(system="Answer briefly.") as session:
+            print(session.send("What is a KV cache?").text)
+            print(session.send("And a page of it?").text)
+    """
+
+    def __init__(self, llm: LLM, system: str | None = None) -> None:
+        """An empty conversation with an optional system message."""
+        self._generator = llm.generator
+        self._messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+        self._known = Known("", [])
+        self._kept: CachedSequence | None = None
+        self._busy = False
+        self._closed = False
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The conversation so far, in the chat format."""
+        return tuple(self._messages)
+
+    def send(self, text: str, params: SamplingParams | None = None) -> Completion:
+        """Say something and wait for the reply; errors as for `LLM.chat`, and the turn is then undone."""
+        for chunk in self.stream(text, params):
+            if chunk.completion is not None:
+                return chunk.completion
+        raise AssertionError("a stream ends with its completion")
+
+    def stream(self, text: str, params: SamplingParams | None = None) -> Iterator[TextChunk]:
+        """Say something and get the reply piece by piece; dropping the iterator undoes the turn.
+
+        Raises:
+            RequestError: the session is closed, or its last turn is still being streamed.
+        """
+        self._check_open()
+        message: Message = {"role": "user", "content": text}
+        prompt, rendered = chat_prompt(self._generator.tokenizer, [*self._messages, message], self._known)
+        reply = self._generator.prepare(self._continue(prompt), params or SamplingParams(), keep=True)
+        return self._run(reply, message, rendered)
+
+    def close(self) -> None:
+        """Give back the kept pages; what is in the radix tree stays cached."""
+        self._drop()
+        self._closed = True
+
+    def __enter__(self) -> Self:
+        """The session itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
+        self.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RequestError("the session is closed; open a new one")
+        if self._busy:
+            raise RequestError("the session is still streaming its last turn; finish or close that one first")
+
+    def _continue(self, prompt: Prompt) -> Prompt:
+        """Go on from the kept sequence where the prompt begins with exactly its tokens."""
+        kept = self._kept
+        if kept is None:
+            return prompt
+        cached = kept.tokens[: kept.num_computed]
+        fits = len(cached) < len(prompt.token_ids) and np.array_equal(prompt.token_ids[: len(cached)], cached)
+        if fits and not kept.released:
+            return replace(prompt, kept=kept)
+        self._drop()
+        self._generator.scheduler.metrics.rematched_turns += 1
+        return prompt
+
+    def _run(self, reply: Reply, message: Message, rendered: str) -> Iterator[TextChunk]:
+        self._check_open()
+        if reply.request.kept is not self._kept:
+            raise RequestError("the conversation went on after this turn was made; call stream again")
+        self._busy = True
+        try:
+            for chunk in self._generator.stream(reply):
+                if chunk.completion is not None:
+                    self._finish(reply, chunk.completion, message, rendered)
+                yield chunk
+        finally:
+            self._busy = False
+
+    def _finish(self, reply: Reply, completion: Completion, message: Message, rendered: str) -> None:
+        """Remember the turn, its exact tokens, and the sequence that holds them."""
+        self._messages += [message, {"role": "assistant", "content": completion.text}]
+        ids = reply.request.tokens[: reply.request.length].tolist()
+        text = rendered + self._generator.tokenizer.decode_rendered(completion.token_ids)
+        self._known = Known(text, ids)
+        self._kept = reply.request.sequence
+
+    def _drop(self) -> None:
+        if self._kept is not None:
+            self._generator.scheduler.discard(self._kept)
+            self._kept = None
+
+
+@dataclass(frozen=True)
+class Known:
+    """The conversation as the model saw it: its rendered text and the tokens that were in fact used."""
+
+    text: str
+    token_ids: list[int]
+
+
+def chat_prompt(
+    tokenizer: Tokenizer, messages: Sequence[Message], known: Known | None = None
+) -> tuple[Prompt, str]:
+    """The prompt of a conversation and its rendered text.
+
+    Where the text goes on from a known one, only what was added is encoded: a reply's own tokens
+    stay as the model chose them.
+
+    Raises:
+        RequestError: the model has no chat template, or the template refuses the messages.
+    """
+    text = tokenizer.render(messages, add_generation_prompt=True)
+    if known is not None and known.text and text.startswith(known.text):
+        ids = known.token_ids + tokenizer.encode_rendered(text[len(known.text) :])
+    else:
+        ids = tokenizer.encode_rendered(text)
+    return Prompt(np.asarray(ids, np.int64), _shared_length(tokenizer, messages, text, ids)), text
+
+
+def _shared_length(tokenizer: Tokenizer, messages: Sequence[Message], text: str, ids: list[int]) -> int:
+    """Tokens of a leading system message; 0 where there is none or its end is no border of the tokens."""
+    if len(messages) < 2 or messages[0].get("role") != "system":
+        return 0
+    try:
+        system = tokenizer.render(messages[:1], add_generation_prompt=False)
+    except RequestError:  # some templates refuse a system message alone: then its end is unknown
+        return 0
+    shared = tokenizer.encode_rendered(system) if text.startswith(system) else []
+    return len(shared) if ids[: len(shared)] == shared else 0

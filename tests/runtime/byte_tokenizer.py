@@ -1,0 +1,45 @@
+"""A tokenizer of bytes: token i < 256 is byte i, so characters break across tokens; 256 on are special."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from plugins.chat_template import Message
+
+SPECIAL = {"<|im_start|>": 256, "<|im_end|>": 257}
+NAMES = {token: text for text, token in SPECIAL.items()}
+VOCAB = 258
+
+
+class ByteTokenizer:
+    """Renders chats the ChatML way."""
+
+    def __init__(self, eos_token_ids: Sequence[int] = (257,)) -> None:
+        self.eos_token_ids = eos_token_ids
+
+    def encode(self, text: str) -> list[int]:
+        return self.encode_rendered(text)
+
+    def encode_rendered(self, text: str) -> list[int]:
+        ids: list[int] = []
+        for part in re.split(r"(<\|im_start\|>|<\|im_end\|>)", text):
+            ids += [SPECIAL[part]] if part in SPECIAL else list(part.encode())
+        return ids
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return bytes(token for token in token_ids if token < 256).decode("utf-8", errors="replace")
+
+    def decode_rendered(self, token_ids: Sequence[int]) -> str:
+        text, run = "", bytearray()
+        for token in token_ids:
+            if token < 256:
+                run.append(token)
+                continue
+            text += run.decode("utf-8", errors="replace") + NAMES[token]
+            run.clear()
+        return text + run.decode("utf-8", errors="replace")
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+        text = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages)
+        return text + ("<|im_start|>assistant\n" if add_generation_prompt else "")
