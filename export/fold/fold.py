@@ -1,0 +1,128 @@
+"""Fold a model's weights in closed form, so that they fit a FoldPlan; no gradient, no new op."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from rich.progress import track
+from torch import Tensor
+
+from export.fold.sequential import SequentialFold
+from export.fold.stream import ResidualStream
+from export.model.config import ModelConfig
+from plugins.errors import PlanError
+from plugins.fold_plan import Bank, FoldPlan
+from plugins.plan_presets import Preset, build_plan
+
+
+class FoldSettings(BaseModel):
+    """Dials of the fold.
+
+    Attributes:
+        ridge: pull of every regression towards the algebraic solution, relative to the mean power
+            of its inputs; higher suits less calibration text.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ridge: float = Field(default=1e-3, gt=0)
+
+
+@dataclass(frozen=True)
+class FoldedModel:
+    """A folded model.
+
+    Attributes:
+        weights: Hugging Face names; consumers have no `k_proj` and `v_proj`.
+        errors: by folded layer, the relative error of its attention-block output on the
+            calibration text: sqrt(E|student - teacher|^2 / E|teacher|^2), each on its own inputs.
+    """
+
+    weights: dict[str, Tensor]
+    errors: dict[int, float]
+
+
+def fold_weights(
+    config: ModelConfig,
+    weights: Mapping[str, Tensor],
+    plan: FoldPlan,
+    tokens: Tensor,
+    settings: FoldSettings | None = None,
+) -> FoldedModel:
+    """Weights of the model under `plan`, calibrated on tokens [N, L].
+
+    Only layers of folded banks (fewer KV heads, or read by several layers) change; the identity
+    plan and plans of horizons alone return every tensor untouched. Disk holds four streams of
+    N * L * hidden_size floats in the temporary directory; memory holds one batch and the moments.
+
+    Raises:
+        PlanError: the plan cannot be reached from this model.
+    """
+    check_foldable(config, plan)
+    banks = {layer: bank for bank in plan.banks for layer in (bank.layer, *bank.consumers)}
+    consumers = {layer for bank in plan.banks for layer in bank.consumers}
+    dropped = {
+        f"model.layers.{layer}.self_attn.{projection}.{kind}"
+        for layer in consumers
+        for projection in ("k_proj", "v_proj")
+        for kind in ("weight", "bias")
+    }
+    folded = {name: weights[name] for name in weights if name not in dropped}
+    last = max((layer for layer, bank in banks.items() if is_folded(bank, config)), default=-1)
+    errors: dict[int, float] = {}
+    if last < 0:
+        return FoldedModel(folded, errors)
+    identity = build_plan(Preset(preset="identity"), config.attention_shape)
+    with TemporaryDirectory(prefix="kvfold-fold-") as folder, torch.no_grad():
+        streams = [Path(folder) / name for name in ("teacher", "student")]
+        for stream in streams:
+            stream.mkdir()
+        fold = SequentialFold(
+            config,
+            weights,
+            folded,
+            (
+                ResidualStream(config, identity, weights, tokens, streams[0]),
+                ResidualStream(config, plan, weights, tokens, streams[1]),
+            ),
+            settings.ridge if settings else FoldSettings().ridge,
+        )
+        for layer in track(range(last + 1), description="Folding layers"):
+            if is_folded(banks[layer], config):
+                errors[layer] = fold.fold_layer(layer, banks[layer])
+            else:
+                fold.pass_layer(layer)
+    return FoldedModel(folded, errors)
+
+
+def is_folded(bank: Bank, config: ModelConfig) -> bool:
+    """Whether the bank's weights differ from the checkpoint's: fewer heads, or several readers."""
+    return bool(bank.consumers) or bank.num_key_value_heads != config.num_key_value_heads
+
+
+def check_foldable(config: ModelConfig, plan: FoldPlan) -> None:
+    """Raise PlanError where a plan cannot be reached from a model by closed-form folding."""
+    shape = (len(plan.layers), plan.num_attention_heads, plan.head_dim)
+    model_shape = (config.num_hidden_layers, config.num_attention_heads, config.head_dim)
+    if shape != model_shape:
+        raise PlanError(
+            f"the plan is for (layers, query heads, head_dim) {shape}, the model has {model_shape}; "
+            "build the plan from this model's shape"
+        )
+    for bank in plan.banks:
+        if config.num_key_value_heads % bank.num_key_value_heads:
+            raise PlanError(
+                f"layer {bank.layer}: {config.num_key_value_heads} KV heads cannot fold to "
+                f"{bank.num_key_value_heads}; use a divisor"
+            )
+        if config.qk_norm and is_folded(bank, config):
+            raise PlanError(
+                f"layer {bank.layer}: {config.family} normalises each key head by itself (QK-norm), so its "
+                "heads cannot be merged or shared in closed form; keep its KV heads and donors, "
+                "windows, sinks and int8 caches (preset horizon) work"
+            )

@@ -1,0 +1,153 @@
+"""Fold layer by layer: each one on the inputs that the already folded model produces.
+
+The teacher is the unfolded model, the student the folded one under its plan's windows. Both streams
+stand before the same layer. A producer's statistics look ahead in the teacher, to the layers that
+will read its bank: their folded inputs do not exist yet when the bank is fixed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from export.fold.bank import BankStatistics, FoldedBank, fold_bank
+from export.fold.keys import scale_queries
+from export.fold.projections import read_heads, read_output, write_heads, write_output
+from export.fold.regression import Moments, append_one
+from export.fold.stream import ResidualStream, load_block
+from export.model.config import ModelConfig
+from export.model.decoder import Block, RMSNorm
+from plugins.fold_plan import Bank
+
+
+class SequentialFold:
+    """Folds a model's layers in order.
+
+    Attributes:
+        folded: the student's weights; a layer's are final once `fold_layer` has seen it.
+        ridge: pull towards the weights that algebra alone gives, relative to the inputs' power.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Mapping[str, Tensor],
+        folded: dict[str, Tensor],
+        streams: tuple[ResidualStream, ResidualStream],
+        ridge: float,
+    ) -> None:
+        """Start before layer 0; the streams are the teacher's and the student's, both just embedded."""
+        self.config = config
+        self.weights = weights
+        self.folded = folded
+        self.teacher, self.student = streams
+        self.ridge = ridge
+        self._banks: dict[int, FoldedBank] = {}
+
+    def pass_layer(self, layer: int) -> None:
+        """Move both streams past a layer whose weights stay as they are."""
+        teacher, student = self._blocks(layer)
+        for rows in self.student.batches():
+            self.teacher.attend(teacher, rows)
+            self.student.attend(student, rows)
+        self._advance(teacher, student)
+
+    def fold_layer(self, layer: int, bank: Bank) -> float:
+        """Solve a layer of a folded bank and move both streams past it.
+
+        Returns:
+            Relative error of the attention-block output, on the student's own inputs.
+        """
+        if layer == bank.layer:
+            self._banks[layer] = fold_bank(self._bank_statistics(bank), bank.num_key_value_heads)
+            write_heads(self.folded, layer, "k_proj", self._banks[layer].keys)
+            write_heads(self.folded, layer, "v_proj", self._banks[layer].values)
+        self._absorb_factors(layer, bank)
+        teacher, student = self._blocks(layer)
+        moments = Moments(self.student.heads.shape[-1], self.config.hidden_size)
+        for rows in self.student.batches():
+            target = teacher.self_attn.o_proj(self.teacher.attend(teacher, rows))
+            moments.add(self.student.attend(student, rows), target)
+        solved = moments.solve(student.self_attn.o_proj.weight, self.ridge)
+        write_output(self.folded, layer, solved)
+        self._advance(*self._blocks(layer))
+        return moments.relative_error(solved)
+
+    def _advance(self, teacher: Block, student: Block) -> None:
+        for rows in self.student.batches():
+            self.teacher.advance(teacher, rows)
+            self.student.advance(student, rows)
+
+    def _blocks(self, layer: int) -> tuple[Block, Block]:
+        """The layer's block in the teacher and in the student, with its weights as they are now."""
+        return (
+            load_block(self.config, self.teacher.plan, self.weights, layer),
+            load_block(self.config, self.student.plan, self.folded, layer),
+        )
+
+    def _read(self, layer: int, projection: str) -> Tensor:
+        return read_heads(self.weights, layer, projection, self.config.head_dim)
+
+    def _inputs(self, norm: RMSNorm, rows: slice) -> Tensor:
+        """What the student's projections read, [B, L, hidden_size (+ 1 with a bias)]."""
+        x = norm(self.student.hidden[rows])
+        return append_one(x) if self.config.attention_bias else x
+
+    def _bank_statistics(self, bank: Bank) -> BankStatistics:
+        """One pass over the text: the bank's members in the teacher against the student's input."""
+        layers, size = (bank.layer, *bank.consumers), self.config.head_dim
+        keys = torch.stack([self._read(layer, "k_proj") for layer in layers])
+        values = torch.stack([self._read(layer, "v_proj") for layer in layers])
+        prior = torch.stack([keys, values], dim=1).flatten(0, 3)
+        moments, rotation = Moments(prior.shape[1], prior.shape[0]), Moments(prior.shape[1], size)
+        power = torch.zeros(len(layers), self.config.num_attention_heads, size, dtype=torch.float64)
+        blocks = [load_block(self.config, self.teacher.plan, self.weights, i) for i in range(bank.layer, layers[-1] + 1)]
+        attention, norm = blocks[0].self_attn, blocks[0].input_layernorm
+        length = self.student.hidden.shape[1]
+        angles = torch.cat([self.student.mixer.cos[:length], self.student.mixer.sin[:length]], dim=-1)
+        for rows in self.student.batches():
+            projected = torch.stack(list(self.teacher.look_ahead(blocks, layers, rows)), dim=-2)
+            x, queries = self._inputs(norm, rows), projected[..., : attention.query_size]
+            moments.add(x, projected[..., attention.query_size :].flatten(-2))
+            rotation.add(x, angles.expand(*x.shape[:-1], -1))
+            power += queries.square().sum((0, 1)).unflatten(-1, (-1, size))
+        predicted = moments.solve(prior, self.ridge).unflatten(0, (len(layers), 2, -1, size))
+        cos, sin = (rotation.cross.T / moments.tokens).chunk(2)
+        return BankStatistics(
+            keys=predicted[:, 0],
+            values=predicted[:, 1],
+            gram=moments.gram / moments.tokens,
+            rotated_mean=torch.complex(cos, sin),
+            query_power=self._by_original_head(power.unflatten(-1, (2, -1)).sum(-2)),
+            output_metric=self._output_metric(layers),
+        )
+
+    def _output_metric(self, layers: tuple[int, ...]) -> Tensor:
+        output = torch.stack([read_output(self.weights, layer, self.config.head_dim) for layer in layers])
+        return self._by_original_head(output.mT @ output)
+
+    def _by_original_head(self, x: Tensor) -> Tensor:
+        """Sum [n, query heads, ...] over the query heads of each original KV head."""
+        return x.unflatten(1, (self.config.num_key_value_heads, -1)).sum(2)
+
+    def _absorb_factors(self, layer: int, bank: Bank) -> None:
+        """W_Q takes the layer's key factors, W_O its value factors.
+
+        The queries are first regressed from the student's input, like everything a fold keeps.
+        """
+        index = (bank.layer, *bank.consumers).index(layer)
+        repeats = self.config.num_attention_heads // self.config.num_key_value_heads
+        key_factors = self._banks[bank.layer].key_factors[index].repeat_interleave(repeats, 0)
+        value_factors = self._banks[bank.layer].value_factors[index].repeat_interleave(repeats, 0)
+        queries = self._read(layer, "q_proj")
+        block = load_block(self.config, self.teacher.plan, self.weights, layer)
+        moments = Moments(queries.shape[-1], queries.shape[0] * queries.shape[1])
+        for rows in self.student.batches():
+            (projected,) = self.teacher.look_ahead([block], (layer,), rows)
+            moments.add(self._inputs(block.input_layernorm, rows), projected[..., : block.self_attn.query_size])
+        solved = moments.solve(queries.flatten(0, 1), self.ridge).reshape(queries.shape)
+        write_heads(self.folded, layer, "q_proj", scale_queries(solved, key_factors))
+        output = read_output(self.weights, layer, self.config.head_dim) @ value_factors
+        write_output(self.folded, layer, output.transpose(0, 1).flatten(1))

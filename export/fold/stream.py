@@ -1,0 +1,99 @@
+"""One model's residual stream over the calibration text, advanced layer by layer.
+
+Only the stream of the current layer exists, in a file that is mapped into memory, so a long text
+costs disk and not memory. Blocks are built from the weights when they are needed and dropped again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from export.model.config import ModelConfig
+from export.model.decoder import Block, pack
+from export.model.dense_attention import DenseAttention
+from plugins.fold_plan import FoldPlan
+
+TOKENS_PER_BATCH = 2048
+
+
+def load_block(config: ModelConfig, plan: FoldPlan, weights: Mapping[str, Tensor], layer: int) -> Block:
+    """The decoder layer `layer` alone, from weights with Hugging Face names."""
+    prefix = f"model.layers.{layer}."
+    own = {"." + name.removeprefix(prefix): weights[name] for name in weights if name.startswith(prefix)}
+    with torch.device("meta"):
+        block = Block(config, plan, layer)
+    block.load_state_dict({name.lstrip("."): tensor for name, tensor in pack(own).items()}, assign=True)
+    return block.requires_grad_(False).eval()
+
+
+class ResidualStream:
+    """Residual stream of N sequences of L tokens through one model.
+
+    Attributes:
+        hidden: float32 [N, L, hidden_size], what the next block adds to.
+        heads: float32 [N, L, heads * head_dim], head outputs of the layer at work.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        plan: FoldPlan,
+        weights: Mapping[str, Tensor],
+        tokens: Tensor,
+        directory: Path,
+    ) -> None:
+        """Embed tokens [N, L]; the mapped files live in `directory`, which must exist."""
+        self.plan = plan
+        self.mixer = DenseAttention(config, plan)
+        self.hidden = _mapped(directory / "hidden", (*tokens.shape, config.hidden_size))
+        heads_size = config.num_attention_heads * config.head_dim
+        self.heads = _mapped(directory / "heads", (*tokens.shape, heads_size))
+        self._keys_values: dict[int, dict[int, tuple[Tensor, Tensor]]] = {}
+        embedding = weights["model.embed_tokens.weight"]
+        for rows in self.batches():
+            self.hidden[rows] = functional.embedding(tokens[rows], embedding)
+            self._keys_values[rows.start] = {}
+
+    def batches(self) -> Iterator[slice]:
+        """Slices of whole sequences, about TOKENS_PER_BATCH tokens each."""
+        count, length, _ = self.hidden.shape
+        step = max(1, TOKENS_PER_BATCH // length)
+        return (slice(start, min(start + step, count)) for start in range(0, count, step))
+
+    def attend(self, block: Block, rows: slice) -> Tensor:
+        """Compute and keep the head outputs of a batch; donors' keys stay until the last consumer."""
+        attention = block.self_attn
+        self.mixer.keys_values = self._keys_values[rows.start]
+        self.heads[rows] = self.mixer(attention, attention.qkv_proj(block.input_layernorm(self.hidden[rows])))
+        donor = self.plan.layers[attention.layer].donor
+        if not any(layer.donor == donor for layer in self.plan.layers[attention.layer + 1 :]):
+            del self.mixer.keys_values[donor]
+        return self.heads[rows]
+
+    def look_ahead(self, blocks: Sequence[Block], layers: Container[int], rows: slice) -> Iterator[Tensor]:
+        """Projections [B, L, q + 2 kv] of those `blocks`, consecutive from here, that are in `layers`."""
+        hidden = self.hidden[rows]
+        self.mixer.keys_values = {}
+        for block, below in zip(blocks, [None, *blocks], strict=False):
+            if below is not None:
+                hidden = below(hidden, self.mixer)
+            if block.self_attn.layer in layers:
+                yield block.self_attn.qkv_proj(block.input_layernorm(hidden))
+
+    def advance(self, block: Block, rows: slice) -> None:
+        """Finish the block on a batch whose head outputs are there."""
+        hidden = self.hidden[rows] + block.self_attn.o_proj(self.heads[rows])
+        self.hidden[rows] = hidden + block.mlp(block.post_attention_layernorm(hidden))
+
+
+def _mapped(path: Path, shape: tuple[int, ...]) -> Tensor:
+    """A float32 tensor whose storage is a file."""
+    size = 1
+    for extent in shape:
+        size *= extent
+    return torch.from_file(str(path), shared=True, size=size, dtype=torch.float32).reshape(shape)
