@@ -15,12 +15,10 @@ constexpr int64_t kMaxInFeatures = 131072;
 constexpr std::size_t kSerialElements = 16384;
 constexpr std::size_t kSerialProducts = 65536;
 constexpr std::size_t kTokensPerChunk = 8;
-// Up to this many tokens the product streams weights from memory: long chunks. Above it, it computes:
-// one panel of blocks, whose weights stay in a core's cache, at a time.
-constexpr std::size_t kStreamTokens = 8;
-constexpr std::size_t kStreamChunkBytes = 65536;
-constexpr std::size_t kChunkMultiple = 4;  // so that 2 and 4 threads finish together
-constexpr std::size_t kPanelBlocks = 3;
+// A chunk is a contiguous piece of the weight, long enough that the kernel's prefetch pays; an even
+// number of them, so that two threads finish together.
+constexpr std::size_t kChunkBytes = 131072;
+constexpr std::size_t kGranuleBlocks = 3;  // a panel of the AVX512 kernel
 
 const Int8Kernel& active_kernel() {
 #if defined(__x86_64__)
@@ -78,23 +76,16 @@ void quantize(const Context& context, const Int8Kernel& kernel, const Int8Quanti
   });
 }
 
-// How many chunks a product of `blocks` weight blocks is cut into.
-std::size_t chunk_count(const Int8Product& product, std::size_t tokens, std::size_t blocks) {
-  const std::size_t bytes = blocks * product.in_blocks * kBlockBytes;
-  if (tokens * bytes <= kSerialProducts) return 1;
-  if (tokens > kStreamTokens) return ceil_div(blocks, kPanelBlocks);
-  return std::min(blocks, ceil_div(ceil_div(bytes, kStreamChunkBytes), kChunkMultiple) * kChunkMultiple);
-}
-
 void multiply(const Context& context, const Int8Kernel& kernel, const Int8Product& product, std::size_t tokens) {
   const std::size_t blocks = ceil_div(product.out_features, kBlockOut);
-  const std::size_t chunks = chunk_count(product, tokens, blocks);
-  const std::size_t granule = tokens > kStreamTokens ? kPanelBlocks : 1;
-  const std::size_t granules = ceil_div(blocks, granule);
+  const std::size_t granules = ceil_div(blocks, kGranuleBlocks);
+  const std::size_t bytes = blocks * product.in_blocks * kBlockBytes;
+  const bool serial = tokens * bytes <= kSerialProducts;
+  const std::size_t chunks = serial ? 1 : std::min(granules, 2 * ceil_div(bytes, 2 * kChunkBytes));
   context.parallel_for(static_cast<int64_t>(chunks), [&](int64_t i) {
     const auto index = static_cast<std::size_t>(i);
-    const std::size_t first = granules * index / chunks * granule;
-    const std::size_t last = std::min(blocks, granules * (index + 1) / chunks * granule);
+    const std::size_t first = granules * index / chunks * kGranuleBlocks;
+    const std::size_t last = std::min(blocks, granules * (index + 1) / chunks * kGranuleBlocks);
     kernel.multiply(product, {0, tokens}, {first, last});
   });
 }

@@ -10,8 +10,7 @@ namespace kvfold {
 namespace {
 
 constexpr int kTileTokens = 8;
-constexpr std::size_t kTileBlocks = 3;     // 8 x 3 accumulators of 32 registers
-constexpr std::size_t kPrefetchBytes = 2048;
+constexpr int kPanelBlocks = 3;  // 8 x 3 accumulators of 32 registers
 
 // Not the intrinsic: GCC 12 then spills the accumulators to memory in every step (3x slower).
 inline __attribute__((always_inline)) void dot(__m512i& sum, __m512i activation, __m512i weight) {
@@ -24,9 +23,10 @@ inline __m512i broadcast4(const std::uint8_t* bytes) {
   return _mm512_set1_epi32(word);
 }
 
-// Tokens x Blocks of 16 outputs, all sums in registers. A single block streams weights from memory.
+// Tokens x Blocks of 16 outputs, all sums in registers, while the weights `ahead` of these by some
+// bytes are on their way from memory.
 template <int Tokens, int Blocks>
-void tile(const Int8Product& p, std::size_t token, std::size_t block) {
+void tile(const Int8Product& p, std::size_t token, std::size_t block, std::size_t ahead) {
   __m512i sum[Tokens][Blocks];
 #pragma GCC unroll 8
   for (int b = 0; b < Blocks; ++b) {
@@ -39,8 +39,11 @@ void tile(const Int8Product& p, std::size_t token, std::size_t block) {
   const std::uint8_t* q = p.q + token * row_bytes;
   const std::int8_t* weight = p.weight + block * block_bytes;
   for (std::size_t k = 0; k < p.in_blocks; ++k, q += kBlockIn, weight += kBlockBytes) {
-    if constexpr (Blocks == 1 && Tokens > 1) {
-      _mm_prefetch(reinterpret_cast<const char*>(weight) + kPrefetchBytes, _MM_HINT_T0);
+    if constexpr (Blocks > 1) {  // a single block is one stream, which the hardware sees by itself
+#pragma GCC unroll 8
+      for (int b = 0; b < Blocks; ++b) {
+        _mm_prefetch(reinterpret_cast<const char*>(weight + b * block_bytes + ahead), _MM_HINT_T1);
+      }
     }
 #pragma GCC unroll 8
     for (int t = 0; t < Tokens; ++t) {
@@ -62,32 +65,33 @@ void tile(const Int8Product& p, std::size_t token, std::size_t block) {
   }
 }
 
-template <int Tokens>
-struct Panel {
-  static void run(const Int8Product& p, std::size_t token, std::size_t block) {
-    tile<Tokens, kTileBlocks>(p, token, block);
+// tile<1>, ..., tile<8> for token counts not known at compile time.
+template <int Blocks, int Tokens = kTileTokens>
+void tile_of(std::size_t tokens, const Int8Product& p, std::size_t token, std::size_t block, std::size_t ahead) {
+  if constexpr (Tokens > 0) {
+    if (tokens == Tokens) return tile<Tokens, Blocks>(p, token, block, ahead);
+    tile_of<Blocks, Tokens - 1>(tokens, p, token, block, ahead);
   }
-};
+}
 
-template <int Tokens>
-struct Stream {
-  static void run(const Int8Product& p, std::size_t token, std::size_t block) { tile<Tokens, 1>(p, token, block); }
-};
+// All tokens over one group of blocks, which stays in the core's cache; meanwhile the next group comes.
+template <int Blocks>
+void group(const Int8Product& p, Range tokens, std::size_t block, bool last) {
+  std::size_t ahead = last ? 0 : Blocks * p.in_blocks * kBlockBytes;
+  for (std::size_t token = tokens.first; token < tokens.last; token += kTileTokens) {
+    const std::size_t rest = tokens.last - token;
+    tile_of<Blocks>(rest < kTileTokens ? rest : kTileTokens, p, token, block, ahead);
+    ahead = 0;
+  }
+}
 
 void multiply(const Int8Product& p, Range tokens, Range blocks) {
-  const bool panels = tokens.last - tokens.first > kTileTokens;
-  for (std::size_t block = blocks.first; block < blocks.last;) {
-    const bool panel = panels && block + kTileBlocks <= blocks.last;
-    for (std::size_t token = tokens.first; token < tokens.last; token += kTileTokens) {
-      const std::size_t rest = tokens.last - token, count = rest < kTileTokens ? rest : kTileTokens;
-      if (panel) {
-        run_tile<Panel, kTileTokens>(p, count, token, block);
-      } else {
-        run_tile<Stream, kTileTokens>(p, count, token, block);
-      }
-    }
-    block += panel ? kTileBlocks : 1;
+  std::size_t block = blocks.first;
+  const bool single_token = tokens.last - tokens.first == 1;
+  for (; !single_token && block + kPanelBlocks <= blocks.last; block += kPanelBlocks) {
+    group<kPanelBlocks>(p, tokens, block, block + 2 * kPanelBlocks > blocks.last);
   }
+  for (; block < blocks.last; ++block) group<1>(p, tokens, block, true);
 }
 
 }  // namespace

@@ -115,14 +115,5 @@ inline void write_block(const Int8Product& p, std::size_t token, std::size_t blo
   }
 }
 
-// Calls tile<1>, ..., tile<MaxTokens> for token counts not known at compile time.
-template <template <int> class Tile, int Tokens>
-inline void run_tile(const Int8Product& p, std::size_t tokens, std::size_t token, std::size_t block) {
-  if constexpr (Tokens > 0) {
-    if (tokens == Tokens) return Tile<Tokens>::run(p, token, block);
-    run_tile<Tile, Tokens - 1>(p, tokens, token, block);
-  }
-}
-
 }  // namespace
 }  // namespace kvfold
