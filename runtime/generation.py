@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 from runtime.config import RuntimeConfig
@@ -72,7 +72,7 @@ class Reply:
         )
 
 
-class Generator:
+class TextGenerator:
     """Drives one scheduler. Synchronous: whoever waits for a reply runs the steps, of all requests."""
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer, config: RuntimeConfig) -> None:
@@ -106,18 +106,18 @@ class Generator:
             self._cancel(replies)
         return [reply.completion() for reply in replies]
 
-    def stream(self, reply: Reply) -> Iterator[TextChunk]:
+    def stream(self, reply: Reply) -> Generator[TextChunk, None, None]:
         """Run a reply piece by piece; it is cancelled when the iterator is closed or dropped."""
         try:
             self.scheduler.submit(reply.request)
             while not reply.finished:
                 self.scheduler.step()
                 text = reply.detokenizer.take()
-                if text and not reply.finished:
+                if text:
                     yield TextChunk(text)
-                elif reply.finished:
-                    completion = reply.completion()
-                    yield TextChunk(text + reply.detokenizer.take(), completion)
+            # Also reached when somebody else's step finished the reply between two pieces.
+            completion = reply.completion()
+            yield TextChunk(reply.detokenizer.take(), completion)
         finally:
             self._cancel([reply])
 

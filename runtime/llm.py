@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ import numpy as np
 from plugins.errors import RequestError
 from runtime.config import RuntimeConfig, pages_for
 from runtime.engine.protocol import Engine
-from runtime.generation import Completion, Generator, TextChunk
+from runtime.generation import Completion, TextChunk, TextGenerator
 from runtime.metrics import Metrics, PoolUsage
 from runtime.sampling import SamplingParams
 from runtime.scheduler.request import Prompt
@@ -37,7 +37,7 @@ class LLM:
         """Over an engine that nobody else uses; `LLM.load` is the usual way."""
         self.config = config or RuntimeConfig()
         self._engine = engine
-        self._generator = Generator(engine, tokenizer, self.config)
+        self._generator = TextGenerator(engine, tokenizer, self.config)
 
     @classmethod
     def load(cls, bundle: str | Path, config: RuntimeConfig | None = None) -> LLM:
@@ -90,7 +90,9 @@ class LLM:
             ]
         )
 
-    def stream(self, prompt: TextOrTokens, params: SamplingParams | None = None) -> Iterator[TextChunk]:
+    def stream(
+        self, prompt: TextOrTokens, params: SamplingParams | None = None
+    ) -> Generator[TextChunk, None, None]:
         """Complete one prompt piece by piece; errors as for `generate`, before the first piece."""
         return self._generator.stream(
             self._generator.prepare(self._prompt(prompt), params or SamplingParams())
@@ -113,7 +115,7 @@ class LLM:
         return Session(self, system)
 
     @property
-    def generator(self) -> Generator:
+    def generator(self) -> TextGenerator:
         """What runs the requests; sessions use it."""
         return self._generator
 

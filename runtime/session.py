@@ -8,7 +8,8 @@ memory pressure) it looks in the radix tree instead, and the metrics say so.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -57,7 +58,7 @@ class Session:
                 return chunk.completion
         raise AssertionError("a stream ends with its completion")
 
-    def stream(self, text: str, params: SamplingParams | None = None) -> Iterator[TextChunk]:
+    def stream(self, text: str, params: SamplingParams | None = None) -> Generator[TextChunk, None, None]:
         """Say something and get the reply piece by piece; dropping the iterator undoes the turn.
 
         Raises:
@@ -103,18 +104,26 @@ class Session:
         self._generator.scheduler.metrics.rematched_turns += 1
         return prompt
 
-    def _run(self, reply: Reply, message: Message, rendered: str) -> Iterator[TextChunk]:
+    def _run(self, reply: Reply, message: Message, rendered: str) -> Generator[TextChunk, None, None]:
         self._check_open()
         if reply.request.kept is not self._kept:
             raise RequestError("the conversation went on after this turn was made; call stream again")
         self._busy = True
+        finished = False
         try:
-            for chunk in self._generator.stream(reply):
-                if chunk.completion is not None:
-                    self._finish(reply, chunk.completion, message, rendered)
-                yield chunk
+            with closing(self._generator.stream(reply)) as chunks:
+                for chunk in chunks:
+                    if chunk.completion is not None:
+                        self._finish(reply, chunk.completion, message, rendered)
+                        finished = True
+                    yield chunk
         finally:
             self._busy = False
+            sequence = reply.request.sequence
+            if sequence is not None and not finished:
+                self._generator.scheduler.discard(sequence)  # it ended, but nobody took the completion
+            if self._closed:
+                self._drop()
 
     def _finish(self, reply: Reply, completion: Completion, message: Message, rendered: str) -> None:
         """Remember the turn, its exact tokens, and the sequence that holds them."""

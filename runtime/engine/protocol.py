@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from plugins.fold_plan import FoldPlan
+if TYPE_CHECKING:  # a type only; pydantic would double the import time of `runtime`
+    from plugins.fold_plan import FoldPlan
 
 
 @dataclass(frozen=True)

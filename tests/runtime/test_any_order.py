@@ -1,0 +1,153 @@
+"""Any sequence of submit, step, cancel, evict and session turns conserves pages and tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import numpy as np
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
+
+from runtime.generation import Completion, Reply, TextChunk
+from runtime.llm import LLM
+from runtime.sampling import SamplingParams
+from runtime.scheduler.request import Prompt
+from runtime.session import Session
+from tests.runtime.byte_tokenizer import VOCAB
+from tests.runtime.harness import PLANS, check, in_use, make_llm, make_prompts
+from tests.runtime.synthetic_engine import expected_tokens
+
+PROMPTS = make_prompts(seed=1)
+
+
+class Operations(RuleBasedStateMachine):
+    """A small pool, so that queueing, eviction, preemption and reclaiming all happen."""
+
+    sessions = Bundle("sessions")
+
+    @initialize(
+        name=st.sampled_from(sorted(PLANS)), batched=st.sampled_from([4, 16, 40]), pages=st.integers(15, 24)
+    )
+    def start(self, name: str, batched: int, pages: int) -> None:
+        self.plan = PLANS[name]
+        self.llm: LLM
+        self.llm, _ = make_llm(self.plan, pages=pages, batched=batched, seqs=3, context=220)
+        self.replies: list[Reply] = []
+        self.open: list[Session] = []
+        self.turns: list[tuple[Session, Generator[TextChunk, None, None]]] = []
+
+    @rule(
+        prompts=st.lists(st.sampled_from(PROMPTS), min_size=1, max_size=5),
+        cut=st.sampled_from([0, 0, 1, 16, 40]),
+        count=st.integers(1, 80),
+        shared=st.integers(0, 99),
+    )
+    def submit(self, prompts: list[list[int]], cut: int, count: int, shared: int) -> None:
+        for prompt in prompts:
+            ids = prompt[: max(1, len(prompt) - cut)]
+            checked = Prompt(np.asarray(ids), shared_length=min(shared, len(ids)))
+            reply = self.llm.generator.prepare(checked, SamplingParams(max_tokens=count))
+            self.llm.generator.scheduler.submit(reply.request)
+            self.replies.append(reply)
+
+    @rule(steps=st.integers(1, 40))
+    def step(self, steps: int) -> None:
+        for _ in range(steps):
+            self.llm.generator.scheduler.step()
+        self._check_finished()
+
+    @rule(which=st.integers(0, 9))
+    def cancel(self, which: int) -> None:
+        if self.replies:
+            self.llm.generator.scheduler.cancel(self.replies[which % len(self.replies)].request)
+
+    @rule(count=st.integers(1, 30))
+    def evict(self, count: int) -> None:
+        memory = self.llm.generator.scheduler.memory
+        for group, pool in enumerate(memory.pools):
+            wanted = min(count, pool.num_idle)
+            free = pool.num_free
+            memory.tree.evict(group, wanted)
+            assert pool.num_free >= free + wanted
+
+    @rule(target=sessions)
+    def open_session(self) -> Session:
+        session = self.llm.session("Be brief.")
+        self.open.append(session)
+        return session
+
+    @rule(session=sessions, text=st.sampled_from(["Hi", "And then? " * 3]), count=st.integers(1, 9))
+    def begin_turn(self, session: Session, text: str, count: int) -> None:
+        if self._is_free(session) and len(session.messages) < 5:
+            self.turns.append((session, session.stream(text, SamplingParams(max_tokens=count))))
+
+    @rule(session=sessions, count=st.integers(1, 9))
+    def whole_turns(self, session: Session, count: int) -> None:
+        while self._is_free(session) and len(session.messages) < 5:
+            self._check_turn(session, session.send("Go on.", SamplingParams(max_tokens=count)))
+
+    @rule(which=st.integers(0, 9), pieces=st.sampled_from([0, 1, 3, 99]))
+    def advance_turn(self, which: int, pieces: int) -> None:
+        """Take a turn's next pieces; none drops it."""
+        if not self.turns:
+            return
+        session, chunks = self.turns[which % len(self.turns)]
+        chunk = None
+        for _ in range(pieces):
+            chunk = next(chunks)
+            if chunk.completion is not None:
+                break
+        if not pieces or (chunk is not None and chunk.completion is not None):
+            chunks.close()
+            self.turns.remove((session, chunks))
+        if chunk is not None and chunk.completion is not None:
+            self._check_turn(session, chunk.completion)
+        self._check_finished()
+
+    @rule(session=sessions)
+    def close_session(self, session: Session) -> None:
+        if self._is_free(session):
+            session.close()
+            self.open.remove(session)
+
+    @invariant()
+    def pages_are_conserved(self) -> None:
+        if hasattr(self, "llm"):
+            check(self.llm)
+
+    def _is_free(self, session: Session) -> bool:
+        return session in self.open and not any(session is other for other, _ in self.turns)
+
+    def _check_turn(self, session: Session, completion: Completion) -> None:
+        reply = completion.token_ids
+        prompt = session._known.token_ids[: -len(reply)]
+        assert reply == expected_tokens(self.plan, prompt, len(reply), VOCAB)
+
+    def _check_finished(self) -> None:
+        for reply in self.replies:
+            if reply.request.finish_reason == "length":
+                request = reply.request
+                prompt = request.tokens[: request.prompt_length].tolist()
+                expected = expected_tokens(self.plan, prompt, request.num_completion_tokens, VOCAB)
+                assert request.completion_ids == expected
+        self.replies = [reply for reply in self.replies if not reply.finished]
+
+    def teardown(self) -> None:
+        if not hasattr(self, "llm"):
+            return
+        for _, chunks in self.turns:
+            chunks.close()
+        while self.llm.generator.scheduler.has_work:
+            self.llm.generator.scheduler.step()
+        self._check_finished()
+        for session in self.open:
+            session.close()
+        check(self.llm)
+        assert in_use(self.llm) == 0
+
+
+TestAnyOrder = Operations.TestCase
+TestAnyOrder.settings = settings(
+    max_examples=25, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+)
