@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 from export.graph.lower import lower_for_cpu
+from export.quantize import Quantization
 from pipeline.workspace import Workspace
 from runtime.bundle import CONFIG, FOLD_PLAN, ONNX_MODEL, QUANTIZATION, SCALES, WEIGHTS, hash_file
 from runtime.engine.config import EngineConfig
@@ -20,8 +20,8 @@ def build_cpu(workspace: Workspace, directory: Path) -> None:
         TargetError: the plan stores a cache in a type that the CPU kernels do not read.
     """
     root = workspace.root
-    precision = json.loads((root / QUANTIZATION).read_text())
-    passes = lower_for_cpu(root / ONNX_MODEL, directory, workspace.plan, precision)
+    quantization = Quantization.model_validate_json((root / QUANTIZATION).read_bytes())
+    passes = lower_for_cpu(root / ONNX_MODEL, directory, workspace.plan, quantization.precision)
     digests = [hash_file(root / name) for name in (CONFIG, FOLD_PLAN, WEIGHTS, SCALES, QUANTIZATION)]
     EngineConfig(
         target="cpu",

@@ -6,7 +6,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.kv_bytes import bytes_per_token, format_bytes, kv_bytes
+from pipeline.kv_bytes import kv_bytes
+from pipeline.tables import kv_bytes_table
 from plugins.fold_plan import FoldPlan
 from plugins.plan_presets import AttentionShape
 
@@ -16,15 +17,15 @@ HORIZON_WIDTH = 16
 
 def draw_plan(plan: FoldPlan, shape: AttentionShape) -> Group:
     """The whole drawing: layers, then totals."""
-    groups = ", ".join(f"{group.name} {len(group.banks)}" for group in plan.groups)
-    title = f"\nKV cache of one sequence: {len(plan.banks)} banks for {len(plan.layers)} layers ({groups})"
-    return Group(_layers(plan), Text(title, style="bold"), _totals(plan, shape))
+    groups = ", ".join(f"{len(group.banks)} {group.name}" for group in plan.groups)
+    banks = f"\n{len(plan.layers)} layers keep {len(plan.banks)} KV banks: {groups}"
+    return Group(_layers(plan), banks, kv_bytes_table(kv_bytes(plan, shape)))
 
 
 def _layers(plan: FoldPlan) -> Table:
     longest = max((layer.sliding_window or 0) for layer in plan.layers)
     table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("layer", justify="right")
+    table.add_column("layer", justify="right", no_wrap=True)
     for name in ("sees", "window", "KV from", "bank", "heads", "dtype", "bytes/token"):
         table.add_column(name, no_wrap=True, justify="right" if name == "bytes/token" else "left")
     banks = {bank.layer: number for number, bank in enumerate(plan.banks)}
@@ -58,23 +59,3 @@ def _horizon(window: int | None, sinks: int) -> str:
     if window is None:
         return "global"
     return f"{window}" + (f" + {sinks} sinks" if sinks else "")
-
-
-def _totals(plan: FoldPlan, shape: AttentionShape) -> Table:
-    before = shape.kv_bytes(1)
-    table = Table(
-        box=None,
-        pad_edge=False,
-    )
-    for name in ("context", "original (bf16)", "folded", "smaller"):
-        table.add_column(name, justify="right")
-    after = bytes_per_token(plan)
-    table.add_row("new token", format_bytes(before), format_bytes(after), f"{before / after:.1f} x")
-    for row in kv_bytes(plan, shape):
-        table.add_row(
-            f"{row.context_length:,}",
-            format_bytes(row.original),
-            format_bytes(row.folded),
-            Text(f"{row.reduction:.1f} x", style="bold green" if row.reduction > 1 else "bold red"),
-        )
-    return table

@@ -15,7 +15,7 @@ class KvBytes:
     """Resident KV bytes of one sequence.
 
     Attributes:
-        context_length: tokens of the sequence.
+        context_length: tokens of the sequence; 1 stands for what one new token writes.
         original: bytes of the unfolded model's bf16 cache.
         folded: bytes of the plan's caches, whole pages counted.
     """
@@ -30,16 +30,14 @@ class KvBytes:
         return self.original / self.folded
 
 
-def kv_bytes(
-    plan: FoldPlan, shape: AttentionShape, context_lengths: tuple[int, ...] = CONTEXT_LENGTHS
-) -> list[KvBytes]:
-    """KV bytes at several context lengths: a window saves nothing below its own length, so one "x" would lie."""
-    return [KvBytes(length, shape.kv_bytes(length), plan.kv_bytes(length)) for length in context_lengths]
+def kv_bytes(plan: FoldPlan, shape: AttentionShape) -> tuple[KvBytes, ...]:
+    """What one new token writes (context length 1), then whole contexts.
 
-
-def bytes_per_token(plan: FoldPlan) -> int:
-    """Bytes that one new token writes, all banks together."""
-    return sum(group.bytes_per_token for group in plan.groups)
+    Several lengths, as one "x" would hide that a window saves only beyond itself.
+    """
+    written = sum(group.bytes_per_token for group in plan.groups)
+    contexts = (KvBytes(length, shape.kv_bytes(length), plan.kv_bytes(length)) for length in CONTEXT_LENGTHS)
+    return (KvBytes(1, shape.kv_bytes(1), written), *contexts)
 
 
 def format_bytes(count: float) -> str:

@@ -12,14 +12,15 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic import ValidationError as PydanticValidationError
 
+from export.fold import FoldSettings
 from export.quantize.settings import QuantizeSettings
 from pipeline.recipe_errors import describe_recipe_errors
+from pipeline.recipe_files import SHIPPED, find_recipe
 from pipeline.targets import TARGETS
 from plugins.errors import PlanError, RecipeError
 from plugins.fold_plan import FoldPlan, LayerPlan, describe_errors
 from plugins.plan_presets import AttentionShape, Preset, build_plan
 
-SHIPPED = Path(__file__).parent / "recipes"
 DEMO_MODEL = "demo"
 GENERATE = "generate"
 
@@ -120,6 +121,7 @@ class Recipe(Section):
         model: the checkpoint.
         plan: a preset with its dials, or a plan written by hand.
         calibration: text that folding and int8 scales are computed from.
+        fold: dials of the closed-form fold.
         quantize: int8 weights and scales.
         target: the engine to build, one of `pipeline.targets.TARGETS`.
         validate_on: text and thresholds of `kvfold validate`; `validate` in the file.
@@ -131,6 +133,7 @@ class Recipe(Section):
     model: ModelSection
     plan: PlanSection
     calibration: TextSection = TextSection()
+    fold: FoldSettings = FoldSettings()
     quantize: QuantizeSettings = QuantizeSettings()
     target: str = "cpu"
     validate_on: ValidateSection = Field(default=ValidateSection(), alias="validate")
@@ -163,29 +166,6 @@ class Recipe(Section):
             )
         except PydanticValidationError as error:
             raise PlanError(describe_errors(f"recipe {self.name}: plan", error)) from error
-
-
-def shipped_recipes() -> list[str]:
-    """Names of the recipes that come with kvfold."""
-    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
-
-
-def find_recipe(name: str) -> Path:
-    """The file of a recipe given by path or by shipped name.
-
-    Raises:
-        RecipeError: there is neither.
-    """
-    path = Path(name)
-    if path.is_file():
-        return path
-    shipped = SHIPPED / f"{name}.yaml"
-    if shipped.is_file():
-        return shipped
-    raise RecipeError(
-        f"there is no recipe {name!r}: give the path of a YAML file, or one of the shipped recipes "
-        f"{', '.join(shipped_recipes())}"
-    )
 
 
 def load_recipe(name: str) -> Recipe:

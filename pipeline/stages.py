@@ -8,7 +8,14 @@ from pathlib import Path
 
 from pipeline.recipe import GENERATE, Recipe, TextSection
 from pipeline.stage import Stage
-from pipeline.workspace import Workspace
+from pipeline.workspace import (
+    CALIBRATION_TOKENS,
+    FOLD_ERRORS,
+    FOLDED_WEIGHTS,
+    HELDOUT_TOKENS,
+    SOURCE,
+    Workspace,
+)
 from runtime.bundle import (
     CONFIG,
     FOLD_PLAN,
@@ -19,8 +26,6 @@ from runtime.bundle import (
 )
 
 Progress = Callable[[float], None]
-SOURCE = "source.json"
-FOLDED_WEIGHTS = "work/folded.safetensors"
 
 
 def _describe_source(recipe: Recipe) -> object:
@@ -34,10 +39,10 @@ def _describe_source(recipe: Recipe) -> object:
     return [recipe.model.source, stats]
 
 
-def _fingerprint_text(section: TextSection, exclude: set[str] | None = None) -> object:
-    """A text section and the content of its file."""
+def _fingerprint_text(section: TextSection) -> object:
+    """Which text a section asks for: its settings and the content of its file."""
     content = None if section.source == GENERATE else hash_file(Path(section.source))
-    return [section.model_dump(mode="json", exclude=exclude), content]
+    return [section.source, content, section.tokens, section.sequence_length, section.seed]
 
 
 def _run_checkpoint(workspace: Workspace, output: Path, progress: Progress) -> None:
@@ -47,6 +52,27 @@ def _run_checkpoint(workspace: Workspace, output: Path, progress: Progress) -> N
     checkpoint.tokenizer.save(output)
 
 
+def _run_calibration(workspace: Workspace, output: Path, progress: Progress) -> None:
+    _write_tokens(workspace, workspace.recipe.calibration, output / CALIBRATION_TOKENS)
+
+
+def _run_heldout(workspace: Workspace, output: Path, progress: Progress) -> None:
+    _write_tokens(workspace, workspace.recipe.validate_on, output / HELDOUT_TOKENS)
+
+
+def _write_tokens(workspace: Workspace, section: TextSection, path: Path) -> None:
+    """Token sequences int64 [N, sequence_length], kept because the model may have to write them."""
+    from safetensors.torch import save_file
+
+    from export.calibration import calibration_tokens
+
+    tokens = calibration_tokens(
+        section.source, workspace.checkpoint, section.tokens, section.sequence_length, section.seed
+    )
+    path.parent.mkdir()
+    save_file({"tokens": tokens.contiguous()}, path)
+
+
 def _run_fold(workspace: Workspace, output: Path, progress: Progress) -> None:
     from safetensors.torch import save_file
 
@@ -54,11 +80,12 @@ def _run_fold(workspace: Workspace, output: Path, progress: Progress) -> None:
 
     checkpoint = workspace.checkpoint
     plan = workspace.recipe.build_plan(checkpoint.config.attention_shape)
-    tokens = workspace.tokens(workspace.recipe.calibration)
-    weights = fold_weights(checkpoint.config, checkpoint.weights, plan, tokens)
+    tokens = workspace.tensors(CALIBRATION_TOKENS)["tokens"]
+    folded = fold_weights(checkpoint.config, checkpoint.weights, plan, tokens, workspace.recipe.fold)
     (output / FOLD_PLAN).write_text(plan.model_dump_json(indent=2) + "\n")
-    (output / FOLDED_WEIGHTS).parent.mkdir()
-    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, output / FOLDED_WEIGHTS)
+    (output / FOLD_ERRORS).parent.mkdir()
+    (output / FOLD_ERRORS).write_text(json.dumps(folded.errors) + "\n")
+    save_file({name: weight.contiguous() for name, weight in folded.weights.items()}, output / FOLDED_WEIGHTS)
 
 
 def _run_quantize(workspace: Workspace, output: Path, progress: Progress) -> None:
@@ -66,7 +93,7 @@ def _run_quantize(workspace: Workspace, output: Path, progress: Progress) -> Non
 
     from export.quantize import calibrate
 
-    tokens = workspace.tokens(workspace.recipe.calibration)
+    tokens = workspace.tensors(CALIBRATION_TOKENS)["tokens"]
     folded = workspace.tensors(FOLDED_WEIGHTS)
     calibrated = calibrate(workspace.config, folded, workspace.plan, tokens, workspace.recipe.quantize)
     save_file(dict(calibrated.weights), output / WEIGHTS)
@@ -115,31 +142,27 @@ STAGES = (
         run=_run_checkpoint,
     ),
     Stage(
+        name="calibration",
+        doing="preparing calibration text",
+        needs=("checkpoint",),
+        settings=lambda recipe: _fingerprint_text(recipe.calibration),
+        code=("export/calibration", "export/checkpoint", *_MODEL_CODE),
+        run=_run_calibration,
+    ),
+    Stage(
         name="fold",
         doing="folding heads and layers",
-        needs=("checkpoint",),
-        settings=lambda recipe: [
-            recipe.plan.model_dump(mode="json"),
-            _fingerprint_text(recipe.calibration),
-        ],
-        code=(
-            "export/fold",
-            "export/calibration",
-            "export/checkpoint",
-            "plugins/plan_presets.py",
-            *_MODEL_CODE,
-        ),
+        needs=("checkpoint", "calibration"),
+        settings=lambda recipe: [recipe.plan.model_dump(mode="json"), recipe.fold.model_dump(mode="json")],
+        code=("export/fold", "export/checkpoint", "plugins/plan_presets.py", *_MODEL_CODE),
         run=_run_fold,
     ),
     Stage(
         name="quantize",
         doing="calibrating int8",
-        needs=("checkpoint", "fold"),
-        settings=lambda recipe: [
-            _fingerprint_text(recipe.calibration),
-            recipe.quantize.model_dump(mode="json"),
-        ],
-        code=("export/quantize", "export/calibration", *_MODEL_CODE),
+        needs=("checkpoint", "calibration", "fold"),
+        settings=lambda recipe: recipe.quantize.model_dump(mode="json"),
+        code=("export/quantize", *_MODEL_CODE),
         run=_run_quantize,
     ),
     Stage(
@@ -165,11 +188,19 @@ STAGES = (
         run=_run_build,
     ),
     Stage(
+        name="heldout",
+        doing="preparing held-out text",
+        needs=("checkpoint",),
+        settings=lambda recipe: _fingerprint_text(recipe.validate_on),
+        code=("export/calibration", "export/checkpoint", *_MODEL_CODE),
+        run=_run_heldout,
+    ),
+    Stage(
         name="validate",
         doing="comparing original, folded and engine",
-        needs=("checkpoint", "fold", "quantize", "build"),
-        settings=lambda recipe: _fingerprint_text(recipe.validate_on, exclude={"thresholds"}),
-        code=("pipeline/validate", "export/calibration", *_MODEL_CODE, *_RUNTIME_CODE),
+        needs=("checkpoint", "fold", "quantize", "build", "heldout"),
+        settings=lambda recipe: recipe.validate_on.prefill_chunk,
+        code=("pipeline/validate", *_MODEL_CODE, *_RUNTIME_CODE),
         run=_run_validate,
     ),
     Stage(

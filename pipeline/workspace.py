@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.recipe import DEMO_MODEL, Recipe, TextSection
+from pipeline.recipe import DEMO_MODEL, Recipe
 from plugins.fold_plan import FoldPlan
 from runtime.bundle import CONFIG, FOLD_PLAN
 
@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from export.checkpoint import Checkpoint
     from export.model.config import ModelConfig
 
+# Files that stages hand to each other; no engine needs them.
+SOURCE = "source.json"
+CALIBRATION_TOKENS = "work/calibration.safetensors"
+HELDOUT_TOKENS = "work/heldout.safetensors"
+FOLDED_WEIGHTS = "work/folded.safetensors"
+FOLD_ERRORS = "work/fold_errors.json"
 MODEL_CACHE = Path.home() / ".cache" / "kvfold"
 
 
@@ -45,14 +51,6 @@ class Workspace:
     def plan(self) -> FoldPlan:
         """The FoldPlan, from the bundle."""
         return FoldPlan.parse((self.root / FOLD_PLAN).read_bytes())
-
-    def tokens(self, section: TextSection) -> Tensor:
-        """Token sequences int64 [N, sequence_length] of a recipe's text section; raises CalibrationError."""
-        from export.calibration import calibration_tokens
-
-        return calibration_tokens(
-            section.source, self.checkpoint, section.tokens, section.sequence_length, section.seed
-        )
 
     def tensors(self, name: str) -> Mapping[str, Tensor]:
         """The tensors of one of the bundle's safetensors files."""

@@ -53,7 +53,7 @@ class StageRecord(BaseModel):
     Attributes:
         hash: of everything that decides the stage's result; another hash means it must run again.
         files: what it wrote, by path inside the bundle.
-        seconds: how long it took; the next run's progress estimates from it.
+        seconds: how long it took.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -64,13 +64,20 @@ class StageRecord(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What a bundle holds: the finished stages in order, and the tools that made them."""
+    """What a bundle holds: the finished stages, and the tools that made them.
+
+    Attributes:
+        tools: versions of the packages that took part.
+        stages: finished stages whose files belong together.
+        seconds: how long each stage last took, kept when its record goes; progress estimates from it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kvfold_version: str
     tools: dict[str, str] = Field(default_factory=dict)
     stages: dict[str, StageRecord] = Field(default_factory=dict)
+    seconds: dict[str, float] = Field(default_factory=dict)
 
     @property
     def files(self) -> dict[str, FileRecord]:

@@ -1,4 +1,4 @@
-"""What the commands share: RECIPE, --output, and running stages up to one of them."""
+"""What the commands share: the RECIPE argument and --output."""
 
 from __future__ import annotations
 
@@ -8,20 +8,11 @@ from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
-from rich.console import Console
 
-from pipeline.progress import stage_display
-from pipeline.recipe import Recipe, load_recipe, shipped_recipes
-from pipeline.run_stages import StageOutcome, run_stages
-from pipeline.stages import STAGES, TARGET_NEUTRAL
-from pipeline.targets import TARGETS
-from plugins.errors import TargetError
-
-DEFAULT_RECIPE = "demo"
-BUNDLES = Path("bundles")
+from pipeline.recipe_files import BUNDLES, DEFAULT_RECIPE, find_recipe, shipped_recipes
 
 
-class RecipeType(click.ParamType):
+class RecipeType(click.ParamType[str]):
     """A recipe's path or shipped name; the shell completes both."""
 
     name = "recipe"
@@ -49,31 +40,6 @@ def output_option(function: Callable[..., Any]) -> Callable[..., Any]:
     )(function)
 
 
-def bundle_path(recipe: Recipe, output: Path | None) -> Path:
-    """Where a recipe's bundle is."""
-    return output or BUNDLES / recipe.name
-
-
-def _check_target(name: str) -> None:
-    why_not = TARGETS[name].why_not()
-    if why_not is not None:
-        raise TargetError(f"target {name} cannot be built here: {why_not}")
-
-
-def bring_up_to_date(
-    name: str, output: Path | None, until: str | None, console: Console
-) -> tuple[Recipe, Path, list[StageOutcome]]:
-    """Load a recipe and run its stages up to `until`.
-
-    Raises:
-        TargetError: the recipe's target cannot be built here; raised before any work starts.
-        KvfoldError: whatever the recipe or a stage raises.
-    """
-    recipe = load_recipe(name)
-    if until not in TARGET_NEUTRAL:
-        _check_target(recipe.target)
-    root = bundle_path(recipe, output)
-    console.print(f"[bold]{recipe.name}[/] -> {root}")
-    with stage_display(console) as display:
-        outcomes = run_stages(recipe, root, STAGES, display, until)
-    return recipe, root, outcomes
+def bundle_path(recipe: str, output: Path | None) -> Path:
+    """Where a recipe's bundle is; raises RecipeError where there is no such recipe."""
+    return output or BUNDLES / find_recipe(recipe).stem

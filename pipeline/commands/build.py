@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from rich.console import Console
+from rich import get_console
 
-from pipeline.commands.arguments import bring_up_to_date, output_option, recipe_argument
+from pipeline.commands.arguments import bundle_path, output_option, recipe_argument
 
 
 @click.command("build")
@@ -21,6 +21,8 @@ def command(recipe: str, output: Path | None) -> None:
       kvfold build            the demo recipe
       kvfold build identity   nothing folded: the baseline to compare with
     """
-    console = Console()
-    _, root, _ = bring_up_to_date(recipe, output, "build", console)
-    console.print(f"Built in {root}. Next: kvfold run {recipe}")
+    from pipeline.bring_up_to_date import bring_up_to_date
+
+    root = bundle_path(recipe, output)
+    bring_up_to_date(recipe, root, until="build")
+    get_console().print(f"Built in {root}. Next: kvfold run {recipe}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import click
-from rich.console import Console
+from rich import get_console
 from rich.table import Table
 from rich.text import Text
 
@@ -52,7 +52,7 @@ def command() -> None:
       kvfold doctor
     """
     findings = [check() for check in CHECKS] + _check_targets()
-    Console().print(_table(findings))
+    get_console().print(_table(findings))
     if any(finding.status == "problem" for finding in findings):
         raise click.exceptions.Exit(2)
 

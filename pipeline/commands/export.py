@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from rich.console import Console
+from rich import get_console
 
-from pipeline.commands.arguments import bring_up_to_date, output_option, recipe_argument
+from pipeline.commands.arguments import bundle_path, output_option, recipe_argument
 
 
 @click.command("export")
@@ -22,6 +22,8 @@ def command(recipe: str, output: Path | None) -> None:
       kvfold export mqa                   a shipped recipe
       kvfold export my.yaml -o /tmp/mine  your own recipe, into a folder of your choice
     """
-    console = Console()
-    _, root, _ = bring_up_to_date(recipe, output, "onnx", console)
-    console.print(f"Exported to {root}. Next: kvfold build {recipe}")
+    from pipeline.bring_up_to_date import bring_up_to_date
+
+    root = bundle_path(recipe, output)
+    bring_up_to_date(recipe, root, until="onnx")
+    get_console().print(f"Exported to {root}. Next: kvfold build {recipe}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from rich.console import Console
+from rich import get_console
 
 from pipeline.commands.arguments import recipe_argument
 from pipeline.draw_plan import draw_plan
@@ -24,7 +24,7 @@ def command(recipe: str) -> None:
       kvfold inspect bundles/demo   what a bundle holds
     """
     plan, shape = _read_bundle(Path(recipe)) if Path(recipe).is_dir() else _read_recipe(recipe)
-    Console().print(draw_plan(plan, shape))
+    get_console().print(draw_plan(plan, shape))
 
 
 def _read_bundle(root: Path) -> tuple[FoldPlan, AttentionShape]:

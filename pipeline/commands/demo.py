@@ -1,0 +1,59 @@
+"""`kvfold demo`: every stage, then a conversation and all numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich import get_console
+
+from pipeline.commands.arguments import bundle_path, output_option, recipe_argument
+from pipeline.commands.run import stream_turn
+from runtime import LLM, SamplingParams
+
+# Three turns on one subject: each leans on the one before, so the cache has something to give.
+SYSTEM = "You are a friendly teacher. Answer in two or three short sentences."
+QUESTIONS = (
+    "Why is the sky blue?",
+    "And why is it red in the evening?",
+    "Which of the two colors has the longer wavelength?",
+)
+MAX_TOKENS = 96
+
+
+@click.command("demo")
+@recipe_argument
+@output_option
+def command(recipe: str, output: Path | None) -> None:
+    """Run every stage of RECIPE, hold a three-turn conversation, print what folding did.
+
+    A second run skips the stages that did not change. Exit code 1 when a threshold is missed.
+
+    \b
+    Examples:
+      kvfold demo             SmolLM2-135M-Instruct, five layers of six see 1,024 tokens, int8 KV
+      kvfold demo identity    the same model, nothing folded
+    """
+    from pipeline.bring_up_to_date import bring_up_to_date
+    from pipeline.report.results import read_results, require_passed
+    from pipeline.tables import kv_bytes_table, quality_table, turns_table, verdict_table
+
+    root = bundle_path(recipe, output)
+    bring_up_to_date(recipe, root)
+    results = read_results(root)
+    console = get_console()
+    console.print()
+    params = SamplingParams(max_tokens=MAX_TOKENS)
+    with LLM.load(root).session(SYSTEM) as session:
+        turns = []
+        for question in QUESTIONS:
+            console.print(f"[bold cyan]> {question}[/]", highlight=False)
+            turns.append(stream_turn(session, question, params, console))
+    console.print(
+        turns_table(turns),
+        kv_bytes_table(results.kv_bytes),
+        quality_table(results.measurements),
+        verdict_table(results.verdicts),
+    )
+    console.print(f"\nReport: {root / 'report' / 'index.html'}    Chat: kvfold run {recipe}")
+    require_passed(results)

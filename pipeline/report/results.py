@@ -1,0 +1,57 @@
+"""`report/results.json`: everything measured of a bundle, and missed thresholds as an error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from export.quantize import Quantization
+from pipeline.kv_bytes import KvBytes
+from pipeline.validate.results import Measurements, Verdict
+from plugins.errors import ValidationError
+from plugins.fold_plan import FoldPlan
+from plugins.plan_presets import AttentionShape
+from runtime.bundle import open_bundle
+
+RESULTS = "report/results.json"
+
+
+class Results(BaseModel):
+    """`report/results.json`: everything the report page shows, for other programs to read."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    recipe: str
+    plan: FoldPlan
+    shape: AttentionShape
+    kv_bytes: tuple[KvBytes, ...]
+    measurements: Measurements
+    verdicts: tuple[Verdict, ...]
+    fold_errors: dict[int, float]
+    quantization: Quantization
+    tools: dict[str, str]
+
+
+def read_results(root: Path) -> Results:
+    """The results of a bundle; raises BundleError where it is not validated yet."""
+    return Results.model_validate_json(open_bundle(root).file(RESULTS).read_bytes())
+
+
+def require_passed(results: Results) -> None:
+    """Raise ValidationError that names every missed threshold."""
+    missed = [verdict for verdict in results.verdicts if not verdict.passed]
+    if missed:
+        lines = [
+            f"  {v.threshold}: {v.meaning} is {v.measured:.4g}, the recipe demands {v.limit:g}"
+            for v in missed
+        ]
+        raise ValidationError(
+            "\n".join(
+                [
+                    f"recipe {results.recipe} missed {len(missed)} of {len(results.verdicts)} thresholds:",
+                    *lines,
+                ]
+            )
+            + "\nfold less, calibrate on more text, or change validate.thresholds knowingly"
+        )

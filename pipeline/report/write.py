@@ -1,0 +1,38 @@
+"""Write the report: collect the bundle's measurements, judge them, render the page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from export.quantize import Quantization
+from pipeline.kv_bytes import kv_bytes
+from pipeline.report.page import render_page
+from pipeline.report.results import RESULTS, Results
+from pipeline.run_stages import tool_versions
+from pipeline.validate.results import MEASUREMENTS, Measurements, judge
+from pipeline.workspace import FOLD_ERRORS, Workspace
+from runtime.bundle import QUANTIZATION
+
+PAGE = "report/index.html"
+
+
+def write_report(workspace: Workspace, output: Path) -> None:
+    """Write `report/results.json` and `report/index.html` into `output`."""
+    root, recipe = workspace.root, workspace.recipe
+    measurements = Measurements.model_validate_json((root / MEASUREMENTS).read_bytes())
+    shape = workspace.config.attention_shape
+    results = Results(
+        recipe=recipe.name,
+        plan=workspace.plan,
+        shape=shape,
+        kv_bytes=kv_bytes(workspace.plan, shape),
+        measurements=measurements,
+        verdicts=tuple(judge(measurements, recipe.validate_on.thresholds)),
+        fold_errors=json.loads((root / FOLD_ERRORS).read_text()),
+        quantization=Quantization.model_validate_json((root / QUANTIZATION).read_bytes()),
+        tools=tool_versions(),
+    )
+    (output / RESULTS).parent.mkdir(parents=True)
+    (output / RESULTS).write_text(results.model_dump_json(indent=1) + "\n")
+    (output / PAGE).write_text(render_page(results), encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Compare the original, the folded model and the engine over the same tokens, on polygraphy's Comparator."""

@@ -1,0 +1,139 @@
+"""Run the subjects over the recipe's text and write what was measured."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from polygraphy.comparator import Comparator, IterationResult
+from polygraphy.exception import PolygraphyException
+from polygraphy.logger import G_LOGGER
+
+from pipeline.validate.metrics import Distance, measure_distance
+from pipeline.validate.results import (
+    ENGINE,
+    FOLDED,
+    MEASUREMENTS,
+    ORIGINAL,
+    Comparison,
+    Measurements,
+    SubjectResult,
+)
+from pipeline.validate.subjects import INPUT_IDS, LOGITS, LOSSES, EngineSubject, Subject, TorchSubject
+from pipeline.workspace import HELDOUT_TOKENS, Workspace
+from plugins.errors import ValidationError
+from plugins.plan_presets import Preset, build_plan
+from runtime.bundle import WEIGHTS
+from runtime.config import RuntimeConfig, pages_for
+
+if TYPE_CHECKING:
+    from polygraphy.comparator.struct import RunResults
+
+PAIRS = ((ORIGINAL, FOLDED), (ORIGINAL, ENGINE), (FOLDED, ENGINE))
+# Ten bins per decade from 1e-8 to 10 nat, and an open one at either end.
+KL_BIN_EDGES = np.logspace(-8, 1, 46)
+
+
+def measure(workspace: Workspace, output: Path, progress: Callable[[float], None]) -> None:
+    """Write `report/measurements.json` into `output`.
+
+    Raises:
+        ValidationError: a subject's logits are NaN or infinite.
+    """
+    section = workspace.recipe.validate_on
+    windows = workspace.tensors(HELDOUT_TOKENS)["tokens"].numpy()
+    subjects = _subjects(workspace)
+    path = output / MEASUREMENTS
+    path.parent.mkdir(parents=True)
+    path.write_text(compare(windows, subjects, section.source, progress).model_dump_json(indent=1) + "\n")
+
+
+def compare(
+    windows: np.ndarray, subjects: tuple[Subject, ...], text: str, progress: Callable[[float], None]
+) -> Measurements:
+    """Compare subjects over tokens int64 [N, L], one window at a time, so that memory stays flat.
+
+    Raises:
+        ValidationError: a subject's logits are NaN or infinite.
+    """
+    distances: dict[tuple[str, str], list[Distance]] = {pair: [] for pair in PAIRS}
+    losses: dict[str, list[np.ndarray]] = {subject.name: [] for subject in subjects}
+
+    def collect(reference: IterationResult, candidate: IterationResult) -> OrderedDict[str, bool]:
+        distance = measure_distance(reference[LOGITS], candidate[LOGITS])
+        distances[reference.runner_name, candidate.runner_name].append(distance)
+        return OrderedDict(distribution=bool(np.isfinite(distance.kl).all()))
+
+    def remember_losses(stream: Iterator[RunResults]) -> Iterator[RunResults]:
+        for results in stream:
+            for name, iterations in results:
+                losses[name].append(iterations[0][LOSSES])
+            yield results
+
+    with G_LOGGER.verbosity(G_LOGGER.CRITICAL + 1):
+        stream = Comparator.run(list(subjects), data_loader=_feeds(windows, progress), streaming=True)
+        valid = Comparator.validate(stream, check_nan=True, check_inf=True)
+        names = [subject.name for subject in subjects]
+        pairs = [(names.index(reference), names.index(candidate)) for reference, candidate in PAIRS]
+        try:
+            Comparator.compare_accuracy(remember_losses(valid), comparisons=pairs, compare_func=collect)
+        except PolygraphyException as error:
+            raise ValidationError(
+                f"a subject's logits are NaN or infinite ({error}); check the checkpoint, then calibration"
+            ) from error
+    return Measurements(
+        text=text,
+        tokens=windows.size,
+        sequence_length=windows.shape[1],
+        reused_tokens=sum(s.reused_tokens for s in subjects if isinstance(s, EngineSubject)),
+        subjects={s.name: _summarise_subject(s, losses[s.name], windows.size) for s in subjects},
+        comparisons=tuple(_summarise_pair(pair, distances[pair]) for pair in PAIRS),
+    )
+
+
+def _feeds(windows: np.ndarray, progress: Callable[[float], None]) -> Iterator[Mapping[str, np.ndarray]]:
+    for index, window in enumerate(windows):
+        progress(index / len(windows))
+        yield OrderedDict({INPUT_IDS: window})
+
+
+def _subjects(workspace: Workspace) -> tuple[Subject, ...]:
+    from export.model.decoder import Decoder
+    from runtime.engine.onnxruntime import OnnxRuntimeEngine
+
+    config, plan = workspace.config, workspace.plan
+    identity = build_plan(Preset(preset="identity"), config.attention_shape)
+    section = workspace.recipe.validate_on
+    sizes = RuntimeConfig(max_num_batched_tokens=section.prefill_chunk, max_num_seqs=1)
+    pages = pages_for(plan, sizes, section.sequence_length)
+    engine = OnnxRuntimeEngine.load(workspace.root / "engine" / workspace.recipe.target, plan, pages)
+    return (
+        TorchSubject(ORIGINAL, Decoder.from_weights(config, identity, workspace.checkpoint.weights)),
+        TorchSubject(FOLDED, Decoder.from_weights(config, plan, workspace.tensors(WEIGHTS))),
+        EngineSubject(ENGINE, engine, section.prefill_chunk),
+    )
+
+
+def _summarise_subject(subject: Subject, losses: list[np.ndarray], tokens: int) -> SubjectResult:
+    return SubjectResult(
+        perplexity=float(np.exp(np.concatenate(losses).mean())), tokens_per_second=tokens / subject.seconds
+    )
+
+
+def _summarise_pair(pair: tuple[str, str], distances: list[Distance]) -> Comparison:
+    kl = np.concatenate([distance.kl for distance in distances])
+    bins = np.digitize(kl, KL_BIN_EDGES)
+    return Comparison(
+        reference=pair[0],
+        candidate=pair[1],
+        kl_mean=float(kl.mean()),
+        kl_median=float(np.median(kl)),
+        kl_p99=float(np.quantile(kl, 0.99)),
+        kl_max=float(kl.max()),
+        kl_histogram=tuple(np.bincount(bins, minlength=len(KL_BIN_EDGES) + 1).tolist()),
+        top1_agreement=float(np.concatenate([distance.same_top1 for distance in distances]).mean()),
+        max_logit_difference=max(distance.max_logit_difference for distance in distances),
+    )

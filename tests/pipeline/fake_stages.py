@@ -1,0 +1,63 @@
+"""Stages that write small text files, so that the machinery can be killed thousands of times a minute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.recipe import ModelSection, Recipe
+from pipeline.stage import Stage
+from pipeline.workspace import Workspace
+from plugins.plan_presets import Preset
+
+
+def fake_recipe(source: str = "one", seed: int = 0) -> Recipe:
+    """A recipe whose settings the fake stages copy into their files."""
+    recipe = Recipe(name="fake", model=ModelSection(source=source), plan=Preset(preset="identity"))
+    calibration = recipe.calibration.model_copy(update={"seed": seed})
+    return recipe.model_copy(update={"calibration": calibration})
+
+
+def fake_stages(ran: list[str]) -> tuple[Stage, ...]:
+    """first -> second -> third; first also feeds a branch. `ran` records what was run."""
+
+    def stage(name: str, needs: tuple[str, ...], settings: Callable[[Recipe], object]) -> Stage:
+        def run(workspace: Workspace, output: Path, progress: Callable[[float], None]) -> None:
+            ran.append(name)
+            read = "".join((workspace.root / need / "a.txt").read_text() for need in needs)
+            (output / name).mkdir()
+            (output / name / "a.txt").write_text(f"{name} {settings(workspace.recipe)}\n{read}")
+            progress(0.5)
+            (output / name / "b.txt").write_text(name * 1000)
+
+        return Stage(name, f"running {name}", needs, settings, ("plugins/version.py",), run)
+
+    return (
+        stage("first", (), lambda recipe: recipe.model.source),
+        stage("second", ("first",), lambda recipe: recipe.calibration.seed),
+        stage("third", ("second",), lambda recipe: None),
+        stage("branch", ("first",), lambda recipe: None),
+    )
+
+
+class QuietDisplay:
+    """A Display that shows nothing."""
+
+    def skipped(self, stage: Stage) -> None:
+        """Nothing."""
+
+    def started(self, stage: Stage, why: str, expected_seconds: float | None) -> Callable[[float], None]:
+        """Nothing."""
+        return lambda fraction: None
+
+    def finished(self, stage: Stage, seconds: float) -> None:
+        """Nothing."""
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    """Every file of a bundle but the manifest and the lock."""
+    return {
+        path.relative_to(root).as_posix(): path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and path.name not in ("manifest.json", ".lock")
+    }

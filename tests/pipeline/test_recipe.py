@@ -1,0 +1,107 @@
+"""Recipes: the shipped ones load, and every mistake is named with its key, its value and what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.recipe import Recipe, load_recipe
+from pipeline.recipe_files import shipped_recipes
+from plugins.errors import PlanError, RecipeError
+from plugins.plan_presets import AttentionShape, Preset
+
+SHAPE = AttentionShape(num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=2, head_dim=16)
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "mine.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_shipped_recipes_load_and_give_a_plan(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    shape = AttentionShape(num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3, head_dim=64)
+    assert len(recipe.build_plan(shape).layers) == 30
+
+
+def test_there_is_a_recipe_for_every_preset() -> None:
+    presets = [load_recipe(name).plan for name in shipped_recipes()]
+    names = {plan.preset for plan in presets if isinstance(plan, Preset)}
+    assert names == {"identity", "horizon", "mqa", "character"}
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "what"),
+    [
+        ("modle: {source: demo}\nplan: {preset: mqa}", "modle", "did you mean 'model'?"),
+        ("model: {sorce: demo}\nplan: {preset: mqa}", "model.sorce", "did you mean 'source'?"),
+        (
+            "model: {source: demo}\nplan: {preset: horizon, sliding_windw: 64}",
+            "sliding_windw",
+            "did you mean 'sliding_window'?",
+        ),
+        (
+            "model: {source: demo}\nplan: {preset: mqa}\nvalidate: {thresholds: {max_perplexity: 1.1}}",
+            "validate.thresholds.max_perplexity",
+            "did you mean 'max_perplexity_ratio'?",
+        ),
+        ("model: {source: demo}\nplan: {preset: mqa}\nzzz: 1", "zzz", "use one of"),
+        ("model: {source: demo}", "plan", "is required"),
+        ("model: {source: demo}\nplan: {preset: mqaa}", "plan", "mqaa"),
+        ("model: {source: demo}\nplan: {preset: mqa}\ncalibration: {tokens: -3}", "calibration.tokens", "-3"),
+        ("model: {source: demo}\nplan: {preset: mqa}\ntarget: gpu", "recipe", "use one of cpu"),
+        ("model: {source: demo}\nplan: {preset: mqa}\nname: x", "name", "named by its file"),
+        ("- 1", "mine.yaml", "list"),
+        ("a: [", "mine.yaml", "cannot be read as YAML"),
+        (
+            "model: {source: demo}\nplan: {preset: mqa}\ncalibration: {source: absent.txt}",
+            "calibration.source",
+            "absent.txt",
+        ),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, text: str, where: str, what: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        load_recipe(write(tmp_path, text))
+    assert where in str(error.value)
+    assert what in str(error.value)
+
+
+def test_an_unknown_name_lists_the_shipped_recipes() -> None:
+    with pytest.raises(RecipeError, match="character, demo, identity, mqa"):
+        load_recipe("no-such-recipe")
+
+
+def test_relative_paths_are_taken_from_the_recipes_folder(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "text.txt").write_text("text")
+    text = "model: {source: model}\nplan: {preset: mqa}\ncalibration: {source: text.txt}"
+    recipe = load_recipe(write(tmp_path, text))
+    assert recipe.model.source == str(tmp_path / "model")
+    assert recipe.calibration.source == str(tmp_path / "text.txt")
+    assert recipe.validate_on.source == "generate"
+
+
+def written(tmp_path: Path, *layers: str) -> Recipe:
+    lines = "".join(f"    - {layer}\n" for layer in layers)
+    return load_recipe(write(tmp_path, f"model: {{source: demo}}\nplan:\n  layers:\n{lines}"))
+
+
+def test_a_plan_written_by_hand(tmp_path: Path) -> None:
+    own = "{donor: %d, num_key_value_heads: 2}"
+    recipe = written(tmp_path, own % 0, own % 1, own % 1, own % 3)
+    plan = recipe.build_plan(SHAPE)
+    assert [layer.donor for layer in plan.layers] == [0, 1, 1, 3]
+
+
+def test_a_written_plan_that_breaks_a_law_is_refused(tmp_path: Path) -> None:
+    recipe = written(tmp_path, *["{donor: 1, num_key_value_heads: 2}"] * 4)
+    with pytest.raises(PlanError, match="layer 0: donor 1 comes later"):
+        recipe.build_plan(SHAPE)
+    recipe = written(tmp_path, "{donor: 0, num_key_value_heads: 2}")
+    with pytest.raises(PlanError, match="1 entries, the model has 4 layers"):
+        recipe.build_plan(SHAPE)
