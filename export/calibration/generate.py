@@ -52,9 +52,18 @@ def generate_tokens(checkpoint: Checkpoint, tokens: int, seed: int) -> Tensor:
                 if not queue and int(streams[row, step]) in ends:
                     queue.extend(next(prompts))
             logits = decoder(streams[:, step, None], mixer)[:, 0]
-            chances = torch.softmax(logits.float() / TEMPERATURE, dim=-1)
-            sampled = torch.multinomial(chances, 1, generator=generator)[:, 0].tolist()
+            sampled = sample(logits, generator).tolist()
     return streams.flatten()[:tokens]
+
+
+def sample(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """One token of each row, [B] of [B, vocab], by inverting the cumulative distribution.
+
+    torch.multinomial draws a random number per vocabulary entry, which costs a fifth of a step.
+    """
+    cumulative = torch.softmax(logits.float() / TEMPERATURE, dim=-1).cumsum(dim=-1)
+    threshold = torch.rand(len(logits), 1, generator=generator) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, threshold, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
 
 
 def _fast_decoder(checkpoint: Checkpoint) -> Decoder:

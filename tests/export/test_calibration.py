@@ -10,6 +10,7 @@ import torch
 
 from export.calibration import calibration_tokens
 from export.calibration.documents import read_documents
+from export.calibration.generate import TEMPERATURE, sample
 from export.calibration.step_attention import StepAttention
 from export.checkpoint import Checkpoint, load_checkpoint
 from export.model.decoder import Decoder
@@ -125,3 +126,10 @@ def test_step_attention_equals_whole_sequences(checkpoint: Checkpoint) -> None:
     with torch.inference_mode():
         steps = [decoder(input_ids[:, step, None], mixer) for step in range(20)]
         torch.testing.assert_close(torch.cat(steps, dim=1), decoder(input_ids), atol=1e-4, rtol=1e-4)
+
+
+def test_samples_follow_the_distribution() -> None:
+    chances = torch.tensor([0.1, 0.2, 0.0, 0.7])
+    logits = (chances.log() * TEMPERATURE).expand(100_000, 4)
+    drawn = sample(logits, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(drawn.bincount(minlength=4) / 100_000, chances, atol=0.01, rtol=0)
