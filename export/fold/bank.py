@@ -65,8 +65,8 @@ def fold_bank(statistics: BankStatistics, stored_heads: int) -> FoldedBank:
         return split.transpose(0, 1).reshape(stored_heads, members, *x.shape[2:])
 
     def by_layer(x: list[Tensor]) -> Tensor:
-        stacked = torch.stack(x).unflatten(1, (layers, heads // stored_heads)).transpose(0, 1)
-        return stacked.reshape(layers, heads, *stacked.shape[3:])
+        stacked = torch.stack(x).reshape(stored_heads, layers, heads // stored_heads, *x[0].shape[1:])
+        return stacked.transpose(0, 1).reshape(layers, heads, *x[0].shape[1:])
 
     folded_keys, folded_values, key_factors, value_factors = [], [], [], []
     all_keys = complex_from_halves(by_stored_head(statistics.keys))

@@ -8,29 +8,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from rich.progress import track
 from torch import Tensor
 
 from export.fold.sequential import SequentialFold
-from export.fold.stream import ResidualStream
+from export.fold.settings import FoldSettings
 from export.model.config import ModelConfig
+from export.model.residual_stream import ResidualStream
 from plugins.errors import PlanError
 from plugins.fold_plan import Bank, FoldPlan
 from plugins.plan_presets import Preset, build_plan
-
-
-class FoldSettings(BaseModel):
-    """Dials of the fold.
-
-    Attributes:
-        ridge: pull of every regression towards the algebraic solution, relative to the mean power
-            of its inputs; higher suits less calibration text.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    ridge: float = Field(default=1e-3, gt=0)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ def read_heads(weights: Mapping[str, Tensor], layer: int, projection: str, head_
     weight = weights[f"{name}.weight"].double()
     if f"{name}.bias" in weights:
         weight = torch.cat([weight, weights[f"{name}.bias"].double()[:, None]], dim=1)
-    return weight.unflatten(0, (-1, head_dim))
+    return weight.reshape(-1, head_dim, weight.shape[1])
 
 
 def write_heads(weights: MutableMapping[str, Tensor], layer: int, projection: str, heads: Tensor) -> None:
@@ -30,7 +30,7 @@ def write_heads(weights: MutableMapping[str, Tensor], layer: int, projection: st
 def read_output(weights: Mapping[str, Tensor], layer: int, head_dim: int) -> Tensor:
     """W_O by query head, float64 [heads, hidden_size, head_dim]."""
     weight = weights[f"model.layers.{layer}.self_attn.o_proj.weight"].double()
-    return weight.unflatten(1, (-1, head_dim)).transpose(0, 1)
+    return weight.reshape(weight.shape[0], -1, head_dim).transpose(0, 1)
 
 
 def write_output(weights: MutableMapping[str, Tensor], layer: int, weight: Tensor) -> None:

@@ -37,7 +37,7 @@ class Moments:
         prior = prior.double()
         scale = ridge * self.gram.diagonal().mean()
         system = self.gram + scale * torch.eye(len(self.gram), dtype=torch.float64)
-        update = torch.linalg.solve(system, self.cross - self.gram @ prior.T)
+        update: Tensor = torch.linalg.solve(system, self.cross - self.gram @ prior.T)
         return prior + update.T
 
     def relative_error(self, weight: Tensor) -> float:

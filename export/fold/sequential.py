@@ -16,9 +16,9 @@ from export.fold.bank import BankStatistics, FoldedBank, fold_bank
 from export.fold.keys import scale_queries
 from export.fold.projections import read_heads, read_output, write_heads, write_output
 from export.fold.regression import Moments, append_one
-from export.fold.stream import ResidualStream, load_block
 from export.model.config import ModelConfig
 from export.model.decoder import Block, RMSNorm
+from export.model.residual_stream import ResidualStream, load_block
 from plugins.fold_plan import Bank
 
 
@@ -103,7 +103,10 @@ class SequentialFold:
         prior = torch.stack([keys, values], dim=1).flatten(0, 3)
         moments, rotation = Moments(prior.shape[1], prior.shape[0]), Moments(prior.shape[1], size)
         power = torch.zeros(len(layers), self.config.num_attention_heads, size, dtype=torch.float64)
-        blocks = [load_block(self.config, self.teacher.plan, self.weights, i) for i in range(bank.layer, layers[-1] + 1)]
+        blocks = [
+            load_block(self.config, self.teacher.plan, self.weights, i)
+            for i in range(bank.layer, layers[-1] + 1)
+        ]
         attention, norm = blocks[0].self_attn, blocks[0].input_layernorm
         length = self.student.hidden.shape[1]
         angles = torch.cat([self.student.mixer.cos[:length], self.student.mixer.sin[:length]], dim=-1)
@@ -112,15 +115,15 @@ class SequentialFold:
             x, queries = self._inputs(norm, rows), projected[..., : attention.query_size]
             moments.add(x, projected[..., attention.query_size :].flatten(-2))
             rotation.add(x, angles.expand(*x.shape[:-1], -1))
-            power += queries.square().sum((0, 1)).unflatten(-1, (-1, size))
-        predicted = moments.solve(prior, self.ridge).unflatten(0, (len(layers), 2, -1, size))
+            power += queries.square().sum((0, 1)).reshape(power.shape)
+        predicted = moments.solve(prior, self.ridge).reshape(len(layers), 2, -1, size, prior.shape[1])
         cos, sin = (rotation.cross.T / moments.tokens).chunk(2)
         return BankStatistics(
             keys=predicted[:, 0],
             values=predicted[:, 1],
             gram=moments.gram / moments.tokens,
             rotated_mean=torch.complex(cos, sin),
-            query_power=self._by_original_head(power.unflatten(-1, (2, -1)).sum(-2)),
+            query_power=self._by_original_head(power[..., : size // 2] + power[..., size // 2 :]),
             output_metric=self._output_metric(layers),
         )
 
@@ -130,7 +133,7 @@ class SequentialFold:
 
     def _by_original_head(self, x: Tensor) -> Tensor:
         """Sum [n, query heads, ...] over the query heads of each original KV head."""
-        return x.unflatten(1, (self.config.num_key_value_heads, -1)).sum(2)
+        return x.reshape(len(x), self.config.num_key_value_heads, -1, *x.shape[2:]).sum(2)
 
     def _absorb_factors(self, layer: int, bank: Bank) -> None:
         """W_Q takes the layer's key factors, W_O its value factors.
@@ -146,7 +149,9 @@ class SequentialFold:
         moments = Moments(queries.shape[-1], queries.shape[0] * queries.shape[1])
         for rows in self.student.batches():
             (projected,) = self.teacher.look_ahead([block], (layer,), rows)
-            moments.add(self._inputs(block.input_layernorm, rows), projected[..., : block.self_attn.query_size])
+            moments.add(
+                self._inputs(block.input_layernorm, rows), projected[..., : block.self_attn.query_size]
+            )
         solved = moments.solve(queries.flatten(0, 1), self.ridge).reshape(queries.shape)
         write_heads(self.folded, layer, "q_proj", scale_queries(solved, key_factors))
         output = read_output(self.weights, layer, self.config.head_dim) @ value_factors

@@ -42,7 +42,8 @@ def fit_values(second_moment: Tensor, metric: Tensor) -> ValueFactors:
     eigenvalues = eigenvalues.clamp_min(RELATIVE_FLOOR * float(eigenvalues.max()))
     root = (vectors * eigenvalues.sqrt()[:, None]) @ vectors.mT
     inverse_root = (vectors / eigenvalues.sqrt()[:, None]) @ vectors.mT
-    blocks = torch.block_diag(*root)
-    top = torch.linalg.eigh(blocks @ second_moment.double() @ blocks).eigenvectors[:, -size:]
-    top = top.reshape(members, size, size)
+    blocks = second_moment.double().reshape(members, size, members, size)
+    seen = torch.einsum("mab,mbnc,ncd->mand", root, blocks, root)
+    vectors = torch.linalg.eigh(seen.reshape(members * size, members * size)).eigenvectors
+    top = vectors[:, -size:].reshape(members, size, size)
     return ValueFactors(projection=top.mT @ root, factors=inverse_root @ top)

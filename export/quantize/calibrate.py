@@ -1,0 +1,124 @@
+"""Calibrate int8: smooth the weights, measure each linear as deployed, fix all static scales."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from rich.progress import track
+from torch import Tensor, nn
+
+from export.model.config import ModelConfig
+from export.model.decoder import Decoder
+from export.model.dense_attention import DenseAttention
+from export.quantize.int8 import FakeInt8Linear, int8_error, linear_weight
+from export.quantize.observe import Observations, observe
+from export.quantize.precision import LinearPrecision, Quantization
+from export.quantize.settings import QuantizeSettings
+from export.quantize.smooth import apply_scale, choose_scale, smoothing_groups
+from plugins.fold_plan import FoldPlan
+
+INT8_MAX = 127
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A calibrated model.
+
+    Attributes:
+        weights: float32, Hugging Face names, smoothed; in float they compute what was given.
+        scales: `key_scale.<layer>` and `value_scale.<layer>` float32 (KV heads, 1, head_dim) of
+            every int8 bank; `activation_scale.<linear>` float32 () of every int8 linear.
+        precision: each linear's precision and measured error.
+    """
+
+    weights: dict[str, Tensor]
+    scales: dict[str, Tensor]
+    precision: Quantization
+
+
+def calibrate(
+    config: ModelConfig,
+    weights: Mapping[str, Tensor],
+    plan: FoldPlan,
+    tokens: Tensor,
+    settings: QuantizeSettings | None = None,
+) -> Calibrated:
+    """Calibrate a (folded) model on tokens [N, L].
+
+    All static scales are absmax / 127: nothing seen in calibration is clipped. int8 linears use
+    activation scales per token on the CPU; the static ones are for targets with Q/DQ nodes.
+    """
+    settings = settings or QuantizeSettings()
+    smoothed = {name: weights[name] for name in weights}
+    with torch.no_grad():
+        seen = observe(config, smoothed, plan, tokens)
+        if settings.linears == "none":
+            linears = {name: LinearPrecision(precision="float32") for name in seen.inputs}
+        else:
+            if settings.smooth:
+                _smooth(config, plan, smoothed, seen)
+            linears = {
+                name: _measure(name, smoothed, seen, settings.max_relative_error)
+                for name in track(seen.inputs, description="Measuring linears")
+            }
+        precision = Quantization(linears=linears)
+        return Calibrated(smoothed, static_scales(plan, seen, precision), precision)
+
+
+def _smooth(config: ModelConfig, plan: FoldPlan, weights: dict[str, Tensor], seen: Observations) -> None:
+    """Smooth every group in `weights`, and what was observed with it."""
+    for group in track(list(smoothing_groups(config, plan)), description="Smoothing"):
+        scale = choose_scale(group, weights, seen.inputs)
+        if scale is None:
+            continue
+        apply_scale(group, scale, weights)
+        for reader in group.readers:
+            seen.inputs[reader].divide(group.columns(scale))
+        if group.bank is not None:
+            seen.value_range[group.bank] = seen.value_range[group.bank] / scale.reshape(
+                seen.value_range[group.bank].shape
+            )
+
+
+def _measure(name: str, weights: Mapping[str, Tensor], seen: Observations, limit: float) -> LinearPrecision:
+    error = int8_error(seen.inputs[name].sample, linear_weight(name, weights))
+    return LinearPrecision(precision="int8" if error <= limit else "float32", relative_error=error)
+
+
+def static_scales(plan: FoldPlan, seen: Observations, precision: Quantization) -> dict[str, Tensor]:
+    """Scales by their names in the bundle; a channel that never moved gets 1."""
+
+    def scale(absmax: Tensor) -> Tensor:
+        return torch.where(absmax == 0, 1.0, absmax / INT8_MAX)
+
+    scales: dict[str, Tensor] = {}
+    for bank in plan.banks:
+        if bank.kv_dtype == "int8":
+            scales[f"key_scale.{bank.layer}"] = scale(seen.key_range[bank.layer])[:, None]
+            scales[f"value_scale.{bank.layer}"] = scale(seen.value_range[bank.layer])[:, None]
+    for name, linear in precision.linears.items():
+        if linear.precision == "int8":
+            scales[f"activation_scale.{name}"] = scale(seen.inputs[name].absmax.amax())
+    return scales
+
+
+class FakeQuantizedDecoder(nn.Module):
+    """The calibrated model in PyTorch: int8 linears and int8 KV as deployed, the rest in float32."""
+
+    def __init__(self, config: ModelConfig, plan: FoldPlan, calibrated: Calibrated) -> None:
+        super().__init__()
+        self.decoder = Decoder.from_weights(config, plan, calibrated.weights)
+        self.scales = calibrated.scales
+        for name, linear in calibrated.precision.linears.items():
+            if linear.precision == "int8":
+                module = self.decoder.get_submodule(name)
+                assert isinstance(module, nn.Linear), f"{name} is no linear of the decoder"
+                self.decoder.set_submodule(name, FakeInt8Linear(module.weight, module.bias))
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Logits [B, L, vocab] of whole sequences [B, L]."""
+        mixer = DenseAttention(self.decoder.config, self.decoder.plan, self.scales)
+        logits: Tensor = self.decoder(input_ids, mixer)
+        return logits

@@ -1,0 +1,59 @@
+"""An int8 linear in PyTorch exactly as it is deployed, and how far off it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from export.model.decoder import PACKED
+from plugins.int8_linear.packing import quantize_weight
+from plugins.int8_linear.reference import quantize_tokens
+
+
+class FakeInt8Linear(nn.Module):
+    """Int8Linear on float tensors that hold integers.
+
+    Products are summed in float32: exact below 2^24, which 1,040 inputs of 127 * 127 reach; above
+    that, sums round in the last of 24 bits, far below what int8 itself rounds.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Quantise float weight [out, in]."""
+        super().__init__()
+        quantized, scale = quantize_weight(weight.numpy())
+        self.register_buffer("weight", torch.from_numpy(quantized).float())
+        self.register_buffer("weight_scale", torch.from_numpy(scale))
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """y [..., out] of x [..., in]."""
+        quantized, scale = quantize_tokens(x)
+        y = (quantized @ self.get_buffer("weight").T) * (scale * self.get_buffer("weight_scale"))
+        bias: Tensor | None = self._buffers["bias"]
+        return y if bias is None else y + bias
+
+
+def int8_error(x: Tensor, weight: Tensor) -> float:
+    """|y_int8 - y| / |y| of one linear on inputs x [tokens, in], weight [out, in], without its bias."""
+    y = x @ weight.T
+    norm = float(y.norm())
+    return float((FakeInt8Linear(weight, None)(x) - y).norm()) / norm if norm else 0.0
+
+
+def tensor_names(linear: str, weights: Mapping[str, Tensor]) -> list[str]:
+    """Hugging Face names of the weight tensors that one linear of the decoder packs, in order."""
+    for packed, parts in PACKED.items():
+        if linear.endswith(f".{packed}"):
+            prefix = linear.removesuffix(packed.rsplit(".", 1)[1])
+            names = [f"{prefix}{part}.weight" for part in parts]
+            return [name for name in names if name in weights]
+    if f"{linear}.weight" in weights:
+        return [f"{linear}.weight"]
+    return ["model.embed_tokens.weight"]  # lm_head of a model with tied embeddings
+
+
+def linear_weight(linear: str, weights: Mapping[str, Tensor]) -> Tensor:
+    """Weight [out, in] of a linear of the decoder."""
+    return torch.cat([weights[name] for name in tensor_names(linear, weights)])

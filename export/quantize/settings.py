@@ -1,0 +1,24 @@
+"""What a user may set of int8 calibration."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class QuantizeSettings(BaseModel):
+    """Dials of int8 calibration; whether the KV cache is int8 is the plan's `kv_dtype`.
+
+    Attributes:
+        linears: `int8` quantises weights and activations, `none` keeps every linear in float32.
+        smooth: move activation outliers into the weights first (SmoothQuant, arXiv 2211.10438).
+        max_relative_error: a linear whose int8 output is further off than this, relative to the
+            output's norm on calibration text, stays in float32 and is listed.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    linears: Literal["int8", "none"] = "int8"
+    smooth: bool = True
+    max_relative_error: float = Field(default=0.05, gt=0)

@@ -1,0 +1,105 @@
+"""SmoothQuant (arXiv 2211.10438), folded into the weights: the float model stays what it was, to the bit.
+
+A channel of a linear's input is divided by s where it is made and its column multiplied by s, which
+moves outliers of activations into the weights. Where it is made is a norm's weight, or a linear
+before (values for o_proj, up_proj for down_proj): there a row is scaled, which per-channel weights
+do not notice. Scales are powers of two, so that no float is rounded on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, MutableMapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from export.model.config import ModelConfig
+from export.quantize.int8 import int8_error, linear_weight, tensor_names
+from export.quantize.observe import LinearInput
+from plugins.fold_plan import FoldPlan
+
+ALPHAS = (0.3, 0.5, 0.7)
+FLOOR = 1e-5
+
+
+@dataclass(frozen=True)
+class SmoothingGroup:
+    """Tensors that share one scale per channel.
+
+    Attributes:
+        sources: tensors whose first axis makes the channels.
+        readers: linears that read them.
+        repeats: how many query heads read each KV head (values only).
+        width: channels that repeat together (head_dim for values).
+        bank: the producer layer whose values are scaled, if they are.
+    """
+
+    sources: tuple[str, ...]
+    readers: tuple[str, ...]
+    width: int
+    repeats: int = 1
+    bank: int | None = None
+
+    def columns(self, scale: Tensor) -> Tensor:
+        """Scale of each reader's input column [in] from the scale of each source channel."""
+        return scale.reshape(-1, 1, self.width).expand(-1, self.repeats, -1).flatten()
+
+    def channels(self, columns: Tensor) -> Tensor:
+        """Largest value of each source channel over the columns [in] that read it."""
+        return columns.reshape(-1, self.repeats, self.width).amax(1).flatten()
+
+
+def smoothing_groups(config: ModelConfig, plan: FoldPlan) -> Iterator[SmoothingGroup]:
+    """Every place of the model where smoothing is exact."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    for layer in range(config.num_hidden_layers):
+        prefix = f"model.layers.{layer}."
+        for norm, reader in (
+            ("input_layernorm", "self_attn.qkv_proj"),
+            ("post_attention_layernorm", "mlp.gate_up_proj"),
+        ):
+            yield SmoothingGroup((f"{prefix}{norm}.weight",), (prefix + reader,), hidden)
+        yield SmoothingGroup((f"{prefix}mlp.up_proj.weight",), (f"{prefix}mlp.down_proj",), inner)
+    for bank in plan.banks:
+        kinds = ("weight", "bias") if config.attention_bias else ("weight",)
+        yield SmoothingGroup(
+            sources=tuple(f"model.layers.{bank.layer}.self_attn.v_proj.{kind}" for kind in kinds),
+            readers=tuple(f"model.layers.{i}.self_attn.o_proj" for i in (bank.layer, *bank.consumers)),
+            width=config.head_dim,
+            repeats=config.num_attention_heads // bank.num_key_value_heads,
+            bank=bank.layer,
+        )
+    if not config.tie_word_embeddings:
+        yield SmoothingGroup(("model.norm.weight",), ("lm_head",), hidden)
+
+
+def choose_scale(
+    group: SmoothingGroup, weights: Mapping[str, Tensor], inputs: Mapping[str, LinearInput]
+) -> Tensor | None:
+    """Scale of each source channel with the least measured int8 error; None where none helps."""
+    matrices = {reader: linear_weight(reader, weights) for reader in group.readers}
+    activation = torch.stack([group.channels(inputs[reader].absmax) for reader in group.readers]).amax(0)
+    weight = torch.stack([group.channels(matrix.abs().amax(0)) for matrix in matrices.values()]).amax(0)
+    activation, weight = activation.clamp_min(FLOOR), weight.clamp_min(FLOOR)
+    scales = (activation**alpha / weight ** (1 - alpha) for alpha in ALPHAS)
+    candidates = [None, *(torch.exp2(torch.round(torch.log2(scale))) for scale in scales)]
+
+    def error(scale: Tensor | None) -> float:
+        columns = torch.ones(()) if scale is None else group.columns(scale)
+        return sum(
+            int8_error(inputs[reader].sample / columns, matrix * columns) ** 2
+            for reader, matrix in matrices.items()
+        )
+
+    return min(candidates, key=error)
+
+
+def apply_scale(group: SmoothingGroup, scale: Tensor, weights: MutableMapping[str, Tensor]) -> None:
+    """Replace the group's tensors; others, and the given tensors themselves, stay as they are."""
+    for name in group.sources:
+        tensor = weights[name]
+        weights[name] = tensor / scale.reshape(-1, *[1] * (tensor.ndim - 1))
+    for reader in group.readers:
+        for name in tensor_names(reader, weights):
+            weights[name] = weights[name] * group.columns(scale)
