@@ -43,7 +43,7 @@ class Session:
         self._messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
         self._known = Known("", [])
         self._kept: CachedSequence | None = None
-        self._busy = False
+        self._turn: Reply | None = None
         self._closed = False
 
     @property
@@ -88,7 +88,7 @@ class Session:
     def _check_open(self) -> None:
         if self._closed:
             raise RequestError("the session is closed; open a new one")
-        if self._busy:
+        if self._turn is not None:
             raise RequestError("the session is still streaming its last turn; finish or close that one first")
 
     def _continue(self, prompt: Prompt) -> Prompt:
@@ -108,7 +108,7 @@ class Session:
         self._check_open()
         if reply.request.kept is not self._kept:
             raise RequestError("the conversation went on after this turn was made; call stream again")
-        self._busy = True
+        self._turn = reply
         finished = False
         try:
             with closing(self._generator.stream(reply)) as chunks:
@@ -116,9 +116,11 @@ class Session:
                     if chunk.completion is not None:
                         self._finish(reply, chunk.completion, message, rendered)
                         finished = True
+                        self._turn = None
                     yield chunk
         finally:
-            self._busy = False
+            if self._turn is reply:
+                self._turn = None
             sequence = reply.request.sequence
             if sequence is not None and not finished:
                 self._generator.scheduler.discard(sequence)  # it ended, but nobody took the completion
