@@ -15,9 +15,10 @@ constexpr int64_t kMaxInFeatures = 131072;
 constexpr std::size_t kSerialElements = 16384;
 constexpr std::size_t kSerialProducts = 65536;
 constexpr std::size_t kTokensPerChunk = 8;
-// A chunk is a contiguous piece of the weight, long enough that the kernel's prefetch pays; an even
-// number of them, so that two threads finish together.
-constexpr std::size_t kChunkBytes = 131072;
+// A chunk is a contiguous piece of the weight. Few tokens stream it from memory: long chunks, so that
+// the kernel's prefetch pays. Many tokens compute: enough chunks for many threads.
+constexpr std::size_t kChunkBytes = 262144;
+constexpr std::size_t kChunkProducts = std::size_t{1} << 22;
 constexpr std::size_t kGranuleBlocks = 3;  // a panel of the AVX512 kernel
 
 const Int8Kernel& active_kernel() {
@@ -76,12 +77,17 @@ void quantize(const Context& context, const Int8Kernel& kernel, const Int8Quanti
   });
 }
 
+// An even number, so that two threads finish together.
+std::size_t chunk_count(std::size_t tokens, std::size_t bytes) {
+  if (tokens * bytes <= kSerialProducts) return 1;
+  return 2 * ceil_div(bytes, 2 * std::min(kChunkBytes, ceil_div(kChunkProducts, tokens)));
+}
+
 void multiply(const Context& context, const Int8Kernel& kernel, const Int8Product& product, std::size_t tokens) {
   const std::size_t blocks = ceil_div(product.out_features, kBlockOut);
   const std::size_t granules = ceil_div(blocks, kGranuleBlocks);
   const std::size_t bytes = blocks * product.in_blocks * kBlockBytes;
-  const bool serial = tokens * bytes <= kSerialProducts;
-  const std::size_t chunks = serial ? 1 : std::min(granules, 2 * ceil_div(bytes, 2 * kChunkBytes));
+  const std::size_t chunks = std::min(granules, chunk_count(tokens, bytes));
   context.parallel_for(static_cast<int64_t>(chunks), [&](int64_t i) {
     const auto index = static_cast<std::size_t>(i);
     const std::size_t first = granules * index / chunks * kGranuleBlocks;

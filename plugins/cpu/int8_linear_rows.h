@@ -25,12 +25,14 @@ inline float bits_float(std::int32_t bits) {
 
 constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds half to even into the low bits
 constexpr std::int32_t kRoundBits = 0x4B400000;
+constexpr std::int32_t kExpLimitBits = 0x42B20000;  // 89
 
-// exp(x) within 2 ulp for x in [-87, 88.3]; below it is exp(-87), above it infinity; NaN stays NaN.
-// Cephes' expf: reduce by multiples of ln 2 in two parts, then a polynomial of degree 6.
-inline float exp_polynomial(float x) {
-  x = x < -87.0f ? -87.0f : x;
-  x = x > 89.0f ? 89.0f : x;
+// exp(x) within 2 ulp for x in [-87, 88.3]; 0 below -87.7, infinity above 88.4; a NaN is taken for 89.
+// Cephes' expf: reduce by multiples of ln 2 in two parts, then a polynomial of degree 6. It clamps as
+// integers, because compilers turn two float comparisons into branches and then do not vectorise.
+inline float exp_polynomial(float argument) {
+  const std::int32_t bits = float_bits(argument), magnitude = bits & 0x7FFFFFFF;
+  const float x = bits_float((magnitude < kExpLimitBits ? magnitude : kExpLimitBits) | (bits - magnitude));
   const float shifted = x * 1.44269504f + kRound;
   const float n = shifted - kRound;
   const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
@@ -41,8 +43,8 @@ inline float exp_polynomial(float x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.0f;
-  const std::uint32_t exponent = static_cast<std::uint32_t>(float_bits(shifted) - kRoundBits + 127) << 23;
-  return p * bits_float(static_cast<std::int32_t>(exponent));
+  const std::int32_t exponent = float_bits(shifted) - kRoundBits + 127;
+  return p * bits_float((exponent > 0 ? exponent : 0) << 23);
 }
 
 // row = silu(gate) * up
@@ -72,10 +74,10 @@ inline float quantize_row(const float* x, std::size_t n, std::size_t padded, std
   const float quotient = bits_float(largest) / 127.0f;
   const float scale = quotient == 0.0f ? 1.0f : quotient;
   for (std::size_t k = 0; k < n; ++k) {
-    float value = x[k] / scale;
-    value = value < -127.0f ? -127.0f : value;  // a denormal scale can be off by more than half a step
-    value = value > 127.0f ? 127.0f : value;
-    q[k] = static_cast<std::uint8_t>(float_bits(value + kRound) - kRoundBits + Offset);
+    std::int32_t rounded = float_bits(x[k] / scale + kRound) - kRoundBits;
+    rounded = rounded < -127 ? -127 : rounded;  // a denormal scale can be off by more than half a step
+    rounded = rounded > 127 ? 127 : rounded;
+    q[k] = static_cast<std::uint8_t>(rounded + Offset);
   }
   std::memset(q + n, Offset, padded - n);
   return scale;
