@@ -50,9 +50,7 @@ def checkpoint_from_gguf(path: Path) -> Checkpoint:
         CheckpointError: the file is truncated or corrupted, or a tensor is missing or unexpected.
         UnsupportedModelError: its architecture, RoPE, vocabulary or quantisation is not supported.
     """
-    reader = _open(path)
-    metadata: dict[str, Any] = {name: field.contents() for name, field in reader.fields.items()}
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    metadata, tensors = _open(path)
     config = _read_config(path, metadata, tensors)
     sibling = path.parent / "tokenizer.json"
     override = sibling if sibling.is_file() else None
@@ -65,9 +63,12 @@ def checkpoint_from_gguf(path: Path) -> Checkpoint:
     )
 
 
-def _open(path: Path) -> GGUFReader:
+def _open(path: Path) -> tuple[dict[str, Any], dict[str, ReaderTensor]]:
+    """Metadata and tensors by name; the tensors' data stay in the file."""
     try:
-        return GGUFReader(path)
+        reader = GGUFReader(path)
+        metadata = {name: field.contents() for name, field in reader.fields.items()}
+        return metadata, {tensor.name: tensor for tensor in reader.tensors}
     except (ValueError, IndexError, KeyError, OSError, MemoryError) as error:
         raise CheckpointError(
             f"{path} is not a GGUF file, or it is truncated or corrupted: {error}"

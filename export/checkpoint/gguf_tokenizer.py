@@ -102,6 +102,8 @@ def _build(path: Path, metadata: Mapping[str, Any]) -> Tokenizer:
     if missing:
         raise CheckpointError(f"{path} has no tokenizer.ggml.{missing[0]}; {ADVICE}")
     tokens: list[str] = metadata["tokenizer.ggml.tokens"]
+    if len(set(tokens)) != len(tokens):
+        raise CheckpointError(f"{path}: the vocabulary is inconsistent: a token occurs twice; {ADVICE}")
     try:
         merges = [_split_merge(merge) for merge in metadata["tokenizer.ggml.merges"]]
         model = models.BPE(

@@ -58,6 +58,14 @@ def test_a_file_that_is_no_gguf_is_named(tmp_path: Path) -> None:
         load_checkpoint(path)
 
 
+def test_gguf_with_broken_text_is_named(gguf_path: Path) -> None:
+    gguf_path.write_bytes(gguf_path.read_bytes().replace(b"gpt-2", b"gpt\xff2", 1))
+    with pytest.raises(
+        CheckpointError, match=r"model\.gguf is not a GGUF file, or it is truncated or corrupted"
+    ):
+        load_checkpoint(gguf_path)
+
+
 def test_missing_shard_is_named(tmp_path: Path) -> None:
     write_folder(tmp_path, random_model("llama"), max_shard_size="20KB")
     shard = sorted(tmp_path.glob("model-*.safetensors"))[1]
