@@ -19,7 +19,7 @@ class SamplingParams:
     """How a request is sampled and when it stops.
 
     Attributes:
-        temperature: 0 is greedy; else logits are divided by it.
+        temperature: 0 is greedy; else logits are divided by it, 0.001 to 100.
         top_k: keep the k likeliest tokens; 0 keeps all.
         top_p: keep the smallest set of likeliest tokens with at least this mass; 1 keeps all.
         min_p: drop tokens less likely than this times the likeliest one; 0 keeps all.
@@ -46,7 +46,9 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         """Refuse values out of range; raises RequestError."""
-        check_number("temperature", self.temperature, 0)
+        check_number("temperature", self.temperature, 0, 100)
+        if 0 < self.temperature < 1e-3:
+            raise RequestError(f"temperature is {self.temperature}; use 0 for greedy, else at least 0.001")
         check_integer("top_k", self.top_k, 0)
         check_number("top_p", self.top_p, 0, 1)
         if self.top_p == 0:
@@ -108,7 +110,7 @@ class Sampler:
         if self._generator is None:
             return int(logits.argmax())
         ids, weights = candidates(logits, self._params)
-        cumulative = weights.cumsum()
+        cumulative = weights.cumsum(dtype=np.float64)
         drawn = cumulative.searchsorted(self._generator.random() * cumulative[-1], side="right")
         return int(ids[min(int(drawn), len(ids) - 1)])
 
@@ -122,12 +124,11 @@ def penalize(logits: np.ndarray, seen: np.ndarray, penalty: float) -> np.ndarray
 
 
 def candidates(logits: np.ndarray, params: SamplingParams) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids that survive the filters, and their weights (float64, not normalised)."""
-    weights = np.exp((logits.astype(np.float64) - float(logits.max())) / params.temperature)
-    ids = np.arange(len(weights))
-    if 0 < params.top_k < len(weights):
-        ids = np.sort(np.argpartition(weights, -params.top_k)[-params.top_k :])
-        weights = weights[ids]
+    """Token ids that survive the filters, and their weights (float32, not normalised)."""
+    ids = np.arange(len(logits)) if params.top_k == 0 else largest(logits, params.top_k)
+    scaled = (logits[ids] if params.top_k else logits) - logits.max()
+    scaled /= np.float32(params.temperature)
+    weights = np.exp(scaled, out=scaled)
     if params.top_p < 1:
         kept = nucleus(weights, params.top_p)
         ids, weights = ids[kept], weights[kept]
@@ -137,16 +138,26 @@ def candidates(logits: np.ndarray, params: SamplingParams) -> tuple[np.ndarray, 
     return ids, weights
 
 
+def largest(logits: np.ndarray, count: int) -> np.ndarray:
+    """Ids of the `count` largest logits, growing; of equal ones the first."""
+    if count >= len(logits):
+        return np.arange(len(logits))
+    smallest = np.partition(logits, -count)[-count]
+    above = np.flatnonzero(logits > smallest)
+    equal = np.flatnonzero(logits == smallest)[: count - len(above)]
+    return np.sort(np.concatenate([above, equal]))
+
+
 def nucleus(weights: np.ndarray, top_p: float) -> np.ndarray:
     """Indices of the smallest set of largest weights with at least `top_p` of the mass.
 
     Only weights of at least (1 - top_p) * mass / n are sorted: all smaller ones together have less
     than 1 - top_p of the mass, so none of them can belong to the set.
     """
-    mass = weights.sum()
+    mass = weights.sum(dtype=np.float64)
     large = np.flatnonzero(weights >= (1 - top_p) * mass / len(weights))
     order = large[np.argsort(-weights[large], kind="stable")]
-    count = int(weights[order].cumsum().searchsorted(top_p * mass)) + 1
+    count = int(weights[order].cumsum(dtype=np.float64).searchsorted(top_p * mass)) + 1
     return order[:count]
 
 
@@ -155,7 +166,7 @@ def token_logprob(logits: np.ndarray, token_id: int, top: int) -> TokenLogprob:
     shifted = logits.astype(np.float64) - float(logits.max())
     logprobs = shifted - np.log(np.exp(shifted).sum())
     top = min(top, len(logits))
-    likeliest = np.argpartition(-logprobs, top - 1)[:top] if top else np.empty(0, np.int64)
+    likeliest = largest(logits, top) if top else np.empty(0, np.int64)
     likeliest = likeliest[np.argsort(-logprobs[likeliest], kind="stable")]
     return TokenLogprob(
         token_id, float(logprobs[token_id]), tuple((int(i), float(logprobs[i])) for i in likeliest)

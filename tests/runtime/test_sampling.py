@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plugins.errors import KvfoldError, RequestError
-from runtime.sampling import Sampler, SamplingParams, candidates, penalize, token_logprob
+from runtime.sampling import Sampler, SamplingParams, candidates, largest, penalize, token_logprob
 
 LOGITS = np.random.default_rng(0).normal(0, 2, 50).astype(np.float32)
 NOTHING = np.empty(0, np.int64)
@@ -83,6 +83,16 @@ def test_logprobs_are_those_of_the_model() -> None:
     assert len(token_logprob(LOGITS, 7, 99).top) == 50
 
 
+def test_of_equal_logits_the_first_are_the_largest() -> None:
+    logits = np.array([1, 3, 3, 0, 3, 2], np.float32)
+    assert [largest(logits, count).tolist() for count in (1, 2, 4, 9)] == [
+        [1],
+        [1, 2],
+        [1, 2, 4, 5],
+        [0, 1, 2, 3, 4, 5],
+    ]
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_broken_logits_are_no_token(bad: float) -> None:
     logits = LOGITS.copy()
@@ -96,6 +106,8 @@ def test_broken_logits_are_no_token(bad: float) -> None:
     [
         ("temperature", -0.1),
         ("temperature", float("nan")),
+        ("temperature", 1e-9),
+        ("temperature", 101),
         ("temperature", "hot"),
         ("top_k", -1),
         ("top_k", 1.5),
