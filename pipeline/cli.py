@@ -34,6 +34,7 @@ COMMANDS = {
     "inspect": CommandEntry(
         "pipeline.commands.inspect", "Draw a recipe's or a bundle's plan and its KV bytes."
     ),
+    "bench": CommandEntry("pipeline.commands.bench", "Measure the engine beside its peers."),
     "doctor": CommandEntry("pipeline.commands.doctor", "What this machine can run, and why not."),
     "completion": CommandEntry("pipeline.commands.completion", "Print the shell's completion script."),
 }

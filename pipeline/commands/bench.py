@@ -5,20 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from rich.console import Console
+from rich import get_console
 
-from pipeline.bench.bench import BenchSettings, run_bench
-from pipeline.bench.prepared import PreparedModels
+from pipeline.bench.settings import BenchSettings
 from pipeline.bench.subjects import PEERS
-from pipeline.bench.table import draw_table, write_markdown
-from pipeline.commands.arguments import bring_up_to_date, output_option, recipe_argument
-from pipeline.workspace import MODEL_CACHE, Workspace
+from pipeline.commands.arguments import bundle_path, output_option, recipe_argument
+from pipeline.workspace import MODEL_CACHE
 from plugins.errors import BundleError
 
 DEFAULTS = BenchSettings()
 
 
-class PeersType(click.ParamType):
+class PeersType(click.ParamType[tuple[tuple[str, ...], bool]]):
     """`auto`, `none`, or names separated by commas; becomes (names, required)."""
 
     name = "peers"
@@ -46,8 +44,8 @@ class PeersType(click.ParamType):
     type=PeersType(),
     default="auto",
     show_default=True,
-    help=f"`auto` measures the peers that are installed and skips the others; `none`; or names of {', '.join(PEERS)}, "
-    "separated by commas, which then must be there.",
+    help="`auto` measures the peers that are installed and skips the others; `none`; or names, separated by "
+    f"commas, that must be there: {', '.join(PEERS)}.",
 )
 @click.option(
     "--peer-python",
@@ -82,22 +80,30 @@ def command(
     quick: bool,
     work: Path,
 ) -> None:
-    """Measure RECIPE's engine, and llama.cpp, onnxruntime-genai, OpenVINO GenAI and transformers on the same weights.
+    """Measure RECIPE's engine beside its peers: llama.cpp, onnxruntime-genai, OpenVINO GenAI, transformers.
 
-    Speed of prefill and decoding, eight sequences at once, the second turn of a conversation, peak memory and load
-    time. Raw samples go to report/bench.json in the bundle, the table to report/bench.md.
+    All run the same weights, one process at a time: prefill, decoding, eight sequences at once, the second
+    turn of a conversation, peak memory, load time. Raw samples go to report/bench.json in the bundle, the
+    table to report/bench.md.
 
     \b
     Examples:
       kvfold bench --peers none --quick
       kvfold bench --peer-python .venv-peers/bin/python
     """
-    console = Console()
-    loaded, root, _ = bring_up_to_date(recipe, output, "build", console)
+    from pipeline.bench.bench import run_bench
+    from pipeline.bench.prepared import PreparedModels
+    from pipeline.bench.table import draw_table, write_markdown
+    from pipeline.bring_up_to_date import bring_up_to_date
+    from pipeline.workspace import Workspace
+
     names, required = peers
     settings = BenchSettings(names, required, peer_python, threads, rounds, "quick" if quick else "full")
+    root = bundle_path(recipe, output)
+    loaded, _ = bring_up_to_date(recipe, root, until="build")
     checkpoint = Workspace(loaded, root).checkpoint
     models = PreparedModels(work, checkpoint)
+    console = get_console()
     result = run_bench(root, models, checkpoint.config.vocab_size, settings, console)
     console.print(draw_table(result))
     report = root / "report"

@@ -1,0 +1,66 @@
+"""Who takes part: kvfold, and every peer that is installed and whose model could be prepared."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from pipeline.bench.jobs import Probe
+from pipeline.bench.process import WorkerError, run_job
+from pipeline.bench.results import SubjectResult
+from pipeline.bench.subjects import KVFOLD, subject_module
+from plugins.version import VERSION
+
+if TYPE_CHECKING:
+    from pipeline.bench.prepared import PreparedModels
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A subject that is ready to be measured.
+
+    Attributes:
+        name: in `pipeline.bench.subjects`.
+        python: its interpreter.
+        model: what its `load` reads.
+        result: collects its samples.
+    """
+
+    name: str
+    python: Path
+    model: Path
+    result: SubjectResult
+
+
+class AbsentPeerError(Exception):
+    """A peer cannot take part; the message says why and what to type."""
+
+
+def enter_kvfold(bundle: Path) -> Entrant:
+    """kvfold's engine in a bundle."""
+    module = subject_module(KVFOLD)
+    return Entrant(KVFOLD, Path(sys.executable), bundle, SubjectResult(module.TITLE, module.WEIGHTS, VERSION))
+
+
+def enter_peer(peer: str, models: PreparedModels, python: Path, console: Console) -> Entrant:
+    """A peer, its model prepared.
+
+    Raises:
+        AbsentPeerError: it is not installed in `python`, or its model could not be prepared.
+    """
+    module = subject_module(peer)
+    try:
+        version = run_job(Probe(peer), python).version
+        if version is None:
+            raise AbsentPeerError(
+                f"{module.TITLE} is not installed for {python}; {python} -m {module.INSTALL}"
+            )
+        with console.status(f"{module.TITLE} {version}: model (converted once, then kept)"):
+            model = models.prepare(peer, version, python)
+    except WorkerError as error:
+        raise AbsentPeerError(f"{module.TITLE} could not be prepared: {error}") from error
+    return Entrant(peer, python, model, SubjectResult(module.TITLE, module.WEIGHTS, version))
