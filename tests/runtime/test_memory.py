@@ -176,6 +176,8 @@ def test_eviction_never_takes_a_page_in_use(name: str) -> None:
         memory.tree.evict(group, pool.num_pages)
         assert pool.num_idle == 0
     assert all((old == new).all() for old, new in zip(before, running.tables, strict=True))
+    if not memory.horizons[0].is_local:
+        assert len(memory.tree.walk(tokens, 9)) == 9, "a prefix in use stays in the tree"
     memory.check_integrity([running])
     memory.release(running)
     memory.check_integrity([])
