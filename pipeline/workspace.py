@@ -23,7 +23,7 @@ CALIBRATION_TOKENS = "work/calibration.safetensors"
 HELDOUT_TOKENS = "work/heldout.safetensors"
 FOLDED_WEIGHTS = "work/folded.safetensors"
 FOLD_ERRORS = "work/fold_errors.json"
-MODEL_CACHE = Path.home() / ".cache" / "kvfold"
+MODEL_CACHE = Path(".cache")
 
 
 class Workspace:

@@ -1,0 +1,75 @@
+# kvfold's commands with an environment of their own. Needs git, make, g++ and Python 3.11 or newer.
+#
+#   make demo                       everything, then a three-turn conversation
+#   make run RECIPE=my.yaml         any command takes a recipe: a shipped name or a YAML file
+#   make bench ARGS="--peers none"  ARGS go to the command as they are
+
+RECIPE ?= demo
+ARGS ?=
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name) 2>/dev/null)))
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.kvfold-installed
+# What the compiled kernels are made from: the package is installed again when one of them changes.
+BUILD_INPUTS := pyproject.toml setup.py $(wildcard plugins/cpu/*.cc plugins/cpu/*.h)
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo export build validate run inspect doctor bench test lint clean
+
+help: ## Show this list
+	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | awk -F '\t' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+
+install: $(INSTALLED) ## Make the environment (every other target does so itself)
+
+# torch is pinned because the graph's names and the exporter's output are tested against this very
+# version; it is installed on its own first, so that pip resolves everything else around it.
+$(INSTALLED): $(BUILD_INPUTS)
+	@test -n "$(PYTHON)" || { echo "kvfold needs Python 3.11 or newer, and there is no python3 here. \
+	Debian, Ubuntu: apt-get install python3 python3-venv. Then run make again." >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "kvfold needs Python 3.11 \
+	or newer; $(PYTHON) is $$($(PYTHON) -V). Install a newer one, or name it: make PYTHON=/path/to/python" >&2; exit 2; }
+	@command -v $${CXX:-g++} >/dev/null || { echo "kvfold compiles its CPU kernels and found no C++ \
+	compiler. Debian, Ubuntu: apt-get install g++. Then run make again." >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "Python's venv module does not work \
+	here. Debian, Ubuntu: apt-get install python3-venv. Then run make again." >&2; exit 2; }
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet -e '.[export,test]'
+	@touch $@
+
+demo: $(INSTALLED) ## Fold, calibrate, export, build, validate, then talk
+	$(BIN)/kvfold demo $(RECIPE) $(ARGS)
+
+export: $(INSTALLED) ## Fold a checkpoint, calibrate it, write ONNX
+	$(BIN)/kvfold export $(RECIPE) $(ARGS)
+
+build: $(INSTALLED) ## Export, then build the engine
+	$(BIN)/kvfold build $(RECIPE) $(ARGS)
+
+validate: $(INSTALLED) ## Compare original, folded model and engine
+	$(BIN)/kvfold validate $(RECIPE) $(ARGS)
+
+run: $(INSTALLED) ## Chat in the terminal
+	$(BIN)/kvfold run $(RECIPE) $(ARGS)
+
+inspect: $(INSTALLED) ## Draw the plan and its KV bytes
+	$(BIN)/kvfold inspect $(RECIPE) $(ARGS)
+
+doctor: $(INSTALLED) ## What this machine can run, and why not
+	$(BIN)/kvfold doctor $(ARGS)
+
+bench: $(INSTALLED) ## Measure speed and memory, beside the peers that are installed
+	$(BIN)/kvfold bench $(RECIPE) $(ARGS)
+
+test: $(INSTALLED) ## Run the whole suite
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(INSTALLED) ## Check format, style and types
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+clean: ## Remove the environment and what was built; bundles stay
+	rm -rf $(VENV) build *.egg-info plugins/cpu/*.so
