@@ -11,7 +11,10 @@ from setuptools.command.build_ext import build_ext
 
 SOURCES = Path("plugins/cpu")
 # Kernels round products and sums one by one, as the PyTorch reference does: no contraction.
-FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]
+FLAGS = [
+    *("-std=c++17", "-O3", "-fvisibility=hidden", "-Wall", "-Wextra"),
+    *("-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno"),  # no value changes by the last two
+]
 ISA_FLAGS = {
     "_avx2.cc": ["-mavx2", "-mfma"],
     "_avx512vnni.cc": [

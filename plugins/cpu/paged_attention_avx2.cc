@@ -75,17 +75,19 @@ struct FloatDot : Slots {
   using Cache = float;
   using Sum = __m256;
   using WeightSum = __m256;
-  static constexpr int kGroup = 1, kLeftBytes = 4;
+  static constexpr int kGroup = 1, kPlanes = 1;
   static constexpr float kWeightUnit = 1.0f;
 
   static Sum zero() { return _mm256_setzero_ps(); }
   static Vector load_cached(const float* p) { return _mm256_castps_si256(_mm256_loadu_ps(p)); }
   static void interleave(Vector*) {}
-  static void step(Sum& sum, const uint8_t* left, Vector right) {
-    const __m256 scalar = _mm256_broadcast_ss(reinterpret_cast<const float*>(left));
-    sum = _mm256_fmadd_ps(scalar, _mm256_castsi256_ps(right), sum);
+  static __m256 broadcast(const uint8_t* left) {
+    return _mm256_broadcast_ss(reinterpret_cast<const float*>(left));
   }
-  static __m256 finish(Sum sum, int32_t) { return sum; }
+  static Sum step(Sum sum, __m256 left, Vector right) {
+    return _mm256_fmadd_ps(left, _mm256_castsi256_ps(right), sum);
+  }
+  static __m256 finish(Sum sum, Sum, int32_t) { return sum; }
   static void prepare(const float* query, int count, uint8_t* left, float* scale, int32_t* total) {
     for (int i = 0; i < count; i += 8) store_right(left + 4 * i, load_cached(query + i));
     *scale = 1.0f;
@@ -108,7 +110,7 @@ struct IntegerDot : Slots {
   using Cache = int8_t;
   using Sum = __m256i;
   using WeightSum = __m256i;
-  static constexpr int kGroup = 2, kLeftBytes = 4;
+  static constexpr int kGroup = 2, kPlanes = 1;
   static constexpr float kWeightUnit = kIntegerLimit;
 
   static Sum zero() { return _mm256_setzero_si256(); }
@@ -120,11 +122,13 @@ struct IntegerDot : Slots {
     r[0] = _mm256_permute2x128_si256(low, high, 0x20);
     r[1] = _mm256_permute2x128_si256(low, high, 0x31);
   }
-  static void step(Sum& sum, const uint8_t* left, Vector right) {
-    const __m256i pair = _mm256_set1_epi32(*reinterpret_cast<const int32_t*>(left));
-    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pair, right));
+  static Vector broadcast(const uint8_t* left) {
+    return _mm256_set1_epi32(*reinterpret_cast<const int32_t*>(left));
   }
-  static __m256 finish(Sum sum, int32_t) { return _mm256_cvtepi32_ps(sum); }
+  static Sum step(Sum sum, Vector left, Vector right) {
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(left, right));
+  }
+  static __m256 finish(Sum sum, Sum, int32_t) { return _mm256_cvtepi32_ps(sum); }
   static void store_left(uint8_t* left, __m256i integers) {
     const __m128i packed = _mm_packs_epi32(_mm256_castsi256_si128(integers), _mm256_extracti128_si256(integers, 1));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(left), packed);
@@ -140,7 +144,7 @@ struct IntegerDot : Slots {
     for (int i = 0; i < count; i += 8) {
       const __m256i integers = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(query + i), inverse));
       added = _mm256_add_epi32(added, integers);
-      store_left(left + i / kGroup * kLeftBytes, integers);
+      store_left(left + i / kGroup * 4 * kPlanes, integers);
     }
     *total = Simd::add_lanes(added);
   }

@@ -66,7 +66,7 @@ struct FloatDot {
   using Vector = __m512i;
   using Sum = __m512;
   using WeightSum = __m512;
-  static constexpr int kGroup = 1, kLeftBytes = 4;
+  static constexpr int kGroup = 1, kPlanes = 1;
   static constexpr float kWeightUnit = 1.0f;
 
   static Sum zero() { return _mm512_setzero_ps(); }
@@ -75,11 +75,11 @@ struct FloatDot {
   static void store_right(uint8_t* p, Vector x) { _mm512_storeu_si512(p, x); }
   static void transpose(Vector* rows) { Simd::transpose(rows); }
   static void interleave(Vector*) {}
-  static void step(Sum& sum, const uint8_t* left, Vector right) {
-    const __m512 scalar = _mm512_set1_ps(*reinterpret_cast<const float*>(left));
-    sum = _mm512_fmadd_ps(scalar, _mm512_castsi512_ps(right), sum);
+  static __m512 broadcast(const uint8_t* left) { return _mm512_set1_ps(*reinterpret_cast<const float*>(left)); }
+  static Sum step(Sum sum, __m512 left, Vector right) {
+    return _mm512_fmadd_ps(left, _mm512_castsi512_ps(right), sum);
   }
-  static __m512 finish(Sum sum, int32_t) { return sum; }
+  static __m512 finish(Sum sum, Sum, int32_t) { return sum; }
   static void prepare(const float* query, int count, uint8_t* left, float* scale, int32_t* total) {
     for (int i = 0; i < count; i += 16) _mm512_storeu_si512(left + 4 * i, _mm512_loadu_si512(query + i));
     *scale = 1.0f;
@@ -101,14 +101,12 @@ struct FloatDot {
 struct IntegerDot {
   using Cache = int8_t;
   using Vector = __m512i;
-  struct Sum {
-    __m512i high, low;
-  };
+  using Sum = __m512i;
   using WeightSum = __m512i;
-  static constexpr int kGroup = 4, kLeftBytes = 8;
+  static constexpr int kGroup = 4, kPlanes = 2;
   static constexpr float kWeightUnit = kIntegerLimit;
 
-  static Sum zero() { return {_mm512_setzero_si512(), _mm512_setzero_si512()}; }
+  static Sum zero() { return _mm512_setzero_si512(); }
   static Vector load_cached(const int8_t* p) {
     return _mm512_xor_si512(_mm512_loadu_si512(p), _mm512_set1_epi8(-128));
   }
@@ -124,22 +122,26 @@ struct IntegerDot {
     r[3] = _mm512_unpackhi_epi16(ab_high, cd_high);
     Simd::exchange_lanes(r[0], r[1], r[2], r[3]);
   }
-  static void step(Sum& sum, const uint8_t* left, Vector right) {
-    const auto* planes = reinterpret_cast<const int32_t*>(left);
-    sum.high = _mm512_dpbusd_epi32(sum.high, right, _mm512_set1_epi32(planes[0]));
-    sum.low = _mm512_dpbusd_epi32(sum.low, right, _mm512_set1_epi32(planes[1]));
+  static Vector broadcast(const uint8_t* left) {
+    return _mm512_set1_epi32(*reinterpret_cast<const int32_t*>(left));
   }
-  static __m512 finish(const Sum& sum, int32_t total) {
-    const __m512i shifted = _mm512_add_epi32(_mm512_slli_epi32(sum.high, 8), sum.low);
+  // Not the intrinsic: around it GCC 12 copies every sum between registers and memory.
+  static Sum step(Sum sum, Vector left, Vector right) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(right), "v"(left));
+    return sum;
+  }
+  static __m512 finish(Sum high, Sum low, int32_t total) {
+    const __m512i shifted = _mm512_add_epi32(_mm512_slli_epi32(high, 8), low);
     return _mm512_cvtepi32_ps(_mm512_sub_epi32(shifted, _mm512_set1_epi32(128 * total)));
   }
+  // With w = integer + 128: high is byte 1 of w, low is byte 0 of w less 128.
   static void store_left(uint8_t* left, __m512i integers) {
-    const __m128i low = _mm512_cvtepi32_epi8(integers);
-    const __m512i rounded = _mm512_add_epi32(integers, _mm512_set1_epi32(128));
-    const __m128i high = _mm512_cvtepi32_epi8(_mm512_srai_epi32(rounded, 8));
-    auto* out = reinterpret_cast<__m128i*>(left);
-    _mm_storeu_si128(out, _mm_unpacklo_epi32(high, low));
-    _mm_storeu_si128(out + 1, _mm_unpackhi_epi32(high, low));
+    const __m512i w = _mm512_add_epi32(integers, _mm512_set1_epi32(128));
+    const __m512i planes = _mm512_broadcast_i32x4(_mm_setr_epi8(1, 5, 9, 13, 0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0));
+    const __m512i flip = _mm512_set1_epi64(static_cast<int64_t>(0x8080808000000000));
+    const __m512i bytes = _mm512_xor_si512(_mm512_shuffle_epi8(w, planes), flip);
+    const __m512i packed = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 0, 0, 0, 0), bytes);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(left), _mm512_castsi512_si256(packed));
   }
   static void prepare(const float* query, int count, uint8_t* left, float* scale, int32_t* total) {
     __m512 top = _mm512_setzero_ps();
@@ -151,7 +153,7 @@ struct IntegerDot {
     for (int i = 0; i < count; i += 16) {
       const __m512i integers = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(query + i), inverse));
       added = _mm512_add_epi32(added, integers);
-      store_left(left + i / kGroup * kLeftBytes, integers);
+      store_left(left + i / kGroup * 4 * kPlanes, integers);
     }
     *total = _mm512_reduce_add_epi32(added);
   }

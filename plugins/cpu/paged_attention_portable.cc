@@ -66,16 +66,15 @@ struct FloatDot : Slots {
   using Cache = float;
   using Sum = Floats;
   using WeightSum = Floats;
-  static constexpr int kGroup = 1, kLeftBytes = 4;
+  static constexpr int kGroup = 1, kPlanes = 1;
   static constexpr float kWeightUnit = 1.0f;
 
   static Sum zero() { return Simd::set(0.0f); }
   static Vector load_cached(const float* p) { return Simd::copy<Vector>(p); }
   static void interleave(Vector*) {}
-  static void step(Sum& sum, const uint8_t* left, Vector right) {
-    sum += Simd::set(Simd::copy<float>(left)) * Simd::reinterpret<Floats>(right);
-  }
-  static Floats finish(Sum sum, int32_t) { return sum; }
+  static Floats broadcast(const uint8_t* left) { return Simd::set(Simd::copy<float>(left)); }
+  static Sum step(Sum sum, Floats left, Vector right) { return sum + left * Simd::reinterpret<Floats>(right); }
+  static Floats finish(Sum sum, Sum, int32_t) { return sum; }
   static void prepare(const float* query, int count, uint8_t* left, float* scale, int32_t* total) {
     std::memcpy(left, query, sizeof(float) * count);
     *scale = 1.0f;
@@ -97,7 +96,7 @@ struct IntegerDot : Slots {
   using Cache = int8_t;
   using Sum = Words;
   using WeightSum = int32_t;
-  static constexpr int kGroup = 2, kLeftBytes = 4;
+  static constexpr int kGroup = 2, kPlanes = 1;
   static constexpr float kWeightUnit = kIntegerLimit;
 
   static Sum zero() { return Words{0, 0, 0, 0}; }
@@ -109,12 +108,16 @@ struct IntegerDot : Slots {
     r[0] = Simd::reinterpret<Vector>(Pairs{a[0], b[0], a[1], b[1], a[2], b[2], a[3], b[3]});
     r[1] = Simd::reinterpret<Vector>(Pairs{a[4], b[4], a[5], b[5], a[6], b[6], a[7], b[7]});
   }
-  static void step(Sum& sum, const uint8_t* left, Vector right) {
-    const int32_t first = Simd::copy<int16_t>(left), second = Simd::copy<int16_t>(left + 2);
-    const Pairs pairs = Simd::reinterpret<Pairs>(right);
-    for (int i = 0; i < 4; ++i) sum[i] += first * pairs[2 * i] + second * pairs[2 * i + 1];
+  static Pairs broadcast(const uint8_t* left) {
+    const int32_t pair = Simd::copy<int32_t>(left);
+    return Simd::reinterpret<Pairs>(Words{pair, pair, pair, pair});
   }
-  static Floats finish(Sum sum, int32_t) { return __builtin_convertvector(sum, Floats); }
+  static Sum step(Sum sum, Pairs left, Vector right) {
+    const Pairs values = Simd::reinterpret<Pairs>(right);
+    for (int i = 0; i < 4; ++i) sum[i] += left[2 * i] * values[2 * i] + left[2 * i + 1] * values[2 * i + 1];
+    return sum;
+  }
+  static Floats finish(Sum sum, Sum, int32_t) { return __builtin_convertvector(sum, Floats); }
   static void store_left(uint8_t* left, Words integers) {
     for (int i = 0; i < 4; ++i) {
       const auto value = static_cast<int16_t>(integers[i]);
@@ -133,7 +136,7 @@ struct IntegerDot : Slots {
     for (int i = 0; i < count; i += 4) {
       const Words integers = Simd::round(Simd::load(query + i) * inverse);
       *total += integers[0] + integers[1] + integers[2] + integers[3];
-      store_left(left + i / kGroup * kLeftBytes, integers);
+      store_left(left + i / kGroup * 4 * kPlanes, integers);
     }
   }
   static WeightSum no_weights() { return 0; }

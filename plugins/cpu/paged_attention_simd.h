@@ -3,10 +3,15 @@
 //   Simd      kLanes floats and their arithmetic
 //   FloatDot, IntegerDot
 //             how `left` rows of scalars meet `right` vectors: one 4-byte slot of `right` holds
-//             kGroup values of one column, one group of `left` the kGroup values it meets
+//             kGroup values of one column, one group of `left` the kGroup values it meets, as
+//             4 bytes in each of kPlanes planes
 // Both products (query by keys, weights by values) are left [rows, n] x right [n, columns].
 
 using F = Simd::F;
+
+// Bytes of one group of a `left` row.
+template <typename Dot>
+constexpr int kLeftBytes = 4 * Dot::kPlanes;
 
 // exp(x) for x <= 0, after Cephes' expf: 2^n * p(r), |r| <= ln(2) / 2. Below -88 it is exactly 0.
 inline F exponential(F x) {
@@ -47,9 +52,11 @@ inline F hyperbolic_tangent(F x) {
 template <typename Dot, int Rows, int Blocks>
 void multiply_tile(const uint8_t* left, size_t left_stride, const uint8_t* right, size_t right_stride,
                    int groups, const int32_t* totals, float* out, size_t out_stride) {
-  typename Dot::Sum sums[Rows][Blocks];
-  for (int row = 0; row < Rows; ++row) {
-    for (int block = 0; block < Blocks; ++block) sums[row][block] = Dot::zero();
+  typename Dot::Sum sums[Dot::kPlanes][Rows][Blocks];
+  for (auto& plane : sums) {
+    for (auto& row : plane) {
+      for (auto& sum : row) sum = Dot::zero();
+    }
   }
   for (int group = 0; group < groups; ++group) {
     typename Dot::Vector vectors[Blocks];
@@ -57,15 +64,20 @@ void multiply_tile(const uint8_t* left, size_t left_stride, const uint8_t* right
       vectors[block] = Dot::load_right(right + 4 * Simd::kLanes * block);
     }
     for (int row = 0; row < Rows; ++row) {
-      const uint8_t* scalars = left + row * left_stride;
-      for (int block = 0; block < Blocks; ++block) Dot::step(sums[row][block], scalars, vectors[block]);
+      for (int plane = 0; plane < Dot::kPlanes; ++plane) {
+        const auto scalars = Dot::broadcast(left + row * left_stride + 4 * plane);
+        for (int block = 0; block < Blocks; ++block) {
+          sums[plane][row][block] = Dot::step(sums[plane][row][block], scalars, vectors[block]);
+        }
+      }
     }
-    left += Dot::kLeftBytes;
+    left += kLeftBytes<Dot>;
     right += right_stride;
   }
   for (int row = 0; row < Rows; ++row) {
     for (int block = 0; block < Blocks; ++block) {
-      Simd::store(out + row * out_stride + Simd::kLanes * block, Dot::finish(sums[row][block], totals[row]));
+      const F result = Dot::finish(sums[0][row][block], sums[Dot::kPlanes - 1][row][block], totals[row]);
+      Simd::store(out + row * out_stride + Simd::kLanes * block, result);
     }
   }
 }
@@ -187,7 +199,7 @@ float softmax_row(const Split& split, float scale, int begin, int end, float* lo
   typename Dot::WeightSum added = Dot::no_weights();
   for (int key = begin; key < end; key += Simd::kLanes) {
     const F weight = exponential(Simd::sub(Simd::load(logits + key), shift));
-    Dot::store_weights(weights + key / Dot::kGroup * Dot::kLeftBytes, weight, added);
+    Dot::store_weights(weights + key / Dot::kGroup * kLeftBytes<Dot>, weight, added);
   }
   Dot::finish_weights(added, sum, total);
   return max;
@@ -250,7 +262,7 @@ void attend(const Split& split, const State& state, uint8_t* scratch) {
       max[i] = softmax_row<Dot>(split, split.query.scale[row + i], begin, end, own, weights + i * weight_stride,
                                 sum + i, totals + i);
     }
-    const Left weight{weights + first_group * Dot::kLeftBytes, weight_stride, totals, rows};
+    const Left weight{weights + first_group * kLeftBytes<Dot>, weight_stride, totals, rows};
     multiply<Dot, Simd::kRows>(weight, values + size_t{4} * first_group * channels, 4 * channels,
                                (end - begin) / Dot::kGroup, columns, partial, channels);
     for (int i = 0; i < rows; ++i) merge_row(state, row + i, State{max, sum, partial}, i, split.head_size);

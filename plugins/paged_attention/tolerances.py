@@ -6,5 +6,7 @@ compared as max |difference| relative to the reference output's largest magnitud
 
 OUTPUT = {
     "float32": 2e-6,
-    "int8": 2e-2,  # the query is rounded to int8 per head before the integer dot product
+    # The query, and each split's softmax weights, are rounded to 15 bits (two int8 planes) before the
+    # integer dot products: up to 5e-4 was measured. One int8 plane gave 1e-2 (median) to 3e-1.
+    "int8": 2e-3,
 }
