@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,10 +25,13 @@ from pipeline.bench.results import BenchResult, SubjectResult
 from pipeline.bench.settings import BenchSettings
 from pipeline.bench.subject import Generation, Limits
 from pipeline.bench.subjects import KVFOLD, PEERS, subject_module
+from pipeline.bench.subjects.kvfold import KvfoldSubject
 from pipeline.bench.table import draw_table, format_value, write_markdown
 from pipeline.bench.tokens import common_prefix
 from pipeline.commands.bench import command
 from plugins.errors import TargetError
+from runtime.sampling import SamplingParams
+from tests.runtime.harness import PLANS, make_llm, make_prompts
 
 VOCAB = 5000
 PYTHON = Path(sys.executable)
@@ -159,10 +163,26 @@ def test_subject_modules_import_no_engine() -> None:
         "import sys; from pipeline.bench import worker; from pipeline.bench.subjects import subject_module; "
         f"[subject_module(name) for name in ({names})]; print({engines} & set(sys.modules))"
     )
-    import subprocess
-
     run = subprocess.run([PYTHON, "-c", code], capture_output=True, text=True, check=True, cwd=process.ROOT)
     assert run.stdout.strip() == "set()"
+
+
+def test_kvfold_subject_reports_every_token_when_it_came() -> None:
+    llm, _ = make_llm(PLANS["hybrid"])
+    prompts = make_prompts()[:3]
+    expected = [completion.token_ids for completion in llm.generate(prompts, SamplingParams(max_tokens=9))]
+    fresh, _ = make_llm(PLANS["hybrid"])
+    generation = KvfoldSubject(fresh).generate(prompts, 9)
+    assert generation.tokens == expected
+    assert [len(times) for times in generation.arrivals] == [9, 9, 9]
+    assert all(times == sorted(set(times)) for times in generation.arrivals)
+    assert all(times[0] > generation.started for times in generation.arrivals)
+
+
+def test_kvfold_subject_reuses_the_first_turn() -> None:
+    llm, _ = make_llm(PLANS["hybrid"])
+    measure.run_workload(KvfoldSubject(llm), workloads.SecondTurn(200, 4, 16), 256, "a")
+    assert llm.metrics.cache.hit_tokens >= 192
 
 
 FAKE = """
