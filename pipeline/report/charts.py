@@ -14,7 +14,7 @@ from plugins.fold_plan import FoldPlan
 from plugins.plan_presets import AttentionShape
 
 WIDTH, HEIGHT = 640, 300
-LEFT, RIGHT, TOP, BOTTOM = 64, 616, 16, 262
+LEFT, RIGHT, TOP, BOTTOM = 80, 616, 16, 262
 LONGEST_CONTEXT = 8192
 CONTEXT_STEP = 64
 PLAN_WIDTH, PLAN_TOP, PLAN_HEIGHT = 960, 12, 150
@@ -118,7 +118,7 @@ def chart_kv_bytes(plan: FoldPlan, shape: AttentionShape) -> Chart:
         points = " ".join(f"{x(length)},{y(count(length) / MIB)}" for length in lengths)
         last = count(LONGEST_CONTEXT)
         series.append(Series(style, name, points, y(last / MIB), format_bytes(last)))
-    x_ticks = [Tick(x(length), f"{length:,}") for length in range(0, LONGEST_CONTEXT + 1, 1024)]
+    x_ticks = [Tick(x(length), f"{length:,}") for length in range(0, LONGEST_CONTEXT + 1, 2048)]
     return Chart(x_ticks, [Tick(y(value), f"{value:g} MiB") for value in y.ticks(5)], series)
 
 
@@ -138,5 +138,5 @@ def chart_kl_histogram(pairs: list[tuple[str, str, Comparison]]) -> Chart:
         corners.append((edges[-1], 0.0))
         points = " ".join(f"{x(float(place))},{y(float(value))}" for place, value in corners)
         series.append(Series(style, name, points))
-    x_ticks = [Tick(x(power), f"1e{power}") for power in range(-8, 2)]
+    x_ticks = [Tick(x(power), f"1e{power}") for power in range(-8, 2, 2)]
     return Chart(x_ticks, [Tick(y(value), f"{value:.0%}") for value in y.ticks(5)], series)

@@ -42,5 +42,7 @@ def render_page(results: Results) -> str:
         kl_chart=charts.chart_kl_histogram(to_original),
         pairs=[*to_original, ("", "engine against folded", measurements.comparison(FOLDED, ENGINE))],
         fold_errors=fold_errors[:WORST_SHOWN],
+        linears=results.quantization.linears,
+        float_linears=results.quantization.kept_float32,
         version=VERSION,
     )
