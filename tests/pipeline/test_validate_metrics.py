@@ -18,7 +18,8 @@ VOCAB = 8
 
 
 def logits_of(*rows: list[float]) -> np.ndarray:
-    return np.log(np.array(rows)).astype(np.float32)
+    logits: np.ndarray = np.log(np.array(rows)).astype(np.float32)
+    return logits
 
 
 def test_known_distributions() -> None:
