@@ -7,7 +7,15 @@ from dataclasses import MISSING, fields
 import onnx
 from onnx.defs import OpSchema
 
-from plugins.paged_attention.schema import DOMAIN, INPUTS, OP_TYPE, OPSET, OPTIONAL_INPUTS, OUTPUTS, Attributes
+from plugins.paged_attention.schema import (
+    DOMAIN,
+    INPUTS,
+    OP_TYPE,
+    OPSET,
+    OPTIONAL_INPUTS,
+    OUTPUTS,
+    Attributes,
+)
 
 _FLOATS = ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"]
 _TYPES = {
