@@ -109,3 +109,8 @@ def test_doctor_names_what_it_looked_at() -> None:
         "target cpu",
     ):
         assert subject in result.output
+
+
+def test_chatting_with_a_built_bundle_needs_no_torch() -> None:
+    code = "import sys, pipeline.commands.run; sys.exit(bool({'torch', 'onnx', 'transformers'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
