@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -106,7 +107,11 @@ def _run_onnx(workspace: Workspace, output: Path, progress: Progress) -> None:
     from export.model.decoder import Decoder
 
     decoder = Decoder.from_weights(workspace.config, workspace.plan, workspace.tensors(WEIGHTS))
-    export_onnx(decoder, workspace.tensors(SCALES), output)
+    with warnings.catch_warnings():
+        # torch warns of its own deprecations and of axes with equal names: nothing a user can act on.
+        warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
+        warnings.filterwarnings("ignore", message="# The axis name", category=UserWarning)
+        export_onnx(decoder, workspace.tensors(SCALES), output)
 
 
 def _run_build(workspace: Workspace, output: Path, progress: Progress) -> None:
