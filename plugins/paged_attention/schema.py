@@ -42,9 +42,18 @@ OUTPUTS = (
     "value_cache_out",  # ? aliases value_cache
 )
 OPTIONAL_INPUTS = frozenset(
-    "key value cos_cache sin_cache head_sink q_norm_weight k_norm_weight k_scale v_scale".split()
+    (
+        "key",
+        "value",
+        "cos_cache",
+        "sin_cache",
+        "head_sink",
+        "q_norm_weight",
+        "k_norm_weight",
+        "k_scale",
+        "v_scale",
+    )
 )
-INPUT_INDEX = {name: index for index, name in enumerate(INPUTS)}
 QuantType = Literal["NONE", "PER_TENSOR", "PER_CHANNEL"]
 
 
