@@ -11,12 +11,12 @@ from pipeline.commands.arguments import bundle_path, output_option, recipe_argum
 from pipeline.commands.run import stream_turn
 from runtime import LLM, SamplingParams
 
-# Three turns on one subject: each leans on the one before, so the cache has something to give.
-SYSTEM = "You are a friendly teacher. Answer in two or three short sentences."
+# Each turn leans on the one before, so the cache has something to give. Simple, as the model is small.
+SYSTEM = "You are a helpful assistant."
 QUESTIONS = (
-    "Why is the sky blue?",
-    "And why is it red in the evening?",
-    "Which of the two colors has the longer wavelength?",
+    "What is the capital of France?",
+    "What is it famous for?",
+    "How would I say 'good morning' there?",
 )
 MAX_TOKENS = 96
 
