@@ -31,7 +31,7 @@ from pipeline.bench.tokens import common_prefix
 from pipeline.commands.bench import command
 from plugins.errors import TargetError
 from runtime.sampling import SamplingParams
-from tests.runtime.harness import PLANS, make_llm, make_prompts
+from tests.runtime.harness import PLANS, check, in_use, make_llm, make_prompts
 
 VOCAB = 5000
 PYTHON = Path(sys.executable)
@@ -182,7 +182,17 @@ def test_kvfold_subject_reports_every_token_when_it_came() -> None:
 def test_kvfold_subject_reuses_the_first_turn() -> None:
     llm, _ = make_llm(PLANS["hybrid"])
     measure.run_workload(KvfoldSubject(llm), workloads.SecondTurn(200, 4, 16), 256, "a")
-    assert llm.metrics.cache.hit_tokens >= 192
+    assert llm.metrics.cache.resumed_turns == 1
+    assert llm.metrics.cache.hit_tokens == 203  # all but the reply's last token, whose KV nobody needed yet
+
+
+def test_kvfold_subject_gives_back_what_does_not_continue() -> None:
+    llm, _ = make_llm(PLANS["hybrid"])
+    subject = KvfoldSubject(llm)
+    for prompts in (make_prompts()[:1], make_prompts()[1:2], make_prompts()[2:4]):
+        subject.generate(prompts, 3)
+    check(llm)
+    assert in_use(llm) == 0
 
 
 FAKE = """

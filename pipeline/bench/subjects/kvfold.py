@@ -11,6 +11,8 @@ from pipeline.bench.subject import Generation, Limits
 
 if TYPE_CHECKING:
     from runtime import LLM
+    from runtime.memory.sequence import Sequence as CachedSequence
+    from runtime.scheduler.request import Prompt
 
 TITLE = "kvfold"
 WEIGHTS = "int8"
@@ -35,21 +37,20 @@ def load(model: Path, limits: Limits) -> KvfoldSubject:
 
 
 class KvfoldSubject:
-    """Steps the scheduler itself, so that every token's arrival is known."""
+    """Steps the scheduler itself, so that every token's arrival is known; turns go on as a Session's do."""
 
     def __init__(self, llm: LLM) -> None:
         self._generator = llm.generator
+        self._kept: CachedSequence | None = None
 
     def generate(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> Generation:
-        """See `Subject.generate`; the radix tree finds what is cached."""
-        import numpy as np
-
+        """See `Subject.generate`; a single prompt's sequence is kept for the next call."""
         from runtime.sampling import SamplingParams
-        from runtime.scheduler.request import Prompt
 
         params = SamplingParams(max_tokens=new_tokens, ignore_eos=True)
+        single = len(prompts) == 1
         started = time.perf_counter()
-        replies = [self._generator.prepare(Prompt(np.array(prompt, np.int64)), params) for prompt in prompts]
+        replies = [self._generator.prepare(self._continue(prompt), params, keep=single) for prompt in prompts]
         for reply in replies:
             self._generator.scheduler.submit(reply.request)
         arrivals: list[list[float]] = [[] for _ in prompts]
@@ -58,4 +59,22 @@ class KvfoldSubject:
             clock = time.perf_counter()
             for times, reply in zip(arrivals, replies, strict=True):
                 times += [clock] * (len(reply.request.completion_ids) - len(times))
+        if single:
+            self._kept = replies[0].request.sequence
         return Generation(started, [reply.request.completion_ids for reply in replies], arrivals)
+
+    def _continue(self, prompt: Sequence[int]) -> Prompt:
+        """Go on from the kept sequence where the prompt begins with exactly its tokens, else give it back."""
+        import numpy as np
+
+        from runtime.scheduler.request import Prompt
+
+        tokens = np.array(prompt, np.int64)
+        kept, self._kept = self._kept, None
+        if kept is None:
+            return Prompt(tokens)
+        cached = kept.tokens[: kept.num_computed]
+        if len(cached) < len(tokens) and np.array_equal(tokens[: len(cached)], cached) and not kept.released:
+            return Prompt(tokens, kept=kept)
+        self._generator.scheduler.discard(kept)
+        return Prompt(tokens)
