@@ -29,7 +29,9 @@ def write_markdown(result: BenchResult) -> str:
     for metric in result.metrics:
         cells = [_marked(result, subject, metric) for subject in result.subjects]
         lines.append("| " + " | ".join([f"{metric.title}, {metric.unit}", *cells]) + " |")
-    return "\n".join([*lines, "", caption(result), ""])
+    failed = [f"{subject.title} failed: {subject.failure}" for subject in result.subjects if subject.failure]
+    absent = [f"Not measured: {reason.splitlines()[0]}" for reason in (*result.skipped, *failed)]
+    return "\n".join([*lines, "", *absent, caption(result), ""])
 
 
 def caption(result: BenchResult) -> str:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -348,6 +349,15 @@ def test_markdown_has_medians_and_marks_the_best_of_each_unit() -> None:
         "Medians of 3 fresh processes after a warm-up, 2 threads; a CPU; load average at start 0.25"
     )
     assert "`kvfold bench demo`" in lines[-1]
+
+
+def test_markdown_names_who_was_not_measured() -> None:
+    result = replace(result_of_two(), skipped=["OpenVINO GenAI is not installed; pip install it"])
+    result.subjects[1].failure = "round 2: exit code 1:\nits last words"
+    text = write_markdown(result)
+    assert "Not measured: OpenVINO GenAI is not installed" in text
+    assert "Not measured: llama.cpp failed: round 2: exit code 1" in text
+    assert "last words" not in text
 
 
 def test_terminal_table_shows_every_subject_and_metric() -> None:
