@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 from export.graph.lower import lower_for_cpu
-from export.quantize import Quantization
+from export.quantize.precision import Quantization
 from pipeline.workspace import Workspace
 from runtime.bundle import CONFIG, FOLD_PLAN, ONNX_MODEL, QUANTIZATION, SCALES, WEIGHTS, hash_file
 from runtime.engine.config import EngineConfig

@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic import ValidationError as PydanticValidationError
 
-from export.fold import FoldSettings
+from export.fold.settings import FoldSettings
 from export.quantize.settings import QuantizeSettings
 from pipeline.recipe_errors import describe_recipe_errors
 from pipeline.recipe_files import SHIPPED, find_recipe

@@ -77,7 +77,7 @@ def _write_tokens(workspace: Workspace, section: TextSection, path: Path) -> Non
 def _run_fold(workspace: Workspace, output: Path, progress: Progress) -> None:
     from safetensors.torch import save_file
 
-    from export.fold import fold_weights
+    from export.fold.fold import fold_weights
 
     checkpoint = workspace.checkpoint
     plan = workspace.recipe.build_plan(checkpoint.config.attention_shape)
@@ -92,7 +92,7 @@ def _run_fold(workspace: Workspace, output: Path, progress: Progress) -> None:
 def _run_quantize(workspace: Workspace, output: Path, progress: Progress) -> None:
     from safetensors.torch import save_file
 
-    from export.quantize import calibrate
+    from export.quantize.calibrate import calibrate
 
     tokens = workspace.tensors(CALIBRATION_TOKENS)["tokens"]
     folded = workspace.tensors(FOLDED_WEIGHTS)

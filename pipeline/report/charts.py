@@ -8,8 +8,7 @@ import numpy as np
 
 from pipeline.kv_bytes import format_bytes
 from pipeline.report.scale import Scale
-from pipeline.validate.measure import KL_BIN_EDGES
-from pipeline.validate.results import Comparison
+from pipeline.validate.results import KL_BIN_EDGES, Comparison
 from plugins.fold_plan import FoldPlan
 from plugins.plan_presets import AttentionShape
 

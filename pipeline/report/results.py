@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from export.quantize import Quantization
+from export.quantize.precision import Quantization
 from pipeline.kv_bytes import KvBytes
 from pipeline.validate.results import Measurements, Verdict
 from plugins.errors import ValidationError

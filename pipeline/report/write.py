@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from export.quantize import Quantization
+from export.quantize.precision import Quantization
 from pipeline.kv_bytes import kv_bytes
 from pipeline.report.page import render_page
 from pipeline.report.results import RESULTS, Results

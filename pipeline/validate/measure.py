@@ -16,6 +16,7 @@ from pipeline.validate.metrics import Distance, measure_distance
 from pipeline.validate.results import (
     ENGINE,
     FOLDED,
+    KL_BIN_EDGES,
     MEASUREMENTS,
     ORIGINAL,
     Comparison,
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     from polygraphy.comparator.struct import RunResults
 
 PAIRS = ((ORIGINAL, FOLDED), (ORIGINAL, ENGINE), (FOLDED, ENGINE))
-# Ten bins per decade from 1e-8 to 10 nat, and an open one at either end.
-KL_BIN_EDGES = np.logspace(-8, 1, 46)
 
 
 def measure(workspace: Workspace, output: Path, progress: Callable[[float], None]) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.recipe import Thresholds
 
 ORIGINAL, FOLDED, ENGINE = "original", "folded", "engine"
 MEASUREMENTS = "report/measurements.json"
+# Five bins per decade from 1e-8 to 10 nat, and an open one at either end.
+KL_BIN_EDGES = np.logspace(-8, 1, 46)
 
 
 class SubjectResult(BaseModel):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from export.fold import FoldedModel, fold_weights
+from export.fold.fold import FoldedModel, fold_weights
 from export.fold.keys import complex_from_halves, halves_from_complex
 from export.fold.projections import read_heads, write_heads
 from export.model.config import ModelConfig

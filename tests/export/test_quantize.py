@@ -10,8 +10,9 @@ from export.model.config import ModelConfig
 from export.model.decoder import Decoder
 from export.model.dense_attention import DenseAttention
 from export.model.families import config_from_huggingface
-from export.quantize import Calibrated, FakeQuantizedDecoder, QuantizeSettings, calibrate
+from export.quantize.calibrate import Calibrated, FakeQuantizedDecoder, calibrate
 from export.quantize.int8 import FakeInt8Linear, linear_weight
+from export.quantize.settings import QuantizeSettings
 from plugins.fold_plan import FoldPlan, LayerPlan
 from plugins.int8_linear.inputs import Case, make_inputs
 from plugins.int8_linear.packing import quantize_weight

@@ -114,3 +114,12 @@ def test_doctor_names_what_it_looked_at() -> None:
 def test_chatting_with_a_built_bundle_needs_no_torch() -> None:
     code = "import sys, pipeline.commands.run; sys.exit(bool({'torch', 'onnx'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_reading_a_recipe_and_a_report_needs_no_torch() -> None:
+    code = (
+        "import sys; from pipeline.recipe import load_recipe; import pipeline.stages, pipeline.report.page;"
+        "load_recipe('demo'); print({'torch', 'onnx', 'polygraphy'} & set(sys.modules))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.stdout.strip() == "set()", result.stderr
