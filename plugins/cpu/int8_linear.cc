@@ -38,6 +38,7 @@ std::size_t ceil_div(std::size_t a, std::size_t b) { return (a + b - 1) / b; }
 struct Scratch {
   std::vector<std::uint8_t> q;
   std::vector<float> scale;
+  std::vector<float> planes;  // the product of each plane, where a token has two
 };
 
 template <typename T>
@@ -59,6 +60,12 @@ InputActivation activation_named(const std::string& name) {
   if (name == "none") return InputActivation::none;
   if (name == "swiglu") return InputActivation::swiglu;
   throw KernelFailure("input_activation is '" + name + "', expected 'none' or 'swiglu'");
+}
+
+std::size_t planes_of(int64_t activation_bits) {
+  if (activation_bits == 8) return 1;
+  if (activation_bits == 16) return 2;
+  throw KernelFailure("activation_bits is " + std::to_string(activation_bits) + ", expected 8 or 16");
 }
 
 void expect(const char* name, const Shape& shape, std::initializer_list<std::size_t> expected) {
@@ -83,16 +90,33 @@ std::size_t chunk_count(std::size_t tokens, std::size_t bytes) {
   return 2 * ceil_div(bytes, 2 * std::min(kChunkBytes, ceil_div(kChunkProducts, tokens)));
 }
 
-void multiply(const Context& context, const Int8Kernel& kernel, const Int8Product& product, std::size_t tokens) {
+void multiply(const Context& context, const Int8Kernel& kernel, const Int8Product& product, std::size_t rows) {
   const std::size_t blocks = ceil_div(product.out_features, kBlockOut);
   const std::size_t granules = ceil_div(blocks, kGranuleBlocks);
   const std::size_t bytes = blocks * product.in_blocks * kBlockBytes;
-  const std::size_t chunks = std::min(granules, chunk_count(tokens, bytes));
+  const std::size_t chunks = std::min(granules, chunk_count(rows, bytes));
   context.parallel_for(static_cast<int64_t>(chunks), [&](int64_t i) {
     const auto index = static_cast<std::size_t>(i);
     const std::size_t first = granules * index / chunks * kGranuleBlocks;
     const std::size_t last = std::min(blocks, granules * (index + 1) / chunks * kGranuleBlocks);
-    kernel.multiply(product, {0, tokens}, {first, last});
+    kernel.multiply(product, {0, rows}, {first, last});
+  });
+}
+
+// y = high + low (+ bias): the second half of the formula with 16-bit activations.
+void add_planes(const Context& context, const float* planes, const float* bias, std::size_t out_features,
+                std::size_t tokens, float* y) {
+  const std::size_t chunk = tokens * out_features <= kSerialElements ? tokens : kTokensPerChunk;
+  context.parallel_for(static_cast<int64_t>(ceil_div(tokens, chunk)), [&](int64_t i) {
+    const std::size_t first = static_cast<std::size_t>(i) * chunk, last = std::min(tokens, first + chunk);
+    for (std::size_t t = first; t < last; ++t) {
+      const float* high = planes + 2 * t * out_features;
+      const float* low = high + out_features;
+      float* row = y + t * out_features;
+      for (std::size_t n = 0; n < out_features; ++n) row[n] = high[n] + low[n];
+      if (bias == nullptr) continue;
+      for (std::size_t n = 0; n < out_features; ++n) row[n] += bias[n];
+    }
   });
 }
 
@@ -101,7 +125,8 @@ void multiply(const Context& context, const Int8Kernel& kernel, const Int8Produc
 Int8Linear::Int8Linear(const Attributes& attributes)
     : in_features_(positive(attributes, "in_features", kMaxInFeatures)),
       out_features_(positive(attributes, "out_features", INT32_MAX)),
-      activation_(activation_named(attributes.text("input_activation", "none"))) {}
+      activation_(activation_named(attributes.text("input_activation", "none"))),
+      planes_(planes_of(attributes.integer("activation_bits", 8))) {}
 
 const OpDeclaration& Int8Linear::declaration() {
   static const OpDeclaration declaration = {
@@ -145,17 +170,27 @@ void Int8Linear::compute(Context& context) const {
   }
   const auto tokens = static_cast<std::size_t>(x.shape[0]);
   Int8Product product = packed_weight(context);
-  product.y = context.output<float>(0, {x.shape[0], static_cast<int64_t>(out_features_)});
+  float* y = context.output<float>(0, {x.shape[0], static_cast<int64_t>(out_features_)});
   if (tokens == 0) return;
 
   thread_local Scratch scratch;
-  std::uint8_t* q = grown(scratch.q, tokens * product.in_blocks * kBlockIn);
-  float* scale = grown(scratch.scale, tokens);
+  const std::size_t rows = tokens * planes_;
+  std::uint8_t* q = grown(scratch.q, rows * product.in_blocks * kBlockIn);
+  float* scale = grown(scratch.scale, rows);
   const Int8Kernel& kernel = active_kernel();
-  quantize(context, kernel, {x.data, in_features_, activation_, product.in_blocks, q, scale}, tokens);
+  quantize(context, kernel, {x.data, in_features_, activation_, product.in_blocks, planes_, q, scale}, tokens);
   product.q = q;
   product.scale = scale;
-  multiply(context, kernel, product, tokens);
+  if (planes_ == 1) {
+    product.y = y;
+    multiply(context, kernel, product, rows);
+    return;
+  }
+  const float* bias = product.bias;
+  product.bias = nullptr;
+  product.y = grown(scratch.planes, rows * out_features_);
+  multiply(context, kernel, product, rows);
+  add_planes(context, product.y, bias, out_features_, tokens, y);
 }
 
 }  // namespace kvfold

@@ -17,6 +17,7 @@ class Int8Linear {
 
   std::size_t in_features_, out_features_;
   InputActivation activation_;
+  std::size_t planes_;
 };
 
 }  // namespace kvfold

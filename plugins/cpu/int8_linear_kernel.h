@@ -12,6 +12,7 @@ namespace kvfold {
 
 constexpr std::size_t kBlockOut = 16;  // plugins/int8_linear/schema.py: BLOCK_OUT, BLOCK_IN
 constexpr std::size_t kBlockIn = 4;
+constexpr float kLowPlane = 256.0f;    // LOW_PLANE
 constexpr std::size_t kBlockBytes = kBlockOut * kBlockIn;
 
 enum class InputActivation { none, swiglu };
@@ -22,11 +23,12 @@ struct Int8Quantization {
   std::size_t in_features;
   InputActivation activation;
   std::size_t in_blocks;  // ceil(in_features / 4)
-  std::uint8_t* q;        // [tokens, in_blocks * 4], in the form the same kernel's multiply reads
-  float* scale;           // [tokens]
+  std::size_t planes;     // 1: 8-bit activations; 2: 16-bit, a second row a token holds the remainder
+  std::uint8_t* q;        // [tokens * planes, in_blocks * 4], in the form the same kernel's multiply reads
+  float* scale;           // [tokens * planes]
 };
 
-// A quantised batch times a packed weight.
+// Quantised rows times a packed weight.
 struct Int8Product {
   const std::uint8_t* q;
   const float* scale;
@@ -36,7 +38,7 @@ struct Int8Product {
   const float* bias;                 // [out_features] or null
   std::size_t in_blocks;
   std::size_t out_features;
-  float* y;  // [tokens, out_features]
+  float* y;  // [rows, out_features]
 };
 
 struct Range {
@@ -46,8 +48,8 @@ struct Range {
 struct Int8Kernel {
   // Quantises these tokens; `row` is room for in_features floats, owned by the caller's thread.
   void (*quantize)(const Int8Quantization&, Range tokens, float* row);
-  // Writes y[tokens, 16 * blocks].
-  void (*multiply)(const Int8Product&, Range tokens, Range blocks);
+  // Writes y[rows, 16 * blocks].
+  void (*multiply)(const Int8Product&, Range rows, Range blocks);
 };
 
 extern const Int8Kernel int8_kernel_portable;

@@ -83,6 +83,29 @@ inline float quantize_row(const float* x, std::size_t n, std::size_t padded, std
   return scale;
 }
 
+// What quantize_row rounded off, kLowPlane times finer; `row` is room for n floats and may be x.
+template <int Offset>
+inline float quantize_remainder(const float* x, std::size_t n, std::size_t padded, const std::uint8_t* high,
+                                float scale, float* row, std::uint8_t* q) {
+  const float low_scale = scale / kLowPlane;
+  if (float_bits(scale) == 0x7FC00000) {
+    std::memset(q, Offset, padded);
+    return scale;
+  }
+  for (std::size_t k = 0; k < n; ++k) {
+    const float kept = static_cast<float>(static_cast<std::int8_t>(high[k] - Offset)) * scale;
+    row[k] = x[k] - kept;
+  }
+  for (std::size_t k = 0; k < n; ++k) {
+    std::int32_t rounded = float_bits(row[k] / low_scale + kRound) - kRoundBits;
+    rounded = rounded < -127 ? -127 : rounded;
+    rounded = rounded > 127 ? 127 : rounded;
+    q[k] = static_cast<std::uint8_t>(rounded + Offset);
+  }
+  std::memset(q + n, Offset, padded - n);
+  return low_scale;
+}
+
 template <int Offset>
 void quantize_rows(const Int8Quantization& job, Range tokens, float* row) {
   const std::size_t n = job.in_features, padded = job.in_blocks * kBlockIn;
@@ -93,7 +116,12 @@ void quantize_rows(const Int8Quantization& job, Range tokens, float* row) {
       swiglu_row(x, x + n, n, row);
       x = row;
     }
-    job.scale[t] = quantize_row<Offset>(x, n, padded, job.q + t * padded);
+    const std::size_t high = t * job.planes;
+    std::uint8_t* q = job.q + high * padded;
+    job.scale[high] = quantize_row<Offset>(x, n, padded, q);
+    if (job.planes == 2) {
+      job.scale[high + 1] = quantize_remainder<Offset>(x, n, padded, q, job.scale[high], row, q + padded);
+    }
   }
 }
 

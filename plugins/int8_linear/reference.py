@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from plugins.int8_linear.schema import InputActivation
+from plugins.int8_linear.schema import LOW_PLANE, ActivationBits, InputActivation
 
 
 def activate(x: Tensor, input_activation: InputActivation) -> Tensor:
@@ -23,15 +23,29 @@ def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.clamp(torch.round(x / scale), -127, 127), scale
 
 
+def quantize_remainder(x: Tensor, quantized: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """The second plane of 16-bit activations: integers and scales of what `quantize_tokens` rounded off."""
+    low_scale = scale / LOW_PLANE
+    return torch.clamp(torch.round((x - quantized * scale) / low_scale), -127, 127), low_scale
+
+
 def int8_linear(
     x: Tensor,
     weight: Tensor,
     weight_scale: Tensor,
     bias: Tensor | None = None,
     input_activation: InputActivation = "none",
+    activation_bits: ActivationBits = 8,
 ) -> Tensor:
     """y [T, N] from x [T, K] ([T, 2 K] with "swiglu") and int8 weight [N, K]; sums are exact (float64)."""
-    quantized, scale = quantize_tokens(activate(x, input_activation))
-    total = (quantized.double() @ weight.double().T).float()
-    y = total * (scale * weight_scale)
+    activated = activate(x, input_activation)
+    quantized, scale = quantize_tokens(activated)
+    y = _product(quantized, weight) * (scale * weight_scale)
+    if activation_bits == 16:
+        low, low_scale = quantize_remainder(activated, quantized, scale)
+        y = y + _product(low, weight) * (low_scale * weight_scale)
     return y if bias is None else y + bias
+
+
+def _product(quantized: Tensor, weight: Tensor) -> Tensor:
+    return (quantized.double() @ weight.double().T).float()

@@ -1,12 +1,18 @@
 """Int8Linear as the CPU kernel implements it.
 
-Weights: symmetric int8, one scale per output channel, values in [-127, 127]. Activations: symmetric
-int8, one dynamic scale per token, so a token's result never depends on what shares its batch.
+Weights: symmetric int8, one scale per output channel, values in [-127, 127]. Activations: symmetric,
+one dynamic scale per token, so a token's result never depends on what shares its batch.
 The integer dot product is exact, so every instruction set gives the same integers:
 
     s[t]  = max_k |x[t, k]| / 127                       (0 becomes 1)
     q     = clamp(round_half_even(x / s), -127, 127)
     y     = float(sum_k q[t, k] w[n, k]) * (s[t] * weight_scale[n]) + bias[n]
+
+With `activation_bits` 16 the rounding error of q is quantised once more, 256 times finer, and its
+product added: activations of 15 bits for a second pass of int8 products over the same weights.
+
+    low   = clamp(round_half_even((x - q s) / (s / 256)), -127, 127)
+    y     = float(sum_k q w) * (s * weight_scale) + float(sum_k low w) * (s / 256 * weight_scale) + bias
 
 With `input_activation` "swiglu", x holds a gate and an up projection side by side, and the op quantises
 silu(x[:, :in_features]) * x[:, in_features:]: the float intermediate never goes through memory.
@@ -37,12 +43,15 @@ BLOCK_IN = 4
 MAX_IN_FEATURES = 131072  # beyond it an int32 sum could overflow
 
 InputActivation = Literal["none", "swiglu"]
+ActivationBits = Literal[8, 16]
+LOW_PLANE = 256  # how much finer the second plane of 16-bit activations is
 
 
 @dataclass(frozen=True)
 class Attributes:
-    """Attributes of one node: the unpadded sizes of the linear, and what is fused in front of it."""
+    """Attributes of one node: the unpadded sizes, what is fused in front, and how fine activations are."""
 
     in_features: int
     out_features: int
     input_activation: InputActivation = "none"
+    activation_bits: ActivationBits = 8

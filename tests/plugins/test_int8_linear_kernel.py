@@ -18,7 +18,7 @@ from plugins.cpu import library
 from plugins.int8_linear import reference, schema, tolerances
 from plugins.int8_linear.inputs import Case, Inputs, make_inputs
 from plugins.int8_linear.packing import pack_weight, quantize_weight
-from plugins.int8_linear.schema import InputActivation
+from plugins.int8_linear.schema import ActivationBits, InputActivation
 
 ISAS = ("portable", "avx2", "avx512vnni")
 
@@ -36,7 +36,7 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def session(
-    inputs: Inputs, activation: InputActivation = "none", threads: int = 2
+    inputs: Inputs, activation: InputActivation = "none", threads: int = 2, bits: ActivationBits = 8
 ) -> onnxruntime.InferenceSession:
     """An engine of one Int8Linear node over x [T, K]."""
     packed = pack_weight(inputs.weight)
@@ -55,6 +55,7 @@ def session(
         in_features=in_features,
         out_features=out_features,
         **({} if activation == "none" else {"input_activation": activation}),
+        **({} if bits == 8 else {"activation_bits": bits}),
     )
     graph = helper.make_graph(
         [node],
@@ -80,12 +81,14 @@ def run(engine: onnxruntime.InferenceSession, x: np.ndarray) -> np.ndarray:
     return np.asarray(y)
 
 
-def expected(inputs: Inputs, activation: InputActivation = "none") -> np.ndarray:
+def expected(
+    inputs: Inputs, activation: InputActivation = "none", bits: ActivationBits = 8
+) -> np.ndarray:
     """The reference's y."""
     weight, weight_scale = (torch.from_numpy(array) for array in quantize_weight(inputs.weight))
     bias = None if inputs.bias is None else torch.from_numpy(inputs.bias)
     x = torch.from_numpy(inputs.x)
-    return reference.int8_linear(x, weight, weight_scale, bias, activation).numpy()
+    return reference.int8_linear(x, weight, weight_scale, bias, activation, bits).numpy()
 
 
 @st.composite
@@ -119,6 +122,26 @@ def test_matches_the_reference(isa: str, case: Case) -> None:
 
 
 @PROPERTY
+@given(case=cases())
+def test_finer_activations_match_the_reference(isa: str, case: Case) -> None:
+    """16-bit activations: two planes, still the reference's bits."""
+    inputs = make_inputs(case)
+    np.testing.assert_allclose(
+        run(session(inputs, bits=16), inputs.x), expected(inputs, bits=16), rtol=0, atol=tolerances.OUTPUT
+    )
+
+
+def test_finer_activations_leave_the_weights_error_only(isa: str) -> None:
+    """Against exact activations over the same int8 weights, 16 bits are over 100 times closer than 8."""
+    inputs = make_inputs(Case(16, 576, 64, bias=True))
+    weight, scale = quantize_weight(inputs.weight)
+    exact = inputs.x.astype(np.float64) @ (weight * scale[:, None].astype(np.float64)).T + inputs.bias
+    coarse = np.abs(run(session(inputs), inputs.x) - exact).max()
+    fine = np.abs(run(session(inputs, bits=16), inputs.x) - exact).max()
+    assert fine < coarse / 100
+
+
+@PROPERTY
 @given(case=cases("swiglu"))
 def test_swiglu_matches_the_reference(isa: str, case: Case) -> None:
     """The fused activation, up to a rounding tie that falls the other way: a step times a weight of 127."""
@@ -138,9 +161,12 @@ def test_swiglu_ties_are_rare(isa: str) -> None:
     assert np.abs(y - wanted).mean() <= tolerances.SWIGLU_MEAN * np.abs(wanted).max()
 
 
+@pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("activation", ["none", "swiglu"])
 @pytest.mark.parametrize(("in_features", "out_features"), [(576, 960), (1534, 573)])
-def test_same_bits_everywhere(activation: InputActivation, in_features: int, out_features: int) -> None:
+def test_same_bits_everywhere(
+    bits: ActivationBits, activation: InputActivation, in_features: int, out_features: int
+) -> None:
     """Law: instruction set, threads and batch change no bit of a token's result."""
     inputs = make_inputs(Case(45, in_features, out_features, bias=True, input_activation=activation))
     before = library.active_isa()
@@ -149,7 +175,7 @@ def test_same_bits_everywhere(activation: InputActivation, in_features: int, out
         for name in library.supported_isas():
             library.select_isa(name)
             for threads in (1, 2):
-                engine = session(inputs, activation, threads)
+                engine = session(inputs, activation, threads, bits)
                 results.append(run(engine, inputs.x))
                 for cut in ((0, 1), (1, 3), (4, 12), (12, 45)):
                     np.testing.assert_array_equal(run(engine, inputs.x[slice(*cut)]), results[0][slice(*cut)])
@@ -159,19 +185,22 @@ def test_same_bits_everywhere(activation: InputActivation, in_features: int, out
         np.testing.assert_array_equal(result, results[0])
 
 
+@pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("activation", ["none", "swiglu"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_a_bad_token_stays_alone(isa: str, bad: float, activation: InputActivation) -> None:
+def test_a_bad_token_stays_alone(
+    isa: str, bad: float, activation: InputActivation, bits: ActivationBits
+) -> None:
     """NaN or infinity in a token gives NaN in all its outputs and touches no other token."""
     inputs = make_inputs(Case(10, 20, 33, bias=True, input_activation=activation))
-    engine = session(inputs, activation)
+    engine = session(inputs, activation, bits=bits)
     clean = run(engine, inputs.x)
     inputs.x[4, 7] = bad
     y = run(engine, inputs.x)
     assert np.isnan(y[4]).all()
     others = np.arange(10) != 4
     np.testing.assert_array_equal(y[others], clean[others])
-    np.testing.assert_array_equal(np.isnan(expected(inputs, activation)), np.isnan(y))
+    np.testing.assert_array_equal(np.isnan(expected(inputs, activation, bits)), np.isnan(y))
 
 
 @pytest.mark.parametrize("magnitude", [1e-44, 1e-38, 1e38])
@@ -214,6 +243,13 @@ def test_refuses_an_unknown_activation() -> None:
     inputs = make_inputs(Case(2, 8, 16))
     with pytest.raises(Exception, match="input_activation is 'gelu', expected 'none' or 'swiglu'"):
         session(inputs, cast(InputActivation, "gelu"))
+
+
+def test_refuses_other_activation_bits() -> None:
+    """At session creation, by name."""
+    inputs = make_inputs(Case(2, 8, 16))
+    with pytest.raises(Exception, match="activation_bits is 4, expected 8 or 16"):
+        session(inputs, bits=cast(ActivationBits, 4))
 
 
 def test_refuses_sums_that_could_overflow() -> None:
