@@ -26,9 +26,10 @@ from pipeline.validate.results import (
 from pipeline.validate.subjects import INPUT_IDS, LOGITS, LOSSES, EngineSubject, Subject, TorchSubject
 from pipeline.workspace import HELDOUT_TOKENS, Workspace
 from plugins.errors import ValidationError
+from plugins.fold_plan import FoldPlan
 from plugins.plan_presets import Preset, build_plan
 from runtime.bundle import WEIGHTS
-from runtime.config import RuntimeConfig, pages_for
+from runtime.memory.horizon import horizons
 
 if TYPE_CHECKING:
     from polygraphy.comparator.struct import RunResults
@@ -106,14 +107,21 @@ def _subjects(workspace: Workspace) -> tuple[Subject, ...]:
     config, plan = workspace.config, workspace.plan
     identity = build_plan(Preset(preset="identity"), config.attention_shape)
     section = workspace.recipe.validate_on
-    sizes = RuntimeConfig(max_num_batched_tokens=section.prefill_chunk, max_num_seqs=1)
-    pages = pages_for(plan, sizes, section.sequence_length)
+    pages = pages_of_sequence(plan, section.sequence_length, section.prefill_chunk)
     engine = OnnxRuntimeEngine.load(workspace.root / "engine" / workspace.recipe.target, plan, pages)
     return (
         TorchSubject(ORIGINAL, Decoder.from_weights(config, identity, workspace.checkpoint.weights)),
         TorchSubject(FOLDED, Decoder.from_weights(config, plan, workspace.tensors(WEIGHTS))),
         EngineSubject(ENGINE, engine, section.prefill_chunk),
     )
+
+
+def pages_of_sequence(plan: FoldPlan, length: int, chunk: int) -> dict[str, int]:
+    """Pages of each group's pool that hold one sequence, whatever its bytes.
+
+    Local groups hold it twice: the running window, and the tail that the last turn left in the tree.
+    """
+    return {law.name: law.peak_pages(length, chunk) * (2 if law.is_local else 1) for law in horizons(plan)}
 
 
 def _summarise_subject(subject: Subject, losses: list[np.ndarray], tokens: int) -> SubjectResult:

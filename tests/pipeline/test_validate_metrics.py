@@ -8,11 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.recipe import Thresholds
-from pipeline.validate.measure import compare
+from pipeline.validate.measure import compare, pages_of_sequence
 from pipeline.validate.metrics import measure_distance, negative_log_likelihood
 from pipeline.validate.results import ENGINE, FOLDED, ORIGINAL, Measurements, judge
 from pipeline.validate.subjects import Subject
 from plugins.errors import ValidationError
+from plugins.plan_presets import AttentionShape, Preset, build_plan
+from runtime.config import RuntimeConfig, pages_for
 
 VOCAB = 8
 
@@ -114,3 +116,18 @@ def test_every_threshold_can_be_missed_and_met() -> None:
     )
     assert [verdict.passed for verdict in judge(found, loose)] == [True] * 5
     assert judge(found, Thresholds(max_perplexity_ratio=None, max_engine_kl=None)) == []
+
+
+def test_pools_hold_a_sequence_whatever_its_bytes() -> None:
+    """2,048 tokens of this shape in float32 are 4 GiB, above the budget that an LLM takes by itself."""
+    shape = AttentionShape(num_hidden_layers=64, num_attention_heads=32, num_key_value_heads=32, head_dim=128)
+    plan = build_plan(Preset(preset="identity"), shape)
+    assert plan.kv_bytes(2048) == 4 * 2**30
+    assert pages_of_sequence(plan, 2048, 512) == {"global": 128}
+
+
+def test_pools_of_a_small_plan_are_the_runtime_s_own() -> None:
+    shape = AttentionShape(num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=16)
+    plan = build_plan(Preset(preset="horizon", sliding_window=64, global_every=2), shape)
+    config = RuntimeConfig(max_num_batched_tokens=48, max_num_seqs=1)
+    assert pages_of_sequence(plan, 1000, 48) == pages_for(plan, config, 1000)
