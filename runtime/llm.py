@@ -36,7 +36,6 @@ class LLM:
     def __init__(self, engine: Engine, tokenizer: Tokenizer, config: RuntimeConfig | None = None) -> None:
         """Over an engine that nobody else uses; `LLM.load` is the usual way."""
         self.config = config or RuntimeConfig()
-        self._engine = engine
         self._generator = TextGenerator(engine, tokenizer, self.config)
 
     @classmethod
@@ -135,7 +134,13 @@ class LLM:
             return Prompt(np.asarray(self._generator.tokenizer.encode(prompt), np.int64))
         if not all(isinstance(token, (int, np.integer)) for token in prompt):
             raise RequestError(f"a prompt is {prompt!r:.80}; use a text or a list of token ids")
-        return Prompt(np.asarray(prompt, np.int64))
+        try:
+            return Prompt(np.asarray(prompt, np.int64))
+        except OverflowError as error:
+            raise RequestError(
+                f"token id {max(prompt, key=abs)} is in no vocabulary; "
+                "encode the prompt with this model's tokenizer"
+            ) from error
 
 
 def _as_list(prompts: TextOrTokens | Sequence[TextOrTokens]) -> list[TextOrTokens]:

@@ -16,7 +16,7 @@ class EngineConfig(BaseModel):
         target: which backend it was built for.
         vocab_size: width of the logits.
         max_context_length: longest sequence in tokens (rows of the RoPE tables).
-        fingerprint: identifies weights, plan and scales; pages are only reused under the same one.
+        fingerprint: identifies weights, plan and scales.
         passes: how often each graph pass matched when the graph was lowered.
     """
 

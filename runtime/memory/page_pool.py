@@ -26,11 +26,6 @@ class PagePool:
         """Pages nobody holds."""
         return len(self._free)
 
-    @property
-    def num_used(self) -> int:
-        """Pages somebody holds."""
-        return self.num_pages - len(self._free)
-
     def references(self, page: int) -> int:
         """How many hold the page."""
         return self._references[page]

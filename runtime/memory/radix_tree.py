@@ -22,7 +22,11 @@ from runtime.memory.page_pool import PagePool
 
 
 class RadixTree:
-    """Cached prefixes of one engine (its fingerprint is the root's key)."""
+    """Cached prefixes of one engine.
+
+    A tree lives and ends with its engine, so its pages are all of one model, plan and set of scales;
+    the root is named by the engine's fingerprint, and nothing needs to compare it.
+    """
 
     def __init__(self, fingerprint: str, horizons: Rows[Horizon], pools: Rows[PagePool]) -> None:
         """An empty tree over the pools, which stay owned by the caller."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from plugins.errors import CapacityError
+from plugins.errors import CapacityError, KvfoldError
 from runtime.config import RuntimeConfig
 from runtime.engine.protocol import Engine
 from runtime.memory.kv_memory import KvMemory
@@ -86,7 +86,8 @@ class Scheduler:
             return
         request.finish_reason = "cancelled"
         if request.sequence is None:
-            self._waiting.remove(request)
+            if request in self._waiting:  # not so where it was never submitted
+                self._waiting.remove(request)
             return
         self._running.remove(request)
         self.memory.release(request.sequence)
@@ -98,21 +99,35 @@ class Scheduler:
             self.memory.release(sequence)
 
     def step(self) -> list[Request]:
-        """Run one engine step; returns the requests that got a token, some of them now finished."""
+        """Run one engine step; returns the requests that got a token, some of them now finished.
+
+        Raises:
+            KvfoldError: a request's logits cannot be sampled; it is cancelled, the others got their token.
+        """
         scheduled = self._schedule()
         assert scheduled or not self.has_work, "nothing fits although every request fits the pool"
         if not scheduled:
             return []
         logits = self.engine.execute(self._builder.build([chunk for _, chunk in scheduled]))
+        rows = iter(logits)
         sampled: list[Request] = []
+        failure: KvfoldError | None = None
         for request, chunk in scheduled:
             self.memory.commit(chunk.sequence, chunk.end)
             self.metrics.recomputed_tokens += request.count_chunk(chunk.start, chunk.end)
-            if chunk.samples:
-                request.append_from(logits[len(sampled)])
-                sampled.append(request)
-                if request.finish_reason is not None:
-                    self._retire(request)
+            if not chunk.samples:
+                continue
+            try:
+                request.append_from(next(rows))
+            except KvfoldError as error:
+                self.cancel(request)
+                failure = failure or error
+                continue
+            sampled.append(request)
+            if request.finish_reason is not None:
+                self._retire(request)
+        if failure is not None:
+            raise failure
         return sampled
 
     def _schedule(self) -> list[tuple[Request, Chunk]]:

@@ -146,6 +146,8 @@ def test_chats_share_a_system_prompt() -> None:
         ([[1, 2, VOCAB]], rf"token id {VOCAB} at position 2"),
         ([list(range(200))], "200 tokens, the context 150"),
         ([[1, "a"]], "list of token ids"),
+        ([2**64], rf"token id {2**64} is in no vocabulary"),
+        ([[1, -(2**70)]], rf"token id -{2**70} is in no vocabulary"),
         ([1, "a"], "mix token ids and texts"),
     ],
 )

@@ -7,15 +7,16 @@ from time import perf_counter
 import numpy as np
 import pytest
 
+from plugins.errors import KvfoldError
 from runtime.engine.protocol import EngineInfo, StepInputs
 from runtime.generation import Reply
 from runtime.llm import LLM
 from runtime.sampling import SamplingParams
 from runtime.scheduler.request import Prompt
 from runtime.scheduler.scheduler import MAX_OVERTAKEN
-from tests.runtime.byte_tokenizer import ByteTokenizer
+from tests.runtime.byte_tokenizer import VOCAB, ByteTokenizer
 from tests.runtime.harness import PLANS, check, in_use, make_llm
-from tests.runtime.synthetic_engine import make_plan
+from tests.runtime.synthetic_engine import SyntheticEngine, expected_tokens, make_plan
 
 
 def submit(llm: LLM, prompt: list[int], count: int = 8) -> Reply:
@@ -98,6 +99,44 @@ def test_the_oldest_request_is_never_preempted() -> None:
     assert llm.metrics.cache.preemptions > 0
     assert not replies[0].request.preempted
     assert all(reply.request.finish_reason == "length" for reply in replies)
+    check(llm)
+
+
+def test_a_request_that_was_never_submitted_can_be_cancelled() -> None:
+    llm, _ = make_llm(PLANS["global"])
+    other = submit(llm, [1] * 20)
+    reply = llm.generator.prepare(Prompt(np.asarray([1, 2, 3])), SamplingParams())
+    llm.generator.scheduler.cancel(reply.request)
+    assert reply.request.finish_reason == "cancelled"
+    run_all(llm)
+    assert other.finished
+
+
+class NanEngine(SyntheticEngine):
+    """From its fourth step on, every row of a token 77 is NaN."""
+
+    def execute(self, step: StepInputs) -> np.ndarray:
+        logits = super().execute(step)
+        if self.steps >= 4:
+            firsts = step.tables["global"].block_table[:, 0]
+            broken = self.caches[0][firsts.astype(np.int64) * 16] == 77
+            logits[broken] = np.nan
+        return logits
+
+
+def test_a_request_that_cannot_be_sampled_ends_alone() -> None:
+    plan = PLANS["global"]
+    llm = LLM(NanEngine(plan, vocab=VOCAB), ByteTokenizer(()))
+    prompts = [[1] * 20, [77] * 20, [2] * 20]
+    first, broken, last = (submit(llm, prompt) for prompt in prompts)
+    with pytest.raises(KvfoldError, match="nan as a logit"):
+        run_all(llm)
+    assert broken.request.finish_reason == "cancelled"
+    check(llm)
+    run_all(llm)
+    for reply, prompt in ((first, prompts[0]), (last, prompts[2])):
+        assert reply.request.completion_ids == expected_tokens(plan, prompt, 8, VOCAB)
+    assert in_use(llm) == 0
     check(llm)
 
 
