@@ -65,6 +65,9 @@ class BundleTokenizer:
             raise BundleError(
                 f"{tokenizer} cannot be read as a tokenizer: {error}; build it again"
             ) from error
+        # A prompt is never cut or padded in silence, whatever its tokenizer.json asks for.
+        loaded.no_truncation()
+        loaded.no_padding()
         return cls(loaded, TokenizerConfig.parse(config.read_bytes()))
 
     @property

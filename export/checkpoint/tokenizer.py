@@ -53,11 +53,17 @@ class CheckpointTokenizer:
 
 
 def parse_tokenizer(source: str, text: str) -> Tokenizer:
-    """A Tokenizer from tokenizer.json's text; raises CheckpointError where it is not one."""
+    """A Tokenizer from tokenizer.json's text; raises CheckpointError where it is not one.
+
+    Its truncation and padding are off: text is never cut or padded in silence.
+    """
     try:
-        return Tokenizer.from_str(text)
+        tokenizer = Tokenizer.from_str(text)
     except Exception as error:  # tokenizers raises bare Exception for every parse error
         raise CheckpointError(f"{source} is not a tokenizer of the tokenizers library: {error}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def check_vocabulary(source: str, tokenizer: Tokenizer, vocab_size: int) -> None:

@@ -12,6 +12,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from export.checkpoint import load_checkpoint
 from export.checkpoint.gguf_tokenizer import tokenizer_from_gguf
+from export.checkpoint.tokenizer import CheckpointTokenizer
 from plugins.chat_template import render_chat
 from plugins.errors import CheckpointError, RequestError, UnsupportedModelError
 from plugins.tokenizer_config import TokenizerConfig
@@ -156,3 +157,12 @@ def test_chat_templates_run_in_a_sandbox() -> None:
     template = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
     with pytest.raises(RequestError, match="unsafe"):
         render_chat(TokenizerConfig(chat_template=template), [])
+
+
+def test_a_tokenizer_that_cuts_or_pads_does_not() -> None:
+    backend = tiny_tokenizer()
+    backend.enable_truncation(max_length=1)
+    backend.enable_padding(length=8)
+    tokenizer = CheckpointTokenizer(backend.to_str(), TokenizerConfig())
+    assert len(tokenizer.encode("A B A B")) > 1
+    assert tokenizer.encode("A") == tiny_tokenizer().encode("A").ids
