@@ -48,9 +48,14 @@ def paged_attention(
 
     Returns:
         output [T, num_heads * head_size], key_cache_out and value_cache_out (new tensors).
+
+    Raises:
+        ValueError: an attribute or a combination of inputs that the contract rules out.
     """
     if rotary_interleaved:
         raise ValueError("rotary_interleaved is 1; kvfold writes the half-split layout (0) only")
+    if (q_norm_weight is None) != (k_norm_weight is None):
+        raise ValueError("q_norm_weight and k_norm_weight must both be present or both be absent")
     head_size = key_cache.shape[-1]
     query, key, value = split_heads(query, key, value, num_heads, kv_num_heads, head_size)
     positions = token_positions(cumulative_sequence_length, past_seqlens)
@@ -177,7 +182,10 @@ def attend(
     softcap: float,
     head_sink: Tensor | None,
 ) -> Tensor:
-    """Softmax attention of one sequence [queries, heads, d]; a learned sink joins the denominator only."""
+    """Softmax attention of one sequence [queries, heads, d]; a learned sink joins the denominator only.
+
+    A query that sees no key gives zeros.
+    """
     repeats = query.shape[1] // keys.shape[1]
     keys, values = keys.repeat_interleave(repeats, 1), values.repeat_interleave(repeats, 1)
     logits = torch.einsum("qhd,khd->hqk", query.float(), keys) * scale
@@ -188,5 +196,5 @@ def attend(
         sink = head_sink.float()[:, None, None].expand(-1, logits.shape[1], 1)
         weights = torch.cat([logits, sink], dim=-1).softmax(-1)[..., :-1]
     else:
-        weights = logits.softmax(-1)
+        weights = torch.where(visible.any(-1, keepdim=True), logits.softmax(-1), 0.0)
     return torch.einsum("hqk,khd->qhd", weights, values).to(query.dtype)

@@ -4,7 +4,8 @@ The contract is ONNX Runtime's `com.microsoft::PagedAttention` (opset 1), with o
 `kvfold` domain: `sink_size`, the first tokens of a sequence that stay visible under a window.
 
 Order inside the op: split packed QKV, QK-norm, RoPE, quantise, write, attend. Attention reads the
-cache only, so a token's result never depends on how its sequence was cut into steps.
+cache only, so a token's result never depends on how its sequence was cut into steps. A query that
+sees no key (all its pages unmapped) gives zeros.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from typing import Literal
 
 OP_TYPE = "PagedAttention"
 DOMAIN = "kvfold"
-MICROSOFT_DOMAIN = "com.microsoft"
 OPSET = 1
 
 # Positional inputs. T new tokens of B sequences; "?" may be absent (empty name).
@@ -31,8 +31,8 @@ INPUTS = (
     "sin_cache",  # ? the same
     "slot_mapping",  # int32 [T]: page * page_size + offset; -1: do not write (optional in the published op)
     "head_sink",  # ? float [num_heads]: learned logit added to each softmax's denominator
-    "q_norm_weight",  # ? float [head_size]
-    "k_norm_weight",  # ? float [head_size]
+    "q_norm_weight",  # ? float [head_size]; both norm weights or neither
+    "k_norm_weight",  # ? the same
     "k_scale",  # ? float32 (kv_num_heads, 1, head_size); required by int8 caches
     "v_scale",  # ? the same
 )

@@ -115,6 +115,17 @@ def test_unmapped_pages_are_masked_and_never_read(isa: str, int8_cache: bool) ->
     assert relative_error(run(inputs)[0], expected(inputs)[0]) <= limit
 
 
+@pytest.mark.parametrize("head_sink", [False, True])
+@pytest.mark.parametrize("int8_cache", [False, True])
+def test_a_query_that_sees_no_key_gives_zeros(isa: str, int8_cache: bool, head_sink: bool) -> None:
+    case = Case((3, 2), (20, 300), int8_cache=int8_cache, head_sink=head_sink, writes=False)
+    inputs = make_inputs(case)
+    inputs.arrays["block_table"][0] = -1
+    output, reference = run(inputs)[0], expected(inputs)[0]
+    assert not output[:3].any() and not reference[:3].any()
+    assert relative_error(output, reference) <= tolerances.OUTPUT["int8" if int8_cache else "float32"]
+
+
 def part(inputs: Inputs, caches: list[np.ndarray], begin: int, end: int) -> Inputs:
     """Tokens [begin, end) of a single sequence that starts empty, over the given caches."""
     arrays = dict(inputs.arrays)
@@ -221,6 +232,17 @@ def test_wrong_shapes_are_refused() -> None:
         bad = Inputs({**good.arrays, name: np.ascontiguousarray(array)}, good.attributes)
         with pytest.raises(Exception, match=message):
             run(bad)
+
+
+@pytest.mark.parametrize("name", ["q_norm_weight", "k_norm_weight"])
+def test_one_norm_weight_alone_is_refused(name: str) -> None:
+    inputs = make_inputs(Case((2,), (20,), qk_norm=True))
+    del inputs.arrays[name]
+    message = "q_norm_weight and k_norm_weight must both be present or both be absent"
+    with pytest.raises(Exception, match=message):
+        run(inputs)
+    with pytest.raises(ValueError, match=message):
+        expected(inputs)
 
 
 @pytest.mark.parametrize(
