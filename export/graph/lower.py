@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from export.graph.model_files import MODEL_FILE, load_model, save_model
 from export.graph.passes import int8_linears, skip_norms, swiglu_inputs
+from export.quantize.precision import Precision
 from plugins.errors import ExportError, TargetError
 from plugins.fold_plan import FoldPlan
+from plugins.int8_linear.schema import ActivationBits
 
-Precision = Literal["int8", "float32"]
-
-
+_ACTIVATION_BITS: dict[Precision, ActivationBits] = {"int8": 8, "int8_a16": 16}
 CPU_KV_DTYPES = ("float32", "int8")
 
 
@@ -45,7 +44,7 @@ def lower_for_cpu(
                 f"{' and '.join(CPU_KV_DTYPES)}: set kv_dtype in the recipe's plan"
             )
     model = load_model(source)
-    int8 = {name for name, kind in precision.items() if kind == "int8"}
+    int8 = {name: _ACTIVATION_BITS[kind] for name, kind in precision.items() if kind != "float32"}
     norms = sum(node.op_type == "RMSNormalization" for node in model.graph)
     counts = {
         "int8_linears": int8_linears.apply(model, int8),

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 
 import torch
 from rich.progress import track
-from torch import Tensor, nn
+from torch import Tensor
 
 from export.model.config import ModelConfig
-from export.model.decoder import Decoder
-from export.model.dense_attention import DenseAttention
-from export.quantize.int8 import FakeInt8Linear, int8_error, linear_weight
+from export.quantize.int8 import int8_error, linear_weight
 from export.quantize.observe import Observations, observe
 from export.quantize.precision import LinearPrecision, Quantization
 from export.quantize.settings import QuantizeSettings
@@ -20,6 +18,7 @@ from export.quantize.smooth import apply_scale, choose_scale, smoothing_groups
 from plugins.fold_plan import FoldPlan
 
 INT8_MAX = 127
+HEAD = "lm_head"
 
 
 @dataclass(frozen=True)
@@ -83,8 +82,14 @@ def _smooth(config: ModelConfig, plan: FoldPlan, weights: dict[str, Tensor], see
 
 
 def _measure(name: str, weights: Mapping[str, Tensor], seen: Observations, limit: float) -> LinearPrecision:
-    error = int8_error(seen.inputs[name].sample, linear_weight(name, weights))
-    return LinearPrecision(precision="int8" if error <= limit else "float32", relative_error=error)
+    x, weight = seen.inputs[name].sample, linear_weight(name, weights)
+    error = int8_error(x, weight)
+    if error <= limit and name != HEAD:
+        return LinearPrecision(precision="int8", relative_error=error, deployed_error=error)
+    finer = int8_error(x, weight, activation_bits=16)
+    if finer <= limit:
+        return LinearPrecision(precision="int8_a16", relative_error=error, deployed_error=finer)
+    return LinearPrecision(precision="float32", relative_error=error)
 
 
 def static_scales(plan: FoldPlan, seen: Observations, precision: Quantization) -> dict[str, Tensor]:
@@ -102,23 +107,3 @@ def static_scales(plan: FoldPlan, seen: Observations, precision: Quantization) -
         if linear.precision == "int8":
             scales[f"activation_scale.{name}"] = scale(seen.inputs[name].absmax.amax())
     return scales
-
-
-class FakeQuantizedDecoder(nn.Module):
-    """The calibrated model in PyTorch: int8 linears and int8 KV as deployed, the rest in float32."""
-
-    def __init__(self, config: ModelConfig, plan: FoldPlan, calibrated: Calibrated) -> None:
-        super().__init__()
-        self.decoder = Decoder.from_weights(config, plan, calibrated.weights)
-        self.scales = calibrated.scales
-        for name, linear in calibrated.precision.linears.items():
-            if linear.precision == "int8":
-                module = self.decoder.get_submodule(name)
-                assert isinstance(module, nn.Linear), f"{name} is no linear of the decoder"
-                self.decoder.set_submodule(name, FakeInt8Linear(module.weight, module.bias))
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """Logits [B, L, vocab] of whole sequences [B, L]."""
-        mixer = DenseAttention(self.decoder.config, self.decoder.plan, self.scales)
-        logits: Tensor = self.decoder(input_ids, mixer)
-        return logits

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from export.model.decoder import PACKED
 from plugins.int8_linear.packing import quantize_weight
-from plugins.int8_linear.reference import quantize_tokens
+from plugins.int8_linear.reference import quantize_remainder, quantize_tokens
+from plugins.int8_linear.schema import ActivationBits
 
 
 class FakeInt8Linear(nn.Module):
@@ -19,9 +20,10 @@ class FakeInt8Linear(nn.Module):
     that, sums round in the last of 24 bits, far below what int8 itself rounds.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, activation_bits: ActivationBits = 8) -> None:
         """Quantise float weight [out, in]."""
         super().__init__()
+        self.activation_bits = activation_bits
         quantized, scale = quantize_weight(weight.numpy())
         self.register_buffer("weight", torch.from_numpy(quantized).float())
         self.register_buffer("weight_scale", torch.from_numpy(scale))
@@ -30,16 +32,20 @@ class FakeInt8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """y [..., out] of x [..., in]."""
         quantized, scale = quantize_tokens(x)
-        y = (quantized @ self.get_buffer("weight").T) * (scale * self.get_buffer("weight_scale"))
+        weight, weight_scale = self.get_buffer("weight"), self.get_buffer("weight_scale")
+        y = (quantized @ weight.T) * (scale * weight_scale)
+        if self.activation_bits == 16:
+            low, low_scale = quantize_remainder(x, quantized, scale)
+            y = y + (low @ weight.T) * (low_scale * weight_scale)
         bias: Tensor | None = self._buffers["bias"]
         return y if bias is None else y + bias
 
 
-def int8_error(x: Tensor, weight: Tensor) -> float:
+def int8_error(x: Tensor, weight: Tensor, activation_bits: ActivationBits = 8) -> float:
     """|y_int8 - y| / |y| of one linear on inputs x [tokens, in], weight [out, in], without its bias."""
     y = x @ weight.T
     norm = float(y.norm())
-    return float((FakeInt8Linear(weight, None)(x) - y).norm()) / norm if norm else 0.0
+    return float((FakeInt8Linear(weight, None, activation_bits)(x) - y).norm()) / norm if norm else 0.0
 
 
 def tensor_names(linear: str, weights: Mapping[str, Tensor]) -> list[str]:

@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-Precision = Literal["int8", "float32"]
+# int8: weights and activations. int8_a16: int8 weights, 16-bit activations (two int8 planes).
+Precision = Literal["int8", "int8_a16", "float32"]
 
 
 class LinearPrecision(BaseModel):
@@ -14,14 +15,16 @@ class LinearPrecision(BaseModel):
 
     Attributes:
         precision: what it runs in.
-        relative_error: |y_int8 - y| / |y| (Frobenius) on calibration text, as deployed; None where
-            int8 was not asked for.
+        relative_error: |y' - y| / |y| (Frobenius) on calibration text, y' with int8 weights and
+            activations; None where int8 was not asked for.
+        deployed_error: the same in its own precision; 0 in float32.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     precision: Precision
     relative_error: float | None = None
+    deployed_error: float = 0.0
 
 
 class Quantization(BaseModel):
@@ -37,8 +40,8 @@ class Quantization(BaseModel):
         return {name: linear.precision for name, linear in self.linears.items()}
 
     @property
-    def kept_float32(self) -> list[str]:
-        """Linears that int8 was measured to harm too much, worst first."""
-        kept = {n: e.relative_error for n, e in self.linears.items() if e.precision == "float32"}
-        measured = {name: error for name, error in kept.items() if error is not None}
+    def raised(self) -> list[str]:
+        """Linears that were measured but do not run in plain int8, worst first."""
+        errors = {n: e.relative_error for n, e in self.linears.items() if e.precision != "int8"}
+        measured = {name: error for name, error in errors.items() if error is not None}
         return sorted(measured, key=lambda name: -measured[name])

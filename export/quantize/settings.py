@@ -14,7 +14,9 @@ class QuantizeSettings(BaseModel):
         linears: `int8` quantises weights and activations, `none` keeps every linear in float32.
         smooth: move activation outliers into the weights first (SmoothQuant, arXiv 2211.10438).
         max_relative_error: a linear whose int8 output is further off than this, relative to the
-            output's norm on calibration text, stays in float32 and is listed.
+            output's norm on calibration text, gets 16-bit activations, or stays in float32 where
+            these are not enough. The head always gets them: its error is the logits' own, and only
+            rows that are sampled pass through it. Both are listed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -43,6 +43,6 @@ def render_page(results: Results) -> str:
         pairs=[*to_original, ("", "engine against folded", measurements.comparison(FOLDED, ENGINE))],
         fold_errors=fold_errors[:WORST_SHOWN],
         linears=results.quantization.linears,
-        float_linears=results.quantization.kept_float32,
+        raised_linears=results.quantization.raised,
         version=VERSION,
     )

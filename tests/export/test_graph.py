@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from export.graph.linears import find_linears
-from export.graph.lower import Precision, lower_for_cpu
+from export.graph.lower import lower_for_cpu
 from export.graph.onnx_from_decoder import export_onnx
 from export.graph.paged_decoder import PagedDecoder
 from export.model.decoder import Decoder
 from export.model.dense_attention import DenseAttention
+from export.quantize.precision import Precision
 from plugins import step as contract
 from plugins.errors import ExportError, TargetError
 from runtime.engine.config import EngineConfig

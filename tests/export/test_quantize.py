@@ -10,13 +10,14 @@ from export.model.config import ModelConfig
 from export.model.decoder import Decoder
 from export.model.dense_attention import DenseAttention
 from export.model.families import config_from_huggingface
-from export.quantize.calibrate import Calibrated, FakeQuantizedDecoder, calibrate
+from export.quantize.calibrate import Calibrated, calibrate
 from export.quantize.int8 import FakeInt8Linear, linear_weight
 from export.quantize.settings import QuantizeSettings
 from plugins.fold_plan import FoldPlan, LayerPlan
 from plugins.int8_linear.inputs import Case, make_inputs
 from plugins.int8_linear.packing import quantize_weight
 from plugins.int8_linear.reference import int8_linear
+from tests.export.fake_quantized import FakeQuantizedDecoder
 from tests.export.tiny_checkpoints import random_model
 
 TOKENS = torch.randint(0, 97, (8, 48), generator=torch.Generator().manual_seed(1))
@@ -97,7 +98,7 @@ def test_static_scales_cover_what_was_seen(family: str) -> None:
     def watch(name: str, module: torch.nn.Module) -> None:
         module.register_forward_pre_hook(lambda _, args: seen.update({name: float(args[0].abs().max())}))
 
-    for name in calibrated.precision.linears:
+    for name in calibrated.precision.linears.keys() - {"lm_head"}:  # 16-bit activations have no scale
         watch(name, decoder.get_submodule(name))
     mixer = DenseAttention(config, plan)
     decoder(TOKENS, mixer)
@@ -120,21 +121,25 @@ def test_only_int8_banks_have_cache_scales() -> None:
     assert caches == {"key_scale.0", "value_scale.0"}
 
 
-def test_a_linear_with_an_outlier_stays_float_and_is_listed() -> None:
-    """One channel of the input is 300 times larger than the rest and takes all their integers."""
+@pytest.mark.parametrize(("outlier", "precision"), [(24, "int8_a16"), (300, "float32")])
+def test_a_linear_with_an_outlier_runs_higher_and_is_listed(outlier: int, precision: str) -> None:
+    """One channel of the input is so much larger than the rest that it takes all their integers."""
     config, weights = model("llama")
     harmed = "model.layers.1.self_attn.qkv_proj"
-    weights["model.layers.1.input_layernorm.weight"][3] *= 300
+    weights["model.layers.1.input_layernorm.weight"][3] *= outlier
     for kind in "qkv":
-        weights[f"model.layers.1.self_attn.{kind}_proj.weight"][:, 3] /= 300
-    settings = QuantizeSettings(smooth=False)
-    calibrated = calibrate(config, weights, make_plan(config), TOKENS, settings)
-    assert calibrated.precision.kept_float32 == [harmed]
+        weights[f"model.layers.1.self_attn.{kind}_proj.weight"][:, 3] /= outlier
+    calibrated = calibrate(config, weights, make_plan(config), TOKENS, QuantizeSettings(smooth=False))
+    assert calibrated.precision.raised[0] == harmed
+    assert set(calibrated.precision.raised) == {harmed, "lm_head"}
+    assert calibrated.precision.linears[harmed].precision == precision
+    assert calibrated.precision.linears[harmed].deployed_error < 0.05
     assert f"activation_scale.{harmed}" not in calibrated.scales
     quantized = FakeQuantizedDecoder(config, make_plan(config), calibrated)
-    assert isinstance(quantized.decoder.get_submodule(harmed), torch.nn.Linear)
+    is_float = isinstance(quantized.decoder.get_submodule(harmed), torch.nn.Linear)
+    assert is_float == (precision == "float32")
     smoothed = calibrate(config, weights, make_plan(config), TOKENS)
-    assert smoothed.precision.kept_float32 == []
+    assert smoothed.precision.raised == ["lm_head"]
 
 
 def test_linears_none_touches_nothing_but_the_cache() -> None:

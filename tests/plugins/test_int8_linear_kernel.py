@@ -55,7 +55,7 @@ def session(
         in_features=in_features,
         out_features=out_features,
         **({} if activation == "none" else {"input_activation": activation}),
-        **({} if bits == 8 else {"activation_bits": bits}),
+        activation_bits=bits,
     )
     graph = helper.make_graph(
         [node],

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 
 import onnx_ir as ir
 
 from export.graph.linears import Linear, add_constant, find_linears
+from plugins.errors import ExportError
 from plugins.int8_linear.packing import pack_weight
-from plugins.int8_linear.schema import DOMAIN, OP_TYPE, OPSET
+from plugins.int8_linear.schema import DOMAIN, MAX_IN_FEATURES, OP_TYPE, OPSET, ActivationBits
 
 
-def apply(model: ir.Model, names: Collection[str]) -> int:
-    """Rewrite the linears with these names."""
-    matches = [linear for linear in find_linears(model) if linear.name in names]
+def apply(model: ir.Model, activation_bits: Mapping[str, ActivationBits]) -> int:
+    """Rewrite the linears with these names; raises ExportError for one that is too wide."""
+    matches = [linear for linear in find_linears(model) if linear.name in activation_bits]
     for linear in matches:
-        _replace(model, linear)
+        _replace(model, linear, activation_bits[linear.name])
     model.opset_imports[DOMAIN] = OPSET
     return len(matches)
 
 
-def _replace(model: ir.Model, linear: Linear) -> None:
-    packed = pack_weight(linear.weight)
+def _replace(model: ir.Model, linear: Linear, activation_bits: ActivationBits) -> None:
     out_features, in_features = linear.weight.shape
+    if in_features > MAX_IN_FEATURES:
+        raise ExportError(
+            f"{linear.name} has {in_features} inputs, an int8 linear at most {MAX_IN_FEATURES}; "
+            "set linears: none in the recipe's quantize section"
+        )
+    packed = pack_weight(linear.weight)
     node = ir.node(
         OP_TYPE,
         inputs=[
@@ -32,7 +38,11 @@ def _replace(model: ir.Model, linear: Linear) -> None:
             add_constant(model, f"{linear.name}.weight_sum", packed.weight_sum),
             *([linear.bias] if linear.bias is not None else []),
         ],
-        attributes={"in_features": in_features, "out_features": out_features},
+        attributes={
+            "in_features": in_features,
+            "out_features": out_features,
+            "activation_bits": activation_bits,
+        },
         domain=DOMAIN,
         name=f"{linear.name}.{OP_TYPE}",
     )
