@@ -102,10 +102,12 @@ class FoldPlan(BaseModel):
     num_attention_heads: int = Field(ge=1)
     head_dim: int = Field(ge=2)
     page_size: int = 16
-    layers: tuple[LayerPlan, ...] = Field(min_length=1)
+    layers: tuple[LayerPlan, ...]
 
     @model_validator(mode="after")
     def _check_laws(self) -> Self:
+        if not self.layers:
+            raise ValueError("layers is empty; a plan has a LayerPlan for each decoder layer")
         if self.page_size < 16 or self.page_size & (self.page_size - 1):
             raise ValueError(f"page_size is {self.page_size}; use a power of two of at least 16")
         if self.head_dim % 2:
