@@ -5,17 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Protocol
 
 from pipeline.recipe import Recipe
 from pipeline.stage import Stage, dependents, hash_stage
+from pipeline.tool_versions import tool_versions
 from pipeline.workspace import Workspace
 from pipeline.write_bundle import BundleWriter, open_writer, record_files
 from runtime.bundle import StageRecord
-
-TOOLS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy", "tokenizers", "safetensors")
 
 
 class Display(Protocol):
@@ -87,14 +85,3 @@ def _run_stage(
     )
     display.finished(stage, seconds)
     return StageOutcome(stage.name, ran=True, seconds=seconds)
-
-
-def tool_versions() -> dict[str, str]:
-    """Versions of the packages that take part, those that are installed."""
-    versions = {}
-    for tool in TOOLS:
-        try:
-            versions[tool] = version(tool)
-        except PackageNotFoundError:
-            continue  # a bundle's runtime half needs none of the export tools
-    return versions

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.recipe import GENERATE, Recipe, TextSection
+from pipeline.recipe import DEMO_MODEL, GENERATE, Recipe, TextSection
 from pipeline.stage import Stage
 from pipeline.workspace import (
     CALIBRATION_TOKENS,
@@ -22,6 +22,7 @@ from runtime.bundle import (
     FOLD_PLAN,
     QUANTIZATION,
     SCALES,
+    TOKENIZER,
     WEIGHTS,
     hash_file,
 )
@@ -32,10 +33,13 @@ Progress = Callable[[float], None]
 def _describe_source(recipe: Recipe) -> object:
     """The source and, for local files, their sizes and times: hashing gigabytes on every run is no option.
 
-    When these change, the checkpoint stage hashes the content; later stages go by that alone.
+    When these change, the checkpoint stage hashes the content; later stages go by that alone. A
+    tokenizer.json beside a GGUF file is read instead of the file's own vocabulary. The demo model is no path.
     """
+    if recipe.model.source == DEMO_MODEL:
+        return DEMO_MODEL
     path = Path(recipe.model.source)
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    files = sorted(path.rglob("*")) if path.is_dir() else [path, path.parent / TOKENIZER]
     stats = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files if p.is_file()]
     return [recipe.model.source, stats]
 
@@ -134,8 +138,34 @@ def _run_report(workspace: Workspace, output: Path, progress: Progress) -> None:
     write_report(workspace, output)
 
 
-_MODEL_CODE = ("export/model", "plugins/fold_plan.py")
-_RUNTIME_CODE = ("runtime", "plugins/cpu", "plugins/step.py")
+# Source that a stage's result comes from; tests/pipeline/test_stages.py follows the imports.
+EVERY_STAGE = ("pipeline/stages.py", "pipeline/workspace.py")
+_MODEL = (*EVERY_STAGE, "export/model", "plugins/fold_plan.py", "plugins/plan_presets.py")
+_CHECKPOINT = (*_MODEL, "export/checkpoint", "plugins/tokenizer_config.py")
+_TEXT = (*_CHECKPOINT, "export/calibration", "plugins/chat_template.py")
+_GRAPH = (
+    *_MODEL,
+    "export/graph",
+    "export/quantize/precision.py",
+    "plugins/int8_linear",
+    "plugins/paged_attention",
+    "plugins/step.py",
+)
+_ENGINE = (
+    "runtime/engine",
+    "plugins/cpu",
+    "plugins/int8_linear",
+    "plugins/paged_attention",
+    "plugins/step.py",
+)
+_REPORT = (
+    "pipeline/report",
+    "pipeline/templates",
+    "pipeline/validate/results.py",
+    "pipeline/kv_bytes.py",
+    "pipeline/tool_versions.py",
+    "export/quantize/precision.py",
+)
 
 STAGES = (
     Stage(
@@ -143,7 +173,7 @@ STAGES = (
         doing="reading the checkpoint",
         needs=(),
         settings=_describe_source,
-        code=("pipeline/fetch.py", "export/checkpoint", "export/model/config.py", "export/model/families.py"),
+        code=(*_CHECKPOINT, "pipeline/fetch.py"),
         run=_run_checkpoint,
     ),
     Stage(
@@ -151,7 +181,7 @@ STAGES = (
         doing="preparing calibration text",
         needs=("checkpoint",),
         settings=lambda recipe: _fingerprint_text(recipe.calibration),
-        code=("export/calibration", "export/checkpoint", *_MODEL_CODE),
+        code=_TEXT,
         run=_run_calibration,
     ),
     Stage(
@@ -159,7 +189,7 @@ STAGES = (
         doing="folding heads and layers",
         needs=("checkpoint", "calibration"),
         settings=lambda recipe: [recipe.plan.model_dump(mode="json"), recipe.fold.model_dump(mode="json")],
-        code=("export/fold", "export/checkpoint", "plugins/plan_presets.py", *_MODEL_CODE),
+        code=(*_CHECKPOINT, "export/fold", "pipeline/recipe.py"),
         run=_run_fold,
     ),
     Stage(
@@ -167,7 +197,7 @@ STAGES = (
         doing="calibrating int8",
         needs=("checkpoint", "calibration", "fold"),
         settings=lambda recipe: recipe.quantize.model_dump(mode="json"),
-        code=("export/quantize", *_MODEL_CODE),
+        code=(*_MODEL, "export/quantize", "plugins/int8_linear"),
         run=_run_quantize,
     ),
     Stage(
@@ -175,7 +205,7 @@ STAGES = (
         doing="exporting the graph",
         needs=("checkpoint", "fold", "quantize"),
         settings=lambda recipe: None,
-        code=("export/graph", "plugins/paged_attention", "plugins/step.py", *_MODEL_CODE),
+        code=_GRAPH,
         run=_run_onnx,
     ),
     Stage(
@@ -183,13 +213,7 @@ STAGES = (
         doing="building the engine",
         needs=("checkpoint", "fold", "quantize", "onnx"),
         settings=lambda recipe: recipe.target,
-        code=(
-            "export/graph",
-            "pipeline/targets.py",
-            "pipeline/build_cpu.py",
-            "plugins/int8_linear",
-            "runtime/engine",
-        ),
+        code=(*_GRAPH, *_ENGINE, "pipeline/targets.py", "pipeline/build_cpu.py"),
         run=_run_build,
     ),
     Stage(
@@ -197,7 +221,7 @@ STAGES = (
         doing="preparing held-out text",
         needs=("checkpoint",),
         settings=lambda recipe: _fingerprint_text(recipe.validate_on),
-        code=("export/calibration", "export/checkpoint", *_MODEL_CODE),
+        code=_TEXT,
         run=_run_heldout,
     ),
     Stage(
@@ -205,7 +229,13 @@ STAGES = (
         doing="comparing original, folded and engine",
         needs=("checkpoint", "fold", "quantize", "build", "heldout"),
         settings=lambda recipe: recipe.validate_on.prefill_chunk,
-        code=("pipeline/validate", *_MODEL_CODE, *_RUNTIME_CODE),
+        code=(
+            *_CHECKPOINT,
+            *_ENGINE,
+            "pipeline/validate",
+            "runtime/memory",
+            "runtime/scheduler/step_builder.py",
+        ),
         run=_run_validate,
     ),
     Stage(
@@ -213,7 +243,7 @@ STAGES = (
         doing="writing the report",
         needs=("checkpoint", "fold", "quantize", "build", "validate"),
         settings=lambda recipe: [recipe.name, recipe.validate_on.thresholds.model_dump(mode="json")],
-        code=("pipeline/report", "pipeline/templates", "pipeline/validate", "pipeline/kv_bytes.py"),
+        code=(*_MODEL, *_REPORT),
         run=_run_report,
     ),
 )

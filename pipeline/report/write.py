@@ -9,7 +9,7 @@ from export.quantize.precision import Quantization
 from pipeline.kv_bytes import kv_bytes
 from pipeline.report.page import render_page
 from pipeline.report.results import RESULTS, Results
-from pipeline.run_stages import tool_versions
+from pipeline.tool_versions import tool_versions
 from pipeline.validate.results import MEASUREMENTS, Measurements, judge
 from pipeline.workspace import FOLD_ERRORS, Workspace
 from runtime.bundle import QUANTIZATION

@@ -1,0 +1,88 @@
+"""What decides that a stage runs again: outside files, and every source file that its result comes from."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline import stages
+from pipeline.recipe import DEMO_MODEL, ModelSection
+from pipeline.stage import SOURCE_ROOT, Stage
+from pipeline.stages import EVERY_STAGE, STAGES
+from tests.pipeline.fake_stages import fake_recipe
+
+# Not followed: errors decide no result; settings, file names and the version are in a stage's hash by value.
+BY_VALUE = {
+    "plugins/__init__.py",
+    "plugins/errors.py",
+    "plugins/version.py",
+    "pipeline/recipe.py",
+    "runtime/bundle.py",
+}
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """First-party modules that code imports at any depth, but for annotations."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        yield from imported(node)
+
+
+def files_of(modules: Iterator[str]) -> set[str]:
+    """Source files of first-party modules; packages are docstrings and re-exports, followed like the rest."""
+    paths = [SOURCE_ROOT.joinpath(*module.split(".")) for module in modules]
+    found = [path / "__init__.py" if path.is_dir() else path.with_suffix(".py") for path in paths]
+    return {path.relative_to(SOURCE_ROOT).as_posix() for path in found if path.is_file()}
+
+
+def body_files(stage: Stage) -> set[str]:
+    """What a stage's function imports itself, or through another function of `pipeline.stages`."""
+    names = [stage.run.__name__, *stage.run.__code__.co_names]
+    functions = [vars(stages)[name] for name in names if inspect.isfunction(vars(stages).get(name))]
+    trees = [ast.parse(textwrap.dedent(inspect.getsource(function))) for function in functions]
+    return {file for tree in trees for file in files_of(imported(tree))}
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+def test_a_stage_s_code_covers_all_that_it_imports(stage: Stage) -> None:
+    def covered(file: str) -> bool:
+        return any(file == entry or file.startswith(f"{entry}/") for entry in stage.code)
+
+    listed = [SOURCE_ROOT / entry for entry in stage.code if entry not in BY_VALUE.union(EVERY_STAGE)]
+    sources = [file for path in listed for file in (path.rglob("*.py") if path.is_dir() else [path])]
+    files = body_files(stage)
+    for source in sources:
+        files |= files_of(imported(ast.parse(source.read_text())))
+    assert set(EVERY_STAGE) <= set(stage.code)
+    assert sorted(file for file in files - BY_VALUE if not covered(file)) == []
+
+
+def describe(source: str) -> object:
+    recipe = fake_recipe().model_copy(update={"model": ModelSection(source=source)})
+    return STAGES[0].settings(recipe)
+
+
+def test_a_tokenizer_beside_a_gguf_counts(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_text("weights")
+    before = describe(str(tmp_path / "model.gguf"))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    assert describe(str(tmp_path / "model.gguf")) != before
+
+
+def test_the_demo_model_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = describe(DEMO_MODEL)
+    (tmp_path / DEMO_MODEL).mkdir()
+    (tmp_path / DEMO_MODEL / "config.json").write_text("{}")
+    assert describe(DEMO_MODEL) == before
