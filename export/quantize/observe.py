@@ -25,18 +25,18 @@ class LinearInput:
 
     Attributes:
         absmax: largest magnitude of each channel over the whole text, [in].
-        samples: inputs of evenly spaced tokens, a tensor [tokens, in] a batch; about SAMPLE_TOKENS
-            in all, first tokens of sequences (where outliers live) among them.
+        samples: inputs of evenly spaced positions of every sequence, a tensor [tokens, in] a batch;
+            each sequence's first token, where outliers live, is among them. About SAMPLE_TOKENS in
+            all, more where there are more sequences.
     """
 
     absmax: Tensor
     samples: list[Tensor] = field(default_factory=list)
 
     def add(self, x: Tensor, stride: int) -> None:
-        """Take note of x [..., in]."""
-        x = x.flatten(0, -2)
-        self.absmax = torch.maximum(self.absmax, x.abs().amax(0))
-        self.samples.append(x[::stride].clone())
+        """Take note of x [B, L, in], and keep every `stride`-th position."""
+        self.absmax = torch.maximum(self.absmax, x.abs().amax((0, 1)))
+        self.samples.append(x[:, ::stride].flatten(0, 1).clone())
 
     @property
     def sample(self) -> Tensor:
