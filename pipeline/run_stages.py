@@ -12,7 +12,7 @@ from pipeline.recipe import Recipe
 from pipeline.stage import Stage, dependents, hash_stage
 from pipeline.tool_versions import tool_versions
 from pipeline.workspace import Workspace
-from pipeline.write_bundle import BundleWriter, open_writer, record_files
+from pipeline.write_bundle import BundleWriter, name_disk_errors, open_writer, record_files
 from runtime.bundle import StageRecord
 
 
@@ -54,7 +54,7 @@ def run_stages(
         until: the last stage to bring up to date; None is all.
 
     Raises:
-        BundleError: the bundle cannot be written, or another process writes it.
+        BundleError: the bundle cannot be written (the path is named), or another process writes it.
         KvfoldError: whatever a stage raises; what finished before it stays recorded.
     """
     names = [stage.name for stage in stages]
@@ -76,12 +76,12 @@ def _run_stage(
         return StageOutcome(stage.name, ran=False, seconds=0.0)
     progress = display.started(stage, why, writer.manifest.seconds.get(stage.name))
     start = time.perf_counter()
-    output = writer.staging(stage.name)
-    stage.run(workspace, output, progress)
-    files = record_files(output)
-    seconds = time.perf_counter() - start
-    writer.commit(
-        stage.name, StageRecord(hash=stage_hash, files=files, seconds=seconds), forget, tool_versions()
-    )
+    with name_disk_errors(writer.root):
+        output = writer.staging(stage.name)
+        stage.run(workspace, output, progress)
+        files = record_files(output)
+        seconds = time.perf_counter() - start
+        record = StageRecord(hash=stage_hash, files=files, seconds=seconds)
+        writer.commit(stage.name, record, forget, tool_versions())
     display.finished(stage, seconds)
     return StageOutcome(stage.name, ran=True, seconds=seconds)

@@ -103,7 +103,7 @@ def record_files(folder: Path) -> dict[str, FileRecord]:
 def open_writer(root: Path) -> Iterator[BundleWriter]:
     """Open a bundle for writing, making it where there is none, and lock it.
 
-    A bundle of another kvfold version starts anew.
+    A bundle of another kvfold version starts anew: the files that its manifest names are removed.
 
     Raises:
         BundleError: the path cannot be written, another process writes it, or its manifest is damaged.
@@ -124,14 +124,36 @@ def open_writer(root: Path) -> Iterator[BundleWriter]:
         ) from error
     try:
         shutil.rmtree(root / STAGING, ignore_errors=True)
-        (root / STAGING).mkdir()
-        manifest = read_manifest(root)
-        if manifest is None or manifest.kvfold_version != VERSION:
-            manifest = Manifest(kvfold_version=VERSION)
+        with name_disk_errors(root):
+            (root / STAGING).mkdir()
+            manifest = _start_from(root)
         yield BundleWriter(root, manifest)
         shutil.rmtree(root / STAGING, ignore_errors=True)
     finally:
         lock.release()
+
+
+@contextmanager
+def name_disk_errors(root: Path) -> Iterator[None]:
+    """Turn an OSError (disk full, no permission, something in the way) into a BundleError with its path."""
+    try:
+        yield
+    except OSError as error:
+        path = error.filename2 or error.filename or root
+        raise BundleError(
+            f"{path} cannot be read or written ({error.strerror or error}); free disk space, fix permissions "
+            f"or remove what is in the way, then run the same command again: finished stages are kept"
+        ) from error
+
+
+def _start_from(root: Path) -> Manifest:
+    """The manifest to go on from; a kill amid the removal leaves the old one, so that it is removed again."""
+    manifest = read_manifest(root)
+    if manifest is not None and manifest.kvfold_version == VERSION:
+        return manifest
+    for name in manifest.files if manifest else ():
+        (root / name).unlink(missing_ok=True)
+    return Manifest(kvfold_version=VERSION)
 
 
 def sync(path: Path) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ from filelock import FileLock
 from pipeline.recipe import Recipe
 from pipeline.run_stages import run_stages
 from pipeline.stage import dependents
+from pipeline.workspace import Workspace
 from plugins.errors import BundleError
 from plugins.version import VERSION
 from runtime.bundle import open_bundle
@@ -74,17 +78,37 @@ def test_a_failing_stage_keeps_what_finished(tmp_path: Path) -> None:
     ran: list[str] = []
     stages = fake_stages(ran)
     (tmp_path / "second").write_text("a file where the stage's folder belongs")
-    with pytest.raises(FileExistsError):
+    with pytest.raises(
+        BundleError, match=r"/second cannot be read or written \(File exists\).*run the same command"
+    ):
         run_stages(fake_recipe(), tmp_path, stages, QuietDisplay())
+    assert ran == ["first", "second"]
     (tmp_path / "second").unlink()
     assert run(tmp_path) == ["second", "third", "branch"]
 
 
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    def run_out_of_space(workspace: Workspace, output: Path, progress: Callable[[float], None]) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as write(2) reports it: without a path
+
+    stage = replace(fake_stages([])[0], run=run_out_of_space)
+    with pytest.raises(
+        BundleError, match=rf"{tmp_path} cannot be read or written \(No space left.*free disk space"
+    ):
+        run_stages(fake_recipe(), tmp_path, (stage,), QuietDisplay())
+
+
 def test_a_bundle_of_another_version_starts_anew(tmp_path: Path) -> None:
+    """Files of the old version that no stage writes any more go; files that are not the bundle's stay."""
     run(tmp_path)
     manifest = tmp_path / "manifest.json"
-    manifest.write_text(manifest.read_text().replace(f'"{VERSION}"', '"0.0.1"'))
+    text = manifest.read_text().replace(f'"{VERSION}"', '"0.0.1"')
+    manifest.write_text(text.replace("third/b.txt", "third/old.txt"))
+    (tmp_path / "third" / "b.txt").rename(tmp_path / "third" / "old.txt")
+    (tmp_path / "notes.txt").write_text("a user's own")
     assert run(tmp_path) == ALL
+    assert not (tmp_path / "third" / "old.txt").exists()
+    assert (tmp_path / "notes.txt").exists()
 
 
 def test_two_writers_at_once_are_refused(tmp_path: Path) -> None:
