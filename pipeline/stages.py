@@ -228,7 +228,7 @@ STAGES = (
         name="validate",
         doing="comparing original, folded and engine",
         needs=("checkpoint", "fold", "quantize", "build", "heldout"),
-        settings=lambda recipe: recipe.validate_on.prefill_chunk,
+        settings=lambda recipe: [recipe.validate_on.prefill_chunk, recipe.validate_on.description],
         code=(
             *_CHECKPOINT,
             *_ENGINE,

@@ -22,7 +22,10 @@ def make_table(title: str, *columns: str) -> Table:
 
 def quality_table(measurements: Measurements) -> Table:
     """Perplexity, KL and agreement of folded model and engine against the original."""
-    title = f"{measurements.tokens:,} tokens in sequences of {measurements.sequence_length:,}"
+    title = (
+        f"{measurements.tokens:,} tokens in sequences of {measurements.sequence_length:,}; "
+        f"text: {measurements.text}"
+    )
     table = make_table(title, "", "perplexity", "KL mean", "median", "p99", "top-1")
     original = measurements.subjects[ORIGINAL]
     table.add_row("original", f"{original.perplexity:.3f}", "", "", "", "")

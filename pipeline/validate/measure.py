@@ -48,7 +48,9 @@ def measure(workspace: Workspace, output: Path, progress: Callable[[float], None
     subjects = _subjects(workspace)
     path = output / MEASUREMENTS
     path.parent.mkdir(parents=True)
-    path.write_text(compare(windows, subjects, section.source, progress).model_dump_json(indent=1) + "\n")
+    path.write_text(
+        compare(windows, subjects, section.description, progress).model_dump_json(indent=1) + "\n"
+    )
 
 
 def compare(

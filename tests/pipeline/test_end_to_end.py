@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from plugins.errors import BundleError, KvfoldError, ValidationError
 from runtime import LLM, SamplingParams
 from runtime.bundle import open_bundle
 from tests.export.tiny_checkpoints import random_model, write_folder
-from tests.pipeline.fake_stages import QuietDisplay
+from tests.pipeline.fake_stages import QuietDisplay, contents
 
 RECIPE = """
 model: {source: model}
@@ -124,6 +125,26 @@ def test_the_report_is_self_contained(small: Path) -> None:
         assert outside not in page
 
 
+def test_the_report_says_what_was_compared(small: Path) -> None:
+    page = " ".join((small / "report" / "index.html").read_text().split())
+    assert "384 tokens in sequences of 192; text: text.txt" in page
+
+
+def test_the_report_lists_linears_that_int8_harms(folder: Path) -> None:
+    """With a limit of nearly nothing, every linear is listed, with its precision and error, worst first."""
+    (folder / "harmed.yaml").write_text(
+        RECIPE % ("character", "int8, max_relative_error: 1.0e-7", 0.05, "null")
+    )
+    run(folder, "harmed", "harmed")
+    quantization = read_results(folder / "harmed").quantization
+    page = (folder / "harmed" / "report" / "index.html").read_text()
+    assert f"0 of {len(quantization.linears)} linears run in plain int8" in page
+    rows = re.findall(r"<tr><td>([\w.]+)</td><td>(\w+)</td>\s*<td>([\d.]+)</td>", page)
+    measured = {name: linear.relative_error for name, linear in quantization.linears.items()}
+    worst_first = sorted(measured, key=lambda name: -(measured[name] or 0))
+    assert rows == [(name, "float32", f"{measured[name]:.3f}") for name in worst_first]
+
+
 def test_the_bundle_generates(exact: Path) -> None:
     llm = LLM.load(exact)
     params = SamplingParams(max_tokens=8, ignore_eos=True)
@@ -158,18 +179,22 @@ def test_validate_prints_its_tables_and_fails_on_a_missed_threshold(folder: Path
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("setting", "bad", "error"),
     [
-        ("source: model", "source: absent/model"),
-        ("tokens: 512", "tokens: 9000000"),
-        ("sequence_length: 64", "sequence_length: 4096"),
+        ("source: model", "source: absent.gguf", r"absent\.gguf does not exist; name a folder"),
+        ("tokens: 512", "tokens: 9000000", r"text\.txt gives [\d,]+ tokens, .* are needed; add text"),
+        ("sequence_length: 64", "sequence_length: 4096", "sequences of 4096; .*sequences of 2 to 256 tokens"),
     ],
 )
 def test_bad_input_stops_with_a_typed_error_and_keeps_the_bundle(
-    folder: Path, tmp_path: Path, change: str, message: str
+    folder: Path, tmp_path: Path, setting: str, bad: str, error: str
 ) -> None:
-    text = (folder / "small.yaml").read_text().replace(change, message, 1)
-    recipe = folder / f"bad{abs(hash(change))}.yaml"
-    recipe.write_text(text)
-    with pytest.raises(KvfoldError):
-        run_stages(load_recipe(str(recipe)), tmp_path / "b", STAGES, QuietDisplay(), until="fold")
+    text = (folder / "small.yaml").read_text()
+    run_stages(load_recipe(str(folder / "small.yaml")), tmp_path, STAGES, QuietDisplay(), until="calibration")
+    before = contents(tmp_path)
+    recipe = folder / "bad.yaml"
+    recipe.write_text(text.replace(setting, bad, 1))
+    with pytest.raises(KvfoldError, match=error):
+        run_stages(load_recipe(str(recipe)), tmp_path, STAGES, QuietDisplay(), until="fold")
+    assert contents(tmp_path) == before
+    open_bundle(tmp_path, verify="full")
