@@ -28,7 +28,8 @@ def find_recipe(name: str) -> Path:
     shipped = SHIPPED / f"{name}.yaml"
     if shipped.is_file():
         return shipped
+    folder = " (the folder of that name is no bundle: it has no manifest.json)" if path.is_dir() else ""
     raise RecipeError(
-        f"there is no recipe {name!r}: give the path of a YAML file, or one of the shipped recipes "
+        f"there is no recipe {name!r}{folder}: give the path of a YAML file, or one of the shipped recipes "
         f"{', '.join(shipped_recipes())}"
     )

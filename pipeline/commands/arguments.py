@@ -10,6 +10,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from pipeline.recipe_files import BUNDLES, DEFAULT_RECIPE, find_recipe, shipped_recipes
+from runtime.bundle import MANIFEST
 
 
 class RecipeType(click.ParamType[str]):
@@ -38,6 +39,11 @@ def output_option(function: Callable[..., Any]) -> Callable[..., Any]:
         type=click.Path(path_type=Path, file_okay=False),
         help="The bundle's folder.  [default: bundles/<recipe name>]",
     )(function)
+
+
+def is_bundle(argument: str) -> bool:
+    """Whether RECIPE is a bundle's folder; any other folder may bear the name of a shipped recipe."""
+    return (Path(argument) / MANIFEST).is_file()
 
 
 def bundle_path(recipe: str, output: Path | None) -> Path:

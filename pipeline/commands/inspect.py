@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from rich import get_console
 
-from pipeline.commands.arguments import recipe_argument
+from pipeline.commands.arguments import is_bundle, recipe_argument
 from pipeline.draw_plan import draw_plan
 from plugins.fold_plan import FoldPlan
 from plugins.plan_presets import AttentionShape
@@ -23,7 +23,7 @@ def command(recipe: str) -> None:
       kvfold inspect character      before anything is exported
       kvfold inspect bundles/demo   what a bundle holds
     """
-    plan, shape = _read_bundle(Path(recipe)) if Path(recipe).is_dir() else _read_recipe(recipe)
+    plan, shape = _read_bundle(Path(recipe)) if is_bundle(recipe) else _read_recipe(recipe)
     get_console().print(draw_plan(plan, shape))
 
 

@@ -8,7 +8,7 @@ import click
 from rich import get_console
 from rich.console import Console
 
-from pipeline.commands.arguments import bundle_path, output_option, recipe_argument
+from pipeline.commands.arguments import bundle_path, is_bundle, output_option, recipe_argument
 from pipeline.commands.sampling_options import sampling_options
 from runtime import LLM, SamplingParams, Session
 from runtime.metrics import Usage
@@ -33,7 +33,7 @@ def command(recipe: str, output: Path | None, system: str | None, params: Sampli
       echo "What is a KV cache?" | kvfold run     a single question
     """
     root = Path(recipe)
-    if not root.is_dir():
+    if not is_bundle(recipe):
         from pipeline.bring_up_to_date import bring_up_to_date
 
         root = bundle_path(recipe, output)

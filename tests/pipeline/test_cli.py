@@ -55,6 +55,27 @@ def test_errors_are_printed_without_a_traceback(
     assert "Traceback" not in printed
 
 
+@pytest.mark.parametrize("name", ["inspect", "run"])
+def test_a_folder_without_a_manifest_shadows_no_shipped_recipe(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    def stop(recipe: str, *arguments: object, **options: object) -> None:
+        raise RecipeError(f"looked up the recipe {recipe}")
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
+    monkeypatch.setattr("pipeline.recipe.load_recipe", stop)
+    monkeypatch.setattr("pipeline.bring_up_to_date.bring_up_to_date", stop)
+    result = CliRunner().invoke(cli, [name, "demo"])
+    assert str(result.exception) == "looked up the recipe demo"
+
+
+def test_a_folder_that_is_no_bundle_is_said_to_be_none(tmp_path: Path) -> None:
+    result = CliRunner().invoke(cli, ["run", str(tmp_path)])
+    assert isinstance(result.exception, RecipeError)
+    assert "has no manifest.json" in str(result.exception)
+
+
 @pytest.mark.parametrize(
     ("error", "code"), [(ValidationError("missed"), 1), (RecipeError("bad"), 2), (KeyboardInterrupt(), 130)]
 )
