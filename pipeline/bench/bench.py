@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
+from pipeline.bench.describe_plan import describe_plan
 from pipeline.bench.entrants import AbsentPeerError, Entrant, enter_kvfold, enter_peer
 from pipeline.bench.jobs import Measure
 from pipeline.bench.machine import describe_machine
@@ -23,13 +24,19 @@ from plugins.errors import TargetError
 
 if TYPE_CHECKING:
     from pipeline.bench.prepared import PreparedModels
+    from plugins.fold_plan import FoldPlan
 
 # Caches are rounded up to this many tokens: a multiple of every subject's KV page.
 ROUNDING = 256
 
 
 def run_bench(
-    bundle: Path, models: PreparedModels, vocab_size: int, settings: BenchSettings, console: Console
+    bundle: Path,
+    plan: FoldPlan,
+    models: PreparedModels,
+    vocab_size: int,
+    settings: BenchSettings,
+    console: Console,
 ) -> BenchResult:
     """Measure the engine in `bundle` and every peer, interleaved, so that a busy moment hits all alike.
 
@@ -56,6 +63,7 @@ def run_bench(
         machine=machine,
         threads=settings.threads,
         rounds=settings.rounds,
+        plan=describe_plan(plan),
         metrics=list_metrics(SETS[settings.workloads]),
         subjects=[entrant.result for entrant in entrants],
         skipped=skipped,

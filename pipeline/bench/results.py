@@ -51,6 +51,7 @@ class BenchResult:
         machine: where, and how busy it was.
         threads: compute threads of every subject.
         rounds: fresh processes, and so samples, of each subject.
+        plan: what kvfold's engine runs, while its peers run the model unfolded.
         metrics: the columns.
         subjects: the rows; kvfold is the first.
         skipped: peers that did not run, with the reason and what to type.
@@ -60,6 +61,7 @@ class BenchResult:
     machine: Machine
     threads: int
     rounds: int
+    plan: str
     metrics: Sequence[Metric]
     subjects: Sequence[SubjectResult]
     skipped: Sequence[str]

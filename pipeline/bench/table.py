@@ -35,12 +35,12 @@ def write_markdown(result: BenchResult) -> str:
 
 
 def caption(result: BenchResult) -> str:
-    """How the figures came about, in one sentence, and the command."""
+    """How the figures came about, what kvfold runs that its peers do not, and the command."""
     machine = result.machine
     return (
         f"Medians of {result.rounds} fresh processes after a warm-up, {result.threads} threads; "
         f"{machine.cpu}; load average at start {machine.load_average:.2f}; {machine.started}; "
-        f"`{result.command}`."
+        f"`{result.command}`. kvfold's plan: {result.plan}; its peers run the model unfolded."
     )
 
 

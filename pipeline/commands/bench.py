@@ -82,9 +82,9 @@ def command(
 ) -> None:
     """Measure RECIPE's engine beside its peers: llama.cpp, onnxruntime-genai, OpenVINO GenAI, transformers.
 
-    All run the same weights, one process at a time: prefill, decoding, eight sequences at once, the second
-    turn of a conversation, peak memory, load time. Raw samples go to report/bench.json in the bundle, the
-    table to report/bench.md.
+    All start from the same weights, kvfold's folded by the plan; one process runs at a time. Measured are
+    prefill, decoding, eight sequences at once, the second turn of a conversation, peak memory and load
+    time. Raw samples go to report/bench.json in the bundle, the table to report/bench.md.
 
     \b
     Examples:
@@ -101,10 +101,11 @@ def command(
     settings = BenchSettings(names, required, peer_python, threads, rounds, "quick" if quick else "full")
     root = bundle_path(recipe, output)
     loaded, _ = bring_up_to_date(recipe, root, until="build")
-    checkpoint = Workspace(loaded, root).checkpoint
+    workspace = Workspace(loaded, root)
+    checkpoint = workspace.checkpoint
     models = PreparedModels(work, checkpoint)
     console = get_console()
-    result = run_bench(root, models, checkpoint.config.vocab_size, settings, console)
+    result = run_bench(root, workspace.plan, models, checkpoint.config.vocab_size, settings, console)
     console.print(draw_table(result))
     report = root / "report"
     try:

@@ -19,6 +19,7 @@ from rich.console import Console
 import pipeline
 from pipeline.bench import jobs, measure, process, worker, workloads
 from pipeline.bench.bench import ROUNDING, needed_limits, run_bench
+from pipeline.bench.describe_plan import describe_plan
 from pipeline.bench.machine import Machine
 from pipeline.bench.prepared import PreparedModels
 from pipeline.bench.process import WorkerError, run_job
@@ -31,6 +32,7 @@ from pipeline.bench.table import draw_table, format_value, write_markdown
 from pipeline.bench.tokens import common_prefix
 from pipeline.commands.bench import command
 from plugins.errors import TargetError
+from plugins.plan_presets import AttentionShape, Preset, build_plan
 from runtime.sampling import SamplingParams
 from tests.runtime.harness import PLANS, check, in_use, make_llm, make_prompts
 
@@ -280,7 +282,7 @@ def bench_fakes(tmp_path: Path, settings: BenchSettings) -> tuple[BenchResult, s
     model.mkdir(exist_ok=True)
     printed = io.StringIO()
     models = cast(PreparedModels, FakeModels(model))
-    result = run_bench(bundle, models, VOCAB, settings, Console(file=printed, width=500))
+    result = run_bench(bundle, PLANS["hybrid"], models, VOCAB, settings, Console(file=printed, width=500))
     return result, printed.getvalue()
 
 
@@ -321,7 +323,12 @@ def test_kvfold_itself_may_not_fail(tmp_path: Path) -> None:
     models = cast(PreparedModels, FakeModels(tmp_path))
     with pytest.raises(TargetError, match=r"(?s)kvfold's engine.*broken model"):
         run_bench(
-            tmp_path / "bundle", models, VOCAB, BenchSettings((), rounds=1), Console(file=io.StringIO())
+            tmp_path / "bundle",
+            PLANS["hybrid"],
+            models,
+            VOCAB,
+            BenchSettings((), rounds=1),
+            Console(file=io.StringIO()),
         )
 
 
@@ -333,6 +340,7 @@ def result_of_two() -> BenchResult:
         machine=Machine("a CPU", "Linux", "3.11", 0.25, "2026-01-01T00:00:00Z"),
         threads=2,
         rounds=3,
+        plan="5 layers keep 2 KV banks",
         metrics=[*workloads.Completion(512, 0).metrics, workloads.LOAD, workloads.MEMORY],
         subjects=[slow, fast],
         skipped=[],
@@ -349,6 +357,16 @@ def test_markdown_has_medians_and_marks_the_best_of_each_unit() -> None:
         "Medians of 3 fresh processes after a warm-up, 2 threads; a CPU; load average at start 0.25"
     )
     assert "`kvfold bench demo`" in lines[-1]
+    assert "kvfold's plan: 5 layers keep 2 KV banks; its peers run the model unfolded" in lines[-1]
+
+
+def test_a_plan_is_described_by_its_windows_and_dtypes() -> None:
+    shape = AttentionShape(num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3, head_dim=64)
+    horizon, identity = Preset(preset="horizon", sliding_window=1024), Preset(preset="identity")
+    assert describe_plan(build_plan(horizon, shape)) == (
+        "30 layers keep 30 KV banks: 5 global in int8, 25 of window 1,024 with 4 sinks in int8"
+    )
+    assert describe_plan(build_plan(identity, shape)) == "30 layers keep 30 KV banks: 30 global in float32"
 
 
 def test_markdown_names_who_was_not_measured() -> None:
