@@ -26,6 +26,13 @@ class StepAttention:
         self.lengths = [0] * config.num_hidden_layers
         self.rope = DenseAttention(config, decoder.plan)
 
+    @staticmethod
+    def row_bytes(decoder: Decoder, length: int) -> int:
+        """Bytes of one row's caches: 2 x layers x KV heads x length x head_dim x bytes of a number."""
+        config = decoder.config
+        itemsize = next(decoder.parameters()).dtype.itemsize
+        return 2 * config.num_hidden_layers * config.num_key_value_heads * length * config.head_dim * itemsize
+
     def __call__(self, attention: Attention, projected: Tensor) -> Tensor:
         """Head outputs [B, 1, q] of projections [B, 1, q + 2 kv]."""
         layer, position = attention.layer, self.lengths[attention.layer]

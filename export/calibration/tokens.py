@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from export.calibration.documents import read_documents
-from export.calibration.generate import generate_tokens
+from export.calibration.generate import generate_sequences
 from export.checkpoint.checkpoint import Checkpoint
 from plugins.errors import CalibrationError
 
@@ -41,8 +41,7 @@ def calibration_tokens(
         )
     count = ceil(tokens / sequence_length)
     if source == GENERATE:
-        flat = generate_tokens(checkpoint, count * sequence_length, seed)
-        return flat.reshape(count, sequence_length)
+        return generate_sequences(checkpoint, count, sequence_length, seed)
     sequences = _read_sequences(Path(source), checkpoint, count, sequence_length)
     order = torch.randperm(len(sequences), generator=torch.Generator().manual_seed(seed))
     return sequences[order[:count].sort().values]

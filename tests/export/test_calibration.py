@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from export.calibration import calibration_tokens
+from export.calibration import calibration_tokens, generate
 from export.calibration.documents import read_documents
-from export.calibration.generate import TEMPERATURE, sample
+from export.calibration.generate import TEMPERATURE, SeedPrompt, Writer, sample
 from export.calibration.step_attention import StepAttention
 from export.checkpoint import Checkpoint, load_checkpoint
 from export.model.decoder import Decoder
@@ -116,6 +116,29 @@ def test_generated_text_starts_with_prompts_and_follows_the_seed(checkpoint: Che
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert int(first.max()) < 97
+
+
+def test_groups_are_bounded_by_their_caches(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = generate._fast_decoder(checkpoint)
+    row = StepAttention.row_bytes(decoder, 20)
+    mixer = StepAttention(decoder, rows=3, length=20)
+    assert 3 * row == mixer.keys.nbytes + mixer.values.nbytes
+    monkeypatch.setattr(generate, "CACHE_BYTES", 3 * row)
+    assert generate._group_sizes(7, row) == [3, 2, 2]
+    assert generate._group_sizes(2, 4 * row) == [1, 1]
+    assert calibration_tokens("generate", checkpoint, 140, 20, seed=0).shape == (7, 20)
+
+
+def test_a_row_goes_on_with_the_next_prompt_in_the_same_context() -> None:
+    writer = Writer(iter([SeedPrompt([1, 2], [9]), SeedPrompt([9], [3, 4])]), ends={7})
+    assert [writer.choose(token) for token in (0, 0, 5, 7, 0, 0, 6)] == [1, 2, 5, 7, 3, 4, 6]
+
+
+def test_a_further_chat_prompt_is_the_conversations_next_turn(checkpoint: Checkpoint) -> None:
+    prompt = generate._seed_prompt(checkpoint, "> Hi there")
+    turn = checkpoint.tokenizer.encode("[user] Hi there<|im_end|>")
+    assert prompt.first == turn
+    assert prompt.later == turn  # neither the reply, nor the end that the model writes itself
 
 
 def test_step_attention_equals_whole_sequences(checkpoint: Checkpoint) -> None:
