@@ -43,7 +43,7 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
     table = make_table("Thresholds of the recipe", "", "measured", "limit", "")
     for verdict in verdicts:
         mark = Text("met", style="green") if verdict.passed else Text("MISSED", style="bold red")
-        table.add_row(verdict.meaning, f"{verdict.measured:.4g}", f"{verdict.limit:g}", mark)
+        table.add_row(verdict.meaning, f"{verdict.measured:.5g}", f"{verdict.limit:g}", mark)
     return table
 
 

@@ -23,4 +23,4 @@ class QuantizeSettings(BaseModel):
 
     linears: Literal["int8", "none"] = "int8"
     smooth: bool = True
-    max_relative_error: float = Field(default=0.05, gt=0)
+    max_relative_error: float = Field(default=0.02, gt=0)

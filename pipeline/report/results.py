@@ -43,7 +43,7 @@ def require_passed(results: Results) -> None:
     missed = [verdict for verdict in results.verdicts if not verdict.passed]
     if missed:
         lines = [
-            f"  {v.threshold}: {v.meaning} is {v.measured:.4g}, the recipe demands {v.limit:g}"
+            f"  {v.threshold}: {v.meaning} is {v.measured:.5g}, the recipe demands {v.limit:g}"
             for v in missed
         ]
         raise ValidationError(

@@ -121,7 +121,7 @@ def test_only_int8_banks_have_cache_scales() -> None:
     assert caches == {"key_scale.0", "value_scale.0"}
 
 
-@pytest.mark.parametrize(("outlier", "precision"), [(24, "int8_a16"), (300, "float32")])
+@pytest.mark.parametrize(("outlier", "precision"), [(12, "int8_a16"), (300, "float32")])
 def test_a_linear_with_an_outlier_runs_higher_and_is_listed(outlier: int, precision: str) -> None:
     """One channel of the input is so much larger than the rest that it takes all their integers."""
     config, weights = model("llama")
@@ -133,7 +133,7 @@ def test_a_linear_with_an_outlier_runs_higher_and_is_listed(outlier: int, precis
     assert calibrated.precision.raised[0] == harmed
     assert set(calibrated.precision.raised) == {harmed, "lm_head"}
     assert calibrated.precision.linears[harmed].precision == precision
-    assert calibrated.precision.linears[harmed].deployed_error < 0.05
+    assert calibrated.precision.linears[harmed].deployed_error < 0.02
     assert f"activation_scale.{harmed}" not in calibrated.scales
     quantized = FakeQuantizedDecoder(config, make_plan(config), calibrated)
     is_float = isinstance(quantized.decoder.get_submodule(harmed), torch.nn.Linear)
