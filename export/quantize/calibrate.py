@@ -59,7 +59,7 @@ def calibrate(
             if settings.smooth:
                 _smooth(config, plan, smoothed, seen)
             linears = {
-                name: _measure(name, smoothed, seen, settings.max_relative_error)
+                name: _measure(name, smoothed, seen, settings)
                 for name in track(seen.inputs, description="Measuring linears")
             }
         precision = Quantization(linears=linears)
@@ -81,13 +81,15 @@ def _smooth(config: ModelConfig, plan: FoldPlan, weights: dict[str, Tensor], see
             )
 
 
-def _measure(name: str, weights: Mapping[str, Tensor], seen: Observations, limit: float) -> LinearPrecision:
+def _measure(
+    name: str, weights: Mapping[str, Tensor], seen: Observations, settings: QuantizeSettings
+) -> LinearPrecision:
     x, weight = seen.inputs[name].sample, linear_weight(name, weights)
     error = int8_error(x, weight)
-    if error <= limit and name != HEAD:
+    if error <= settings.max_relative_error and name != HEAD:
         return LinearPrecision(precision="int8", relative_error=error, deployed_error=error)
     finer = int8_error(x, weight, activation_bits=16)
-    if finer <= limit:
+    if finer <= settings.max_weight_error:
         return LinearPrecision(precision="int8_a16", relative_error=error, deployed_error=finer)
     return LinearPrecision(precision="float32", relative_error=error)
 

@@ -133,7 +133,7 @@ def test_the_report_says_what_was_compared(small: Path) -> None:
 def test_the_report_lists_linears_that_int8_harms(folder: Path) -> None:
     """With a limit of nearly nothing, every linear is listed, with its precision and error, worst first."""
     (folder / "harmed.yaml").write_text(
-        RECIPE % ("character", "int8, max_relative_error: 1.0e-7", 0.05, "null")
+        RECIPE % ("character", "int8, max_relative_error: 1.0e-7, max_weight_error: 1.0e-7", 0.05, "null")
     )
     run(folder, "harmed", "harmed")
     quantization = read_results(folder / "harmed").quantization

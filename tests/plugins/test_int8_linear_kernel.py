@@ -81,9 +81,7 @@ def run(engine: onnxruntime.InferenceSession, x: np.ndarray) -> np.ndarray:
     return np.asarray(y)
 
 
-def expected(
-    inputs: Inputs, activation: InputActivation = "none", bits: ActivationBits = 8
-) -> np.ndarray:
+def expected(inputs: Inputs, activation: InputActivation = "none", bits: ActivationBits = 8) -> np.ndarray:
     """The reference's y."""
     weight, weight_scale = (torch.from_numpy(array) for array in quantize_weight(inputs.weight))
     bias = None if inputs.bias is None else torch.from_numpy(inputs.bias)
