@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import cast
 
@@ -19,20 +18,6 @@ from plugins.int8_linear import reference, schema, tolerances
 from plugins.int8_linear.inputs import Case, Inputs, make_inputs
 from plugins.int8_linear.packing import pack_weight, quantize_weight
 from plugins.int8_linear.schema import ActivationBits, InputActivation
-
-ISAS = ("portable", "avx2", "avx512vnni")
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """One instruction set, active during the test."""
-    name: str = request.param
-    if name not in library.supported_isas():
-        pytest.skip(f"this machine or build has no {name}")
-    before = library.active_isa()
-    library.select_isa(name)
-    yield name
-    library.select_isa(before)
 
 
 def session(

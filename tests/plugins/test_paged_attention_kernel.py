@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -13,28 +12,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from plugins.cpu import library
 from plugins.paged_attention import tolerances
 from plugins.paged_attention.inputs import Case, Inputs, make_inputs
 from plugins.paged_attention.schema import OUTPUTS
 from tests.plugins.paged_attention_node import CACHES, expected, node_of, relative_error, run, session_of
 
-ISAS = ("portable", "avx2", "avx512vnni")
 PROPERTY = settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """One instruction set, active during the test."""
-    name: str = request.param
-    if name not in library.supported_isas():
-        pytest.skip(f"this machine or build has no {name}")
-    before = library.active_isa()
-    library.select_isa(name)
-    yield name
-    library.select_isa(before)
 
 
 @st.composite
