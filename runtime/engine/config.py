@@ -3,10 +3,58 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 ENGINE_FILE = "engine.json"
+
+
+class StepLimits(BaseModel):
+    """The steps that one optimisation profile of a TensorRT engine takes.
+
+    Attributes:
+        max_tokens: largest T; in the decode profile T equals B.
+        max_sequences: largest B.
+        max_table_width: most columns of each group's block table.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_tokens: int = Field(ge=1)
+    max_sequences: int = Field(ge=1)
+    max_table_width: dict[str, int]
+
+
+class TensorRTFacts(BaseModel):
+    """What a TensorRT plan was built with, and so what it takes to run it.
+
+    Attributes:
+        library: the library that built it; a plan runs in no other.
+        version: of that library.
+        architectures: SM versions the plan and its kernels were built for.
+        plugin_version: of `plugins.tensorrt.node`.
+        kernels_sha256: of the kernel library beside the plan.
+        activation_dtype: of the graph's activations.
+        decode, prefill: limits of the two optimisation profiles, 0 and 1 in the plan.
+        linears: precision of every linear as the build log showed it, by module path.
+        build_seconds: how long the build took.
+        peak_build_bytes: largest resident memory of the build's process.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    library: Literal["tensorrt", "tensorrt_rtx"]
+    version: str
+    architectures: tuple[int, ...]
+    plugin_version: str
+    kernels_sha256: str
+    activation_dtype: Literal["float16", "bfloat16"]
+    decode: StepLimits
+    prefill: StepLimits
+    linears: dict[str, str]
+    build_seconds: float
+    peak_build_bytes: int
 
 
 class EngineConfig(BaseModel):
@@ -18,6 +66,7 @@ class EngineConfig(BaseModel):
         max_context_length: longest sequence in tokens (rows of the RoPE tables).
         fingerprint: identifies weights, plan and scales.
         passes: how often each graph pass matched when the graph was lowered.
+        tensorrt: of a TensorRT plan; absent for other targets.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -27,6 +76,7 @@ class EngineConfig(BaseModel):
     max_context_length: int = Field(ge=1)
     fingerprint: str
     passes: dict[str, int] = Field(default_factory=dict)
+    tensorrt: TensorRTFacts | None = None
 
     @classmethod
     def load(cls, directory: Path) -> EngineConfig:

@@ -1,0 +1,1 @@
+"""GPU attention kernels: written in Triton, compiled ahead of time, launched without Triton or torch."""

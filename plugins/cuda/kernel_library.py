@@ -1,0 +1,128 @@
+"""Compiled kernels on disk: `kernels.json` beside one cubin per variant and architecture.
+
+Everything that a launcher must know stands in the JSON, so that Python and C++ launch the same cubins
+from the same table without Triton.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from plugins.errors import KernelError
+from plugins.fold_plan import describe_errors
+
+KERNELS_FILE = "kernels.json"
+
+
+class CompiledKernel(BaseModel):
+    """One cubin.
+
+    Attributes:
+        variant: name of its `Variant`.
+        architecture: SM version it runs on, 10 * major + minor; cubins run on later minors of a major too.
+        symbol: name of the entry point.
+        file: cubin, relative to `kernels.json`.
+        sha256: of the cubin.
+        num_warps: warps of a block; a block has 32 * num_warps threads.
+        shared_bytes: dynamic shared memory of a block.
+        registers: per thread.
+        spill_bytes: local memory per thread that registers spilled to.
+        arguments: names of `plugins.cuda.launches` in the order of the kernel's parameters. After them the
+            kernel takes two null pointers: Triton's global and profile scratch.
+        grid: names of `plugins.cuda.launches`, three of them.
+        constants: tile sizes that the launcher must know (`tokens_per_tile`, `split_keys`), by name.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    variant: str
+    architecture: int
+    symbol: str
+    file: str
+    sha256: str
+    num_warps: int
+    shared_bytes: int
+    registers: int
+    spill_bytes: int
+    arguments: tuple[str, ...]
+    grid: tuple[str, str, str]
+    constants: dict[str, int] = {}
+
+
+class KernelLibrary(BaseModel):
+    """The kernels of one engine.
+
+    Attributes:
+        triton: version that compiled them.
+        kernels: all variants for all architectures.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    triton: str
+    kernels: tuple[CompiledKernel, ...]
+
+    @classmethod
+    def load(cls, directory: Path) -> Self:
+        """Read `kernels.json` and check every cubin against its sha256.
+
+        Raises:
+            KernelError: a file is missing, unreadable or not the recorded one.
+        """
+        again = "build the engine again with `kvfold build`"
+        try:
+            library = cls.model_validate_json((directory / KERNELS_FILE).read_bytes())
+            for kernel in library.kernels:
+                digest = hashlib.sha256((directory / kernel.file).read_bytes()).hexdigest()
+                if digest != kernel.sha256:
+                    raise KernelError(f"{directory / kernel.file} is not the recorded kernel; {again}")
+        except OSError as error:
+            raise KernelError(f"{error.filename} cannot be read ({error.strerror}); {again}") from error
+        except ValidationError as error:
+            raise KernelError(f"{describe_errors(str(directory / KERNELS_FILE), error)}; {again}") from error
+        return library
+
+    def save(self, directory: Path) -> None:
+        """Write `kernels.json`; the cubins are there already."""
+        (directory / KERNELS_FILE).write_text(self.model_dump_json(indent=1) + "\n")
+
+    @cached_property
+    def sha256(self) -> str:
+        """Identifies all kernels together."""
+        return hashlib.sha256("".join(sorted(kernel.sha256 for kernel in self.kernels)).encode()).hexdigest()
+
+    @property
+    def architectures(self) -> tuple[int, ...]:
+        """Every architecture that some kernel was compiled for."""
+        return tuple(sorted({kernel.architecture for kernel in self.kernels}))
+
+    def find(self, variant: str, architecture: int) -> CompiledKernel:
+        """The kernel for a GPU: its own architecture, else the nearest earlier minor of its major.
+
+        Raises:
+            KernelError: there is none; the message names what was compiled.
+        """
+        return find_kernel(self.kernels, variant, architecture)
+
+
+def find_kernel(kernels: Iterable[CompiledKernel], variant: str, architecture: int) -> CompiledKernel:
+    """See `KernelLibrary.find`."""
+    of_variant = [kernel for kernel in kernels if kernel.variant == variant]
+    usable = [
+        kernel
+        for kernel in of_variant
+        if kernel.architecture // 10 == architecture // 10 and kernel.architecture <= architecture
+    ]
+    if not usable:
+        compiled = ", ".join(str(kernel.architecture) for kernel in of_variant) or "no architecture"
+        raise KernelError(
+            f"there is no attention kernel {variant} for SM {architecture} (compiled for {compiled}); "
+            f"build the engine with SM {architecture} among its architectures"
+        )
+    return max(usable, key=lambda kernel: kernel.architecture)

@@ -1,0 +1,18 @@
+"""The form that a PagedAttention node has in a graph for TensorRT.
+
+TensorRT's parser resolves a node to the plugin creator of the same name, version and namespace (the node's
+domain). It has no way to pass an absent optional input, so the node lists what it was given: the string
+attribute `inputs` holds schema input names, separated by commas, in the order of the node's inputs.
+A consumer of another layer's cache has the output alone; a producer also returns its caches, which alias
+its inputs. Query, key, value and output are float16 or bfloat16; RoPE tables, norm weights, head sinks
+and scales are float32; tables, lengths and slots are int32.
+"""
+
+from __future__ import annotations
+
+from plugins.paged_attention.schema import DOMAIN, OP_TYPE
+
+PLUGIN_NAME = OP_TYPE
+PLUGIN_VERSION = "1"
+PLUGIN_NAMESPACE = DOMAIN
+INPUTS_ATTRIBUTE = "inputs"
