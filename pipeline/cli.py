@@ -36,6 +36,7 @@ COMMANDS = {
     ),
     "bench": CommandEntry("pipeline.commands.bench", "Measure the engine beside its peers."),
     "doctor": CommandEntry("pipeline.commands.doctor", "What this machine can run, and why not."),
+    "monitor": CommandEntry("pipeline.commands.monitor", "Watch GPUs, CPU, memory and running engines."),
     "completion": CommandEntry("pipeline.commands.completion", "Print the shell's completion script."),
 }
 

@@ -12,6 +12,7 @@ from pipeline.commands.arguments import bundle_path, is_bundle, output_option, r
 from pipeline.commands.sampling_options import sampling_options
 from runtime import LLM, SamplingParams, Session
 from runtime.metrics import Usage
+from runtime.status import published
 
 
 @click.command("run")
@@ -39,7 +40,8 @@ def command(recipe: str, output: Path | None, system: str | None, params: Sampli
         root = bundle_path(recipe, output)
         bring_up_to_date(recipe, root, until="build")
     console = get_console()
-    with LLM.load(root).session(system) as session:
+    llm = LLM.load(root)
+    with published(llm, str(root)), llm.session(system) as session:
         while (question := _ask(console)) is not None:
             stream_turn(session, question, params, console)
 
