@@ -15,11 +15,11 @@ INSTALLED := $(VENV)/.kvfold-installed
 BUILD_INPUTS := pyproject.toml setup.py $(wildcard plugins/cpu/*.cc plugins/cpu/*.h)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo export build validate run inspect doctor bench test lint clean
+.PHONY: help install demo export build validate run inspect doctor bench test gpu-check lint clean
 
 help: ## Show this list
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | awk -F '\t' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | awk -F '\t' '{ printf "  make %-10s %s\n", $$1, $$2 }'
 
 install: $(INSTALLED) ## Make the environment (every other target does so itself)
 
@@ -65,6 +65,10 @@ bench: $(INSTALLED) ## Measure speed and memory, beside the peers that are insta
 
 test: $(INSTALLED) ## Run the whole suite
 	$(BIN)/python -m pytest $(ARGS)
+
+# Ends with an error on the first disagreement, and where there is no GPU (each skip says what it would show).
+gpu-check: $(INSTALLED) ## Run everything that needs a GPU, write gpu-check.md
+	$(BIN)/python -m pytest tests/gpu --exitfirst --gpu-report gpu-check.md -rs $(ARGS)
 
 lint: $(INSTALLED) ## Check format, style and types
 	$(BIN)/ruff format --check
