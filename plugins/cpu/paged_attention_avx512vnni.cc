@@ -134,9 +134,8 @@ struct IntegerDot {
     const __m512i shifted = _mm512_add_epi32(_mm512_slli_epi32(high, 8), low);
     return _mm512_cvtepi32_ps(_mm512_sub_epi32(shifted, _mm512_set1_epi32(128 * total)));
   }
-  // With w = integer + 128: high is byte 1 of w, low is byte 0 of w less 128.
-  static void store_left(uint8_t* left, __m512i integers) {
-    const __m512i w = _mm512_add_epi32(integers, _mm512_set1_epi32(128));
+  // w is integer + 128 in its low 16 bits: high is byte 1, low is byte 0 less 128.
+  static void store_planes(uint8_t* left, __m512i w) {
     const __m512i planes = _mm512_broadcast_i32x4(_mm_setr_epi8(1, 5, 9, 13, 0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0));
     const __m512i flip = _mm512_set1_epi64(static_cast<int64_t>(0x8080808000000000));
     const __m512i bytes = _mm512_xor_si512(_mm512_shuffle_epi8(w, planes), flip);
@@ -153,15 +152,17 @@ struct IntegerDot {
     for (int i = 0; i < count; i += 16) {
       const __m512i integers = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(query + i), inverse));
       added = _mm512_add_epi32(added, integers);
-      store_left(left + i / kGroup * 4 * kPlanes, integers);
+      store_planes(left + i / kGroup * 4 * kPlanes, _mm512_add_epi32(integers, _mm512_set1_epi32(128)));
     }
     *total = _mm512_reduce_add_epi32(added);
   }
   static WeightSum no_weights() { return _mm512_setzero_si512(); }
   static void store_weights(uint8_t* left, __m512 weight, WeightSum& sum) {
-    const __m512i integers = _mm512_cvtps_epi32(_mm512_mul_ps(weight, _mm512_set1_ps(kIntegerLimit)));
-    sum = _mm512_add_epi32(sum, integers);
-    store_left(left, integers);
+    // Adding 1.5 * 2^23 + 128 rounds, and leaves integer + 128 in the low bits.
+    const __m512 limit = _mm512_set1_ps(kIntegerLimit), magic = _mm512_set1_ps(12582912.0f + 128.0f);
+    const __m512i w = _mm512_castps_si512(_mm512_fmadd_ps(weight, limit, magic));
+    sum = _mm512_add_epi32(sum, _mm512_sub_epi32(w, _mm512_castps_si512(magic)));
+    store_planes(left, w);
   }
   static void finish_weights(WeightSum added, float* sum, int32_t* total) {
     *total = _mm512_reduce_add_epi32(added);

@@ -13,23 +13,26 @@ using F = Simd::F;
 template <typename Dot>
 constexpr int kLeftBytes = 4 * Dot::kPlanes;
 
-// exp(x) for x <= 0, after Cephes' expf: 2^n * p(r), |r| <= ln(2) / 2. Below -88 it is exactly 0.
-inline F exponential(F x) {
+// 2^x for x <= 0: 2^n * p(x - n), n the nearest integer; p is the minimax polynomial with p(0) = 1,
+// relative error 1.1e-7. Below -127 it is exactly 0.
+inline F exponential2(F x) {
   const F magic = Simd::set(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-  x = Simd::max(x, Simd::set(-88.0f));
-  const F t = Simd::fma(x, Simd::set(1.44269504088896341f), magic);
-  const F n = Simd::sub(t, magic);
-  F r = Simd::fma(n, Simd::set(-0.693359375f), x);
-  r = Simd::fma(n, Simd::set(2.12194440e-4f), r);
-  F p = Simd::set(1.9875691500e-4f);
-  p = Simd::fma(p, r, Simd::set(1.3981999507e-3f));
-  p = Simd::fma(p, r, Simd::set(8.3334519073e-3f));
-  p = Simd::fma(p, r, Simd::set(4.1665795894e-2f));
-  p = Simd::fma(p, r, Simd::set(1.6666665459e-1f));
-  p = Simd::fma(p, r, Simd::set(5.0000001201e-1f));
-  p = Simd::fma(Simd::mul(p, r), r, Simd::add(r, Simd::set(1.0f)));
+  x = Simd::max(x, Simd::set(-127.0f));
+  const F t = Simd::add(x, magic);
+  const F r = Simd::sub(x, Simd::sub(t, magic));
+  F p = Simd::set(1.326472731e-3f);
+  p = Simd::fma(p, r, Simd::set(9.671512991e-3f));
+  p = Simd::fma(p, r, Simd::set(5.550733581e-2f));
+  p = Simd::fma(p, r, Simd::set(2.402224243e-1f));
+  p = Simd::fma(p, r, Simd::set(6.931470037e-1f));
+  p = Simd::fma(p, r, Simd::set(1.0f));
   return Simd::mul(p, Simd::power_of_two(t));
 }
+
+constexpr float kLog2E = 1.44269504088896341f;
+
+// exp(x) for x <= 0.
+inline F exponential(F x) { return exponential2(Simd::mul(x, Simd::set(kLog2E))); }
 
 // tanh(x), after Cephes' tanhf: a polynomial near zero, 1 - 2 / (exp(2|x|) + 1) elsewhere.
 inline F hyperbolic_tangent(F x) {
@@ -177,40 +180,46 @@ inline void mask(const Split& split, int64_t position, int begin, int end, float
   }
 }
 
-// Logits of one row -> weights exp(logit - max) as a row of `left`; returns the max, sets the sum.
-template <typename Dot>
-float softmax_row(const Split& split, float scale, int begin, int end, float* logits, uint8_t* weights,
-                  float* sum, int32_t* total) {
-  const F factor = Simd::set(scale);
-  F top = Simd::set(-__builtin_inff());
+// Logits of one row, `scale` times its products, capped where the node has a softcap (a masked one
+// stays minus infinity); returns their scale from then on.
+inline float cap_logits(const Split& split, float scale, int begin, int end, float* logits) {
+  if (split.softcap == 0) return scale;
+  const F cap = Simd::set(split.softcap), factor = Simd::set(scale / split.softcap);
   for (int key = begin; key < end; key += Simd::kLanes) {
-    F logit = Simd::mul(Simd::load(logits + key), factor);
-    if (split.softcap > 0) {
-      // A masked logit stays minus infinity.
-      const F capped = Simd::mul(hyperbolic_tangent(Simd::div(logit, Simd::set(split.softcap))),
-                                 Simd::set(split.softcap));
-      logit = Simd::select_less(logit, Simd::set(-3.0e38f), logit, capped);
-    }
-    Simd::store(logits + key, logit);
-    top = Simd::max(top, logit);
+    const F logit = Simd::load(logits + key);
+    const F capped = Simd::mul(hyperbolic_tangent(Simd::mul(logit, factor)), cap);
+    Simd::store(logits + key, Simd::select_less(logit, Simd::set(-3.0e38f), logit, capped));
   }
+  return 1.0f;
+}
+
+// Products of one row -> weights exp(logit - max) as a row of `left`; returns the max, sets the sum.
+template <typename Dot>
+float softmax_row(const Split& split, float scale, int begin, int end, float* products, uint8_t* weights,
+                  float* sum, int32_t* total) {
+  scale = cap_logits(split, scale, begin, end, products);
+  F top = Simd::set(-__builtin_inff());
+  for (int key = begin; key < end; key += Simd::kLanes) top = Simd::max(top, Simd::load(products + key));
   const float max = Simd::max_lane(top);
   const F shift = Simd::set(max < -3.0e38f ? 0.0f : max);  // no visible key: all weights become 0
+  const F factor = Simd::set(scale * kLog2E);
   typename Dot::WeightSum added = Dot::no_weights();
   for (int key = begin; key < end; key += Simd::kLanes) {
-    const F weight = exponential(Simd::sub(Simd::load(logits + key), shift));
-    Dot::store_weights(weights + key / Dot::kGroup * kLeftBytes<Dot>, weight, added);
+    const F below = Simd::sub(Simd::load(products + key), shift);  // never above 0
+    Dot::store_weights(weights + key / Dot::kGroup * kLeftBytes<Dot>, exponential2(Simd::mul(below, factor)), added);
   }
   Dot::finish_weights(added, sum, total);
-  return max;
+  return max * scale;
 }
 
 // into = into * exp(into.max - max) + from * exp(from.max - max), max the larger of both.
 inline void merge_row(const State& into, int64_t row, const State& from, int64_t from_row, int head_size) {
   const float old_max = into.max[row], new_max = from.max[from_row];
   if (new_max < -3.0e38f) return;  // the later split showed this row nothing
-  const float max = old_max > new_max ? old_max : new_max;
-  const F keep = exponential(Simd::set(old_max - max)), add = exponential(Simd::set(new_max - max));
+  const bool rises = new_max > old_max;
+  const float max = rises ? new_max : old_max;
+  const F less = exponential(Simd::set(rises ? old_max - new_max : new_max - old_max)), one = Simd::set(1.0f);
+  const F keep = rises ? less : one, add = rises ? one : less;
   const size_t stride = padded_channels(head_size);
   float* out = into.out + row * stride;
   const float* more = from.out + from_row * stride;
