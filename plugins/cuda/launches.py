@@ -27,12 +27,16 @@ from plugins.cuda.attention_spec import AttentionSpec, KernelName
 # Scratch buffers, each aligned to WORKSPACE_ALIGNMENT bytes, in this order.
 WORKSPACE = (
     "rotated_query",  # activation [T, num_heads, head_size]: normalised and rotated
-    "partial_max",  # float32 [B, num_heads, splits]: of each split's logits, -inf where it saw nothing
+    "partial_max",  # float32 [B, num_heads, splits]: of each split's base-2 logits, -inf where it saw nothing
     "partial_sum",  # float32 [B, num_heads, splits]
     "partial_output",  # float32 [B, num_heads, splits, head_size]: not divided by the sum
 )
 WORKSPACE_ALIGNMENT = 256
 FLOATS = ("scale", "softcap", "epsilon")
+INTEGERS = (
+    *("tokens", "sequences", "table_width", "num_heads", "kv_num_heads", "query_stride", "kv_stride"),
+    *("window", "sinks", "splits"),
+)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,89 @@
+"""Tile sizes, warps and pipeline stages per kernel and architecture, as data, with the reasons.
+
+Nothing here was timed: there was no GPU. The choices follow from arithmetic intensity and from what an SM
+holds, and `kvfold`'s tests assert only what a compiler can tell: shared memory and spilled registers.
+
+Decoding moves bytes. One new token with G query heads per KV head reads 2 * d bytes of an int8 cache per
+key and computes 6 * G * d operations on it (two int8 planes of q.k, one p.v): 3 * G operations a byte, 27
+for nine heads. An A100 balances at 624 int8 TOPS / 2 TB/s = 312, an RTX 4090 at 660 / 1 = 660. So tiles
+are as small as tensor cores allow (16 rows), and what counts is bytes in flight: by Little's law about
+600 ns * 2 TB/s / 108 SMs = 11 KB per SM. 64 keys of 64 channels are 8 KB of K and V; two stages keep 16 KB
+coming. A split of 256 keys makes 32 blocks of one sequence of 8,192 tokens and one KV head; its partial
+result (4 * G * d bytes) is 7 % of the K and V bytes that it stands for at nine heads.
+
+Prefill computes. A tile of R rows (query tokens times heads) does 4 * R * d operations on the 2 * d bytes
+of an int8 key: 2 * R a byte. 128 rows are beyond an A100's float16 balance of 156, before L2 helps, where
+neighbouring tiles find the same pages. What limits R are registers: the accumulator and the logits of a
+tile must stay in a thread's 255. Compiled with 8 warps, 128 rows by 64 keys spill nothing at d = 64, and
+up to d = 128 where the accumulator lives elsewhere (SM 90 and 100); 64 by 32 spill nothing anywhere.
+
+SM 75: Triton has no tensor-core path for it, so its dot products are multiply-adds in float16, with
+operands in registers: small tiles, 8 warps, and no pipeline, as it has no asynchronous copies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from plugins.cuda.attention_spec import Variant
+
+SPLIT_KEYS = 256
+# Most shared memory of one block, bytes (CUDA C++ Programming Guide, compute capabilities).
+SHARED_LIMIT = {
+    75: 65_536,
+    80: 166_912,
+    86: 101_376,
+    89: 101_376,
+    90: 232_448,
+    100: 232_448,
+    120: 101_376,
+}
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How one variant is compiled.
+
+    Attributes:
+        num_warps: of a block.
+        num_stages: of the software pipeline over keys.
+        constants: tile sizes, by the names of the kernel's constexpr parameters.
+    """
+
+    num_warps: int
+    num_stages: int
+    constants: dict[str, int] = field(default_factory=dict)
+
+
+def tuning_of(variant: Variant, architecture: int) -> Tuning:
+    """The choice for one variant on one architecture."""
+    if variant.kernel in ("append", "merge"):  # one head of one token: a few hundred bytes
+        return Tuning(num_warps=1, num_stages=1)
+    constants = dict(variant.constants)
+    width = _power_of_two(constants["HEAD_SIZE"])
+    if variant.kernel == "decode":
+        return _decode(width, architecture)
+    return _prefill(width, _power_of_two(constants["GROUP_SIZE"]), architecture)
+
+
+def _decode(width: int, architecture: int) -> Tuning:
+    keys = 32 if width > 128 else 64
+    if architecture == 75:
+        keys //= 2
+    # Triton lowers no int8 dot product for SM 75: q.k of an int8 cache is computed in float16 there.
+    int8_dot = int(architecture != 75)
+    constants = {"SPLIT_KEYS": SPLIT_KEYS, "KEYS": keys, "INT8_DOT": int8_dot}
+    return Tuning(8, 1, constants) if architecture == 75 else Tuning(4, 2, constants)
+
+
+def _prefill(width: int, group_size: int, architecture: int) -> Tuning:
+    large = width <= 64 or (width <= 128 and architecture in (90, 100))
+    rows, keys = (128, 64) if large else (64, 32)
+    if architecture == 75:
+        rows, keys = (32, 32) if width <= 128 else (16, 16)
+    return Tuning(8, 1 if architecture == 75 else 2, {"ROWS": max(rows, group_size), "KEYS": keys})
+
+
+def _power_of_two(value: int) -> int:
+    """The least power of two that is not below: Triton's blocks have no other size."""
+    return 1 << (value - 1).bit_length()
