@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
-from export.graph.lower import lower_for_cpu
+from export.graph.lower_cpu import lower_for_cpu
 from export.quantize.precision import Quantization
+from pipeline.engine_config import engine_config
 from pipeline.workspace import Workspace
-from runtime.bundle import CONFIG, FOLD_PLAN, ONNX_MODEL, QUANTIZATION, SCALES, WEIGHTS, hash_file
-from runtime.engine.config import EngineConfig
+from runtime.bundle import ONNX_MODEL, QUANTIZATION
 
 
 def build_cpu(workspace: Workspace, directory: Path) -> None:
@@ -22,11 +21,4 @@ def build_cpu(workspace: Workspace, directory: Path) -> None:
     root = workspace.root
     quantization = Quantization.model_validate_json((root / QUANTIZATION).read_bytes())
     passes = lower_for_cpu(root / ONNX_MODEL, directory, workspace.plan, quantization.precision)
-    digests = [hash_file(root / name) for name in (CONFIG, FOLD_PLAN, WEIGHTS, SCALES, QUANTIZATION)]
-    EngineConfig(
-        target="cpu",
-        vocab_size=workspace.config.vocab_size,
-        max_context_length=workspace.config.max_position_embeddings,
-        fingerprint=hashlib.sha256("".join(digests).encode()).hexdigest(),
-        passes=passes,
-    ).save(directory)
+    engine_config(workspace, passes).save(directory)

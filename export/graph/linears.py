@@ -35,18 +35,3 @@ def find_linears(model: ir.Model) -> Iterator[Linear]:
         if x is not None and constant is not None and node.attributes["transB"].as_int() == 1:
             name = (node.name or "").removesuffix(".Gemm")
             yield Linear(name, node, x, constant.numpy(), bias[0] if bias else None)
-
-
-def add_constant(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
-    """A named initializer; the same name twice gives the same value."""
-    existing = model.graph.initializers.get(name)
-    if existing is not None:
-        return existing
-    value = ir.Value(
-        name=name,
-        shape=ir.Shape(array.shape),
-        type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
-        const_value=ir.tensor(array, name=name),
-    )
-    model.graph.register_initializer(value)
-    return value

@@ -1,72 +1,51 @@
-"""Lower a target-neutral graph for a target: which passes, in which order, with what they must find."""
+"""What lowering for any target has in common: refused caches, counted passes, and the file it ends in."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from export.graph.model_files import MODEL_FILE, load_model, save_model
-from export.graph.passes import int8_linears, skip_norms, swiglu_inputs
-from export.quantize.precision import Precision
+from export.graph.linears import find_linears
+from export.graph.model_files import MODEL_FILE, save_model
 from plugins.errors import ExportError, TargetError
-from plugins.fold_plan import FoldPlan
-from plugins.int8_linear.schema import ActivationBits
-
-_ACTIVATION_BITS: dict[Precision, ActivationBits] = {"int8": 8, "int8_a16": 16}
-CPU_KV_DTYPES = ("float32", "int8")
+from plugins.fold_plan import FoldPlan, KvDtype
 
 
-def lower_for_cpu(
-    source: Path, directory: Path, plan: FoldPlan, precision: Mapping[str, Precision]
-) -> dict[str, int]:
-    """Write `model.onnx` for ONNX Runtime's CPU provider with kvfold's kernels into `directory`.
-
-    Args:
-        source: the target-neutral graph.
-        directory: an existing directory.
-        plan: the plan the graph was exported from.
-        precision: each linear's precision by module path, as calibration decided.
-
-    Returns:
-        How often each pass matched.
-
-    Raises:
-        ExportError: a pass did not find what it must.
-        TargetError: the plan stores a cache in a type that the CPU kernel does not read.
-    """
+def check_kv_dtypes(plan: FoldPlan, target: str, readable: Collection[KvDtype]) -> None:
+    """See that the target's kernels read every cache of the plan; raises TargetError."""
     for bank in plan.banks:
-        if bank.kv_dtype not in CPU_KV_DTYPES:
+        if bank.kv_dtype not in readable:
             raise TargetError(
-                f"layer {bank.layer} stores its KV as {bank.kv_dtype}; the cpu target reads "
-                f"{' and '.join(CPU_KV_DTYPES)}: set kv_dtype in the recipe's plan"
+                f"layer {bank.layer} stores its KV as {bank.kv_dtype}; {target} reads "
+                f"{' and '.join(readable)}: set kv_dtype in the recipe's plan"
             )
-    model = load_model(source)
-    int8 = {name: _ACTIVATION_BITS[kind] for name, kind in precision.items() if kind != "float32"}
-    norms = sum(node.op_type == "RMSNormalization" for node in model.graph)
-    counts = {
-        "int8_linears": int8_linears.apply(model, int8),
-        "swiglu_inputs": swiglu_inputs.apply(model),
-        "skip_norms": skip_norms.apply(model),
-    }
-    _expect("int8_linears", counts, len(int8))
-    _expect("swiglu_inputs", counts, sum(name.endswith(".down_proj") for name in int8))
-    _expect("skip_norms", counts, norms - 1)  # the first norm reads the embedding, not a sum
-    _finish(model)
-    save_model(model, directory / MODEL_FILE)
-    return counts
 
 
-def _expect(name: str, counts: Mapping[str, int], expected: int) -> None:
-    if counts[name] != expected:
-        raise ExportError(
-            f"graph pass {name} matched {counts[name]} places, {expected} were expected; "
-            "the graph is not the one this version of kvfold exports: run `kvfold export` again"
-        )
+def check_counts(counts: Mapping[str, int], expected: Mapping[str, int]) -> None:
+    """See that each pass matched as often as the plan and the graph say; raises ExportError."""
+    for name, count in counts.items():
+        if count != expected[name]:
+            raise ExportError(
+                f"graph pass {name} matched {count} places, {expected[name]} were expected; "
+                "the graph is not the one this version of kvfold exports: run `kvfold export` again"
+            )
 
 
-def _finish(model: ir.Model) -> None:
-    """Drop what the passes left unused, so that no float weight travels beside its int8 form."""
+def count_norms(model: ir.Model) -> int:
+    """How many norms the target-neutral graph has."""
+    return sum(node.op_type == "RMSNormalization" for node in model.graph)
+
+
+def count_weights(model: ir.Model) -> int:
+    """How often the target-neutral graph reads a weight: embedding, linears, their biases, and norms."""
+    linears = sum(1 + (linear.bias is not None) for linear in find_linears(model))
+    return 1 + linears + count_norms(model)
+
+
+def save_lowered(model: ir.Model, directory: Path) -> None:
+    """Write the graph, without what the passes left unused: no float weight travels beside its int8 form."""
     RemoveUnusedNodesPass()(model)
+    save_model(model, directory / MODEL_FILE)

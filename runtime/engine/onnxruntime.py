@@ -1,43 +1,63 @@
-"""The ONNX Runtime engine: kvfold's CPU kernels over page pools that stay bound for its whole life."""
+"""The ONNX Runtime engine, on the CPU or through CUDA; page pools on its device stay bound all its life.
+
+On the CPU attention and int8 linears are kvfold's own kernels; on CUDA every op is ONNX Runtime's. The CUDA
+path was not run where it was written: what a GPU must show is in `make gpu-check`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
+from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernel
 
 from plugins import step as contract
 from plugins.cpu.library import register
-from plugins.errors import BundleError
-from plugins.fold_plan import FoldPlan, KvDtype
+from plugins.errors import BundleError, TargetError
+from plugins.fold_plan import ITEMSIZE, FoldPlan, KvDtype
 from runtime.engine.config import EngineConfig
 from runtime.engine.protocol import EngineInfo, StepInputs
 
 MODEL_FILE = "model.onnx"
-# The caches the CPU kernel reads; the build refuses any other for this target.
-_NUMPY_DTYPES: dict[KvDtype, np.dtype] = {"float32": np.dtype(np.float32), "int8": np.dtype(np.int8)}
+# ONNX's numbers of element types, as numpy has no bfloat16.
+_ELEMENT_TYPES: dict[KvDtype, int] = {"float32": 1, "int8": 3, "float16": 10, "bfloat16": 16}
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where a target's engine computes.
+
+    Attributes:
+        provider: ONNX Runtime's execution provider.
+        name: of the memory that holds the page pools, as ONNX Runtime calls it.
+    """
+
+    provider: str
+    name: str
+
+
+DEVICES = {"cpu": Device("CPUExecutionProvider", "cpu"), "cuda": Device("CUDAExecutionProvider", "cuda")}
 
 
 class OnnxRuntimeEngine:
-    """Executes steps on the CPU. Not thread-safe: one step at a time, as the caches are shared."""
+    """Executes steps on one device. Not thread-safe: one step at a time, as the caches are shared."""
 
-    def __init__(self, session: ort.InferenceSession, info: EngineInfo) -> None:
+    def __init__(self, session: ort.InferenceSession, info: EngineInfo, device: Device) -> None:
         self._session = session
         self._info = info
         self._binding = session.io_binding()
-        self._pools = _allocate_pools(info)
-        for name, pool in self._pools.items():
-            self._binding.bind_ortvalue_input(name, pool)
-            self._binding.bind_ortvalue_output(name.replace("cache.", "cache_out."), pool)
+        self._pools = _bind_pools(self._binding, info, device)
         self._logits: dict[int, ort.OrtValue] = {}
 
     @classmethod
     def load(
         cls, directory: Path, plan: FoldPlan, num_pages: Mapping[str, int], threads: int = 0
     ) -> OnnxRuntimeEngine:
-        """Load `engine/cpu` of a bundle.
+        """Load `engine/cpu` or `engine/cuda` of a bundle.
 
         Args:
             directory: the engine's directory.
@@ -47,21 +67,12 @@ class OnnxRuntimeEngine:
 
         Raises:
             BundleError: ONNX Runtime cannot read the graph.
-            KernelError: the kernel library is missing or refused.
+            KernelError: the CPU kernel library is missing or refused.
+            TargetError: this machine's ONNX Runtime has no CUDA provider, or it does not start.
         """
         config = EngineConfig.load(directory)
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        register(options)
-        path = directory / MODEL_FILE
-        try:
-            session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ORT's binding raises several unrelated types
-            raise BundleError(
-                f"ONNX Runtime {ort.__version__} cannot load {path}: {error}; build the engine again "
-                "with `kvfold build`"
-            ) from error
+        device = DEVICES[config.target]
+        session = _open_session(directory / MODEL_FILE, device, threads)
         info = EngineInfo(
             plan=plan,
             num_pages=dict(num_pages),
@@ -69,7 +80,7 @@ class OnnxRuntimeEngine:
             max_context_length=config.max_context_length,
             fingerprint=config.fingerprint,
         )
-        return cls(session, info)
+        return cls(session, info, device)
 
     @property
     def info(self) -> EngineInfo:
@@ -102,13 +113,50 @@ class OnnxRuntimeEngine:
         return self._logits[rows]
 
 
-def _allocate_pools(info: EngineInfo) -> dict[str, ort.OrtValue]:
-    """One zeroed pool per cache input, shared by all sequences."""
-    pools = {}
+def _open_session(path: Path, device: Device, threads: int) -> ort.InferenceSession:
+    if device.provider not in ort.get_available_providers():
+        raise TargetError(
+            f"onnxruntime {ort.__version__} of this machine has no {device.provider}; run "
+            "`pip uninstall onnxruntime` and `pip install 'kvfold[cuda]'`, which brings onnxruntime-gpu"
+        )
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    if device == DEVICES["cpu"]:
+        register(options)
+    else:
+        ort.preload_dlls()  # CUDA and cuDNN from NVIDIA's wheels, where the system has none
+    try:
+        # Operations on shapes have no CUDA kernel, so the CPU stands behind every provider.
+        providers = dict.fromkeys((device.provider, DEVICES["cpu"].provider))
+        return ort.InferenceSession(str(path), options, providers=list(providers))
+    except Exception as error:  # ORT's binding raises several unrelated types
+        if isinstance(error, NoKernel) and device != DEVICES["cpu"]:
+            # ONNX Runtime goes on without a provider that fails to start; attention then has no kernel.
+            raise TargetError(
+                f"{device.provider} of ONNX Runtime {ort.__version__} did not start: there is no kernel for "
+                f"{path}: {error}; check the driver, CUDA and cuDNN with `kvfold doctor`"
+            ) from error
+        raise BundleError(
+            f"ONNX Runtime {ort.__version__} cannot load {path}: {error}; build the engine again "
+            "with `kvfold build`"
+        ) from error
+
+
+def _bind_pools(binding: ort.IOBinding, info: EngineInfo, device: Device) -> list[ort.OrtValue]:
+    """One zeroed pool per cache, shared by all sequences and bound as input and output: updated in place.
+
+    Returns the pools' memory as bytes, which must live as long as the binding. A page that nobody wrote is
+    zero, since a product with a masked NaN would still be NaN.
+    """
+    pools = []
     for bank in info.plan.banks:
         shape = (info.num_pages[bank.group], info.plan.page_size, bank.num_key_value_heads, bank.head_dim)
-        for name in contract.cache_inputs(bank.layer):
-            pools[name] = ort.OrtValue.ortvalue_from_numpy(
-                np.zeros(shape, dtype=_NUMPY_DTYPES[bank.kv_dtype])
-            )
+        size = prod(shape) * ITEMSIZE[bank.kv_dtype]
+        for names in zip(contract.cache_inputs(bank.layer), contract.cache_outputs(bank.layer), strict=True):
+            pool = ort.OrtValue.ortvalue_from_numpy(np.zeros(size, np.uint8), device.name)
+            memory = (device.name, 0, _ELEMENT_TYPES[bank.kv_dtype], shape, pool.data_ptr())
+            binding.bind_input(names[0], *memory)
+            binding.bind_output(names[1], *memory)
+            pools.append(pool)
     return pools

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from export.graph.linears import find_linears
-from export.graph.lower import lower_for_cpu
+from export.graph.lower_cpu import lower_for_cpu
 from export.graph.onnx_from_decoder import export_onnx
 from export.graph.paged_decoder import PagedDecoder
 from export.model.decoder import Decoder

@@ -1,7 +1,8 @@
 """Gemm -> Q/DQ around both operands: int8 as TensorRT reads it.
 
 TensorRT takes symmetric Q/DQ only, with scales that are constant when it builds: one static scale
-per activation tensor, one scale per output channel of a weight.
+per activation tensor, one scale per output channel of a weight. There are no zero points: int8 is said
+by `output_dtype`, since TensorRT's parser holds a zero point's type against `output_dtype`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from collections.abc import Collection, Mapping
 import numpy as np
 import onnx_ir as ir
 
-from export.graph.linears import Linear, add_constant, find_linears
+from export.graph.constants import add_constant
+from export.graph.linears import Linear, find_linears
 from plugins.int8_linear.packing import quantize_weight
 
 
@@ -28,14 +30,16 @@ def _replace(model: ir.Model, linear: Linear, activation_scale: float) -> None:
     x_scale = add_constant(
         model, f"{linear.name}.activation_scale", np.asarray(activation_scale, dtype=np.float32)
     )
-    zero = add_constant(model, "int8_zero", np.zeros((), dtype=np.int8))
     weight = add_constant(model, f"{linear.name}.weight_int8", quantized)
     weight_scale = add_constant(model, f"{linear.name}.weight_scale", scale)
     name = linear.name
-    quantize = ir.node("QuantizeLinear", [linear.x, x_scale, zero], name=f"{name}.QuantizeLinear")
-    dequantize = ir.node(
-        "DequantizeLinear", [quantize.outputs[0], x_scale, zero], name=f"{name}.DequantizeLinear"
+    quantize = ir.node(
+        "QuantizeLinear",
+        [linear.x, x_scale],
+        {"output_dtype": ir.DataType.INT8.value},
+        name=f"{name}.QuantizeLinear",
     )
+    dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], x_scale], name=f"{name}.DequantizeLinear")
     dequantize_weight = ir.node(
         "DequantizeLinear", [weight, weight_scale], {"axis": 0}, name=f"{name}.weight.DequantizeLinear"
     )

@@ -1,0 +1,51 @@
+"""Lower a target-neutral graph for ONNX Runtime's CPU provider: which passes, in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from export.graph.lower import check_counts, check_kv_dtypes, count_norms, save_lowered
+from export.graph.model_files import load_model
+from export.graph.passes import int8_linears, skip_norms, swiglu_inputs
+from export.quantize.precision import Precision
+from plugins.fold_plan import FoldPlan
+from plugins.int8_linear.schema import ActivationBits
+
+_ACTIVATION_BITS: dict[Precision, ActivationBits] = {"int8": 8, "int8_a16": 16}
+
+
+def lower_for_cpu(
+    source: Path, directory: Path, plan: FoldPlan, precision: Mapping[str, Precision]
+) -> dict[str, int]:
+    """Write `model.onnx` for ONNX Runtime's CPU provider with kvfold's kernels into `directory`.
+
+    Args:
+        source: the target-neutral graph.
+        directory: an existing directory.
+        plan: the plan the graph was exported from.
+        precision: each linear's precision by module path, as calibration decided.
+
+    Returns:
+        How often each pass matched.
+
+    Raises:
+        ExportError: a pass did not find what it must.
+        TargetError: the plan stores a cache in a type that the CPU kernel does not read.
+    """
+    check_kv_dtypes(plan, "the cpu target", ("float32", "int8"))
+    model = load_model(source)
+    int8 = {name: _ACTIVATION_BITS[kind] for name, kind in precision.items() if kind != "float32"}
+    expected = {
+        "int8_linears": len(int8),
+        "swiglu_inputs": sum(name.endswith(".down_proj") for name in int8),
+        "skip_norms": count_norms(model) - 1,  # the first norm reads the embedding, not a sum
+    }
+    counts = {
+        "int8_linears": int8_linears.apply(model, int8),
+        "swiglu_inputs": swiglu_inputs.apply(model),
+        "skip_norms": skip_norms.apply(model),
+    }
+    check_counts(counts, expected)
+    save_lowered(model, directory)
+    return counts

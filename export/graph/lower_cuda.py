@@ -1,0 +1,62 @@
+"""Lower a target-neutral graph for ONNX Runtime's CUDA provider: which passes, in which order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx_ir as ir
+
+from export.graph.lower import check_counts, check_kv_dtypes, count_weights, save_lowered
+from export.graph.model_files import load_model
+from export.graph.passes import activation_dtype, float_logits, stock_attention
+from plugins.cuda.attention_spec import ActivationDtype
+from plugins.errors import TargetError
+from plugins.fold_plan import FoldPlan
+
+
+def lower_for_cuda(source: Path, directory: Path, plan: FoldPlan, dtype: ActivationDtype) -> dict[str, int]:
+    """Write `model.onnx` for ONNX Runtime's CUDA provider, with stock ops alone, into `directory`.
+
+    Every linear is computed in `dtype`. Norms stay RMSNormalization, whose kernel sums in float32; the fused
+    residual norm that the CPU uses sums in float16 on CUDA.
+
+    Args:
+        source: the target-neutral graph.
+        directory: an existing directory.
+        plan: the plan the graph was exported from.
+        dtype: of the activations.
+
+    Returns:
+        How often each pass matched.
+
+    Raises:
+        ExportError: a pass did not find what it must, or a weight is beyond `dtype`.
+        TargetError: the plan has sink tokens, or stores a cache in a type that the stock op does not read.
+    """
+    check_kv_dtypes(plan, f"the cuda target with {dtype} activations", (dtype, "int8"))
+    _check_sinks(plan)
+    model, element = load_model(source), ir.DataType[dtype.upper()]
+    expected = {
+        "activation_dtype": count_weights(model),
+        "float_logits": 1,
+        "stock_attention": len(plan.layers),
+    }
+    counts = {
+        "activation_dtype": activation_dtype.apply(model, element),
+        "float_logits": float_logits.apply(model),
+        "stock_attention": stock_attention.apply(model, element),
+    }
+    check_counts(counts, expected)
+    save_lowered(model, directory)
+    return counts
+
+
+def _check_sinks(plan: FoldPlan) -> None:
+    for index, layer in enumerate(plan.layers):
+        if layer.sink_size:
+            raise TargetError(
+                f"layer {index} keeps its first {layer.sink_size} tokens visible under a window; ONNX "
+                "Runtime's PagedAttention cannot: set sink_size: 0 in the recipe's plan (windows without "
+                "sinks cost quality unless the model is healed, for example with a learned head_sink logit), "
+                "or build for tensorrt, tensorrt-rtx or cpu"
+            )

@@ -1,0 +1,80 @@
+"""Lower a target-neutral graph for TensorRT and TensorRT-RTX: which passes, in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx_ir as ir
+
+from export.graph.lower import check_counts, check_kv_dtypes, count_norms, count_weights, save_lowered
+from export.graph.model_files import load_model
+from export.graph.passes import (
+    activation_dtype,
+    float_logits,
+    packed_qkv,
+    quantize_dequantize_linears,
+    rms_norms,
+    tensorrt_attention,
+)
+from export.quantize.precision import Precision
+from plugins.cuda.attention_spec import ActivationDtype
+from plugins.errors import ExportError
+from plugins.fold_plan import FoldPlan
+
+
+def lower_for_tensorrt(
+    source: Path,
+    directory: Path,
+    plan: FoldPlan,
+    precision: Mapping[str, Precision],
+    activation_scales: Mapping[str, float],
+    dtype: ActivationDtype,
+) -> dict[str, int]:
+    """Write `model.onnx` for TensorRT's parser with kvfold's attention plugin into `directory`.
+
+    The graph is for strongly typed networks. Linears of precision `int8` get Q/DQ; those that int8 harms
+    (`int8_a16`, `float32`) stay in `dtype`.
+
+    Args:
+        source: the target-neutral graph.
+        directory: an existing directory.
+        plan: the plan the graph was exported from.
+        precision: each linear's precision by module path, as calibration decided.
+        activation_scales: a static activation scale for every `int8` linear, by module path.
+        dtype: of the activations.
+
+    Returns:
+        How often each pass matched.
+
+    Raises:
+        ExportError: a pass did not find what it must, a scale is missing, or a weight is beyond `dtype`.
+        TargetError: the plan stores a cache in a type that the plugin does not read.
+    """
+    check_kv_dtypes(plan, f"TensorRT with {dtype} activations", (dtype, "int8"))
+    int8 = {name for name, kind in precision.items() if kind == "int8"}
+    if missing := sorted(int8 - activation_scales.keys()):
+        raise ExportError(
+            f"{len(missing)} int8 linears have no activation scale, the first is {missing[0]}; "
+            "run `kvfold export` again"
+        )
+    model, element = load_model(source), ir.DataType[dtype.upper()]
+    expected = {
+        "quantize_dequantize_linears": len(int8),
+        "activation_dtype": count_weights(model) - len(int8),
+        "float_logits": 1,
+        "rms_norms": count_norms(model),
+        "packed_qkv": sum(bool(bank.consumers) for bank in plan.banks),
+        "tensorrt_attention": len(plan.layers),
+    }
+    counts = {
+        "quantize_dequantize_linears": quantize_dequantize_linears.apply(model, int8, activation_scales),
+        "activation_dtype": activation_dtype.apply(model, element),
+        "float_logits": float_logits.apply(model),
+        "rms_norms": rms_norms.apply(model, element),
+        "packed_qkv": packed_qkv.apply(model),
+        "tensorrt_attention": tensorrt_attention.apply(model),
+    }
+    check_counts(counts, expected)
+    save_lowered(model, directory)
+    return counts

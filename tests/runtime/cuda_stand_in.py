@@ -1,0 +1,204 @@
+"""A recording stand-in for `cuda.bindings.driver`, over host memory.
+
+Work put on the stream runs when the stream is waited for, and not before: a result that is read too early, or
+an input that is overwritten too early, shows. Copies outside of what was allocated are errors.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections.abc import Callable
+from enum import IntEnum
+from functools import partial
+from threading import get_ident
+from types import SimpleNamespace
+from typing import Any
+
+Work = Callable[[], object]
+
+
+class Status(IntEnum):
+    """The results that tests use."""
+
+    CUDA_SUCCESS = 0
+    CUDA_ERROR_OUT_OF_MEMORY = 2
+    CUDA_ERROR_NO_DEVICE = 100
+    CUDA_ERROR_INVALID_CONTEXT = 201
+    CUDA_ERROR_ILLEGAL_ADDRESS = 700
+    CUDA_ERROR_STREAM_CAPTURE_INVALIDATED = 901
+
+
+class StandInDriver:
+    """One GPU.
+
+    Attributes:
+        calls: names of the functions called, in order.
+        fails: status that a function gives from now on, by name.
+        device, pinned: memory by address.
+        capturing: work recorded since a capture began; None outside of one.
+        stream: work not done yet.
+        current: threads that made the context their current one.
+        graphs: how many were captured and not destroyed.
+    """
+
+    def __init__(self, architecture: int = 89, total: int = 1 << 30) -> None:
+        self.CUresult = Status
+        self.CUdevice_attribute = SimpleNamespace(
+            CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR="major",
+            CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR="minor",
+        )
+        self.CUstream_flags = SimpleNamespace(CU_STREAM_NON_BLOCKING=1)
+        self.CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL=1)
+        self.architecture = architecture
+        self.total = total
+        self.calls: list[str] = []
+        self.fails: dict[str, Status] = {}
+        self.device: dict[int, ctypes.Array[Any]] = {}
+        self.pinned: dict[int, ctypes.Array[Any]] = {}
+        self.capturing: list[Work] | None = None
+        self.stream: list[Work] = []
+        self.current: set[int] = set()
+        self.graphs = 0
+
+    def __getattr__(self, name: str) -> Callable[..., tuple[Any, ...]]:
+        """`cuMemAlloc` is `_mem_alloc` here; every call is recorded."""
+        if not name.startswith("cu"):
+            raise AttributeError(name)
+        implementation = getattr(self, "_" + re.sub(r"(?<!^)(?=[A-Z])", "_", name[2:]).lower())
+
+        def call(*arguments: Any) -> tuple[Any, ...]:
+            self.calls.append(name)
+            failure = self.fails.get(name)
+            if name.startswith(("cuMem", "cuStream", "cuGraph")) and get_ident() not in self.current:
+                failure = Status.CUDA_ERROR_INVALID_CONTEXT
+            return (failure, None) if failure else (Status.CUDA_SUCCESS, *implementation(*arguments))
+
+        return call
+
+    @property
+    def used(self) -> int:
+        """Bytes of device memory given out."""
+        return sum(map(len, self.device.values()))
+
+    def enqueue(self, work: Work) -> None:
+        """Put work on the stream, or into the graph that is being captured."""
+        (self.stream if self.capturing is None else self.capturing).append(work)
+
+    def check_device(self, address: int, size: int) -> None:
+        """Fail unless these bytes of device memory were given out."""
+        _check(self.device, address, size)
+
+    def count(self, name: str) -> int:
+        """How often a function was called."""
+        return self.calls.count(name)
+
+    def _init(self, flags: int) -> tuple[()]:
+        return ()
+
+    def _device_get(self, ordinal: int) -> tuple[str]:
+        return (f"device {ordinal}",)
+
+    def _device_get_name(self, length: int, device: str) -> tuple[bytes]:
+        return (b"Stand-in GPU\0".ljust(length),)  # the binding's buffer begins as spaces
+
+    def _device_get_attribute(self, attribute: str, device: str) -> tuple[int]:
+        return (self.architecture // 10 if attribute == "major" else self.architecture % 10,)
+
+    def _device_primary_ctx_retain(self, device: str) -> tuple[str]:
+        return ("context",)
+
+    def _device_primary_ctx_release(self, device: str) -> tuple[()]:
+        return ()
+
+    def _ctx_set_current(self, context: str) -> tuple[()]:
+        self.current.add(get_ident())
+        return ()
+
+    def _stream_create(self, flags: int) -> tuple[int]:
+        return (77,)
+
+    def _stream_destroy(self, stream: int) -> tuple[()]:
+        return ()
+
+    def _stream_synchronize(self, stream: int) -> tuple[()]:
+        pending, self.stream = self.stream, []
+        for work in pending:
+            work()
+        return ()
+
+    def _mem_get_info(self) -> tuple[int, int]:
+        return self.total - self.used, self.total
+
+    def _mem_alloc(self, size: int) -> tuple[int]:
+        assert 0 < size <= self.total - self.used, "the engine checks what is free before it takes it"
+        return (_allocate(self.device, size),)
+
+    def _mem_free(self, address: int) -> tuple[()]:
+        del self.device[address]
+        return ()
+
+    def _mem_alloc_host(self, size: int) -> tuple[int]:
+        return (_allocate(self.pinned, size),)
+
+    def _mem_free_host(self, address: int) -> tuple[()]:
+        del self.pinned[address]
+        return ()
+
+    def _memset_d8_async(self, address: int, value: int, size: int, stream: int) -> tuple[()]:
+        _check(self.device, address, size)
+        self.enqueue(partial(ctypes.memset, address, value, size))
+        return ()
+
+    def _memcpy_hto_d_async(self, target: int, source: int, size: int, stream: int) -> tuple[()]:
+        return self._copy(target, source, size, self.device, self.pinned)
+
+    def _memcpy_dto_h_async(self, target: int, source: int, size: int, stream: int) -> tuple[()]:
+        return self._copy(target, source, size, self.pinned, self.device)
+
+    def _copy(self, target: int, source: int, size: int, to: Any, of: Any) -> tuple[()]:
+        _check(to, target, size)
+        _check(of, source, size)
+        self.enqueue(partial(ctypes.memmove, target, source, size))
+        return ()
+
+    def _stream_begin_capture(self, stream: int, mode: int) -> tuple[()]:
+        assert self.capturing is None
+        self.capturing = []
+        return ()
+
+    def _stream_end_capture(self, stream: int) -> tuple[list[Work]]:
+        assert self.capturing is not None
+        captured, self.capturing = self.capturing, None
+        return (captured,)
+
+    def _graph_instantiate(self, captured: list[Work], flags: int) -> tuple[list[Work]]:
+        self.graphs += 1
+        return (list(captured),)
+
+    def _graph_destroy(self, captured: list[Work]) -> tuple[()]:
+        captured.clear()
+        return ()
+
+    def _graph_exec_destroy(self, graph: list[Work]) -> tuple[()]:
+        self.graphs -= 1
+        return ()
+
+    def _graph_launch(self, graph: list[Work], stream: int) -> tuple[()]:
+        self.stream += graph
+        return ()
+
+
+def _allocate(memory: dict[int, ctypes.Array[Any]], size: int) -> int:
+    """Aligned to 256 and full of rubbish; the buffer keeps the bytes alive."""
+    raw = ctypes.create_string_buffer(size + 256)
+    address = -(-ctypes.addressof(raw) // 256) * 256
+    ctypes.memset(address, 0xA5, size)
+    memory[address] = (ctypes.c_uint8 * size).from_buffer(raw, address - ctypes.addressof(raw))
+    return address
+
+
+def _check(memory: dict[int, ctypes.Array[Any]], address: int, size: int) -> None:
+    assert any(
+        start <= address and address + size <= start + len(region) for start, region in memory.items()
+    ), f"{size} bytes at {address:#x} were not allocated"
