@@ -38,7 +38,7 @@ class BundleError(KvfoldError):
 
 
 class KernelError(KvfoldError):
-    """The CPU kernel library is missing, was not compiled, or was refused by ONNX Runtime."""
+    """Kernels are missing, damaged, refused by the backend, or not made for what a node asks."""
 
 
 class RequestError(KvfoldError):
@@ -46,7 +46,7 @@ class RequestError(KvfoldError):
 
 
 class CapacityError(KvfoldError):
-    """A request needs more KV pages than the whole pool has."""
+    """More KV pages are asked for than the pool has, or more memory than the GPU."""
 
 
 class ValidationError(KvfoldError):

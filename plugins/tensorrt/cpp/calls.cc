@@ -1,0 +1,96 @@
+#include "calls.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "attributes.h"
+#include "text.h"
+
+namespace kvfold {
+namespace {
+
+constexpr int64_t kActivationBytes = 2;  // float16 and bfloat16
+constexpr const char* kAgain = "build the engine again with this kvfold";
+
+int64_t split_keys_of(const KernelLibrary& library, const AttentionSpec& spec, int architecture) {
+  const CompiledKernel& kernel = library.find(variant_name("decode", spec), architecture);
+  if (kernel.split_keys == 0) {
+    throw KernelError(text("kernel ", kernel.variant, " does not say its split_keys; ", kAgain));
+  }
+  return kernel.split_keys;
+}
+
+// Every buffer that a kernel may take: 0 where the node has no such input.
+Buffers all_buffers(const AttentionSpec& spec, const Shapes& shapes, const Buffers& given, bool packed,
+                    uint64_t workspace, int64_t split_keys) {
+  Buffers all = given;
+  if (packed) {  // [T, (num_heads + 2 * kv_num_heads) * head_size]
+    const int64_t head_bytes = spec.head_size * kActivationBytes;
+    all["key"] = all.at("query") + static_cast<uint64_t>(spec.attributes.num_heads * head_bytes);
+    all["value"] = all["key"] + static_cast<uint64_t>(spec.attributes.kv_num_heads * head_bytes);
+  }
+  for (const std::string& name : schema_inputs()) all.emplace(name, 0);
+  const std::array<int64_t, 4> sizes = workspace_sizes(spec, shapes, split_keys);
+  for (size_t index = 0; index < kWorkspace.size(); ++index) {
+    all[kWorkspace[index]] = workspace;
+    workspace += static_cast<uint64_t>(sizes[index]);
+  }
+  return all;
+}
+
+unsigned grid_size(const CompiledKernel& kernel, const char* name, const Numbers& values) {
+  const auto found = values.find(name);
+  const int32_t* size = found == values.end() ? nullptr : std::get_if<int32_t>(&found->second);
+  if (size == nullptr) {
+    throw KernelError(text("kernel ", kernel.variant, " has a grid over '", name, "', which is unknown; ", kAgain));
+  }
+  return static_cast<unsigned>(*size);
+}
+
+Argument argument(const CompiledKernel& kernel, const char* name, const Buffers& pointers, const Numbers& values) {
+  if (const auto pointer = pointers.find(name); pointer != pointers.end()) return pointer->second;
+  const auto found = values.find(name);
+  if (found == values.end()) {
+    throw KernelError(text("kernel ", kernel.variant, " takes '", name, "', which is unknown; ", kAgain));
+  }
+  return std::visit([](auto number) -> Argument { return number; }, found->second);
+}
+
+}  // namespace
+
+std::vector<Launch> resolve(const KernelLibrary& library, int architecture, const AttentionSpec& spec,
+                            const Shapes& shapes, const Buffers& buffers, uint64_t workspace) {
+  const bool packed = spec.writes && buffers.count("key") == 0;
+  // Merging has no split size of its own: its splits are those that decoding wrote.
+  const int64_t split_keys = shapes.decodes() ? split_keys_of(library, spec, architecture) : 0;
+  const Buffers pointers = all_buffers(spec, shapes, buffers, packed, workspace, split_keys);
+  std::vector<Launch> launches;
+  for (const char* name : kernels_for(shapes)) {
+    const CompiledKernel& kernel = library.find(variant_name(name, spec), architecture);
+    const Numbers values = numbers(spec, shapes, packed, kernel, split_keys);
+    Launch launch = {&kernel, {}, {}};
+    for (size_t axis = 0; axis < 3; ++axis) launch.grid[axis] = grid_size(kernel, kernel.grid[axis], values);
+    for (const char* const* each = kernel.arguments; *each != nullptr; ++each) {
+      launch.arguments.push_back(argument(kernel, *each, pointers, values));
+    }
+    launches.push_back(std::move(launch));
+  }
+  return launches;
+}
+
+int64_t workspace_bytes(const KernelLibrary& library, const std::vector<int>& architectures,
+                        const AttentionSpec& spec, const Shapes& largest) {
+  // A profile whose most tokens and sequences differ may still see calls that decode.
+  const int64_t decoded = std::min(largest.tokens, largest.sequences);
+  int64_t most = 0;
+  for (const int architecture : architectures) {
+    const int64_t split_keys = split_keys_of(library, spec, architecture);
+    for (const Shapes& shapes : {largest, Shapes{decoded, decoded, largest.table_width}}) {
+      const std::array<int64_t, 4> sizes = workspace_sizes(spec, shapes, split_keys);
+      most = std::max(most, std::accumulate(sizes.begin(), sizes.end(), int64_t{0}));
+    }
+  }
+  return most;
+}
+
+}  // namespace kvfold

@@ -1,0 +1,21 @@
+#include "creator.h"
+
+#include "fields.h"
+#include "log.h"
+
+namespace kvfold {
+
+Creator::Creator() {
+  for (const auto& attribute : attribute_types()) names_.emplace_back(attribute.first.c_str());
+  declared_ = {static_cast<int32_t>(names_.size()), names_.data()};
+}
+
+nvinfer1::IPluginV3* Creator::createPlugin(const char* name, const nvinfer1::PluginFieldCollection* fields,
+                                           nvinfer1::TensorRTPhase phase) noexcept {
+  return guarded<nvinfer1::IPluginV3*>(name, nullptr, [&] {
+    const bool builds = phase == nvinfer1::TensorRTPhase::kBUILD;
+    return new PagedAttention(read_node(name, read_fields(*fields)), builds);
+  });
+}
+
+}  // namespace kvfold

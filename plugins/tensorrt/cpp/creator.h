@@ -1,0 +1,29 @@
+// The creator that TensorRT's registry holds: plugins/tensorrt/creator.py.
+#pragma once
+
+#include <vector>
+
+#include <NvInferRuntime.h>
+
+#include "plugin.h"
+
+namespace kvfold {
+
+class Creator final : public nvinfer1::IPluginCreatorV3One {
+ public:
+  Creator();
+
+  const char* getPluginName() const noexcept override { return kPluginName; }
+  const char* getPluginVersion() const noexcept override { return kPluginVersion; }
+  const char* getPluginNamespace() const noexcept override { return kPluginNamespace; }
+  const nvinfer1::PluginFieldCollection* getFieldNames() noexcept override { return &declared_; }
+  // The plugin of the node `name`; null, with an error in the log, where its attributes are not the contract's.
+  nvinfer1::IPluginV3* createPlugin(const char* name, const nvinfer1::PluginFieldCollection* fields,
+                                    nvinfer1::TensorRTPhase phase) noexcept override;
+
+ private:
+  std::vector<nvinfer1::PluginField> names_;
+  nvinfer1::PluginFieldCollection declared_;  // TensorRT's parser hands on no other attribute of a node
+};
+
+}  // namespace kvfold

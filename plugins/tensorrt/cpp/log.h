@@ -1,0 +1,32 @@
+// Where errors go: TensorRT reports a failing callback in words of its own, so ours are logged first.
+#pragma once
+
+#include <exception>
+#include <string>
+
+#include <NvInferRuntime.h>
+
+#include "text.h"
+
+namespace kvfold {
+
+// TensorRT hands it over when it loads the library.
+void set_logger_finder(nvinfer1::ILoggerFinder* finder) noexcept;
+
+// To TensorRT's logger, or to stderr where there is none.
+void log_error(const std::string& message) noexcept;
+
+// Runs a callback's body; an error is logged with the node's name and becomes `failure`.
+template <typename Result, typename Body>
+Result guarded(const std::string& node, Result failure, const Body& body) noexcept {
+  try {
+    return body();
+  } catch (const std::exception& error) {
+    const std::string problem = error.what();
+    const bool named = problem.rfind("attention node ", 0) == 0;
+    log_error(named ? problem : text("attention node ", node, ": ", problem));
+    return failure;
+  }
+}
+
+}  // namespace kvfold
