@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from plugins.chat_template import Message
 
 TextOrTokens = str | Sequence[int]
+DEFAULT_TARGET = "cpu"
 
 
 class LLM:
@@ -39,23 +40,31 @@ class LLM:
         self._generator = TextGenerator(engine, tokenizer, self.config)
 
     @classmethod
-    def load(cls, bundle: str | Path, config: RuntimeConfig | None = None) -> LLM:
-        """Open a bundle's CPU engine.
+    def load(
+        cls, bundle: str | Path, config: RuntimeConfig | None = None, target: str = DEFAULT_TARGET
+    ) -> LLM:
+        """Open one of a bundle's engines.
+
+        Args:
+            bundle: the bundle's folder.
+            config: memory and batch sizes.
+            target: the engine: `cpu`, `cuda`, `tensorrt` or `tensorrt-rtx`.
 
         Raises:
-            BundleError: there is no bundle, it is damaged, or it has no engine for the CPU.
+            BundleError: there is no bundle, it is damaged, or it has no engine for the target.
+            TargetError: the engine cannot run on this machine.
             KernelError: the kernel library is missing or refused.
-            CapacityError: `kv_cache_bytes` is too small to run anything.
+            CapacityError: `kv_cache_bytes` is too small to run anything, or more than the GPU has.
         """
         from runtime.bundle import TOKENIZER, TOKENIZER_CONFIG, open_bundle
         from runtime.engine.config import EngineConfig
-        from runtime.engine.onnxruntime import OnnxRuntimeEngine
+        from runtime.engine.load import load_engine
 
         config = config or RuntimeConfig()
         opened = open_bundle(bundle)
-        directory, plan = opened.directory("engine/cpu"), opened.plan
+        directory, plan = opened.directory(f"engine/{target}"), opened.plan
         pages = pages_for(plan, config, EngineConfig.load(directory).max_context_length)
-        engine = OnnxRuntimeEngine.load(directory, plan, pages, threads=config.threads)
+        engine = load_engine(directory, plan, pages, config)
         tokenizer = BundleTokenizer.load(opened.file(TOKENIZER), opened.file(TOKENIZER_CONFIG))
         return cls(engine, tokenizer, config)
 

@@ -8,6 +8,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 ENGINE_FILE = "engine.json"
+# Beside it in a TensorRT engine.
+PLAN_FILE = "model.plan"
+KERNELS_FOLDER = "kernels"
 
 
 class StepLimits(BaseModel):
@@ -17,6 +20,7 @@ class StepLimits(BaseModel):
         max_tokens: largest T; in the decode profile T equals B.
         max_sequences: largest B.
         max_table_width: most columns of each group's block table.
+        max_logits: largest R, rows whose logits are wanted.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -24,6 +28,7 @@ class StepLimits(BaseModel):
     max_tokens: int = Field(ge=1)
     max_sequences: int = Field(ge=1)
     max_table_width: dict[str, int]
+    max_logits: int = Field(ge=1)
 
 
 class TensorRTFacts(BaseModel):
@@ -37,6 +42,7 @@ class TensorRTFacts(BaseModel):
         kernels_sha256: of the kernel library beside the plan.
         activation_dtype: of the graph's activations.
         decode, prefill: limits of the two optimisation profiles, 0 and 1 in the plan.
+        max_pages: most pages of each group's KV pool.
         linears: precision of every linear as the build log showed it, by module path.
         build_seconds: how long the build took.
         peak_build_bytes: largest resident memory of the build's process.
@@ -52,6 +58,7 @@ class TensorRTFacts(BaseModel):
     activation_dtype: Literal["float16", "bfloat16"]
     decode: StepLimits
     prefill: StepLimits
+    max_pages: dict[str, int]
     linears: dict[str, str]
     build_seconds: float
     peak_build_bytes: int

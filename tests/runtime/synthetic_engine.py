@@ -59,7 +59,7 @@ class SyntheticEngine:
                 self.caches[bank.layer][slots] = step.input_ids
         rows = np.empty((len(step.logits_indices), self.info.vocab_size), np.float32)
         for row, index in enumerate(step.logits_indices.tolist()):
-            rows[row] = self._logits(step, index)
+            rows[row] = self.logits(step, index)
         return rows
 
     def _check_shapes(self, step: StepInputs, total: int) -> None:
@@ -72,7 +72,8 @@ class SyntheticEngine:
             assert tables.block_table.shape[0] == sequences and tables.block_table.flags.c_contiguous
             assert tables.slot_mapping.shape == (total,)
 
-    def _logits(self, step: StepInputs, index: int) -> np.ndarray:
+    def logits(self, step: StepInputs, index: int) -> np.ndarray:
+        """What one token sees, hashed."""
         bounds = list(pairwise(step.cumulative_sequence_length.tolist()))
         sequence = next(i for i, (start, end) in enumerate(bounds) if start <= index < end)
         position = int(step.past_seqlens[sequence]) + index - bounds[sequence][0]

@@ -1,0 +1,78 @@
+"""One execution context of a plan, with its memory bound."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from plugins import step as contract
+from plugins.errors import TargetError
+from runtime.engine.tensorrt.bindings import BindingTable
+from runtime.engine.tensorrt.device import Device
+from runtime.engine.tensorrt.loaded_plan import LoadedPlan
+from runtime.engine.tensorrt.pools import Pool
+
+
+@dataclass(frozen=True)
+class FixedMemory:
+    """Device memory that every context of an engine is bound to, for the engine's life.
+
+    Attributes:
+        pools: the KV caches.
+        logits: address of the output, float32 [rows, vocab_size].
+        workspace: address of the scratch memory.
+        workspace_bytes: its size.
+        inputs: address of the step's binding table.
+    """
+
+    pools: tuple[Pool, ...]
+    logits: int
+    workspace: int
+    workspace_bytes: int
+    inputs: int
+
+
+class BoundContext:
+    """An execution context on one profile. Caches, logits and workspace stay; a step's inputs may move."""
+
+    def __init__(self, plan: LoadedPlan, profile: int, device: Device, memory: FixedMemory) -> None:
+        """Make a context and bind what never changes; raises TargetError where TensorRT refuses."""
+        self._plan = plan
+        self._profile = profile
+        self._stream = device.stream
+        self._inputs = memory.inputs
+        self._context: Any = plan.create_context(profile)
+        if not self._context.set_optimization_profile_async(profile, self._stream):
+            raise TargetError(f"TensorRT refused optimisation profile {profile}; build the engine again")
+        self._context.set_device_memory(memory.workspace, memory.workspace_bytes)
+        for pool in memory.pools:
+            self._set_shape(pool.input, pool.shape)
+            self._set_address(pool.input, pool.address)
+            self._set_address(pool.output, pool.address)
+        self._set_address(contract.LOGITS, memory.logits)
+
+    def bind(self, table: BindingTable) -> None:
+        """Bind a step's inputs: their shapes, and their places in the device's input buffer."""
+        for binding in table.bindings:
+            self._set_shape(binding.name, binding.shape)
+            self._set_address(binding.name, self._inputs + binding.offset)
+
+    def enqueue(self) -> None:
+        """Put the whole step on the stream; raises TargetError, or what a plugin raised."""
+        with self._plan.surfacing_errors():
+            accepted = self._context.execute_async_v3(self._stream)
+        if not accepted:
+            raise TargetError("TensorRT refused to run a step; its own words stand above")
+
+    def _set_shape(self, name: str, shape: Iterable[int]) -> None:
+        wanted = tuple(shape)
+        if not self._context.set_input_shape(name, wanted):
+            raise TargetError(
+                f"TensorRT refused shape {wanted} of {name}; profile {self._profile} takes "
+                f"{self._plan.shape_range(name, self._profile)}"
+            )
+
+    def _set_address(self, name: str, address: int) -> None:
+        if not self._context.set_tensor_address(name, address):
+            raise TargetError(f"the plan has no input or output {name}; build the engine again")

@@ -1,0 +1,147 @@
+"""Device: the few calls of the CUDA driver that an engine needs, on one GPU and one stream."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+
+from plugins.errors import TargetError
+
+
+class Device:
+    """The first visible GPU, its primary context and one stream; frees all it gave out when closed.
+
+    Work goes onto the stream in order and is done after `synchronize`. The primary context is the one that
+    TensorRT uses too. `CUDA_VISIBLE_DEVICES` chooses the GPU.
+    """
+
+    def __init__(self, driver: Any) -> None:
+        """Open the GPU.
+
+        Args:
+            driver: `cuda.bindings.driver`.
+
+        Raises:
+            TargetError: there is no driver or no GPU, or the driver refuses it.
+        """
+        self._driver = driver
+        with ExitStack() as opened:
+            try:
+                self._call("cuInit", 0)
+            except RuntimeError as error:  # the binding found no driver to load
+                raise TargetError(
+                    f"no NVIDIA driver: {error} Install it, or run another target of the bundle (cpu)"
+                ) from error
+            handle = self._call("cuDeviceGet", 0)
+            name: bytes = self._call("cuDeviceGetName", 128, handle)
+            self.name = name.partition(b"\0")[0].decode()
+            self.architecture = self._architecture(handle)
+            self._context = self._call("cuDevicePrimaryCtxRetain", handle)
+            opened.callback(self._call, "cuDevicePrimaryCtxRelease", handle)
+            self.activate()
+            stream = self._call("cuStreamCreate", driver.CUstream_flags.CU_STREAM_NON_BLOCKING)
+            opened.callback(self._call, "cuStreamDestroy", stream)
+            self.stream = int(stream)
+            self._release = opened.pop_all()
+
+    @classmethod
+    def open(cls) -> Device:
+        """The first visible GPU, through cuda-python.
+
+        Raises:
+            TargetError: cuda-python, the driver or a GPU is missing.
+        """
+        try:
+            from cuda.bindings import driver
+        except ImportError as error:
+            raise TargetError("cuda-python is not installed; run `pip install cuda-bindings`") from error
+        return cls(driver)
+
+    def activate(self) -> None:
+        """Make the context current in the calling thread, which need not be the one that opened it."""
+        self._call("cuCtxSetCurrent", self._context)
+
+    def free_bytes(self) -> int:
+        """Memory that nobody holds now."""
+        free, _ = self._call("cuMemGetInfo")
+        return int(free)
+
+    def allocate(self, size: int) -> int:
+        """Address of `size` zeroed bytes of device memory, aligned to 256."""
+        size = max(size, 1)  # the driver refuses nothing
+        address = int(self._call("cuMemAlloc", size))
+        self._release.callback(self._call, "cuMemFree", address)
+        self._call("cuMemsetD8Async", address, 0, size, self.stream)
+        return address
+
+    def allocate_pinned(self, size: int) -> np.ndarray:
+        """`size` bytes of page-locked host memory, uint8, which alone copies asynchronously.
+
+        The bytes are gone once the device is closed.
+        """
+        address = int(self._call("cuMemAllocHost", size))
+        self._release.callback(self._call, "cuMemFreeHost", address)
+        return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
+
+    def upload(self, address: int, host: np.ndarray) -> None:
+        """Put a copy of pinned memory to the device on the stream."""
+        self._call("cuMemcpyHtoDAsync", address, host.ctypes.data, host.nbytes, self.stream)
+
+    def download(self, host: np.ndarray, address: int) -> None:
+        """Put a copy from the device into pinned memory on the stream."""
+        self._call("cuMemcpyDtoHAsync", host.ctypes.data, address, host.nbytes, self.stream)
+
+    def synchronize(self) -> None:
+        """Wait for the stream; an error of the work before appears here."""
+        self._call("cuStreamSynchronize", self.stream)
+
+    def capture(self, enqueue: Callable[[], None]) -> Any:
+        """What `enqueue` puts on the stream, as a graph for `launch`; nothing of it runs now.
+
+        Other threads go on as they like, so the mode is thread-local.
+        """
+        mode = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        self._call("cuStreamBeginCapture", self.stream, mode)
+        try:
+            enqueue()
+        except BaseException:
+            self._driver.cuStreamEndCapture(self.stream)  # fails too; the first error is the one to see
+            raise
+        captured = self._call("cuStreamEndCapture", self.stream)
+        graph = self._call("cuGraphInstantiate", captured, 0)
+        self._release.callback(self._call, "cuGraphExecDestroy", graph)
+        self._call("cuGraphDestroy", captured)
+        return graph
+
+    def launch(self, graph: Any) -> None:
+        """Put a captured graph on the stream."""
+        self._call("cuGraphLaunch", graph, self.stream)
+
+    def close(self) -> None:
+        """Free graphs, memory and stream, the last made first. To be called once, when the stream is idle."""
+        self.activate()
+        self._release.close()
+
+    def _architecture(self, handle: Any) -> int:
+        attributes = self._driver.CUdevice_attribute
+        major = self._call(
+            "cuDeviceGetAttribute", attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, handle
+        )
+        minor = self._call(
+            "cuDeviceGetAttribute", attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, handle
+        )
+        return 10 * int(major) + int(minor)
+
+    def _call(self, function: str, *arguments: Any) -> Any:
+        """One driver call: its single result, a tuple of several, or None."""
+        status, *results = getattr(self._driver, function)(*arguments)
+        if status != self._driver.CUresult.CUDA_SUCCESS:
+            raise TargetError(
+                f"the CUDA driver's {function} failed with {status.name}; `kvfold doctor` shows what this "
+                "machine has"
+            )
+        return results[0] if len(results) == 1 else tuple(results) or None
