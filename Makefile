@@ -2,10 +2,14 @@
 #
 #   make demo                       everything, then a three-turn conversation
 #   make run RECIPE=my.yaml         any command takes a recipe: a shipped name or a YAML file
+#   make build TARGET=tensorrt-rtx SM=80,86,89,120      another engine; SM: GPUs that a plan is for
 #   make bench ARGS="--peers none"  ARGS go to the command as they are
 
 RECIPE ?= demo
+TARGET ?=
+SM ?=
 ARGS ?=
+ENGINE := $(if $(TARGET),--target $(TARGET)) $(if $(SM),--sm $(SM))
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name) 2>/dev/null)))
 
 VENV := .venv
@@ -36,7 +40,7 @@ $(INSTALLED): $(BUILD_INPUTS)
 	here. Debian, Ubuntu: apt-get install python3-venv. Then run make again." >&2; exit 2; }
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet -e '.[export,test]'
+	$(BIN)/python -m pip install --quiet -e '.[export,tensorrt-rtx,test]'
 	@touch $@
 
 demo: $(INSTALLED) ## Fold, calibrate, export, build, validate, then talk
@@ -46,13 +50,13 @@ export: $(INSTALLED) ## Fold a checkpoint, calibrate it, write ONNX
 	$(BIN)/kvfold export $(RECIPE) $(ARGS)
 
 build: $(INSTALLED) ## Export, then build the engine
-	$(BIN)/kvfold build $(RECIPE) $(ARGS)
+	$(BIN)/kvfold build $(RECIPE) $(ENGINE) $(ARGS)
 
 validate: $(INSTALLED) ## Compare original, folded model and engine
-	$(BIN)/kvfold validate $(RECIPE) $(ARGS)
+	$(BIN)/kvfold validate $(RECIPE) $(ENGINE) $(ARGS)
 
 run: $(INSTALLED) ## Chat in the terminal
-	$(BIN)/kvfold run $(RECIPE) $(ARGS)
+	$(BIN)/kvfold run $(RECIPE) $(ENGINE) $(ARGS)
 
 inspect: $(INSTALLED) ## Draw the plan and its KV bytes
 	$(BIN)/kvfold inspect $(RECIPE) $(ARGS)

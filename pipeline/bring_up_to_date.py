@@ -3,30 +3,44 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from rich import get_console
 
 from pipeline.progress import stage_display
 from pipeline.recipe import Recipe, load_recipe
-from pipeline.run_stages import StageOutcome, run_stages
-from pipeline.stages import STAGES, TARGET_NEUTRAL
+from pipeline.run_stages import run_stages
+from pipeline.stages import STAGES, build_stage, report_stage
 from pipeline.targets import TARGETS
 from plugins.errors import TargetError
 
+Until = Literal["onnx", "build", "report"]
 
-def bring_up_to_date(name: str, root: Path, until: str | None = None) -> tuple[Recipe, list[StageOutcome]]:
-    """Load a recipe and run its stages up to `until`; None runs all.
+
+def bring_up_to_date(
+    name: str, root: Path, until: Until, target: str | None = None, architectures: tuple[int, ...] = ()
+) -> Recipe:
+    """Load a recipe, as `load_recipe` does, and run its stages up to the graph, the engine or the report.
 
     Raises:
-        TargetError: the recipe's target cannot be built here; raised before any work starts.
+        TargetError: the recipe's target cannot be built here, or for a report not be run; raised before any
+            work starts.
         KvfoldError: whatever the recipe or a stage raises.
     """
-    recipe = load_recipe(name)
-    if until not in TARGET_NEUTRAL:
-        why_not = TARGETS[recipe.target].why_not()
-        if why_not is not None:
-            raise TargetError(f"target {recipe.target} cannot be built here: {why_not}")
+    recipe = load_recipe(name, target, architectures)
+    backend = TARGETS[recipe.target]
+    if until != "onnx":
+        _require(backend.name, "built", backend.why_not_build())
+    if until == "report":
+        _require(backend.name, "run", backend.why_not_run())
+    last = {"onnx": "onnx", "build": build_stage(backend.name), "report": report_stage(backend.name)}[until]
     console = get_console()
     console.print(f"[bold]{recipe.name}[/] -> {root}")
     with stage_display(console) as display:
-        return recipe, run_stages(recipe, root, STAGES, display, until)
+        run_stages(recipe, root, STAGES, display, last)
+    return recipe
+
+
+def _require(target: str, what: str, why_not: str | None) -> None:
+    if why_not is not None:
+        raise TargetError(f"target {target} cannot be {what} here: {why_not}")

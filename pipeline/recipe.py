@@ -6,7 +6,7 @@ Every option stands here once, with its unit and default; the command line has n
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
@@ -107,6 +107,32 @@ class ValidateSection(TextSection):
     thresholds: Thresholds = Thresholds()
 
 
+class TensorRTSection(Section):
+    """How TensorRT plans are built; other targets have no use for it.
+
+    Attributes:
+        architectures: SM versions (10 * major + minor) of the GPUs that a TensorRT-RTX plan is for. The
+            `tensorrt` target builds for the GPU of this machine and takes none.
+        activation_dtype: of everything between int8 linears. SM 75 has no bfloat16.
+        max_num_batched_tokens: largest step of the prefill profile; prompts go in chunks of at most this.
+        max_num_seqs: most sequences of a step, and the largest decode step.
+    """
+
+    architectures: tuple[Literal[75, 80, 86, 89, 120, 121], ...] = ()
+    activation_dtype: Literal["float16", "bfloat16"] = "float16"
+    max_num_batched_tokens: int = Field(default=2_048, ge=1)
+    max_num_seqs: int = Field(default=64, ge=1, le=256)
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> Self:
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ValueError(
+                f"max_num_batched_tokens is {self.max_num_batched_tokens}, below max_num_seqs "
+                f"{self.max_num_seqs}: not every sequence gets a token a step; raise it"
+            )
+        return self
+
+
 def _plan_kind(value: Any) -> str:
     """A plan with layers is written by hand; anything else is a preset."""
     layers = value.get("layers") if isinstance(value, dict) else getattr(value, "layers", None)
@@ -129,6 +155,7 @@ class Recipe(Section):
         fold: dials of the closed-form fold.
         quantize: int8 weights and scales.
         target: the engine to build, one of `pipeline.targets.TARGETS`.
+        tensorrt: dials of the targets `tensorrt` and `tensorrt-rtx`.
         validate_on: text and thresholds of `kvfold validate`; `validate` in the file.
     """
 
@@ -141,12 +168,22 @@ class Recipe(Section):
     fold: FoldSettings = FoldSettings()
     quantize: QuantizeSettings = QuantizeSettings()
     target: str = "cpu"
+    tensorrt: TensorRTSection = TensorRTSection()
     validate_on: ValidateSection = Field(default=ValidateSection(), alias="validate")
 
     @model_validator(mode="after")
     def _check_target(self) -> Self:
         if self.target not in TARGETS:
             raise ValueError(f"target is {self.target!r}; use one of {', '.join(TARGETS)}")
+        if self.target == "tensorrt-rtx" and not self.tensorrt.architectures:
+            raise ValueError(
+                "tensorrt.architectures is empty; name the SM versions of the GPUs to build for: "
+                "--sm 80,86,89,120"
+            )
+        if self.target == "tensorrt" and self.tensorrt.architectures:
+            raise ValueError(
+                "tensorrt.architectures is for target tensorrt-rtx; TensorRT builds for this machine's GPU"
+            )
         return self
 
     def build_plan(self, shape: AttentionShape) -> FoldPlan:
@@ -173,8 +210,13 @@ class Recipe(Section):
             raise PlanError(describe_errors(f"recipe {self.name}: plan", error)) from error
 
 
-def load_recipe(name: str) -> Recipe:
+def load_recipe(name: str, target: str | None = None, architectures: tuple[int, ...] = ()) -> Recipe:
     """Read and validate a recipe given by path or by shipped name.
+
+    Args:
+        name: path or shipped name.
+        target: in place of the recipe's own.
+        architectures: in place of the recipe's `tensorrt.architectures`.
 
     Raises:
         RecipeError: not found, not YAML, an unknown key, or a value out of range; each problem is
@@ -190,10 +232,19 @@ def load_recipe(name: str) -> Recipe:
     if "name" in content:
         raise RecipeError(f"{path}: name: a recipe is named by its file, {path.stem!r}; remove the key")
     try:
-        recipe = Recipe.model_validate({**content, "name": path.stem})
+        recipe = Recipe.model_validate(_override({**content, "name": path.stem}, target, architectures))
     except PydanticValidationError as error:
         raise RecipeError(describe_recipe_errors(str(path), error, Recipe)) from error
     return _resolve_paths(recipe, path.resolve().parent)
+
+
+def _override(content: dict[str, Any], target: str | None, architectures: tuple[int, ...]) -> dict[str, Any]:
+    if target is not None:
+        content["target"] = target
+    if architectures:
+        section = content.get("tensorrt") or {}
+        content["tensorrt"] = {**section, "architectures": list(architectures)}
+    return content
 
 
 def _resolve_paths(recipe: Recipe, folder: Path) -> Recipe:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pipeline.recipe import Recipe
-from pipeline.stage import Stage, dependents, hash_stage
+from pipeline.stage import Stage, dependents, hash_stage, requirements
 from pipeline.tool_versions import tool_versions
 from pipeline.workspace import Workspace
 from pipeline.write_bundle import BundleWriter, name_disk_errors, open_writer, record_files
@@ -49,20 +49,21 @@ def run_stages(
     Args:
         recipe: what to make.
         root: the bundle's folder.
-        stages: all stages, each after those it needs.
+        stages: all stages, each after those it needs; those of another target than the recipe's rest.
         display: told of progress.
-        until: the last stage to bring up to date; None is all.
+        until: the stage to bring up to date, with all that it needs; None is all.
 
     Raises:
         BundleError: the bundle cannot be written (the path is named), or another process writes it.
         KvfoldError: whatever a stage raises; what finished before it stays recorded.
     """
-    names = [stage.name for stage in stages]
-    wanted = stages if until is None else stages[: names.index(until) + 1]
+    wanted = {stage.name for stage in stages} if until is None else {until, *requirements(until, stages)}
     with open_writer(root) as writer:
         workspace = Workspace(recipe, root)
         return [
-            _run_stage(stage, writer, workspace, display, dependents(stage.name, stages)) for stage in wanted
+            _run_stage(stage, writer, workspace, display, dependents(stage.name, stages))
+            for stage in stages
+            if stage.name in wanted and stage.target in (None, recipe.target)
         ]
 
 

@@ -33,6 +33,7 @@ class Stage:
         code: source files or folders, from the source root, whose change must run it again.
         run: writes the stage's files into `output`, by their paths in the bundle; it may call
             `progress(fraction)` with 0..1.
+        target: it runs for recipes of this target only; None for all.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Stage:
     settings: Callable[[Recipe], object]
     code: tuple[str, ...]
     run: Callable[[Workspace, Path, Callable[[float], None]], None]
+    target: str | None = None
 
 
 def hash_stage(stage: Stage, recipe: Recipe, manifest: Manifest) -> str:
@@ -64,6 +66,15 @@ def dependents(name: str, stages: tuple[Stage, ...]) -> set[str]:
         if name in stage.needs or found.intersection(stage.needs):
             found.add(stage.name)
     return found
+
+
+def requirements(name: str, stages: tuple[Stage, ...]) -> set[str]:
+    """The stages whose files `name` reads, directly or through others."""
+    found = {name}
+    for stage in reversed(stages):
+        if stage.name in found:
+            found.update(stage.needs)
+    return found - {name}
 
 
 @cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.recipe import DEMO_MODEL, GENERATE, Recipe, TextSection
@@ -118,12 +119,28 @@ def _run_onnx(workspace: Workspace, output: Path, progress: Progress) -> None:
         export_onnx(decoder, workspace.tensors(SCALES), output)
 
 
-def _run_build(workspace: Workspace, output: Path, progress: Progress) -> None:
-    from pipeline.targets import TARGETS
-
+def _engine_folder(workspace: Workspace, output: Path) -> Path:
     directory = output / "engine" / workspace.recipe.target
     directory.mkdir(parents=True)
-    TARGETS[workspace.recipe.target].build(workspace, directory)
+    return directory
+
+
+def _run_build_cpu(workspace: Workspace, output: Path, progress: Progress) -> None:
+    from pipeline.build_cpu import build_cpu
+
+    build_cpu(workspace, _engine_folder(workspace, output))
+
+
+def _run_build_cuda(workspace: Workspace, output: Path, progress: Progress) -> None:
+    from pipeline.build_cuda import build_cuda
+
+    build_cuda(workspace, _engine_folder(workspace, output))
+
+
+def _run_build_tensorrt(workspace: Workspace, output: Path, progress: Progress) -> None:
+    from pipeline.tensorrt.build import build_tensorrt
+
+    build_tensorrt(workspace, _engine_folder(workspace, output), progress)
 
 
 def _run_validate(workspace: Workspace, output: Path, progress: Progress) -> None:
@@ -147,11 +164,16 @@ _GRAPH = (
     *_MODEL,
     "export/graph",
     "export/quantize/precision.py",
+    "plugins/cuda/attention_spec.py",
     "plugins/int8_linear",
     "plugins/paged_attention",
     "plugins/step.py",
+    "plugins/tensorrt/node.py",
 )
+_FACTS = ("pipeline/engine_config.py", "runtime/engine/config.py")
+_GPU_KERNELS = ("plugins/cuda", "plugins/tensorrt")
 _ENGINE = (
+    *_GPU_KERNELS,
     "runtime/engine",
     "plugins/cpu",
     "plugins/int8_linear",
@@ -167,7 +189,7 @@ _REPORT = (
     "export/quantize/precision.py",
 )
 
-STAGES = (
+_NEUTRAL = (
     Stage(
         name="checkpoint",
         doing="reading the checkpoint",
@@ -209,14 +231,6 @@ STAGES = (
         run=_run_onnx,
     ),
     Stage(
-        name="build",
-        doing="building the engine",
-        needs=("checkpoint", "fold", "quantize", "onnx"),
-        settings=lambda recipe: recipe.target,
-        code=(*_GRAPH, *_ENGINE, "pipeline/targets.py", "pipeline/build_cpu.py"),
-        run=_run_build,
-    ),
-    Stage(
         name="heldout",
         doing="preparing held-out text",
         needs=("checkpoint",),
@@ -224,27 +238,77 @@ STAGES = (
         code=_TEXT,
         run=_run_heldout,
     ),
-    Stage(
-        name="validate",
-        doing="comparing original, folded and engine",
-        needs=("checkpoint", "fold", "quantize", "build", "heldout"),
-        settings=lambda recipe: [recipe.validate_on.prefill_chunk, recipe.validate_on.description],
-        code=(
-            *_CHECKPOINT,
-            *_ENGINE,
-            "pipeline/validate",
-            "runtime/memory",
-            "runtime/scheduler/step_builder.py",
-        ),
-        run=_run_validate,
-    ),
-    Stage(
-        name="report",
-        doing="writing the report",
-        needs=("checkpoint", "fold", "quantize", "build", "validate"),
-        settings=lambda recipe: [recipe.name, recipe.validate_on.thresholds.model_dump(mode="json")],
-        code=(*_MODEL, *_REPORT),
-        run=_run_report,
-    ),
 )
-TARGET_NEUTRAL = tuple(stage.name for stage in STAGES[: [stage.name for stage in STAGES].index("build")])
+
+
+def build_stage(target: str) -> str:
+    """Name of the stage that builds a target's engine."""
+    return f"build-{target}"
+
+
+def report_stage(target: str) -> str:
+    """Name of the stage that ends a target's validation."""
+    return f"report-{target}"
+
+
+def _target_stages(target: str, build: Stage) -> tuple[Stage, ...]:
+    """The engine of one target, its validation and its report; those of several targets live side by side."""
+    folded = ("checkpoint", "fold", "quantize")
+    return (
+        replace(build, name=build_stage(target), needs=(*folded, "onnx"), target=target),
+        Stage(
+            name=f"validate-{target}",
+            doing="comparing original, folded and engine",
+            needs=(*folded, build_stage(target), "heldout"),
+            settings=lambda recipe: [recipe.validate_on.prefill_chunk, recipe.validate_on.description],
+            code=(
+                *_CHECKPOINT,
+                *_ENGINE,
+                "pipeline/validate",
+                "runtime/checks.py",
+                "runtime/config.py",
+                "runtime/memory",
+                "runtime/scheduler/step_builder.py",
+            ),
+            run=_run_validate,
+            target=target,
+        ),
+        Stage(
+            name=report_stage(target),
+            doing="writing the report",
+            needs=(*folded, build_stage(target), f"validate-{target}"),
+            settings=lambda recipe: [recipe.name, recipe.validate_on.thresholds.model_dump(mode="json")],
+            code=(*_MODEL, *_REPORT),
+            run=_run_report,
+            target=target,
+        ),
+    )
+
+
+_BUILD_CPU = Stage(
+    name="build",
+    doing="building the engine",
+    needs=(),
+    settings=lambda recipe: None,
+    code=(*_GRAPH, *_FACTS, "pipeline/build_cpu.py"),
+    run=_run_build_cpu,
+)
+_BUILD_CUDA = replace(
+    _BUILD_CPU,
+    code=(*_GRAPH, *_FACTS, "pipeline/build_cuda.py"),
+    run=_run_build_cuda,
+)
+_BUILD_TENSORRT = replace(
+    _BUILD_CPU,
+    doing="compiling kernels and building the plan",
+    settings=lambda recipe: recipe.tensorrt.model_dump(mode="json"),
+    code=(*_GRAPH, *_FACTS, *_GPU_KERNELS, "pipeline/tensorrt", "pipeline/write_bundle.py"),
+    run=_run_build_tensorrt,
+)
+STAGES = (
+    *_NEUTRAL,
+    *_target_stages("cpu", _BUILD_CPU),
+    *_target_stages("cuda", _BUILD_CUDA),
+    *_target_stages("tensorrt", _BUILD_TENSORRT),
+    *_target_stages("tensorrt-rtx", _BUILD_TENSORRT),
+)

@@ -41,6 +41,40 @@ def output_option(function: Callable[..., Any]) -> Callable[..., Any]:
     )(function)
 
 
+class ArchitecturesType(click.ParamType[tuple[int, ...]]):
+    """SM versions separated by commas."""
+
+    name = "sm"
+
+    def convert(
+        self, value: str | tuple[int, ...], param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        """Refuse what is no number."""
+        if isinstance(value, tuple):  # the default
+            return value
+        try:
+            return tuple(int(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is no list of SM versions; write e.g. 80,86,89,120", param, ctx)
+
+
+def target_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--target and --sm, in place of the recipe's own."""
+    function = click.option(
+        "--sm",
+        "architectures",
+        type=ArchitecturesType(),
+        default=(),
+        metavar="80,86,...",
+        help="GPU architectures that a tensorrt-rtx plan is for.  [default: the recipe's]",
+    )(function)
+    return click.option(
+        "--target",
+        type=click.Choice(["cpu", "cuda", "tensorrt", "tensorrt-rtx"]),
+        help="What to build the engine for.  [default: the recipe's]",
+    )(function)
+
+
 def is_bundle(argument: str) -> bool:
     """Whether RECIPE is a bundle's folder; any other folder may bear the name of a shipped recipe."""
     return (Path(argument) / MANIFEST).is_file()

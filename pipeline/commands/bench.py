@@ -100,7 +100,7 @@ def command(
     names, required = peers
     settings = BenchSettings(names, required, peer_python, threads, rounds, "quick" if quick else "full")
     root = bundle_path(recipe, output)
-    loaded, _ = bring_up_to_date(recipe, root, until="build")
+    loaded = bring_up_to_date(recipe, root, "build", target="cpu")
     workspace = Workspace(loaded, root)
     checkpoint = workspace.checkpoint
     models = PreparedModels(work, checkpoint)

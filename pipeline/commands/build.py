@@ -7,22 +7,24 @@ from pathlib import Path
 import click
 from rich import get_console
 
-from pipeline.commands.arguments import bundle_path, output_option, recipe_argument
+from pipeline.commands.arguments import bundle_path, output_option, recipe_argument, target_options
 
 
 @click.command("build")
 @recipe_argument
 @output_option
-def command(recipe: str, output: Path | None) -> None:
+@target_options
+def command(recipe: str, output: Path | None, target: str | None, architectures: tuple[int, ...]) -> None:
     """Export what is not exported yet, then build the engine of RECIPE's target.
 
     \b
     Examples:
-      kvfold build            the demo recipe
-      kvfold build identity   nothing folded: the baseline to compare with
+      kvfold build                                            the demo recipe
+      kvfold build identity                                   nothing folded: the baseline
+      kvfold build --target tensorrt-rtx --sm 80,86,89,120    plans for four GPU generations; needs no GPU
     """
     from pipeline.bring_up_to_date import bring_up_to_date
 
     root = bundle_path(recipe, output)
-    bring_up_to_date(recipe, root, until="build")
-    get_console().print(f"Built in {root}. Next: kvfold run {recipe}")
+    built = bring_up_to_date(recipe, root, "build", target, architectures).target
+    get_console().print(f"Built {root / 'engine' / built}. Next: kvfold run {recipe} --target {built}")

@@ -35,16 +35,16 @@ def command(recipe: str, output: Path | None) -> None:
       kvfold demo identity    the same model, nothing folded
     """
     from pipeline.bring_up_to_date import bring_up_to_date
-    from pipeline.report.results import read_results, require_passed
+    from pipeline.report.results import page_file, read_results, require_passed
     from pipeline.tables import kv_bytes_table, quality_table, turns_table, verdict_table
 
     root = bundle_path(recipe, output)
-    bring_up_to_date(recipe, root)
-    results = read_results(root)
+    target = bring_up_to_date(recipe, root, "report").target
+    results = read_results(root, target)
     console = get_console()
     console.print()
     params = SamplingParams(max_tokens=MAX_TOKENS)
-    with LLM.load(root).session(SYSTEM) as session:
+    with LLM.load(root, target=target).session(SYSTEM) as session:
         turns = []
         for question in QUESTIONS:
             console.print(f"[bold cyan]> {question}[/]", highlight=False)
@@ -55,5 +55,5 @@ def command(recipe: str, output: Path | None) -> None:
         quality_table(results.measurements),
         verdict_table(results.verdicts),
     )
-    console.print(f"\nReport: {root / 'report' / 'index.html'}    Chat: kvfold run {recipe}")
+    console.print(f"\nReport: {root / page_file(target)}    Chat: kvfold run {recipe}")
     require_passed(results)

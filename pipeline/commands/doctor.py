@@ -18,7 +18,8 @@ from pipeline.doctor.software import (
     check_tensorrt_rtx,
     check_torch,
 )
-from pipeline.targets import TARGETS
+from pipeline.targets import TARGETS, Target
+from runtime.llm import DEFAULT_TARGET
 
 CHECKS = (
     check_python,
@@ -51,21 +52,21 @@ def command() -> None:
     Example:
       kvfold doctor
     """
-    findings = [check() for check in CHECKS] + _check_targets()
+    findings = [check() for check in CHECKS] + [_check_target(target) for target in TARGETS.values()]
     get_console().print(_table(findings))
     if any(finding.status == "problem" for finding in findings):
         raise click.exceptions.Exit(2)
 
 
-def _check_targets() -> list[Finding]:
-    findings = []
-    for target in TARGETS.values():
-        why_not = target.why_not()
-        if why_not is None:
-            findings.append(Finding(f"target {target.name}", "ok", target.description))
-        else:
-            findings.append(Finding(f"target {target.name}", "problem", why_not))
-    return findings
+def _check_target(target: Target) -> Finding:
+    """What can be done with a target here; only the default one must work everywhere."""
+    subject, build, run = f"target {target.name}", target.why_not_build(), target.why_not_run()
+    if build is None and run is None:
+        return Finding(subject, "ok", target.description)
+    if target.name == DEFAULT_TARGET:
+        return Finding(subject, "problem", str(run or build))
+    reasons = [f"cannot be {what} here: {why}" for what, why in (("built", build), ("run", run)) if why]
+    return Finding(subject, "absent", f"{target.description}; {'; '.join(dict.fromkeys(reasons))}")
 
 
 def _table(findings: list[Finding]) -> Table:

@@ -25,5 +25,5 @@ def command(recipe: str, output: Path | None) -> None:
     from pipeline.bring_up_to_date import bring_up_to_date
 
     root = bundle_path(recipe, output)
-    bring_up_to_date(recipe, root, until="onnx")
+    bring_up_to_date(recipe, root, "onnx")
     get_console().print(f"Exported to {root}. Next: kvfold build {recipe}")

@@ -8,9 +8,10 @@ import click
 from rich import get_console
 from rich.console import Console
 
-from pipeline.commands.arguments import bundle_path, is_bundle, output_option, recipe_argument
+from pipeline.commands.arguments import bundle_path, is_bundle, output_option, recipe_argument, target_options
 from pipeline.commands.sampling_options import sampling_options
 from runtime import LLM, SamplingParams, Session
+from runtime.llm import DEFAULT_TARGET
 from runtime.metrics import Usage
 from runtime.status import published
 
@@ -18,9 +19,17 @@ from runtime.status import published
 @click.command("run")
 @recipe_argument
 @output_option
+@target_options
 @click.option("--system", help="A system message for the conversation.")
 @sampling_options
-def command(recipe: str, output: Path | None, system: str | None, params: SamplingParams) -> None:
+def command(
+    recipe: str,
+    output: Path | None,
+    target: str | None,
+    architectures: tuple[int, ...],
+    system: str | None,
+    params: SamplingParams,
+) -> None:
     """Chat with RECIPE's model; RECIPE may also be the folder of a built bundle.
 
     Stages that are not up to date run first. An empty line or Ctrl-D ends the chat; after each reply
@@ -38,9 +47,9 @@ def command(recipe: str, output: Path | None, system: str | None, params: Sampli
         from pipeline.bring_up_to_date import bring_up_to_date
 
         root = bundle_path(recipe, output)
-        bring_up_to_date(recipe, root, until="build")
+        target = bring_up_to_date(recipe, root, "build", target, architectures).target
     console = get_console()
-    llm = LLM.load(root)
+    llm = LLM.load(root, target=target or DEFAULT_TARGET)
     with published(llm, str(root)), llm.session(system) as session:
         while (question := _ask(console)) is not None:
             stream_turn(session, question, params, console)

@@ -7,13 +7,14 @@ from pathlib import Path
 import click
 from rich import get_console
 
-from pipeline.commands.arguments import bundle_path, output_option, recipe_argument
+from pipeline.commands.arguments import bundle_path, output_option, recipe_argument, target_options
 
 
 @click.command("validate")
 @recipe_argument
 @output_option
-def command(recipe: str, output: Path | None) -> None:
+@target_options
+def command(recipe: str, output: Path | None, target: str | None, architectures: tuple[int, ...]) -> None:
     """Compare the original, the folded model and the engine over the same tokens.
 
     Perplexity, KL and top-1 agreement; the engine runs paged and in chunks, its later turns on the
@@ -25,13 +26,13 @@ def command(recipe: str, output: Path | None) -> None:
       kvfold validate identity   nothing folded: max |dlogit| against the original
     """
     from pipeline.bring_up_to_date import bring_up_to_date
-    from pipeline.report.results import read_results, require_passed
+    from pipeline.report.results import page_file, read_results, require_passed
     from pipeline.tables import quality_table, verdict_table
 
     root = bundle_path(recipe, output)
-    bring_up_to_date(recipe, root)
-    results = read_results(root)
+    validated = bring_up_to_date(recipe, root, "report", target, architectures).target
+    results = read_results(root, validated)
     console = get_console()
     console.print(quality_table(results.measurements), verdict_table(results.verdicts))
-    console.print(f"Report: {root / 'report' / 'index.html'}")
+    console.print(f"Report: {root / page_file(validated)}")
     require_passed(results)

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 
 from pipeline.doctor.finding import Finding
 from plugins.errors import KernelError
@@ -71,25 +70,24 @@ def check_torch() -> Finding:
 
 
 def check_tensorrt() -> Finding:
-    """The TensorRT builder, used by targets that come later."""
-    return _check_module("TensorRT", "tensorrt", "tensorrt-cu13")
+    """The TensorRT builder and runtime, of the target `tensorrt`."""
+    return _check_module("TensorRT", "tensorrt", "tensorrt")
 
 
 def check_tensorrt_rtx() -> Finding:
-    """The TensorRT-RTX builder, used by targets that come later."""
+    """The TensorRT-RTX builder and runtime, of the target `tensorrt-rtx`."""
     return _check_module("TensorRT-RTX", "tensorrt_rtx", "tensorrt-rtx")
 
 
-def _check_module(subject: str, module: str, package: str) -> Finding:
+def _check_module(subject: str, module: str, extra: str) -> Finding:
     """Whether a module imports; a broken installation is told apart from none."""
     try:
         loaded = import_module(module)
     except ModuleNotFoundError:
-        return Finding(subject, "absent", "not installed; no target of this version needs it")
+        action = f"for `--target {extra}`: pip install 'kvfold[export,{extra}]'"
+        return Finding(subject, "absent", "not installed", action)
     except (ImportError, OSError) as error:  # OSError: one of its shared libraries is missing
-        return Finding(subject, "problem", f"installed but does not import: {error}", f"reinstall {package}")
-    try:
-        found = version(package)
-    except PackageNotFoundError:
-        found = str(getattr(loaded, "__version__", "unknown version"))
-    return Finding(subject, "ok", found)
+        return Finding(
+            subject, "problem", f"installed but does not import: {error}", f"reinstall kvfold[{extra}]"
+        )
+    return Finding(subject, "ok", str(getattr(loaded, "__version__", "unknown version")))

@@ -1,4 +1,4 @@
-"""`report/results.json`: everything measured of a bundle, and missed thresholds as an error."""
+"""`report/<target>/results.json`: everything measured of an engine, and missed thresholds as an error."""
 
 from __future__ import annotations
 
@@ -14,11 +14,19 @@ from plugins.fold_plan import FoldPlan
 from plugins.plan_presets import AttentionShape
 from runtime.bundle import open_bundle
 
-RESULTS = "report/results.json"
+
+def results_file(target: str) -> str:
+    """Where the results of a target's validation are in a bundle."""
+    return f"report/{target}/results.json"
+
+
+def page_file(target: str) -> str:
+    """Where they are for people."""
+    return f"report/{target}/index.html"
 
 
 class Results(BaseModel):
-    """`report/results.json`: everything the report page shows, for other programs to read."""
+    """`results.json`: everything the report page shows, for other programs to read."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -33,9 +41,9 @@ class Results(BaseModel):
     tools: dict[str, str]
 
 
-def read_results(root: Path) -> Results:
-    """The results of a bundle; raises BundleError where it is not validated yet."""
-    return Results.model_validate_json(open_bundle(root).file(RESULTS).read_bytes())
+def read_results(root: Path, target: str = "cpu") -> Results:
+    """The results of a bundle's target; raises BundleError where it is not validated yet."""
+    return Results.model_validate_json(open_bundle(root).file(results_file(target)).read_bytes())
 
 
 def require_passed(results: Results) -> None:

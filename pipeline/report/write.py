@@ -8,19 +8,17 @@ from pathlib import Path
 from export.quantize.precision import Quantization
 from pipeline.kv_bytes import kv_bytes
 from pipeline.report.page import render_page
-from pipeline.report.results import RESULTS, Results
+from pipeline.report.results import Results, page_file, results_file
 from pipeline.tool_versions import tool_versions
-from pipeline.validate.results import MEASUREMENTS, Measurements, judge
+from pipeline.validate.results import Measurements, judge, measurements_file
 from pipeline.workspace import FOLD_ERRORS, Workspace
 from runtime.bundle import QUANTIZATION
 
-PAGE = "report/index.html"
-
 
 def write_report(workspace: Workspace, output: Path) -> None:
-    """Write `report/results.json` and `report/index.html` into `output`."""
+    """Write results and page of the recipe's target into `output`."""
     root, recipe = workspace.root, workspace.recipe
-    measurements = Measurements.model_validate_json((root / MEASUREMENTS).read_bytes())
+    measurements = Measurements.model_validate_json((root / measurements_file(recipe.target)).read_bytes())
     shape = workspace.config.attention_shape
     results = Results(
         recipe=recipe.name,
@@ -33,6 +31,7 @@ def write_report(workspace: Workspace, output: Path) -> None:
         quantization=Quantization.model_validate_json((root / QUANTIZATION).read_bytes()),
         tools=tool_versions(),
     )
-    (output / RESULTS).parent.mkdir(parents=True)
-    (output / RESULTS).write_text(results.model_dump_json(indent=1) + "\n")
-    (output / PAGE).write_text(render_page(results), encoding="utf-8")
+    path = output / results_file(recipe.target)
+    path.parent.mkdir(parents=True)
+    path.write_text(results.model_dump_json(indent=1) + "\n")
+    (output / page_file(recipe.target)).write_text(render_page(results), encoding="utf-8")

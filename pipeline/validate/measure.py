@@ -17,11 +17,11 @@ from pipeline.validate.results import (
     ENGINE,
     FOLDED,
     KL_BIN_EDGES,
-    MEASUREMENTS,
     ORIGINAL,
     Comparison,
     Measurements,
     SubjectResult,
+    measurements_file,
 )
 from pipeline.validate.subjects import INPUT_IDS, LOGITS, LOSSES, EngineSubject, Subject, TorchSubject
 from pipeline.workspace import HELDOUT_TOKENS, Workspace
@@ -38,7 +38,7 @@ PAIRS = ((ORIGINAL, FOLDED), (ORIGINAL, ENGINE), (FOLDED, ENGINE))
 
 
 def measure(workspace: Workspace, output: Path, progress: Callable[[float], None]) -> None:
-    """Write `report/measurements.json` into `output`.
+    """Write `report/<target>/measurements.json` into `output`.
 
     Raises:
         ValidationError: a subject's logits are NaN or infinite.
@@ -46,7 +46,7 @@ def measure(workspace: Workspace, output: Path, progress: Callable[[float], None
     section = workspace.recipe.validate_on
     windows = workspace.tensors(HELDOUT_TOKENS)["tokens"].numpy()
     subjects = _subjects(workspace)
-    path = output / MEASUREMENTS
+    path = output / measurements_file(workspace.recipe.target)
     path.parent.mkdir(parents=True)
     path.write_text(
         compare(windows, subjects, section.description, progress).model_dump_json(indent=1) + "\n"
@@ -104,13 +104,15 @@ def _feeds(windows: np.ndarray, progress: Callable[[float], None]) -> Iterator[M
 
 def _subjects(workspace: Workspace) -> tuple[Subject, ...]:
     from export.model.decoder import Decoder
-    from runtime.engine.onnxruntime import OnnxRuntimeEngine
+    from runtime.config import RuntimeConfig
+    from runtime.engine.load import load_engine
 
     config, plan = workspace.config, workspace.plan
     identity = build_plan(Preset(preset="identity"), config.attention_shape)
     section = workspace.recipe.validate_on
     pages = pages_of_sequence(plan, section.sequence_length, section.prefill_chunk)
-    engine = OnnxRuntimeEngine.load(workspace.root / "engine" / workspace.recipe.target, plan, pages)
+    batch = RuntimeConfig(max_num_batched_tokens=section.prefill_chunk, max_num_seqs=1)
+    engine = load_engine(workspace.root / "engine" / workspace.recipe.target, plan, pages, batch)
     return (
         TorchSubject(ORIGINAL, Decoder.from_weights(config, identity, workspace.checkpoint.weights)),
         TorchSubject(FOLDED, Decoder.from_weights(config, plan, workspace.tensors(WEIGHTS))),

@@ -8,9 +8,13 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.recipe import Thresholds
 
 ORIGINAL, FOLDED, ENGINE = "original", "folded", "engine"
-MEASUREMENTS = "report/measurements.json"
 # Five bins per decade from 1e-8 to 10 nat, and an open one at either end.
 KL_BIN_EDGES = np.logspace(-8, 1, 46)
+
+
+def measurements_file(target: str) -> str:
+    """Where a bundle keeps what was measured of a target's engine."""
+    return f"report/{target}/measurements.json"
 
 
 class SubjectResult(BaseModel):

@@ -93,7 +93,7 @@ def test_a_target_that_cannot_run_here_says_so_before_any_work(
     from pipeline.targets import TARGETS, Target
 
     cpu = TARGETS["cpu"]
-    broken = Target(cpu.name, cpu.description, lambda: "no compiler; install g++", cpu.build)
+    broken = Target(cpu.name, cpu.description, lambda: "no compiler; install g++", cpu.why_not_run)
     monkeypatch.setitem(TARGETS, "cpu", broken)
     assert run_main(monkeypatch, "build", "demo", "--output", str(tmp_path / "b")) == 2
     assert "target cpu cannot be built here: no compiler; install g++" in capsys.readouterr().err

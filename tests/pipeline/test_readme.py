@@ -53,7 +53,7 @@ def test_python_runs(
 ) -> None:
     (folder / "demo.yaml").write_text(RECIPE)
     recipe = load_recipe(str(folder / "demo.yaml"))
-    run_stages(recipe, folder / "bundles" / "demo", STAGES, QuietDisplay(), until="build")
+    run_stages(recipe, folder / "bundles" / "demo", STAGES, QuietDisplay(), until="build-cpu")
     monkeypatch.chdir(folder)
     capsys.readouterr()
     exec(compile(block("python"), "README.md", "exec"), {})

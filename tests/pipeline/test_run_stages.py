@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from pipeline.recipe import Recipe
 from pipeline.run_stages import run_stages
-from pipeline.stage import dependents
+from pipeline.stage import dependents, requirements
 from pipeline.workspace import Workspace
 from plugins.errors import BundleError
 from plugins.version import VERSION
@@ -123,6 +123,23 @@ def test_a_path_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
         run(tmp_path / "file")
     with pytest.raises(BundleError, match="cannot be written"):
         run(Path("/proc/bundle"))
+
+
+def test_requirements_are_transitive_and_nothing_else_runs(tmp_path: Path) -> None:
+    assert requirements("third", fake_stages([])) == {"first", "second"}
+    assert run(tmp_path, until="branch") == ["first", "branch"]
+
+
+def test_stages_of_other_targets_rest(tmp_path: Path) -> None:
+    ran: list[str] = []
+    mine, other = (
+        replace(stage, target=target)
+        for stage, target in zip(fake_stages(ran)[1:3], ("cpu", "cuda"), strict=True)
+    )
+    run_stages(
+        fake_recipe(), tmp_path, (fake_stages(ran)[0], mine, replace(other, needs=("first",))), QuietDisplay()
+    )
+    assert ran == ["first", "second"]
 
 
 def test_dependents_are_transitive() -> None:

@@ -1,0 +1,136 @@
+"""From a recipe to a TensorRT-RTX engine of a tiny random llama: built for real, executed nowhere here."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.recipe import Recipe, load_recipe
+from pipeline.run_stages import run_stages
+from pipeline.stages import STAGES, build_stage
+from plugins.cuda.kernel_library import KernelLibrary
+from plugins.errors import KernelError, RecipeError, TargetError
+from runtime import LLM
+from runtime.bundle import open_bundle
+from runtime.engine.config import EngineConfig
+from tests.export.tiny_checkpoints import random_model, write_folder
+from tests.pipeline.fake_stages import QuietDisplay
+
+pytest.importorskip("tensorrt_rtx", reason="would build a plan with TensorRT-RTX; not installed")
+
+RECIPE = """
+model: {source: model}
+target: tensorrt-rtx
+tensorrt: {architectures: [80, 120], max_num_batched_tokens: 64, max_num_seqs: 4}
+plan: {preset: character, sliding_window: 32, sink_size: 4, global_every: 2}
+calibration: {source: text.txt, tokens: 512, sequence_length: 64}
+validate: {source: text.txt, tokens: 384, sequence_length: 192}
+"""
+TARGET = "tensorrt-rtx"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with heads of 64, the smallest that has kernels, and its recipe."""
+    folder = tmp_path_factory.mktemp("tensorrt")
+    shape = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 64}
+    write_folder(folder / "model", random_model("llama", num_hidden_layers=4, **shape))
+    (folder / "text.txt").write_text(
+        " ".join(random.Random(0).choices(("a", "cab", "folded", "tab"), k=4000))
+    )
+    (folder / "tiny.yaml").write_text(RECIPE)
+    return folder
+
+
+def build(folder: Path, root: Path, **changes: object) -> list[str]:
+    """The stages that ran."""
+    recipe = load_recipe(str(folder / "tiny.yaml"))
+    section = Recipe.model_validate(
+        {**recipe.model_dump(by_alias=True), "tensorrt": {**recipe.tensorrt.model_dump(), **changes}}
+    )
+    outcomes = run_stages(section, root, STAGES, QuietDisplay(), build_stage(TARGET))
+    return [outcome.name for outcome in outcomes if outcome.ran]
+
+
+@pytest.fixture(scope="module")
+def bundle(folder: Path) -> Path:
+    """With an engine for SM 80 and SM 120."""
+    build(folder, folder / "bundle")
+    return folder / "bundle"
+
+
+def test_the_engine_states_its_facts(bundle: Path) -> None:
+    """The build checks its log too: every int8 linear is an int8 GEMM, every attention layer the plugin."""
+    directory = open_bundle(bundle, verify="full").directory(f"engine/{TARGET}")
+    config = EngineConfig.load(directory)
+    facts = config.tensorrt
+    assert facts is not None
+    assert config.target == TARGET
+    assert facts.library == "tensorrt_rtx"
+    assert facts.architectures == (80, 120)
+    assert facts.kernels_sha256 == KernelLibrary.load(directory / "kernels").sha256
+    assert set(facts.linears.values()) <= {"int8", "float16"}
+    assert facts.linears["model.layers.0.mlp.down_proj"] in ("int8", "float16")
+    assert (facts.decode.max_tokens, facts.prefill.max_tokens) == (4, 64)
+    assert 0 < facts.build_seconds < 600
+    assert 0 < facts.peak_build_bytes < 8e9
+    assert (directory / "model.plan").stat().st_size > 10_000
+    assert config.passes["tensorrt_attention"] == 4
+
+
+def test_a_second_build_does_nothing(folder: Path, bundle: Path) -> None:
+    assert build(folder, bundle) == []
+
+
+def test_engines_of_several_targets_live_side_by_side(folder: Path, bundle: Path) -> None:
+    root = shutil.copytree(bundle, folder / "both")
+    recipe = load_recipe(str(folder / "tiny.yaml"), target="cpu")
+    outcomes = run_stages(recipe, root, STAGES, QuietDisplay(), build_stage("cpu"))
+    assert [outcome.name for outcome in outcomes if outcome.ran] == ["build-cpu"]
+    assert LLM.load(root).generate("a cab")[0].token_ids
+    assert build(folder, root) == []
+
+
+def test_running_without_a_gpu_is_refused(bundle: Path) -> None:
+    if shutil.which("nvidia-smi"):
+        pytest.skip("this machine has a GPU; would show the refusal without one")
+    with pytest.raises(TargetError):
+        LLM.load(bundle, target=TARGET)
+
+
+def test_a_crash_of_the_library_is_an_error_with_the_log(
+    folder: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The building process crashes: the pipeline lives, the old engine stays and the log is kept."""
+    root = shutil.copytree(bundle, folder / "crash")
+    before = (root / "engine" / TARGET / "model.plan").read_bytes()
+
+    crashing = folder / "python"
+    crashing.write_text("#!/bin/sh\necho '[E] no memory for layer 3' >&2\nkill -SEGV $$\n")
+    crashing.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(crashing))
+    with pytest.raises(TargetError, match="ended by signal 11:\n  no memory for layer 3") as caught:
+        build(folder, root, max_num_seqs=3)
+    assert str(root / f"{TARGET}-build.log") in str(caught.value)
+    assert (root / f"{TARGET}-build.log").is_file()
+    assert (root / "engine" / TARGET / "model.plan").read_bytes() == before
+
+
+def test_sm75_with_bfloat16_is_refused(folder: Path, bundle: Path) -> None:
+    root = shutil.copytree(bundle, folder / "sm75")
+    with pytest.raises(KernelError, match="SM 75 has no bfloat16"):
+        build(folder, root, architectures=(75,), activation_dtype="bfloat16")
+
+
+def test_architectures_must_be_named(folder: Path) -> None:
+    with pytest.raises(RecipeError, match="name the SM versions of the GPUs to build for: --sm"):
+        load_recipe("demo", target=TARGET)
+    assert load_recipe("demo", target=TARGET, architectures=(80, 86)).tensorrt.architectures == (80, 86)
+    with pytest.raises(RecipeError, match="architectures"):
+        load_recipe("demo", target=TARGET, architectures=(61,))
+    with pytest.raises(RecipeError, match="is for target tensorrt-rtx"):
+        load_recipe("demo", target="tensorrt", architectures=(80,))
