@@ -9,12 +9,14 @@ RECIPE ?= demo
 TARGET ?=
 SM ?=
 ARGS ?=
-ENGINE := $(if $(TARGET),--target $(TARGET)) $(if $(SM),--sm $(SM))
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name) 2>/dev/null)))
 
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.kvfold-installed
+# What a target needs beyond the environment that every command has.
+EXTRA := $(if $(filter tensorrt cuda,$(TARGET)),$(VENV)/.kvfold-$(TARGET))
+ENGINE := $(if $(TARGET),--target $(TARGET)) $(if $(SM),--sm $(SM))
 # What the compiled kernels are made from: the package is installed again when one of them changes.
 BUILD_INPUTS := pyproject.toml setup.py $(wildcard plugins/cpu/*.cc plugins/cpu/*.h)
 
@@ -22,7 +24,7 @@ BUILD_INPUTS := pyproject.toml setup.py $(wildcard plugins/cpu/*.cc plugins/cpu/
 .PHONY: help install demo export build validate run inspect doctor bench test gpu-check lint clean
 
 help: ## Show this list
-	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
+	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | awk -F '\t' '{ printf "  make %-10s %s\n", $$1, $$2 }'
 
 install: $(INSTALLED) ## Make the environment (every other target does so itself)
@@ -43,19 +45,29 @@ $(INSTALLED): $(BUILD_INPUTS)
 	$(BIN)/python -m pip install --quiet -e '.[export,tensorrt-rtx,test]'
 	@touch $@
 
+$(VENV)/.kvfold-tensorrt: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet -e '.[tensorrt]'
+	@touch $@
+
+# Both packages are the module onnxruntime: one takes the other's place.
+$(VENV)/.kvfold-cuda: $(INSTALLED)
+	$(BIN)/python -m pip uninstall --quiet --yes onnxruntime
+	$(BIN)/python -m pip install --quiet 'onnxruntime-gpu>=1.31'
+	@touch $@
+
 demo: $(INSTALLED) ## Fold, calibrate, export, build, validate, then talk
 	$(BIN)/kvfold demo $(RECIPE) $(ARGS)
 
 export: $(INSTALLED) ## Fold a checkpoint, calibrate it, write ONNX
 	$(BIN)/kvfold export $(RECIPE) $(ARGS)
 
-build: $(INSTALLED) ## Export, then build the engine
+build: $(INSTALLED) $(EXTRA) ## Export, then build the engine
 	$(BIN)/kvfold build $(RECIPE) $(ENGINE) $(ARGS)
 
-validate: $(INSTALLED) ## Compare original, folded model and engine
+validate: $(INSTALLED) $(EXTRA) ## Compare original, folded model and engine
 	$(BIN)/kvfold validate $(RECIPE) $(ENGINE) $(ARGS)
 
-run: $(INSTALLED) ## Chat in the terminal
+run: $(INSTALLED) $(EXTRA) ## Chat in the terminal
 	$(BIN)/kvfold run $(RECIPE) $(ENGINE) $(ARGS)
 
 inspect: $(INSTALLED) ## Draw the plan and its KV bytes

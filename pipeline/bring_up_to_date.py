@@ -14,26 +14,28 @@ from pipeline.stages import STAGES, build_stage, report_stage
 from pipeline.targets import TARGETS
 from plugins.errors import TargetError
 
-Until = Literal["onnx", "build", "report"]
+Until = Literal["onnx", "build", "run", "report"]
 
 
 def bring_up_to_date(
     name: str, root: Path, until: Until, target: str | None = None, architectures: tuple[int, ...] = ()
 ) -> Recipe:
-    """Load a recipe, as `load_recipe` does, and run its stages up to the graph, the engine or the report.
+    """Load a recipe, as `load_recipe` does, and bring its graph, its engine or its report up to date.
+
+    `run` is an engine that is to run here: asked for before it is built.
 
     Raises:
-        TargetError: the recipe's target cannot be built here, or for a report not be run; raised before any
-            work starts.
+        TargetError: the recipe's target cannot be built, or not be run, here; raised before any work starts.
         KvfoldError: whatever the recipe or a stage raises.
     """
     recipe = load_recipe(name, target, architectures)
     backend = TARGETS[recipe.target]
     if until != "onnx":
         _require(backend.name, "built", backend.why_not_build())
-    if until == "report":
+    if until in ("run", "report"):
         _require(backend.name, "run", backend.why_not_run())
-    last = {"onnx": "onnx", "build": build_stage(backend.name), "report": report_stage(backend.name)}[until]
+    build, report = build_stage(backend.name), report_stage(backend.name)
+    last = {"onnx": "onnx", "build": build, "run": build, "report": report}[until]
     console = get_console()
     console.print(f"[bold]{recipe.name}[/] -> {root}")
     with stage_display(console) as display:

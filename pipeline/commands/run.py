@@ -47,7 +47,7 @@ def command(
         from pipeline.bring_up_to_date import bring_up_to_date
 
         root = bundle_path(recipe, output)
-        target = bring_up_to_date(recipe, root, "build", target, architectures).target
+        target = bring_up_to_date(recipe, root, "run", target, architectures).target
     console = get_console()
     llm = LLM.load(root, target=target or DEFAULT_TARGET)
     with published(llm, str(root)), llm.session(system) as session:

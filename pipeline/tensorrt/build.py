@@ -23,7 +23,7 @@ from pipeline.write_bundle import STAGING
 from plugins.cuda.attention_spec import variants_of
 from plugins.cuda.compile import compile_library
 from plugins.cuda.kernel_library import KernelLibrary
-from plugins.tensorrt.node import PLUGIN_VERSION
+from plugins.tensorrt.node import PLUGIN_NAME, PLUGIN_NAMESPACE, PLUGIN_VERSION
 from runtime.bundle import ONNX_MODEL, QUANTIZATION, SCALES
 from runtime.engine.config import KERNELS_FOLDER, PLAN_FILE, StepLimits, TensorRTFacts
 
@@ -147,6 +147,7 @@ def _facts(
         library=_LIBRARIES[workspace.recipe.target],
         version=result.version,
         architectures=architectures,
+        plugin=f"{PLUGIN_NAMESPACE}::{PLUGIN_NAME}",
         plugin_version=PLUGIN_VERSION,
         kernels_sha256=kernels.sha256,
         activation_dtype=workspace.recipe.tensorrt.activation_dtype,

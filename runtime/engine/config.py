@@ -38,7 +38,7 @@ class TensorRTFacts(BaseModel):
         library: the library that built it; a plan runs in no other.
         version: of that library.
         architectures: SM versions the plan and its kernels were built for.
-        plugin_version: of `plugins.tensorrt.node`.
+        plugin, plugin_version: name with namespace, and version, as in `plugins.tensorrt.node`.
         kernels_sha256: of the kernel library beside the plan.
         activation_dtype: of the graph's activations.
         decode, prefill: limits of the two optimisation profiles, 0 and 1 in the plan.
@@ -53,6 +53,7 @@ class TensorRTFacts(BaseModel):
     library: Literal["tensorrt", "tensorrt_rtx"]
     version: str
     architectures: tuple[int, ...]
+    plugin: str
     plugin_version: str
     kernels_sha256: str
     activation_dtype: Literal["float16", "bfloat16"]

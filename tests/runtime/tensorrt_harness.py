@@ -35,6 +35,7 @@ def make_facts(
         "library": library,
         "version": VERSION,
         "architectures": (80, 89),
+        "plugin": "kvfold::PagedAttention",
         "plugin_version": PLUGIN_VERSION,
         "kernels_sha256": _KERNELS.sha256,
         "activation_dtype": "float16",
