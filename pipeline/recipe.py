@@ -235,6 +235,11 @@ def load_recipe(name: str, target: str | None = None, architectures: tuple[int, 
         recipe = Recipe.model_validate(_override({**content, "name": path.stem}, target, architectures))
     except PydanticValidationError as error:
         raise RecipeError(describe_recipe_errors(str(path), error, Recipe)) from error
+    if architectures and recipe.target != "tensorrt-rtx":
+        raise RecipeError(
+            f"--sm is for the target tensorrt-rtx, this one is {recipe.target}: add --target tensorrt-rtx, "
+            "or leave --sm out"
+        )
     return _resolve_paths(recipe, path.resolve().parent)
 
 

@@ -43,7 +43,10 @@ def command(
       echo "What is a KV cache?" | kvfold run     a single question
     """
     root = Path(recipe)
-    if not is_bundle(recipe):
+    if is_bundle(recipe):
+        if architectures:
+            raise click.UsageError("--sm builds an engine, and a bundle's folder runs as it is; leave it out")
+    else:
         from pipeline.bring_up_to_date import bring_up_to_date
 
         root = bundle_path(recipe, output)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from pipeline.tensorrt.job import BuildJob, BuildResult, WorkerMessage
@@ -41,7 +42,7 @@ def run_worker(
             command, env=environment, text=True, stdin=pipe, stdout=pipe, stderr=stderr
         ) as process:
             assert process.stdin is not None and process.stdout is not None
-            with process.stdin:
+            with suppress(BrokenPipeError), process.stdin:  # it may have crashed at once; see below
                 process.stdin.write(job.model_dump_json())
             for line in process.stdout:
                 message = WorkerMessage.model_validate_json(line)

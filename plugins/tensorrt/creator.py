@@ -11,6 +11,7 @@ from plugins.tensorrt.fields import declare_fields, read_fields
 from plugins.tensorrt.host import Host
 from plugins.tensorrt.node import PLUGIN_NAME, PLUGIN_NAMESPACE, PLUGIN_VERSION
 from plugins.tensorrt.plugin import PagedAttention, plugin_class
+from plugins.tensorrt.saved_node import read_saved_node
 
 
 class Creator:
@@ -32,15 +33,21 @@ class Creator:
         """The plugin of the node `name`.
 
         Raises:
-            KernelError: the node's attributes are not the contract's; the host records it too.
+            KernelError: the node's attributes are not the contract's, or a plan was built with other kernels
+                than the host has; the host records it too.
         """
         trt = self.host.trt
+        builds = phase == trt.TensorRTPhase.BUILD
         try:
-            node = read_node(name, read_fields(trt, fields))
+            values = read_fields(trt, fields)
+            if builds:
+                node = read_node(name, values)
+            else:
+                node = read_saved_node(name, values, self.host.kernels.sha256)
         except Exception as error:
             raise self.host.record(name, error) from error
         self.host.nodes[name] = node
-        return plugin_class(trt)(self.host, node, builds=phase == trt.TensorRTPhase.BUILD)
+        return plugin_class(trt)(self.host, node, builds)
 
 
 @cache

@@ -56,9 +56,10 @@ class Launcher:
         Raises:
             KernelError: the GPU has no kernel, or the driver refused; the message has its reason.
         """
-        context = int(_call("cuCtxGetCurrent"))
-        if not context:
+        current = _call("cuCtxGetCurrent")
+        if not int(current):
             raise KernelError("attention was called without a CUDA context; TensorRT makes one")
+        context = _call("cuCtxGetId", current)  # a new context may have the address of a destroyed one
         architecture = self._architecture(context)
         for launch in resolve(self._kernels, architecture, spec, shapes, buffers, workspace):
             self._launch(self._function(context, launch.kernel), launch, stream)

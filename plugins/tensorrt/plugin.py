@@ -30,6 +30,7 @@ from plugins.tensorrt.descriptions import (
 from plugins.tensorrt.fields import write_fields
 from plugins.tensorrt.host import Host
 from plugins.tensorrt.node import PLUGIN_NAME, PLUGIN_NAMESPACE, PLUGIN_VERSION
+from plugins.tensorrt.saved_node import saved_values
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -148,8 +149,9 @@ class PagedAttention:
 
     @_recorded
     def get_fields_to_serialize(self) -> Any:
-        """The node's attributes; a plan holds nothing else of the plugin."""
-        self._fields = write_fields(self.host.trt, self.node.values())  # read after the return
+        """The node's attributes and its kernels' name; a plan holds nothing else of the plugin."""
+        values = saved_values(self.node, self.host.kernels.sha256)
+        self._fields = write_fields(self.host.trt, values)  # read after the return
         return self._fields.collection
 
     def set_tactic(self, tactic: int) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from plugins.errors import BundleError
+from plugins.fold_plan import describe_errors
 
 ENGINE_FILE = "engine.json"
 # Beside it in a TensorRT engine.
@@ -88,8 +91,16 @@ class EngineConfig(BaseModel):
 
     @classmethod
     def load(cls, directory: Path) -> EngineConfig:
-        """Read `engine.json` of an engine's directory."""
-        return cls.model_validate_json((directory / ENGINE_FILE).read_bytes())
+        """Read `engine.json` of an engine's directory.
+
+        Raises:
+            BundleError: another version of kvfold wrote it.
+        """
+        try:
+            return cls.model_validate_json((directory / ENGINE_FILE).read_bytes())
+        except ValidationError as error:
+            problems = describe_errors(str(directory / ENGINE_FILE), error)
+            raise BundleError(f"{problems}\nbuild the engine again with `kvfold build`") from error
 
     def save(self, directory: Path) -> None:
         """Write `engine.json` into an engine's directory."""

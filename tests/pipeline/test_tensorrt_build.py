@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import shutil
 import sys
 from pathlib import Path
@@ -17,38 +16,26 @@ from plugins.errors import KernelError, RecipeError, TargetError
 from runtime import LLM
 from runtime.bundle import open_bundle
 from runtime.engine.config import EngineConfig
-from tests.export.tiny_checkpoints import random_model, write_folder
 from tests.pipeline.fake_stages import QuietDisplay
+from tests.pipeline.tiny_recipe import write_tiny_recipe
 
 pytest.importorskip("tensorrt_rtx", reason="would build a plan with TensorRT-RTX; not installed")
 
-RECIPE = """
-model: {source: model}
-target: tensorrt-rtx
-tensorrt: {architectures: [80, 120], max_num_batched_tokens: 64, max_num_seqs: 4}
-plan: {preset: character, sliding_window: 32, sink_size: 4, global_every: 2}
-calibration: {source: text.txt, tokens: 512, sequence_length: 64}
-validate: {source: text.txt, tokens: 384, sequence_length: 192}
-"""
 TARGET = "tensorrt-rtx"
+ARCHITECTURES = (80, 120)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint with heads of 64, the smallest that has kernels, and its recipe."""
+    """A checkpoint and its recipe."""
     folder = tmp_path_factory.mktemp("tensorrt")
-    shape = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 64}
-    write_folder(folder / "model", random_model("llama", num_hidden_layers=4, **shape))
-    (folder / "text.txt").write_text(
-        " ".join(random.Random(0).choices(("a", "cab", "folded", "tab"), k=4000))
-    )
-    (folder / "tiny.yaml").write_text(RECIPE)
+    write_tiny_recipe(folder)
     return folder
 
 
 def build(folder: Path, root: Path, **changes: object) -> list[str]:
     """The stages that ran."""
-    recipe = load_recipe(str(folder / "tiny.yaml"))
+    recipe = load_recipe(str(folder / "tiny.yaml"), TARGET, ARCHITECTURES)
     section = Recipe.model_validate(
         {**recipe.model_dump(by_alias=True), "tensorrt": {**recipe.tensorrt.model_dump(), **changes}}
     )
@@ -71,7 +58,7 @@ def test_the_engine_states_its_facts(bundle: Path) -> None:
     assert facts is not None
     assert config.target == TARGET
     assert facts.library == "tensorrt_rtx"
-    assert facts.architectures == (80, 120)
+    assert facts.architectures == ARCHITECTURES
     assert facts.kernels_sha256 == KernelLibrary.load(directory / "kernels").sha256
     assert set(facts.linears.values()) <= {"int8", "float16"}
     assert facts.linears["model.layers.0.mlp.down_proj"] in ("int8", "float16")
@@ -134,3 +121,5 @@ def test_architectures_must_be_named(folder: Path) -> None:
         load_recipe("demo", target=TARGET, architectures=(61,))
     with pytest.raises(RecipeError, match="is for target tensorrt-rtx"):
         load_recipe("demo", target="tensorrt", architectures=(80,))
+    with pytest.raises(RecipeError, match="this one is cpu: add --target tensorrt-rtx"):
+        load_recipe("demo", architectures=(80,))

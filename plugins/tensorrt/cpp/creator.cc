@@ -1,7 +1,9 @@
 #include "creator.h"
 
 #include "fields.h"
+#include "kernel_library.h"
 #include "log.h"
+#include "saved_node.h"
 
 namespace kvfold {
 
@@ -14,7 +16,9 @@ nvinfer1::IPluginV3* Creator::createPlugin(const char* name, const nvinfer1::Plu
                                            nvinfer1::TensorRTPhase phase) noexcept {
   return guarded<nvinfer1::IPluginV3*>(name, nullptr, [&] {
     const bool builds = phase == nvinfer1::TensorRTPhase::kBUILD;
-    return new PagedAttention(read_node(name, read_fields(*fields)), builds);
+    const Values values = read_fields(*fields);
+    Node node = builds ? read_node(name, values) : read_saved_node(name, values, kEmbeddedKernels.sha256);
+    return new PagedAttention(std::move(node), builds);
   });
 }
 

@@ -17,7 +17,8 @@ class Creator final : public nvinfer1::IPluginCreatorV3One {
   const char* getPluginVersion() const noexcept override { return kPluginVersion; }
   const char* getPluginNamespace() const noexcept override { return kPluginNamespace; }
   const nvinfer1::PluginFieldCollection* getFieldNames() noexcept override { return &declared_; }
-  // The plugin of the node `name`; null, with an error in the log, where its attributes are not the contract's.
+  // The plugin of the node `name`; null, with an error in the log, where its attributes are not the contract's or
+  // a plan was built with other kernels than ours.
   nvinfer1::IPluginV3* createPlugin(const char* name, const nvinfer1::PluginFieldCollection* fields,
                                     nvinfer1::TensorRTPhase phase) noexcept override;
 

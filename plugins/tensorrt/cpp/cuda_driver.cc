@@ -19,6 +19,7 @@ CudaDriver::CudaDriver() {
   find(get_error_name, "cuGetErrorName");
   find(get_error_string, "cuGetErrorString");
   find(get_context, "cuCtxGetCurrent");
+  find(get_context_id, "cuCtxGetId");  // CUDA 12
   find(get_device, "cuCtxGetDevice");
   find(get_device_attribute, "cuDeviceGetAttribute");
   find(load_module, "cuModuleLoadData");

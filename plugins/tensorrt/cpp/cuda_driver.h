@@ -15,6 +15,7 @@ namespace kvfold {
 using CudaStatus = int;  // CUresult; 0 is success
 using CudaDevice = int;
 using CudaContext = CUctx_st*;
+using CudaContextId = unsigned long long;
 using CudaModule = CUmod_st*;
 using CudaFunction = CUfunc_st*;
 using CudaStream = CUstream_st*;
@@ -35,6 +36,7 @@ struct CudaDriver {
   CudaStatus (*get_error_name)(CudaStatus, const char**);
   CudaStatus (*get_error_string)(CudaStatus, const char**);
   CudaStatus (*get_context)(CudaContext*);
+  CudaStatus (*get_context_id)(CudaContext, CudaContextId*);
   CudaStatus (*get_device)(CudaDevice*);
   CudaStatus (*get_device_attribute)(int* value, int attribute, CudaDevice);
   CudaStatus (*load_module)(CudaModule*, const void* cubin);

@@ -30,7 +30,7 @@ constexpr CompiledKernel kKernels[] = {{
 
 }}  // namespace
 
-const KernelLibrary kEmbeddedKernels = {{kKernels, sizeof kKernels / sizeof kKernels[0]}};
+const KernelLibrary kEmbeddedKernels = {{kKernels, sizeof kKernels / sizeof kKernels[0], "{sha256}"}};
 
 }}  // namespace kvfold
 """
@@ -63,6 +63,7 @@ def embed(kernels: Path, output: Path) -> None:
             for names, name in arguments.items()
         ),
         kernels="\n".join(_row(kernel, files, arguments) for kernel in library.kernels),
+        sha256=library.sha256,
     )
     cubins = [
         _CUBIN.format(label=label, path=json.dumps(str((kernels / file).resolve())))

@@ -26,6 +26,7 @@ struct CompiledKernel {
 struct KernelLibrary {
   const CompiledKernel* kernels;
   size_t count;
+  const char* sha256;  // identifies all kernels together
 
   const CompiledKernel* begin() const { return kernels; }
   const CompiledKernel* end() const { return kernels + count; }

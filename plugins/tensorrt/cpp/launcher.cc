@@ -13,9 +13,11 @@ constexpr unsigned kStaticSharedBytes = 48 * 1024;
 
 void Launcher::launch(const AttentionSpec& spec, const Shapes& shapes, const Buffers& buffers, uint64_t workspace,
                       CudaStream stream) {
-  CudaContext context = nullptr;
-  driver_.check(driver_.get_context(&context), "cuCtxGetCurrent");
-  if (context == nullptr) throw KernelError("attention was called without a CUDA context; TensorRT makes one");
+  CudaContext current = nullptr;
+  driver_.check(driver_.get_context(&current), "cuCtxGetCurrent");
+  if (current == nullptr) throw KernelError("attention was called without a CUDA context; TensorRT makes one");
+  CudaContextId context = 0;  // a new context may have the address of a destroyed one
+  driver_.check(driver_.get_context_id(current, &context), "cuCtxGetId");
   for (Launch& each : resolve(kernels_, architecture(context), spec, shapes, buffers, workspace)) {
     submit(function(context, *each.kernel), each, stream);
   }
@@ -36,7 +38,7 @@ void Launcher::submit(CudaFunction function, Launch& launch, CudaStream stream) 
   driver_.check(status, "cuLaunchKernel", text("kernel ", kernel.variant, ", grid (", join(launch.grid), ")"));
 }
 
-int Launcher::architecture(CudaContext context) {
+int Launcher::architecture(CudaContextId context) {
   const std::lock_guard<std::mutex> lock(mutex_);
   int& found = architectures_[context];
   if (found == 0) {
@@ -50,7 +52,7 @@ int Launcher::architecture(CudaContext context) {
   return found;
 }
 
-CudaFunction Launcher::function(CudaContext context, const CompiledKernel& kernel) {
+CudaFunction Launcher::function(CudaContextId context, const CompiledKernel& kernel) {
   const std::lock_guard<std::mutex> lock(mutex_);
   CudaFunction& found = functions_[{context, &kernel}];
   if (found == nullptr) {

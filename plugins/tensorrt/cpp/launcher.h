@@ -26,14 +26,14 @@ class Launcher {
 
  private:
   void submit(CudaFunction function, Launch& launch, CudaStream stream) const;
-  int architecture(CudaContext context);
-  CudaFunction function(CudaContext context, const CompiledKernel& kernel);
+  int architecture(CudaContextId context);
+  CudaFunction function(CudaContextId context, const CompiledKernel& kernel);
 
   const KernelLibrary& kernels_;
   const CudaDriver driver_;
   std::mutex mutex_;  // of both tables
-  std::map<CudaContext, int> architectures_;
-  std::map<std::pair<CudaContext, const CompiledKernel*>, CudaFunction> functions_;
+  std::map<CudaContextId, int> architectures_;
+  std::map<std::pair<CudaContextId, const CompiledKernel*>, CudaFunction> functions_;
 };
 
 }  // namespace kvfold

@@ -6,6 +6,7 @@
 #include "kernel_library.h"
 #include "launcher.h"
 #include "log.h"
+#include "saved_node.h"
 #include "text.h"
 
 namespace kvfold {
@@ -181,7 +182,7 @@ void PagedAttention::launch(const nvinfer1::PluginTensorDesc* descriptions, cons
 
 const nvinfer1::PluginFieldCollection* PagedAttention::getFieldsToSerialize() noexcept {
   return guarded<const nvinfer1::PluginFieldCollection*>(node_.name, nullptr, [&] {
-    serialized_ = std::make_unique<OwnedFields>(node_.values());
+    serialized_ = std::make_unique<OwnedFields>(saved_values(node_, kEmbeddedKernels.sha256));
     return serialized_->collection();
   });
 }

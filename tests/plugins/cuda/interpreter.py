@@ -69,15 +69,15 @@ def run(
 
 def expected(inputs: Inputs, activation: ActivationDtype) -> list[np.ndarray]:
     """The same from the reference: in float32, on the same rounded inputs, and over the same caches."""
-    tensors = _tensors(inputs, activation)
+    tensors = tensors_of(inputs, activation)
     for name in ACTIVATIONS:
         if name in tensors:
             tensors[name] = tensors[name].float()
     results = paged_attention(*(tensors.get(name) for name in INPUTS), **asdict(inputs.attributes))
-    return [_numpy(result) for result in results]
+    return [as_numpy(result) for result in results]
 
 
-def _tensors(inputs: Inputs, activation: ActivationDtype) -> dict[str, torch.Tensor]:
+def tensors_of(inputs: Inputs, activation: ActivationDtype) -> dict[str, torch.Tensor]:
     """Tensors by schema name, in the types that the kernels take."""
     tensors = {name: torch.from_numpy(array.copy()) for name, array in inputs.arrays.items()}
     for name in (*ACTIVATIONS, *CACHES):
@@ -86,7 +86,8 @@ def _tensors(inputs: Inputs, activation: ActivationDtype) -> dict[str, torch.Ten
     return tensors
 
 
-def _numpy(tensor: torch.Tensor) -> np.ndarray:
+def as_numpy(tensor: torch.Tensor) -> np.ndarray:
+    """Floats as float32, which has every value of the smaller ones."""
     return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
 
 
@@ -138,13 +139,13 @@ def _run(
         constants = tiles.constants | dict(variant_of(name, spec).constants)
         _launch(name, {**values, **constants})
     assert not any(guard.any() for guard in guards), "a kernel wrote before the first page of a pool"
-    return [_numpy(buffers["output"]), *(_numpy(buffers[name][first_page:]) for name in CACHES)]
+    return [as_numpy(buffers["output"]), *(as_numpy(buffers[name][first_page:]) for name in CACHES)]
 
 
 def _buffers(inputs: Inputs, spec: AttentionSpec, shapes: Shapes, tiles: Tiles) -> dict[str, Any]:
     """Every buffer by name: inputs, output and workspace. What is absent is a null pointer."""
     activation = TORCH_TYPES[spec.activation_dtype]
-    tensors = _tensors(inputs, spec.activation_dtype)
+    tensors = tensors_of(inputs, spec.activation_dtype)
     if "key" not in tensors:
         width = spec.head_size * spec.attributes.num_heads
         tensors["key"] = tensors["query"][:, width:]
@@ -171,10 +172,15 @@ def _move_pages(buffers: dict[str, Any], spec: AttentionSpec, first_page: int) -
         pool[1 + first_page :] = pages
         buffers[name] = pool[1:]
         guards.append(pool[0].zero_())
-    for name, unit in (("block_table", 1), ("slot_mapping", spec.page_size)):
+    move_ids(buffers, spec.page_size, first_page)
+    return guards
+
+
+def move_ids(buffers: dict[str, Any], page_size: int, first_page: int) -> None:
+    """Make every page id, and the slots of its tokens, higher by `first_page` pages."""
+    for name, unit in (("block_table", 1), ("slot_mapping", page_size)):
         ids = buffers[name]
         buffers[name] = torch.where(ids >= 0, ids + first_page * unit, ids)
-    return guards
 
 
 def _launch(name: KernelName, values: dict[str, Any]) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,8 +13,8 @@ from plugins.cuda.launches import FLOATS, INTEGERS
 from tests.plugins.tensorrt.attention_models import SPEC
 from tests.plugins.tensorrt.fake_kernels import fake_kernels
 from tests.plugins.tensorrt.tensorrt_headers import fetch_tensorrt_headers
+from tests.plugins.tensorrt.tools import CMAKE, COMPILER
 
-COMPILER = os.environ.get("CXX", "g++")
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 SOURCES = ROOT / "plugins/tensorrt/cpp"
@@ -56,7 +54,7 @@ def cpp_kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def cpp_library(headers: Path, cpp_kernels: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The C++ plugin as CMake builds it, with every warning an error."""
-    if shutil.which("cmake") is None:
+    if CMAKE is None:
         pytest.skip("without cmake the C++ plugin was not compiled")
     folder = tmp_path_factory.mktemp("cmake")
     options = {
@@ -66,8 +64,8 @@ def cpp_library(headers: Path, cpp_kernels: Path, tmp_path_factory: pytest.TempP
         "CMAKE_CXX_FLAGS": "-Werror",
     }
     definitions = [f"-D{name}={value}" for name, value in options.items()]
-    run(["cmake", "-S", str(SOURCES), "-B", str(folder), *definitions])
-    run(["cmake", "--build", str(folder), "--parallel", "2"])
+    run([CMAKE, "-S", str(SOURCES), "-B", str(folder), *definitions])
+    run([CMAKE, "--build", str(folder), "--parallel", "2"])
     return folder / "libkvfold_tensorrt.so"
 
 

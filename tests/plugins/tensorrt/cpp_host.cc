@@ -63,6 +63,21 @@ void print_fields(const PluginFieldCollection& fields) {
   }
 }
 
+// The fields of a plan that was built with the request's kernels; they point into `kernels`.
+std::vector<PluginField> plan_fields(const PluginFieldCollection& serialized, const std::string& kernels) {
+  std::vector<PluginField> fields;
+  for (int32_t index = 0; index < serialized.nbFields; ++index) {
+    PluginField field = serialized.fields[index];
+    if (!kernels.empty() && field.name == std::string("kernels_sha256")) {
+      if (kernels == "none") continue;
+      field.data = kernels.c_str();
+      field.length = static_cast<int32_t>(kernels.size() + 1);
+    }
+    fields.push_back(field);
+  }
+  return fields;
+}
+
 template <typename Capability>
 Capability* capability(IPluginV3& plugin, PluginCapabilityType type) {
   return static_cast<Capability*>(plugin.getCapabilityInterface(type));
@@ -111,7 +126,10 @@ int main(int, char** arguments) {
   const PluginFieldCollection& serialized = *building.getFieldsToSerialize();
   print_fields(serialized);
 
-  IPluginV3* const loaded = creator.createPlugin("layers.3", &serialized, TensorRTPhase::kRUNTIME);
+  const std::vector<PluginField> saved = plan_fields(serialized, request.kernels);
+  const PluginFieldCollection plan = {static_cast<int32_t>(saved.size()), saved.data()};
+  IPluginV3* const loaded = creator.createPlugin("layers.3", &plan, TensorRTPhase::kRUNTIME);
+  if (loaded == nullptr) return 0;
   IPluginV3* const attached =
       capability<IPluginV3OneRuntime>(*loaded, PluginCapabilityType::kRUNTIME)->attachToContext(nullptr);
   for (IPluginV3* const plugin : {built, loaded}) delete plugin;

@@ -4,6 +4,7 @@
 //   tensor DTYPE SIZE,SIZE,...          an input, in the node's order
 //   address NUMBER                      of each input, then of each output
 //   architecture, workspace, stream NUMBER
+//   kernels SHA256                      that the plan was built with, `none` where it does not say; else the library's
 #pragma once
 
 #include <cstdint>
@@ -21,6 +22,7 @@ struct Request {
   int architecture = 0;
   uint64_t workspace = 0;
   uint64_t stream = 0;
+  std::string kernels;
 };
 
 inline kvfold::Value read_value(const std::string& type, const std::string& text) {
@@ -49,6 +51,7 @@ inline Request read_request(const std::string& text) {
     if (kind == "architecture") request.architecture = std::stoi(first);
     if (kind == "workspace") request.workspace = std::stoull(first);
     if (kind == "stream") request.stream = std::stoull(first);
+    if (kind == "kernels") request.kernels = first;
   }
   return request;
 }

@@ -16,6 +16,8 @@ from plugins.tensorrt.calls import Launch, resolve, workspace_bytes
 from plugins.tensorrt.descriptions import Tensor, shapes_of, spec_of
 from plugins.tensorrt.node import SLOTS
 
+_SETTINGS = ("architecture", "workspace", "stream", "kernels")
+
 
 @dataclass(frozen=True)
 class Request:
@@ -27,12 +29,13 @@ class Request:
     architecture: int
     workspace: int = 1 << 40
     stream: int = 77
+    kernels: str = ""
 
     def __str__(self) -> str:
         lines = [f"value {name} {type(value).__name__} {value}" for name, value in self.values.items()]
         lines += [f"tensor {each.dtype} {','.join(map(str, each.dims))}" for each in self.tensors]
         lines += [f"address {address}" for address in self.addresses]
-        lines += [f"{name} {getattr(self, name)}" for name in ("architecture", "workspace", "stream")]
+        lines += [f"{name} {getattr(self, name)}" for name in _SETTINGS]
         return "\n".join(lines)
 
 

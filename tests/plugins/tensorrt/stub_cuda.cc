@@ -1,6 +1,7 @@
 // Stands in for libcuda.so.1: NVIDIA's bindings load it, and what they call is written to $STUB_CUDA_LOG.
 //
-// A GPU of compute capability $STUB_CUDA_ARCHITECTURE, current context 7. A kernel's entry point is named
+// A GPU of compute capability $STUB_CUDA_ARCHITECTURE. The current context is at address 7; where
+// $STUB_CUDA_CONTEXTS is set, it is another one at every call that asks for its id. A kernel's entry point is named
 // NAME_KINDS with a letter for each parameter: p(ointer), i(nt32), f(loat32); a launch logs their values.
 // $STUB_CUDA_FAIL names a call that fails.
 
@@ -27,6 +28,12 @@ extern "C" {
 
 int cuCtxGetCurrent(void** context) {
   *context = reinterpret_cast<void*>(std::strcmp(std::getenv("STUB_CUDA_FAIL"), "context") ? 7 : 0);
+  return 0;
+}
+
+int cuCtxGetId(void* context, unsigned long long* id) {
+  static unsigned long long asked = 0;
+  *id = reinterpret_cast<intptr_t>(context) + (std::getenv("STUB_CUDA_CONTEXTS") ? ++asked : 0);
   return 0;
 }
 
@@ -89,6 +96,7 @@ int cuGetProcAddress_v2(const char* name, void** function, int, uint64_t, int* f
 #define STUB(call) \
   if (!std::strcmp(name, #call)) *function = reinterpret_cast<void*>(&call);
   STUB(cuCtxGetCurrent)
+  STUB(cuCtxGetId)
   STUB(cuCtxGetDevice)
   STUB(cuDeviceGetAttribute)
   STUB(cuModuleLoadData)

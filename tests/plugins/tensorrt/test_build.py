@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from plugins.cuda.attention_spec import AttentionSpec
+from plugins.cuda.kernel_library import KernelLibrary
 from plugins.cuda.launches import Shapes, workspace_sizes
 from plugins.tensorrt.library_path import environment_for
 from tests.plugins.tensorrt.attention_models import CONSUMER, PRODUCER, SPEC, Model, Shape
@@ -71,7 +72,9 @@ def profile(model: Model, sizes: tuple[tuple[int, int], ...]) -> dict[str, list[
 def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A producer and a consumer of its cache, built."""
     folder = tmp_path_factory.mktemp("two_nodes")
-    return build(folder, Model((PRODUCER, CONSUMER))) | {"bytes": (folder / "model.plan").read_bytes()}
+    result = build(folder, Model((PRODUCER, CONSUMER)))
+    kernels = KernelLibrary.load(folder / "kernels").sha256
+    return result | {"bytes": (folder / "model.plan").read_bytes(), "kernels": kernels}
 
 
 def test_producer_and_consumer_share_a_cache_in_place(two_nodes: dict[str, Any]) -> None:
@@ -92,11 +95,13 @@ def test_attributes_arrive_as_the_node_has_them(two_nodes: dict[str, Any]) -> No
     assert two_nodes["nodes"] == {node.name: pytest.approx(node.values()) for node in (PRODUCER, CONSUMER)}
 
 
-def test_a_plan_holds_every_nodes_attributes(two_nodes: dict[str, Any]) -> None:
+def test_a_plan_holds_every_nodes_attributes_and_kernels(two_nodes: dict[str, Any]) -> None:
     """TensorRT copies them after the callback has returned, out of memory that it does not hold."""
-    for node in (PRODUCER, CONSUMER):
-        assert ",".join(node.inputs).encode() + b"\0" in two_nodes["bytes"]
-    assert b"PER_CHANNEL\0" in two_nodes["bytes"]
+    plan: bytes = two_nodes["bytes"]
+    copies = [plan.count(",".join(node.inputs).encode() + b"\0") for node in (PRODUCER, CONSUMER)]
+    assert all(copies)
+    assert b"PER_CHANNEL\0" in plan
+    assert plan.count(two_nodes["kernels"].encode() + b"\0") == sum(copies)
 
 
 def test_absent_attributes_have_the_schemas_defaults(tmp_path: Path) -> None:

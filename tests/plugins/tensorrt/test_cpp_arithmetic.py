@@ -21,9 +21,10 @@ from plugins.cuda.kernel_library import KernelLibrary
 from plugins.paged_attention.schema import INPUTS, OUTPUTS, Attributes
 from plugins.tensorrt.cpp.embed_kernels import CUBINS_FILE, TABLE_FILE, embed
 from plugins.tensorrt.node import INPUTS_ATTRIBUTE, SLOTS
-from tests.plugins.tensorrt.conftest import COMPILER, SOURCES, run
+from tests.plugins.tensorrt.conftest import SOURCES, run
 from tests.plugins.tensorrt.cpp_request import Request, python_answer, tensors_of
 from tests.plugins.tensorrt.fake_kernels import fake_kernels
+from tests.plugins.tensorrt.tools import COMPILER
 
 PURE = ("attention_spec", "attributes", "calls", "descriptions", "kernel_library", "launches", "text")
 # Of these the library has kernels; others are asked for too, and have none.

@@ -6,7 +6,6 @@ That a GPU runs the plans is for `make gpu-check`.
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ from plugins.tensorrt.attributes import Node
 from plugins.tensorrt.library_path import environment_for
 from tests.plugins.tensorrt.attention_models import CONSUMER, PRODUCER, Model
 from tests.plugins.tensorrt.test_build import DECODE, PREFILL, WRONG, profile
+from tests.plugins.tensorrt.tools import CMAKE
 
 pytest.importorskip(
     "tensorrt_rtx", reason="TensorRT-RTX is not installed; it would build plans with the C++ plugin"
@@ -67,9 +67,10 @@ def test_wrong_use_is_answered_in_the_python_plugins_words(
     assert not (tmp_path / "model.plan").exists()
 
 
-@pytest.mark.skipif(shutil.which("cmake") is None, reason="cmake is not installed")
 def test_a_folder_without_kernels_is_refused(tmp_path: Path) -> None:
-    command = ["cmake", "-S", str(SOURCES), "-B", str(tmp_path), f"-DKVFOLD_KERNELS={tmp_path}"]
+    if CMAKE is None:
+        pytest.skip("cmake is not installed; it would refuse to build the library")
+    command = [CMAKE, "-S", str(SOURCES), "-B", str(tmp_path), f"-DKVFOLD_KERNELS={tmp_path}"]
     process = subprocess.run(command, capture_output=True, text=True, check=False)
     assert process.returncode != 0
     assert "holds no kernels.json" in process.stderr

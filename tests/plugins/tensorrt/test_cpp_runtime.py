@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 
 from plugins.cuda.kernel_library import KernelLibrary
+from plugins.errors import KernelError
 from plugins.tensorrt.attributes import Node
 from plugins.tensorrt.calls import Launch
 from plugins.tensorrt.fields import write_fields
+from plugins.tensorrt.saved_node import KERNELS_FIELD, read_saved_node, saved_values
 from tests.plugins.tensorrt.attention_models import CONSUMER, PRODUCER, SPEC
 from tests.plugins.tensorrt.cpp_request import Request, launches_of, tensors_of
 
@@ -101,15 +103,38 @@ def test_a_call_reaches_the_driver_as_python_resolves_it(
     assert [call for call in calls if call.startswith("attribute")] == big
 
 
-def test_a_plan_holds_the_same_fields_as_the_python_plugins(plugin: Runner) -> None:
+def test_a_plan_holds_the_same_fields_as_the_python_plugins(plugin: Runner, cpp_kernels: Path) -> None:
     trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed; it has Python's fields")
     printed, _ = plugin.run(request_of())
     assert printed[0] == "creators 1 PagedAttention 1 kvfold"
-    written = write_fields(trt, PRODUCER.values())
+    written = write_fields(trt, saved_values(PRODUCER, KernelLibrary.load(cpp_kernels).sha256))
     assert [line for line in printed if line.startswith("field ")] == [
         f"field {field.name} {int(field.type)} {field.size} {bytes(field.data).hex()}"
         for field in written.collection
     ]
+
+
+def test_a_new_context_at_the_address_of_a_destroyed_one_loads_its_own_kernels(
+    plugin: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STUB_CUDA_CONTEXTS", "new")
+    _, calls = plugin.run(request_of())
+    loads = [call for call in calls if call.startswith("load")]
+    assert len(loads) == 6
+    assert loads[:3] == loads[3:]
+
+
+@pytest.mark.parametrize(("kernels", "named"), [("f" * 64, "ffffffffffff"), ("none", "unknown")])
+def test_a_plan_of_other_kernels_is_refused_in_the_python_plugins_words(
+    plugin: Runner, cpp_kernels: Path, kernels: str, named: str
+) -> None:
+    own = KernelLibrary.load(cpp_kernels).sha256
+    values = PRODUCER.values() | ({} if kernels == "none" else {KERNELS_FIELD: kernels})
+    with pytest.raises(KernelError) as python:
+        read_saved_node("layers.3", values, own)
+    error = plugin.refusal(replace(request_of(), kernels=kernels))
+    assert f"attention node layers.3: {error}" == str(python.value)
+    assert error.startswith(f"the plan was built with kernels {named}, and these are {own[:12]};")
 
 
 def test_a_build_launches_nothing(plugin: Runner) -> None:

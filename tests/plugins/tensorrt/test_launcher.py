@@ -73,6 +73,16 @@ def test_each_cubin_is_loaded_once_and_launched_with_its_values(libcuda: Path, k
     assert all(load.endswith(".sm80.cubin") for load in loads)
 
 
+def test_a_new_context_at_the_address_of_a_destroyed_one_loads_its_own_kernels(
+    libcuda: Path, kernels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STUB_CUDA_CONTEXTS", "new")
+    _, calls = launch(libcuda, kernels)
+    loads = [call for call in calls if call.startswith("load")]
+    assert len(loads) == 6
+    assert loads[:3] == loads[3:]
+
+
 def test_shared_memory_beyond_48_kib_is_asked_for(libcuda: Path, kernels: Path) -> None:
     _, calls = launch(libcuda, kernels)
     asked = [call.split() for call in calls if call.startswith("attribute")]

@@ -20,6 +20,7 @@ from plugins.tensorrt.fields import write_fields
 from plugins.tensorrt.host import Host
 from plugins.tensorrt.load_plugins import load_plugins
 from plugins.tensorrt.node import PLUGIN_NAME, PLUGIN_NAMESPACE, PLUGIN_VERSION
+from plugins.tensorrt.saved_node import saved_values
 from tests.plugins.tensorrt.attention_models import CONSUMER, PRODUCER, SPEC
 from tests.plugins.tensorrt.fake_kernels import fake_kernels
 
@@ -46,10 +47,16 @@ def host(tmp_path: Path) -> Host:
     return load_plugins(trt, fake_kernels((SPEC,), (86,), tmp_path), tmp_path, (86,))
 
 
-def create(phase: Any, values: dict[str, Any] | None = None) -> Any:
+def create(values: dict[str, Any] | None = None, phase: Any = trt.TensorRTPhase.BUILD) -> Any:
+    """A plugin for a build, of PRODUCER unless told otherwise."""
     creator = trt.get_plugin_registry().get_creator(PLUGIN_NAME, PLUGIN_VERSION, PLUGIN_NAMESPACE)
     fields = write_fields(trt, PRODUCER.values() if values is None else values)
     return creator.create_plugin(PRODUCER.name, fields.collection, phase)
+
+
+def load(kernels_sha256: str) -> Any:
+    """The plugin of a plan that was built with such kernels."""
+    return create(saved_values(PRODUCER, kernels_sha256), trt.TensorRTPhase.RUNTIME)
 
 
 def descriptions() -> list[SimpleNamespace]:
@@ -68,7 +75,7 @@ def record_launches(host: Host, monkeypatch: pytest.MonkeyPatch) -> list[tuple[A
 
 
 def test_a_plans_fields_make_the_same_node_again(host: Host) -> None:
-    built = create(trt.TensorRTPhase.BUILD)  # the fields point into its memory
+    built = create()  # the fields point into its memory
     saved = built.get_fields_to_serialize()
     loaded = trt.get_plugin_registry().get_creator(PLUGIN_NAME, PLUGIN_VERSION, PLUGIN_NAMESPACE)
     plugin = loaded.create_plugin(PRODUCER.name, saved, trt.TensorRTPhase.RUNTIME)
@@ -77,10 +84,17 @@ def test_a_plans_fields_make_the_same_node_again(host: Host) -> None:
     assert host.nodes == {PRODUCER.name: plugin.node}
 
 
+def test_a_plan_of_other_kernels_is_refused(host: Host) -> None:
+    """`test_saved_node` has the whole message, which the C++ plugin says too."""
+    message = f"plan was built with kernels ffffffffffff, and these are {host.kernels.sha256[:12]};"
+    with pytest.raises(KernelError, match=message), host.surfacing_errors():
+        load("f" * 64)
+
+
 def test_a_later_load_replaces_the_kernels_of_new_plugins_only(host: Host, tmp_path: Path) -> None:
-    old = create(trt.TensorRTPhase.RUNTIME)
+    old = load(host.kernels.sha256)
     again = load_plugins(trt, host.kernels, tmp_path, (86,))
-    new = create(trt.TensorRTPhase.RUNTIME)
+    new = load(host.kernels.sha256)
     assert (old.host, new.host) == (host, again)
     assert old.clone().host is host
 
@@ -92,7 +106,7 @@ def test_a_plugin_of_another_library_is_not_overruled(host: Host, monkeypatch: p
 
 
 def test_clones_are_the_same_plugin(host: Host) -> None:
-    plugin = create(trt.TensorRTPhase.RUNTIME)
+    plugin = load(host.kernels.sha256)
     for copy in (plugin.clone(), plugin.attach_to_context(None)):
         assert copy is not plugin
         assert (copy.node, copy.builds, copy.num_outputs) == (plugin.node, False, 3)
@@ -102,7 +116,7 @@ def test_clones_are_the_same_plugin(host: Host) -> None:
 def test_a_call_reaches_the_launcher_by_name(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     launches = record_launches(host, monkeypatch)
     outputs = [5, *ADDRESSES[1:3]]
-    create(trt.TensorRTPhase.RUNTIME).enqueue(descriptions(), [], ADDRESSES, outputs, 1 << 40, 77)
+    load(host.kernels.sha256).enqueue(descriptions(), [], ADDRESSES, outputs, 1 << 40, 77)
     buffers = dict(zip((*PRODUCER.inputs, *PRODUCER.outputs), ADDRESSES + outputs, strict=True))
     spec: AttentionSpec = launches[0][0]
     assert launches == [(spec, Shapes(7, 3, 9), buffers, 1 << 40, 77)]
@@ -111,14 +125,14 @@ def test_a_call_reaches_the_launcher_by_name(host: Host, monkeypatch: pytest.Mon
 
 def test_a_build_launches_nothing(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     launches = record_launches(host, monkeypatch)
-    plugin = create(trt.TensorRTPhase.BUILD).clone()
+    plugin = create().clone()
     plugin.enqueue(descriptions(), [], ADDRESSES, [5, *ADDRESSES[1:3]], 1 << 40, 77)
     assert launches == []
 
 
 def test_a_cache_that_is_not_in_place_is_refused(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     record_launches(host, monkeypatch)
-    plugin = create(trt.TensorRTPhase.RUNTIME)
+    plugin = load(host.kernels.sha256)
     moved = [5, ADDRESSES[1], 6]
     with (
         pytest.raises(KernelError, match=r"layers\.0\.attention: value_cache_out is not where its input is"),
@@ -130,7 +144,7 @@ def test_a_cache_that_is_not_in_place_is_refused(host: Host, monkeypatch: pytest
 def test_an_error_of_a_callback_comes_in_place_of_tensorrts(host: Host) -> None:
     def tensorrt() -> None:
         with pytest.raises(KernelError):
-            create(trt.TensorRTPhase.BUILD, PRODUCER.values() | {"num_heads": 7})
+            create(PRODUCER.values() | {"num_heads": 7})
         raise RuntimeError("could not create the plugin")
 
     with (
@@ -147,7 +161,7 @@ def test_errors_of_tensorrt_itself_pass(host: Host) -> None:
 
 
 def test_a_mistake_of_ours_is_recorded_with_the_node(host: Host) -> None:
-    plugin = create(trt.TensorRTPhase.BUILD)
+    plugin = create()
     with pytest.raises(KernelError, match=r"attention node layers\.0\.attention: IndexError: tuple index"):
         plugin.get_aliased_input(3)
     assert len(host.errors) == 1
@@ -155,7 +169,7 @@ def test_a_mistake_of_ours_is_recorded_with_the_node(host: Host) -> None:
 
 @pytest.mark.parametrize("node", [PRODUCER, CONSUMER])
 def test_only_row_major_tensors_of_the_contracts_types(host: Host, node: Any) -> None:
-    plugin = create(trt.TensorRTPhase.BUILD, node.values())
+    plugin = create(node.values())
 
     def takes(name: str, kind: Any, layout: Any = trt.TensorFormat.LINEAR) -> bool:
         names = (*node.inputs, *node.outputs)
