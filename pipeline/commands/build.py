@@ -8,6 +8,7 @@ import click
 from rich import get_console
 
 from pipeline.commands.arguments import bundle_path, output_option, recipe_argument, target_options
+from runtime.llm import DEFAULT_TARGET
 
 
 @click.command("build")
@@ -27,4 +28,5 @@ def command(recipe: str, output: Path | None, target: str | None, architectures:
 
     root = bundle_path(recipe, output)
     built = bring_up_to_date(recipe, root, "build", target, architectures).target
-    get_console().print(f"Built {root / 'engine' / built}. Next: kvfold run {recipe} --target {built}")
+    target_option = "" if built == DEFAULT_TARGET else f" --target {built}"
+    get_console().print(f"Built {root / 'engine' / built}. Next: kvfold run {root}{target_option}")

@@ -1,7 +1,7 @@
 """The process that builds a plan: `python -m pipeline.tensorrt.worker` with a BuildJob on stdin.
 
 A crash of the library ends this process and no other. It writes a WorkerMessage a line to stdout; everything
-that the library logs goes to stderr.
+that the library logs goes to stderr. The plan is saved as bytes: an engine object needs a GPU.
 """
 
 from __future__ import annotations
