@@ -19,7 +19,7 @@ ACTIVATION_DTYPES: tuple[ActivationDtype, ...] = ("float16", "bfloat16")
 HEAD_SIZES = (64, 96, 128, 256)
 PAGE_SIZES = (16, 32, 64, 128)
 # SM75 has no bfloat16; tensor cores with int8 and bfloat16 begin with SM80.
-ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
+ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120, 121)
 
 
 @dataclass(frozen=True)

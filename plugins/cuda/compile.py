@@ -18,7 +18,7 @@ from triton.compiler import ASTSource
 
 from plugins.cuda import append, decode, merge, prefill
 from plugins.cuda.attention_spec import ARCHITECTURES, KernelName, Variant
-from plugins.cuda.kernel_library import CompiledKernel, KernelLibrary
+from plugins.cuda.kernel_library import CompiledKernel, KernelLibrary, runs_on
 from plugins.cuda.launches import FLOATS, INTEGERS
 from plugins.cuda.tuning import SHARED_LIMIT, SPLIT_KEYS, Tuning, tuning_of
 from plugins.errors import KernelError
@@ -61,7 +61,7 @@ def compile_library(
 
     Args:
         variants: what the nodes of an engine need; the same one twice is compiled once.
-        architectures: SM versions. A later minor of a major runs an earlier one's cubin (121 that of 120).
+        architectures: SM versions of the GPUs.
         directory: an existing folder.
         progress: told the fraction done.
 
@@ -84,7 +84,7 @@ def _compiled_for(architectures: Iterable[int]) -> list[int]:
     """The architectures whose cubins run on the given ones."""
     found = set()
     for wanted in architectures:
-        usable = [sm for sm in ARCHITECTURES if sm // 10 == wanted // 10 and sm <= wanted]
+        usable = [sm for sm in ARCHITECTURES if runs_on(sm, wanted)]
         if not usable:
             known = ", ".join(str(sm) for sm in ARCHITECTURES)
             raise KernelError(f"SM {wanted} has no attention kernels; choose among {known}")

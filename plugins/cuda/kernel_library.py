@@ -25,7 +25,7 @@ class CompiledKernel(BaseModel):
 
     Attributes:
         variant: name of its `Variant`.
-        architecture: SM version it runs on, 10 * major + minor; cubins run on later minors of a major too.
+        architecture: SM version it was compiled for, 10 * major + minor; see `runs_on`.
         symbol: name of the entry point.
         file: cubin, relative to `kernels.json`.
         sha256: of the cubin.
@@ -103,7 +103,7 @@ class KernelLibrary(BaseModel):
         return tuple(sorted({kernel.architecture for kernel in self.kernels}))
 
     def find(self, variant: str, architecture: int) -> CompiledKernel:
-        """The kernel for a GPU: its own architecture, else the nearest earlier minor of its major.
+        """The kernel for a GPU: of its own architecture, else of the nearest that runs on it.
 
         Raises:
             KernelError: there is none; the message names what was compiled.
@@ -111,14 +111,21 @@ class KernelLibrary(BaseModel):
         return find_kernel(self.kernels, variant, architecture)
 
 
+def runs_on(compiled: int, architecture: int) -> bool:
+    """Whether a cubin for one architecture runs on a GPU of another.
+
+    Later minors of a major run it, but from SM 90 on Triton uses instructions of the very architecture
+    (sm_90a, sm_120a), whose code runs nowhere else.
+    """
+    if architecture >= 90:
+        return compiled == architecture
+    return compiled // 10 == architecture // 10 and compiled <= architecture
+
+
 def find_kernel(kernels: Iterable[CompiledKernel], variant: str, architecture: int) -> CompiledKernel:
     """See `KernelLibrary.find`."""
     of_variant = [kernel for kernel in kernels if kernel.variant == variant]
-    usable = [
-        kernel
-        for kernel in of_variant
-        if kernel.architecture // 10 == architecture // 10 and kernel.architecture <= architecture
-    ]
+    usable = [kernel for kernel in of_variant if runs_on(kernel.architecture, architecture)]
     if not usable:
         compiled = ", ".join(str(kernel.architecture) for kernel in of_variant) or "no architecture"
         raise KernelError(

@@ -15,7 +15,8 @@ Prefill computes. A tile of R rows (query tokens times heads) does 4 * R * d ope
 of an int8 key: 2 * R a byte. 128 rows are beyond an A100's float16 balance of 156, before L2 helps, where
 neighbouring tiles find the same pages. What limits R are registers: the accumulator and the logits of a
 tile must stay in a thread's 255. Compiled with 8 warps, 128 rows by 64 keys spill nothing at d = 64, and
-up to d = 128 where the accumulator lives elsewhere (SM 90 and 100); 64 by 32 spill nothing anywhere.
+up to d = 128 where the accumulator lives elsewhere (SM 90 and 100); 64 by 32 spill nothing from SM 80 on.
+That was looked at for up to 16 query heads per KV head; larger groups compile, but may spill.
 
 SM 75: Triton has no tensor-core path for it, so its dot products are multiply-adds in float16, with
 operands in registers: small tiles, 8 warps, and no pipeline, as it has no asynchronous copies.
@@ -37,6 +38,7 @@ SHARED_LIMIT = {
     90: 232_448,
     100: 232_448,
     120: 101_376,
+    121: 101_376,
 }
 
 
@@ -69,7 +71,7 @@ def tuning_of(variant: Variant, architecture: int) -> Tuning:
 def _decode(width: int, architecture: int) -> Tuning:
     keys = 32 if width > 128 else 64
     if architecture == 75:
-        keys //= 2
+        keys = 32 if width <= 64 else 16
     # Triton lowers no int8 dot product for SM 75: q.k of an int8 cache is computed in float16 there.
     int8_dot = int(architecture != 75)
     constants = {"SPLIT_KEYS": SPLIT_KEYS, "KEYS": keys, "INT8_DOT": int8_dot}

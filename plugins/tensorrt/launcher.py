@@ -25,10 +25,10 @@ _SCRATCH = (("pointer", 0), ("pointer", 0))  # Triton's global and profile scrat
 
 
 class Launcher:
-    """Kernels of one engine in the driver; each cubin is loaded once into each CUDA context, when needed.
+    """Kernels of one engine in the driver; each cubin is loaded once into each CUDA context.
 
-    Loading is not allowed while a CUDA graph is captured: run a step once before capturing it. Modules stay
-    loaded as long as their context lives.
+    That happens when it is needed, or in `load_all` before, as loading is not allowed while a CUDA graph is
+    captured. Modules stay loaded as long as their context lives.
 
     Args:
         kernels: of the engine.
@@ -56,13 +56,21 @@ class Launcher:
         Raises:
             KernelError: the GPU has no kernel, or the driver refused; the message has its reason.
         """
-        current = _call("cuCtxGetCurrent")
-        if not int(current):
-            raise KernelError("attention was called without a CUDA context; TensorRT makes one")
-        context = _call("cuCtxGetId", current)  # a new context may have the address of a destroyed one
+        context = _current_context()
         architecture = self._architecture(context)
         for launch in resolve(self._kernels, architecture, spec, shapes, buffers, workspace):
             self._launch(self._function(context, launch.kernel), launch, stream)
+
+    def load_all(self) -> None:
+        """Load every kernel that the GPU of the current context may need.
+
+        Raises:
+            KernelError: there is no context, or the driver refused a cubin.
+        """
+        context = _current_context()
+        architecture = self._architecture(context)
+        for variant in dict.fromkeys(kernel.variant for kernel in self._kernels.kernels):
+            self._function(context, self._kernels.find(variant, architecture))
 
     def _launch(self, function: Any, launch: Launch, stream: int) -> None:
         arguments = (*launch.arguments, *_SCRATCH)
@@ -108,6 +116,14 @@ def _driver() -> Any:
     from cuda.bindings import driver
 
     return driver
+
+
+def _current_context() -> int:
+    """Id of the CUDA context of this thread: a new one may have the address of one that was destroyed."""
+    current = _call("cuCtxGetCurrent")
+    if not int(current):
+        raise KernelError("attention was called without a CUDA context; TensorRT makes one")
+    return int(_call("cuCtxGetId", current))
 
 
 def _call(name: str, *arguments: Any, what: str = "") -> Any:

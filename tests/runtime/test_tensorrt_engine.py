@@ -150,6 +150,7 @@ def test_contexts_share_one_workspace(machine: Machine) -> None:
     engine.execute(decode([0, 0]))
     assert len({context.memory for context in machine.trt.contexts}) == 1
     assert machine.hosts[0].arguments[3] == (89,)
+    assert machine.hosts[0].loaded_all, "a captured graph cannot load kernels"
 
 
 def test_logits_keep_the_gpu_until_they_are_gone(machine: Machine) -> None:

@@ -5,6 +5,15 @@
 #include "text.h"
 
 namespace kvfold {
+namespace {
+
+// As `runs_on` of kernel_library.py: from SM 90 on a cubin runs on its very architecture only.
+bool runs_on(int compiled, int architecture) {
+  if (architecture >= 90) return compiled == architecture;
+  return compiled / 10 == architecture / 10 && compiled <= architecture;
+}
+
+}  // namespace
 
 std::vector<int> KernelLibrary::architectures() const {
   std::set<int> found;
@@ -18,7 +27,7 @@ const CompiledKernel& KernelLibrary::find(const std::string& variant, int archit
   for (const CompiledKernel& kernel : *this) {
     if (kernel.variant != variant) continue;
     compiled.push_back(kernel.architecture);
-    const bool runs = kernel.architecture / 10 == architecture / 10 && kernel.architecture <= architecture;
+    const bool runs = runs_on(kernel.architecture, architecture);
     if (runs && (nearest == nullptr || kernel.architecture > nearest->architecture)) nearest = &kernel;
   }
   if (nearest != nullptr) return *nearest;

@@ -46,6 +46,8 @@ class LoadedPlan:
             self._engine = self._runtime.deserialize_cuda_engine(content)
         if self._engine is None:
             raise TargetError(f"{trt.__name__} refused {path}; its own words stand above. Build it again")
+        # TensorRT-RTX captures graphs when it likes, and cubins cannot be loaded meanwhile.
+        self._plugins.launcher.load_all()
         # The workspace comes from outside, so that contexts, of which one runs at a time, share it.
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         self.captures_itself = trt.__name__ == "tensorrt_rtx"

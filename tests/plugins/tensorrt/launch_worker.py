@@ -1,6 +1,6 @@
 """Launches two calls of the op in a process whose libcuda is the stub, and prints how that ended.
 
-`python -m tests.plugins.tensorrt.launch_worker KERNELS`
+`python -m tests.plugins.tensorrt.launch_worker KERNELS [all]`; `all` loads every kernel first.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ if __name__ == "__main__":
     directory = Path(sys.argv[1])
     launcher = Launcher(KernelLibrary.load(directory), directory)
     try:
+        if sys.argv[2:] == ["all"]:
+            launcher.load_all()
         for _ in range(2):
             launcher.launch(SPEC, DECODE, BUFFERS, WORKSPACE, STREAM)
     except KernelError as error:

@@ -40,7 +40,9 @@ def kernels(tmp_path: Path) -> Path:
     return directory
 
 
-def launch(libcuda: Path, kernels: Path, fail: str = "", architecture: int = 86) -> tuple[str, list[str]]:
+def launch(
+    libcuda: Path, kernels: Path, fail: str = "", architecture: int = 86, options: tuple[str, ...] = ()
+) -> tuple[str, list[str]]:
     """What the worker printed, and what the driver was asked to do."""
     log = kernels / "log"
     environment = os.environ | {
@@ -49,7 +51,7 @@ def launch(libcuda: Path, kernels: Path, fail: str = "", architecture: int = 86)
         "STUB_CUDA_ARCHITECTURE": str(architecture),
         "STUB_CUDA_FAIL": fail,
     }
-    command = [sys.executable, "-m", "tests.plugins.tensorrt.launch_worker", str(kernels)]
+    command = [sys.executable, "-m", "tests.plugins.tensorrt.launch_worker", str(kernels), *options]
     process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     return process.stdout.strip(), log.read_text().splitlines() if log.exists() else []
 
@@ -71,6 +73,15 @@ def test_each_cubin_is_loaded_once_and_launched_with_its_values(libcuda: Path, k
     loads = [call.split()[1] for call in calls if call.startswith("load")]
     assert [load.split("-")[0] for load in loads] == ["append", "decode", "merge"]
     assert all(load.endswith(".sm80.cubin") for load in loads)
+
+
+def test_every_kernel_can_be_loaded_before_anything_is_launched(libcuda: Path, kernels: Path) -> None:
+    """Prefill's too, which these calls do not launch: a graph may be captured at the first launch."""
+    _, calls = launch(libcuda, kernels, options=("all",))
+    actions = [call.split()[0] for call in calls]
+    first_launch = actions.index("launch")
+    assert actions[:first_launch].count("load") == 4
+    assert "load" not in actions[first_launch:]
 
 
 def test_a_new_context_at_the_address_of_a_destroyed_one_loads_its_own_kernels(
