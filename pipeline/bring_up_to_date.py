@@ -12,6 +12,7 @@ from pipeline.recipe import Recipe, load_recipe
 from pipeline.run_stages import run_stages
 from pipeline.stages import STAGES, build_stage, report_stage
 from pipeline.targets import TARGETS
+from pipeline.tensorrt.architectures import architectures_of
 from plugins.errors import TargetError
 
 Until = Literal["onnx", "build", "run", "report"]
@@ -32,6 +33,8 @@ def bring_up_to_date(
     backend = TARGETS[recipe.target]
     if until != "onnx":
         _require(backend.name, "built", backend.why_not_build())
+    if until != "onnx" and recipe.target in ("tensorrt", "tensorrt-rtx"):
+        architectures_of(recipe)
     if until in ("run", "report"):
         _require(backend.name, "run", backend.why_not_run())
     build, report = build_stage(backend.name), report_stage(backend.name)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 from pydantic import ValidationError as PydanticValidationError
 
 from export.fold.settings import FoldSettings
@@ -111,8 +111,8 @@ class TensorRTSection(Section):
     """How TensorRT plans are built; other targets have no use for it.
 
     Attributes:
-        architectures: SM versions (10 * major + minor) of the GPUs that a TensorRT-RTX plan is for. The
-            `tensorrt` target builds for the GPU of this machine and takes none.
+        architectures: SM versions (10 * major + minor) of the GPUs that a TensorRT-RTX plan is for; empty is
+            the GPU of this machine, which alone TensorRT proper builds for.
         activation_dtype: of everything between int8 linears. SM 75 has no bfloat16.
         max_num_batched_tokens: largest step of the prefill profile; prompts go in chunks of at most this.
         max_num_seqs: most sequences of a step, and the largest decode step.
@@ -122,6 +122,11 @@ class TensorRTSection(Section):
     activation_dtype: Literal["float16", "bfloat16"] = "float16"
     max_num_batched_tokens: int = Field(default=2_048, ge=1)
     max_num_seqs: int = Field(default=64, ge=1, le=256)
+
+    @field_validator("architectures")
+    @classmethod
+    def _sort(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(sorted(set(value)))  # neither order nor repetition makes another plan
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Self:
@@ -175,14 +180,11 @@ class Recipe(Section):
     def _check_target(self) -> Self:
         if self.target not in TARGETS:
             raise ValueError(f"target is {self.target!r}; use one of {', '.join(TARGETS)}")
-        if self.target == "tensorrt-rtx" and not self.tensorrt.architectures:
+        chunk, budget = self.validate_on.prefill_chunk, self.tensorrt.max_num_batched_tokens
+        if self.target in ("tensorrt", "tensorrt-rtx") and chunk > budget:
             raise ValueError(
-                "tensorrt.architectures is empty; name the SM versions of the GPUs to build for: "
-                "--sm 80,86,89,120"
-            )
-        if self.target == "tensorrt" and self.tensorrt.architectures:
-            raise ValueError(
-                "tensorrt.architectures is for target tensorrt-rtx; TensorRT builds for this machine's GPU"
+                f"validate.prefill_chunk is {chunk}, above tensorrt.max_num_batched_tokens {budget}; lower "
+                "the one or raise the other"
             )
         return self
 

@@ -28,6 +28,13 @@ def find_recipe(name: str) -> Path:
     shipped = SHIPPED / f"{name}.yaml"
     if shipped.is_file():
         return shipped
+    from runtime.bundle import MANIFEST
+
+    if (path / MANIFEST).is_file():
+        raise RecipeError(
+            f"{name} is a bundle, and this command takes the recipe that it was made from; "
+            f"name that, with --output {name}"
+        )
     folder = " (the folder of that name is no bundle: it has no manifest.json)" if path.is_dir() else ""
     raise RecipeError(
         f"there is no recipe {name!r}{folder}: give the path of a YAML file, or one of the shipped recipes "

@@ -119,6 +119,12 @@ def _run_onnx(workspace: Workspace, output: Path, progress: Progress) -> None:
         export_onnx(decoder, workspace.tensors(SCALES), output)
 
 
+def _tensorrt_settings(recipe: Recipe) -> object:
+    from pipeline.tensorrt.architectures import build_settings
+
+    return build_settings(recipe)
+
+
 def _engine_folder(workspace: Workspace, output: Path) -> Path:
     directory = output / "engine" / workspace.recipe.target
     directory.mkdir(parents=True)
@@ -301,8 +307,11 @@ _BUILD_CUDA = replace(
 _BUILD_TENSORRT = replace(
     _BUILD_CPU,
     doing="compiling kernels and building the plan",
-    settings=lambda recipe: recipe.tensorrt.model_dump(mode="json"),
-    code=(*_GRAPH, *_FACTS, *_GPU_KERNELS, "pipeline/tensorrt", "pipeline/write_bundle.py"),
+    settings=_tensorrt_settings,
+    code=(
+        *(*_GRAPH, *_FACTS, *_GPU_KERNELS, "pipeline/tensorrt"),
+        *("pipeline/stage.py", "pipeline/write_bundle.py", "runtime/engine/tensorrt/device.py"),
+    ),
     run=_run_build_tensorrt,
 )
 STAGES = (

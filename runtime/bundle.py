@@ -118,7 +118,7 @@ class Bundle:
             built = sorted({file.split("/")[1] for file in self.manifest.files if file.startswith("engine/")})
             raise BundleError(
                 f"{self.root} holds no {name} (engines built: {', '.join(built) or 'none'}); "
-                f"run `kvfold build RECIPE --output {self.root}`"
+                f"name one of these as the target, or run `kvfold build RECIPE --output {self.root}`"
             )
         for file in names:
             self.file(file)

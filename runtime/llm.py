@@ -21,6 +21,7 @@ from runtime.tokenizer import BundleTokenizer, Tokenizer
 
 if TYPE_CHECKING:
     from plugins.chat_template import Message
+    from runtime.engine.config import EngineConfig
 
 TextOrTokens = str | Sequence[int]
 DEFAULT_TARGET = "cpu"
@@ -47,7 +48,7 @@ class LLM:
 
         Args:
             bundle: the bundle's folder.
-            config: memory and batch sizes.
+            config: memory and batch sizes; by default RuntimeConfig's, or a TensorRT plan's own limits.
             target: the engine: `cpu`, `cuda`, `tensorrt` or `tensorrt-rtx`.
 
         Raises:
@@ -60,10 +61,11 @@ class LLM:
         from runtime.engine.config import EngineConfig
         from runtime.engine.load import load_engine
 
-        config = config or RuntimeConfig()
         opened = open_bundle(bundle)
         directory, plan = opened.directory(f"engine/{target}"), opened.plan
-        pages = pages_for(plan, config, EngineConfig.load(directory).max_context_length)
+        facts = EngineConfig.load(directory)
+        config = config or _default_config(facts)
+        pages = pages_for(plan, config, facts.max_context_length)
         engine = load_engine(directory, plan, pages, config)
         tokenizer = BundleTokenizer.load(opened.file(TOKENIZER), opened.file(TOKENIZER_CONFIG))
         return cls(engine, tokenizer, config)
@@ -150,6 +152,16 @@ class LLM:
                 f"token id {max(prompt, key=abs)} is in no vocabulary; "
                 "encode the prompt with this model's tokenizer"
             ) from error
+
+
+def _default_config(facts: EngineConfig) -> RuntimeConfig:
+    if facts.tensorrt is None:
+        return RuntimeConfig()
+    decode, prefill = facts.tensorrt.decode, facts.tensorrt.prefill
+    return RuntimeConfig(
+        max_num_batched_tokens=prefill.max_tokens,
+        max_num_seqs=min(decode.max_sequences, prefill.max_sequences),
+    )
 
 
 def _as_list(prompts: TextOrTokens | Sequence[TextOrTokens]) -> list[TextOrTokens]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +14,10 @@ from export.graph.lower_tensorrt import lower_for_tensorrt
 from export.graph.model_files import MODEL_FILE, load_model
 from export.quantize.precision import Quantization
 from pipeline.engine_config import engine_config
+from pipeline.tensorrt.architectures import architectures_of
 from pipeline.tensorrt.job import BuildJob, BuildResult
 from pipeline.tensorrt.limits import decode_limits, max_pages, prefill_limits, profile_shapes
-from pipeline.tensorrt.read_log import check_layers, read_layers
+from pipeline.tensorrt.read_log import differences, read_layers
 from pipeline.tensorrt.run_worker import run_worker
 from pipeline.tensorrt.specs import attention_nodes, spec_of
 from pipeline.workspace import MODEL_CACHE, Workspace
@@ -23,6 +25,7 @@ from pipeline.write_bundle import STAGING
 from plugins.cuda.attention_spec import variants_of
 from plugins.cuda.compile import compile_library
 from plugins.cuda.kernel_library import KernelLibrary
+from plugins.errors import TargetError
 from plugins.tensorrt.node import PLUGIN_NAME, PLUGIN_NAMESPACE, PLUGIN_VERSION
 from runtime.bundle import ONNX_MODEL, QUANTIZATION, SCALES
 from runtime.engine.config import KERNELS_FOLDER, PLAN_FILE, StepLimits, TensorRTFacts
@@ -46,9 +49,11 @@ def build_tensorrt(workspace: Workspace, directory: Path, progress: Callable[[fl
     """
     root, section = workspace.root, workspace.recipe.tensorrt
     context_length = workspace.config.max_position_embeddings
+    chunk = workspace.recipe.validate_on.prefill_chunk
     decode = decode_limits(section, workspace.plan, context_length)
-    prefill = prefill_limits(section, workspace.plan, context_length)
-    architectures = section.architectures or (_architecture_here(),)
+    prefill = prefill_limits(section, workspace.plan, context_length, chunk)
+    architectures = architectures_of(workspace.recipe)
+    log_of_failure = root / f"{workspace.recipe.target}-{LOG_FILE}"
     precision = Quantization.model_validate_json((root / QUANTIZATION).read_bytes()).precision
     with tempfile.TemporaryDirectory(dir=root / STAGING) as folder:
         lowered = Path(folder)
@@ -66,25 +71,15 @@ def build_tensorrt(workspace: Workspace, directory: Path, progress: Callable[[fl
         result = run_worker(
             job,
             directory / LOG_FILE,
-            root / f"{workspace.recipe.target}-{LOG_FILE}",
+            log_of_failure,
             lambda fraction: progress(_KERNELS_SHARE + (1 - _KERNELS_SHARE) * fraction),
         )
     linears = {
         name: "int8" if kind == "int8" else section.activation_dtype for name, kind in precision.items()
     }
-    built = read_layers((directory / LOG_FILE).read_text())
-    check_layers(built, linears, [_module_path(node) for node in attention_nodes(model)])
-    facts = _facts(workspace, kernels, architectures, (decode, prefill), linears, result)
+    unconfirmed = _check_log(job, directory, log_of_failure, linears, model)
+    facts = _facts(workspace, kernels, architectures, (decode, prefill), linears, unconfirmed, result)
     engine_config(workspace, passes, facts).save(directory)
-
-
-def _architecture_here() -> int:
-    """SM version of the first GPU; the target is refused before where there is none."""
-    import pynvml
-
-    pynvml.nvmlInit()
-    major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(pynvml.nvmlDeviceGetHandleByIndex(0))
-    return int(10 * major + minor)
 
 
 def _activation_scales(workspace: Workspace) -> dict[str, float]:
@@ -140,6 +135,7 @@ def _facts(
     architectures: tuple[int, ...],
     limits: tuple[StepLimits, StepLimits],
     linears: dict[str, str],
+    unconfirmed: tuple[str, ...],
     result: BuildResult,
 ) -> TensorRTFacts:
     decode, prefill = limits
@@ -155,9 +151,29 @@ def _facts(
         prefill=prefill,
         max_pages=max_pages(workspace.plan),
         linears=linears,
+        unconfirmed=unconfirmed,
         build_seconds=result.seconds,
         peak_build_bytes=result.peak_bytes,
     )
+
+
+def _check_log(
+    job: BuildJob, directory: Path, log_of_failure: Path, linears: dict[str, str], model: ir.Model
+) -> tuple[str, ...]:
+    """What the log does not confirm of the engine; for TensorRT-RTX that is an error.
+
+    TensorRT words its log differently, in ways that nobody has read here yet.
+    """
+    built = read_layers((directory / LOG_FILE).read_text())
+    problems = differences(built, linears, [_module_path(node) for node in attention_nodes(model)])
+    if problems and job.library == "tensorrt_rtx":
+        shutil.copyfile(directory / LOG_FILE, log_of_failure)
+        raise TargetError(
+            "\n  ".join([f"the built plan differs from the graph in {len(problems)} places:", *problems[:20]])
+            + "\nthe library compiles the graph in another way than kvfold knows; "
+            f"its log is in {log_of_failure}"
+        )
+    return problems
 
 
 def _module_path(node: ir.Node) -> str:

@@ -12,8 +12,6 @@ from runtime.engine.config import StepLimits
 TYPICAL_SEQUENCES = 8
 TYPICAL_TOKENS = 512
 TYPICAL_CONTEXT = 2_048
-# Generation wants a row of logits a sequence; only validation wants all rows of a chunk, and they are wide.
-MAX_LOGITS = 512
 # A KV pool is one tensor; its elements are counted in 31 bits.
 MAX_POOL_ELEMENTS = 2**31 - 1
 
@@ -28,13 +26,18 @@ def decode_limits(section: TensorRTSection, plan: FoldPlan, max_context_length: 
     )
 
 
-def prefill_limits(section: TensorRTSection, plan: FoldPlan, max_context_length: int) -> StepLimits:
-    """Chunks of prompts beside decoded tokens, up to the token budget."""
+def prefill_limits(
+    section: TensorRTSection, plan: FoldPlan, max_context_length: int, all_rows: int
+) -> StepLimits:
+    """Chunks of prompts beside decoded tokens, up to the token budget.
+
+    Generation wants a row of logits a sequence. Validation alone wants `all_rows`, those of its whole chunk.
+    """
     return StepLimits(
         max_tokens=section.max_num_batched_tokens,
         max_sequences=section.max_num_seqs,
         max_table_width=_table_widths(plan, max_context_length),
-        max_logits=max(section.max_num_seqs, min(MAX_LOGITS, section.max_num_batched_tokens)),
+        max_logits=max(section.max_num_seqs, all_rows),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from pipeline.stage import SOURCE_ROOT
 from pipeline.tensorrt.job import BuildJob, BuildResult, WorkerMessage
 from pipeline.tensorrt.read_log import describe_failure
 from plugins.errors import KernelError, TargetError
@@ -36,7 +38,9 @@ def run_worker(
     with tempfile.TemporaryDirectory() as links, log.open("w") as stderr:
         environment = environment_for(job.library, Path(links))
         environment["POLYGRAPHY_USE_TENSORRT_RTX"] = str(int(job.library == "tensorrt_rtx"))
-        command = [sys.executable, "-m", "pipeline.tensorrt.worker"]
+        # kvfold's own modules, whatever the working directory holds.
+        environment["PYTHONPATH"] = os.pathsep.join([str(SOURCE_ROOT), environment.get("PYTHONPATH", "")])
+        command = [sys.executable, "-P", "-m", "pipeline.tensorrt.worker"]
         pipe = subprocess.PIPE
         with subprocess.Popen(
             command, env=environment, text=True, stdin=pipe, stdout=pipe, stderr=stderr

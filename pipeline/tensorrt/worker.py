@@ -6,8 +6,10 @@ that the library logs goes to stderr. The plan is saved as bytes: an engine obje
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -30,6 +32,8 @@ from pipeline.tensorrt.progress import progress_monitor
 from plugins.cuda.kernel_library import KernelLibrary
 from plugins.errors import KvfoldError
 from plugins.tensorrt.load_plugins import load_plugins
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def build(job: BuildJob, report: Callable[[float], None]) -> BuildResult:
@@ -90,6 +94,7 @@ def main() -> None:
     """Do the job on stdin; ends with exit code 1 where it failed."""
     with os.fdopen(os.dup(sys.stdout.fileno()), "w") as messages:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # the library prints to stdout too
+        _end_with_parent()
         G_LOGGER.module_severity = G_LOGGER.EXTRA_VERBOSE
         job = BuildJob.model_validate_json(sys.stdin.read())
         try:
@@ -98,6 +103,12 @@ def main() -> None:
             _send(messages, WorkerMessage(error=str(error)))
             raise SystemExit(1) from error
         _send(messages, WorkerMessage(result=result))
+
+
+def _end_with_parent() -> None:
+    """Have Linux end this process when the pipeline is killed; elsewhere its next message does."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _send(messages: TextIO, message: WorkerMessage) -> None:

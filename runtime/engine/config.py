@@ -46,7 +46,8 @@ class TensorRTFacts(BaseModel):
         activation_dtype: of the graph's activations.
         decode, prefill: limits of the two optimisation profiles, 0 and 1 in the plan.
         max_pages: most pages of each group's KV pool.
-        linears: precision of every linear as the build log showed it, by module path.
+        linears: precision of every linear by module path; the build log was checked for it.
+        unconfirmed: what the log did not confirm; none for TensorRT-RTX, where that fails the build.
         build_seconds: how long the build took.
         peak_build_bytes: largest resident memory of the build's process.
     """
@@ -64,6 +65,7 @@ class TensorRTFacts(BaseModel):
     prefill: StepLimits
     max_pages: dict[str, int]
     linears: dict[str, str]
+    unconfirmed: tuple[str, ...] = ()
     build_seconds: float
     peak_build_bytes: int
 

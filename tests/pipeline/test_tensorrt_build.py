@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.run_stages import run_stages
+from pipeline.stage import SOURCE_ROOT
 from pipeline.stages import STAGES, build_stage
+from pipeline.tensorrt import build as module
+from pipeline.tensorrt.architectures import build_settings
 from plugins.cuda.kernel_library import KernelLibrary
 from plugins.errors import KernelError, RecipeError, TargetError
 from runtime import LLM
@@ -113,13 +119,67 @@ def test_sm75_with_bfloat16_is_refused(folder: Path, bundle: Path) -> None:
         build(folder, root, architectures=(75,), activation_dtype="bfloat16")
 
 
-def test_architectures_must_be_named(folder: Path) -> None:
-    with pytest.raises(RecipeError, match="name the SM versions of the GPUs to build for: --sm"):
-        load_recipe("demo", target=TARGET)
-    assert load_recipe("demo", target=TARGET, architectures=(80, 86)).tensorrt.architectures == (80, 86)
+def test_a_failed_check_of_the_log_keeps_the_log(
+    folder: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = shutil.copytree(bundle, folder / "other")
+    monkeypatch.setattr(module, "differences", lambda *given: ("lm_head is float32",))
+    with pytest.raises(TargetError, match=rf"1 places:\n  lm_head is float32(?s:.)*{TARGET}-build.log"):
+        build(folder, root, max_num_seqs=3)
+    assert "LayerType: gemm" in (root / f"{TARGET}-build.log").read_text()
+
+
+def test_another_version_of_the_library_builds_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load_recipe(str(folder / "tiny.yaml"), TARGET, ARCHITECTURES)
+    before = build_settings(recipe)
+    monkeypatch.setattr("pipeline.tensorrt.architectures.version", lambda package: "9.9")
+    assert build_settings(recipe) != before
+
+
+def test_the_worker_ends_when_the_pipeline_is_killed(folder: Path, bundle: Path) -> None:
+    """Killed without a chance to clean up, in the middle of a build: no orphan goes on compiling."""
+    root = shutil.copytree(bundle, folder / "killed")
+    options = ["-o", str(root), "--target", TARGET, "--sm", "80"]
+    command = [sys.executable, "-m", "pipeline.cli", "build", str(folder / "tiny.yaml"), *options]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=SOURCE_ROOT) as pipeline:
+        workers: list[psutil.Process] = []
+        while not workers and pipeline.poll() is None:
+            with suppress(psutil.NoSuchProcess):  # a compiler's process that has just ended
+                children = psutil.Process(pipeline.pid).children()
+                workers = [child for child in children if "pipeline.tensorrt.worker" in child.cmdline()]
+        assert workers, "the build ended before its worker was seen"
+        pipeline.kill()
+    psutil.wait_procs(workers, timeout=10)
+    assert not workers[0].is_running()
+
+
+@pytest.mark.parametrize("architecture", [75, 121])
+def test_the_oldest_and_the_newest_gpu(folder: Path, bundle: Path, architecture: int) -> None:
+    root = shutil.copytree(bundle, folder / f"only{architecture}")
+    assert build(folder, root, architectures=(architecture,)) == [build_stage(TARGET)]
+    facts = EngineConfig.load(root / "engine" / TARGET).tensorrt
+    assert facts is not None and facts.architectures == (architecture,)
+
+
+def test_architectures_must_be_named_where_there_is_no_gpu() -> None:
+    if shutil.which("nvidia-smi"):
+        pytest.skip("this machine has a GPU; would show the refusal without one")
+    with pytest.raises(TargetError, match="name the GPUs to build for: --sm 80,86,89,120"):
+        build_settings(load_recipe("demo", TARGET))
+
+
+def test_architectures_of_the_command_line() -> None:
+    assert load_recipe("demo", TARGET, (86, 80, 86)).tensorrt.architectures == (80, 86)
     with pytest.raises(RecipeError, match="architectures"):
-        load_recipe("demo", target=TARGET, architectures=(61,))
-    with pytest.raises(RecipeError, match="is for target tensorrt-rtx"):
-        load_recipe("demo", target="tensorrt", architectures=(80,))
-    with pytest.raises(RecipeError, match="this one is cpu: add --target tensorrt-rtx"):
-        load_recipe("demo", architectures=(80,))
+        load_recipe("demo", TARGET, (61,))
+    for target in ("cpu", "tensorrt"):
+        with pytest.raises(RecipeError, match=f"this one is {target}: add --target tensorrt-rtx"):
+            load_recipe("demo", target, (80,))
+
+
+def test_a_chunk_that_no_step_can_take_is_refused_at_once(folder: Path) -> None:
+    text = (folder / "tiny.yaml").read_text()
+    (folder / "chunk.yaml").write_text(text.replace("prefill_chunk: 40", "prefill_chunk: 65"))
+    assert load_recipe(str(folder / "chunk.yaml")).validate_on.prefill_chunk == 65
+    with pytest.raises(RecipeError, match=r"prefill_chunk is 65, above tensorrt\.max_num_batched_tokens 64"):
+        load_recipe(str(folder / "chunk.yaml"), TARGET, ARCHITECTURES)

@@ -27,7 +27,7 @@ def plan() -> FoldPlan:
 
 
 def test_profiles_cover_every_input_of_the_graph(plan: FoldPlan) -> None:
-    for limits in (decode_limits(SECTION, plan, 8192), prefill_limits(SECTION, plan, 8192)):
+    for limits in (decode_limits(SECTION, plan, 8192), prefill_limits(SECTION, plan, 8192, 512)):
         shapes = profile_shapes(plan, limits)
         assert list(shapes) == step.input_names(plan)
         for name, (smallest, typical, largest) in shapes.items():
@@ -43,7 +43,7 @@ def test_decode_has_as_many_tokens_as_sequences(plan: FoldPlan) -> None:
 
 
 def test_prefill_goes_to_the_token_budget(plan: FoldPlan) -> None:
-    limits = prefill_limits(SECTION, plan, 8192)
+    limits = prefill_limits(SECTION, plan, 8192, 512)
     shapes = profile_shapes(plan, limits)
     assert shapes[step.INPUT_IDS] == shapes[step.slot_mapping("global")] == ((1,), (512,), (1024,))
     assert shapes[step.LOGITS_INDICES] == ((1,), (8,), (512,))
@@ -51,7 +51,7 @@ def test_prefill_goes_to_the_token_budget(plan: FoldPlan) -> None:
 
 def test_a_short_context_bounds_the_typical_step(plan: FoldPlan) -> None:
     section = TensorRTSection(architectures=(80,), max_num_batched_tokens=4, max_num_seqs=2)
-    shapes = profile_shapes(plan, prefill_limits(section, plan, 40))
+    shapes = profile_shapes(plan, prefill_limits(section, plan, 40, 4))
     assert shapes[step.INPUT_IDS] == ((1,), (4,), (4,))
     assert shapes[step.block_table("global")] == ((1, 1), (2, 3), (2, 3))
 

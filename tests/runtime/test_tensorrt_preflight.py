@@ -21,7 +21,7 @@ from tests.runtime.synthetic_engine import make_plan
 from tests.runtime.tensorrt_harness import VERSION, make_config, make_facts, write_engine
 
 PLAN = make_plan((None, 0), (32, 4))
-AGAIN = "`kvfold build --target tensorrt-rtx --sm 80,89`"
+AGAIN = "`kvfold build RECIPE --target tensorrt-rtx --sm 80,89`"
 
 
 def test_a_whole_engine_passes(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_another_gpu_is_named_with_the_command_that_adds_it() -> None:
         check_gpu(config, config.tensorrt, device)
     config = make_config(make_facts(PLAN, "tensorrt"))
     assert config.tensorrt is not None
-    with pytest.raises(TargetError, match=r"build it again: `kvfold build --target tensorrt`$"):
+    with pytest.raises(TargetError, match=r"build it again: `kvfold build RECIPE --target tensorrt`$"):
         check_gpu(config, config.tensorrt, device)
 
 

@@ -76,7 +76,7 @@ def check_gpu(config: EngineConfig, facts: TensorRTFacts, device: Device) -> Non
 
 def _build(config: EngineConfig, architecture: int | None = None) -> str:
     """The command that builds the engine again; plain TensorRT builds for the GPU it finds."""
-    command = f"kvfold build --target {config.target}"
+    command = f"kvfold build RECIPE --target {config.target}"
     if config.tensorrt is None or config.tensorrt.library == "tensorrt":
         return command
     built = set(config.tensorrt.architectures) | ({architecture} if architecture else set())
