@@ -6,15 +6,21 @@ with which differences, on which GPU. A test records a figure with `record_prope
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import pynvml
 import pytest
 
 from pipeline.monitor.gpus import open_nvml
+from pipeline.targets import TARGETS
 from plugins.version import VERSION
+from runtime.engine.tensorrt.device import Device
+from tests.gpu.tiny_bundle import TinyBundle
+
+RecordProperty = Callable[[str, object], None]
 
 
 @dataclass(frozen=True)
@@ -48,10 +54,57 @@ def found_gpu() -> GpuFacts | str:
 def gpu(found_gpu: GpuFacts | str, request: pytest.FixtureRequest) -> GpuFacts:
     """The GPU; without one the test skips and its docstring says what it would have shown."""
     if isinstance(found_gpu, str):
-        shows = (request.function.__doc__ or "").strip().splitlines()
-        assert shows, "a GPU test says in its docstring what it shows"
-        pytest.skip(f"{found_gpu}; would show: {shows[0]}")
+        skip(request, found_gpu)
     return found_gpu
+
+
+def skip(request: pytest.FixtureRequest, reason: str) -> NoReturn:
+    """Skip a test with what it would have shown."""
+    shows = (request.function.__doc__ or "").strip().splitlines()
+    assert shows, "a GPU test says in its docstring what it shows"
+    pytest.skip(f"{reason}; would show: {shows[0]}")
+
+
+@pytest.fixture
+def device(gpu: GpuFacts) -> Iterator[Device]:
+    """The GPU through the driver, all its memory freed after the test."""
+    device = Device.open()
+    yield device
+    device.close()
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyBundle:
+    """The tiny recipe; nothing of it is built before a test asks."""
+    return TinyBundle(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(params=["tensorrt", "tensorrt-rtx"])
+def target(gpu: GpuFacts, request: pytest.FixtureRequest) -> str:
+    """A TensorRT target that can be built and run on this GPU; else the test skips."""
+    name: str = request.param
+    why_not = TARGETS[name].why_not_build() or TARGETS[name].why_not_run()
+    if why_not is None and name == "tensorrt-rtx":
+        why_not = why_not_rtx(gpu.architecture)
+    if why_not is not None:
+        skip(request, why_not)
+    return name
+
+
+def why_not_rtx(architecture: int) -> str | None:
+    """Why TensorRT-RTX builds no plan for an architecture."""
+    import tensorrt_rtx
+
+    if hasattr(tensorrt_rtx.ComputeCapability, f"SM{architecture}"):
+        return None
+    version = tensorrt_rtx.__version__
+    return f"TensorRT-RTX {version} does not support SM {architecture}; install kvfold[tensorrt]"
+
+
+@pytest.fixture
+def architectures(gpu: GpuFacts, target: str) -> tuple[int, ...]:
+    """What a recipe must name for the target: TensorRT-RTX the GPU, TensorRT nothing."""
+    return (gpu.architecture,) if target == "tensorrt-rtx" else ()
 
 
 class ReportWriter:
@@ -64,7 +117,9 @@ class ReportWriter:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" or (report.when == "setup" and report.outcome != "passed"):
             figures = ", ".join(f"{name} {value}" for name, value in report.user_properties)
-            name = report.nodeid.rpartition("/")[2]
+            if report.skipped and isinstance(report.longrepr, tuple):
+                figures = report.longrepr[2].removeprefix("Skipped: ")
+            name, figures = report.nodeid.rpartition("/")[2], figures.replace("|", r"\|")
             self._rows.append(f"| {name} | {report.outcome} | {figures} | {report.duration:.1f} s |")
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:

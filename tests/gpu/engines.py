@@ -1,0 +1,49 @@
+"""Engines of the tiny recipe, closed after use, and the same in a process of their own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from plugins.fold_plan import FoldPlan
+from runtime.bundle import FOLD_PLAN
+from runtime.engine.tensorrt.engine import TensorRTEngine
+from tests.gpu.read_texts import NUM_PAGES
+from tests.gpu.tiny_bundle import TinyBundle
+
+ROOT = Path(__file__).parents[2]
+
+
+@contextmanager
+def open_engine(directory: Path, plan: FoldPlan) -> Iterator[TensorRTEngine]:
+    """A TensorRT engine with pages for `read_texts`."""
+    engine = TensorRTEngine.load(directory, plan, {group.name: NUM_PAGES for group in plan.groups})
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def read_in_new_process(
+    tiny: TinyBundle, directory: Path, folder: Path, library: Path | None = None
+) -> np.ndarray:
+    """Logits of the texts by an engine in a process that loads neither torch nor Triton.
+
+    Args:
+        tiny: bundle of the engine.
+        directory: of the engine.
+        folder: an existing folder for the arrays.
+        library: the C++ plugin, in place of the Python one.
+    """
+    np.save(folder / "texts.npy", tiny.texts)
+    paths = [directory, tiny.root / FOLD_PLAN, folder / "texts.npy", folder / "logits.npy", library]
+    command = [sys.executable, "-m", "tests.gpu.run_engine", *(str(path) for path in paths if path)]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stdout + process.stderr
+    logits: np.ndarray = np.load(folder / "logits.npy")
+    return logits

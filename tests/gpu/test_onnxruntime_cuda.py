@@ -1,0 +1,54 @@
+"""ONNX Runtime's CUDA provider with its stock attention, on the tiny recipe without sink tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.targets import TARGETS
+from plugins.fold_plan import KvDtype
+from runtime.config import RuntimeConfig
+from runtime.engine.load import load_engine
+from tests.gpu.conftest import GpuFacts, RecordProperty, skip
+from tests.gpu.distances import MAX_KL_OF_FLOAT16, MAX_KL_TO_CPU, check_logits
+from tests.gpu.read_texts import NUM_PAGES, read_texts
+from tests.gpu.tiny_bundle import TinyBundle
+from tests.pipeline.tiny_recipe import RECIPE
+
+
+@pytest.fixture
+def cuda(gpu: GpuFacts, request: pytest.FixtureRequest) -> None:
+    """Skips where the target does not run."""
+    why_not = TARGETS["cuda"].why_not_run()
+    if why_not is not None:
+        skip(request, why_not)
+
+
+def read(tiny: TinyBundle, target: str) -> np.ndarray:
+    """Logits of the texts by an engine of ONNX Runtime."""
+    directory = tiny.build(target)
+    pages = {group.name: NUM_PAGES for group in tiny.plan.groups}
+    return read_texts(load_engine(directory, tiny.plan, pages, RuntimeConfig()), tiny.plan, tiny.texts)
+
+
+def tiny_without_sinks(folder: Path, kv_dtype: KvDtype) -> TinyBundle:
+    """The tiny recipe as the stock op can compute it."""
+    return TinyBundle(folder, RECIPE.replace("sink_size: 4", f"sink_size: 0, kv_dtype: {kv_dtype}"))
+
+
+@pytest.mark.usefixtures("cuda")
+def test_float16_caches(tmp_path: Path, record_property: RecordProperty) -> None:
+    """Caches updated in place, step after step, give the folded model's logits, within a KL bound."""
+    tiny = tiny_without_sinks(tmp_path, "float16")
+    logits = read(tiny, "cuda")
+    check_logits(record_property, "folded || cuda", tiny.folded_logits, logits, MAX_KL_OF_FLOAT16)
+
+
+@pytest.mark.usefixtures("cuda")
+def test_int8_caches(tmp_path: Path, record_property: RecordProperty) -> None:
+    """Caches updated in place, step after step, give the cpu engine's logits, within a KL bound."""
+    tiny = tiny_without_sinks(tmp_path, "int8")
+    logits = read(tiny, "cuda")
+    check_logits(record_property, "cpu || cuda", read(tiny, "cpu"), logits, MAX_KL_TO_CPU)
