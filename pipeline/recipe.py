@@ -18,7 +18,7 @@ from pipeline.recipe_errors import describe_recipe_errors
 from pipeline.recipe_files import SHIPPED, find_recipe
 from pipeline.targets import TARGETS
 from plugins.errors import PlanError, RecipeError
-from plugins.fold_plan import FoldPlan, LayerPlan, describe_errors
+from plugins.fold_plan import FoldPlan, KvDtype, LayerPlan, describe_errors
 from plugins.plan_presets import AttentionShape, Preset, build_plan
 
 DEMO_MODEL = "demo"
@@ -52,6 +52,16 @@ class WrittenPlan(Section):
 
     page_size: int = 16
     layers: tuple[LayerPlan, ...] = Field(min_length=1)
+
+    @property
+    def has_sinks(self) -> bool:
+        """Whether local layers see the first tokens."""
+        return any(layer.sink_size for layer in self.layers)
+
+    @property
+    def kv_dtypes(self) -> set[KvDtype]:
+        """Types of the caches."""
+        return {layer.kv_dtype for layer in self.layers}
 
 
 class TextSection(Section):
@@ -180,6 +190,18 @@ class Recipe(Section):
     def _check_target(self) -> Self:
         if self.target not in TARGETS:
             raise ValueError(f"target is {self.target!r}; use one of {', '.join(TARGETS)}")
+        target = TARGETS[self.target]
+        unreadable = sorted(self.plan.kv_dtypes.difference(target.kv_dtypes))
+        if unreadable:
+            raise ValueError(
+                f"the plan stores its KV as {unreadable[0]}, target {self.target} reads "
+                f"{', '.join(target.kv_dtypes)}; set kv_dtype in the plan"
+            )
+        if self.plan.has_sinks and not target.keeps_sinks:
+            raise ValueError(
+                f"target {self.target} cannot keep a sequence's first tokens in sight under a window; "
+                "set sink_size: 0 in the plan, or choose another target"
+            )
         chunk, budget = self.validate_on.prefill_chunk, self.tensorrt.max_num_batched_tokens
         if self.target in ("tensorrt", "tensorrt-rtx") and chunk > budget:
             raise ValueError(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 from plugins.errors import KernelError
+from plugins.fold_plan import KvDtype
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,16 @@ class Target:
         description: one line for `kvfold doctor`.
         why_not_build: why this machine cannot build it, with the next action; None when it can.
         why_not_run: the same for running what was built.
+        kv_dtypes: types of caches that its attention reads; of the float ones, the activations' own.
+        keeps_sinks: its attention can show the first tokens of a sequence to a windowed layer.
     """
 
     name: str
     description: str
     why_not_build: Callable[[], str | None]
     why_not_run: Callable[[], str | None]
+    kv_dtypes: tuple[KvDtype, ...] = ("int8", "float16", "bfloat16")
+    keeps_sinks: bool = True
 
 
 def _why_not_cpu() -> str | None:
@@ -89,12 +94,14 @@ TARGETS = {
             description="ONNX Runtime on the CPU, with kvfold's own attention and int8 kernels",
             why_not_build=_why_not_cpu,
             why_not_run=_why_not_cpu,
+            kv_dtypes=("int8", "float32"),
         ),
         Target(
             name="cuda",
             description="ONNX Runtime on an NVIDIA GPU, with its stock attention; float16, no sink tokens",
             why_not_build=lambda: None,
             why_not_run=_why_not_run_cuda,
+            keeps_sinks=False,
         ),
         Target(
             name="tensorrt",

@@ -49,6 +49,21 @@ class Preset(BaseModel):
     global_every: int = Field(default=6, ge=1)
     kv_dtype: KvDtype | None = None
 
+    @property
+    def is_windowed(self) -> bool:
+        """Whether some layers are local."""
+        return self.preset in ("horizon", "character")
+
+    @property
+    def has_sinks(self) -> bool:
+        """Whether local layers see the first tokens."""
+        return self.is_windowed and self.sink_size > 0
+
+    @property
+    def kv_dtypes(self) -> set[KvDtype]:
+        """Types of the caches."""
+        return {self.kv_dtype or ("int8" if self.is_windowed else "float32")}
+
 
 def build_plan(preset: Preset, shape: AttentionShape) -> FoldPlan:
     """The FoldPlan of a preset for a model of this shape.
@@ -56,11 +71,10 @@ def build_plan(preset: Preset, shape: AttentionShape) -> FoldPlan:
     Raises:
         PlanError: the shape cannot be folded so (for example KV heads that do not divide).
     """
-    windowed = preset.preset in ("horizon", "character")
-    kv_dtype: KvDtype = preset.kv_dtype or ("int8" if windowed else "float32")
+    (kv_dtype,) = preset.kv_dtypes
     heads = 1 if preset.preset in ("mqa", "character") else shape.num_key_value_heads
     local = [
-        windowed and index % preset.global_every != preset.global_every - 1
+        preset.is_windowed and index % preset.global_every != preset.global_every - 1
         for index in range(shape.num_hidden_layers)
     ]
     donors = list(range(shape.num_hidden_layers))

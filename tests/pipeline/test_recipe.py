@@ -105,3 +105,32 @@ def test_a_written_plan_that_breaks_a_law_is_refused(tmp_path: Path) -> None:
     recipe = written(tmp_path, "{donor: 0, num_key_value_heads: 2}")
     with pytest.raises(PlanError, match="1 entries, the model has 4 layers"):
         recipe.build_plan(SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("target", "plan", "problem"),
+    [
+        ("cuda", "{preset: horizon}", "cuda cannot keep a sequence's first tokens in sight"),
+        (
+            "tensorrt",
+            "{preset: mqa}",
+            "stores its KV as float32, target tensorrt reads int8, float16, bfloat16",
+        ),
+        (
+            "cpu",
+            "{preset: mqa, kv_dtype: float16}",
+            "stores its KV as float16, target cpu reads int8, float32",
+        ),
+    ],
+)
+def test_a_plan_that_its_target_cannot_serve_is_refused(
+    tmp_path: Path, target: str, plan: str, problem: str
+) -> None:
+    """Before minutes of export."""
+    with pytest.raises(RecipeError, match=problem):
+        load_recipe(write(tmp_path, f"model: {{source: demo}}\nplan: {plan}\ntarget: {target}"))
+
+
+def test_a_plan_without_sinks_serves_every_target(tmp_path: Path) -> None:
+    text = "model: {source: demo}\nplan: {preset: horizon, sink_size: 0}\ntarget: cuda"
+    assert load_recipe(write(tmp_path, text)).target == "cuda"
