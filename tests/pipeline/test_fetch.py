@@ -22,7 +22,7 @@ def serve(monkeypatch: pytest.MonkeyPatch, content: bytes, member: str = fetch.M
             archive.writestr(member, content)
         return downloads[-1]
 
-    monkeypatch.setattr(fetch, "_download", download)
+    monkeypatch.setattr(fetch, "_download_demo", download)
     return downloads
 
 

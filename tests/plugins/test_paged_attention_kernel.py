@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from plugins.paged_attention import tolerances
 from plugins.paged_attention.inputs import Case, Inputs, make_inputs
 from plugins.paged_attention.schema import OUTPUTS
+from tests.plugins.attention_cases import cases
 from tests.plugins.paged_attention_node import CACHES, expected, node_of, relative_error, run, session_of
 
 PROPERTY = settings(
@@ -22,34 +23,13 @@ PROPERTY = settings(
 )
 
 
-@st.composite
-def cases(draw: st.DrawFn) -> Case:
-    """Ragged batches over every feature of the op; a few sequences cross the kernel's key splits."""
-    lengths = st.tuples(st.integers(0, 40), st.sampled_from([0, 1, 15, 16, 63, 250, 300]))
-    sequences = draw(st.lists(lengths, max_size=4))
-    kv_heads, group = draw(st.sampled_from([(1, 1), (1, 9), (2, 2), (3, 3), (3, 1)]))
-    window = draw(st.sampled_from([-1, -1, 1, 7, 32, 100, 1000]))
-    return Case(
-        new_lengths=tuple(new for new, _ in sequences),
-        past_lengths=tuple(past for _, past in sequences),
-        num_heads=kv_heads * group,
-        kv_num_heads=kv_heads,
-        head_size=draw(st.sampled_from([8, 16, 64, 64, 80, 128])),
-        page_size=draw(st.sampled_from([16, 32, 64, 128])),
-        local_window_size=window,
-        sink_size=draw(st.sampled_from([0, 4, 20])) if window >= 0 else 0,
-        softcap=draw(st.sampled_from([0.0, 0.0, 15.0])),
-        int8_cache=draw(st.booleans()),
-        head_sink=draw(st.booleans()),
-        qk_norm=draw(st.booleans()),
-        packed=draw(st.booleans()),
-        writes=draw(st.booleans()),
-        seed=draw(st.integers(0, 1000)),
-    )
+# Ragged batches; a few sequences cross the kernel's key splits.
+LENGTHS = st.lists(st.tuples(st.integers(0, 40), st.sampled_from([0, 1, 15, 16, 63, 250, 300])), max_size=4)
+CASES = cases(LENGTHS, [(1, 1), (1, 9), (2, 2), (3, 3), (3, 1)], [8, 16, 64, 64, 80, 128])
 
 
 @PROPERTY
-@given(case=cases())
+@given(case=CASES)
 def test_parity(isa: str, case: Case) -> None:
     inputs = make_inputs(case)
     output, *caches = run(inputs)
@@ -142,7 +122,7 @@ def test_steps_do_not_show_in_the_bits(isa: str, int8_cache: bool, window: int) 
 
 
 @PROPERTY
-@given(case=cases(), threads=st.sampled_from([1, 3]))
+@given(case=CASES, threads=st.sampled_from([1, 3]))
 def test_neighbours_and_threads_do_not_show_in_the_bits(isa: str, case: Case, threads: int) -> None:
     """Law: a sequence alone, on any number of threads, gives the bits it gives in a batch."""
     inputs = make_inputs(case)

