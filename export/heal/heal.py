@@ -22,7 +22,7 @@ from plugins.plan_presets import Preset, build_plan
 
 LAYERWISE, END_TO_END, DONE = STEPS = ("layerwise", "end_to_end", "done")
 # Share of the time that a token takes in each part, for the progress display (measured on SmolLM2).
-COST = {LAYERWISE: 0.5, "teacher": 0.25, END_TO_END: 1.0}
+COST = {LAYERWISE: 0.75, "teacher": 0.27, END_TO_END: 1.0}
 
 Report = Callable[[float, str], None]
 
@@ -74,10 +74,12 @@ def heal(
 
     Raises:
         PlanError: the plan folds nothing.
+        HealingError: training diverged.
     """
     settings, journal = healing.settings, Journal(folder, key)
     snapshot = journal.load()
     if snapshot is None:
+        report(0.0, "fitting the adapter to the fold")
         form = adapter_form(healing.config, healing.base, folded, healing.plan, healing.tokens, settings.rank)
         snapshot = journal.begin(LAYERWISE, form)
     journal.rewind(snapshot, STEPS)

@@ -49,7 +49,7 @@ class Journal:
         """This training's snapshot; None where there is none, or none that can be read."""
         try:
             snapshot = Snapshot(**torch.load(self.folder / SNAPSHOT, weights_only=True))
-        except (OSError, RuntimeError, TypeError, pickle.UnpicklingError):
+        except (OSError, EOFError, RuntimeError, TypeError, pickle.UnpicklingError):
             return None
         return snapshot if snapshot.key == self.key else None
 

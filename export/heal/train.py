@@ -12,6 +12,7 @@ from torch import Tensor
 
 from export.heal.journal import Journal, Snapshot
 from export.heal.settings import HealSettings
+from plugins.errors import HealingError
 
 TOKENS_PER_PASS = 2_048  # activations of so many tokens exist at a time, or of one longer sequence
 BETAS = (0.9, 0.95)
@@ -57,6 +58,9 @@ def train(
         journal: takes losses and snapshots.
         snapshot: of this step; its values are already in the parameters.
         report: told the fraction of the step that is done, and the loss.
+
+    Raises:
+        HealingError: a gradient is not finite; the last snapshot is from before it.
     """
     optimizer = torch.optim.AdamW(list(parameters.values()), lr=0.0, betas=BETAS, weight_decay=0.0)
     if snapshot.optimizer is not None:
@@ -73,7 +77,12 @@ def train(
             group["lr"] = rate
         optimizer.zero_grad(set_to_none=True)
         loss = backward(step.loss, rows, max(1, TOKENS_PER_PASS // length))
-        torch.nn.utils.clip_grad_norm_(parameters.values(), settings.clip, error_if_nonfinite=True)
+        norm = torch.nn.utils.clip_grad_norm_(parameters.values(), settings.clip)
+        if not norm.isfinite():
+            raise HealingError(
+                f"{step.name}, update {done}: the gradient is {float(norm)} at loss {loss}, rate {rate:.1e}; "
+                "lower the learning rate or clip"
+            )
         optimizer.step()
         journal.log(step.name, done, loss, rate)
         report(done / updates, loss)

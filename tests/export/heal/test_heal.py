@@ -18,7 +18,7 @@ from export.heal.adapter import merge
 from export.heal.heal import Healing, heal
 from export.heal.trained import trained_names
 from export.model.decoder import Decoder
-from plugins.errors import PlanError
+from plugins.errors import HealingError, PlanError
 from plugins.plan_presets import Preset, build_plan
 from tests.export.heal.tiny_healing import SETTINGS, TOKENS, tiny_healing
 
@@ -79,6 +79,13 @@ def after_three_of(part: str) -> Callable[[str], bool]:
     """Accepts the third line that names this part."""
     reports = count()
     return lambda line: part in line and next(reports) == 2
+
+
+def test_divergence_is_named(tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"layerwise_learning_rate": 1e30, "clip": 1e30})
+    healing, folded = tiny_healing(settings)
+    with pytest.raises(HealingError, match=r"layerwise, update [2-9]: .* lower the learning rate"):
+        heal(healing, folded, tmp_path, "key", silent)
 
 
 @pytest.fixture(scope="module")
