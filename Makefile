@@ -21,7 +21,7 @@ ENGINE := $(if $(TARGET),--target $(TARGET)) $(if $(SM),--sm $(SM))
 BUILD_INPUTS := pyproject.toml setup.py $(wildcard plugins/cpu/*.cc plugins/cpu/*.h)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo export build validate run inspect doctor bench test gpu-check lint clean
+.PHONY: help install demo export heal build validate run inspect doctor bench test gpu-check lint clean
 
 help: ## Show this list
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
@@ -60,6 +60,9 @@ demo: $(INSTALLED) ## Fold, calibrate, export, build, validate, then talk
 
 export: $(INSTALLED) ## Fold a checkpoint, calibrate it, write ONNX
 	$(BIN)/kvfold export $(RECIPE) $(ARGS)
+
+heal: $(INSTALLED) ## Train what folding changed, as the recipe's section heal says
+	$(BIN)/kvfold heal $(RECIPE) $(ARGS)
 
 build: $(INSTALLED) $(EXTRA) ## Export, then build the engine
 	$(BIN)/kvfold build $(RECIPE) $(ENGINE) $(ARGS)

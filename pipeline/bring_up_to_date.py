@@ -15,7 +15,7 @@ from pipeline.targets import TARGETS
 from pipeline.tensorrt.architectures import architectures_of
 from plugins.errors import TargetError
 
-Until = Literal["onnx", "build", "run", "report"]
+Until = Literal["heal", "onnx", "build", "run", "report"]
 
 
 def bring_up_to_date(
@@ -31,14 +31,14 @@ def bring_up_to_date(
     """
     recipe = load_recipe(name, target, architectures)
     backend = TARGETS[recipe.target]
-    if until != "onnx":
+    if until not in ("heal", "onnx"):
         _require(backend.name, "built", backend.why_not_build())
     if until != "onnx" and recipe.target in ("tensorrt", "tensorrt-rtx"):
         architectures_of(recipe)
     if until in ("run", "report"):
         _require(backend.name, "run", backend.why_not_run())
     build, report = build_stage(backend.name), report_stage(backend.name)
-    last = {"onnx": "onnx", "build": build, "run": build, "report": report}[until]
+    last = {"heal": "heal", "onnx": "onnx", "build": build, "run": build, "report": report}[until]
     console = get_console()
     console.print(f"[bold]{recipe.name}[/] -> {root}")
     with stage_display(console) as display:

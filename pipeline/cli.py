@@ -25,6 +25,7 @@ class CommandEntry:
 
 COMMANDS = {
     "export": CommandEntry("pipeline.commands.export", "Fold a checkpoint, calibrate it, write ONNX."),
+    "heal": CommandEntry("pipeline.commands.heal", "Train what folding changed, and write an adapter."),
     "build": CommandEntry("pipeline.commands.build", "Export, then build the engine of the recipe's target."),
     "validate": CommandEntry("pipeline.commands.validate", "Compare original, folded model and engine."),
     "run": CommandEntry("pipeline.commands.run", "Chat with a bundle in the terminal."),

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from pipeline.stage import Stage
+from pipeline.stage import Report, Stage
 
 
 class StageDisplay:
@@ -25,19 +25,23 @@ class StageDisplay:
         """One dim line."""
         self._console.print(Text(f"  = {stage.name:<11} unchanged", style="dim"))
 
-    def started(self, stage: Stage, why: str, expected_seconds: float | None) -> Callable[[float], None]:
-        """Open a bar; the time left comes from the fraction done, or else from the last run."""
-        start = time.perf_counter()
+    def started(self, stage: Stage, why: str, expected_seconds: float | None) -> Report:
+        """Open a bar; the time left comes from the fraction done, or else from the last run.
+
+        A stage that resumes begins beyond 0: its pace counts from its first report.
+        """
+        first: tuple[float, float] | None = None
         self._task = self._progress.add_task(stage.name, total=1.0, doing=stage.doing, left="")
         if expected_seconds is not None:
             self._progress.update(self._task, left=f"about {format_seconds(expected_seconds)} in all")
 
-        def report(fraction: float) -> None:
-            spent = time.perf_counter() - start
-            left = spent / fraction - spent if fraction else None
-            self._progress.update(
-                self._task, completed=fraction, left="" if left is None else f"{format_seconds(left)} left"
-            )
+        def report(fraction: float, note: str = "") -> None:
+            nonlocal first
+            now = time.perf_counter()
+            first = first or (now, fraction)
+            gained = fraction - first[1]
+            left = f"{format_seconds((now - first[0]) / gained * (1 - fraction))} left" if gained > 0 else ""
+            self._progress.update(self._task, completed=fraction, left=left, doing=note or stage.doing)
 
         if why != "not done yet":
             self._console.print(Text(f"  ~ {stage.name:<11} again: {why}", style="yellow"))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from pipeline.recipe import Recipe
-from pipeline.stage import Stage, dependents, hash_stage, requirements
+from pipeline.stage import Report, Stage, dependents, hash_stage, requirements
 from pipeline.tool_versions import tool_versions
 from pipeline.workspace import Workspace
 from pipeline.write_bundle import BundleWriter, name_disk_errors, open_writer, record_files
@@ -23,7 +22,7 @@ class Display(Protocol):
         """A stage is up to date."""
         ...
 
-    def started(self, stage: Stage, why: str, expected_seconds: float | None) -> Callable[[float], None]:
+    def started(self, stage: Stage, why: str, expected_seconds: float | None) -> Report:
         """A stage begins; returns the function that it reports its fraction done to."""
         ...
 

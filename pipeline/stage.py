@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from plugins.version import VERSION
 from runtime.bundle import Manifest
@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 
 SOURCE_ROOT = Path(__file__).parent.parent
 SOURCE_SUFFIXES = (".py", ".cc", ".h", ".j2", ".txt")
+
+
+class Report(Protocol):
+    """Takes how far a stage is."""
+
+    def __call__(self, fraction: float, note: str = "") -> None:
+        """The fraction 0..1 done, and what the stage has to say at present, such as a loss."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,7 @@ class Stage:
         settings: the part of the recipe that decides its result, with fingerprints of outside files.
         code: source files or folders, from the source root, whose change must run it again.
         run: writes the stage's files into `output`, by their paths in the bundle; it may call
-            `progress(fraction)` with 0..1.
+            `progress(fraction)`.
         target: it runs for recipes of this target only; None for all.
     """
 
@@ -41,7 +49,7 @@ class Stage:
     needs: tuple[str, ...]
     settings: Callable[[Recipe], object]
     code: tuple[str, ...]
-    run: Callable[[Workspace, Path, Callable[[float], None]], None]
+    run: Callable[[Workspace, Path, Report], None]
     target: str | None = None
 
 

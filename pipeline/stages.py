@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.recipe import DEMO_MODEL, GENERATE, Recipe, TextSection
-from pipeline.stage import Stage
+from pipeline.recipe import DEMO_MODEL, GENERATE, AdapterSection, HealSection, Recipe, TextSection
+from pipeline.stage import Report, Stage, hash_code
 from pipeline.workspace import (
+    ADAPTER,
     CALIBRATION_TOKENS,
     FOLD_ERRORS,
     FOLDED_WEIGHTS,
+    HEAL_FOLDER,
+    HEAL_LOSSES,
+    HEALED_WEIGHTS,
     HELDOUT_TOKENS,
     SOURCE,
+    TRAINING_TOKENS,
     Workspace,
 )
 from runtime.bundle import (
@@ -66,6 +72,12 @@ def _run_heldout(workspace: Workspace, output: Path, progress: Progress) -> None
     _write_tokens(workspace, workspace.recipe.validate_on, output / HELDOUT_TOKENS)
 
 
+def _run_training(workspace: Workspace, output: Path, progress: Progress) -> None:
+    """A recipe that trains nothing needs no text: the stage writes no file."""
+    if isinstance(workspace.recipe.heal, HealSection):
+        _write_tokens(workspace, workspace.recipe.heal.text, output / TRAINING_TOKENS)
+
+
 def _write_tokens(workspace: Workspace, section: TextSection, path: Path) -> None:
     """Token sequences int64 [N, sequence_length], kept because the model may have to write them."""
     from safetensors.torch import save_file
@@ -79,19 +91,60 @@ def _write_tokens(workspace: Workspace, section: TextSection, path: Path) -> Non
     save_file({"tokens": tokens.contiguous()}, path)
 
 
+def _describe_fold(recipe: Recipe) -> object:
+    """Plan and dials, and the content of the adapter that stands in for folding."""
+    adapter = hash_file(Path(recipe.heal.adapter)) if isinstance(recipe.heal, AdapterSection) else None
+    return [recipe.plan.model_dump(mode="json"), recipe.fold.model_dump(mode="json"), adapter]
+
+
 def _run_fold(workspace: Workspace, output: Path, progress: Progress) -> None:
     from safetensors.torch import save_file
 
-    from export.fold.fold import fold_weights
+    from export.fold.fold import FoldedModel, fold_weights
+    from export.heal.adapter import load_adapter, merge
 
-    checkpoint = workspace.checkpoint
+    checkpoint, heal = workspace.checkpoint, workspace.recipe.heal
     plan = workspace.recipe.build_plan(checkpoint.config.attention_shape)
-    tokens = workspace.tensors(CALIBRATION_TOKENS)["tokens"]
-    folded = fold_weights(checkpoint.config, checkpoint.weights, plan, tokens, workspace.recipe.fold)
+    if isinstance(heal, AdapterSection):
+        adapter = load_adapter(Path(heal.adapter), checkpoint.fingerprint, plan)
+        folded = FoldedModel(merge(checkpoint.config, checkpoint.weights, plan, adapter), errors={})
+    else:
+        tokens = workspace.tensors(CALIBRATION_TOKENS)["tokens"]
+        folded = fold_weights(checkpoint.config, checkpoint.weights, plan, tokens, workspace.recipe.fold)
     (output / FOLD_PLAN).write_text(plan.model_dump_json(indent=2) + "\n")
     (output / FOLD_ERRORS).parent.mkdir()
     (output / FOLD_ERRORS).write_text(json.dumps(folded.errors) + "\n")
     save_file({name: weight.contiguous() for name, weight in folded.weights.items()}, output / FOLDED_WEIGHTS)
+
+
+def _describe_heal(recipe: Recipe) -> object:
+    """The dials that decide the result; the text counts by the tokens it gave."""
+    if not isinstance(recipe.heal, HealSection):
+        return None
+    return recipe.heal.model_dump(mode="json", exclude={"text", "checkpoint_seconds"})
+
+
+def _run_heal(workspace: Workspace, output: Path, progress: Report) -> None:
+    """Without a section to train by, no file: quantize then reads the folded weights."""
+    settings = workspace.recipe.heal
+    if not isinstance(settings, HealSection):
+        return
+    from safetensors.torch import save_file
+
+    from export.heal.adapter import merge, save_adapter
+    from export.heal.heal import Healing, heal
+
+    checkpoint, plan, root = workspace.checkpoint, workspace.plan, workspace.root
+    tokens = workspace.tensors(TRAINING_TOKENS)["tokens"]
+    inputs = [hash_file(root / name) for name in (SOURCE, FOLD_PLAN, FOLDED_WEIGHTS, TRAINING_TOKENS)]
+    key = json.dumps([_describe_heal(workspace.recipe), hash_code(_HEAL), inputs], sort_keys=True)
+    healing = Healing(checkpoint.config, checkpoint.weights, plan, tokens, settings)
+    adapter = heal(healing, workspace.tensors(FOLDED_WEIGHTS), root / HEAL_FOLDER, key, progress)
+    save_adapter(output / ADAPTER, adapter, checkpoint.fingerprint, plan)
+    (output / HEALED_WEIGHTS).parent.mkdir()
+    healed = merge(checkpoint.config, checkpoint.weights, plan, adapter)
+    save_file({name: weight.contiguous() for name, weight in healed.items()}, output / HEALED_WEIGHTS)
+    shutil.copyfile(root / HEAL_FOLDER / "loss.jsonl", output / HEAL_LOSSES)
 
 
 def _run_quantize(workspace: Workspace, output: Path, progress: Progress) -> None:
@@ -100,8 +153,9 @@ def _run_quantize(workspace: Workspace, output: Path, progress: Progress) -> Non
     from export.quantize.calibrate import calibrate
 
     tokens = workspace.tensors(CALIBRATION_TOKENS)["tokens"]
-    folded = workspace.tensors(FOLDED_WEIGHTS)
-    calibrated = calibrate(workspace.config, folded, workspace.plan, tokens, workspace.recipe.quantize)
+    calibrated = calibrate(
+        workspace.config, workspace.healed, workspace.plan, tokens, workspace.recipe.quantize
+    )
     save_file(dict(calibrated.weights), output / WEIGHTS)
     save_file(dict(calibrated.scales), output / SCALES)
     (output / QUANTIZATION).write_text(calibrated.precision.model_dump_json(indent=2) + "\n")
@@ -166,6 +220,7 @@ EVERY_STAGE = ("pipeline/stages.py", "pipeline/workspace.py")
 _MODEL = (*EVERY_STAGE, "export/model", "plugins/fold_plan.py", "plugins/plan_presets.py")
 _CHECKPOINT = (*_MODEL, "export/checkpoint", "plugins/tokenizer_config.py")
 _TEXT = (*_CHECKPOINT, "export/calibration", "plugins/chat_template.py")
+_HEAL = (*_CHECKPOINT, "export/fold", "export/heal")
 _GRAPH = (
     *_MODEL,
     "export/graph",
@@ -216,14 +271,38 @@ _NEUTRAL = (
         name="fold",
         doing="folding heads and layers",
         needs=("checkpoint", "calibration"),
-        settings=lambda recipe: [recipe.plan.model_dump(mode="json"), recipe.fold.model_dump(mode="json")],
-        code=(*_CHECKPOINT, "export/fold", "pipeline/recipe.py"),
+        settings=_describe_fold,
+        code=(
+            *_CHECKPOINT,
+            "export/fold",
+            "export/heal/adapter.py",
+            "export/heal/low_rank.py",
+            "pipeline/recipe.py",
+        ),
         run=_run_fold,
+    ),
+    Stage(
+        name="training",
+        doing="preparing training text",
+        needs=("checkpoint",),
+        settings=lambda recipe: (
+            _fingerprint_text(recipe.heal.text) if isinstance(recipe.heal, HealSection) else None
+        ),
+        code=_TEXT,
+        run=_run_training,
+    ),
+    Stage(
+        name="heal",
+        doing="training what folding changed",
+        needs=("checkpoint", "fold", "training"),
+        settings=_describe_heal,
+        code=_HEAL,
+        run=_run_heal,
     ),
     Stage(
         name="quantize",
         doing="calibrating int8",
-        needs=("checkpoint", "calibration", "fold"),
+        needs=("checkpoint", "calibration", "fold", "heal"),
         settings=lambda recipe: recipe.quantize.model_dump(mode="json"),
         code=(*_MODEL, "export/quantize", "plugins/int8_linear"),
         run=_run_quantize,

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.recipe import DEMO_MODEL, Recipe
+from pipeline.recipe import DEMO_MODEL, HealSection, Recipe
 from plugins.fold_plan import FoldPlan
 from runtime.bundle import CONFIG, FOLD_PLAN
 
@@ -23,6 +23,11 @@ CALIBRATION_TOKENS = "work/calibration.safetensors"
 HELDOUT_TOKENS = "work/heldout.safetensors"
 FOLDED_WEIGHTS = "work/folded.safetensors"
 FOLD_ERRORS = "work/fold_errors.json"
+TRAINING_TOKENS = "work/training.safetensors"
+HEALED_WEIGHTS = "work/healed.safetensors"
+HEAL_LOSSES = "work/heal_loss.jsonl"
+ADAPTER = "adapter.safetensors"
+HEAL_FOLDER = "work/heal"  # snapshots of a training that is not finished; no stage's file
 MODEL_CACHE = Path(".cache")
 
 
@@ -51,6 +56,11 @@ class Workspace:
     def plan(self) -> FoldPlan:
         """The FoldPlan, from the bundle."""
         return FoldPlan.parse((self.root / FOLD_PLAN).read_bytes())
+
+    @property
+    def healed(self) -> Mapping[str, Tensor]:
+        """The folded weights, float32, after healing where the recipe trains."""
+        return self.tensors(HEALED_WEIGHTS if isinstance(self.recipe.heal, HealSection) else FOLDED_WEIGHTS)
 
     def tensors(self, name: str) -> Mapping[str, Tensor]:
         """The tensors of one of the bundle's safetensors files."""

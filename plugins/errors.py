@@ -25,6 +25,14 @@ class CalibrationError(KvfoldError):
     """Calibration text is missing, unreadable, or too short to calibrate from."""
 
 
+class AdapterError(KvfoldError):
+    """An adapter is missing or damaged, or belongs to another base model, plan or format."""
+
+
+class HealingError(KvfoldError):
+    """Training diverged."""
+
+
 class RecipeError(KvfoldError):
     """A recipe is not valid YAML, has unknown keys, or holds values out of range."""
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from export.calibration.step_attention import StepAttention
 from export.checkpoint.checkpoint import Checkpoint
 from export.model.decoder import Decoder
+from export.model.matmul_dtype import matmul_dtype
 from plugins.chat_template import render_chat
 from plugins.plan_presets import Preset, build_plan
 
@@ -106,10 +107,7 @@ def sample(logits: Tensor, generator: torch.Generator) -> Tensor:
 def _fast_decoder(checkpoint: Checkpoint) -> Decoder:
     """The unfolded model, in bfloat16 where this CPU multiplies it natively."""
     plan = build_plan(Preset(preset="identity"), checkpoint.config.attention_shape)
-    decoder = Decoder.from_weights(checkpoint.config, plan, checkpoint.weights)
-    features = torch.cpu.get_capabilities()
-    native = any(features.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    return decoder.to(torch.bfloat16) if native else decoder
+    return Decoder.from_weights(checkpoint.config, plan, checkpoint.weights).to(matmul_dtype())
 
 
 def _endless_prompts(checkpoint: Checkpoint, generator: torch.Generator) -> Iterator[SeedPrompt]:

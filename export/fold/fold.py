@@ -52,13 +52,7 @@ def fold_weights(
     """
     check_foldable(config, plan)
     banks = {layer: bank for bank in plan.banks for layer in (bank.layer, *bank.consumers)}
-    consumers = {layer for bank in plan.banks for layer in bank.consumers}
-    dropped = {
-        f"model.layers.{layer}.self_attn.{projection}.{kind}"
-        for layer in consumers
-        for projection in ("k_proj", "v_proj")
-        for kind in ("weight", "bias")
-    }
+    dropped = dropped_names(plan)
     folded = {name: weights[name] for name in weights if name not in dropped}
     last = max((layer for layer, bank in banks.items() if is_folded(bank, config)), default=-1)
     errors: dict[int, float] = {}
@@ -85,6 +79,17 @@ def fold_weights(
             else:
                 fold.pass_layer(layer)
     return FoldedModel(folded, errors)
+
+
+def dropped_names(plan: FoldPlan) -> set[str]:
+    """Tensors that a plan has no use for: keys and values of consumers."""
+    return {
+        f"model.layers.{layer}.self_attn.{projection}.{kind}"
+        for bank in plan.banks
+        for layer in bank.consumers
+        for projection in ("k_proj", "v_proj")
+        for kind in ("weight", "bias")
+    }
 
 
 def is_folded(bank: Bank, config: ModelConfig) -> bool:

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from export.model.config import ModelConfig
 from export.model.rope import rope_tables
-from plugins.fold_plan import FoldPlan
+from plugins.fold_plan import FoldPlan, LayerPlan
 
 if TYPE_CHECKING:
     from export.model.decoder import Attention
@@ -51,16 +51,15 @@ class DenseAttention:
                 self._round(f"value_scale.{attention.layer}", value),
             )
         keys, values = self.keys_values[layer.donor]
-        mask = visible(query.shape[1], layer.sliding_window, layer.sink_size)
-        output = functional.scaled_dot_product_attention(
-            query.transpose(1, 2),
-            keys.transpose(1, 2),
-            values.transpose(1, 2),
-            attn_mask=mask,
-            is_causal=mask is None,
-            enable_gqa=True,
-        )
+        output = self.attend(query.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2), layer)
         return output.transpose(1, 2).flatten(2)
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, layer: LayerPlan) -> Tensor:
+        """Softmax attention, [B, heads, L, head_dim] of queries so shaped and keys [B, KV heads, ...]."""
+        mask = visible(query.shape[2], layer.sliding_window, layer.sink_size)
+        return functional.scaled_dot_product_attention(
+            query, keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=True
+        )
 
     def rotate(self, x: Tensor, start: int = 0) -> Tensor:
         """RoPE on x [B, L, heads, head_dim] whose first token stands at position `start`."""

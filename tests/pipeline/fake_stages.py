@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.recipe import ModelSection, Recipe
-from pipeline.stage import Stage
+from pipeline.stage import Report, Stage
 from pipeline.workspace import Workspace
 from plugins.plan_presets import Preset
 
@@ -46,9 +46,9 @@ class QuietDisplay:
     def skipped(self, stage: Stage) -> None:
         """Nothing."""
 
-    def started(self, stage: Stage, why: str, expected_seconds: float | None) -> Callable[[float], None]:
+    def started(self, stage: Stage, why: str, expected_seconds: float | None) -> Report:
         """Nothing."""
-        return lambda fraction: None
+        return lambda fraction, note="": None
 
     def finished(self, stage: Stage, seconds: float) -> None:
         """Nothing."""

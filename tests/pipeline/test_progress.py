@@ -6,8 +6,9 @@ import io
 
 import pytest
 from rich.console import Console
+from rich.progress import Progress
 
-from pipeline.progress import format_seconds, stage_display
+from pipeline.progress import StageDisplay, format_seconds, stage_display
 from tests.pipeline.fake_stages import fake_stages
 
 
@@ -16,6 +17,18 @@ from tests.pipeline.fake_stages import fake_stages
 )
 def test_durations(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
+
+
+def test_a_stage_that_resumes_counts_its_pace_from_where_it_began(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([100.0, 110.0])
+    monkeypatch.setattr("pipeline.progress.time.perf_counter", lambda: next(clock))
+    progress = Progress(console=Console(file=io.StringIO()))
+    report = StageDisplay(progress.console, progress).started(fake_stages([])[0], "not done yet", None)
+    report(0.8)
+    assert progress.tasks[0].fields["left"] == ""
+    report(0.9, "loss 1.5")
+    assert progress.tasks[0].fields["left"] == "10 s left"
+    assert progress.tasks[0].fields["doing"] == "loss 1.5"
 
 
 def test_a_line_per_stage() -> None:

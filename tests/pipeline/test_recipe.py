@@ -49,6 +49,22 @@ def test_there_is_a_recipe_for_every_preset() -> None:
             "validate.thresholds.max_perplexity",
             "did you mean 'max_perplexity_ratio'?",
         ),
+        ("model: {source: demo}\nplan: {preset: mqa}\nheal: {tokns: 3}", "tokns", "did you mean 'tokens'?"),
+        (
+            "model: {source: demo}\nplan: {preset: mqa}\nheal: {text: {source: absent.jsonl}}",
+            "heal.text.source",
+            "absent.jsonl",
+        ),
+        (
+            "model: {source: demo}\nplan: {preset: mqa}\nheal: {adapter: absent.safetensors}",
+            "heal.adapter",
+            "absent.safetensors",
+        ),
+        (
+            "model: {source: demo}\nplan: {preset: mqa}\nheal: {adapter: mine.yaml, tokens: 3}",
+            "heal.adapter.tokens",
+            "unknown key",
+        ),
         ("model: {source: demo}\nplan: {preset: mqa}\nzzz: 1", "zzz", "use one of"),
         ("model: {source: demo}", "plan", "is required"),
         ("model: {source: demo}\nplan: {preset: mqaa}", "plan", "mqaa"),

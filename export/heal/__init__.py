@@ -1,0 +1,1 @@
+"""Healing: training what folding changed, and the adapter that carries the result."""

@@ -1,0 +1,80 @@
+"""The adapter: all that folding and healing changed, small enough to ship, with what it belongs to.
+
+A tensor is stored whole under its own name, or as factors and a low-rank change (`low_rank`). Merging
+computes in float64 and rounds to float16, so a machine's order of summation does not show: the
+same base and adapter give the same bytes everywhere, without calibration text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from export.fold.fold import dropped_names
+from export.heal.low_rank import FACTORS, LEFT, RIGHT, anchor
+from export.model.config import ModelConfig
+from plugins.errors import AdapterError
+from plugins.fold_plan import FoldPlan
+
+METADATA = "kvfold_adapter"
+FORMAT = "1"
+
+
+def plan_hash(plan: FoldPlan) -> str:
+    """sha256 of what decides the weights of a plan: neither its page size nor how its caches are stored."""
+    parts = plan.model_dump(mode="json", exclude={"page_size": True, "layers": {"__all__": {"kv_dtype"}}})
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def merge(
+    config: ModelConfig, base: Mapping[str, Tensor], plan: FoldPlan, adapter: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Weights under `plan`, Hugging Face names, of the unfolded weights and an adapter's tensors."""
+    merged = {name: base[name] for name in base if name not in dropped_names(plan)}
+    for name in merged:
+        if name in adapter:
+            merged[name] = adapter[name].float()
+        elif name + LEFT in adapter:
+            change = adapter[name + LEFT].double() @ adapter[name + RIGHT].double()
+            whole = anchor(name, merged[name], adapter[name + FACTORS], config) + change
+            merged[name] = whole.half().float()
+    return merged
+
+
+def save_adapter(path: Path, adapter: Mapping[str, Tensor], base: str, plan: FoldPlan) -> None:
+    """Write an adapter in float16; `base` is the checkpoint's fingerprint."""
+    belongs_to = {"format": FORMAT, "base": base, "plan": plan_hash(plan)}
+    # One entry: safetensors writes several in an order that changes from run to run.
+    metadata = {METADATA: json.dumps(belongs_to)}
+    save_file({name: tensor.half().contiguous() for name, tensor in adapter.items()}, path, metadata)
+
+
+def load_adapter(path: Path, base: str, plan: FoldPlan) -> dict[str, Tensor]:
+    """Tensors of an adapter, float16.
+
+    Raises:
+        AdapterError: no such file, damaged, of another format, for another base model or another plan.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            belongs_to = json.loads((file.metadata() or {}).get(METADATA, "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (OSError, SafetensorError) as error:
+        raise AdapterError(
+            f"adapter {path} cannot be read: {error}; check the path, or heal again"
+        ) from error
+    _require(path, "format", belongs_to, FORMAT, "make it again with this kvfold")
+    _require(path, "base", belongs_to, base, "use it with the very checkpoint that it was trained on")
+    _require(path, "plan", belongs_to, plan_hash(plan), "use it with the plan that it was trained for")
+    return tensors
+
+
+def _require(path: Path, key: str, belongs_to: Mapping[str, str], expected: str, action: str) -> None:
+    if (given := belongs_to.get(key, "none")) != expected:
+        raise AdapterError(f"adapter {path} is for {key} {given:.24}, this one is {expected:.24}; {action}")

@@ -1,0 +1,162 @@
+"""Heal a folded model by training: layer by layer, then end to end; what it learns is an adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from export.fold.fold import dropped_names
+from export.heal.journal import Journal, Snapshot
+from export.heal.losses import EndToEndLoss, LayerwiseLoss
+from export.heal.settings import HealSettings
+from export.heal.start import adapter_form
+from export.heal.student import TrainedModel
+from export.heal.teacher_cache import TeacherCache, scored_positions
+from export.heal.train import TOKENS_PER_PASS, Step, train
+from export.model.config import ModelConfig
+from plugins.fold_plan import FoldPlan
+from plugins.plan_presets import Preset, build_plan
+
+LAYERWISE, END_TO_END, DONE = STEPS = ("layerwise", "end_to_end", "done")
+# Share of the time that a token takes in each part, for the progress display (measured on SmolLM2).
+COST = {LAYERWISE: 0.75, "teacher": 0.27, END_TO_END: 1.0}
+
+Report = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class Healing:
+    """What is healed, on what, and how.
+
+    Attributes:
+        config: the unfolded model.
+        base: its weights.
+        plan: the fold.
+        tokens: training text, int64 [N, L].
+        settings: dials.
+    """
+
+    config: ModelConfig
+    base: Mapping[str, Tensor]
+    plan: FoldPlan
+    tokens: Tensor
+    settings: HealSettings
+
+    def teacher(self) -> TrainedModel:
+        """The original."""
+        identity = build_plan(Preset(preset="identity"), self.config.attention_shape)
+        return TrainedModel(self.config, identity, self.base)
+
+    def student(self, form: Mapping[str, Tensor]) -> TrainedModel:
+        """The folded model, as `form` has it."""
+        dropped = dropped_names(self.plan)
+        kept = {name: self.base[name] for name in self.base if name not in dropped}
+        return TrainedModel(self.config, self.plan, kept, form)
+
+
+def heal(
+    healing: Healing, folded: Mapping[str, Tensor], folder: Path, key: str, report: Report
+) -> dict[str, Tensor]:
+    """The adapter that heals `folded`, float16; `merge` makes weights of it and the base.
+
+    The same arguments give the same bits on the same machine with the same number of threads, also when
+    killed and called again: `folder` keeps snapshots, the loss log and the teacher's cache.
+
+    Args:
+        healing: what is healed.
+        folded: weights that `fold_weights` made.
+        folder: made where it is missing; emptied when it is another key's.
+        key: stands for everything that decides the result.
+        report: told the fraction 0..1 done, and the loss in words.
+
+    Raises:
+        PlanError: the plan folds nothing.
+        HealingError: training diverged.
+    """
+    settings, journal = healing.settings, Journal(folder, key)
+    snapshot = journal.load()
+    if snapshot is None:
+        report(0.0, "fitting the adapter to the fold")
+        form = adapter_form(healing.config, healing.base, folded, healing.plan, healing.tokens, settings.rank)
+        snapshot = journal.begin(LAYERWISE, form)
+    journal.rewind(snapshot, STEPS)
+    progress = _Progress(settings, healing.tokens.numel(), report)
+    if snapshot.step == LAYERWISE:
+        snapshot = _layerwise(healing, journal, snapshot, progress)
+    if snapshot.step == END_TO_END:
+        snapshot = _end_to_end(healing, journal, snapshot, progress)
+    return {name: tensor.half() for name, tensor in snapshot.form.items()}
+
+
+def _layerwise(healing: Healing, journal: Journal, snapshot: Snapshot, progress: _Progress) -> Snapshot:
+    """Step A; returns the snapshot that step B starts from."""
+    student, settings = healing.student(snapshot.form), healing.settings
+    loss = LayerwiseLoss(healing.teacher(), student, healing.tokens)
+    step = Step(LAYERWISE, settings.layerwise_tokens, settings.layerwise_learning_rate, settings.seed, loss)
+    _train(step, healing, student, journal, snapshot, progress)
+    return journal.save(END_TO_END, 0, {**snapshot.form, **student.parameters}, None)
+
+
+def _end_to_end(healing: Healing, journal: Journal, snapshot: Snapshot, progress: _Progress) -> Snapshot:
+    """Step B, after the teacher has answered; returns the last snapshot, and the cache goes."""
+    settings, tokens = healing.settings, healing.tokens
+    if not settings.tokens:
+        return journal.save(DONE, 0, snapshot.form, None)
+    count, length = tokens.shape
+    positions = scored_positions(count, length, settings.scored, settings.seed)
+    cache = TeacherCache(journal.folder, positions, healing.config.hidden_size)
+    if cache.missing:
+        cache.fill(
+            healing.teacher(),
+            tokens,
+            max(1, TOKENS_PER_PASS // length),
+            lambda fraction: progress("teacher", fraction, "the original answers"),
+        )
+    student = healing.student(snapshot.form)
+    head = "model.embed_tokens.weight" if healing.config.tie_word_embeddings else "lm_head.weight"
+    loss = EndToEndLoss(student, cache, healing.base[head], tokens)
+    step = Step(END_TO_END, settings.tokens, settings.learning_rate, settings.seed + 1, loss)
+    _train(step, healing, student, journal, snapshot, progress)
+    snapshot = journal.save(DONE, 0, {**snapshot.form, **student.parameters}, None)
+    cache.remove()
+    return snapshot
+
+
+def _train(
+    step: Step,
+    healing: Healing,
+    student: TrainedModel,
+    journal: Journal,
+    snapshot: Snapshot,
+    progress: _Progress,
+) -> None:
+    count, length = healing.tokens.shape
+    train(
+        step,
+        snapshot.form,
+        student.parameters,
+        (count, length),
+        healing.settings,
+        journal,
+        snapshot,
+        lambda fraction, loss: progress(step.name, fraction, f"{step.name} loss {loss:.4f}"),
+    )
+
+
+class _Progress:
+    """One fraction for all parts, by what their tokens cost."""
+
+    def __init__(self, settings: HealSettings, text: int, report: Report) -> None:
+        tokens = {LAYERWISE: settings.layerwise_tokens, "teacher": text, END_TO_END: settings.tokens}
+        if not settings.tokens:
+            tokens["teacher"] = 0
+        self._cost = {part: COST[part] * tokens[part] for part in COST}
+        self._report = report
+
+    def __call__(self, part: str, fraction: float, note: str) -> None:
+        parts = list(COST)
+        before = sum(self._cost[earlier] for earlier in parts[: parts.index(part)])
+        self._report((before + fraction * self._cost[part]) / sum(self._cost.values()), note)

@@ -1,0 +1,73 @@
+"""What the two steps of healing minimise."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from export.heal.head_kl import head_kl
+from export.heal.student import TrainedModel
+from export.heal.teacher_cache import TeacherCache, pick
+from export.heal.trained import changed_layers
+from export.model.decoder import Backbone, Block
+
+
+class LayerwiseLoss:
+    """Step A: each attention block's output against the original's, on the original's inputs.
+
+    Teacher-forced inputs let one pass of the original serve all layers at once, keep every target the
+    answer to the very input the student sees, and stop gradients at the block. What a layer must
+    do about the errors of those below it, step B teaches.
+    """
+
+    def __init__(self, teacher: TrainedModel, student: TrainedModel, tokens: Tensor) -> None:
+        self.teacher, self.student, self.tokens = teacher, student, tokens
+        self.layers = changed_layers(student.config, student.plan)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Mean over the changed layers of E|student - teacher|^2 / E|teacher|^2."""
+        with torch.no_grad():
+            inputs, targets = self.teacher.call(lambda backbone: self._watch(backbone, self.tokens[rows]))
+        outputs = self.student.call(lambda backbone: self._attend(backbone, inputs))
+        errors = [
+            functional.mse_loss(output.float(), targets[layer].float())
+            / targets[layer].float().square().mean()
+            for layer, output in zip(self.layers, outputs, strict=True)
+        ]
+        return torch.stack(errors).mean()
+
+    def _watch(self, backbone: Backbone, tokens: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """What each block of the original reads, [B, L, d], and what its attention adds."""
+        hidden, mixer = backbone.embed_tokens(tokens), self.teacher.mixer()
+        inputs, targets = [], []
+        for block in backbone.layers[: self.layers[-1] + 1]:
+            assert isinstance(block, Block)
+            inputs.append(hidden)
+            targets.append(block.self_attn(block.input_layernorm(hidden), mixer))
+            hidden = hidden + targets[-1]
+            hidden = hidden + block.mlp(block.post_attention_layernorm(hidden))
+        return inputs, targets
+
+    def _attend(self, backbone: Backbone, inputs: list[Tensor]) -> list[Tensor]:
+        mixer = self.student.mixer()
+        outputs = []
+        for layer in self.layers:
+            block = backbone.layers[layer]
+            assert isinstance(block, Block)
+            outputs.append(block.self_attn(block.input_layernorm(inputs[layer]), mixer))
+        return outputs
+
+
+class EndToEndLoss:
+    """Step B: KL(original || student) at the scored positions, the original's answers from the cache."""
+
+    def __init__(self, student: TrainedModel, cache: TeacherCache, head: Tensor, tokens: Tensor) -> None:
+        """`head` is lm_head's weight [vocab, hidden_size], float32."""
+        self.student, self.cache, self.tokens = student, cache, tokens
+        self.head = head.to(student.dtype)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Mean KL in nat a position."""
+        hidden = pick(self.student.hidden(self.tokens[rows]), self.cache.positions[rows])
+        return head_kl(hidden.flatten(0, 1), self.cache.states[rows].flatten(0, 1), self.head)

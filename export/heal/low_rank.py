@@ -1,0 +1,73 @@
+"""A folded W_Q or W_O as the pretrained one times small factors, plus a change of low rank.
+
+A fold turns W_Q by a complex number per head and RoPE frequency and W_O by a matrix per KV head
+(docs/folding.md). Both are of full rank, yet small to store. What is left over, and what healing
+learns, is stored as `left @ right`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from export.fold.keys import complex_from_halves, scale_queries
+from export.model.config import ModelConfig
+
+FACTORS, LEFT, RIGHT = ":factors", ":left", ":right"
+FACTORED = ("self_attn.q_proj.weight", "self_attn.o_proj.weight")
+# Directions that the text never visits count for this share of the mean power, lest they be lost.
+DAMPING = 1e-2
+# Of the weight's own norm: what a change of zero starts training with on the right side.
+SMALLEST = 1e-2
+
+
+def fit_factors(name: str, base: Tensor, folded: Tensor, config: ModelConfig) -> Tensor:
+    """Least-squares factors of `folded` over `base`, float16.
+
+    W_Q: [heads, head_dim / 2, 2], real and imaginary part. W_O: [KV heads before, head_dim, head_dim].
+    """
+    if name.endswith(FACTORED[0]):
+        before, after = (
+            complex_from_halves(x.double().reshape(-1, config.head_dim, x.shape[1])) for x in (base, folded)
+        )
+        power = before.abs().square().sum(-1).clamp_min(torch.finfo(torch.float64).tiny)
+        # scale_queries multiplies by the conjugate.
+        factors = (before * after.conj()).sum(-1) / power
+        return torch.view_as_real(factors.resolve_conj()).half()
+    before, after = (_output_by_kv_head(x.double(), config).flatten(1, 2) for x in (base, folded))
+    solution: Tensor = torch.linalg.lstsq(before, after).solution
+    return solution.half()
+
+
+def anchor(name: str, base: Tensor, factors: Tensor, config: ModelConfig) -> Tensor:
+    """`base` times its factors, in float64 of base's shape: what the low-rank change is added to."""
+    base, factors = base.double(), factors.double()
+    if name.endswith(FACTORED[0]):
+        heads = base.reshape(-1, config.head_dim, base.shape[1])
+        return scale_queries(heads, torch.view_as_complex(factors)).reshape(base.shape)
+    product = _output_by_kv_head(base, config) @ factors[:, None]
+    return product.permute(2, 0, 1, 3).reshape(base.shape)
+
+
+def fit_change(change: Tensor, gram: Tensor, rank: int, size: float) -> tuple[Tensor, Tensor]:
+    """left [out, rank] and right [rank, in], float32: the best `change` [out, in] of that rank.
+
+    The error is measured on the outputs, E|(change - left right) x|^2 with gram = E[x x^T]: of the
+    weights alone most change lies in directions that the text hardly visits. `size` is the norm of
+    the weight that is changed; it decides how large `right` is where there is no change to begin with.
+    """
+    gram = gram.double()
+    damping = DAMPING * gram.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
+    root = torch.linalg.cholesky(gram + damping * torch.eye(len(gram), dtype=torch.float64))
+    u, s, v = torch.linalg.svd(change.double() @ root, full_matrices=False)
+    left = u[:, :rank] * s[:rank]
+    right = torch.linalg.solve_triangular(root, v[:rank], upper=False, left=False)
+    # Both sides of the same norm learn at the same pace.
+    balance = (left.norm() * right.norm()).clamp_min(SMALLEST * size).sqrt() / right.norm()
+    return (left / balance).float(), (right * balance).float()
+
+
+def _output_by_kv_head(weight: Tensor, config: ModelConfig) -> Tensor:
+    """W_O [hidden, heads * d] as [KV heads, heads a KV head, hidden, d]."""
+    split = weight.reshape(len(weight), config.num_key_value_heads, -1, config.head_dim)
+    return split.permute(1, 2, 0, 3)

@@ -1,0 +1,108 @@
+"""The folded model in training: frozen tensors in the matmul dtype, float32 masters of the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from export.heal.low_rank import FACTORS, LEFT, RIGHT, anchor
+from export.heal.training_attention import TrainingAttention
+from export.model.config import ModelConfig
+from export.model.decoder import Backbone, pack
+from export.model.matmul_dtype import matmul_dtype
+from plugins.fold_plan import FoldPlan
+
+Result = TypeVar("Result")
+
+
+class TrainedModel:
+    """A model whose weights are functions of the parameters that an optimiser changes.
+
+    Matrices multiply in the machine's fastest dtype; the residual stream, norms and masters are float32.
+
+    Attributes:
+        parameters: by their names in the adapter, float32, those that are trained. None for a teacher.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        plan: FoldPlan,
+        weights: Mapping[str, Tensor],
+        form: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Weights with Hugging Face names, in which a `form` replaces those that are trained.
+
+        Weights of a factored tensor must be the unfolded model's.
+        """
+        self.config, self.plan = config, plan
+        self.dtype = matmul_dtype()
+        form = form or {}
+        self.parameters = {
+            name: tensor.clone().requires_grad_()
+            for name, tensor in form.items()
+            if not name.endswith(FACTORS)
+        }
+        self._anchors = {
+            name: anchor(name, weights[name], form[name + FACTORS], config).float()
+            for name in weights
+            if name + FACTORS in form
+        }
+        self._frozen = _pack_backbone(
+            {
+                name: self._in_use(name, tensor)
+                for name, tensor in weights.items()
+                if name not in self._anchors and name not in form and not name.startswith("lm_head.")
+            }
+        )
+        with torch.device("meta"):
+            self._caller = _Caller(Backbone(config, plan))
+
+    def mixer(self) -> TrainingAttention:
+        """A fresh Mixer for one pass."""
+        return TrainingAttention(self.config, self.plan)
+
+    def call(self, function: Callable[[Backbone], Result]) -> Result:
+        """`function` of the backbone with the parameters' present values; gradients reach them."""
+        weights: dict[str, Tensor] = {}
+        for name, fixed in self._anchors.items():
+            change = self.parameters[name + LEFT] @ self.parameters[name + RIGHT]
+            weights[name] = self._in_use(name, fixed + change)
+        for name, parameter in self.parameters.items():
+            if not name.endswith((LEFT, RIGHT)):
+                weights[name] = self._in_use(name, parameter)
+        packed = self._frozen | _pack_backbone(weights)
+        with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
+            result: Result = functional_call(self._caller, packed, (function,))
+        return result
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """Final hidden states [B, L, hidden_size] of tokens [B, L], float32."""
+        hidden: Tensor = self.call(lambda backbone: backbone(tokens, self.mixer()))
+        return hidden.float()
+
+    def _in_use(self, name: str, tensor: Tensor) -> Tensor:
+        """Matrices in the matmul dtype; norms, biases and the embedding, which is looked up, as they are."""
+        matrix = tensor.ndim == 2 and "embed_tokens" not in name
+        return tensor.to(self.dtype) if matrix else tensor
+
+
+def _pack_backbone(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The decoder's names below `_Caller`; a layer's parallel projections are trained or frozen together."""
+    return {"backbone" + name.removeprefix("model"): tensor for name, tensor in pack(weights).items()}
+
+
+class _Caller(nn.Module):
+    """Lets `functional_call` run any function of the backbone, not its forward alone."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, function: Callable[[Backbone], Result]) -> Result:
+        """What the function returns."""
+        return function(self.backbone)

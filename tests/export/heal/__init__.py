@@ -1,0 +1,1 @@
+"""Healing by training on tiny random models."""

@@ -1,0 +1,57 @@
+"""The adapter: an exact round trip, the same weights as training ended with, and refusals by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from export.heal.adapter import load_adapter, merge, save_adapter
+from export.heal.heal import heal
+from plugins.errors import AdapterError
+from plugins.fold_plan import FoldPlan
+from tests.export.heal.tiny_healing import SETTINGS, tiny_healing
+
+HEALING, FOLDED = tiny_healing(SETTINGS.model_copy(update={"layerwise_tokens": 48 * 8, "tokens": 0}))
+
+
+def changed(plan: FoldPlan, **changes: object) -> FoldPlan:
+    """The plan with another value in every layer."""
+    layers = [layer.model_dump() | changes for layer in plan.layers]
+    return FoldPlan.model_validate(plan.model_dump() | {"layers": layers})
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    return heal(HEALING, FOLDED, tmp_path_factory.mktemp("heal"), "key", lambda fraction, note: None)
+
+
+def test_the_round_trip_is_exact(tmp_path: Path, adapter: dict[str, torch.Tensor]) -> None:
+    path = tmp_path / "adapter.safetensors"
+    save_adapter(path, adapter, "base", HEALING.plan)
+    loaded = load_adapter(path, "base", HEALING.plan)
+    assert loaded.keys() == adapter.keys()
+    assert all(torch.equal(loaded[name], adapter[name]) for name in adapter)
+    first, second = (merge(HEALING.config, HEALING.base, HEALING.plan, x) for x in (adapter, loaded))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_how_caches_are_stored_is_no_other_plan(tmp_path: Path, adapter: dict[str, torch.Tensor]) -> None:
+    path = tmp_path / "adapter.safetensors"
+    save_adapter(path, adapter, "base", HEALING.plan)
+    load_adapter(path, "base", changed(HEALING.plan, kv_dtype="float32"))
+
+
+def test_foreign_and_damaged_adapters_are_refused(tmp_path: Path, adapter: dict[str, torch.Tensor]) -> None:
+    path = tmp_path / "adapter.safetensors"
+    save_adapter(path, adapter, "base", HEALING.plan)
+    with pytest.raises(AdapterError, match="is for base base, this one is other"):
+        load_adapter(path, "other", HEALING.plan)
+    with pytest.raises(AdapterError, match="is for plan"):
+        load_adapter(path, "base", changed(HEALING.plan, sliding_window=8, sink_size=0))
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(AdapterError, match="cannot be read"):
+        load_adapter(path, "base", HEALING.plan)
+    with pytest.raises(AdapterError, match="cannot be read"):
+        load_adapter(tmp_path / "none", "base", HEALING.plan)

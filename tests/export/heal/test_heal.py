@@ -1,0 +1,131 @@
+"""Laws of healing: it lowers the loss, changes nothing else, and a killed run ends as if it had not been."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from export.heal.adapter import merge
+from export.heal.heal import Healing, heal
+from export.heal.trained import trained_names
+from export.model.decoder import Decoder
+from plugins.errors import HealingError, PlanError
+from plugins.plan_presets import Preset, build_plan
+from tests.export.heal.tiny_healing import SETTINGS, TOKENS, tiny_healing
+
+
+def silent(fraction: float, note: str) -> None:
+    """Report nothing."""
+
+
+def losses(folder: Path, step: str) -> list[float]:
+    lines = [json.loads(line) for line in (folder / "loss.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if line["step"] == step]
+
+
+def divergence(healing: Healing, weights: dict[str, Tensor]) -> float:
+    """Mean KL(original || model) over the text, of which training scored a quarter."""
+    identity = build_plan(Preset(preset="identity"), healing.config.attention_shape)
+    teacher = Decoder.from_weights(healing.config, identity, healing.base)(TOKENS).log_softmax(-1)
+    student = Decoder.from_weights(healing.config, healing.plan, weights)(TOKENS).log_softmax(-1)
+    return float((teacher.exp() * (teacher - student)).sum(-1).mean())
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("rank", [8, None])
+def test_healing_lowers_the_loss_and_changes_only_what_folding_changed(
+    tmp_path: Path, family: str, rank: int | None
+) -> None:
+    healing, folded = tiny_healing(SETTINGS.model_copy(update={"rank": rank}), family)
+    before = {name: tensor.clone() for name, tensor in {**healing.base, **folded}.items()}
+    adapter = heal(healing, folded, tmp_path, "key", silent)
+    healed = merge(healing.config, healing.base, healing.plan, adapter)
+    assert healed.keys() == folded.keys()
+    trained = trained_names(healing.config, healing.plan, healed)
+    for name in healed:
+        assert torch.equal(healed[name], before[name]) == (name not in trained), name
+    for step in ("layerwise", "end_to_end"):
+        epochs = torch.tensor(losses(tmp_path, step)).reshape(-1, 6).mean(1)  # 6 updates go over the text
+        assert epochs[-1] < 0.9 * epochs[0]
+    assert divergence(healing, healed) < 0.9 * divergence(healing, folded)
+
+
+def test_layers_that_no_fold_touches_stay_frozen() -> None:
+    healing, _ = tiny_healing()
+    dials = {"preset": "horizon", "sliding_window": 16, "global_every": 2}
+    plan = build_plan(Preset.model_validate(dials), healing.config.attention_shape)
+    layers = {name.split(".")[2] for name in trained_names(healing.config, plan, healing.base)}
+    assert layers == {"0", "2", "weight"}  # "weight" is model.norm's
+    assert not any(".mlp." in name for name in trained_names(healing.config, plan, healing.base))
+
+
+def test_a_plan_that_folds_nothing_is_refused(tmp_path: Path) -> None:
+    healing, _ = tiny_healing()
+    identity = build_plan(Preset(preset="identity"), healing.config.attention_shape)
+    with pytest.raises(PlanError, match="nothing to heal"):
+        heal(tiny_healing(plan=identity)[0], healing.base, tmp_path, "key", silent)
+
+
+def after_three_of(part: str) -> Callable[[str], bool]:
+    """Accepts the third line that names this part."""
+    reports = count()
+    return lambda line: part in line and next(reports) == 2
+
+
+def test_divergence_is_named(tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"layerwise_learning_rate": 1e30, "clip": 1e30})
+    healing, folded = tiny_healing(settings)
+    with pytest.raises(HealingError, match=r"layerwise, update [2-9]: .* lower the learning rate"):
+        heal(healing, folded, tmp_path, "key", silent)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    (folder / "job").write_bytes(pickle.dumps(tiny_healing()))
+    run_until(folder / "job", folder, lambda line: False)
+    return folder
+
+
+def run_until(job: Path, folder: Path, stop: Callable[[str], bool]) -> None:
+    """Heal in another process; SIGKILL it once it prints a line that `stop` accepts."""
+    command = [sys.executable, "-m", "tests.export.heal.worker", str(job), str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if stop(line):
+                process.kill()
+                return
+    assert process.returncode == 0
+
+
+def test_killed_in_each_part_it_ends_with_the_same_bytes(tmp_path: Path, uninterrupted: Path) -> None:
+    """SIGKILL amid step A and amid step B, after the teacher's answers, then to the end."""
+    job = uninterrupted / "job"
+    for part in ("layerwise", "end_to_end"):
+        run_until(job, tmp_path, after_three_of(part))
+        assert not (tmp_path / "adapter.safetensors").exists()
+    run_until(job, tmp_path, lambda line: False)
+    for name in ("adapter.safetensors", "work/loss.jsonl"):
+        assert (tmp_path / name).read_bytes() == (uninterrupted / name).read_bytes(), name
+    assert sorted(path.name for path in (tmp_path / "work").iterdir()) == ["loss.jsonl", "snapshot.pt"]
+
+
+def test_a_snapshot_of_other_settings_is_not_used(tmp_path: Path) -> None:
+    healing, folded = tiny_healing(SETTINGS.model_copy(update={"layerwise_tokens": 48 * 8, "tokens": 0}))
+    first = heal(healing, folded, tmp_path, "one", silent)
+    notes: list[str] = []
+    heal(healing, folded, tmp_path, "one", lambda fraction, note: notes.append(note))
+    assert not notes, "a finished training has nothing left to do"
+    again = heal(healing, folded, tmp_path, "two", lambda fraction, note: notes.append(note))
+    assert notes
+    assert all(torch.equal(first[name], again[name]) for name in first)

@@ -1,0 +1,115 @@
+"""The parts of healing against plain references: attention's gradients, KL, the teacher's cache, low rank."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from export.heal.head_kl import head_kl
+from export.heal.low_rank import anchor, fit_change, fit_factors
+from export.heal.student import TrainedModel
+from export.heal.teacher_cache import TeacherCache, pick, scored_positions
+from export.heal.train import batches
+from export.heal.training_attention import TrainingAttention
+from export.model.decoder import Decoder
+from export.model.dense_attention import DenseAttention
+from tests.export.heal.tiny_healing import TOKENS, tiny_healing
+from tests.tiny_model import tiny_config, tiny_decoder, tiny_plan
+
+
+@pytest.mark.parametrize("length", [32, 33, 150])
+def test_attention_and_its_gradients_are_dense_attention_s(length: int) -> None:
+    """One layer's window is 32 with 4 sinks; layers share caches, so gradients meet in the donor's."""
+    config = tiny_config()
+    plan = tiny_plan(config, "character")
+    decoder = tiny_decoder(config, plan).requires_grad_(True)
+    tokens = torch.randint(0, 97, (2, length), generator=torch.Generator().manual_seed(0))
+    results: list[list[Tensor]] = []
+    for mixer in (DenseAttention(config, plan), TrainingAttention(config, plan)):
+        decoder.zero_grad()
+        logits = decoder(tokens, mixer)
+        logits.square().mean().backward()
+        results.append(
+            [logits.detach(), *(p.grad.clone() for p in decoder.parameters() if p.grad is not None)]
+        )
+    for expected, found in zip(*results, strict=True):
+        assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_kl_through_the_head_is_the_definition_and_zero_of_itself() -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(300, 24, generator=generator) for _ in range(2))
+    head = torch.randn(97, 24, generator=generator)
+    student.requires_grad_()
+    loss = head_kl(student, teacher, head)
+    (gradient,) = torch.autograd.grad(3 * loss, student)
+    log_p, log_q = ((x @ head.T).log_softmax(-1) for x in (teacher, student))
+    expected = (log_p.exp() * (log_p - log_q)).sum(-1).mean()
+    (expected_gradient,) = torch.autograd.grad(3 * expected, student)
+    assert torch.allclose(loss, expected, rtol=1e-5)
+    assert torch.allclose(gradient, expected_gradient, rtol=1e-4, atol=1e-7)
+    assert head_kl(teacher, teacher, head) == 0
+
+
+def test_the_cached_teacher_is_the_teacher_up_to_float16(tmp_path: Path) -> None:
+    healing, _ = tiny_healing()
+    teacher = healing.teacher()
+    positions = scored_positions(24, 48, 0.25, seed=0)
+    assert positions.shape == (24, 12) and (positions.diff(dim=1) > 0).all()
+    cache = TeacherCache(tmp_path, positions, healing.config.hidden_size)
+    with pytest.raises(InterruptedError):
+        cache.fill(teacher, TOKENS, 5, interrupt)
+    resumed = TeacherCache(tmp_path, positions, healing.config.hidden_size)
+    assert resumed.missing
+    resumed.fill(teacher, TOKENS, 5, lambda fraction: None)
+    assert not resumed.missing
+    hidden = pick(teacher.hidden(TOKENS), positions)
+    head = healing.base["lm_head.weight"]
+    assert head_kl(hidden.flatten(0, 1), resumed.states.flatten(0, 1), head) < 1e-5
+    for rows in torch.split(torch.arange(24), 5):
+        assert torch.equal(resumed.states[rows], pick(teacher.hidden(TOKENS[rows]), positions[rows]).half())
+
+
+def interrupt(fraction: float) -> None:
+    if fraction > 0.5:
+        raise InterruptedError
+
+
+def test_the_model_in_training_computes_what_its_weights_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("export.heal.student.matmul_dtype", lambda: torch.float32)
+    healing, folded = tiny_healing()
+    expected = Decoder.from_weights(healing.config, healing.plan, folded).model(
+        TOKENS, DenseAttention(healing.config, healing.plan)
+    )
+    model = TrainedModel(healing.config, healing.plan, folded)
+    assert torch.allclose(model.hidden(TOKENS), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("projection", ["q_proj", "o_proj"])
+def test_factors_and_a_low_rank_change_are_found_again(projection: str) -> None:
+    healing, _ = tiny_healing()
+    config, name = healing.config, f"model.layers.0.self_attn.{projection}.weight"
+    generator = torch.Generator().manual_seed(0)
+    base = healing.base[name]
+    shapes = {"q_proj": (4, 8, 2), "o_proj": (2, 16, 16)}
+    factors = torch.randn(shapes[projection], generator=generator).half()
+    fitted = fit_factors(name, base, anchor(name, base, factors, config).float(), config)
+    assert torch.allclose(fitted.float(), factors.float(), atol=2e-3)
+    left, right = torch.randn(len(base), 4, generator=generator), torch.randn(4, base.shape[1])
+    x = torch.randn(200, base.shape[1], generator=generator)
+    found = fit_change(left @ right, x.T @ x / 200, 4, size=1.0)
+    assert torch.allclose(found[0] @ found[1], left @ right, atol=1e-4)
+
+
+def test_no_change_starts_as_one_that_can_learn() -> None:
+    left, right = fit_change(torch.zeros(8, 6), torch.eye(6), 3, size=1.0)
+    assert not left.any() and right.any(1).all()
+
+
+def test_every_sequence_is_seen_once_before_any_is_seen_twice() -> None:
+    rows = torch.cat(list(batches(count=7, size=3, updates=7, seed=0))).reshape(3, 7)
+    assert all(sorted(epoch) == list(range(7)) for epoch in rows.tolist())
+    assert len({tuple(epoch) for epoch in rows.tolist()}) == 3

@@ -1,0 +1,38 @@
+"""A tiny model folded to one shared KV head under windows, and settings that heal it within a second."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from export.fold.fold import fold_weights
+from export.heal.heal import Healing
+from export.heal.settings import HealSettings
+from export.model.families import config_from_huggingface
+from plugins.fold_plan import FoldPlan
+from plugins.plan_presets import Preset, build_plan
+from tests.export.tiny_checkpoints import random_model
+
+TOKENS = torch.randint(0, 97, (24, 48), generator=torch.Generator().manual_seed(1))
+SETTINGS = HealSettings(
+    layerwise_tokens=3 * TOKENS.numel(),
+    tokens=6 * TOKENS.numel(),
+    batch_tokens=4 * 48,
+    layerwise_learning_rate=5e-3,
+    learning_rate=5e-3,
+    warmup_steps=2,
+    rank=8,
+    checkpoint_seconds=0,
+)
+
+
+def tiny_healing(
+    settings: HealSettings = SETTINGS, family: str = "llama", plan: FoldPlan | None = None
+) -> tuple[Healing, dict[str, Tensor]]:
+    """What is healed (four layers; the last is global), and its folded weights."""
+    model = random_model(family, num_hidden_layers=4)
+    config = config_from_huggingface(model.config.to_dict())
+    base = dict(model.state_dict())
+    dials = {"preset": "character", "sliding_window": 16, "sink_size": 2, "global_every": 4}
+    plan = plan or build_plan(Preset.model_validate(dials), config.attention_shape)
+    return Healing(config, base, plan, TOKENS, settings), fold_weights(config, base, plan, TOKENS).weights
