@@ -23,13 +23,9 @@ from pipeline.validate.results import (
     SubjectResult,
     measurements_file,
 )
-from pipeline.validate.subjects import INPUT_IDS, LOGITS, LOSSES, EngineSubject, Subject, TorchSubject
+from pipeline.validate.subjects import INPUT_IDS, LOGITS, LOSSES, EngineSubject, Subject, load_subjects
 from pipeline.workspace import HELDOUT_TOKENS, Workspace
 from plugins.errors import ValidationError
-from plugins.fold_plan import FoldPlan
-from plugins.plan_presets import Preset, build_plan
-from runtime.bundle import WEIGHTS
-from runtime.memory.horizon import horizons
 
 if TYPE_CHECKING:
     from polygraphy.comparator.struct import RunResults
@@ -45,7 +41,7 @@ def measure(workspace: Workspace, output: Path, progress: Callable[[float], None
     """
     section = workspace.recipe.validate_on
     windows = workspace.tensors(HELDOUT_TOKENS)["tokens"].numpy()
-    subjects = _subjects(workspace)
+    subjects = load_subjects(workspace, section.sequence_length, section.prefill_chunk)
     path = output / measurements_file(workspace.recipe.target)
     path.parent.mkdir(parents=True)
     path.write_text(
@@ -100,32 +96,6 @@ def _feeds(windows: np.ndarray, progress: Callable[[float], None]) -> Iterator[M
     for index, window in enumerate(windows):
         progress(index / len(windows))
         yield OrderedDict({INPUT_IDS: window})
-
-
-def _subjects(workspace: Workspace) -> tuple[Subject, ...]:
-    from export.model.decoder import Decoder
-    from runtime.config import RuntimeConfig
-    from runtime.engine.load import load_engine
-
-    config, plan = workspace.config, workspace.plan
-    identity = build_plan(Preset(preset="identity"), config.attention_shape)
-    section = workspace.recipe.validate_on
-    pages = pages_of_sequence(plan, section.sequence_length, section.prefill_chunk)
-    batch = RuntimeConfig(max_num_batched_tokens=section.prefill_chunk, max_num_seqs=1)
-    engine = load_engine(workspace.root / "engine" / workspace.recipe.target, plan, pages, batch)
-    return (
-        TorchSubject(ORIGINAL, Decoder.from_weights(config, identity, workspace.checkpoint.weights)),
-        TorchSubject(FOLDED, Decoder.from_weights(config, plan, workspace.tensors(WEIGHTS))),
-        EngineSubject(ENGINE, engine, section.prefill_chunk),
-    )
-
-
-def pages_of_sequence(plan: FoldPlan, length: int, chunk: int) -> dict[str, int]:
-    """Pages of each group's pool that hold one sequence, whatever its bytes.
-
-    Local groups hold it twice: the running window, and the tail that the last turn left in the tree.
-    """
-    return {law.name: law.peak_pages(length, chunk) * (2 if law.is_local else 1) for law in horizons(plan)}
 
 
 def _summarise_subject(subject: Subject, losses: list[np.ndarray], tokens: int) -> SubjectResult:

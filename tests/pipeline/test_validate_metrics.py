@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.recipe import Thresholds
-from pipeline.validate.measure import compare, pages_of_sequence
+from pipeline.validate.measure import compare
 from pipeline.validate.metrics import measure_distance, negative_log_likelihood
 from pipeline.validate.results import ENGINE, FOLDED, ORIGINAL, Measurements, judge
-from pipeline.validate.subjects import Subject
+from pipeline.validate.subjects import Subject, pages_of_sequence
 from plugins.errors import ValidationError
 from plugins.plan_presets import AttentionShape, Preset, build_plan
 from runtime.config import RuntimeConfig, pages_for
