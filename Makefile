@@ -21,7 +21,7 @@ ENGINE := $(if $(TARGET),--target $(TARGET)) $(if $(SM),--sm $(SM))
 BUILD_INPUTS := pyproject.toml setup.py $(wildcard plugins/cpu/*.cc plugins/cpu/*.h)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo export heal build validate run inspect doctor bench test gpu-check lint clean
+.PHONY: help install demo export heal build validate eval run inspect doctor bench test gpu-check lint clean
 
 help: ## Show this list
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
@@ -69,6 +69,9 @@ build: $(INSTALLED) $(EXTRA) ## Export, then build the engine
 
 validate: $(INSTALLED) $(EXTRA) ## Compare original, folded model and engine
 	$(BIN)/kvfold validate $(RECIPE) $(ENGINE) $(ARGS)
+
+eval: $(INSTALLED) $(EXTRA) ## Measure what the fold costs, with intervals
+	$(BIN)/kvfold eval $(RECIPE) $(ENGINE) $(ARGS)
 
 run: $(INSTALLED) $(EXTRA) ## Chat in the terminal
 	$(BIN)/kvfold run $(RECIPE) $(ENGINE) $(ARGS)

@@ -10,18 +10,18 @@ from rich import get_console
 from pipeline.progress import stage_display
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.run_stages import run_stages
-from pipeline.stages import STAGES, build_stage, report_stage
+from pipeline.stages import STAGES, build_stage, evaluate_stage, report_stage
 from pipeline.targets import TARGETS
 from pipeline.tensorrt.architectures import architectures_of
 from plugins.errors import TargetError
 
-Until = Literal["heal", "onnx", "build", "run", "report"]
+Until = Literal["heal", "onnx", "build", "run", "report", "evaluate"]
 
 
 def bring_up_to_date(
     name: str, root: Path, until: Until, target: str | None = None, architectures: tuple[int, ...] = ()
 ) -> Recipe:
-    """Load a recipe, as `load_recipe` does, and bring its graph, its engine or its report up to date.
+    """Load a recipe, as `load_recipe` does, and bring its graph, engine, report or evaluation up to date.
 
     `run` is an engine that is to run here: asked for before it is built.
 
@@ -35,10 +35,17 @@ def bring_up_to_date(
         _require(backend.name, "built", backend.why_not_build())
     if until != "onnx" and recipe.target in ("tensorrt", "tensorrt-rtx"):
         architectures_of(recipe)
-    if until in ("run", "report"):
+    if until in ("run", "report", "evaluate"):
         _require(backend.name, "run", backend.why_not_run())
-    build, report = build_stage(backend.name), report_stage(backend.name)
-    last = {"heal": "heal", "onnx": "onnx", "build": build, "run": build, "report": report}[until]
+    build = build_stage(backend.name)
+    last = {
+        "heal": "heal",
+        "onnx": "onnx",
+        "build": build,
+        "run": build,
+        "report": report_stage(backend.name),
+        "evaluate": evaluate_stage(backend.name),
+    }[until]
     console = get_console()
     console.print(f"[bold]{recipe.name}[/] -> {root}")
     with stage_display(console) as display:

@@ -28,6 +28,9 @@ COMMANDS = {
     "heal": CommandEntry("pipeline.commands.heal", "Train what folding changed, and write an adapter."),
     "build": CommandEntry("pipeline.commands.build", "Export, then build the engine of the recipe's target."),
     "validate": CommandEntry("pipeline.commands.validate", "Compare original, folded model and engine."),
+    "eval": CommandEntry(
+        "pipeline.commands.eval", "Measure what the fold costs: perplexity, KL, retrieval, last words."
+    ),
     "run": CommandEntry("pipeline.commands.run", "Chat with a bundle in the terminal."),
     "demo": CommandEntry(
         "pipeline.commands.demo", "Everything, then a three-turn conversation and its numbers."

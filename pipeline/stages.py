@@ -9,11 +9,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.recipe import DEMO_MODEL, GENERATE, AdapterSection, HealSection, Recipe, TextSection
+from pipeline.evaluate.settings import SHIPPED_PASSAGES
+from pipeline.recipe import DEMO_MODEL, AdapterSection, HealSection, Recipe
+from pipeline.recipe_sections import GENERATE, TextSection
 from pipeline.stage import Report, Stage, hash_code
 from pipeline.workspace import (
     ADAPTER,
     CALIBRATION_TOKENS,
+    EVALUATION_TOKENS,
     FOLD_ERRORS,
     FOLDED_WEIGHTS,
     HEAL_FOLDER,
@@ -57,6 +60,15 @@ def _fingerprint_text(section: TextSection) -> object:
     return [section.source, content, section.tokens, section.sequence_length, section.seed]
 
 
+def _describe_evaluation(recipe: Recipe) -> object:
+    """What `kvfold eval` measures, the passages by content; its text is another stage's."""
+    section = recipe.evaluate
+    shipped = section.last_words == SHIPPED_PASSAGES
+    passages = None if shipped else [Path(section.last_words).name, hash_file(Path(section.last_words))]
+    others = section.model_dump(mode="json", exclude={"source", "last_words"})
+    return [others, section.description, passages, recipe.validate_on.prefill_chunk]
+
+
 def _run_checkpoint(workspace: Workspace, output: Path, progress: Progress) -> None:
     checkpoint = workspace.checkpoint
     (output / CONFIG).write_text(checkpoint.config.model_dump_json(indent=2) + "\n")
@@ -70,6 +82,10 @@ def _run_calibration(workspace: Workspace, output: Path, progress: Progress) -> 
 
 def _run_heldout(workspace: Workspace, output: Path, progress: Progress) -> None:
     _write_tokens(workspace, workspace.recipe.validate_on, output / HELDOUT_TOKENS)
+
+
+def _run_evaltext(workspace: Workspace, output: Path, progress: Progress) -> None:
+    _write_tokens(workspace, workspace.recipe.evaluate, output / EVALUATION_TOKENS)
 
 
 def _run_training(workspace: Workspace, output: Path, progress: Progress) -> None:
@@ -209,6 +225,12 @@ def _run_validate(workspace: Workspace, output: Path, progress: Progress) -> Non
     measure(workspace, output, progress)
 
 
+def _run_evaluate(workspace: Workspace, output: Path, progress: Progress) -> None:
+    from pipeline.evaluate.measure import measure
+
+    measure(workspace, output, progress)
+
+
 def _run_report(workspace: Workspace, output: Path, progress: Progress) -> None:
     from pipeline.report.write import write_report
 
@@ -240,6 +262,15 @@ _ENGINE = (
     "plugins/int8_linear",
     "plugins/paged_attention",
     "plugins/step.py",
+)
+_SUBJECTS = (
+    *_CHECKPOINT,
+    *_ENGINE,
+    "pipeline/validate",
+    "runtime/checks.py",
+    "runtime/config.py",
+    "runtime/memory",
+    "runtime/scheduler/step_builder.py",
 )
 _REPORT = (
     "pipeline/report",
@@ -323,6 +354,14 @@ _NEUTRAL = (
         code=_TEXT,
         run=_run_heldout,
     ),
+    Stage(
+        name="evaltext",
+        doing="preparing text to evaluate on",
+        needs=("checkpoint",),
+        settings=lambda recipe: _fingerprint_text(recipe.evaluate),
+        code=_TEXT,
+        run=_run_evaltext,
+    ),
 )
 
 
@@ -336,6 +375,11 @@ def report_stage(target: str) -> str:
     return f"report-{target}"
 
 
+def evaluate_stage(target: str) -> str:
+    """Name of the stage that measures what a target's engine costs."""
+    return f"evaluate-{target}"
+
+
 def _target_stages(target: str, build: Stage) -> tuple[Stage, ...]:
     """The engine of one target, its validation and its report; those of several targets live side by side."""
     folded = ("checkpoint", "fold", "quantize")
@@ -346,16 +390,17 @@ def _target_stages(target: str, build: Stage) -> tuple[Stage, ...]:
             doing="comparing original, folded and engine",
             needs=(*folded, build_stage(target), "heldout"),
             settings=lambda recipe: [recipe.validate_on.prefill_chunk, recipe.validate_on.description],
-            code=(
-                *_CHECKPOINT,
-                *_ENGINE,
-                "pipeline/validate",
-                "runtime/checks.py",
-                "runtime/config.py",
-                "runtime/memory",
-                "runtime/scheduler/step_builder.py",
-            ),
+            code=_SUBJECTS,
             run=_run_validate,
+            target=target,
+        ),
+        Stage(
+            name=evaluate_stage(target),
+            doing="measuring what the fold costs",
+            needs=(*folded, build_stage(target), "evaltext"),
+            settings=_describe_evaluation,
+            code=(*_SUBJECTS, *_TEXT, "pipeline/evaluate", "runtime/tokenizer.py"),
+            run=_run_evaluate,
             target=target,
         ),
         Stage(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 SOURCE = "source.json"
 CALIBRATION_TOKENS = "work/calibration.safetensors"
 HELDOUT_TOKENS = "work/heldout.safetensors"
+EVALUATION_TOKENS = "work/evaluation.safetensors"
 FOLDED_WEIGHTS = "work/folded.safetensors"
 FOLD_ERRORS = "work/fold_errors.json"
 TRAINING_TOKENS = "work/training.safetensors"

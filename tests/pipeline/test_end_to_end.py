@@ -15,7 +15,8 @@ from pipeline.cli import cli
 from pipeline.recipe import load_recipe
 from pipeline.report.results import read_results
 from pipeline.run_stages import StageOutcome, run_stages
-from pipeline.stages import STAGES
+from pipeline.stage import requirements
+from pipeline.stages import STAGES, report_stage
 from plugins.errors import BundleError, KvfoldError, ValidationError
 from runtime import LLM, SamplingParams
 from runtime.bundle import open_bundle
@@ -35,7 +36,8 @@ validate:
   thresholds: {max_perplexity_ratio: null, max_engine_kl: %s, max_logit_difference: %s}
 """
 WORDS = ("the", "a", "cab", "tab", "dab", "of", "folded", "cache", "abacus")
-ALL = [stage.name for stage in STAGES if stage.target in (None, "cpu")]
+REPORT = report_stage("cpu")
+ALL = {REPORT, *requirements(REPORT, STAGES)}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(folder: Path, name: str, bundle: str, until: str | None = None) -> list[StageOutcome]:
+def run(folder: Path, name: str, bundle: str, until: str = REPORT) -> list[StageOutcome]:
     recipe = load_recipe(str(folder / f"{name}.yaml"))
     return run_stages(recipe, folder / bundle, STAGES, QuietDisplay(), until)
 

@@ -22,6 +22,7 @@ BY_VALUE = {
     "plugins/errors.py",
     "plugins/version.py",
     "pipeline/recipe.py",
+    "pipeline/recipe_sections.py",
     "runtime/bundle.py",
 }
 

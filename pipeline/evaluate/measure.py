@@ -1,0 +1,95 @@
+"""Evaluate a bundle: the subjects read the recipe's material, and what was measured is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pipeline.evaluate.answers import ask
+from pipeline.evaluate.likelihood import measure_divergences, measure_perplexity
+from pipeline.evaluate.material import Material, prepare_material
+from pipeline.evaluate.results import BFLOAT16, Evaluation, LastWords, evaluation_file
+from pipeline.evaluate.retrieval import measure_cell, smallest_window
+from pipeline.validate.subjects import Subject, TorchSubject, load_subjects, original_decoder
+from pipeline.workspace import EVALUATION_TOKENS, Workspace
+from runtime.bundle import TOKENIZER, TOKENIZER_CONFIG
+from runtime.tokenizer import BundleTokenizer
+
+
+def measure(workspace: Workspace, output: Path, progress: Callable[[float], None]) -> None:
+    """Write `report/<target>/evaluation.json` into `output`.
+
+    Raises:
+        ValidationError: a subject's logits are NaN or infinite.
+        CalibrationError: the passages' file cannot be read.
+        RecipeError: a retrieval length does not hold its codes, or there are no passages.
+    """
+    recipe = workspace.recipe
+    tokenizer = BundleTokenizer.load(workspace.root / TOKENIZER, workspace.root / TOKENIZER_CONFIG)
+    sequences = workspace.tensors(EVALUATION_TOKENS)["tokens"].numpy()
+    context = workspace.config.max_position_embeddings
+    material = prepare_material(recipe.evaluate, sequences, tokenizer, context)
+    subjects = load_subjects(workspace, material.longest, recipe.validate_on.prefill_chunk)
+    window = smallest_window(workspace.plan)
+    evaluation = evaluate(material, subjects, load_bfloat16(workspace), window, progress)
+    path = output / evaluation_file(recipe.target)
+    path.parent.mkdir(parents=True)
+    path.write_text(evaluation.model_dump_json(indent=1) + "\n")
+
+
+def evaluate(
+    material: Material,
+    subjects: Sequence[Subject],
+    bfloat16: Subject,
+    window: int | None,
+    progress: Callable[[float], None],
+) -> Evaluation:
+    """Measure everything.
+
+    Args:
+        material: what is read.
+        subjects: the original first, then whom to compare with it.
+        bfloat16: the original's bfloat16 self.
+        window: tokens that a query sees in every layer, itself included; None is all.
+        progress: told of the fraction done.
+
+    Raises:
+        ValidationError: a subject's logits are NaN or infinite.
+    """
+    original, *candidates = subjects
+    meter = Meter(material.tokens(len(subjects), len(candidates) + 1), progress)
+    return Evaluation(
+        text=material.text,
+        window=window,
+        perplexity=tuple(
+            measure_perplexity(windows, subjects, meter) for windows in material.windows.values()
+        ),
+        divergences=measure_divergences(material.compared, original, (bfloat16, *candidates), meter),
+        retrieval=tuple(measure_cell(cell, window, subjects, meter) for cell in material.cells),
+        last_words=LastWords(
+            text=material.passages_text,
+            passages=len(material.passages),
+            subjects=ask(subjects, material.passages, meter),
+        ),
+    )
+
+
+def load_bfloat16(workspace: Workspace) -> TorchSubject:
+    """The original in bfloat16: what rounding alone costs."""
+    import torch
+
+    return TorchSubject(BFLOAT16, original_decoder(workspace).to(torch.bfloat16))
+
+
+class Meter:
+    """Turns tokens computed into the fraction done."""
+
+    def __init__(self, total: int, progress: Callable[[float], None]) -> None:
+        self._total = total
+        self._done = 0
+        self._progress = progress
+
+    def __call__(self, tokens: int) -> None:
+        """So many tokens more are done."""
+        self._done += tokens
+        self._progress(self._done / self._total)
