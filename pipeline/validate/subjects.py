@@ -93,8 +93,10 @@ class TorchSubject(Subject):
 
         decoder = self._decoder
         with torch.inference_mode():
-            mixer = DenseAttention(decoder.config, decoder.plan)
-            hidden = decoder.model(torch.from_numpy(token_ids)[None], mixer)[0]
+            # The mixer holds the keys and values of all layers: it must not outlive the pass.
+            hidden = decoder.model(
+                torch.from_numpy(token_ids)[None], DenseAttention(decoder.config, decoder.plan)
+            )[0]
         for rows in wanted:
             with torch.inference_mode():
                 logits: np.ndarray = decoder.lm_head(hidden[rows]).float().numpy()
