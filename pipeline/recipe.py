@@ -64,10 +64,13 @@ class HealSection(HealSettings):
     """Healing by training: what is trained, and on which text.
 
     Attributes:
+        start: the `adapter.safetensors` of an earlier training, of the same checkpoint under the same plan,
+            to go on from; None starts from the closed-form fold.
         text: the training text. Windows are learned where its sequences are longer than they are. Its
             seed is neither calibration's nor validation's, so that text the model writes is new to both.
     """
 
+    start: str | None = Field(default=None, min_length=1)
     text: TextSection = TextSection(tokens=262_144, sequence_length=1_024, seed=2)
 
 
@@ -222,6 +225,13 @@ class Recipe(Section):
             )
         return self
 
+    @property
+    def adapter(self) -> Path | None:
+        """The adapter that stands in for the closed-form fold, if there is one."""
+        if isinstance(self.heal, AdapterSection):
+            return Path(self.heal.adapter)
+        return Path(self.heal.start) if self.heal and self.heal.start else None
+
     def build_plan(self, shape: AttentionShape) -> FoldPlan:
         """The FoldPlan for a model of this shape.
 
@@ -310,16 +320,23 @@ def _resolve_paths(recipe: Recipe, folder: Path) -> Recipe:
 
 def _resolve_heal(section: HealSection | AdapterSection | None, folder: Path) -> BaseModel | None:
     if isinstance(section, HealSection):
-        return section.model_copy(update={"text": _resolve_text(section.text, "heal.text", folder)})
+        start = section.start and _resolve_adapter(section.start, "heal.start", folder)
+        text = _resolve_text(section.text, "heal.text", folder)
+        return section.model_copy(update={"start": start, "text": text})
     if isinstance(section, AdapterSection):
-        path = (folder / section.adapter).expanduser().resolve()
-        if not path.is_file():
-            raise RecipeError(
-                f"heal.adapter: there is no file {path}; give the adapter.safetensors of a healed bundle "
-                "(relative to the recipe's folder)"
-            )
-        return section.model_copy(update={"adapter": str(path)})
+        adapter = _resolve_adapter(section.adapter, "heal.adapter", folder)
+        return section.model_copy(update={"adapter": adapter})
     return None
+
+
+def _resolve_adapter(name: str, key: str, folder: Path) -> str:
+    path = (folder / name).expanduser().resolve()
+    if not path.is_file():
+        raise RecipeError(
+            f"{key}: there is no file {path}; give the adapter.safetensors of a healed bundle "
+            "(relative to the recipe's folder)"
+        )
+    return str(path)
 
 
 def _resolve_text(section: TextSection, key: str, folder: Path) -> TextSection:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.evaluate.settings import SHIPPED_PASSAGES
-from pipeline.recipe import DEMO_MODEL, AdapterSection, HealSection, Recipe
+from pipeline.recipe import DEMO_MODEL, HealSection, Recipe
 from pipeline.recipe_sections import GENERATE, TextSection
 from pipeline.stage import Report, Stage, hash_code
 from pipeline.workspace import (
@@ -109,7 +109,7 @@ def _write_tokens(workspace: Workspace, section: TextSection, path: Path) -> Non
 
 def _describe_fold(recipe: Recipe) -> object:
     """Plan and dials, and the content of the adapter that stands in for folding."""
-    adapter = hash_file(Path(recipe.heal.adapter)) if isinstance(recipe.heal, AdapterSection) else None
+    adapter = hash_file(recipe.adapter) if recipe.adapter else None
     return [recipe.plan.model_dump(mode="json"), recipe.fold.model_dump(mode="json"), adapter]
 
 
@@ -119,15 +119,16 @@ def _run_fold(workspace: Workspace, output: Path, progress: Progress) -> None:
     from export.fold.fold import FoldedModel, fold_weights
     from export.heal.adapter import load_adapter, merge
 
-    checkpoint, heal = workspace.checkpoint, workspace.recipe.heal
-    plan = workspace.recipe.build_plan(checkpoint.config.attention_shape)
-    if isinstance(heal, AdapterSection):
-        adapter = load_adapter(Path(heal.adapter), checkpoint.fingerprint, plan)
-        folded = FoldedModel(merge(checkpoint.config, checkpoint.weights, plan, adapter), errors={})
+    checkpoint, recipe = workspace.checkpoint, workspace.recipe
+    plan = recipe.build_plan(checkpoint.config.attention_shape)
+    if recipe.adapter:
+        adapter = load_adapter(recipe.adapter, checkpoint.fingerprint, plan)
+        merged = merge(checkpoint.config, checkpoint.weights, adapter.plan, adapter.tensors)
+        folded = FoldedModel(adapter.plan, merged, errors={})
     else:
         tokens = workspace.tensors(CALIBRATION_TOKENS)["tokens"]
-        folded = fold_weights(checkpoint.config, checkpoint.weights, plan, tokens, workspace.recipe.fold)
-    (output / FOLD_PLAN).write_text(plan.model_dump_json(indent=2) + "\n")
+        folded = fold_weights(checkpoint.config, checkpoint.weights, plan, tokens, recipe.fold)
+    (output / FOLD_PLAN).write_text(folded.plan.model_dump_json(indent=2) + "\n")
     (output / FOLD_ERRORS).parent.mkdir()
     (output / FOLD_ERRORS).write_text(json.dumps(folded.errors) + "\n")
     save_file({name: weight.contiguous() for name, weight in folded.weights.items()}, output / FOLDED_WEIGHTS)
@@ -137,7 +138,9 @@ def _describe_heal(recipe: Recipe) -> object:
     """The dials that decide the result; the text counts by the tokens it gave."""
     if not isinstance(recipe.heal, HealSection):
         return None
-    return recipe.heal.model_dump(mode="json", exclude={"text", "checkpoint_seconds"})
+    excluded = {"text", "start", "checkpoint_seconds"}
+    start = recipe.heal.start and hash_file(Path(recipe.heal.start))
+    return [recipe.heal.model_dump(mode="json", exclude=excluded), start]
 
 
 def _run_heal(workspace: Workspace, output: Path, progress: Report) -> None:
@@ -147,7 +150,7 @@ def _run_heal(workspace: Workspace, output: Path, progress: Report) -> None:
         return
     from safetensors.torch import save_file
 
-    from export.heal.adapter import merge, save_adapter
+    from export.heal.adapter import load_adapter, merge, save_adapter
     from export.heal.heal import Healing, heal
 
     checkpoint, plan, root = workspace.checkpoint, workspace.plan, workspace.root
@@ -155,7 +158,9 @@ def _run_heal(workspace: Workspace, output: Path, progress: Report) -> None:
     inputs = [hash_file(root / name) for name in (SOURCE, FOLD_PLAN, FOLDED_WEIGHTS, TRAINING_TOKENS)]
     key = json.dumps([_describe_heal(workspace.recipe), hash_code(_HEAL), inputs], sort_keys=True)
     healing = Healing(checkpoint.config, checkpoint.weights, plan, tokens, settings)
-    adapter = heal(healing, workspace.tensors(FOLDED_WEIGHTS), root / HEAL_FOLDER, key, progress)
+    earlier = workspace.recipe.adapter
+    start = load_adapter(earlier, checkpoint.fingerprint, plan).tensors if earlier else None
+    adapter = heal(healing, workspace.tensors(FOLDED_WEIGHTS), root / HEAL_FOLDER, key, progress, start)
     save_adapter(output / ADAPTER, adapter, checkpoint.fingerprint, plan)
     (output / HEALED_WEIGHTS).parent.mkdir()
     healed = merge(checkpoint.config, checkpoint.weights, plan, adapter)

@@ -31,6 +31,9 @@ class LayerPlan(BaseModel):
         sliding_window: tokens visible to a query, the current one included; None is global.
         sink_size: first tokens of the sequence that stay visible under a window.
         kv_dtype: storage of the cache it reads.
+        rope_slots: RoPE frequency (0 is the fastest) that each channel pair of its keys turns with,
+            head_dim / 2 of them; a fold gives a frequency that matters several pairs, and one that does not
+            none. None is each frequency once, in order. Folding fills it in; it costs no bytes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -40,6 +43,7 @@ class LayerPlan(BaseModel):
     sliding_window: int | None = Field(default=None, ge=1)
     sink_size: int = Field(default=0, ge=0)
     kv_dtype: KvDtype = "float32"
+    rope_slots: tuple[int, ...] | None = None
 
 
 class Bank(BaseModel):
@@ -93,8 +97,8 @@ class FoldPlan(BaseModel):
 
     Laws, checked on construction (PlanError when loaded through `parse` or `build_plan`):
         layer 0 owns its KV; a donor comes before its consumer and is itself a producer; donor and
-        consumer agree on KV heads, window, sinks and dtype; KV heads divide the query heads; only
-        a windowed layer has sinks; a page is a power of two of at least 16 tokens.
+        consumer agree on KV heads, window, sinks, dtype and RoPE slots; KV heads divide the query heads;
+        only a windowed layer has sinks; a page is a power of two of at least 16 tokens.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -124,6 +128,7 @@ class FoldPlan(BaseModel):
             )
         if layer.sink_size and layer.sliding_window is None:
             raise ValueError(f"layer {index}: sink_size needs a sliding_window; a global layer sees all")
+        self._check_rope_slots(index, layer)
         if layer.donor > index:
             raise ValueError(
                 f"layer {index}: donor {layer.donor} comes later; a donor must come before its consumer"
@@ -135,12 +140,20 @@ class FoldPlan(BaseModel):
             raise ValueError(
                 f"layer {index}: donor {layer.donor} owns no KV, it reads layer {donor.donor}; name that one"
             )
-        for name in ("num_key_value_heads", "sliding_window", "sink_size", "kv_dtype"):
+        for name in ("num_key_value_heads", "sliding_window", "sink_size", "kv_dtype", "rope_slots"):
             mine, theirs = getattr(layer, name), getattr(donor, name)
             if mine != theirs:
                 raise ValueError(
                     f"layer {index}: {name} is {mine}, its donor {layer.donor} has {theirs}; they must agree"
                 )
+
+    def _check_rope_slots(self, index: int, layer: LayerPlan) -> None:
+        slots, pairs = layer.rope_slots, self.head_dim // 2
+        if slots is not None and (len(slots) != pairs or not all(0 <= slot < pairs for slot in slots)):
+            raise ValueError(
+                f"layer {index}: rope_slots is {slots}; head_dim {self.head_dim} needs {pairs} frequencies, "
+                f"each of 0..{pairs - 1}"
+            )
 
     @classmethod
     def parse(cls, text: str | bytes) -> FoldPlan:
@@ -186,6 +199,14 @@ class FoldPlan(BaseModel):
     def is_producer(self, layer: int) -> bool:
         """Whether the layer stores a KV of its own."""
         return self.layers[layer].donor == layer
+
+    def with_rope_slots(self, producer: int, slots: tuple[int, ...] | None) -> FoldPlan:
+        """This plan with other RoPE slots in the bank of layer `producer`."""
+        layers = tuple(
+            layer.model_copy(update={"rope_slots": slots}) if layer.donor == producer else layer
+            for layer in self.layers
+        )
+        return FoldPlan(**(self.model_dump(exclude={"layers"}) | {"layers": layers}))
 
     def kv_bytes(self, context_length: int) -> int:
         """Resident KV bytes of one sequence of `context_length` tokens, whole pages counted."""

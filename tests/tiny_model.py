@@ -32,9 +32,13 @@ def tiny_config(**changes: object) -> ModelConfig:
 
 
 def tiny_plan(config: ModelConfig, preset: str, kv_dtype: str = "float32") -> FoldPlan:
-    """A preset with a window of 32 and every third layer global."""
+    """A preset with a window of 32 and every third layer global; `character`'s first bank has RoPE slots."""
     dials = {"preset": preset, "sliding_window": 32, "global_every": 3, "kv_dtype": kv_dtype}
-    return build_plan(Preset.model_validate(dials), config.attention_shape)
+    plan = build_plan(Preset.model_validate(dials), config.attention_shape)
+    if preset != "character":
+        return plan
+    pairs = config.head_dim // 2
+    return plan.with_rope_slots(0, tuple(index * index // pairs for index in range(pairs)))
 
 
 def tiny_decoder(config: ModelConfig, plan: FoldPlan, seed: int = 0) -> Decoder:

@@ -41,12 +41,12 @@ class StepAttention:
         assert value is not None
         query = query if attention.q_norm is None else attention.q_norm(query)
         key = key if attention.k_norm is None else attention.k_norm(key)
-        self.keys[layer, :, :, position] = self.rope.rotate(key, position)[:, 0]
+        self.keys[layer, :, :, position] = self.rope.rotate(key, start=position)[:, 0]
         self.values[layer, :, :, position] = value[:, 0]
         self.lengths[layer] = stop = position + 1
         rows, heads = query.shape[0], attention.num_key_value_heads
         output = functional.scaled_dot_product_attention(
-            self.rope.rotate(query, position).reshape(rows, heads, -1, attention.head_dim),
+            self.rope.rotate(query, start=position).reshape(rows, heads, -1, attention.head_dim),
             self.keys[layer, :, :, :stop],
             self.values[layer, :, :, :stop],
         )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from export.fold.keys import complex_from_halves, fit_keys, halves_from_complex
+from export.fold.keys import choose_slots, complex_from_halves, fit_keys, halves_from_complex, key_spectrum
 from export.fold.values import fit_values
 
 
@@ -45,18 +45,20 @@ class FoldedBank:
     Attributes:
         keys: weights of the stored keys, [stored heads, d, i].
         values: weights of the stored values, [stored heads, d, i].
-        key_factors: complex [n, G, d / 2].
+        slots: the RoPE frequency of each channel pair of the stored keys.
+        key_factors: complex [n, G, d / 2], by slot.
         value_factors: [n, G, d, d].
     """
 
     keys: Tensor
     values: Tensor
+    slots: tuple[int, ...]
     key_factors: Tensor
     value_factors: Tensor
 
 
-def fold_bank(statistics: BankStatistics, stored_heads: int) -> FoldedBank:
-    """The best `stored_heads` heads for all members of a bank."""
+def fold_bank(statistics: BankStatistics, stored_heads: int, fit_slots: bool) -> FoldedBank:
+    """The best `stored_heads` heads for all members of a bank; slots fitted, or each frequency once."""
     layers, heads, size, inputs = statistics.keys.shape
     members = layers * heads // stored_heads
 
@@ -71,17 +73,27 @@ def fold_bank(statistics: BankStatistics, stored_heads: int) -> FoldedBank:
     folded_keys, folded_values, key_factors, value_factors = [], [], [], []
     all_keys = complex_from_halves(by_stored_head(statistics.keys))
     all_values = by_stored_head(statistics.values)
-    powers, metrics = by_stored_head(statistics.query_power), by_stored_head(statistics.output_metric)
-    for keys, values, power, metric in zip(all_keys, all_values, powers, metrics, strict=True):
-        key = fit_keys(key_covariance(keys, statistics.gram, statistics.rotated_mean), power)
-        folded_keys.append(halves_from_complex((key.projection[..., None] * keys).sum(0)))
+    spectra = [
+        key_spectrum(key_covariance(keys, statistics.gram, statistics.rotated_mean), power)
+        for keys, power in zip(all_keys, by_stored_head(statistics.query_power), strict=True)
+    ]
+    slots = choose_slots(spectra) if fit_slots else tuple(range(size // 2))
+    metrics = by_stored_head(statistics.output_metric)
+    for keys, values, spectrum, metric in zip(all_keys, all_values, spectra, metrics, strict=True):
+        key = fit_keys(spectrum, slots)
+        mixed = (key.projection[..., None] * keys[:, list(slots)]).sum(0)
+        folded_keys.append(halves_from_complex(mixed))
         key_factors.append(key.factors)
         stacked = values.reshape(members * size, inputs)
         value = fit_values(stacked @ statistics.gram @ stacked.T, metric)
         folded_values.append((value.projection @ values).sum(0))
         value_factors.append(value.factors)
     return FoldedBank(
-        torch.stack(folded_keys), torch.stack(folded_values), by_layer(key_factors), by_layer(value_factors)
+        keys=torch.stack(folded_keys),
+        values=torch.stack(folded_values),
+        slots=slots,
+        key_factors=by_layer(key_factors),
+        value_factors=by_layer(value_factors),
     )
 
 

@@ -25,11 +25,13 @@ class FoldedModel:
     """A folded model.
 
     Attributes:
+        plan: the plan that was asked for, with the RoPE slots of each folded bank.
         weights: Hugging Face names; consumers have no `k_proj` and `v_proj`.
         errors: by folded layer, the relative error of its attention-block output on the
             calibration text: sqrt(E|student - teacher|^2 / E|teacher|^2), each on its own inputs.
     """
 
+    plan: FoldPlan
     weights: dict[str, Tensor]
     errors: dict[int, float]
 
@@ -57,7 +59,7 @@ def fold_weights(
     last = max((layer for layer, bank in banks.items() if is_folded(bank, config)), default=-1)
     errors: dict[int, float] = {}
     if last < 0:
-        return FoldedModel(folded, errors)
+        return FoldedModel(plan, folded, errors)
     identity = build_plan(Preset(preset="identity"), config.attention_shape)
     with TemporaryDirectory(prefix="kvfold-fold-") as folder, torch.no_grad():
         streams = [Path(folder) / name for name in ("teacher", "student")]
@@ -71,14 +73,14 @@ def fold_weights(
                 ResidualStream(config, identity, weights, tokens, streams[0]),
                 ResidualStream(config, plan, weights, tokens, streams[1]),
             ),
-            settings.ridge if settings else FoldSettings().ridge,
+            settings or FoldSettings(),
         )
         for layer in track(range(last + 1), description="Folding layers"):
             if is_folded(banks[layer], config):
                 errors[layer] = fold.fold_layer(layer, banks[layer])
             else:
                 fold.pass_layer(layer)
-    return FoldedModel(folded, errors)
+    return FoldedModel(fold.student.plan, folded, errors)
 
 
 def dropped_names(plan: FoldPlan) -> set[str]:

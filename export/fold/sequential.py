@@ -16,6 +16,7 @@ from export.fold.bank import BankStatistics, FoldedBank, fold_bank
 from export.fold.keys import scale_queries
 from export.fold.projections import read_heads, read_output, write_heads, write_output
 from export.fold.regression import Moments, append_one
+from export.fold.settings import FoldSettings
 from export.model.config import ModelConfig
 from export.model.decoder import Block, RMSNorm
 from export.model.residual_stream import ResidualStream, load_block
@@ -27,7 +28,7 @@ class SequentialFold:
 
     Attributes:
         folded: the student's weights; a layer's are final once `fold_layer` has seen it.
-        ridge: pull towards the weights that algebra alone gives, relative to the inputs' power.
+        settings: dials.
     """
 
     def __init__(
@@ -36,14 +37,14 @@ class SequentialFold:
         weights: Mapping[str, Tensor],
         folded: dict[str, Tensor],
         streams: tuple[ResidualStream, ResidualStream],
-        ridge: float,
+        settings: FoldSettings,
     ) -> None:
         """Start before layer 0; the streams are the teacher's and the student's, both just embedded."""
         self.config = config
         self.weights = weights
         self.folded = folded
         self.teacher, self.student = streams
-        self.ridge = ridge
+        self.settings = settings
         self._banks: dict[int, FoldedBank] = {}
 
     def pass_layer(self, layer: int) -> None:
@@ -61,16 +62,20 @@ class SequentialFold:
             Relative error of the attention-block output, on the student's own inputs.
         """
         if layer == bank.layer:
-            self._banks[layer] = fold_bank(self._bank_statistics(bank), bank.num_key_value_heads)
-            write_heads(self.folded, layer, "k_proj", self._banks[layer].keys)
-            write_heads(self.folded, layer, "v_proj", self._banks[layer].values)
+            fit_slots = self.settings.rope_slots == "fitted"
+            folded = fold_bank(self._bank_statistics(bank), bank.num_key_value_heads, fit_slots)
+            self._banks[layer] = folded
+            if fit_slots:
+                self.student.replan(self.student.plan.with_rope_slots(layer, folded.slots))
+            write_heads(self.folded, layer, "k_proj", folded.keys)
+            write_heads(self.folded, layer, "v_proj", folded.values)
         self._absorb_factors(layer, bank)
         teacher, student = self._blocks(layer)
         moments = Moments(self.student.heads.shape[-1], self.config.hidden_size)
         for rows in self.student.batches():
             target = teacher.self_attn.o_proj(self.teacher.attend(teacher, rows))
             moments.add(self.student.attend(student, rows), target)
-        solved = moments.solve(student.self_attn.o_proj.weight, self.ridge)
+        solved = moments.solve(student.self_attn.o_proj.weight, self.settings.ridge)
         write_output(self.folded, layer, solved)
         self._advance(*self._blocks(layer))
         return moments.relative_error(solved)
@@ -116,7 +121,9 @@ class SequentialFold:
             moments.add(x, projected[..., attention.query_size :].flatten(-2))
             rotation.add(x, angles.expand(*x.shape[:-1], -1))
             power += queries.square().sum((0, 1)).reshape(power.shape)
-        predicted = moments.solve(prior, self.ridge).reshape(len(layers), 2, -1, size, prior.shape[1])
+        predicted = moments.solve(prior, self.settings.ridge).reshape(
+            len(layers), 2, -1, size, prior.shape[1]
+        )
         cos, sin = (rotation.cross.T / moments.tokens).chunk(2)
         return BankStatistics(
             keys=predicted[:, 0],
@@ -152,7 +159,8 @@ class SequentialFold:
             moments.add(
                 self._inputs(block.input_layernorm, rows), projected[..., : block.self_attn.query_size]
             )
-        solved = moments.solve(queries.flatten(0, 1), self.ridge).reshape(queries.shape)
-        write_heads(self.folded, layer, "q_proj", scale_queries(solved, key_factors))
+        solved = moments.solve(queries.flatten(0, 1), self.settings.ridge).reshape(queries.shape)
+        slots = self._banks[bank.layer].slots
+        write_heads(self.folded, layer, "q_proj", scale_queries(solved, key_factors, slots))
         output = read_output(self.weights, layer, self.config.head_dim) @ value_factors
         write_output(self.folded, layer, output.transpose(0, 1).flatten(1))

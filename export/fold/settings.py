@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -11,8 +13,11 @@ class FoldSettings(BaseModel):
     Attributes:
         ridge: pull of every regression towards the algebraic solution, relative to the mean power
             of its inputs; higher suits less calibration text.
+        rope_slots: `fitted` lets a shared key spend its channel pairs on the RoPE frequencies that matter;
+            `even` gives each frequency one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     ridge: float = Field(default=1e-3, gt=0)
+    rope_slots: Literal["fitted", "even"] = "fitted"

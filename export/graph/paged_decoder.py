@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from export.model.decoder import Attention, Decoder
-from export.model.rope import rope_tables
+from export.model.rope import rope_tables, select_slots
 from plugins import step
 from plugins.fold_plan import FoldPlan
 from plugins.paged_attention.reference import paged_attention
@@ -37,9 +37,10 @@ class PagedMixer:
             "cumulative_sequence_length": self.inputs[step.CUMULATIVE_SEQUENCE_LENGTH],
             "past_seqlens": self.inputs[step.PAST_SEQLENS],
             "block_table": self.inputs[step.block_table(group)],
-            "cos_cache": self.constants.get_buffer("cos_cache"),
-            "sin_cache": self.constants.get_buffer("sin_cache"),
         }
+        for kind in ("cos_cache", "sin_cache"):
+            own = self.plan.layers[donor].rope_slots is not None
+            tensors[kind] = self.constants.get_buffer(f"{kind}_{donor}" if own else kind)
         if self._banks[donor].kv_dtype == "int8":
             tensors["k_scale"] = self.constants.get_buffer(f"key_scale_{donor}")
             tensors["v_scale"] = self.constants.get_buffer(f"value_scale_{donor}")
@@ -99,6 +100,8 @@ class PagedMixer:
 class PagedDecoder(nn.Module):
     """A decoder plus the constants that the op reads: RoPE tables and static KV scales.
 
+    Banks whose keys turn with slots of their own have tables of their own.
+
     Args:
         decoder: the folded model.
         scales: `key_scale.<layer>` and `value_scale.<layer>` for every int8 bank.
@@ -107,10 +110,14 @@ class PagedDecoder(nn.Module):
     def __init__(self, decoder: Decoder, scales: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.decoder = decoder
-        cos, sin = rope_tables(decoder.config)
-        self.register_buffer("cos_cache", cos)
-        self.register_buffer("sin_cache", sin)
+        tables = dict(zip(("cos_cache", "sin_cache"), rope_tables(decoder.config), strict=True))
+        for kind, table in tables.items():
+            self.register_buffer(kind, table)
         for bank in decoder.plan.banks:
+            slots = decoder.plan.layers[bank.layer].rope_slots
+            if slots is not None:
+                for kind, table in tables.items():
+                    self.register_buffer(f"{kind}_{bank.layer}", select_slots(table, slots))
             if bank.kv_dtype == "int8":
                 for kind in ("key_scale", "value_scale"):
                     self.register_buffer(f"{kind}_{bank.layer}", scales[f"{kind}.{bank.layer}"])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -23,12 +24,30 @@ from plugins.errors import AdapterError
 from plugins.fold_plan import FoldPlan
 
 METADATA = "kvfold_adapter"
-FORMAT = "1"
+FORMAT = "2"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter as read.
+
+    Attributes:
+        plan: the plan that it was asked for, with the RoPE slots that its keys turn with.
+        tensors: by name, float16.
+    """
+
+    plan: FoldPlan
+    tensors: dict[str, Tensor]
 
 
 def plan_hash(plan: FoldPlan) -> str:
-    """sha256 of what decides the weights of a plan: neither its page size nor how its caches are stored."""
-    parts = plan.model_dump(mode="json", exclude={"page_size": True, "layers": {"__all__": {"kv_dtype"}}})
+    """sha256 of what a plan asks of the weights.
+
+    That is neither its page size nor how its caches are stored; RoPE slots are the fold's answer.
+    """
+    parts = plan.model_dump(mode="json", exclude={"page_size"})
+    for layer in parts["layers"]:
+        del layer["kv_dtype"], layer["rope_slots"]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -42,21 +61,22 @@ def merge(
             merged[name] = adapter[name].float()
         elif name + LEFT in adapter:
             change = adapter[name + LEFT].double() @ adapter[name + RIGHT].double()
-            whole = anchor(name, merged[name], adapter[name + FACTORS], config) + change
+            whole = anchor(name, merged[name], adapter[name + FACTORS], config, plan) + change
             merged[name] = whole.half().float()
     return merged
 
 
 def save_adapter(path: Path, adapter: Mapping[str, Tensor], base: str, plan: FoldPlan) -> None:
     """Write an adapter in float16; `base` is the checkpoint's fingerprint."""
-    belongs_to = {"format": FORMAT, "base": base, "plan": plan_hash(plan)}
+    slots = {bank.layer: plan.layers[bank.layer].rope_slots for bank in plan.banks}
+    belongs_to = {"format": FORMAT, "base": base, "plan": plan_hash(plan), "rope_slots": slots}
     # One entry: safetensors writes several in an order that changes from run to run.
     metadata = {METADATA: json.dumps(belongs_to)}
     save_file({name: tensor.half().contiguous() for name, tensor in adapter.items()}, path, metadata)
 
 
-def load_adapter(path: Path, base: str, plan: FoldPlan) -> dict[str, Tensor]:
-    """Tensors of an adapter, float16.
+def load_adapter(path: Path, base: str, plan: FoldPlan) -> Adapter:
+    """The adapter of a file, for a checkpoint's fingerprint and the plan of a recipe.
 
     Raises:
         AdapterError: no such file, damaged, of another format, for another base model or another plan.
@@ -72,7 +92,9 @@ def load_adapter(path: Path, base: str, plan: FoldPlan) -> dict[str, Tensor]:
     _require(path, "format", belongs_to, FORMAT, "make it again with this kvfold")
     _require(path, "base", belongs_to, base, "use it with the very checkpoint that it was trained on")
     _require(path, "plan", belongs_to, plan_hash(plan), "use it with the plan that it was trained for")
-    return tensors
+    for layer, slots in belongs_to["rope_slots"].items():
+        plan = plan.with_rope_slots(int(layer), slots and tuple(slots))
+    return Adapter(plan, tensors)
 
 
 def _require(path: Path, key: str, belongs_to: Mapping[str, str], expected: str, action: str) -> None:

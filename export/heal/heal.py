@@ -11,6 +11,7 @@ from torch import Tensor
 from export.fold.fold import dropped_names
 from export.heal.journal import Journal, Snapshot
 from export.heal.losses import EndToEndLoss, LayerwiseLoss
+from export.heal.low_rank import FACTORS
 from export.heal.settings import HealSettings
 from export.heal.start import adapter_form
 from export.heal.student import TrainedModel
@@ -34,7 +35,7 @@ class Healing:
     Attributes:
         config: the unfolded model.
         base: its weights.
-        plan: the fold.
+        plan: the fold, with the RoPE slots that it chose.
         tokens: training text, int64 [N, L].
         settings: dials.
     """
@@ -58,7 +59,12 @@ class Healing:
 
 
 def heal(
-    healing: Healing, folded: Mapping[str, Tensor], folder: Path, key: str, report: Report
+    healing: Healing,
+    folded: Mapping[str, Tensor],
+    folder: Path,
+    key: str,
+    report: Report,
+    start: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """The adapter that heals `folded`, float16; `merge` makes weights of it and the base.
 
@@ -71,6 +77,8 @@ def heal(
         folder: made where it is missing; emptied when it is another key's.
         key: stands for everything that decides the result.
         report: told the fraction 0..1 done, and the loss in words.
+        start: tensors of an earlier training's adapter, of which `folded` was merged; training goes on from
+            them as they are, rank included. None fits the adapter to `folded`.
 
     Raises:
         PlanError: the plan folds nothing.
@@ -80,7 +88,7 @@ def heal(
     snapshot = journal.load()
     if snapshot is None:
         report(0.0, "fitting the adapter to the fold")
-        form = adapter_form(healing.config, healing.base, folded, healing.plan, healing.tokens, settings.rank)
+        form = _first_form(healing, folded, start)
         snapshot = journal.begin(LAYERWISE, form)
     journal.rewind(snapshot, STEPS)
     progress = _Progress(settings, healing.tokens.numel(), report)
@@ -89,6 +97,15 @@ def heal(
     if snapshot.step == END_TO_END:
         snapshot = _end_to_end(healing, journal, snapshot, progress)
     return {name: tensor.half() for name, tensor in snapshot.form.items()}
+
+
+def _first_form(
+    healing: Healing, folded: Mapping[str, Tensor], start: Mapping[str, Tensor] | None
+) -> dict[str, Tensor]:
+    if start is None:
+        rank = healing.settings.rank
+        return adapter_form(healing.config, healing.base, folded, healing.plan, healing.tokens, rank)
+    return {name: tensor if name.endswith(FACTORS) else tensor.float() for name, tensor in start.items()}
 
 
 def _layerwise(healing: Healing, journal: Journal, snapshot: Snapshot, progress: _Progress) -> Snapshot:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from export.fold.keys import complex_from_halves, scale_queries
 from export.model.config import ModelConfig
+from plugins.fold_plan import FoldPlan
 
 FACTORS, LEFT, RIGHT = ":factors", ":left", ":right"
 FACTORED = ("self_attn.q_proj.weight", "self_attn.o_proj.weight")
@@ -21,15 +22,23 @@ DAMPING = 1e-2
 SMALLEST = 1e-2
 
 
-def fit_factors(name: str, base: Tensor, folded: Tensor, config: ModelConfig) -> Tensor:
+def rope_slots(name: str, plan: FoldPlan) -> tuple[int, ...]:
+    """RoPE slots of the layer that a tensor belongs to."""
+    slots = plan.layers[int(name.split(".")[2])].rope_slots
+    return tuple(range(plan.head_dim // 2)) if slots is None else slots
+
+
+def fit_factors(name: str, base: Tensor, folded: Tensor, config: ModelConfig, plan: FoldPlan) -> Tensor:
     """Least-squares factors of `folded` over `base`, float16.
 
-    W_Q: [heads, head_dim / 2, 2], real and imaginary part. W_O: [KV heads before, head_dim, head_dim].
+    W_Q: [heads, head_dim / 2, 2] by slot, real and imaginary part.
+    W_O: [KV heads before, head_dim, head_dim].
     """
     if name.endswith(FACTORED[0]):
         before, after = (
             complex_from_halves(x.double().reshape(-1, config.head_dim, x.shape[1])) for x in (base, folded)
         )
+        before = before[:, list(rope_slots(name, plan))]
         power = before.abs().square().sum(-1).clamp_min(torch.finfo(torch.float64).tiny)
         # scale_queries multiplies by the conjugate.
         factors = (before * after.conj()).sum(-1) / power
@@ -39,12 +48,13 @@ def fit_factors(name: str, base: Tensor, folded: Tensor, config: ModelConfig) ->
     return solution.half()
 
 
-def anchor(name: str, base: Tensor, factors: Tensor, config: ModelConfig) -> Tensor:
+def anchor(name: str, base: Tensor, factors: Tensor, config: ModelConfig, plan: FoldPlan) -> Tensor:
     """`base` times its factors, in float64 of base's shape: what the low-rank change is added to."""
     base, factors = base.double(), factors.double()
     if name.endswith(FACTORED[0]):
         heads = base.reshape(-1, config.head_dim, base.shape[1])
-        return scale_queries(heads, torch.view_as_complex(factors)).reshape(base.shape)
+        turned = scale_queries(heads, torch.view_as_complex(factors), rope_slots(name, plan))
+        return turned.reshape(base.shape)
     product = _output_by_kv_head(base, config) @ factors[:, None]
     return product.permute(2, 0, 1, 3).reshape(base.shape)
 

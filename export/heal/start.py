@@ -43,8 +43,8 @@ def adapter_form(
             form[name] = folded[name].clone()
             continue
         before, after = base[name], folded[name]
-        form[name + FACTORS] = fit_factors(name, before, after, config)
-        change = after - anchor(name, before, form[name + FACTORS], config)
+        form[name + FACTORS] = fit_factors(name, before, after, config, plan)
+        change = after - anchor(name, before, form[name + FACTORS], config, plan)
         form[name + LEFT], form[name + RIGHT] = fit_change(change, grams[name], rank, float(after.norm()))
     return form
 

@@ -48,7 +48,7 @@ class TrainedModel:
             if not name.endswith(FACTORS)
         }
         self._anchors = {
-            name: anchor(name, weights[name], form[name + FACTORS], config).float()
+            name: anchor(name, weights[name], form[name + FACTORS], config, plan).float()
             for name in weights
             if name + FACTORS in form
         }

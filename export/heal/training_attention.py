@@ -1,13 +1,17 @@
 """DenseAttention that is fast backwards where a window bites.
 
-PyTorch's fused CPU kernel is the fastest for plain causal attention, but under a mask its backward
-pass computes every masked score (measured on SmolLM2, 2,048 tokens, window 1,024, a layer on one
-core: 588 ms; here 221 ms), and in bfloat16 it is slower by another order of magnitude.
+PyTorch's fused CPU kernel is the fastest for plain causal attention, but under a mask its forward and
+backward passes compute every masked score. A window needs no mask: cut into blocks as long as the
+window, its queries see their own block causally, the block before it anti-causally (which is causal once
+both are read backwards), and the sinks. Each part is a causal call; the parts are one softmax, so they
+merge by their log-sum-exp, and with the merged output and log-sum-exp the kernel's own backward pass gives
+each part's exact share of the gradient (arXiv 2205.14135 has the formulas).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,75 +20,119 @@ from torch import Tensor
 from export.model.dense_attention import DenseAttention
 from plugins.fold_plan import LayerPlan
 
-QUERIES = 128  # of one step; fewer visit fewer hidden keys, more make larger products
+_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 class TrainingAttention(DenseAttention):
     """The Mixer of training."""
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, layer: LayerPlan) -> Tensor:
-        """As DenseAttention's; under a window, in steps that touch visible keys only."""
-        if layer.sliding_window is None or query.shape[2] <= layer.sliding_window:
+        """As DenseAttention's; under a window, in parts that hold visible keys only."""
+        window, sinks = layer.sliding_window, layer.sink_size
+        if window is None or query.shape[2] <= window or sinks > window:
             return super().attend(query, keys, values, layer)
-        batch, heads, length, size = query.shape
-        shared = batch * keys.shape[1]
+        # The kernel wants as many KV heads as query heads; autograd adds up what comes back.
+        group = query.shape[1] // keys.shape[1]
+        keys, values = (x.repeat_interleave(group, dim=1) for x in (keys, values))
         output: Tensor = _Windowed.apply(  # type: ignore[no-untyped-call]  # torch has no annotation for it
-            query.reshape(shared, -1, length, size) * size**-0.5,
-            keys.reshape(shared, length, size),
-            values.reshape(shared, length, size),
-            layer.sliding_window,
-            layer.sink_size,
+            query, keys, values, window, sinks
         )
-        return output.reshape(batch, heads, length, size)
+        return output
 
 
 class _Windowed(torch.autograd.Function):
-    """Attention of queries [n, heads, L, d], scaled, over keys and values [n, L, d].
-
-    Softmax is float32; probabilities are computed again in the backward pass, so memory is that of
-    the inputs (arXiv 2205.14135 has the formulas).
-    """
+    """Attention of queries over keys and values, all [B, heads, L, d]."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, keys: Tensor, values: Tensor, window: int, sinks: int) -> Tensor:
-        output = torch.empty_like(query)
-        for rows, seen, hidden in _steps(query.shape[2], window, sinks):
-            q = query[:, :, rows].flatten(1, 2)
-            p = _probabilities(q, keys[:, seen], hidden)
-            output[:, :, rows] = (p.to(values.dtype) @ values[:, seen]).reshape(output[:, :, rows].shape)
-        ctx.save_for_backward(query, keys, values, output)
+        total = torch.full(query.shape[:3], -torch.inf)
+        output = torch.zeros(query.shape)
+        for part in parts(query.shape[2], window, sinks):
+            q, k, v = part.queries(query), part.keys(keys), part.keys(values)
+            found, weight = _forward(q, k, v, 0.0, part.is_causal)
+            before = part.queries(total)
+            after = torch.logaddexp(before, weight)
+            mixed = part.queries(output) * (before - after).exp()[..., None]
+            part.put(output, mixed + found * (weight - after).exp()[..., None])
+            part.put(total, after)
+        output = output.to(query.dtype)
+        ctx.save_for_backward(query, keys, values, output, total)
         ctx.horizon = window, sinks
         return output
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        query, keys, values, output = ctx.saved_tensors
-        to_query = torch.empty_like(query)
-        to_keys, to_values = (torch.zeros_like(x, dtype=torch.float32) for x in (keys, values))
-        for rows, seen, hidden in _steps(query.shape[2], *ctx.horizon):
-            q, g, o = (x[:, :, rows].flatten(1, 2) for x in (query, gradient, output))
-            k, v = keys[:, seen], values[:, seen]
-            p = _probabilities(q, k, hidden)
-            to_values.index_add_(1, seen, (p.to(v.dtype).mT @ g).float())
-            mean = (g.float() * o.float()).sum(-1, keepdim=True)
-            to_scores = ((g @ v.mT).float() - mean).mul_(p).to(q.dtype)
-            to_query[:, :, rows] = (to_scores @ k).reshape(to_query[:, :, rows].shape)
-            to_keys.index_add_(1, seen, (to_scores.mT @ q).float())
-        return to_query, to_keys.to(keys.dtype), to_values.to(values.dtype), None, None
+        query, keys, values, output, total = ctx.saved_tensors
+        gradients = tuple(torch.zeros(x.shape) for x in (query, keys, values))
+        for part in parts(query.shape[2], *ctx.horizon):
+            of_queries = (part.queries(x) for x in (gradient, query))
+            of_keys = (part.keys(x) for x in (keys, values))
+            to_query, to_keys, to_values = _backward(
+                *of_queries, *of_keys, part.queries(output), part.queries(total), 0.0, part.is_causal
+            )
+            part.put(gradients[0], part.queries(gradients[0]) + to_query)
+            for sums, share in zip(gradients[1:], (to_keys, to_values), strict=True):
+                part.put_keys(sums, part.keys(sums) + share)
+        to_query, to_keys, to_values = (x.to(query.dtype) for x in gradients)
+        return to_query, to_keys, to_values, None, None
 
 
-def _steps(length: int, window: int, sinks: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Queries of a step, the positions of the keys that any of them sees, and which each does not."""
-    for start in range(0, length, QUERIES):
-        stop = min(start + QUERIES, length)
-        first = max(0, start - window + 1)
-        seen = torch.cat([torch.arange(min(sinks, first)), torch.arange(first, stop)])
-        distance = torch.arange(start, stop)[:, None] - seen
-        yield slice(start, stop), seen, (distance < 0) | ((distance >= window) & (seen >= sinks))
+@dataclass(frozen=True)
+class Part:
+    """Queries and keys, as ranges of positions, that one call of the kernel takes.
+
+    Attributes:
+        query_start, query_stop: of the queries.
+        key_start, key_stop: of the keys.
+        is_causal: query i sees keys 0..i of the part, else all of them.
+        is_backwards: both are read from the last to the first.
+    """
+
+    query_start: int
+    query_stop: int
+    key_start: int
+    key_stop: int
+    is_causal: bool
+    is_backwards: bool = False
+
+    def queries(self, x: Tensor) -> Tensor:
+        """The part's queries of x [B, heads, L, ...]."""
+        return self._turn(x[:, :, self.query_start : self.query_stop])
+
+    def keys(self, x: Tensor) -> Tensor:
+        """The part's keys of x [B, heads, L, ...]."""
+        return self._turn(x[:, :, self.key_start : self.key_stop])
+
+    def put(self, x: Tensor, value: Tensor) -> None:
+        """Inverse of `queries`."""
+        x[:, :, self.query_start : self.query_stop] = self._turn(value)
+
+    def put_keys(self, x: Tensor, value: Tensor) -> None:
+        """Inverse of `keys`."""
+        x[:, :, self.key_start : self.key_stop] = self._turn(value)
+
+    def _turn(self, x: Tensor) -> Tensor:
+        return x.flip(2) if self.is_backwards else x
 
 
-def _probabilities(query: Tensor, keys: Tensor, hidden: Tensor) -> Tensor:
-    """Softmax over the keys, float32 [n, heads * queries, keys]."""
-    scores = (query @ keys.mT).float()
-    by_head = scores.view(len(scores), -1, *hidden.shape).masked_fill_(hidden, -torch.inf)
-    return by_head.softmax(-1).flatten(1, 2)
+def parts(length: int, window: int, sinks: int) -> Iterator[Part]:
+    """Calls that together cover, once each, the visible pairs of `length` positions; sinks <= window.
+
+    Query i of a block sees its own block up to itself; keys i + 1 and later of the block before; and of
+    the first `sinks` positions those that the window hides: in block 1 up to i, later all of them.
+    """
+    for start in range(0, length, window):
+        stop = min(start + window, length)
+        yield Part(start, stop, start, stop, is_causal=True)
+        if start == 0:
+            continue
+        before = start - window
+        seeing = min(stop - start, window - 1)  # the last query of a whole block sees none of the one before
+        if seeing:
+            last = before + seeing
+            yield Part(start, start + seeing, before + 1, last + 1, is_causal=True, is_backwards=True)
+            if last + 1 < start:
+                yield Part(start, stop, last + 1, start, is_causal=False)
+        if sinks:
+            yield Part(start, stop, 0, sinks, is_causal=before == 0)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from export.model.config import ModelConfig
-from export.model.rope import rope_tables
+from export.model.rope import rope_tables, select_slots
 from plugins.fold_plan import FoldPlan, LayerPlan
 
 if TYPE_CHECKING:
@@ -43,9 +43,11 @@ class DenseAttention:
         """Head outputs [B, L, q] of projections [B, L, q + 2 kv] or, for a consumer, [B, L, q]."""
         layer = self.plan.layers[attention.layer]
         query, key, value = attention.split(projected)
-        query = self.rotate(query if attention.q_norm is None else attention.q_norm(query))
+        query = query if attention.q_norm is None else attention.q_norm(query)
+        query = self.rotate(query, layer.rope_slots)
         if key is not None and value is not None:
-            key = self.rotate(key if attention.k_norm is None else attention.k_norm(key))
+            key = key if attention.k_norm is None else attention.k_norm(key)
+            key = self.rotate(key, layer.rope_slots)
             self.keys_values[attention.layer] = (
                 self._round(f"key_scale.{attention.layer}", key),
                 self._round(f"value_scale.{attention.layer}", value),
@@ -61,10 +63,10 @@ class DenseAttention:
             query, keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=True
         )
 
-    def rotate(self, x: Tensor, start: int = 0) -> Tensor:
+    def rotate(self, x: Tensor, slots: tuple[int, ...] | None = None, start: int = 0) -> Tensor:
         """RoPE on x [B, L, heads, head_dim] whose first token stands at position `start`."""
         rows = slice(start, start + x.shape[1])
-        cos, sin = self.cos[rows, None].to(x), self.sin[rows, None].to(x)
+        cos, sin = (select_slots(table[rows], slots)[:, None].to(x) for table in (self.cos, self.sin))
         first, second = x.chunk(2, dim=-1)
         return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 

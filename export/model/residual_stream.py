@@ -59,6 +59,10 @@ class ResidualStream:
             self.hidden[rows] = functional.embedding(tokens[rows], embedding)
             self._keys_values[rows.start] = {}
 
+    def replan(self, plan: FoldPlan) -> None:
+        """Go on under a plan that differs in layers still to come."""
+        self.plan = self.mixer.plan = plan
+
     def batches(self) -> Iterator[slice]:
         """Slices of whole sequences, about TOKENS_PER_BATCH tokens each."""
         count, length, _ = self.hidden.shape

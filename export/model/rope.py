@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import pi
 
 import torch
@@ -15,6 +16,11 @@ def rope_tables(config: ModelConfig, length: int | None = None) -> tuple[Tensor,
     length = length or config.max_position_embeddings
     angles = torch.outer(torch.arange(length, dtype=torch.float32), inverse_frequencies(config))
     return angles.cos(), angles.sin()
+
+
+def select_slots(table: Tensor, slots: Sequence[int] | None) -> Tensor:
+    """Columns of a table [length, head_dim / 2] for the channel pairs of a bank (`LayerPlan.rope_slots`)."""
+    return table if slots is None else table[:, list(slots)]
 
 
 def inverse_frequencies(config: ModelConfig) -> Tensor:

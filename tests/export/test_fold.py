@@ -11,6 +11,7 @@ from torch import Tensor
 from export.fold.fold import FoldedModel, fold_weights
 from export.fold.keys import complex_from_halves, halves_from_complex
 from export.fold.projections import read_heads, write_heads
+from export.fold.settings import FoldSettings
 from export.model.config import ModelConfig
 from export.model.decoder import Decoder
 from export.model.families import config_from_huggingface
@@ -39,11 +40,11 @@ def make_plan(config: ModelConfig, heads: int, donors: Sequence[int], window: in
     return FoldPlan(num_attention_heads=config.num_attention_heads, head_dim=config.head_dim, layers=layers)
 
 
-def max_difference(config: ModelConfig, weights: Weights, plan: FoldPlan, folded: FoldedModel) -> float:
+def max_difference(config: ModelConfig, weights: Weights, folded: FoldedModel) -> float:
     """max |dlogit| on tokens the fold never saw."""
     identity = build_plan(Preset(preset="identity"), config.attention_shape)
     before = Decoder.from_weights(config, identity, weights)(HELD_OUT)
-    after = Decoder.from_weights(config, plan, folded.weights)(HELD_OUT)
+    after = Decoder.from_weights(config, folded.plan, folded.weights)(HELD_OUT)
     return float((after - before).abs().max())
 
 
@@ -84,7 +85,7 @@ def test_low_rank_heads_fold_without_loss(family: str, before: int, after: int) 
                 copy_heads(weights, (layer, head - head % merged), (layer, head))
     plan = make_plan(config, after, [0, 1])
     folded = fold_weights(config, weights, plan, TOKENS)
-    assert max_difference(config, weights, plan, folded) <= 1e-3
+    assert max_difference(config, weights, folded) <= 1e-3
     assert max(folded.errors.values()) < 1e-3
     assert folded.weights["model.layers.1.self_attn.k_proj.weight"].shape[0] == after * config.head_dim
 
@@ -103,7 +104,7 @@ def test_low_rank_layers_share_without_loss(family: str) -> None:
     folded = fold_weights(config, weights, plan, TOKENS)
     assert folded.errors.keys() == {0, 2}
     assert "model.layers.2.self_attn.k_proj.weight" not in folded.weights
-    assert max_difference(config, weights, plan, folded) <= 1e-3
+    assert max_difference(config, weights, folded) <= 1e-3
 
 
 def test_heads_and_layers_fold_together_under_a_window() -> None:
@@ -112,14 +113,14 @@ def test_heads_and_layers_fold_together_under_a_window() -> None:
     folded = fold_weights(config, weights, plan, TOKENS)
     assert folded.errors.keys() == {0, 1, 2, 3}
     assert all(0 < error < 1 for error in folded.errors.values())
-    logits = Decoder.from_weights(config, plan, folded.weights)(HELD_OUT)
+    logits = Decoder.from_weights(config, folded.plan, folded.weights)(HELD_OUT)
     assert logits.isfinite().all()
 
 
 def test_the_closed_form_beats_mean_pooling() -> None:
     config, weights = model("llama")
     plan = make_plan(config, 1, [0, 1])
-    folded = fold_weights(config, weights, plan, TOKENS)
+    folded = fold_weights(config, weights, plan, TOKENS, FoldSettings(rope_slots="even"))
     pooled = dict(weights)
     for layer in range(2):
         for projection in ("k_proj", "v_proj"):
@@ -133,6 +134,17 @@ def test_the_closed_form_beats_mean_pooling() -> None:
         return float((logits - target).square().mean())
 
     assert error(folded.weights) < error(pooled)
+
+
+def test_fitted_slots_belong_to_folded_banks_alone() -> None:
+    config, weights = model("llama", num_hidden_layers=4)
+    layers = make_plan(config, 1, [0, 0, 2, 3]).layers
+    whole = LayerPlan(donor=3, num_key_value_heads=config.num_key_value_heads)
+    plan = make_plan(config, 1, [0, 0, 2, 3]).model_copy(update={"layers": (*layers[:3], whole)})
+    slots = [layer.rope_slots for layer in fold_weights(config, weights, plan, TOKENS).plan.layers]
+    assert slots[0] is not None and slots[0] == slots[1] and slots[2] is not None and slots[3] is None
+    even = fold_weights(config, weights, plan, TOKENS, FoldSettings(rope_slots="even"))
+    assert even.plan == plan
 
 
 def test_folding_is_deterministic() -> None:

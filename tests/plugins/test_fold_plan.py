@@ -49,6 +49,9 @@ def test_the_unchanged_plan_is_valid() -> None:
         (plan_with(2, sliding_window=32), "layer 2: sliding_window is 32, its donor 1 has 64"),
         (plan_with(2, sink_size=0), "layer 2: sink_size is 0, its donor 1 has 4"),
         (plan_with(2, kv_dtype="float32"), "layer 2: kv_dtype is float32, its donor 1 has int8"),
+        (plan_with(2, rope_slots=[0] * 32), "layer 2: rope_slots is .*, its donor 1 has None"),
+        (plan_with(0, rope_slots=[0]), "layer 0: rope_slots is .0,.; head_dim 64 needs 32 frequencies"),
+        (plan_with(0, rope_slots=[32] * 32), "layer 0: rope_slots is .*, each of 0..31"),
         (plan_with(2, donor=-1), r"layers\.2\.donor: .*greater than or equal to 0 \(given: -1\)"),
         (plan_with(1, sliding_window=0), r"layers\.1\.sliding_window: .*\(given: 0\)"),
         (plan_with(2, kv_dtype="int4"), r"layers\.2\.kv_dtype: .*\(given: 'int4'\)"),
@@ -88,6 +91,15 @@ def test_character_pairs_neighbouring_local_layers() -> None:
     shared = {bank.layer: bank.consumers for bank in plan.banks if bank.consumers}
     assert shared[0] == (1,) and shared[2] == (3,) and shared[4] == (6,)
     assert len(shared) == 12
+
+
+def test_rope_slots_are_set_for_all_readers_of_a_bank_and_cost_nothing() -> None:
+    plan = build_plan(Preset(preset="character"), SMOLLM2)
+    slots = tuple(min(2 * index, 31) for index in range(32))
+    turned = plan.with_rope_slots(4, slots)
+    assert [index for index, layer in enumerate(turned.layers) if layer.rope_slots == slots] == [4, 6]
+    assert turned.kv_bytes(8192) == plan.kv_bytes(8192)
+    assert turned.with_rope_slots(4, None) == plan
 
 
 def test_groups_are_ordered_global_first_then_by_window() -> None:

@@ -96,7 +96,9 @@ def test_factors_and_a_low_rank_change_are_found_again(projection: str) -> None:
     base = healing.base[name]
     shapes = {"q_proj": (4, 8, 2), "o_proj": (2, 16, 16)}
     factors = torch.randn(shapes[projection], generator=generator).half()
-    fitted = fit_factors(name, base, anchor(name, base, factors, config).float(), config)
+    fitted = fit_factors(
+        name, base, anchor(name, base, factors, config, healing.plan).float(), config, healing.plan
+    )
     assert torch.allclose(fitted.float(), factors.float(), atol=2e-3)
     left, right = torch.randn(len(base), 4, generator=generator), torch.randn(4, base.shape[1])
     x = torch.randn(200, base.shape[1], generator=generator)

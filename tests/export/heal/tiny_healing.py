@@ -35,4 +35,5 @@ def tiny_healing(
     base = dict(model.state_dict())
     dials = {"preset": "character", "sliding_window": 16, "sink_size": 2, "global_every": 4}
     plan = plan or build_plan(Preset.model_validate(dials), config.attention_shape)
-    return Healing(config, base, plan, TOKENS, settings), fold_weights(config, base, plan, TOKENS).weights
+    folded = fold_weights(config, base, plan, TOKENS)
+    return Healing(config, base, folded.plan, TOKENS, settings), folded.weights
