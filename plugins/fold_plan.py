@@ -2,7 +2,8 @@
 
 A plan says for each decoder layer whose KV it reads (`donor`), how many KV heads that is, how far
 back it looks (`sliding_window`, which counts the current token), which first tokens it always sees
-(`sink_size`) and how the cache is stored (`kv_dtype`). Banks, horizon groups, bytes and the graph's
+(`sink_size`) or which learned logit stands for them (`head_sink`), and how the cache is stored
+(`kv_dtype`). Banks, horizon groups, bytes and the graph's
 inputs are derived from it and never stored.
 """
 
@@ -30,6 +31,8 @@ class LayerPlan(BaseModel):
         num_key_value_heads: KV heads of the cache it reads (1 is multi-query attention).
         sliding_window: tokens visible to a query, the current one included; None is global.
         sink_size: first tokens of the sequence that stay visible under a window.
+        head_sink: each query head has a learned logit that joins its softmax's denominator, in place of
+            sink tokens. It belongs to the layer that reads, not to the cache.
         kv_dtype: storage of the cache it reads.
         rope_slots: RoPE frequency (0 is the fastest) that each channel pair of its keys turns with,
             head_dim / 2 of them; a fold gives a frequency that matters several pairs, and one that does not
@@ -42,6 +45,7 @@ class LayerPlan(BaseModel):
     num_key_value_heads: int = Field(ge=1)
     sliding_window: int | None = Field(default=None, ge=1)
     sink_size: int = Field(default=0, ge=0)
+    head_sink: bool = False
     kv_dtype: KvDtype = "float32"
     rope_slots: tuple[int, ...] | None = None
 
@@ -97,8 +101,9 @@ class FoldPlan(BaseModel):
 
     Laws, checked on construction (PlanError when loaded through `parse` or `build_plan`):
         layer 0 owns its KV; a donor comes before its consumer and is itself a producer; donor and
-        consumer agree on KV heads, window, sinks, dtype and RoPE slots; KV heads divide the query heads;
-        only a windowed layer has sinks; a page is a power of two of at least 16 tokens.
+        consumer agree on KV heads, window, sink tokens, dtype and RoPE slots; KV heads divide the query
+        heads; only a windowed layer has sinks, tokens or learned logits, not both; a page is a power of
+        two of at least 16 tokens.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -128,6 +133,13 @@ class FoldPlan(BaseModel):
             )
         if layer.sink_size and layer.sliding_window is None:
             raise ValueError(f"layer {index}: sink_size needs a sliding_window; a global layer sees all")
+        if layer.head_sink and layer.sliding_window is None:
+            raise ValueError(f"layer {index}: head_sink needs a sliding_window; a global layer sees all")
+        if layer.head_sink and layer.sink_size:
+            raise ValueError(
+                f"layer {index}: head_sink takes the place of sink tokens, sink_size is {layer.sink_size}; "
+                "set sink_size: 0"
+            )
         self._check_rope_slots(index, layer)
         if layer.donor > index:
             raise ValueError(

@@ -37,6 +37,8 @@ class Preset(BaseModel):
             `character` (MQA, neighbouring local layers share in pairs, windows and sinks).
         sliding_window: tokens a local layer sees, the current one included.
         sink_size: first tokens a local layer always sees.
+        head_sink: local layers have a learned logit per query head in place of sink tokens; needs
+            sink_size 0.
         global_every: one layer in so many is global, the last of each run.
         kv_dtype: cache storage; None takes the preset's own (float32 for identity and mqa, else int8).
     """
@@ -46,6 +48,7 @@ class Preset(BaseModel):
     preset: PresetName
     sliding_window: int = Field(default=1024, ge=1)
     sink_size: int = Field(default=4, ge=0)
+    head_sink: bool = False
     global_every: int = Field(default=6, ge=1)
     kv_dtype: KvDtype | None = None
 
@@ -92,6 +95,7 @@ def build_plan(preset: Preset, shape: AttentionShape) -> FoldPlan:
                     num_key_value_heads=heads,
                     sliding_window=preset.sliding_window if local[index] else None,
                     sink_size=preset.sink_size if local[index] else 0,
+                    head_sink=preset.head_sink and local[index],
                     kv_dtype=kv_dtype,
                 )
                 for index in range(shape.num_hidden_layers)

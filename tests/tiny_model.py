@@ -31,9 +31,12 @@ def tiny_config(**changes: object) -> ModelConfig:
     return ModelConfig.model_validate(values | changes)
 
 
-def tiny_plan(config: ModelConfig, preset: str, kv_dtype: str = "float32") -> FoldPlan:
+def tiny_plan(
+    config: ModelConfig, preset: str, kv_dtype: str = "float32", head_sink: bool = False
+) -> FoldPlan:
     """A preset with a window of 32 and every third layer global; `character`'s first bank has RoPE slots."""
     dials = {"preset": preset, "sliding_window": 32, "global_every": 3, "kv_dtype": kv_dtype}
+    dials |= {"sink_size": 0 if head_sink else 4, "head_sink": head_sink}
     plan = build_plan(Preset.model_validate(dials), config.attention_shape)
     if preset != "character":
         return plan

@@ -11,6 +11,7 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
+from export.fold.head_sinks import head_sink_name
 from export.fold.sequential import SequentialFold
 from export.fold.settings import FoldSettings
 from export.model.config import ModelConfig
@@ -46,17 +47,23 @@ def fold_weights(
     """Weights of the model under `plan`, calibrated on tokens [N, L].
 
     Only layers of folded banks (fewer KV heads, or read by several layers) change; the identity
-    plan and plans of horizons alone return every tensor untouched. Disk holds four streams of
+    plan and plans of horizons alone return every tensor untouched. Head sinks are added where the plan
+    has them. Disk holds four streams of
     N * L * hidden_size floats in the temporary directory; memory holds one batch and the moments.
 
     Raises:
-        PlanError: the plan cannot be reached from this model.
+        PlanError: the plan cannot be reached from this model, or its head sinks not fitted on this text.
     """
     check_foldable(config, plan)
+    _check_length(plan, tokens.shape[1])
     banks = {layer: bank for bank in plan.banks for layer in (bank.layer, *bank.consumers)}
     dropped = dropped_names(plan)
     folded = {name: weights[name] for name in weights if name not in dropped}
-    last = max((layer for layer, bank in banks.items() if is_folded(bank, config)), default=-1)
+    folded |= {name: torch.zeros(config.num_attention_heads) for name in added_names(plan)}
+    worked_on = [
+        layer for layer, bank in banks.items() if is_folded(bank, config) or plan.layers[layer].head_sink
+    ]
+    last = max(worked_on, default=-1)
     errors: dict[int, float] = {}
     if last < 0:
         return FoldedModel(plan, folded, errors)
@@ -94,6 +101,11 @@ def dropped_names(plan: FoldPlan) -> set[str]:
     }
 
 
+def added_names(plan: FoldPlan) -> list[str]:
+    """Tensors that a plan needs and no checkpoint has: the head sinks, [query heads] each."""
+    return [head_sink_name(index) for index, layer in enumerate(plan.layers) if layer.head_sink]
+
+
 def is_folded(bank: Bank, config: ModelConfig) -> bool:
     """Whether the bank's weights differ from the checkpoint's: fewer heads, or several readers."""
     return bool(bank.consumers) or bank.num_key_value_heads != config.num_key_value_heads
@@ -119,4 +131,15 @@ def check_foldable(config: ModelConfig, plan: FoldPlan) -> None:
                 f"layer {bank.layer}: {config.family} normalises each key head by itself (QK-norm), so its "
                 "heads cannot be merged or shared in closed form; keep its KV heads and donors, "
                 "windows, sinks and int8 caches (preset horizon) work"
+            )
+
+
+def _check_length(plan: FoldPlan, length: int) -> None:
+    """Raise PlanError where text of `length` tokens a sequence shows nothing of what a head sink is for."""
+    for index, layer in enumerate(plan.layers):
+        if layer.head_sink and length <= (layer.sliding_window or 0):
+            raise PlanError(
+                f"layer {index}: its window of {layer.sliding_window} hides nothing of calibration sequences "
+                f"of {length} tokens, so its head_sink cannot be fitted; set calibration.sequence_length to "
+                "a few times the window"
             )

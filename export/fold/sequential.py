@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from export.fold.bank import BankStatistics, FoldedBank, fold_bank
+from export.fold.head_sinks import HeadSinkFit, SinklessAttention, head_sink_name
 from export.fold.keys import scale_queries
 from export.fold.projections import read_heads, read_output, write_heads, write_output
 from export.fold.regression import Moments, append_one
@@ -46,13 +47,12 @@ class SequentialFold:
         self.teacher, self.student = streams
         self.settings = settings
         self._banks: dict[int, FoldedBank] = {}
+        self.student.mixer = self._sinkless = SinklessAttention(config, self.student.plan)
 
     def pass_layer(self, layer: int) -> None:
         """Move both streams past a layer whose weights stay as they are."""
         teacher, student = self._blocks(layer)
-        for rows in self.student.batches():
-            self.teacher.attend(teacher, rows)
-            self.student.attend(student, rows)
+        self._attend(teacher, student)
         self._advance(teacher, student)
 
     def fold_layer(self, layer: int, bank: Bank) -> float:
@@ -71,14 +71,29 @@ class SequentialFold:
             write_heads(self.folded, layer, "v_proj", folded.values)
         self._absorb_factors(layer, bank)
         teacher, student = self._blocks(layer)
+        self._attend(teacher, student)
         moments = Moments(self.student.heads.shape[-1], self.config.hidden_size)
         for rows in self.student.batches():
-            target = teacher.self_attn.o_proj(self.teacher.attend(teacher, rows))
-            moments.add(self.student.attend(student, rows), target)
+            moments.add(self.student.heads[rows], teacher.self_attn.o_proj(self.teacher.heads[rows]))
         solved = moments.solve(student.self_attn.o_proj.weight, self.settings.ridge)
         write_output(self.folded, layer, solved)
         self._advance(*self._blocks(layer))
         return moments.relative_error(solved)
+
+    def _attend(self, teacher: Block, student: Block) -> None:
+        """Head outputs of both streams; head sinks are fitted to them and put in the student's."""
+        layer, size = student.self_attn.layer, self.config.head_dim
+        fit = HeadSinkFit(read_output(self.folded, layer, size), read_output(self.weights, layer, size))
+        has_sinks = self.student.plan.layers[layer].head_sink
+        for rows in self.student.batches():
+            original, folded = self.teacher.attend(teacher, rows), self.student.attend(student, rows)
+            if has_sinks:
+                fit.add(folded, original, self._sinkless.log_sum_exp)
+        if has_sinks:
+            self.folded[head_sink_name(layer)] = sinks = fit.solve()
+            for rows, log_sum_exp in zip(self.student.batches(), fit.log_sum_exps, strict=True):
+                share = torch.sigmoid(log_sum_exp - sinks)
+                self.student.heads[rows] *= share.repeat_interleave(size, dim=-1)
 
     def _advance(self, teacher: Block, student: Block) -> None:
         for rows in self.student.batches():

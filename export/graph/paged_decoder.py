@@ -50,6 +50,8 @@ class PagedMixer:
                 "q_norm_weight": attention.q_norm.weight,
                 "k_norm_weight": self.constants.get_parameter(norm),
             }
+        if attention.sinks is not None:
+            tensors["head_sink"] = attention.sinks
         attributes = astuple(self._attributes(attention))
         results = paged_attention(*(tensors.get(name) for name in INPUTS), *attributes)
         if producer:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from export.fold.fold import dropped_names
+from export.fold.fold import added_names, dropped_names
 from export.heal.low_rank import FACTORS, LEFT, RIGHT, anchor
 from export.model.config import ModelConfig
 from plugins.errors import AdapterError
@@ -43,11 +43,14 @@ class Adapter:
 def plan_hash(plan: FoldPlan) -> str:
     """sha256 of what a plan asks of the weights.
 
-    That is neither its page size nor how its caches are stored; RoPE slots are the fold's answer.
+    That is neither its page size nor how its caches are stored; RoPE slots are the fold's answer. A plan
+    without head sinks keeps the hash that it had before there were any.
     """
     parts = plan.model_dump(mode="json", exclude={"page_size"})
     for layer in parts["layers"]:
         del layer["kv_dtype"], layer["rope_slots"]
+        if not layer["head_sink"]:
+            del layer["head_sink"]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -63,7 +66,7 @@ def merge(
             change = adapter[name + LEFT].double() @ adapter[name + RIGHT].double()
             whole = anchor(name, merged[name], adapter[name + FACTORS], config, plan) + change
             merged[name] = whole.half().float()
-    return merged
+    return merged | {name: adapter[name].float() for name in added_names(plan) if name in adapter}
 
 
 def save_adapter(path: Path, adapter: Mapping[str, Tensor], base: str, plan: FoldPlan) -> None:

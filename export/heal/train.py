@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import ceil, cos, pi
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from plugins.errors import HealingError
 
 TOKENS_PER_PASS = 2_048  # activations of so many tokens exist at a time, or of one longer sequence
 BETAS = (0.9, 0.95)
+# A head sink is a logit, whose unit is 1; the weights that a rate is chosen for are of hundredths. AdamW
+# moves either by about the rate an update, so at the weights' rate a logit would stay where it started.
+HEAD_SINK_RATE = 30.0
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ def train(
     Raises:
         HealingError: a gradient is not finite; the last snapshot is from before it.
     """
-    optimizer = torch.optim.AdamW(list(parameters.values()), lr=0.0, betas=BETAS, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(parameter_groups(parameters), lr=0.0, betas=BETAS, weight_decay=0.0)
     if snapshot.optimizer is not None:
         optimizer.load_state_dict(snapshot.optimizer)
     count, length = text
@@ -74,7 +78,7 @@ def train(
             continue
         rate = step.learning_rate * rate_share(done, updates, settings)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["rate"]
         optimizer.zero_grad(set_to_none=True)
         loss = backward(step.loss, rows, max(1, TOKENS_PER_PASS // length))
         norm = torch.nn.utils.clip_grad_norm_(parameters.values(), settings.clip)
@@ -89,6 +93,14 @@ def train(
         if done == updates or time.monotonic() - saved >= settings.checkpoint_seconds:
             journal.save(step.name, done, {**form, **parameters}, optimizer.state_dict())
             saved = time.monotonic()
+
+
+def parameter_groups(parameters: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+    """AdamW's groups, each with its `rate`, a multiple of the step's."""
+    sinks = [tensor for name, tensor in parameters.items() if name.endswith(".sinks")]
+    others = [tensor for name, tensor in parameters.items() if not name.endswith(".sinks")]
+    groups = [{"params": others, "rate": 1.0}, {"params": sinks, "rate": HEAD_SINK_RATE}]
+    return [group for group in groups if group["params"]]
 
 
 def backward(loss_of: Callable[[Tensor], Tensor], rows: Tensor, rows_per_pass: int) -> float:

@@ -5,7 +5,8 @@ backward passes compute every masked score. A window needs no mask: cut into blo
 window, its queries see their own block causally, the block before it anti-causally (which is causal once
 both are read backwards), and the sinks. Each part is a causal call; the parts are one softmax, so they
 merge by their log-sum-exp, and with the merged output and log-sum-exp the kernel's own backward pass gives
-each part's exact share of the gradient (arXiv 2205.14135 has the formulas).
+each part's exact share of the gradient (arXiv 2205.14135 has the formulas). A head sink is one part more,
+of a single key without a value.
 """
 
 from __future__ import annotations
@@ -27,26 +28,39 @@ _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 class TrainingAttention(DenseAttention):
     """The Mixer of training."""
 
-    def attend(self, query: Tensor, keys: Tensor, values: Tensor, layer: LayerPlan) -> Tensor:
+    def attend(
+        self, query: Tensor, keys: Tensor, values: Tensor, layer: LayerPlan, head_sink: Tensor | None
+    ) -> Tensor:
         """As DenseAttention's; under a window, in parts that hold visible keys only."""
         window, sinks = layer.sliding_window, layer.sink_size
-        if window is None or query.shape[2] <= window or sinks > window:
-            return super().attend(query, keys, values, layer)
+        bites = window is not None and query.shape[2] > window
+        if window is None or sinks > window or not (bites or head_sink is not None):
+            return super().attend(query, keys, values, layer, head_sink)
         # The kernel wants as many KV heads as query heads; autograd adds up what comes back.
         group = query.shape[1] // keys.shape[1]
         keys, values = (x.repeat_interleave(group, dim=1) for x in (keys, values))
         output: Tensor = _Windowed.apply(  # type: ignore[no-untyped-call]  # torch has no annotation for it
-            query, keys, values, window, sinks
+            query, keys, values, head_sink, window, sinks
         )
         return output
 
 
 class _Windowed(torch.autograd.Function):
-    """Attention of queries over keys and values, all [B, heads, L, d]."""
+    """Attention of queries over keys and values, all [B, heads, L, d], and a head sink [heads] or None."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, keys: Tensor, values: Tensor, window: int, sinks: int) -> Tensor:
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        head_sink: Tensor | None,
+        window: int,
+        sinks: int,
+    ) -> Tensor:
         total = torch.full(query.shape[:3], -torch.inf)
+        if head_sink is not None:
+            total[:] = head_sink.float()[:, None]
         output = torch.zeros(query.shape)
         for part in parts(query.shape[2], window, sinks):
             q, k, v = part.queries(query), part.keys(keys), part.keys(values)
@@ -57,13 +71,13 @@ class _Windowed(torch.autograd.Function):
             part.put(output, mixed + found * (weight - after).exp()[..., None])
             part.put(total, after)
         output = output.to(query.dtype)
-        ctx.save_for_backward(query, keys, values, output, total)
+        ctx.save_for_backward(query, keys, values, head_sink, output, total)
         ctx.horizon = window, sinks
         return output
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        query, keys, values, output, total = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None, None, None]:
+        query, keys, values, head_sink, output, total = ctx.saved_tensors
         gradients = tuple(torch.zeros(x.shape) for x in (query, keys, values))
         for part in parts(query.shape[2], *ctx.horizon):
             of_queries = (part.queries(x) for x in (gradient, query))
@@ -75,7 +89,12 @@ class _Windowed(torch.autograd.Function):
             for sums, share in zip(gradients[1:], (to_keys, to_values), strict=True):
                 part.put_keys(sums, part.keys(sums) + share)
         to_query, to_keys, to_values = (x.to(query.dtype) for x in gradients)
-        return to_query, to_keys, to_values, None, None
+        to_sink = None
+        if head_sink is not None:
+            # Softmax's gradient p (g.v - g.out) of a key whose value v is zero, summed over its queries.
+            weight = (head_sink.float()[:, None] - total).exp()
+            to_sink = -(weight * (gradient.float() * output.float()).sum(-1)).sum((0, 2)).to(head_sink)
+        return to_query, to_keys, to_values, to_sink, None, None
 
 
 @dataclass(frozen=True)

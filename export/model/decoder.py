@@ -62,6 +62,9 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else None
         owns_keys = config.qk_norm and plan.is_producer(layer)
         self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if owns_keys else None
+        # As Hugging Face's gpt-oss names the learned logits that the plan calls head_sink.
+        has_sinks = plan.layers[layer].head_sink
+        self.sinks = nn.Parameter(torch.zeros(self.num_heads)) if has_sinks else None
 
     def split(self, projected: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """q, k, v as heads [..., heads, head_dim]; k and v are None for a consumer."""

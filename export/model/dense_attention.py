@@ -53,12 +53,20 @@ class DenseAttention:
                 self._round(f"value_scale.{attention.layer}", value),
             )
         keys, values = self.keys_values[layer.donor]
-        output = self.attend(query.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2), layer)
+        query, keys, values = (x.transpose(1, 2) for x in (query, keys, values))
+        output = self.attend(query, keys, values, layer, attention.sinks)
         return output.transpose(1, 2).flatten(2)
 
-    def attend(self, query: Tensor, keys: Tensor, values: Tensor, layer: LayerPlan) -> Tensor:
-        """Softmax attention, [B, heads, L, head_dim] of queries so shaped and keys [B, KV heads, ...]."""
+    def attend(
+        self, query: Tensor, keys: Tensor, values: Tensor, layer: LayerPlan, head_sink: Tensor | None
+    ) -> Tensor:
+        """Softmax attention, [B, heads, L, head_dim] of queries so shaped and keys [B, KV heads, ...].
+
+        `head_sink` [heads] holds a logit per query head that joins each softmax's denominator.
+        """
         mask = visible(query.shape[2], layer.sliding_window, layer.sink_size)
+        if head_sink is not None:
+            return _attend_with_sink(query, keys, values, mask, head_sink)
         return functional.scaled_dot_product_attention(
             query, keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=True
         )
@@ -75,6 +83,32 @@ class DenseAttention:
             return x
         scale = self.scales[name].transpose(0, 1).to(x)
         return torch.clamp(torch.round(x / scale), -128, 127) * scale
+
+
+def _attend_with_sink(
+    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, head_sink: Tensor
+) -> Tensor:
+    """The sink as a first key that all queries see, with value zero.
+
+    One more channel gives it its logit: queries hold the logit there, the sink's key 1, all others 0.
+    """
+    batch, heads, length, size = query.shape
+    mask = torch.ones(length, length, dtype=torch.bool).tril() if mask is None else mask
+    logit = (head_sink * size**0.5).to(query)[:, None, None].expand(batch, heads, length, 1)
+    sink = functional.pad(keys.new_zeros(*keys.shape[:2], 1, size), (0, 1), value=1.0)
+    keys, values = (
+        torch.cat([sink, functional.pad(keys, (0, 1))], dim=2),
+        functional.pad(values, (0, 1, 1, 0)),
+    )
+    output = functional.scaled_dot_product_attention(
+        torch.cat([query, logit], dim=-1),
+        keys,
+        values,
+        attn_mask=functional.pad(mask, (1, 0), value=True),
+        scale=size**-0.5,
+        enable_gqa=True,
+    )
+    return output[..., :size]
 
 
 def visible(length: int, sliding_window: int | None, sink_size: int) -> Tensor | None:

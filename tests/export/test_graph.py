@@ -91,11 +91,12 @@ def tokens_for(seed: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("preset", ["identity", "horizon", "mqa", "character"])
+@pytest.mark.parametrize("head_sink", [False, True])
 @pytest.mark.parametrize("features", [{}, {"attention_bias": True}, {"qk_norm": True}], ids=str)
 @torch.no_grad()
-def test_paged_decoder_equals_the_dense_one(preset: str, features: dict[str, bool]) -> None:
+def test_paged_decoder_equals_the_dense_one(preset: str, head_sink: bool, features: dict[str, bool]) -> None:
     config = tiny_config(**features)
-    plan = tiny_plan(config, preset)
+    plan = tiny_plan(config, preset, head_sink=head_sink)
     decoder = tiny_decoder(config, plan)
     tokens = tokens_for(1)
     paged = run_chunks(EagerEngine(decoder, {}), Pager(plan, NUM_PAGES), tokens)
@@ -114,11 +115,19 @@ def test_int8_caches_round_like_the_dense_simulation() -> None:
     np.testing.assert_allclose(paged, dense, atol=2e-4)
 
 
-@pytest.mark.parametrize(("preset", "tied"), [("identity", False), ("horizon", True), ("character", False)])
+@pytest.mark.parametrize(
+    ("preset", "tied", "head_sink"),
+    [
+        ("identity", False, False),
+        ("horizon", True, False),
+        ("character", False, False),
+        ("character", False, True),
+    ],
+)
 @torch.no_grad()
-def test_float_engine_equals_pytorch(preset: str, tied: bool, tmp_path: Path) -> None:
+def test_float_engine_equals_pytorch(preset: str, tied: bool, head_sink: bool, tmp_path: Path) -> None:
     config = tiny_config(tie_word_embeddings=tied, attention_bias=tied)
-    plan = tiny_plan(config, preset)
+    plan = tiny_plan(config, preset, head_sink=head_sink)
     decoder = tiny_decoder(config, plan)
     engine = build_cpu_engine(decoder, {}, tmp_path, "float32")
     tokens = tokens_for(3)

@@ -42,6 +42,8 @@ def test_the_unchanged_plan_is_valid() -> None:
         (plan_with(layers=[]), "layers is empty"),
         (plan_with(0, num_key_value_heads=2), "layer 0: 2 KV heads do not divide 9 query heads"),
         (plan_with(0, sink_size=4), "layer 0: sink_size needs a sliding_window"),
+        (plan_with(0, head_sink=True), "layer 0: head_sink needs a sliding_window"),
+        (plan_with(2, head_sink=True), "layer 2: head_sink .* sink_size is 4; set sink_size: 0"),
         (plan_with(0, donor=1), "layer 0: donor 1 comes later"),
         (plan_with(1, donor=3), "layer 1: donor 3 comes later"),
         (plan_with(3, donor=2), "layer 3: donor 2 owns no KV, it reads layer 1; name that one"),
@@ -100,6 +102,18 @@ def test_rope_slots_are_set_for_all_readers_of_a_bank_and_cost_nothing() -> None
     assert [index for index, layer in enumerate(turned.layers) if layer.rope_slots == slots] == [4, 6]
     assert turned.kv_bytes(8192) == plan.kv_bytes(8192)
     assert turned.with_rope_slots(4, None) == plan
+
+
+def test_head_sinks_belong_to_the_reader_and_cost_no_cache() -> None:
+    preset = Preset(preset="character", sink_size=0)
+    plan = build_plan(preset, SMOLLM2)
+    learned = build_plan(preset.model_copy(update={"head_sink": True}), SMOLLM2)
+    assert [layer.head_sink for layer in learned.layers] == [index % 6 != 5 for index in range(30)]
+    assert learned.groups == plan.groups and not preset.has_sinks
+    mixed = [layer.model_dump() | {"head_sink": index == 1} for index, layer in enumerate(plan.layers)]
+    assert FoldPlan.model_validate(plan.model_dump() | {"layers": mixed}).banks == plan.banks
+    with pytest.raises(PlanError, match="layer 0: head_sink takes the place of sink tokens, sink_size is 4"):
+        build_plan(Preset(preset="horizon", head_sink=True), SMOLLM2)
 
 
 def test_groups_are_ordered_global_first_then_by_window() -> None:

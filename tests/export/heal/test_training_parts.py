@@ -20,11 +20,12 @@ from tests.export.heal.tiny_healing import TOKENS, tiny_healing
 from tests.tiny_model import tiny_config, tiny_decoder, tiny_plan
 
 
-@pytest.mark.parametrize("length", [32, 33, 150])
-def test_attention_and_its_gradients_are_dense_attention_s(length: int) -> None:
-    """One layer's window is 32 with 4 sinks; layers share caches, so gradients meet in the donor's."""
+@pytest.mark.parametrize("head_sink", [False, True])
+@pytest.mark.parametrize("length", [20, 32, 33, 150])
+def test_attention_and_its_gradients_are_dense_attention_s(length: int, head_sink: bool) -> None:
+    """Windows are 32, with 4 sinks or learned ones; layers share caches, so gradients meet in the donor's."""
     config = tiny_config()
-    plan = tiny_plan(config, "character")
+    plan = tiny_plan(config, "character", head_sink=head_sink)
     decoder = tiny_decoder(config, plan).requires_grad_(True)
     tokens = torch.randint(0, 97, (2, length), generator=torch.Generator().manual_seed(0))
     results: list[list[Tensor]] = []
@@ -35,6 +36,7 @@ def test_attention_and_its_gradients_are_dense_attention_s(length: int) -> None:
         results.append(
             [logits.detach(), *(p.grad.clone() for p in decoder.parameters() if p.grad is not None)]
         )
+    assert sum(gradient.shape == (config.num_attention_heads,) for gradient in results[1]) == 3 * head_sink
     for expected, found in zip(*results, strict=True):
         assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 
