@@ -8,7 +8,7 @@ from rich.text import Text
 
 from pipeline.kv_bytes import kv_bytes
 from pipeline.tables import kv_bytes_table
-from plugins.fold_plan import FoldPlan
+from plugins.fold_plan import FoldPlan, LayerPlan
 from plugins.plan_presets import AttentionShape
 
 GLOBAL_STYLE, LOCAL_STYLE = "bold cyan", "green"
@@ -36,7 +36,7 @@ def _layers(plan: FoldPlan) -> Table:
         table.add_row(
             str(index),
             _horizon_bar(layer.sliding_window, layer.sink_size, longest, style),
-            _horizon(layer.sliding_window, layer.sink_size),
+            _horizon(layer),
             "itself" if producer else Text(f"layer {layer.donor}", style="yellow"),
             f"{'' if producer else '= '}{banks[layer.donor]}",
             f"{layer.num_key_value_heads} / {plan.num_attention_heads}",
@@ -55,7 +55,9 @@ def _horizon_bar(window: int | None, sinks: int, longest: int, style: str) -> Te
     return Text.assemble((sink, style), ("·" * (HORIZON_WIDTH - 1 - width), "dim"), ("█" * width, style))
 
 
-def _horizon(window: int | None, sinks: int) -> str:
-    if window is None:
+def _horizon(layer: LayerPlan) -> str:
+    if layer.sliding_window is None:
         return "global"
-    return f"{window}" + (f" + {sinks} sinks" if sinks else "")
+    if layer.head_sink:
+        return f"{layer.sliding_window} + learned sink"
+    return f"{layer.sliding_window}" + (f" + {layer.sink_size} sinks" if layer.sink_size else "")

@@ -55,6 +55,11 @@ class WrittenPlan(Section):
         return any(layer.sink_size for layer in self.layers)
 
     @property
+    def head_sink_window(self) -> int:
+        """Longest window of the layers with head sinks, in tokens; 0 where there are none."""
+        return max((layer.sliding_window or 0 for layer in self.layers if layer.head_sink), default=0)
+
+    @property
     def kv_dtypes(self) -> set[KvDtype]:
         """Types of the caches."""
         return {layer.kv_dtype for layer in self.layers}
@@ -215,7 +220,8 @@ class Recipe(Section):
         if self.plan.has_sinks and not target.keeps_sinks:
             raise ValueError(
                 f"target {self.target} cannot keep a sequence's first tokens in sight under a window; "
-                "set sink_size: 0 in the plan, or choose another target"
+                "set sink_size: 0 in the plan, with head_sink: true to heal without them, or choose another "
+                "target"
             )
         chunk, budget = self.validate_on.prefill_chunk, self.tensorrt.max_num_batched_tokens
         if self.target in ("tensorrt", "tensorrt-rtx") and chunk > budget:
@@ -223,6 +229,20 @@ class Recipe(Section):
                 f"validate.prefill_chunk is {chunk}, above tensorrt.max_num_batched_tokens {budget}; lower "
                 "the one or raise the other"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_head_sinks(self) -> Self:
+        texts = {} if self.adapter else {"calibration": self.calibration}
+        if isinstance(self.heal, HealSection):
+            texts["heal.text"] = self.heal.text
+        for key, text in texts.items():
+            if text.sequence_length <= self.plan.head_sink_window:
+                raise ValueError(
+                    f"{key}.sequence_length is {text.sequence_length}, of which the plan's window of "
+                    f"{self.plan.head_sink_window} hides nothing, so a head_sink would learn to do nothing; "
+                    "set it to at least twice the window"
+                )
         return self
 
     @property

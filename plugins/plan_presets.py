@@ -63,6 +63,11 @@ class Preset(BaseModel):
         return self.is_windowed and self.sink_size > 0
 
     @property
+    def head_sink_window(self) -> int:
+        """Window of the layers with head sinks, in tokens; 0 where there are none."""
+        return self.sliding_window if self.is_windowed and self.head_sink else 0
+
+    @property
     def kv_dtypes(self) -> set[KvDtype]:
         """Types of the caches."""
         return {self.kv_dtype or ("int8" if self.is_windowed else "float32")}

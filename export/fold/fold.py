@@ -16,7 +16,7 @@ from export.fold.sequential import SequentialFold
 from export.fold.settings import FoldSettings
 from export.model.config import ModelConfig
 from export.model.residual_stream import ResidualStream
-from plugins.errors import PlanError
+from plugins.errors import CalibrationError, PlanError
 from plugins.fold_plan import Bank, FoldPlan
 from plugins.plan_presets import Preset, build_plan
 
@@ -52,7 +52,8 @@ def fold_weights(
     N * L * hidden_size floats in the temporary directory; memory holds one batch and the moments.
 
     Raises:
-        PlanError: the plan cannot be reached from this model, or its head sinks not fitted on this text.
+        PlanError: the plan cannot be reached from this model.
+        CalibrationError: the sequences are too short to fit the plan's head sinks on.
     """
     check_foldable(config, plan)
     _check_length(plan, tokens.shape[1])
@@ -135,11 +136,11 @@ def check_foldable(config: ModelConfig, plan: FoldPlan) -> None:
 
 
 def _check_length(plan: FoldPlan, length: int) -> None:
-    """Raise PlanError where text of `length` tokens a sequence shows nothing of what a head sink is for."""
+    """Raise CalibrationError where a window hides nothing of sequences of `length` tokens."""
     for index, layer in enumerate(plan.layers):
         if layer.head_sink and length <= (layer.sliding_window or 0):
-            raise PlanError(
+            raise CalibrationError(
                 f"layer {index}: its window of {layer.sliding_window} hides nothing of calibration sequences "
-                f"of {length} tokens, so its head_sink cannot be fitted; set calibration.sequence_length to "
-                "a few times the window"
+                f"of {length} tokens, so its head_sink cannot be fitted; give sequences of at least twice "
+                "the window"
             )

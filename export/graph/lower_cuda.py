@@ -56,7 +56,7 @@ def _check_sinks(plan: FoldPlan) -> None:
         if layer.sink_size:
             raise TargetError(
                 f"layer {index} keeps its first {layer.sink_size} tokens visible under a window; ONNX "
-                "Runtime's PagedAttention cannot: set sink_size: 0 in the recipe's plan (windows without "
-                "sinks cost quality unless the model is healed, for example with a learned head_sink logit), "
-                "or build for tensorrt, tensorrt-rtx or cpu"
+                "Runtime's PagedAttention cannot: set sink_size: 0 in the recipe's plan, with head_sink: "
+                "true and healing (windows without sinks cost quality), or build for tensorrt, "
+                "tensorrt-rtx or cpu"
             )

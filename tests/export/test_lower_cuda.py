@@ -27,7 +27,7 @@ from plugins.plan_presets import Preset, build_plan
 from tests.export.evaluated_graph import check_numbers
 from tests.tiny_model import VOCAB_SIZE, kv_scales, tiny_config, tiny_decoder, tiny_plan
 
-Lower = Callable[[ActivationDtype, str], Path]
+Lower = Callable[[ActivationDtype, str, bool], Path]
 
 
 def config() -> ModelConfig:
@@ -35,18 +35,20 @@ def config() -> ModelConfig:
     return tiny_config(num_hidden_layers=3, qk_norm=True, attention_bias=True)
 
 
-def plan_without_sinks(kv_dtype: str) -> FoldPlan:
-    dials = {"sliding_window": 32, "sink_size": 0, "global_every": 3, "kv_dtype": kv_dtype}
-    return build_plan(Preset.model_validate({"preset": "character", **dials}), config().attention_shape)
+def plan_without_sinks(kv_dtype: str, head_sink: bool = False) -> FoldPlan:
+    """Without sink tokens, that is."""
+    dials = {"sliding_window": 32, "sink_size": 0, "head_sink": head_sink, "global_every": 3}
+    preset = Preset.model_validate({"preset": "character", "kv_dtype": kv_dtype, **dials})
+    return build_plan(preset, config().attention_shape)
 
 
 @pytest.fixture(scope="module")
 def lower(tmp_path_factory: pytest.TempPathFactory) -> Lower:
-    """The path of the lowered graph, by types of activations and caches."""
+    """The path of the lowered graph, by types of activations and caches, with learned sinks or without."""
 
     @cache
-    def lower(dtype: ActivationDtype, kv_dtype: str) -> Path:
-        directory, plan = tmp_path_factory.mktemp("graph"), plan_without_sinks(kv_dtype)
+    def lower(dtype: ActivationDtype, kv_dtype: str, head_sink: bool) -> Path:
+        directory, plan = tmp_path_factory.mktemp("graph"), plan_without_sinks(kv_dtype, head_sink)
         graph = export_onnx(tiny_decoder(config(), plan), kv_scales(plan), directory)
         (directory / "cuda").mkdir()
         counts = lower_for_cuda(graph, directory / "cuda", plan, dtype)
@@ -70,6 +72,7 @@ def why_not_loaded(model: onnx.ModelProto) -> str:
     return str(caught.value)
 
 
+@pytest.mark.parametrize("head_sink", [False, True])
 @pytest.mark.parametrize(
     ("dtype", "kv_dtype", "missing"),
     [
@@ -79,24 +82,34 @@ def why_not_loaded(model: onnx.ModelProto) -> str:
     ],
 )
 def test_only_kernels_are_missing_without_cuda(
-    dtype: ActivationDtype, kv_dtype: str, missing: str, lower: Lower
+    dtype: ActivationDtype, kv_dtype: str, missing: str, head_sink: bool, lower: Lower
 ) -> None:
-    model = onnx.load(lower(dtype, kv_dtype))
+    model = onnx.load(lower(dtype, kv_dtype, head_sink))
+    given = [node.input[INPUTS.index("head_sink")] for node in model.graph.node if node.op_type == OP_TYPE]
+    sinks = [f"model.layers.{layer}.self_attn.sinks.{dtype}" for layer in range(2)]
+    assert given == ([*sinks, ""] if head_sink else [""] * 3)
     assert {(opset.domain, opset.version) for opset in model.opset_import} == {("", 23), ("com.microsoft", 1)}
     expected = f"NOT_IMPLEMENTED : Could not find an implementation for {missing} node"
     assert expected in why_not_loaded(model)
 
 
 def test_the_runtime_s_inference_finds_what_is_wrong(lower: Lower) -> None:
-    path = lower("float16", "int8")
+    path = lower("float16", "int8", True)
 
     def last_attention(model: onnx.ModelProto) -> onnx.NodeProto:
-        nodes: list[onnx.NodeProto] = [node for node in model.graph.node if node.op_type == OP_TYPE]
-        return nodes[-1]
+        return attention(model)[-1]
 
-    for name, dtype in (("cos_cache", np.float32), ("q_norm_weight", np.float32), ("k_scale", np.float16)):
+    def attention(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+        return [node for node in model.graph.node if node.op_type == OP_TYPE]
+
+    for name, dtype in (
+        ("cos_cache", np.float32),
+        ("q_norm_weight", np.float32),
+        ("head_sink", np.float32),
+        ("k_scale", np.float16),
+    ):
         model = onnx.load(path)
-        changed = last_attention(model).input[INPUTS.index(name)]
+        changed = attention(model)[0 if name == "head_sink" else -1].input[INPUTS.index(name)]
         for tensor in model.graph.initializer:
             if tensor.name == changed:
                 array = onnx.numpy_helper.to_array(tensor).astype(dtype)
@@ -113,15 +126,20 @@ def test_the_runtime_s_inference_finds_what_is_wrong(lower: Lower) -> None:
     assert "Unrecognized attribute: sink_size" in why_not_loaded(model)
 
 
-@pytest.mark.parametrize("kv_dtype", ["float16", "int8"])
+@pytest.mark.parametrize(("kv_dtype", "head_sink"), [("float16", False), ("int8", False), ("float16", True)])
 @torch.no_grad()
-def test_the_float16_graph_computes_what_the_decoder_does(kv_dtype: str, lower: Lower) -> None:
+def test_the_float16_graph_computes_what_the_decoder_does(
+    kv_dtype: str, head_sink: bool, lower: Lower
+) -> None:
     tokens = np.random.default_rng(6).integers(0, VOCAB_SIZE, 60)
-    check_numbers(lower("float16", kv_dtype), config(), plan_without_sinks(kv_dtype), tokens)
+    plan = plan_without_sinks(kv_dtype, head_sink)
+    check_numbers(lower("float16", kv_dtype, head_sink), config(), plan, tokens)
 
 
 def test_what_the_stock_op_cannot_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TargetError, match=r"first 4 tokens .* set sink_size: 0 in the recipe's plan"):
+    with pytest.raises(
+        TargetError, match=r"first 4 tokens .* set sink_size: 0 in the recipe's plan, with head_sink: true"
+    ):
         lower_for_cuda(tmp_path, tmp_path, tiny_plan(config(), "character", "int8"), "float16")
     with pytest.raises(TargetError, match=r"as float32; .* reads float16 and int8: set kv_dtype"):
         lower_for_cuda(tmp_path, tmp_path, plan_without_sinks("float32"), "float16")

@@ -37,7 +37,7 @@ from tests.tiny_model import VOCAB_SIZE, kv_scales, tiny_config, tiny_decoder, t
 
 ROOT = Path(__file__).parents[2]
 NUM_PAGES = 16
-Export = Callable[[str], Path]
+Export = Callable[..., Path]
 
 
 def config() -> ModelConfig:
@@ -45,17 +45,17 @@ def config() -> ModelConfig:
     return tiny_config(num_hidden_layers=3, hidden_size=64, head_dim=64, qk_norm=True, attention_bias=True)
 
 
-def plan_of(kv_dtype: str) -> FoldPlan:
-    return tiny_plan(config(), "character", kv_dtype)
+def plan_of(kv_dtype: str, head_sink: bool = False) -> FoldPlan:
+    return tiny_plan(config(), "character", kv_dtype, head_sink)
 
 
 @pytest.fixture(scope="module")
 def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
-    """The path of the target-neutral graph, by type of its caches."""
+    """The path of the target-neutral graph, by type of its caches, with sink tokens or learned sinks."""
 
     @cache
-    def export(kv_dtype: str) -> Path:
-        plan = plan_of(kv_dtype)
+    def export(kv_dtype: str, head_sink: bool = False) -> Path:
+        plan = plan_of(kv_dtype, head_sink)
         return export_onnx(tiny_decoder(config(), plan), kv_scales(plan), tmp_path_factory.mktemp("graph"))
 
     return export
@@ -75,11 +75,14 @@ def lower(
     return ir.load(directory / "model.onnx"), counts
 
 
-@pytest.mark.parametrize(("dtype", "kv_dtype"), [("float16", "int8"), ("bfloat16", "bfloat16")])
+@pytest.mark.parametrize(
+    ("dtype", "kv_dtype", "head_sink"),
+    [("float16", "int8", False), ("bfloat16", "bfloat16", False), ("float16", "int8", True)],
+)
 def test_the_graph_has_the_plugin_s_form_and_types(
-    dtype: ActivationDtype, kv_dtype: str, export: Export, tmp_path: Path
+    dtype: ActivationDtype, kv_dtype: str, head_sink: bool, export: Export, tmp_path: Path
 ) -> None:
-    graph, plan = export(kv_dtype), plan_of(kv_dtype)
+    graph, plan = export(kv_dtype, head_sink), plan_of(kv_dtype, head_sink)
     model, counts = lower(graph, tmp_path / "trt", plan, precisions(graph), dtype)
     assert counts == {
         "quantize_dequantize_linears": 12,
@@ -96,7 +99,8 @@ def test_the_graph_has_the_plugin_s_form_and_types(
     norms = "q_norm_weight,k_norm_weight" + (",k_scale,v_scale" if kv_dtype == "int8" else "")
     for index, node in enumerate(node for node in model.graph if node.domain == DOMAIN):
         slots = "slot_mapping," if plan.is_producer(index) else ""
-        assert node.attributes[INPUTS_ATTRIBUTE].as_string() == f"query,{shared}{slots}{norms}"
+        sink = "head_sink," if plan.layers[index].head_sink else ""
+        assert node.attributes[INPUTS_ATTRIBUTE].as_string() == f"query,{shared}{slots}{sink}{norms}"
         assert len(node.outputs) == (3 if plan.is_producer(index) else 1)
         small = [value for value in node.inputs if value is not None and value.is_initializer()]
         assert {value.dtype for value in small} == {ir.DataType.FLOAT}
@@ -115,12 +119,12 @@ def test_the_graph_has_the_plugin_s_form_and_types(
     assert all("_cache" in (value.name or "") for value in large if value.dtype == ir.DataType.FLOAT)
 
 
-@pytest.mark.parametrize("kv_dtype", ["float16", "int8"])
+@pytest.mark.parametrize(("kv_dtype", "head_sink"), [("float16", False), ("int8", False), ("float16", True)])
 @torch.no_grad()
 def test_the_float16_graph_computes_what_the_decoder_does(
-    kv_dtype: str, export: Export, tmp_path: Path
+    kv_dtype: str, head_sink: bool, export: Export, tmp_path: Path
 ) -> None:
-    graph, plan = export(kv_dtype), plan_of(kv_dtype)
+    graph, plan = export(kv_dtype, head_sink), plan_of(kv_dtype, head_sink)
     lower(graph, tmp_path / "trt", plan, precisions(graph, "none"), "float16")
     tokens = np.random.default_rng(5).integers(0, VOCAB_SIZE, 60)
     check_numbers(tmp_path / "trt" / "model.onnx", config(), plan, tokens)
@@ -192,6 +196,7 @@ def attention_specs(model: onnx.ModelProto, dtype: ActivationDtype) -> list[Atte
                 cache_dtype="int8",
                 writes="slot_mapping" in inputs,
                 qk_norm="q_norm_weight" in inputs,
+                head_sink="head_sink" in inputs,
             )
         )
     return specs
@@ -213,9 +218,12 @@ def profiles(model: onnx.ModelProto) -> list[dict[str, list[list[int]]]]:
     return found
 
 
-def test_tensorrt_rtx_makes_int8_gemms_and_plugin_layers_of_it(export: Export, tmp_path: Path) -> None:
+@pytest.mark.parametrize("head_sink", [False, True])
+def test_tensorrt_rtx_makes_int8_gemms_and_plugin_layers_of_it(
+    head_sink: bool, export: Export, tmp_path: Path
+) -> None:
     pytest.importorskip("tensorrt_rtx", reason="would show that TensorRT-RTX builds a plan from the graph")
-    graph, plan = export("int8"), plan_of("int8")
+    graph, plan = export("int8", head_sink), plan_of("int8", head_sink)
     precision = precisions(graph, r"qkv_proj|mlp\.")
     lower(graph, tmp_path / "trt", plan, precision, "float16")
     model = onnx.load(tmp_path / "trt" / "model.onnx")

@@ -147,6 +147,24 @@ def test_a_plan_that_its_target_cannot_serve_is_refused(
         load_recipe(write(tmp_path, f"model: {{source: demo}}\nplan: {plan}\ntarget: {target}"))
 
 
-def test_a_plan_without_sinks_serves_every_target(tmp_path: Path) -> None:
-    text = "model: {source: demo}\nplan: {preset: horizon, sink_size: 0}\ntarget: cuda"
+@pytest.mark.parametrize("dials", ["", ", sliding_window: 256, head_sink: true"])
+def test_a_plan_without_sinks_serves_every_target(tmp_path: Path, dials: str) -> None:
+    text = f"model: {{source: demo}}\nplan: {{preset: horizon, sink_size: 0{dials}}}\ntarget: cuda"
     assert load_recipe(write(tmp_path, text)).target == "cuda"
+
+
+def test_text_must_be_longer_than_the_window_of_a_head_sink(tmp_path: Path) -> None:
+    preset = "{preset: character, sink_size: 0, head_sink: true, sliding_window: %d}"
+    written = "{layers: [{donor: 0, num_key_value_heads: 1, head_sink: true, sliding_window: 512}]}"
+    text = "model: {source: demo}\nplan: %s\ncalibration: {sequence_length: %d}\nheal: {}"
+    for plan, length, key in (
+        (preset % 512, 512, "calibration"),
+        (preset % 1024, 2048, "heal.text"),
+        (written, 512, "calibration"),
+    ):
+        with pytest.raises(RecipeError, match=f"{key}.sequence_length is .* hides nothing"):
+            load_recipe(write(tmp_path, text % (plan, length)))
+    load_recipe(write(tmp_path, text % (preset % 512, 1024)))
+    (tmp_path / "healed.safetensors").touch()
+    named = text.replace("heal: {}", "heal: {adapter: healed.safetensors}")
+    load_recipe(write(tmp_path, named % (preset % 1024, 512)))  # neither fits nor trains any

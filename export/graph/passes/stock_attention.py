@@ -1,6 +1,7 @@
 """kvfold::PagedAttention -> com.microsoft::PagedAttention, the op that ONNX Runtime has for CUDA.
 
-The stock op has no `sink_size`, and takes everything but the KV scales in the activation's type.
+The stock op has no `sink_size`, though it has `head_sink`, and takes everything but the KV scales in the
+activation's type.
 """
 
 from __future__ import annotations

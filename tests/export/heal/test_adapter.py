@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from export.heal.adapter import load_adapter, merge, save_adapter
+from export.heal.adapter import load_adapter, merge, plan_hash, save_adapter
 from export.heal.heal import heal
+from export.model.decoder import Decoder
 from plugins.errors import AdapterError
 from plugins.fold_plan import FoldPlan
+from plugins.plan_presets import AttentionShape, Preset, build_plan
 from tests.export.heal.tiny_healing import SETTINGS, tiny_healing
 
 HEALING, FOLDED = tiny_healing(SETTINGS.model_copy(update={"layerwise_tokens": 48 * 8, "tokens": 0}))
@@ -41,6 +43,27 @@ def test_the_round_trip_is_exact(tmp_path: Path, adapter: dict[str, torch.Tensor
     assert all(torch.equal(loaded[name], adapter[name]) for name in adapter)
     first, second = (merge(HEALING.config, HEALING.base, HEALING.plan, x) for x in (adapter, loaded))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_head_sinks_are_carried_though_the_base_has_none(tmp_path: Path) -> None:
+    healing, folded = tiny_healing(HEALING.settings, head_sink=True)
+    trained = heal(healing, folded, tmp_path, "key", lambda fraction, note: None)
+    save_adapter(tmp_path / "adapter.safetensors", trained, "base", healing.plan)
+    read = load_adapter(tmp_path / "adapter.safetensors", "base", healing.plan)
+    merged = merge(healing.config, healing.base, healing.plan, read.tensors)
+    assert merged.keys() == folded.keys()
+    for layer in range(3):
+        name = f"model.layers.{layer}.self_attn.sinks"
+        assert torch.equal(merged[name], trained[name].float()), name
+        assert not torch.equal(merged[name], folded[name]), "healing trains it"
+    Decoder.from_weights(healing.config, healing.plan, merged)
+    with pytest.raises(AdapterError, match="is for plan"):
+        load_adapter(tmp_path / "adapter.safetensors", "base", changed(healing.plan, head_sink=False))
+
+
+def test_a_plan_without_head_sinks_keeps_the_hash_of_earlier_adapters() -> None:
+    plan = build_plan(Preset(preset="character"), AttentionShape(30, 9, 3, 64))
+    assert plan_hash(plan) == "98d98b6d1576d7d0e11f009cdac919a73ff768b8690d9ebd53001dfac7dd31de"
 
 
 def test_how_caches_are_stored_is_no_other_plan(tmp_path: Path, adapter: dict[str, torch.Tensor]) -> None:

@@ -40,12 +40,22 @@ def divergence(healing: Healing, weights: dict[str, Tensor]) -> float:
     return float((teacher.exp() * (teacher - student)).sum(-1).mean())
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
-@pytest.mark.parametrize("rank", [8, None])
+@pytest.mark.parametrize(
+    ("family", "rank", "head_sink"),
+    [
+        ("llama", 8, False),
+        ("llama", None, False),
+        ("qwen2", 8, False),
+        ("qwen2", None, False),
+        ("llama", 8, True),
+        ("qwen2", None, True),
+    ],
+)
 def test_healing_lowers_the_loss_and_changes_only_what_folding_changed(
-    tmp_path: Path, family: str, rank: int | None
+    tmp_path: Path, family: str, rank: int | None, head_sink: bool
 ) -> None:
-    healing, folded = tiny_healing(SETTINGS.model_copy(update={"rank": rank}), family)
+    settings = SETTINGS.model_copy(update={"rank": rank})
+    healing, folded = tiny_healing(settings, family, head_sink=head_sink)
     before = {name: tensor.clone() for name, tensor in {**healing.base, **folded}.items()}
     adapter = heal(healing, folded, tmp_path, "key", silent)
     healed = merge(healing.config, healing.base, healing.plan, adapter)

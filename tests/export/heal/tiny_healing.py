@@ -27,13 +27,17 @@ SETTINGS = HealSettings(
 
 
 def tiny_healing(
-    settings: HealSettings = SETTINGS, family: str = "llama", plan: FoldPlan | None = None
+    settings: HealSettings = SETTINGS,
+    family: str = "llama",
+    plan: FoldPlan | None = None,
+    head_sink: bool = False,
 ) -> tuple[Healing, dict[str, Tensor]]:
     """What is healed (four layers; the last is global), and its folded weights."""
     model = random_model(family, num_hidden_layers=4)
     config = config_from_huggingface(model.config.to_dict())
     base = dict(model.state_dict())
-    dials = {"preset": "character", "sliding_window": 16, "sink_size": 2, "global_every": 4}
+    dials = {"preset": "character", "sliding_window": 16, "global_every": 4}
+    dials |= {"sink_size": 0 if head_sink else 2, "head_sink": head_sink}
     plan = plan or build_plan(Preset.model_validate(dials), config.attention_shape)
     folded = fold_weights(config, base, plan, TOKENS)
     return Healing(config, base, folded.plan, TOKENS, settings), folded.weights
