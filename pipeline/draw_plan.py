@@ -59,5 +59,5 @@ def _horizon(layer: LayerPlan) -> str:
     if layer.sliding_window is None:
         return "global"
     if layer.head_sink:
-        return f"{layer.sliding_window} + learned sink"
+        return f"{layer.sliding_window} + learned"
     return f"{layer.sliding_window}" + (f" + {layer.sink_size} sinks" if layer.sink_size else "")

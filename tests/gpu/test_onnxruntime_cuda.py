@@ -33,22 +33,25 @@ def read(tiny: TinyBundle, target: str) -> np.ndarray:
     return read_texts(load_engine(directory, tiny.plan, pages, RuntimeConfig()), tiny.plan, tiny.texts)
 
 
-def tiny_without_sinks(folder: Path, kv_dtype: KvDtype) -> TinyBundle:
-    """The tiny recipe as the stock op can compute it."""
-    return TinyBundle(folder, RECIPE.replace("sink_size: 4", f"sink_size: 0, kv_dtype: {kv_dtype}"))
+def tiny_without_sinks(folder: Path, kv_dtype: KvDtype, head_sink: str) -> TinyBundle:
+    """The tiny recipe as the stock op can compute it: no sink tokens, with learned sinks or none."""
+    dials = f"sink_size: 0, head_sink: {head_sink}, kv_dtype: {kv_dtype}"
+    return TinyBundle(folder, RECIPE.replace("sink_size: 4", dials))
 
 
 @pytest.mark.usefixtures("cuda")
-def test_float16_caches(tmp_path: Path, record_property: RecordProperty) -> None:
+@pytest.mark.parametrize("head_sink", ["false", "true"])
+def test_float16_caches(tmp_path: Path, head_sink: str, record_property: RecordProperty) -> None:
     """Caches updated in place, step after step, give the folded model's logits, within a KL bound."""
-    tiny = tiny_without_sinks(tmp_path, "float16")
+    tiny = tiny_without_sinks(tmp_path, "float16", head_sink)
     logits = read(tiny, "cuda")
     check_logits(record_property, "folded || cuda", tiny.folded_logits, logits, MAX_KL_OF_FLOAT16)
 
 
 @pytest.mark.usefixtures("cuda")
-def test_int8_caches(tmp_path: Path, record_property: RecordProperty) -> None:
+@pytest.mark.parametrize("head_sink", ["false", "true"])
+def test_int8_caches(tmp_path: Path, head_sink: str, record_property: RecordProperty) -> None:
     """Caches updated in place, step after step, give the cpu engine's logits, within a KL bound."""
-    tiny = tiny_without_sinks(tmp_path, "int8")
+    tiny = tiny_without_sinks(tmp_path, "int8", head_sink)
     logits = read(tiny, "cuda")
     check_logits(record_property, "cpu || cuda", read(tiny, "cpu"), logits, MAX_KL_TO_CPU)

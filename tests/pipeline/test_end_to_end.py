@@ -81,6 +81,17 @@ def test_the_engine_computes_the_folded_models_logits(exact: Path) -> None:
     assert results.measurements.reused_tokens > 0, "no later turn was served from the cache"
 
 
+def test_learned_sinks_reach_the_engine(folder: Path) -> None:
+    recipe = (folder / "exact.yaml").read_text().replace("sink_size: 4", "sink_size: 0, head_sink: true")
+    (folder / "learned.yaml").write_text(recipe)
+    run(folder, "learned", "learned")
+    results = read_results(folder / "learned")
+    assert all(verdict.passed for verdict in results.verdicts), results.verdicts
+    assert results.measurements.reused_tokens > 0
+    drawn = invoke("inspect", str(folder / "learned"))
+    assert drawn.output.count("32 + learned") == 2
+
+
 def test_everything_folded_still_matches_its_own_engine(small: Path) -> None:
     results = read_results(small)
     assert all(verdict.passed for verdict in results.verdicts), results.verdicts
