@@ -114,9 +114,7 @@ def _write_tokens(workspace: Workspace, sections: Texts, path: Path) -> None:
             for text in sections
         ]
     )
-    if (
-        len(sections) > 1
-    ):  # training takes its batches in an order of its own; its metric takes the first ones
+    if len(sections) > 1:
         tokens = tokens[torch.randperm(len(tokens), generator=torch.Generator().manual_seed(0))]
     path.parent.mkdir()
     save_file({"tokens": tokens.contiguous()}, path)
