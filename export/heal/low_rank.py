@@ -7,6 +7,9 @@ learns, is stored as `left @ right`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -59,22 +62,56 @@ def anchor(name: str, base: Tensor, factors: Tensor, config: ModelConfig, plan: 
     return product.permute(2, 0, 1, 3).reshape(base.shape)
 
 
-def fit_change(change: Tensor, gram: Tensor, rank: int, size: float) -> tuple[Tensor, Tensor]:
-    """left [out, rank] and right [rank, in], float32: the best `change` [out, in] of that rank.
+@dataclass(frozen=True)
+class ChangeSpectrum:
+    """A change of a weight [out, in] as a sum of rank-one terms, the largest first.
 
-    The error is measured on the outputs, E|(change - left right) x|^2 with gram = E[x x^T]: of the
-    weights alone most change lies in directions that the text hardly visits. `size` is the norm of
-    the weight that is changed; it decides how large `right` is where there is no change to begin with.
+    Attributes:
+        left: [out, terms], float32.
+        right: [terms, in], float32.
+        energies: what each term adds to E|change x|^2, as a share of E|weight x|^2, [terms].
+        size: the norm of the weight that is changed.
     """
-    gram = gram.double()
+
+    left: Tensor
+    right: Tensor
+    energies: Tensor
+    size: float
+
+    def cut(self, rank: int) -> tuple[Tensor, Tensor]:
+        """left [out, rank] and right [rank, in] of the first terms; both sides learn at the same pace.
+
+        The weight's size decides how large `right` is where there is no change to begin with.
+        """
+        left, right = self.left[:, :rank], self.right[:rank]
+        balance = (left.norm() * right.norm()).clamp_min(SMALLEST * self.size).sqrt() / right.norm()
+        return left / balance, right * balance
+
+
+def change_spectrum(weight: Tensor, start: Tensor, gram: Tensor) -> ChangeSpectrum:
+    """The change from `start` to `weight` [out, in] in the metric of outputs, gram = E[x x^T].
+
+    Of the weights alone most change lies in directions that the text hardly visits.
+    """
+    gram, weight = gram.double(), weight.double()
     damping = DAMPING * gram.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
     root = torch.linalg.cholesky(gram + damping * torch.eye(len(gram), dtype=torch.float64))
-    u, s, v = torch.linalg.svd(change.double() @ root, full_matrices=False)
-    left = u[:, :rank] * s[:rank]
-    right = torch.linalg.solve_triangular(root, v[:rank], upper=False, left=False)
-    # Both sides of the same norm learn at the same pace.
-    balance = (left.norm() * right.norm()).clamp_min(SMALLEST * size).sqrt() / right.norm()
-    return (left / balance).float(), (right * balance).float()
+    u, s, v = torch.linalg.svd((weight - start.double()) @ root, full_matrices=False)
+    right = torch.linalg.solve_triangular(root, v, upper=False, left=False)
+    whole = (weight @ root).square().sum().clamp_min(torch.finfo(torch.float32).tiny)
+    return ChangeSpectrum((u * s).float(), right.float(), s.square() / whole, float(weight.norm()))
+
+
+def share_ranks(energies: Mapping[str, Tensor], mean_rank: int, least: int) -> dict[str, int]:
+    """Ranks of several changes, `mean_rank` in the mean: `least` each, the rest to the largest terms."""
+    ranks = {name: min(least, len(terms)) for name, terms in energies.items()}
+    spare = mean_rank * len(energies) - sum(ranks.values())
+    terms = sorted(
+        ((float(energy), name) for name in energies for energy in energies[name][ranks[name] :]), reverse=True
+    )
+    for _, name in terms[: max(0, spare)]:
+        ranks[name] += 1
+    return ranks
 
 
 def _output_by_kv_head(weight: Tensor, config: ModelConfig) -> Tensor:

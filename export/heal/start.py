@@ -10,7 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from export.fold.regression import Moments
-from export.heal.low_rank import FACTORED, FACTORS, LEFT, RIGHT, anchor, fit_change, fit_factors
+from export.heal.low_rank import (
+    FACTORED,
+    FACTORS,
+    LEFT,
+    RIGHT,
+    ChangeSpectrum,
+    anchor,
+    change_spectrum,
+    fit_factors,
+    share_ranks,
+)
 from export.heal.trained import trained_names
 from export.model.config import ModelConfig
 from export.model.residual_stream import ResidualStream, load_block
@@ -18,6 +28,8 @@ from plugins.fold_plan import FoldPlan
 
 # Of the training text, for the metric in which a change of low rank is chosen.
 METRIC_TOKENS = 16_384
+# Of the mean rank, what every matrix gets: room to learn where the fold left nothing to change.
+LEAST_RANK = 0.25
 
 
 def adapter_form(
@@ -31,21 +43,24 @@ def adapter_form(
     """The folded model as an adapter's tensors, float32 but for the factors, which are fixed.
 
     With a rank, W_Q and W_O lose what factors and a change of that rank cannot hold; training then
-    starts from there, and what it learns is what the adapter stores.
+    starts from there, and what it learns is what the adapter stores. The rank is a mean: each matrix gets
+    as many terms as its outputs ask for. On SmolLM2 W_Q asks for few, W_O for many.
     """
     names = trained_names(config, plan, folded)
     if rank is None:
         return {name: folded[name].clone() for name in names}
     grams = input_grams(config, folded, plan, tokens[: max(1, METRIC_TOKENS // tokens.shape[1])])
-    form: dict[str, Tensor] = {}
-    for name in names:
-        if not name.endswith(FACTORED):
-            form[name] = folded[name].clone()
-            continue
-        before, after = base[name], folded[name]
-        form[name + FACTORS] = fit_factors(name, before, after, config, plan)
-        change = after - anchor(name, before, form[name + FACTORS], config, plan)
-        form[name + LEFT], form[name + RIGHT] = fit_change(change, grams[name], rank, float(after.norm()))
+    form = {name: folded[name].clone() for name in names if not name.endswith(FACTORED)}
+    changes: dict[str, ChangeSpectrum] = {}
+    for name in (name for name in names if name.endswith(FACTORED)):
+        factors = fit_factors(name, base[name], folded[name], config, plan)
+        start = anchor(name, base[name], factors, config, plan)
+        form[name + FACTORS] = factors
+        changes[name] = change_spectrum(folded[name], start, grams[name])
+    energies = {name: change.energies for name, change in changes.items()}
+    ranks = share_ranks(energies, rank, round(LEAST_RANK * rank))
+    for name, change in changes.items():
+        form[name + LEFT], form[name + RIGHT] = change.cut(ranks[name])
     return form
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from export.heal.head_kl import head_kl
-from export.heal.low_rank import anchor, fit_change, fit_factors
+from export.heal.low_rank import anchor, change_spectrum, fit_factors, share_ranks
 from export.heal.student import TrainedModel
 from export.heal.teacher_cache import TeacherCache, pick, scored_positions
 from export.heal.train import batches
@@ -104,13 +104,25 @@ def test_factors_and_a_low_rank_change_are_found_again(projection: str) -> None:
     assert torch.allclose(fitted.float(), factors.float(), atol=2e-3)
     left, right = torch.randn(len(base), 4, generator=generator), torch.randn(4, base.shape[1])
     x = torch.randn(200, base.shape[1], generator=generator)
-    found = fit_change(left @ right, x.T @ x / 200, 4, size=1.0)
+    spectrum = change_spectrum(base + left @ right, base, x.T @ x / 200)
+    found = spectrum.cut(4)
     assert torch.allclose(found[0] @ found[1], left @ right, atol=1e-4)
+    whole = (x @ (base + left @ right).T).square().sum()
+    share = (x @ (left @ right).T).square().sum() / whole
+    assert torch.allclose(spectrum.energies.sum().float(), share, rtol=5e-2)  # the metric is damped
+    assert spectrum.energies[4:].sum() < 1e-9
 
 
 def test_no_change_starts_as_one_that_can_learn() -> None:
-    left, right = fit_change(torch.zeros(8, 6), torch.eye(6), 3, size=1.0)
+    weight = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
+    left, right = change_spectrum(weight, weight, torch.eye(6)).cut(3)
     assert not left.any() and right.any(1).all()
+
+
+def test_ranks_go_to_the_largest_terms_and_keep_their_mean() -> None:
+    energies = {"a": torch.tensor([9.0, 8, 7, 6]), "b": torch.tensor([5.0, 4, 1, 0]), "c": torch.zeros(4)}
+    assert share_ranks(energies, mean_rank=2, least=1) == {"a": 4, "b": 1, "c": 1}
+    assert share_ranks(energies, mean_rank=4, least=1) == {"a": 4, "b": 4, "c": 4}
 
 
 def test_every_sequence_is_seen_once_before_any_is_seen_twice() -> None:
