@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -11,7 +12,8 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from export.fold.sequential import SequentialFold
+from export.fold.bank import fold_bank
+from export.fold.sequential import FoldBank, SequentialFold
 from export.fold.settings import FoldSettings
 from export.model.config import ModelConfig
 from export.model.residual_stream import ResidualStream
@@ -42,8 +44,11 @@ def fold_weights(
     plan: FoldPlan,
     tokens: Tensor,
     settings: FoldSettings | None = None,
+    method: FoldBank | None = None,
 ) -> FoldedModel:
     """Weights of the model under `plan`, calibrated on tokens [N, L].
+
+    `method` stands in for the closed form, to be compared with it (`export.fold.baselines`).
 
     Only layers of folded banks (fewer KV heads, or read by several layers) change; the identity
     plan and plans of horizons alone return every tensor untouched. Disk holds four streams of
@@ -60,6 +65,8 @@ def fold_weights(
     errors: dict[int, float] = {}
     if last < 0:
         return FoldedModel(plan, folded, errors)
+    settings = settings or FoldSettings()
+    closed_form = partial(fold_bank, fit_slots=settings.rope_slots == "fitted")
     identity = build_plan(Preset(preset="identity"), config.attention_shape)
     with TemporaryDirectory(prefix="kvfold-fold-") as folder, torch.no_grad():
         streams = [Path(folder) / name for name in ("teacher", "student")]
@@ -73,7 +80,8 @@ def fold_weights(
                 ResidualStream(config, identity, weights, tokens, streams[0]),
                 ResidualStream(config, plan, weights, tokens, streams[1]),
             ),
-            settings or FoldSettings(),
+            settings,
+            method or closed_form,
         )
         for layer in track(range(last + 1), description="Folding layers"):
             if is_folded(banks[layer], config):

@@ -7,13 +7,12 @@ will read its bank: their folded inputs do not exist yet when the bank is fixed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
-from export.fold.bank import BankStatistics, FoldedBank, fold_bank
-from export.fold.keys import scale_queries
+from export.fold.bank import BankStatistics, FoldedBank
 from export.fold.projections import read_heads, read_output, write_heads, write_output
 from export.fold.regression import Moments, append_one
 from export.fold.settings import FoldSettings
@@ -21,6 +20,9 @@ from export.model.config import ModelConfig
 from export.model.decoder import Block, RMSNorm
 from export.model.residual_stream import ResidualStream, load_block
 from plugins.fold_plan import Bank
+
+# How a bank's members, given the number of stored heads, become one KV.
+FoldBank = Callable[[BankStatistics, int], FoldedBank]
 
 
 class SequentialFold:
@@ -38,6 +40,7 @@ class SequentialFold:
         folded: dict[str, Tensor],
         streams: tuple[ResidualStream, ResidualStream],
         settings: FoldSettings,
+        fold_bank: FoldBank,
     ) -> None:
         """Start before layer 0; the streams are the teacher's and the student's, both just embedded."""
         self.config = config
@@ -45,6 +48,7 @@ class SequentialFold:
         self.folded = folded
         self.teacher, self.student = streams
         self.settings = settings
+        self._fold_bank = fold_bank
         self._banks: dict[int, FoldedBank] = {}
 
     def pass_layer(self, layer: int) -> None:
@@ -62,11 +66,9 @@ class SequentialFold:
             Relative error of the attention-block output, on the student's own inputs.
         """
         if layer == bank.layer:
-            fit_slots = self.settings.rope_slots == "fitted"
-            folded = fold_bank(self._bank_statistics(bank), bank.num_key_value_heads, fit_slots)
+            folded = self._fold_bank(self._bank_statistics(bank), bank.num_key_value_heads)
             self._banks[layer] = folded
-            if fit_slots:
-                self.student.replan(self.student.plan.with_rope_slots(layer, folded.slots))
+            self.student.replan(self.student.plan.with_rope_slots(layer, folded.slots))
             write_heads(self.folded, layer, "k_proj", folded.keys)
             write_heads(self.folded, layer, "v_proj", folded.values)
         self._absorb_factors(layer, bank)
@@ -143,14 +145,15 @@ class SequentialFold:
         return x.reshape(len(x), self.config.num_key_value_heads, -1, *x.shape[2:]).sum(2)
 
     def _absorb_factors(self, layer: int, bank: Bank) -> None:
-        """W_Q takes the layer's key factors, W_O its value factors.
+        """W_Q takes the layer's query factors, W_O its value factors.
 
         The queries are first regressed from the student's input, like everything a fold keeps.
         """
         index = (bank.layer, *bank.consumers).index(layer)
         repeats = self.config.num_attention_heads // self.config.num_key_value_heads
-        key_factors = self._banks[bank.layer].key_factors[index].repeat_interleave(repeats, 0)
-        value_factors = self._banks[bank.layer].value_factors[index].repeat_interleave(repeats, 0)
+        folded = self._banks[bank.layer]
+        query_factors = folded.query_factors[index].repeat_interleave(repeats, 0)
+        value_factors = folded.value_factors[index].repeat_interleave(repeats, 0)
         queries = self._read(layer, "q_proj")
         block = load_block(self.config, self.teacher.plan, self.weights, layer)
         moments = Moments(queries.shape[-1], queries.shape[0] * queries.shape[1])
@@ -160,7 +163,6 @@ class SequentialFold:
                 self._inputs(block.input_layernorm, rows), projected[..., : block.self_attn.query_size]
             )
         solved = moments.solve(queries.flatten(0, 1), self.settings.ridge).reshape(queries.shape)
-        slots = self._banks[bank.layer].slots
-        write_heads(self.folded, layer, "q_proj", scale_queries(solved, key_factors, slots))
+        write_heads(self.folded, layer, "q_proj", query_factors @ solved)
         output = read_output(self.weights, layer, self.config.head_dim) @ value_factors
         write_output(self.folded, layer, output.transpose(0, 1).flatten(1))
