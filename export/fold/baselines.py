@@ -93,13 +93,15 @@ def _align(predictors: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
 
 def _power(predictors: Tensor, gram: Tensor) -> Tensor:
     """E|y|^2 of the outputs of predictors [..., size, i]: real [...]."""
-    return ((predictors @ gram) * predictors.conj()).real.sum((-2, -1))
+    power: Tensor = ((predictors @ gram) * predictors.conj()).real.sum((-2, -1))
+    return power
 
 
 def _nearest_orthogonal(x: Tensor) -> Tensor:
     """The orthogonal (unitary) matrices nearest to x [..., n, n]: their polar factors."""
     left, _, right = torch.linalg.svd(x)
-    return left @ right
+    nearest: Tensor = left @ right
+    return nearest
 
 
 def _unaligned(members: Members, keys: Tensor, values: Tensor) -> MergedHead:
@@ -117,10 +119,10 @@ def _bank_of(
 
 
 METHODS: Mapping[str, FoldBank] = {
-    "closed form, fitted slots": partial(fold_bank, fit_slots=True),
-    "closed form, even slots": partial(fold_bank, fit_slots=False),
-    "PCA without RoPE": partial(_bank_of, joint_pca),
-    "aligned mean": partial(_bank_of, aligned_mean),
+    "fitted-slots": partial(fold_bank, fit_slots=True),
+    "even-slots": partial(fold_bank, fit_slots=False),
+    "joint-pca": partial(_bank_of, joint_pca),
+    "aligned-mean": partial(_bank_of, aligned_mean),
     "mean": partial(_bank_of, mean_of_heads),
-    "first head": partial(_bank_of, first_head),
+    "first-head": partial(_bank_of, first_head),
 }
