@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 import pytest
 from click.testing import CliRunner, Result
 
+from pipeline.bring_up_to_date import bring_up_to_date
 from pipeline.cli import cli
 from pipeline.cost import Cost
 from pipeline.evaluate.intervals import Estimate
@@ -146,6 +147,12 @@ def test_a_ladder_is_for_one_model(folder: Path, tmp_path: Path, monkeypatch: py
     assert isinstance(refused.exception, RecipeError)
     assert "different models" in str(refused.exception) and "other" in str(refused.exception)
     assert not (tmp_path / "bundles").exists(), "refused before any work"
+
+
+def test_the_target_of_a_rung_does_not_matter(folder: Path, tmp_path: Path) -> None:
+    """A TensorRT-RTX recipe that names no architecture folds where there is no GPU."""
+    recipe = bring_up_to_date(str(folder / "tiny.yaml"), tmp_path / "bundle", "heal", "tensorrt-rtx")
+    assert not recipe.tensorrt.architectures
 
 
 def test_a_rung_is_named_once(folder: Path) -> None:
