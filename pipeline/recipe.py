@@ -18,7 +18,7 @@ from export.quantize.settings import QuantizeSettings
 from pipeline.evaluate.settings import SHIPPED_PASSAGES, EvaluateSection
 from pipeline.recipe_errors import describe_recipe_errors
 from pipeline.recipe_files import SHIPPED, find_recipe
-from pipeline.recipe_sections import GENERATE, Section, TextSection
+from pipeline.recipe_sections import KEYWORDS, Section, Texts, TextSection
 from pipeline.targets import TARGETS
 from plugins.errors import PlanError, RecipeError
 from plugins.fold_plan import FoldPlan, KvDtype, LayerPlan, describe_errors
@@ -71,7 +71,7 @@ class HealSection(HealSettings):
     """
 
     start: str | None = Field(default=None, min_length=1)
-    text: TextSection = TextSection(tokens=262_144, sequence_length=1_024, seed=2)
+    text: Texts = (TextSection(tokens=262_144, sequence_length=1_024, seed=2),)
 
 
 class AdapterSection(Section):
@@ -192,7 +192,7 @@ class Recipe(Section):
     name: str
     model: ModelSection
     plan: PlanSection
-    calibration: TextSection = TextSection()
+    calibration: Texts = (TextSection(),)
     fold: FoldSettings = FoldSettings()
     heal: HealingSection | None = None
     quantize: QuantizeSettings = QuantizeSettings()
@@ -310,7 +310,7 @@ def _resolve_paths(recipe: Recipe, folder: Path) -> Recipe:
     return recipe.model_copy(
         update={
             "model": recipe.model.model_copy(update={"source": source}),
-            "calibration": _resolve_text(recipe.calibration, "calibration", folder),
+            "calibration": _resolve_texts(recipe.calibration, "calibration", folder),
             "validate_on": _resolve_text(recipe.validate_on, "validate", folder),
             "heal": _resolve_heal(recipe.heal, folder),
             "evaluate": evaluate.model_copy(update={"last_words": last_words}),
@@ -321,7 +321,7 @@ def _resolve_paths(recipe: Recipe, folder: Path) -> Recipe:
 def _resolve_heal(section: HealSection | AdapterSection | None, folder: Path) -> BaseModel | None:
     if isinstance(section, HealSection):
         start = section.start and _resolve_adapter(section.start, "heal.start", folder)
-        text = _resolve_text(section.text, "heal.text", folder)
+        text = _resolve_texts(section.text, "heal.text", folder)
         return section.model_copy(update={"start": start, "text": text})
     if isinstance(section, AdapterSection):
         adapter = _resolve_adapter(section.adapter, "heal.adapter", folder)
@@ -339,18 +339,22 @@ def _resolve_adapter(name: str, key: str, folder: Path) -> str:
     return str(path)
 
 
+def _resolve_texts(sections: Texts, key: str, folder: Path) -> Texts:
+    return tuple(_resolve_text(section, key, folder) for section in sections)
+
+
 def _resolve_text(section: TextSection, key: str, folder: Path) -> TextSection:
-    if section.source == GENERATE:
+    if section.source in KEYWORDS:
         return section
-    path = _resolve_file(section.source, f"{key}.source", folder, GENERATE)
+    path = _resolve_file(section.source, f"{key}.source", folder, *KEYWORDS)
     return section.model_copy(update={"source": path})
 
 
-def _resolve_file(name: str, key: str, folder: Path, keyword: str) -> str:
+def _resolve_file(name: str, key: str, folder: Path, *keywords: str) -> str:
     path = (folder / name).expanduser().resolve()
     if not path.is_file():
         raise RecipeError(
             f"{key}: there is no file {path}; give a .txt or .jsonl file "
-            f"(relative to the recipe's folder) or {keyword!r}"
+            f"(relative to the recipe's folder) or {' or '.join(map(repr, keywords))}"
         )
     return str(path)

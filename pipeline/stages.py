@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline.evaluate.settings import SHIPPED_PASSAGES
 from pipeline.recipe import DEMO_MODEL, HealSection, Recipe
-from pipeline.recipe_sections import GENERATE, TextSection
+from pipeline.recipe_sections import KEYWORDS, Texts, TextSection
 from pipeline.stage import Report, Stage, hash_code
 from pipeline.workspace import (
     ADAPTER,
@@ -26,6 +26,7 @@ from pipeline.workspace import (
     SOURCE,
     TRAINING_TOKENS,
     Workspace,
+    text_source,
 )
 from runtime.bundle import (
     CONFIG,
@@ -55,9 +56,13 @@ def _describe_source(recipe: Recipe) -> object:
 
 
 def _fingerprint_text(section: TextSection) -> object:
-    """Which text a section asks for: its settings and the content of its file."""
-    content = None if section.source == GENERATE else hash_file(Path(section.source))
+    """Which text a section asks for: its settings and the content of its file; what is fetched is pinned."""
+    content = None if section.source in KEYWORDS else hash_file(Path(section.source))
     return [section.source, content, section.tokens, section.sequence_length, section.seed]
+
+
+def _fingerprint_texts(sections: Texts) -> object:
+    return [_fingerprint_text(section) for section in sections]
 
 
 def _describe_evaluation(recipe: Recipe) -> object:
@@ -81,11 +86,11 @@ def _run_calibration(workspace: Workspace, output: Path, progress: Progress) -> 
 
 
 def _run_heldout(workspace: Workspace, output: Path, progress: Progress) -> None:
-    _write_tokens(workspace, workspace.recipe.validate_on, output / HELDOUT_TOKENS)
+    _write_tokens(workspace, (workspace.recipe.validate_on,), output / HELDOUT_TOKENS)
 
 
 def _run_evaltext(workspace: Workspace, output: Path, progress: Progress) -> None:
-    _write_tokens(workspace, workspace.recipe.evaluate, output / EVALUATION_TOKENS)
+    _write_tokens(workspace, (workspace.recipe.evaluate,), output / EVALUATION_TOKENS)
 
 
 def _run_training(workspace: Workspace, output: Path, progress: Progress) -> None:
@@ -94,15 +99,23 @@ def _run_training(workspace: Workspace, output: Path, progress: Progress) -> Non
         _write_tokens(workspace, workspace.recipe.heal.text, output / TRAINING_TOKENS)
 
 
-def _write_tokens(workspace: Workspace, section: TextSection, path: Path) -> None:
+def _write_tokens(workspace: Workspace, sections: Texts, path: Path) -> None:
     """Token sequences int64 [N, sequence_length], kept because the model may have to write them."""
+    import torch
     from safetensors.torch import save_file
 
     from export.calibration import calibration_tokens
 
-    tokens = calibration_tokens(
-        section.source, workspace.checkpoint, section.tokens, section.sequence_length, section.seed
+    tokens = torch.cat(
+        [
+            calibration_tokens(
+                text_source(text), workspace.checkpoint, text.tokens, text.sequence_length, text.seed
+            )
+            for text in sections
+        ]
     )
+    if len(sections) > 1:
+        tokens = tokens[torch.randperm(len(tokens), generator=torch.Generator().manual_seed(0))]
     path.parent.mkdir()
     save_file({"tokens": tokens.contiguous()}, path)
 
@@ -246,7 +259,7 @@ def _run_report(workspace: Workspace, output: Path, progress: Progress) -> None:
 EVERY_STAGE = ("pipeline/stages.py", "pipeline/workspace.py")
 _MODEL = (*EVERY_STAGE, "export/model", "plugins/fold_plan.py", "plugins/plan_presets.py")
 _CHECKPOINT = (*_MODEL, "export/checkpoint", "plugins/tokenizer_config.py")
-_TEXT = (*_CHECKPOINT, "export/calibration", "plugins/chat_template.py")
+_TEXT = (*_CHECKPOINT, "export/calibration", "pipeline/fetch.py", "plugins/chat_template.py")
 _HEAL = (*_CHECKPOINT, "export/fold", "export/heal")
 _GRAPH = (
     *_MODEL,
@@ -299,7 +312,7 @@ _NEUTRAL = (
         name="calibration",
         doing="preparing calibration text",
         needs=("checkpoint",),
-        settings=lambda recipe: _fingerprint_text(recipe.calibration),
+        settings=lambda recipe: _fingerprint_texts(recipe.calibration),
         code=_TEXT,
         run=_run_calibration,
     ),
@@ -322,7 +335,7 @@ _NEUTRAL = (
         doing="preparing training text",
         needs=("checkpoint",),
         settings=lambda recipe: (
-            _fingerprint_text(recipe.heal.text) if isinstance(recipe.heal, HealSection) else None
+            _fingerprint_texts(recipe.heal.text) if isinstance(recipe.heal, HealSection) else None
         ),
         code=_TEXT,
         run=_run_training,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.recipe import DEMO_MODEL, HealSection, Recipe
+from pipeline.recipe_sections import SHAREGPT, SHAREGPT_HELD_OUT, TextSection
 from plugins.fold_plan import FoldPlan
 from runtime.bundle import CONFIG, FOLD_PLAN
 
@@ -77,3 +78,12 @@ def model_source(recipe: Recipe) -> str:
     from pipeline.fetch import fetch_demo_model
 
     return str(fetch_demo_model(MODEL_CACHE))
+
+
+def text_source(section: TextSection) -> str:
+    """A section's source as a path or `generate`; fetches conversations when they are not there yet."""
+    if section.source not in (SHAREGPT, SHAREGPT_HELD_OUT):
+        return section.source
+    from pipeline.fetch import fetch_conversations
+
+    return str(fetch_conversations(MODEL_CACHE, held_out=section.source == SHAREGPT_HELD_OUT))

@@ -21,6 +21,10 @@ class CheckpointError(KvfoldError):
     """A checkpoint is missing, truncated, or does not hold the tensors its config promises."""
 
 
+class FetchError(KvfoldError):
+    """A model or text from the package index cannot be had, or is another than the pinned one."""
+
+
 class CalibrationError(KvfoldError):
     """Calibration text is missing, unreadable, or too short to calibrate from."""
 

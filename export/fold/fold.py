@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,7 +11,6 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from export.fold.bank import fold_bank
 from export.fold.sequential import FoldBank, SequentialFold
 from export.fold.settings import FoldSettings
 from export.model.config import ModelConfig
@@ -65,8 +63,6 @@ def fold_weights(
     errors: dict[int, float] = {}
     if last < 0:
         return FoldedModel(plan, folded, errors)
-    settings = settings or FoldSettings()
-    closed_form = partial(fold_bank, fit_slots=settings.rope_slots == "fitted")
     identity = build_plan(Preset(preset="identity"), config.attention_shape)
     with TemporaryDirectory(prefix="kvfold-fold-") as folder, torch.no_grad():
         streams = [Path(folder) / name for name in ("teacher", "student")]
@@ -80,8 +76,8 @@ def fold_weights(
                 ResidualStream(config, identity, weights, tokens, streams[0]),
                 ResidualStream(config, plan, weights, tokens, streams[1]),
             ),
-            settings,
-            method or closed_form,
+            settings or FoldSettings(),
+            method,
         )
         for layer in track(range(last + 1), description="Folding layers"):
             if is_folded(banks[layer], config):

@@ -8,11 +8,12 @@ will read its bank: their folded inputs do not exist yet when the bank is fixed.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from export.fold.bank import BankStatistics, FoldedBank
+from export.fold.bank import BankStatistics, FoldedBank, fold_bank
 from export.fold.projections import read_heads, read_output, write_heads, write_output
 from export.fold.regression import Moments, append_one
 from export.fold.settings import FoldSettings
@@ -40,15 +41,18 @@ class SequentialFold:
         folded: dict[str, Tensor],
         streams: tuple[ResidualStream, ResidualStream],
         settings: FoldSettings,
-        fold_bank: FoldBank,
+        method: FoldBank | None = None,
     ) -> None:
-        """Start before layer 0; the streams are the teacher's and the student's, both just embedded."""
+        """Start before layer 0; the streams are the teacher's and the student's, both just embedded.
+
+        `method` stands in for the closed form, to be compared with it (`export.fold.baselines`).
+        """
         self.config = config
         self.weights = weights
         self.folded = folded
         self.teacher, self.student = streams
         self.settings = settings
-        self._fold_bank = fold_bank
+        self._method = method or partial(fold_bank, fit_slots=settings.rope_slots == "fitted")
         self._banks: dict[int, FoldedBank] = {}
 
     def pass_layer(self, layer: int) -> None:
@@ -66,7 +70,7 @@ class SequentialFold:
             Relative error of the attention-block output, on the student's own inputs.
         """
         if layer == bank.layer:
-            folded = self._fold_bank(self._bank_statistics(bank), bank.num_key_value_heads)
+            folded = self._method(self._bank_statistics(bank), bank.num_key_value_heads)
             self._banks[layer] = folded
             self.student.replan(self.student.plan.with_rope_slots(layer, folded.slots))
             write_heads(self.folded, layer, "k_proj", folded.keys)

@@ -14,7 +14,7 @@ from plugins.plan_presets import Preset
 def fake_recipe(source: str = "one", seed: int = 0) -> Recipe:
     """A recipe whose settings the fake stages copy into their files."""
     recipe = Recipe(name="fake", model=ModelSection(source=source), plan=Preset(preset="identity"))
-    calibration = recipe.calibration.model_copy(update={"seed": seed})
+    calibration = (recipe.calibration[0].model_copy(update={"seed": seed}),)
     return recipe.model_copy(update={"calibration": calibration})
 
 
@@ -34,7 +34,7 @@ def fake_stages(ran: list[str]) -> tuple[Stage, ...]:
 
     return (
         stage("first", (), lambda recipe: recipe.model.source),
-        stage("second", ("first",), lambda recipe: recipe.calibration.seed),
+        stage("second", ("first",), lambda recipe: recipe.calibration[0].seed),
         stage("third", ("second",), lambda recipe: None),
         stage("branch", ("first",), lambda recipe: None),
     )

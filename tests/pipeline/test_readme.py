@@ -68,7 +68,7 @@ def test_recipe_is_valid(folder: Path) -> None:
     (folder / "chats.jsonl").write_text('{"text": "a cab"}\n')
     recipe = load_recipe(str(folder / "mine.yaml"))
     assert recipe.model.source == str(folder / "model")
-    assert recipe.calibration.source == str(folder / "chats.jsonl")
+    assert recipe.calibration[0].source == str(folder / "chats.jsonl")
 
 
 def check_arguments(name: str, arguments: list[str]) -> None:

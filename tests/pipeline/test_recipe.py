@@ -68,7 +68,11 @@ def test_there_is_a_recipe_for_every_preset() -> None:
         ("model: {source: demo}\nplan: {preset: mqa}\nzzz: 1", "zzz", "use one of"),
         ("model: {source: demo}", "plan", "is required"),
         ("model: {source: demo}\nplan: {preset: mqaa}", "plan", "mqaa"),
-        ("model: {source: demo}\nplan: {preset: mqa}\ncalibration: {tokens: -3}", "calibration.tokens", "-3"),
+        (
+            "model: {source: demo}\nplan: {preset: mqa}\ncalibration: {tokens: -3}",
+            "calibration.0.tokens",
+            "-3",
+        ),
         ("model: {source: demo}\nplan: {preset: mqa}\ntarget: gpu", "recipe", "use one of cpu"),
         ("model: {source: demo}\nplan: {preset: mqa}\nname: x", "name", "named by its file"),
         ("- 1", "mine.yaml", "list"),
@@ -98,7 +102,7 @@ def test_relative_paths_are_taken_from_the_recipes_folder(tmp_path: Path) -> Non
     text = "model: {source: model}\nplan: {preset: mqa}\ncalibration: {source: text.txt}"
     recipe = load_recipe(write(tmp_path, text))
     assert recipe.model.source == str(tmp_path / "model")
-    assert recipe.calibration.source == str(tmp_path / "text.txt")
+    assert recipe.calibration[0].source == str(tmp_path / "text.txt")
     assert recipe.validate_on.source == "generate"
 
 
