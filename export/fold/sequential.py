@@ -22,7 +22,8 @@ from export.model.decoder import Block, RMSNorm
 from export.model.residual_stream import ResidualStream, load_block
 from plugins.fold_plan import Bank
 
-# How a bank's members, given the number of stored heads, become one KV.
+# How a bank's members, given the number of stored heads, become one KV. It is the closed form, unless a
+# method of `export.fold.baselines` is to be compared with that.
 FoldBank = Callable[[BankStatistics, int], FoldedBank]
 
 
@@ -43,10 +44,7 @@ class SequentialFold:
         settings: FoldSettings,
         method: FoldBank | None = None,
     ) -> None:
-        """Start before layer 0; the streams are the teacher's and the student's, both just embedded.
-
-        `method` stands in for the closed form, to be compared with it (`export.fold.baselines`).
-        """
+        """Start before layer 0; the streams are the teacher's and the student's, both just embedded."""
         self.config = config
         self.weights = weights
         self.folded = folded
