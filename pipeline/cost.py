@@ -124,7 +124,7 @@ def cost_stage(
         doing="measuring perplexity and KL",
         needs=(),
         settings=lambda recipe: [yardstick.fingerprint, inputs],
-        code=(*_EVALUATE.code, "pipeline/cost.py", *code),
+        code=(*_EVALUATE.code, "pipeline/cost.py", "pipeline/stage.py", *code),
         run=run,
         target=None,
     )

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich import get_console
 
+from pipeline.ablation.fold import fold_by
 from pipeline.ablation.results import Ablation, Row
 from pipeline.ablation.tables import write_markdown
 from pipeline.bring_up_to_date import bring_up_to_date
 from pipeline.cost import Yardstick, cost_stage, file_hashes, read_cost
 from pipeline.progress import stage_display
-from pipeline.recipe import Recipe, load_recipe
+from pipeline.recipe import load_recipe
 from pipeline.run_stages import run_stages
 from pipeline.stage import Stage
-from pipeline.workspace import CALIBRATION_TOKENS, Workspace
+from pipeline.workspace import Workspace
 from pipeline.write_bundle import name_disk_errors
 from plugins.errors import RecipeError
-
-if TYPE_CHECKING:
-    from export.model.decoder import Decoder
 
 # In the bundle's folder, outside its manifest; what decides a measurement is in its stage's hash.
 WORK = Path("work/ablation")
 RESULTS, MARKDOWN = Path("report/ablation.json"), Path("report/ablation.md")
 # A ridge so high that every regression returns its prior: the pretrained weights and the algebra alone.
 NO_REGRESSION = 1e12
+METHOD_CODE = ("export/fold", "pipeline/ablation/fold.py")
 
 
 def measure_ablation(name: str, root: Path) -> Ablation:
@@ -79,29 +77,11 @@ def _require_merging(workspace: Workspace) -> None:
 def _method_stage(workspace: Workspace, yardstick: Yardstick, method: str, regressed: bool) -> Stage:
     recipe = workspace.recipe
     ridge = recipe.fold.ridge if regressed else NO_REGRESSION
-    inputs = [
-        file_hashes(workspace.root, "calibration"),
-        recipe.plan.model_dump(mode="json"),
-        method,
-        ridge,
-    ]
+    settings = [section.model_dump(mode="json") for section in (recipe.plan, recipe.fold)]
     return cost_stage(
         f"methods/{method}" + ("" if regressed else "-alone"),
         yardstick,
-        lambda: _fold(workspace, recipe, method, ridge),
-        inputs,
-        code=("export/fold", "pipeline/ablation/measure.py"),
+        lambda: fold_by(workspace, method, ridge),
+        inputs=[file_hashes(workspace.root, "calibration"), settings, method, ridge],
+        code=METHOD_CODE,
     )
-
-
-def _fold(workspace: Workspace, recipe: Recipe, method: str, ridge: float) -> Decoder:
-    from export.fold.baselines import METHODS
-    from export.fold.fold import fold_weights
-    from export.model.decoder import Decoder
-
-    checkpoint = workspace.checkpoint
-    plan = recipe.build_plan(checkpoint.config.attention_shape)
-    tokens = workspace.tensors(CALIBRATION_TOKENS)["tokens"]
-    settings = recipe.fold.model_copy(update={"ridge": ridge})
-    folded = fold_weights(checkpoint.config, checkpoint.weights, plan, tokens, settings, METHODS[method])
-    return Decoder.from_weights(checkpoint.config, folded.plan, folded.weights)
