@@ -15,13 +15,15 @@ from pipeline.targets import TARGETS
 from pipeline.tensorrt.architectures import architectures_of
 from plugins.errors import TargetError
 
-Until = Literal["heal", "onnx", "build", "run", "report", "evaluate"]
+# The first ones make no engine: the target does not matter.
+Until = Literal["calibration", "evaltext", "heal", "onnx", "build", "run", "report", "evaluate"]
+NEUTRAL = ("calibration", "evaltext", "heal", "onnx")
 
 
 def bring_up_to_date(
     name: str, root: Path, until: Until, target: str | None = None, architectures: tuple[int, ...] = ()
 ) -> Recipe:
-    """Load a recipe, as `load_recipe` does, and bring its graph, engine, report or evaluation up to date.
+    """Load a recipe, as `load_recipe` does, and bring a part of its bundle up to date.
 
     `run` is an engine that is to run here: asked for before it is built.
 
@@ -31,21 +33,19 @@ def bring_up_to_date(
     """
     recipe = load_recipe(name, target, architectures)
     backend = TARGETS[recipe.target]
-    if until not in ("heal", "onnx"):
+    if until not in NEUTRAL:
         _require(backend.name, "built", backend.why_not_build())
-    if until != "onnx" and recipe.target in ("tensorrt", "tensorrt-rtx"):
-        architectures_of(recipe)
+        if recipe.target in ("tensorrt", "tensorrt-rtx"):
+            architectures_of(recipe)
     if until in ("run", "report", "evaluate"):
         _require(backend.name, "run", backend.why_not_run())
     build = build_stage(backend.name)
     last = {
-        "heal": "heal",
-        "onnx": "onnx",
         "build": build,
         "run": build,
         "report": report_stage(backend.name),
         "evaluate": evaluate_stage(backend.name),
-    }[until]
+    }.get(until, until)
     console = get_console()
     console.print(f"[bold]{recipe.name}[/] -> {root}")
     with stage_display(console) as display:

@@ -31,6 +31,12 @@ COMMANDS = {
     "eval": CommandEntry(
         "pipeline.commands.eval", "Measure what the fold costs: perplexity, KL, retrieval, last words."
     ),
+    "frontier": CommandEntry(
+        "pipeline.commands.frontier", "Draw KV bytes against KL and perplexity for a ladder of recipes."
+    ),
+    "ablate": CommandEntry(
+        "pipeline.commands.ablate", "Compare ways to merge heads: ours, and those the field uses."
+    ),
     "run": CommandEntry("pipeline.commands.run", "Chat with a bundle in the terminal."),
     "demo": CommandEntry(
         "pipeline.commands.demo", "Everything, then a three-turn conversation and its numbers."

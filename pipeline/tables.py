@@ -1,8 +1,8 @@
-"""Tables for the terminal: quality, thresholds, KV bytes, turns of a conversation."""
+"""Tables for the terminal: quality, thresholds, KV bytes, turns of a conversation; and for Markdown."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.table import Table
 from rich.text import Text
@@ -18,6 +18,12 @@ def make_table(title: str, *columns: str) -> Table:
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if index else "left", no_wrap=True)
     return table
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown: first column left, figures right."""
+    lines = ["| " + " | ".join(cells) + " |" for cells in (columns, *rows)]
+    return "\n".join([lines[0], "|---" + "|---:" * (len(columns) - 1) + "|", *lines[1:], ""])
 
 
 def quality_table(measurements: Measurements) -> Table:

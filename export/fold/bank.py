@@ -8,12 +8,22 @@ head is the reduced-rank part of that regression, in the metric of its readers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from export.fold.keys import choose_slots, complex_from_halves, fit_keys, halves_from_complex, key_spectrum
+from export.fold.keys import (
+    KeySpectrum,
+    choose_slots,
+    complex_from_halves,
+    fit_keys,
+    halves_from_complex,
+    key_spectrum,
+    scale_queries,
+)
 from export.fold.values import fit_values
 
 
@@ -37,6 +47,59 @@ class BankStatistics:
     query_power: Tensor
     output_metric: Tensor
 
+    def members(self, stored_heads: int) -> list[Members]:
+        """Whom each stored head serves: as many neighbouring heads of every layer."""
+        layers, heads = self.keys.shape[:2]
+
+        def split(x: Tensor) -> Tensor:
+            by_stored_head = x.reshape(layers, stored_heads, heads // stored_heads, *x.shape[2:])
+            return by_stored_head.transpose(0, 1).flatten(1, 2)
+
+        split_parts = (split(x) for x in (self.keys, self.values, self.query_power, self.output_metric))
+        return [
+            Members(keys, values, self.gram, self.rotated_mean, power, metric)
+            for keys, values, power, metric in zip(*split_parts, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Members:
+    """The m original heads that one stored head serves; all else is as in BankStatistics.
+
+    Attributes:
+        keys, values: predictors, [m, d, i].
+        query_power: [m, d / 2].
+        output_metric: [m, d, d].
+    """
+
+    keys: Tensor
+    values: Tensor
+    gram: Tensor
+    rotated_mean: Tensor
+    query_power: Tensor
+    output_metric: Tensor
+
+    def second_moment(self, predictors: Tensor) -> Tensor:
+        """E[y y^T] of the stacked outputs of predictors [m, d, i], [m * d, m * d]."""
+        stacked = predictors.flatten(0, 1)
+        return stacked @ self.gram @ stacked.T
+
+
+@dataclass(frozen=True)
+class MergedHead:
+    """A stored head and what its m members absorb.
+
+    Attributes:
+        keys, values: weights of what is stored, [d, i].
+        query_factors: what each member's queries are multiplied with, before RoPE, [m, d, d].
+        value_factors: what each member's W_O is multiplied with, from the right, [m, d, d].
+    """
+
+    keys: Tensor
+    values: Tensor
+    query_factors: Tensor
+    value_factors: Tensor
+
 
 @dataclass(frozen=True)
 class FoldedBank:
@@ -45,55 +108,61 @@ class FoldedBank:
     Attributes:
         keys: weights of the stored keys, [stored heads, d, i].
         values: weights of the stored values, [stored heads, d, i].
-        slots: the RoPE frequency of each channel pair of the stored keys.
-        key_factors: complex [n, G, d / 2], by slot.
+        query_factors: [n, G, d, d], as in MergedHead.
         value_factors: [n, G, d, d].
+        slots: the RoPE frequency of each channel pair of the stored keys; None is each once.
     """
 
     keys: Tensor
     values: Tensor
-    slots: tuple[int, ...]
-    key_factors: Tensor
+    query_factors: Tensor
     value_factors: Tensor
+    slots: tuple[int, ...] | None = None
+
+    @classmethod
+    def join(cls, heads: Sequence[MergedHead], layers: int, slots: tuple[int, ...] | None = None) -> Self:
+        """The bank of all its stored heads; inverse of `BankStatistics.members`."""
+
+        def by_layer(x: list[Tensor]) -> Tensor:
+            stacked = torch.stack(x).reshape(len(x), layers, -1, *x[0].shape[1:])
+            return stacked.transpose(0, 1).flatten(1, 2)
+
+        return cls(
+            keys=torch.stack([head.keys for head in heads]),
+            values=torch.stack([head.values for head in heads]),
+            query_factors=by_layer([head.query_factors for head in heads]),
+            value_factors=by_layer([head.value_factors for head in heads]),
+            slots=slots,
+        )
 
 
 def fold_bank(statistics: BankStatistics, stored_heads: int, fit_slots: bool) -> FoldedBank:
     """The best `stored_heads` heads for all members of a bank; slots fitted, or each frequency once."""
-    layers, heads, size, inputs = statistics.keys.shape
-    members = layers * heads // stored_heads
-
-    def by_stored_head(x: Tensor) -> Tensor:
-        split = x.reshape(layers, stored_heads, heads // stored_heads, *x.shape[2:])
-        return split.transpose(0, 1).reshape(stored_heads, members, *x.shape[2:])
-
-    def by_layer(x: list[Tensor]) -> Tensor:
-        stacked = torch.stack(x).reshape(stored_heads, layers, heads // stored_heads, *x[0].shape[1:])
-        return stacked.transpose(0, 1).reshape(layers, heads, *x[0].shape[1:])
-
-    folded_keys, folded_values, key_factors, value_factors = [], [], [], []
-    all_keys = complex_from_halves(by_stored_head(statistics.keys))
-    all_values = by_stored_head(statistics.values)
+    members = statistics.members(stored_heads)
     spectra = [
-        key_spectrum(key_covariance(keys, statistics.gram, statistics.rotated_mean), power)
-        for keys, power in zip(all_keys, by_stored_head(statistics.query_power), strict=True)
+        key_spectrum(
+            key_covariance(complex_from_halves(head.keys), head.gram, head.rotated_mean), head.query_power
+        )
+        for head in members
     ]
-    slots = choose_slots(spectra) if fit_slots else tuple(range(size // 2))
-    metrics = by_stored_head(statistics.output_metric)
-    for keys, values, spectrum, metric in zip(all_keys, all_values, spectra, metrics, strict=True):
-        key = fit_keys(spectrum, slots)
-        mixed = (key.projection[..., None] * keys[:, list(slots)]).sum(0)
-        folded_keys.append(halves_from_complex(mixed))
-        key_factors.append(key.factors)
-        stacked = values.reshape(members * size, inputs)
-        value = fit_values(stacked @ statistics.gram @ stacked.T, metric)
-        folded_values.append((value.projection @ values).sum(0))
-        value_factors.append(value.factors)
-    return FoldedBank(
-        keys=torch.stack(folded_keys),
-        values=torch.stack(folded_values),
-        slots=slots,
-        key_factors=by_layer(key_factors),
-        value_factors=by_layer(value_factors),
+    slots = choose_slots(spectra) if fit_slots else None
+    merged = [_merge(head, spectrum, slots) for head, spectrum in zip(members, spectra, strict=True)]
+    return FoldedBank.join(merged, len(statistics.keys), slots)
+
+
+def _merge(members: Members, spectrum: KeySpectrum, slots: tuple[int, ...] | None) -> MergedHead:
+    """The best stored head for its members, given the slots' frequencies."""
+    count, size, _ = members.keys.shape
+    turning = list(slots or range(size // 2))
+    key = fit_keys(spectrum, turning)
+    mixed = (key.projection[..., None] * complex_from_halves(members.keys)[:, turning]).sum(0)
+    value = fit_values(members.second_moment(members.values), members.output_metric)
+    unscaled = torch.eye(size, dtype=members.keys.dtype).expand(count, -1, -1)
+    return MergedHead(
+        keys=halves_from_complex(mixed),
+        values=(value.projection @ members.values).sum(0),
+        query_factors=scale_queries(unscaled, key.factors, turning),
+        value_factors=value.factors,
     )
 
 

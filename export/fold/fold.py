@@ -12,7 +12,7 @@ from rich.progress import track
 from torch import Tensor
 
 from export.fold.head_sinks import head_sink_name
-from export.fold.sequential import SequentialFold
+from export.fold.sequential import FoldBank, SequentialFold
 from export.fold.settings import FoldSettings
 from export.model.config import ModelConfig
 from export.model.residual_stream import ResidualStream
@@ -43,8 +43,11 @@ def fold_weights(
     plan: FoldPlan,
     tokens: Tensor,
     settings: FoldSettings | None = None,
+    method: FoldBank | None = None,
 ) -> FoldedModel:
     """Weights of the model under `plan`, calibrated on tokens [N, L].
+
+    `method` stands in for the closed form, to be compared with it (`export.fold.baselines`).
 
     Only layers of folded banks (fewer KV heads, or read by several layers) change; the identity
     plan and plans of horizons alone return every tensor untouched. Head sinks are added where the plan
@@ -82,6 +85,7 @@ def fold_weights(
                 ResidualStream(config, plan, weights, tokens, streams[1]),
             ),
             settings or FoldSettings(),
+            method,
         )
         for layer in track(range(last + 1), description="Folding layers"):
             if is_folded(banks[layer], config):

@@ -7,14 +7,14 @@ will read its bank: their folded inputs do not exist yet when the bank is fixed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from export.fold.bank import BankStatistics, FoldedBank, fold_bank
 from export.fold.head_sinks import HeadSinkFit, SinklessAttention, head_sink_name
-from export.fold.keys import scale_queries
 from export.fold.projections import read_heads, read_output, write_heads, write_output
 from export.fold.regression import Moments, append_one
 from export.fold.settings import FoldSettings
@@ -22,6 +22,10 @@ from export.model.config import ModelConfig
 from export.model.decoder import Block, RMSNorm
 from export.model.residual_stream import ResidualStream, load_block
 from plugins.fold_plan import Bank
+
+# How a bank's members, given the number of stored heads, become one KV. It is the closed form, unless a
+# method of `export.fold.baselines` is to be compared with that.
+FoldBank = Callable[[BankStatistics, int], FoldedBank]
 
 
 class SequentialFold:
@@ -39,6 +43,7 @@ class SequentialFold:
         folded: dict[str, Tensor],
         streams: tuple[ResidualStream, ResidualStream],
         settings: FoldSettings,
+        method: FoldBank | None = None,
     ) -> None:
         """Start before layer 0; the streams are the teacher's and the student's, both just embedded."""
         self.config = config
@@ -46,6 +51,7 @@ class SequentialFold:
         self.folded = folded
         self.teacher, self.student = streams
         self.settings = settings
+        self._method = method or partial(fold_bank, fit_slots=settings.rope_slots == "fitted")
         self._banks: dict[int, FoldedBank] = {}
         self.student.mixer = self._sinkless = SinklessAttention(config, self.student.plan)
 
@@ -62,11 +68,9 @@ class SequentialFold:
             Relative error of the attention-block output, on the student's own inputs.
         """
         if layer == bank.layer:
-            fit_slots = self.settings.rope_slots == "fitted"
-            folded = fold_bank(self._bank_statistics(bank), bank.num_key_value_heads, fit_slots)
+            folded = self._method(self._bank_statistics(bank), bank.num_key_value_heads)
             self._banks[layer] = folded
-            if fit_slots:
-                self.student.replan(self.student.plan.with_rope_slots(layer, folded.slots))
+            self.student.replan(self.student.plan.with_rope_slots(layer, folded.slots))
             write_heads(self.folded, layer, "k_proj", folded.keys)
             write_heads(self.folded, layer, "v_proj", folded.values)
         self._absorb_factors(layer, bank)
@@ -158,14 +162,15 @@ class SequentialFold:
         return x.reshape(len(x), self.config.num_key_value_heads, -1, *x.shape[2:]).sum(2)
 
     def _absorb_factors(self, layer: int, bank: Bank) -> None:
-        """W_Q takes the layer's key factors, W_O its value factors.
+        """W_Q takes the layer's query factors, W_O its value factors.
 
         The queries are first regressed from the student's input, like everything a fold keeps.
         """
         index = (bank.layer, *bank.consumers).index(layer)
         repeats = self.config.num_attention_heads // self.config.num_key_value_heads
-        key_factors = self._banks[bank.layer].key_factors[index].repeat_interleave(repeats, 0)
-        value_factors = self._banks[bank.layer].value_factors[index].repeat_interleave(repeats, 0)
+        folded = self._banks[bank.layer]
+        query_factors = folded.query_factors[index].repeat_interleave(repeats, 0)
+        value_factors = folded.value_factors[index].repeat_interleave(repeats, 0)
         queries = self._read(layer, "q_proj")
         block = load_block(self.config, self.teacher.plan, self.weights, layer)
         moments = Moments(queries.shape[-1], queries.shape[0] * queries.shape[1])
@@ -175,7 +180,6 @@ class SequentialFold:
                 self._inputs(block.input_layernorm, rows), projected[..., : block.self_attn.query_size]
             )
         solved = moments.solve(queries.flatten(0, 1), self.settings.ridge).reshape(queries.shape)
-        slots = self._banks[bank.layer].slots
-        write_heads(self.folded, layer, "q_proj", scale_queries(solved, key_factors, slots))
+        write_heads(self.folded, layer, "q_proj", query_factors @ solved)
         output = read_output(self.weights, layer, self.config.head_dim) @ value_factors
         write_output(self.folded, layer, output.transpose(0, 1).flatten(1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from pipeline.kv_bytes import format_bytes
 from pipeline.report import charts
@@ -17,8 +17,8 @@ TEMPLATES = Path(__file__).parent.parent / "templates"
 WORST_SHOWN = 12
 
 
-def render_page(results: Results) -> str:
-    """The page as HTML text."""
+def load_template(name: str) -> Template:
+    """A template of `pipeline/templates`; what it is given is escaped, and a name it lacks is an error."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -27,13 +27,18 @@ def render_page(results: Results) -> str:
         lstrip_blocks=True,
     )
     environment.filters["bytes"] = format_bytes
+    return environment.get_template(name)
+
+
+def render_page(results: Results) -> str:
+    """The page as HTML text."""
     measurements = results.measurements
     to_original = [
         ("folded", "folded model", measurements.comparison(ORIGINAL, FOLDED)),
         ("engine", "engine", measurements.comparison(ORIGINAL, ENGINE)),
     ]
     fold_errors = sorted(results.fold_errors.items(), key=lambda item: item[1], reverse=True)
-    return environment.get_template("report.html.j2").render(
+    return load_template("report.html.j2").render(
         results=results,
         measurements=measurements,
         frame=charts,

@@ -1,0 +1,1 @@
+"""Ways to merge heads compared: one plan, one text, the closed form beside what the field does."""

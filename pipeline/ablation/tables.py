@@ -1,0 +1,58 @@
+"""The ways to merge heads as tables, for the terminal and in Markdown."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from pipeline.ablation.results import Ablation
+from pipeline.evaluate.intervals import CONFIDENCE
+from pipeline.evaluation_tables import format_estimate
+from pipeline.tables import make_table, markdown_table
+from pipeline.validate.results import ORIGINAL
+
+TITLES = {
+    True: "Least squares around each",
+    False: "Pretrained weights and the method's algebra alone",
+}
+
+
+def ablation_tables(ablation: Ablation) -> tuple[Table, ...]:
+    """With and without least squares; each fits 80 columns."""
+    tables = []
+    for regressed, title in TITLES.items():
+        table = make_table(title, "", "perplexity", "over the original's", "KL mean")
+        for row in ablation.rows:
+            if row.regressed == regressed:
+                estimates = format_estimate(row.cost.ratio, ".4g"), format_estimate(row.cost.kl, ".2g")
+                table.add_row(row.method, f"{row.cost.folded.value:.4g}", *estimates)
+        tables.append(table)
+    tables[-1].caption = describe(ablation)
+    tables[-1].caption_justify = "left"
+    return tuple(tables)
+
+
+def write_markdown(ablation: Ablation) -> str:
+    """One table, and how it came about."""
+    columns = ["", "least squares", "perplexity", "over the original's", "KL mean, nat"]
+    rows = [
+        [
+            row.method,
+            "yes" if row.regressed else "no",
+            format_estimate(row.cost.folded, ".4g"),
+            format_estimate(row.cost.ratio, ".4g"),
+            format_estimate(row.cost.kl, ".3g"),
+        ]
+        for row in ablation.rows
+    ]
+    return f"{markdown_table(columns, rows)}\n{describe(ablation)}\n"
+
+
+def describe(ablation: Ablation) -> str:
+    """What was folded and on what it was measured."""
+    cost = ablation.rows[0].cost
+    original = format_estimate(cost.perplexity.subjects[ORIGINAL], ".2f")
+    return (
+        f"Recipe {ablation.recipe}, float, not healed; original's perplexity {original}, "
+        f"{CONFIDENCE:.0%} intervals; {cost.perplexity.windows} windows of {cost.perplexity.length:,} tokens "
+        f"({cost.divergences.tokens:,} for KL); text: {ablation.text}."
+    )
