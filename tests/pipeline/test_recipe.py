@@ -65,6 +65,11 @@ def test_there_is_a_recipe_for_every_preset() -> None:
             "heal.adapter.tokens",
             "unknown key",
         ),
+        (
+            "model: {source: demo}\nplan: {preset: mqa}\nquantize: {linears: none}\nheal: {int8_tokens: 9}",
+            "heal.int8_tokens is 9",
+            "stores its KV as float32; set one of them to int8",
+        ),
         ("model: {source: demo}\nplan: {preset: mqa}\nzzz: 1", "zzz", "use one of"),
         ("model: {source: demo}", "plan", "is required"),
         ("model: {source: demo}\nplan: {preset: mqaa}", "plan", "mqaa"),

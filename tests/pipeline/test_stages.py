@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from export.quantize.settings import QuantizeSettings
 from pipeline import stages
-from pipeline.recipe import DEMO_MODEL, ModelSection
+from pipeline.recipe import DEMO_MODEL, HealSection, ModelSection
 from pipeline.stage import SOURCE_ROOT, Stage
 from pipeline.stages import EVERY_STAGE, STAGES
 from tests.pipeline.fake_stages import fake_recipe
@@ -67,6 +68,18 @@ def test_a_stage_s_code_covers_all_that_it_imports(stage: Stage) -> None:
         files |= files_of(imported(ast.parse(source.read_text())))
     assert set(EVERY_STAGE) <= set(stage.code)
     assert sorted(file for file in files - BY_VALUE if not covered(file)) == []
+
+
+def test_healing_depends_on_how_int8_is_calibrated_only_where_it_rounds() -> None:
+    (heal,) = (stage for stage in STAGES if stage.name == "heal")
+
+    def described(int8_tokens: int, smooth: bool) -> object:
+        section = HealSection(int8_tokens=int8_tokens)
+        quantize = QuantizeSettings(smooth=smooth)
+        return heal.settings(fake_recipe().model_copy(update={"heal": section, "quantize": quantize}))
+
+    assert described(0, smooth=True) == described(0, smooth=False)
+    assert described(9, smooth=True) != described(9, smooth=False)
 
 
 def describe(source: str) -> object:

@@ -36,4 +36,4 @@ def tiny_healing(
     dials = {"preset": "character", "sliding_window": 16, "sink_size": 2, "global_every": 4}
     plan = plan or build_plan(Preset.model_validate(dials), config.attention_shape)
     folded = fold_weights(config, base, plan, TOKENS)
-    return Healing(config, base, folded.plan, TOKENS, settings), folded.weights
+    return Healing(config, base, folded.plan, TOKENS, settings, calibration=TOKENS), folded.weights
