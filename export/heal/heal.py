@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
@@ -51,7 +51,7 @@ class Healing:
     plan: FoldPlan
     tokens: Tensor
     settings: HealSettings
-    quantize: QuantizeSettings = QuantizeSettings()
+    quantize: QuantizeSettings = field(default_factory=QuantizeSettings)
     calibration: Tensor | None = None
 
     def teacher(self) -> TrainedModel:

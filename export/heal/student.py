@@ -94,7 +94,7 @@ class TrainedModel:
         return hidden.float()
 
     def _in_use(self, name: str, tensor: Tensor) -> Tensor:
-        """Matrices in the matmul dtype; as they are norms, biases, the embedding, and what is rounded to int8."""
+        """Matrices in the matmul dtype, unless int8 rounds them; norms, biases, the embedding as they are."""
         matrix = tensor.ndim == 2 and "embed_tokens" not in name and name not in self._rounded
         return tensor.to(self.dtype) if matrix else tensor
 

@@ -68,7 +68,8 @@ def student(healing: Healing, weights: dict[str, Tensor], deployed: Calibrated) 
 
 
 def loss_of(healing: Healing, model: TrainedModel, folder: Path) -> EndToEndLoss:
-    positions = scored_positions(*TOKENS.shape, 0.25, seed=0)
+    count, length = TOKENS.shape
+    positions = scored_positions(count, length, 0.25, seed=0)
     cache = TeacherCache(folder, positions, healing.config.hidden_size)
     cache.fill(healing.teacher(), TOKENS, 8, lambda fraction: None)
     return EndToEndLoss(model, cache, healing.head, TOKENS)
@@ -78,7 +79,7 @@ def logits(loss: EndToEndLoss, tokens: Tensor) -> Tensor:
     """The student's, [B, L, vocab]."""
     hidden = loss.student.hidden(tokens).flatten(0, 1)
     hidden = hidden if loss.rounding is None else loss.rounding.tokens(hidden)
-    return (hidden @ loss.student_head.T).unflatten(0, tokens.shape)
+    return (hidden @ loss.student_head.T).reshape(*tokens.shape, -1)
 
 
 def with_outliers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -155,7 +156,7 @@ def test_the_student_is_the_engine(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bits", [8, 16])
 def test_gradients_go_straight_through_an_int8_linear(bits: ActivationBits) -> None:
-    """They are those of a float linear on the rounded input and weight, up to bfloat16 where it multiplies."""
+    """They are those of a float linear on the rounded input and the rounded weight."""
     generator = torch.Generator().manual_seed(0)
     x, weight = torch.randn(2, 300, 24, generator=generator), torch.randn(40, 24, generator=generator)
     smoothing = torch.exp2(torch.randint(-3, 4, (24,), generator=generator).float())
@@ -171,11 +172,13 @@ def test_gradients_go_straight_through_an_int8_linear(bits: ActivationBits) -> N
     rounded_weight = (integers * scale[:, None] / smoothing).requires_grad_()
     rounded = rounding.tokens(x.flatten(0, 1)).requires_grad_()
     y = torch.nn.functional.linear(rounded, rounded_weight, linear.bias.detach())
-    y.square().sum().backward()
-    assert rounded.grad is not None and rounded_weight.grad is not None
-    torch.testing.assert_close(learning(x).flatten(0, 1), y)
-    torch.testing.assert_close(given.grad.flatten(0, 1), rounded.grad)
-    torch.testing.assert_close(linear.weight.grad, rounded_weight.grad)
+    to_rounded, to_weight = torch.autograd.grad(y.square().sum(), (rounded, rounded_weight))
+    for found, expected in (
+        (learning(x).flatten(0, 1), y),
+        (given.grad.flatten(0, 1), to_rounded),
+        (linear.weight.grad, to_weight),
+    ):
+        assert torch.allclose(found, expected, rtol=1e-4, atol=1e-6 * float(expected.abs().max()))
 
     alone = x.clone().requires_grad_()
     frozen(alone).square().sum().backward()
@@ -190,9 +193,8 @@ def test_no_gradient_reaches_what_a_cache_cuts_off() -> None:
     x = torch.linspace(-100, 100, 160).reshape(1, 10, 1, 16).requires_grad_()
     rounded = mixer._round("key_scale.0", x)
     assert torch.equal(rounded, DenseAttention._round(mixer, "key_scale.0", x))
-    rounded.sum().backward()
-    assert x.grad is not None
-    assert torch.equal(x.grad, ((x / 0.5).round().clamp(-128, 127) == (x / 0.5).round()).float())
+    (gradient,) = torch.autograd.grad(rounded.sum(), x)
+    assert torch.equal(gradient, ((x / 0.5).round().clamp(-128, 127) == (x / 0.5).round()).float())
     assert mixer._round("value_scale.0", x) is x, "a cache without scales is not int8"
 
 
@@ -231,7 +233,7 @@ def test_step_c_lowers_what_int8_costs_and_changes_nothing_else(tmp_path: Path) 
         "int8_learning_rate": 2e-3,
     }
     healing = replace(healing, settings=SETTINGS.model_copy(update=only_int8))
-    adapter = heal(healing, before, tmp_path / "int8", "key", silent, adapter)
+    adapter = heal(healing, before, tmp_path / "int8", "key", silent, start=adapter)
     after = merge(healing.config, healing.base, healing.plan, adapter)
     trained = trained_names(healing.config, healing.plan, after)
     assert all(torch.equal(after[name], before[name]) for name in after if name not in trained)
