@@ -27,7 +27,7 @@ from plugins.plan_presets import Preset, build_plan
 
 LAYERWISE, END_TO_END, INT8, DONE = STEPS = ("layerwise", "end_to_end", "int8", "done")
 # Share of the time that a token takes in each part, for the progress display (measured on SmolLM2).
-COST = {LAYERWISE: 0.75, "teacher": 0.27, END_TO_END: 1.0, INT8: 1.3}
+COST = {LAYERWISE: 0.75, "teacher": 0.27, END_TO_END: 1.0, INT8: 2.0}
 
 Report = Callable[[float, str], None]
 

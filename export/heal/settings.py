@@ -16,7 +16,7 @@ class HealSettings(BaseModel):
         batch_tokens: tokens per update, rounded down to whole sequences, at least one.
         layerwise_learning_rate: peak of step A's rate (AdamW, no weight decay).
         learning_rate: peak of step B's rate.
-        int8_learning_rate: peak of step C's rate, about where step B's ended.
+        int8_learning_rate: peak of step C's rate; low, since the model is nearly where it should be.
         final_rate: the rate at a step's end, a share of its peak.
         warmup_steps: updates over which a rate rises to its peak; it then falls along a cosine.
         clip: largest L2 norm of the gradient over all trained tensors.
