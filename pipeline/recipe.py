@@ -246,6 +246,17 @@ class Recipe(Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _check_int8_healing(self) -> Self:
+        int8_tokens = self.heal.int8_tokens if isinstance(self.heal, HealSection) else 0
+        if int8_tokens and self.quantize.linears == "none" and "int8" not in self.plan.kv_dtypes:
+            raise ValueError(
+                f"heal.int8_tokens is {int8_tokens}, yet nothing is int8: quantize.linears is none and the "
+                f"plan stores its KV as {', '.join(sorted(self.plan.kv_dtypes))}; set one of them to int8, "
+                "or int8_tokens to 0"
+            )
+        return self
+
     @property
     def adapter(self) -> Path | None:
         """The adapter that stands in for the closed-form fold, if there is one."""

@@ -148,12 +148,13 @@ def _run_fold(workspace: Workspace, output: Path, progress: Progress) -> None:
 
 
 def _describe_heal(recipe: Recipe) -> object:
-    """The dials that decide the result; the text counts by the tokens it gave."""
+    """The dials that decide the result; texts count by the tokens they gave."""
     if not isinstance(recipe.heal, HealSection):
         return None
+    quantize = recipe.quantize.model_dump(mode="json") if recipe.heal.int8_tokens else None
     excluded = {"text", "start", "checkpoint_seconds"}
     start = recipe.heal.start and hash_file(Path(recipe.heal.start))
-    return [recipe.heal.model_dump(mode="json", exclude=excluded), start]
+    return [recipe.heal.model_dump(mode="json", exclude=excluded), start, quantize]
 
 
 def _run_heal(workspace: Workspace, output: Path, progress: Report) -> None:
@@ -167,16 +168,21 @@ def _run_heal(workspace: Workspace, output: Path, progress: Report) -> None:
     from export.heal.heal import Healing, heal
 
     checkpoint, plan, root = workspace.checkpoint, workspace.plan, workspace.root
-    tokens = workspace.tensors(TRAINING_TOKENS)["tokens"]
-    inputs = [hash_file(root / name) for name in (SOURCE, FOLD_PLAN, FOLDED_WEIGHTS, TRAINING_TOKENS)]
+    tokens, calibration = workspace.tensors(TRAINING_TOKENS)["tokens"], None
+    read = [SOURCE, FOLD_PLAN, FOLDED_WEIGHTS, TRAINING_TOKENS]
+    if settings.int8_tokens:
+        calibration = workspace.tensors(CALIBRATION_TOKENS)["tokens"]
+        read.append(CALIBRATION_TOKENS)
+    inputs = [hash_file(root / name) for name in read]
     key = json.dumps([_describe_heal(workspace.recipe), hash_code(_HEAL), inputs], sort_keys=True)
-    healing = Healing(checkpoint.config, checkpoint.weights, plan, tokens, settings)
-    earlier = workspace.recipe.adapter
+    recipe, config, base = workspace.recipe, checkpoint.config, checkpoint.weights
+    healing = Healing(config, base, plan, tokens, settings, recipe.quantize, calibration)
+    earlier = recipe.adapter
     start = load_adapter(earlier, checkpoint.fingerprint, plan).tensors if earlier else None
     adapter = heal(healing, workspace.tensors(FOLDED_WEIGHTS), root / HEAL_FOLDER, key, progress, start)
     save_adapter(output / ADAPTER, adapter, checkpoint.fingerprint, plan)
     (output / HEALED_WEIGHTS).parent.mkdir()
-    healed = merge(checkpoint.config, checkpoint.weights, plan, adapter)
+    healed = merge(config, base, plan, adapter)
     save_file({name: weight.contiguous() for name, weight in healed.items()}, output / HEALED_WEIGHTS)
     shutil.copyfile(root / HEAL_FOLDER / "loss.jsonl", output / HEAL_LOSSES)
 
@@ -260,7 +266,7 @@ EVERY_STAGE = ("pipeline/stages.py", "pipeline/workspace.py")
 _MODEL = (*EVERY_STAGE, "export/model", "plugins/fold_plan.py", "plugins/plan_presets.py")
 _CHECKPOINT = (*_MODEL, "export/checkpoint", "plugins/tokenizer_config.py")
 _TEXT = (*_CHECKPOINT, "export/calibration", "pipeline/fetch.py", "plugins/chat_template.py")
-_HEAL = (*_CHECKPOINT, "export/fold", "export/heal")
+_HEAL = (*_CHECKPOINT, "export/fold", "export/heal", "export/quantize", "plugins/int8_linear")
 _GRAPH = (
     *_MODEL,
     "export/graph",
@@ -343,7 +349,7 @@ _NEUTRAL = (
     Stage(
         name="heal",
         doing="training what folding changed",
-        needs=("checkpoint", "fold", "training"),
+        needs=("checkpoint", "calibration", "fold", "training"),
         settings=_describe_heal,
         code=_HEAL,
         run=_run_heal,

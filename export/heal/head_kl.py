@@ -14,33 +14,37 @@ class _HeadKL(torch.autograd.Function):
     """The gradient of KL(p || q) by q's logits is q - p (row by row), so forward has it already."""
 
     @staticmethod
-    def forward(ctx: Any, student: Tensor, teacher: Tensor, head: Tensor) -> Tensor:
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, head: Tensor, student_head: Tensor) -> Tensor:
         total = torch.zeros((), dtype=torch.float64)
         gradient = torch.empty_like(student)
         for rows in (slice(start, start + ROWS) for start in range(0, len(student), ROWS)):
             log_q, log_p = (
-                (hidden[rows].to(head.dtype) @ head.T).float().log_softmax(-1)
-                for hidden in (student, teacher)
+                (hidden[rows].to(weight.dtype) @ weight.T).float().log_softmax(-1)
+                for hidden, weight in ((student, student_head), (teacher, head))
             )
             p = log_p.exp()
             total += (p * (log_p - log_q)).sum().double()
-            gradient[rows] = ((log_q.exp_() - p).to(head.dtype) @ head).float()
+            gradient[rows] = ((log_q.exp_() - p).to(student_head.dtype) @ student_head).float()
         ctx.save_for_backward(gradient / len(student))
         return (total / len(student)).float()
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return upstream * gradient, None, None
+        return upstream * gradient, None, None, None
 
 
-def head_kl(student: Tensor, teacher: Tensor, head: Tensor) -> Tensor:
-    """Mean KL(teacher || student) in nat a row; the head takes no gradient.
+def head_kl(student: Tensor, teacher: Tensor, head: Tensor, student_head: Tensor | None = None) -> Tensor:
+    """Mean KL(teacher || student) in nat a row; no head takes a gradient.
 
     Args:
         student: final hidden states [rows, hidden_size], float32.
         teacher: the original's, the same shape, of any float dtype.
         head: lm_head weight [vocab, hidden_size], in the dtype to multiply in.
+        student_head: the student's, where it has another.
     """
-    loss: Tensor = _HeadKL.apply(student, teacher, head)  # type: ignore[no-untyped-call]  # torch has no annotation for it
+    student_head = head if student_head is None else student_head
+    loss: Tensor = _HeadKL.apply(  # type: ignore[no-untyped-call]  # torch has no annotation for it
+        student, teacher, head, student_head
+    )
     return loss

@@ -1,14 +1,16 @@
-"""Heal a folded model by training: layer by layer, then end to end; what it learns is an adapter."""
+"""Heal a folded model by training: layer by layer, end to end, then in int8; what it learns is an adapter."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
 
 from export.fold.fold import dropped_names
+from export.heal.adapter import merge
+from export.heal.int8_deployment import Int8Deployment
 from export.heal.journal import Journal, Snapshot
 from export.heal.losses import EndToEndLoss, LayerwiseLoss
 from export.heal.low_rank import FACTORS
@@ -18,12 +20,14 @@ from export.heal.student import TrainedModel
 from export.heal.teacher_cache import TeacherCache, scored_positions
 from export.heal.train import TOKENS_PER_PASS, Step, train
 from export.model.config import ModelConfig
+from export.quantize.calibrate import calibrate
+from export.quantize.settings import QuantizeSettings
 from plugins.fold_plan import FoldPlan
 from plugins.plan_presets import Preset, build_plan
 
-LAYERWISE, END_TO_END, DONE = STEPS = ("layerwise", "end_to_end", "done")
+LAYERWISE, END_TO_END, INT8, DONE = STEPS = ("layerwise", "end_to_end", "int8", "done")
 # Share of the time that a token takes in each part, for the progress display (measured on SmolLM2).
-COST = {LAYERWISE: 0.75, "teacher": 0.27, END_TO_END: 1.0}
+COST = {LAYERWISE: 0.75, "teacher": 0.27, END_TO_END: 1.0, INT8: 2.0}
 
 Report = Callable[[float, str], None]
 
@@ -38,6 +42,8 @@ class Healing:
         plan: the fold, with the RoPE slots that it chose.
         tokens: training text, int64 [N, L].
         settings: dials.
+        quantize: how the healed model is to be quantised; only step C asks.
+        calibration: text that it is then calibrated on, int64 [N, L]; None where step C is skipped.
     """
 
     config: ModelConfig
@@ -45,17 +51,31 @@ class Healing:
     plan: FoldPlan
     tokens: Tensor
     settings: HealSettings
+    quantize: QuantizeSettings = field(default_factory=QuantizeSettings)
+    calibration: Tensor | None = None
 
     def teacher(self) -> TrainedModel:
         """The original."""
         identity = build_plan(Preset(preset="identity"), self.config.attention_shape)
         return TrainedModel(self.config, identity, self.base)
 
-    def student(self, form: Mapping[str, Tensor]) -> TrainedModel:
+    def student(self, form: Mapping[str, Tensor], int8: Int8Deployment | None = None) -> TrainedModel:
         """The folded model, as `form` has it."""
         dropped = dropped_names(self.plan)
         kept = {name: self.base[name] for name in self.base if name not in dropped}
-        return TrainedModel(self.config, self.plan, kept, form)
+        return TrainedModel(self.config, self.plan, kept, form, int8)
+
+    @property
+    def head(self) -> Tensor:
+        """The original's lm_head weight [vocab, hidden_size]."""
+        return self.base["model.embed_tokens.weight" if self.config.tie_word_embeddings else "lm_head.weight"]
+
+    def deploy(self, form: Mapping[str, Tensor]) -> Int8Deployment:
+        """How the model that `form` makes would be deployed."""
+        assert self.calibration is not None, "step C is given what to calibrate on"
+        weights = merge(self.config, self.base, self.plan, {n: tensor.half() for n, tensor in form.items()})
+        calibrated = calibrate(self.config, weights, self.plan, self.calibration, self.quantize)
+        return Int8Deployment.of(self.config, self.plan, calibrated)
 
 
 def heal(
@@ -96,6 +116,9 @@ def heal(
         snapshot = _layerwise(healing, journal, snapshot, progress)
     if snapshot.step == END_TO_END:
         snapshot = _end_to_end(healing, journal, snapshot, progress)
+    if snapshot.step == INT8:
+        snapshot = _int8(healing, journal, snapshot, progress)
+    TeacherCache.remove(folder)
     return {name: tensor.half() for name, tensor in snapshot.form.items()}
 
 
@@ -118,28 +141,50 @@ def _layerwise(healing: Healing, journal: Journal, snapshot: Snapshot, progress:
 
 
 def _end_to_end(healing: Healing, journal: Journal, snapshot: Snapshot, progress: _Progress) -> Snapshot:
-    """Step B, after the teacher has answered; returns the last snapshot, and the cache goes."""
-    settings, tokens = healing.settings, healing.tokens
+    """Step B, after the teacher has answered; returns the snapshot that step C starts from."""
+    settings = healing.settings
     if not settings.tokens:
+        return journal.save(INT8, 0, snapshot.form, None)
+    cache = _answers(healing, journal, progress)
+    student = healing.student(snapshot.form)
+    loss = EndToEndLoss(student, cache, healing.head, healing.tokens)
+    step = Step(END_TO_END, settings.tokens, settings.learning_rate, settings.seed + 1, loss)
+    _train(step, healing, student, journal, snapshot, progress)
+    return journal.save(INT8, 0, {**snapshot.form, **student.parameters}, None)
+
+
+def _int8(healing: Healing, journal: Journal, snapshot: Snapshot, progress: _Progress) -> Snapshot:
+    """Step C: step B on a student that rounds as it would have been deployed when the step began."""
+    settings = healing.settings
+    if not settings.int8_tokens:
         return journal.save(DONE, 0, snapshot.form, None)
-    count, length = tokens.shape
+    cache = _answers(healing, journal, progress)
+    if snapshot.int8:
+        int8 = Int8Deployment(**snapshot.int8)
+    else:
+        progress(INT8, 0.0, "calibrating int8")
+        int8 = healing.deploy(snapshot.form)
+        snapshot = journal.save(INT8, 0, snapshot.form, None, vars(int8))
+    student = healing.student(snapshot.form, int8)
+    loss = EndToEndLoss(student, cache, healing.head, healing.tokens)
+    step = Step(INT8, settings.int8_tokens, settings.int8_learning_rate, settings.seed + 2, loss)
+    _train(step, healing, student, journal, snapshot, progress)
+    return journal.save(DONE, 0, {**snapshot.form, **student.parameters}, None)
+
+
+def _answers(healing: Healing, journal: Journal, progress: _Progress) -> TeacherCache:
+    """The original's answers at the scored positions; it runs where they are not all there yet."""
+    settings, (count, length) = healing.settings, healing.tokens.shape
     positions = scored_positions(count, length, settings.scored, settings.seed)
     cache = TeacherCache(journal.folder, positions, healing.config.hidden_size)
     if cache.missing:
         cache.fill(
             healing.teacher(),
-            tokens,
+            healing.tokens,
             max(1, TOKENS_PER_PASS // length),
             lambda fraction: progress("teacher", fraction, "the original answers"),
         )
-    student = healing.student(snapshot.form)
-    head = "model.embed_tokens.weight" if healing.config.tie_word_embeddings else "lm_head.weight"
-    loss = EndToEndLoss(student, cache, healing.base[head], tokens)
-    step = Step(END_TO_END, settings.tokens, settings.learning_rate, settings.seed + 1, loss)
-    _train(step, healing, student, journal, snapshot, progress)
-    snapshot = journal.save(DONE, 0, {**snapshot.form, **student.parameters}, None)
-    cache.remove()
-    return snapshot
+    return cache
 
 
 def _train(
@@ -167,9 +212,12 @@ class _Progress:
     """One fraction for all parts, by what their tokens cost."""
 
     def __init__(self, settings: HealSettings, text: int, report: Report) -> None:
-        tokens = {LAYERWISE: settings.layerwise_tokens, "teacher": text, END_TO_END: settings.tokens}
-        if not settings.tokens:
-            tokens["teacher"] = 0
+        tokens = {
+            LAYERWISE: settings.layerwise_tokens,
+            "teacher": text if settings.tokens or settings.int8_tokens else 0,
+            END_TO_END: settings.tokens,
+            INT8: settings.int8_tokens,
+        }
         self._cost = {part: COST[part] * tokens[part] for part in COST}
         self._report = report
 

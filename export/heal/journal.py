@@ -29,6 +29,7 @@ class Snapshot:
         updates: how many it has made.
         form: the model as its adapter's tensors.
         optimizer: AdamW's state; None before a step's first update.
+        int8: the fields of the `Int8Deployment` that step int8 found at its start; None before that.
     """
 
     key: str
@@ -36,6 +37,7 @@ class Snapshot:
     updates: int
     form: Mapping[str, Tensor]
     optimizer: dict[str, Any] | None
+    int8: dict[str, Any] | None = None
 
 
 class Journal:
@@ -61,15 +63,21 @@ class Journal:
         return self.save(step, 0, form, None)
 
     def save(
-        self, step: str, updates: int, form: Mapping[str, Tensor], optimizer: dict[str, Any] | None
+        self,
+        step: str,
+        updates: int,
+        form: Mapping[str, Tensor],
+        optimizer: dict[str, Any] | None,
+        int8: dict[str, Any] | None = None,
     ) -> Snapshot:
         """Write a snapshot, so that a kill leaves the old one or the new one."""
-        snapshot = Snapshot(self.key, step, updates, {n: t.detach() for n, t in form.items()}, optimizer)
+        values = {name: tensor.detach() for name, tensor in form.items()}
+        snapshot = Snapshot(self.key, step, updates, values, optimizer, int8)
         write_aside(self.folder / SNAPSHOT, lambda path: torch.save(vars(snapshot), path))
         return snapshot
 
     def log(self, step: str, update: int, loss: float, rate: float) -> None:
-        """Append an update's loss (layerwise: relative squared error; end_to_end: nat) and learning rate."""
+        """Append an update's loss (layerwise: relative squared error; others: nat) and learning rate."""
         with (self.folder / LOSSES).open("a") as file:
             file.write(json.dumps({"step": step, "update": update, "loss": loss, "rate": rate}) + "\n")
 

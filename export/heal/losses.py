@@ -1,4 +1,4 @@
-"""What the two steps of healing minimise."""
+"""What the steps of healing minimise."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from export.heal.student import TrainedModel
 from export.heal.teacher_cache import TeacherCache, pick
 from export.heal.trained import changed_layers
 from export.model.decoder import Backbone, Block
+from export.quantize.calibrate import HEAD
 
 
 class LayerwiseLoss:
@@ -60,14 +61,25 @@ class LayerwiseLoss:
 
 
 class EndToEndLoss:
-    """Step B: KL(original || student) at the scored positions, the original's answers from the cache."""
+    """Steps B and C: KL(original || student) at the scored positions, the original's answers from the cache.
+
+    Attributes:
+        head: lm_head's weight in the dtype to multiply in.
+        student_head: the same as the student has it, rounded where it is deployed in int8.
+    """
 
     def __init__(self, student: TrainedModel, cache: TeacherCache, head: Tensor, tokens: Tensor) -> None:
         """`head` is lm_head's weight [vocab, hidden_size], float32."""
         self.student, self.cache, self.tokens = student, cache, tokens
-        self.head = head.to(student.dtype)
+        self.head = self.student_head = head.to(student.dtype)
+        self.rounding = student.int8.rounding(HEAD, head.shape[1]) if student.int8 else None
+        if self.rounding is not None:
+            integers, scale = self.rounding.weight(head)
+            self.student_head = (integers * scale[:, None] / self.rounding.smoothing).to(student.dtype)
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Mean KL in nat a position."""
-        hidden = pick(self.student.hidden(self.tokens[rows]), self.cache.positions[rows])
-        return head_kl(hidden.flatten(0, 1), self.cache.states[rows].flatten(0, 1), self.head)
+        hidden = pick(self.student.hidden(self.tokens[rows]), self.cache.positions[rows]).flatten(0, 1)
+        if self.rounding is not None:
+            hidden = self.rounding.tokens(hidden)
+        return head_kl(hidden, self.cache.states[rows].flatten(0, 1), self.head, self.student_head)

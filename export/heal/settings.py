@@ -12,13 +12,15 @@ class HealSettings(BaseModel):
         layerwise_tokens: tokens of step A, which teaches each attention block by itself; 0 skips it.
         tokens: tokens of step B, which teaches the whole model; 0 skips it. More tokens than the text
             has go over it again, in another order.
+        int8_tokens: tokens of step C, which teaches the whole model to round as it is deployed; 0 skips it.
         batch_tokens: tokens per update, rounded down to whole sequences, at least one.
         layerwise_learning_rate: peak of step A's rate (AdamW, no weight decay).
         learning_rate: peak of step B's rate.
+        int8_learning_rate: peak of step C's rate; low, since the model is nearly where it should be.
         final_rate: the rate at a step's end, a share of its peak.
         warmup_steps: updates over which a rate rises to its peak; it then falls along a cosine.
         clip: largest L2 norm of the gradient over all trained tensors.
-        scored: share of the positions, 0..1, at which step B compares distributions. The comparison
+        scored: share of the positions, 0..1, at which steps B and C compare distributions. The comparison
             at one position costs as much as a quarter of the layers, and neighbours teach alike.
         rank: of what is learned on top of the fold's factors in W_Q and W_O, in the mean over these
             matrices; None learns and stores them whole. 56 keeps the adapter of SmolLM2-135M below 12 MB.
@@ -30,9 +32,11 @@ class HealSettings(BaseModel):
 
     layerwise_tokens: int = Field(default=300_000, ge=0)
     tokens: int = Field(default=1_000_000, ge=0)
+    int8_tokens: int = Field(default=0, ge=0)
     batch_tokens: int = Field(default=4_096, ge=1)
     layerwise_learning_rate: float = Field(default=1e-3, gt=0)
     learning_rate: float = Field(default=1e-4, gt=0)
+    int8_learning_rate: float = Field(default=3e-5, gt=0)
     final_rate: float = Field(default=0.1, ge=0, le=1)
     warmup_steps: int = Field(default=20, ge=0)
     clip: float = Field(default=0.5, gt=0)

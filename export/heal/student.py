@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from export.heal.int8_deployment import Int8Deployment
 from export.heal.low_rank import FACTORS, LEFT, RIGHT, anchor
+from export.heal.straight_through import Int8Linear
 from export.heal.training_attention import TrainingAttention
 from export.model.config import ModelConfig
 from export.model.decoder import Backbone, pack
@@ -23,6 +25,7 @@ class TrainedModel:
     """A model whose weights are functions of the parameters that an optimiser changes.
 
     Matrices multiply in the machine's fastest dtype; the residual stream, norms and masters are float32.
+    Under an `Int8Deployment` what is deployed in int8 rounds as it will: linears and caches.
 
     Attributes:
         parameters: by their names in the adapter, float32, those that are trained. None for a teacher.
@@ -34,14 +37,16 @@ class TrainedModel:
         plan: FoldPlan,
         weights: Mapping[str, Tensor],
         form: Mapping[str, Tensor] | None = None,
+        int8: Int8Deployment | None = None,
     ) -> None:
         """Weights with Hugging Face names, in which a `form` replaces those that are trained.
 
         Weights of a factored tensor must be the unfolded model's.
         """
-        self.config, self.plan = config, plan
+        self.config, self.plan, self.int8 = config, plan, int8
         self.dtype = matmul_dtype()
         form = form or {}
+        self._rounded = int8.rounded_tensors(weights) if int8 else set()
         self.parameters = {
             name: tensor.clone().requires_grad_()
             for name, tensor in form.items()
@@ -60,11 +65,14 @@ class TrainedModel:
             }
         )
         with torch.device("meta"):
-            self._caller = _Caller(Backbone(config, plan))
+            backbone = Backbone(config, plan)
+        self._caller = _Caller(backbone)
+        if int8:
+            self._round_linears(backbone, int8)
 
     def mixer(self) -> TrainingAttention:
         """A fresh Mixer for one pass."""
-        return TrainingAttention(self.config, self.plan)
+        return TrainingAttention(self.config, self.plan, self.int8.kv_scales if self.int8 else None)
 
     def call(self, function: Callable[[Backbone], Result]) -> Result:
         """`function` of the backbone with the parameters' present values; gradients reach them."""
@@ -86,9 +94,19 @@ class TrainedModel:
         return hidden.float()
 
     def _in_use(self, name: str, tensor: Tensor) -> Tensor:
-        """Matrices in the matmul dtype; norms, biases and the embedding, which is looked up, as they are."""
-        matrix = tensor.ndim == 2 and "embed_tokens" not in name
+        """Matrices in the matmul dtype, unless int8 rounds them; norms, biases, the embedding as they are."""
+        matrix = tensor.ndim == 2 and "embed_tokens" not in name and name not in self._rounded
         return tensor.to(self.dtype) if matrix else tensor
+
+    def _round_linears(self, backbone: Backbone, int8: Int8Deployment) -> None:
+        """Put an Int8Linear in place of each that is deployed as one; it keeps a frozen weight rounded."""
+        for path, linear in list(backbone.named_modules()):
+            if not isinstance(linear, nn.Linear):
+                continue
+            rounding = int8.rounding(f"model.{path}", linear.in_features)
+            if rounding is not None:
+                frozen = self._frozen.pop(f"backbone.{path}.weight", None)
+                backbone.set_submodule(path, Int8Linear(linear, rounding, self.dtype, frozen))
 
 
 def _pack_backbone(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

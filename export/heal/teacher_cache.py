@@ -22,6 +22,8 @@ from torch import Tensor
 from export.heal.student import TrainedModel
 from export.heal.write_aside import write_aside
 
+STATES, FILLED = "teacher", "teacher.filled"
+
 
 def scored_positions(count: int, length: int, share: float, seed: int) -> Tensor:
     """The positions of each sequence that are compared, sorted, int64 [count, about share * length]."""
@@ -40,8 +42,8 @@ class TeacherCache:
     def __init__(self, folder: Path, positions: Tensor, hidden_size: int) -> None:
         """Open or begin `folder`/teacher; how far it is filled stands beside it."""
         self.positions = positions
-        self._path = folder / "teacher"
-        self._progress = folder / "teacher.filled"
+        self._path = folder / STATES
+        self._progress = folder / FILLED
         shape = (*positions.shape, hidden_size)
         self.states = torch.from_file(
             str(self._path), shared=True, size=positions.numel() * hidden_size, dtype=torch.float16
@@ -63,10 +65,11 @@ class TeacherCache:
             write_aside(self._progress, partial(Path.write_text, data=str(stop)))
             report(stop / len(tokens))
 
-    def remove(self) -> None:
-        """Delete the files."""
-        self._progress.unlink()
-        self._path.unlink()
+    @staticmethod
+    def remove(folder: Path) -> None:
+        """Delete the files, if there are any."""
+        for name in (FILLED, STATES):
+            (folder / name).unlink(missing_ok=True)
 
     def _filled(self) -> int:
         return int(self._progress.read_text()) if self._progress.exists() else 0

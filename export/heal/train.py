@@ -91,7 +91,7 @@ def train(
         journal.log(step.name, done, loss, rate)
         report(done / updates, loss)
         if done == updates or time.monotonic() - saved >= settings.checkpoint_seconds:
-            journal.save(step.name, done, {**form, **parameters}, optimizer.state_dict())
+            journal.save(step.name, done, {**form, **parameters}, optimizer.state_dict(), snapshot.int8)
             saved = time.monotonic()
 
 

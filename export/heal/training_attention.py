@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from export.heal.straight_through import straight_through
 from export.model.dense_attention import DenseAttention
 from plugins.fold_plan import LayerPlan
 
@@ -43,6 +44,14 @@ class TrainingAttention(DenseAttention):
             query, keys, values, head_sink, window, sinks
         )
         return output
+
+    def _round(self, name: str, x: Tensor) -> Tensor:
+        """As DenseAttention's; no gradient reaches what the int8 range cuts off."""
+        if name not in self.scales:
+            return x
+        scale, exact = self.scales[name].transpose(0, 1), x.float()
+        rounded = super()._round(name, exact)
+        return straight_through(exact.clamp(-128.5 * scale, 127.5 * scale), rounded).to(x)
 
 
 class _Windowed(torch.autograd.Function):

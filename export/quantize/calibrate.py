@@ -30,11 +30,14 @@ class Calibrated:
         scales: `key_scale.<layer>` and `value_scale.<layer>` float32 (KV heads, 1, head_dim) of
             every int8 bank; `activation_scale.<linear>` float32 () of every int8 linear.
         precision: each linear's precision and measured error.
+        smoothing: by linear whose input was smoothed, what each channel was divided by and the weight's
+            column multiplied with: powers of two, float32 [in].
     """
 
     weights: dict[str, Tensor]
     scales: dict[str, Tensor]
     precision: Quantization
+    smoothing: dict[str, Tensor]
 
 
 def calibrate(
@@ -51,34 +54,40 @@ def calibrate(
     """
     settings = settings or QuantizeSettings()
     smoothed = {name: weights[name] for name in weights}
+    smoothing: dict[str, Tensor] = {}
     with torch.no_grad():
         seen = observe(config, smoothed, plan, tokens)
         if settings.linears == "none":
             linears = {name: LinearPrecision(precision="float32") for name in seen.inputs}
         else:
             if settings.smooth:
-                _smooth(config, plan, smoothed, seen)
+                smoothing = _smooth(config, plan, smoothed, seen)
             linears = {
                 name: _measure(name, smoothed, seen, settings)
                 for name in track(seen.inputs, description="Measuring linears")
             }
         precision = Quantization(linears=linears)
-        return Calibrated(smoothed, static_scales(plan, seen, precision), precision)
+        return Calibrated(smoothed, static_scales(plan, seen, precision), precision, smoothing)
 
 
-def _smooth(config: ModelConfig, plan: FoldPlan, weights: dict[str, Tensor], seen: Observations) -> None:
-    """Smooth every group in `weights`, and what was observed with it."""
+def _smooth(
+    config: ModelConfig, plan: FoldPlan, weights: dict[str, Tensor], seen: Observations
+) -> dict[str, Tensor]:
+    """Smooth every group in `weights`, and what was observed with it; returns `Calibrated.smoothing`."""
+    smoothing: dict[str, Tensor] = {}
     for group in track(list(smoothing_groups(config, plan)), description="Smoothing"):
         scale = choose_scale(group, weights, seen.inputs)
         if scale is None:
             continue
         apply_scale(group, scale, weights)
         for reader in group.readers:
-            seen.inputs[reader].divide(group.columns(scale))
+            smoothing[reader] = group.columns(scale)
+            seen.inputs[reader].divide(smoothing[reader])
         if group.bank is not None:
             seen.value_range[group.bank] = seen.value_range[group.bank] / scale.reshape(
                 seen.value_range[group.bank].shape
             )
+    return smoothing
 
 
 def _measure(

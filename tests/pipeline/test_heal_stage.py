@@ -22,6 +22,7 @@ HEAL = """
 heal:
   layerwise_tokens: 512
   tokens: 1024
+  int8_tokens: 512
   batch_tokens: 256
   rank: 8
   text: {source: text.txt, tokens: 1024, sequence_length: 64}
@@ -36,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "healed.yaml").write_text(RECIPE + HEAL)
     result = CliRunner().invoke(cli, ["heal", str(folder / "healed.yaml"), "-o", str(folder / "healed")])
     assert result.exit_code == 0, result.output
-    assert "layerwise" in result.output and "end_to_end" in result.output
+    assert all(step in result.output for step in ("layerwise", "end_to_end", "int8"))
     return folder
 
 
@@ -59,7 +60,7 @@ def test_without_a_section_the_folded_weights_go_on_untouched(folder: Path, tmp_
 def test_a_healed_bundle_holds_its_loss_and_is_not_healed_again(folder: Path) -> None:
     root = folder / "healed"
     lines = [json.loads(line) for line in (root / HEAL_LOSSES).read_text().splitlines()]
-    assert [line["step"] for line in lines] == ["layerwise"] * 2 + ["end_to_end"] * 4
+    assert [line["step"] for line in lines] == ["layerwise"] * 2 + ["end_to_end"] * 4 + ["int8"] * 2
     faster = (folder / "healed.yaml").read_text().replace("rank: 8", "rank: 8\n  checkpoint_seconds: 9")
     (folder / "faster.yaml").write_text(faster)
     assert not run(folder / "faster.yaml", root, "heal")

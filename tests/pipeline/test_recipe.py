@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.recipe import Recipe, load_recipe
+from pipeline.recipe import Recipe, WrittenPlan, load_recipe
 from pipeline.recipe_files import shipped_recipes
 from plugins.errors import PlanError, RecipeError
 from plugins.plan_presets import AttentionShape, Preset
@@ -28,10 +28,11 @@ def test_shipped_recipes_load_and_give_a_plan(name: str) -> None:
     assert len(recipe.build_plan(shape).layers) == 30
 
 
-def test_there_is_a_recipe_for_every_preset() -> None:
-    presets = [load_recipe(name).plan for name in shipped_recipes()]
-    names = {plan.preset for plan in presets if isinstance(plan, Preset)}
-    assert names == {"identity", "horizon", "mqa", "character"}
+def test_there_is_a_recipe_for_every_preset_and_one_whose_plan_is_written() -> None:
+    plans = {name: load_recipe(name).plan for name in shipped_recipes()}
+    presets = {plan.preset for plan in plans.values() if isinstance(plan, Preset)}
+    assert presets == {"identity", "horizon", "mqa"}
+    assert isinstance(plans["character"], WrittenPlan)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +65,11 @@ def test_there_is_a_recipe_for_every_preset() -> None:
             "model: {source: demo}\nplan: {preset: mqa}\nheal: {adapter: mine.yaml, tokens: 3}",
             "heal.adapter.tokens",
             "unknown key",
+        ),
+        (
+            "model: {source: demo}\nplan: {preset: mqa}\nquantize: {linears: none}\nheal: {int8_tokens: 9}",
+            "heal.int8_tokens is 9",
+            "stores its KV as float32; set one of them to int8",
         ),
         ("model: {source: demo}\nplan: {preset: mqa}\nzzz: 1", "zzz", "use one of"),
         ("model: {source: demo}", "plan", "is required"),

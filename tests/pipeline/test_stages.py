@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from export.quantize.settings import QuantizeSettings
 from pipeline import stages
 from pipeline.ablation.measure import METHOD_CODE
 from pipeline.cost import Yardstick, cost_stage
-from pipeline.recipe import DEMO_MODEL, ModelSection
+from pipeline.recipe import DEMO_MODEL, HealSection, ModelSection
 from pipeline.stage import SOURCE_ROOT, Stage
 from pipeline.stages import EVERY_STAGE, STAGES
 from pipeline.workspace import Workspace
@@ -83,6 +84,18 @@ def uncovered(stage: Stage, files: set[str]) -> list[str]:
         files = files | files_of(imported(ast.parse(source.read_text())))
     assert set(EVERY_STAGE) <= set(stage.code)
     return sorted(file for file in files - BY_VALUE if not covered(file))
+
+
+def test_healing_depends_on_how_int8_is_calibrated_only_where_it_rounds() -> None:
+    (heal,) = (stage for stage in STAGES if stage.name == "heal")
+
+    def described(int8_tokens: int, smooth: bool) -> object:
+        section = HealSection(int8_tokens=int8_tokens)
+        quantize = QuantizeSettings(smooth=smooth)
+        return heal.settings(fake_recipe().model_copy(update={"heal": section, "quantize": quantize}))
+
+    assert described(0, smooth=True) == described(0, smooth=False)
+    assert described(9, smooth=True) != described(9, smooth=False)
 
 
 def describe(source: str) -> object:

@@ -101,7 +101,8 @@ def test_divergence_is_named(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("uninterrupted")
-    (folder / "job").write_bytes(pickle.dumps(tiny_healing()))
+    settings = SETTINGS.model_copy(update={"int8_tokens": 3 * TOKENS.numel()})
+    (folder / "job").write_bytes(pickle.dumps(tiny_healing(settings)))
     run_until(folder / "job", folder, lambda line: False)
     return folder
 
@@ -119,9 +120,9 @@ def run_until(job: Path, folder: Path, stop: Callable[[str], bool]) -> None:
 
 
 def test_killed_in_each_part_it_ends_with_the_same_bytes(tmp_path: Path, uninterrupted: Path) -> None:
-    """SIGKILL amid step A and amid step B, after the teacher's answers, then to the end."""
+    """SIGKILL amid step A, amid step B, after the teacher's answers, and amid step C, then to the end."""
     job = uninterrupted / "job"
-    for part in ("layerwise", "end_to_end"):
+    for part in ("layerwise", "end_to_end", "int8 loss"):
         run_until(job, tmp_path, after_three_of(part))
         assert not (tmp_path / "adapter.safetensors").exists()
     run_until(job, tmp_path, lambda line: False)
