@@ -13,7 +13,9 @@ class HealSettings(BaseModel):
         tokens: tokens of step B, which teaches the whole model; 0 skips it. More tokens than the text
             has go over it again, in another order.
         int8_tokens: tokens of step C, which teaches the whole model to round as it is deployed; 0 skips it.
-        batch_tokens: tokens per update, rounded down to whole sequences, at least one.
+        batch_tokens: tokens per update, rounded down to whole sequences, at least one. Small ones learn
+            more from a token: on SmolLM2 the layer-wise loss came to 0.40 after 51,000 tokens in batches of
+            1,024, and to 0.38 after 400,000 in batches of 4,096 (from 0.47 and 0.50).
         layerwise_learning_rate: peak of step A's rate (AdamW, no weight decay).
         learning_rate: peak of step B's rate.
         int8_learning_rate: peak of step C's rate; low, since the model is nearly where it should be.
@@ -33,7 +35,7 @@ class HealSettings(BaseModel):
     layerwise_tokens: int = Field(default=300_000, ge=0)
     tokens: int = Field(default=1_000_000, ge=0)
     int8_tokens: int = Field(default=0, ge=0)
-    batch_tokens: int = Field(default=4_096, ge=1)
+    batch_tokens: int = Field(default=1_024, ge=1)
     layerwise_learning_rate: float = Field(default=1e-3, gt=0)
     learning_rate: float = Field(default=1e-4, gt=0)
     int8_learning_rate: float = Field(default=3e-5, gt=0)
