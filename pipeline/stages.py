@@ -54,7 +54,7 @@ def _describe_source(recipe: Recipe) -> object:
     return [recipe.model.source, stats]
 
 
-def _fingerprint_text(section: TextSection) -> object:
+def fingerprint_text(section: TextSection) -> object:
     """Which text a section asks for: its settings and the content of its file."""
     content = None if section.source == GENERATE else hash_file(Path(section.source))
     return [section.source, content, section.tokens, section.sequence_length, section.seed]
@@ -299,7 +299,7 @@ _NEUTRAL = (
         name="calibration",
         doing="preparing calibration text",
         needs=("checkpoint",),
-        settings=lambda recipe: _fingerprint_text(recipe.calibration),
+        settings=lambda recipe: fingerprint_text(recipe.calibration),
         code=_TEXT,
         run=_run_calibration,
     ),
@@ -322,7 +322,7 @@ _NEUTRAL = (
         doing="preparing training text",
         needs=("checkpoint",),
         settings=lambda recipe: (
-            _fingerprint_text(recipe.heal.text) if isinstance(recipe.heal, HealSection) else None
+            fingerprint_text(recipe.heal.text) if isinstance(recipe.heal, HealSection) else None
         ),
         code=_TEXT,
         run=_run_training,
@@ -355,7 +355,7 @@ _NEUTRAL = (
         name="heldout",
         doing="preparing held-out text",
         needs=("checkpoint",),
-        settings=lambda recipe: _fingerprint_text(recipe.validate_on),
+        settings=lambda recipe: fingerprint_text(recipe.validate_on),
         code=_TEXT,
         run=_run_heldout,
     ),
@@ -363,7 +363,7 @@ _NEUTRAL = (
         name="evaltext",
         doing="preparing text to evaluate on",
         needs=("checkpoint",),
-        settings=lambda recipe: _fingerprint_text(recipe.evaluate),
+        settings=lambda recipe: fingerprint_text(recipe.evaluate),
         code=_TEXT,
         run=_run_evaltext,
     ),
