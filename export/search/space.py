@@ -115,10 +115,11 @@ class PlanSpace:
     ) -> Iterator[Option]:
         """A bank in int8, and wider where int8 costs something."""
         int8 = [self.table.int8[layer] for layer in layers]
-        rounding = sum(cost.kl for cost in int8)
-        loss = sum(max(0.0, cost.nll - self.table.unfolded_nll) for cost in int8)
+        hurt = [cost for cost in int8 if cost.kl > self.settings.negligible_int8_kl]
+        rounding = sum(cost.kl for cost in hurt)
+        loss = sum(max(0.0, cost.nll - self.table.unfolded_nll) for cost in hurt)
         storages: list[tuple[KvDtype, float, float]] = [("int8", kl + rounding, max(0.0, nll) + loss)]
-        if any(cost.kl > self.settings.negligible_int8_kl for cost in int8):
+        if hurt:
             storages.append((self.wide, kl, max(0.0, nll)))
         for dtype, total, answers in storages:
             weighted = total + self.settings.retrieval_weight * answers

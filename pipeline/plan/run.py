@@ -32,7 +32,7 @@ def run_search(name: str, goal: Goal, output: Path, console: Console) -> None:
         with FileLock(output.with_name(f".{output.name}.lock"), timeout=0), make_bars(console) as bars:
             found = Search(recipe, goal, ledger, bars).run()
         for table in search_tables(found):
-            console.print(table)
+            console.print(table, highlight=False, soft_wrap=isinstance(table, str))
         console.print(draw_plan(found.plan, found.space.shape))
         write_recipe(find_recipe(name), recipe, found.plan, describe(found), output)
     except Timeout as error:

@@ -50,7 +50,9 @@ MEASURING_CODE = (
     *("export/search/costs.py", "export/search/examine.py", "export/search/measure.py"),
     *("export/calibration", "export/checkpoint", "export/fold", "export/model", "export/quantize"),
     *("export/heal/training_attention.py", "plugins/fold_plan.py", "plugins/plan_presets.py"),
-    *("pipeline/evaluate/haystacks.py", "pipeline/evaluate/filler.txt", "pipeline/plan/questions.py"),
+    *("plugins/chat_template.py", "plugins/tokenizer_config.py", "runtime/tokenizer.py"),
+    *("pipeline/evaluate/answers.py", "pipeline/evaluate/haystacks.py", "pipeline/evaluate/filler.txt"),
+    "pipeline/plan/questions.py",
 )
 
 

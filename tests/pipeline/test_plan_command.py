@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from export.search.costs import Change, Cost
+from export.search.measure import Station
 from pipeline.cli import cli
 from pipeline.plan.ledger import LedgerFile
 from pipeline.recipe import WrittenPlan, load_recipe
@@ -97,6 +99,54 @@ def test_a_killed_search_goes_on(first: Result, folder: Path, monkeypatch: pytes
     assert resumed.exit_code == 0, resumed.output
     assert read_ledger(folder, "resumed.yaml") == whole
     assert (folder / "resumed.yaml").read_text() == (folder / "found.yaml").read_text()
+
+
+def test_ctrl_c_keeps_what_was_measured(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure = Station.measure
+
+    def interrupted(station: Station, change: Change) -> Cost:
+        if change.layers[0] == 2:
+            raise KeyboardInterrupt
+        return measure(station, change)
+
+    monkeypatch.setattr(Station, "measure", interrupted)
+    assert plan(folder, "--max-kl", "1", output="stopped.yaml").exit_code == 1
+    kept = read_ledger(folder, "stopped.yaml").costs
+    assert [name for name in kept if name != "unfolded"] == [
+        *("windowed 0", "int8 0", "bank 0", "bank 0 1", "bank 0 1 2"),
+        *("windowed 1", "int8 1", "bank 1", "bank 1 2", "bank 1 2 3"),
+    ]
+    assert not (folder / "stopped.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("search", "message"),
+    [
+        (
+            "{kl_tokens: 640, text: {tokens: 640}}",
+            r"text\.tokens is 640, of which kl_tokens 640 are held out",
+        ),
+        ("{prompt_length: 500}", r"prompt_length is 500, less than twice measured_window 512"),
+        ("{text: {source: absent.txt}}", r"search\.text\.source: there is no file"),
+        ("{windw: 1}", r"search\.windw: unknown key"),
+    ],
+)
+def test_a_section_that_makes_no_sense_is_refused(search: str, message: str, folder: Path) -> None:
+    (folder / "bad.yaml").write_text(f"{RECIPE}search: {search}\n")
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(str(folder / "bad.yaml"))
+
+
+def test_prompts_that_do_not_fit_are_refused(folder: Path, tmp_path: Path) -> None:
+    for length, message in ((1024, "the model's context is 512"), (140, "the recipe asks for 140; raise it")):
+        path = write(tmp_path)
+        path.write_text(path.read_text().replace("prompt_length: 400", f"prompt_length: {length}"))
+        with pytest.raises(RecipeError, match=message):
+            CliRunner().invoke(
+                cli,
+                ["plan", str(path), "-o", str(tmp_path / "x.yaml"), "--max-kl", "1"],
+                catch_exceptions=False,
+            )
 
 
 def test_other_settings_measure_anew(first: Result, folder: Path) -> None:
