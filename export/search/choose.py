@@ -14,6 +14,7 @@ from export.search.space import Option, PlanSpace, Solution, Target
 from plugins.errors import PlanError
 
 Measure = Callable[[Solution], Cost]
+FEWEST_CANDIDATES = 8
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def grow_globals(
     """Make the layer global that helps retrieval most, again and again.
 
     The first one decides what the others are worth, so every layer is tried again in the second round;
-    from then on the better half of those tried goes on to the next.
+    from then on the better half of those tried goes on to the next, FEWEST_CANDIDATES at least where so many are left.
 
     Args:
         layers: of the model.
@@ -64,7 +65,7 @@ def grow_globals(
         found = measure(globals_, candidates)
         best, *rest = sorted(candidates, key=lambda layer: (found[layer], layer))
         trail.append(Horizons(globals_ | {best}, found[best]))
-        candidates = rest if len(trail) == 2 else rest[: (len(candidates) + 1) // 2]
+        candidates = rest if len(trail) == 2 else rest[: max(FEWEST_CANDIDATES, len(candidates) // 2)]
     return trail
 
 

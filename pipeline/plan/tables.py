@@ -15,9 +15,9 @@ from pipeline.tables import make_table
 
 CHOSEN = "bold green"
 CAPTION = """\
-A cell: KL to the unfolded model in nat a token of text, then what an answer's NLL
-grows by in nat; in closed form, before any healing. Windowed: {window} tokens.
-Chosen: horizon x KV heads, * for a float cache; or the layer whose KV it reads."""
+A cell: KL to the unfolded model in nat a token of text, then by how much the NLL
+of an answer grows, in nat; in closed form, before any healing. Windowed: {window}
+tokens. Chosen: horizon x KV heads, * for a float cache; or whose KV it reads."""
 
 
 def search_tables(found: Found) -> tuple[RenderableType, ...]:
@@ -25,9 +25,14 @@ def search_tables(found: Found) -> tuple[RenderableType, ...]:
     space, horizons = found.space, found.horizons
     globals_ = ", ".join(map(str, sorted(horizons.globals_))) or "none"
     answers = (
-        f"\nGlobal layers: {globals_}. An answer's NLL when all others are windowed:\n{horizons.nll:.2f} nat, "
-        f"unfolded {space.table.unfolded_nll:.2f}."
+        f"\nGlobal layers: {globals_}. An answer's NLL when all others are windowed: "
+        f"{horizons.nll:.2f}\nnat, unfolded {space.table.unfolded_nll:.2f}."
     )
+    if horizons.nll > space.table.unfolded_nll + space.settings.max_retrieval_loss:
+        answers += (
+            f" That is more than search.max_retrieval_loss\n{space.settings.max_retrieval_loss:g} allows: "
+            "raise --target-bytes for more global layers."
+        )
     return (
         cost_table(found),
         CAPTION.format(window=space.settings.measured_window),

@@ -236,3 +236,15 @@ def test_the_smallest_plan_below_a_kl_is_measured(seed: int, limit: float, scale
         below = [s for s, kl in measured.items() if kl <= limit]
         assert best.solution == min(below, key=lambda s: s.kv_bytes)
     assert len(measured) <= plans
+
+
+def test_later_rounds_try_fewer_layers() -> None:
+    tried: list[int] = []
+
+    def measure(base: frozenset[int], candidates: Collection[int]) -> dict[int, float]:
+        tried.append(len(candidates))
+        return {layer: 100.0 - len(base) - layer / 100 for layer in candidates}
+
+    trail = grow_globals(40, 100.0, 0.0, lambda globals_: len(globals_) <= 6, measure)
+    assert tried == [40, 39, 19, 9, 8, 7]
+    assert len(trail[-1].globals_) == 6
