@@ -43,7 +43,7 @@ def grow_globals(
     """Make the layer global that helps retrieval most, again and again.
 
     The first one decides what the others are worth, so every layer is tried again in the second round;
-    from then on the better half of those tried goes on to the next, FEWEST_CANDIDATES at least where so many are left.
+    from then on the better half of those tried goes on to the next, and FEWEST_CANDIDATES of them at least.
 
     Args:
         layers: of the model.
