@@ -24,6 +24,7 @@ class CommandEntry:
 
 
 COMMANDS = {
+    "plan": CommandEntry("pipeline.commands.plan", "Search a recipe's plan by measurement."),
     "export": CommandEntry("pipeline.commands.export", "Fold a checkpoint, calibrate it, write ONNX."),
     "heal": CommandEntry("pipeline.commands.heal", "Train what folding changed, and write an adapter."),
     "build": CommandEntry("pipeline.commands.build", "Export, then build the engine of the recipe's target."),

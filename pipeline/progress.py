@@ -30,19 +30,9 @@ class StageDisplay:
 
         A stage that resumes begins beyond 0: its pace counts from its first report.
         """
-        first: tuple[float, float] | None = None
-        self._task = self._progress.add_task(stage.name, total=1.0, doing=stage.doing, left="")
+        self._task, report = open_bar(self._progress, stage.name, stage.doing)
         if expected_seconds is not None:
             self._progress.update(self._task, left=f"about {format_seconds(expected_seconds)} in all")
-
-        def report(fraction: float, note: str = "") -> None:
-            nonlocal first
-            now = time.perf_counter()
-            first = first or (now, fraction)
-            gained = fraction - first[1]
-            left = f"{format_seconds((now - first[0]) / gained * (1 - fraction))} left" if gained > 0 else ""
-            self._progress.update(self._task, completed=fraction, left=left, doing=note or stage.doing)
-
         if why != "not done yet":
             self._console.print(Text(f"  ~ {stage.name:<11} again: {why}", style="yellow"))
         return report
@@ -55,9 +45,24 @@ class StageDisplay:
         )
 
 
-@contextmanager
-def stage_display(console: Console) -> Iterator[StageDisplay]:
-    """A StageDisplay that cleans up after itself, also on Ctrl-C."""
+def open_bar(progress: Progress, name: str, doing: str) -> tuple[TaskID, Report]:
+    """A bar, and what tells it its fraction; the time left comes from the pace since it was first told."""
+    first: tuple[float, float] | None = None
+    task = progress.add_task(name, total=1.0, doing=doing, left="")
+
+    def report(fraction: float, note: str = "") -> None:
+        nonlocal first
+        now = time.perf_counter()
+        first = first or (now, fraction)
+        gained = fraction - first[1]
+        left = f"{format_seconds((now - first[0]) / gained * (1 - fraction))} left" if gained > 0 else ""
+        progress.update(task, completed=fraction, left=left, doing=note or doing)
+
+    return task, report
+
+
+def make_bars(console: Console) -> Progress:
+    """Bars that show what is done, time spent and time left; as a context they clean up after themselves."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description:<11}"),
@@ -66,7 +71,13 @@ def stage_display(console: Console) -> Iterator[StageDisplay]:
         TimeElapsedColumn(),
         TextColumn("[dim]{task.fields[left]}"),
     )
-    with Progress(*columns, console=console, transient=True) as progress:
+    return Progress(*columns, console=console, transient=True)
+
+
+@contextmanager
+def stage_display(console: Console) -> Iterator[StageDisplay]:
+    """A StageDisplay that cleans up after itself, also on Ctrl-C."""
+    with make_bars(console) as progress:
         yield StageDisplay(console, progress)
 
 

@@ -15,6 +15,7 @@ from pydantic import ValidationError as PydanticValidationError
 from export.fold.settings import FoldSettings
 from export.heal.settings import HealSettings
 from export.quantize.settings import QuantizeSettings
+from export.search.settings import SearchSettings
 from pipeline.evaluate.settings import SHIPPED_PASSAGES, EvaluateSection
 from pipeline.recipe_errors import describe_recipe_errors
 from pipeline.recipe_files import SHIPPED, find_recipe
@@ -121,6 +122,26 @@ class ValidateSection(TextSection):
     thresholds: Thresholds = Thresholds()
 
 
+class SearchSection(SearchSettings):
+    """How `kvfold plan` searches.
+
+    Attributes:
+        text: what plans are folded and measured on. Sequences longer than the plan's window cost its local
+            layers what they do not see; shorter ones judge heads, sharing and int8 alone.
+    """
+
+    text: TextSection = TextSection(tokens=24_576, sequence_length=1_024, seed=3)
+
+    @model_validator(mode="after")
+    def _check_text(self) -> Self:
+        if self.text.tokens <= self.kl_tokens:
+            raise ValueError(
+                f"text.tokens is {self.text.tokens}, of which kl_tokens {self.kl_tokens} are held out: "
+                "nothing is left to fold from; raise the one or lower the other"
+            )
+        return self
+
+
 class TensorRTSection(Section):
     """How TensorRT plans are built; other targets have no use for it.
 
@@ -190,6 +211,7 @@ class Recipe(Section):
         tensorrt: dials of the targets `tensorrt` and `tensorrt-rtx`.
         validate_on: text and thresholds of `kvfold validate`; `validate` in the file.
         evaluate: texts and sizes of `kvfold eval`.
+        search: text and dials of `kvfold plan`.
     """
 
     model_config = ConfigDict(validate_by_name=False, validate_by_alias=True)
@@ -205,6 +227,7 @@ class Recipe(Section):
     tensorrt: TensorRTSection = TensorRTSection()
     validate_on: ValidateSection = Field(default=ValidateSection(), alias="validate")
     evaluate: EvaluateSection = EvaluateSection()
+    search: SearchSection = SearchSection()
 
     @model_validator(mode="after")
     def _check_target(self) -> Self:
@@ -263,6 +286,12 @@ class Recipe(Section):
         if isinstance(self.heal, AdapterSection):
             return Path(self.heal.adapter)
         return Path(self.heal.start) if self.heal and self.heal.start else None
+
+    @property
+    def page_size(self) -> int:
+        """Tokens of a KV page."""
+        preset: int = FoldPlan.model_fields["page_size"].default
+        return self.plan.page_size if isinstance(self.plan, WrittenPlan) else preset
 
     def build_plan(self, shape: AttentionShape) -> FoldPlan:
         """The FoldPlan for a model of this shape.
@@ -346,6 +375,9 @@ def _resolve_paths(recipe: Recipe, folder: Path) -> Recipe:
             "validate_on": _resolve_text(recipe.validate_on, "validate", folder),
             "heal": _resolve_heal(recipe.heal, folder),
             "evaluate": evaluate.model_copy(update={"last_words": last_words}),
+            "search": recipe.search.model_copy(
+                update={"text": _resolve_text(recipe.search.text, "search.text", folder)}
+            ),
         }
     )
 

@@ -55,14 +55,14 @@ def _describe_source(recipe: Recipe) -> object:
     return [recipe.model.source, stats]
 
 
-def _fingerprint_text(section: TextSection) -> object:
+def fingerprint_text(section: TextSection) -> object:
     """Which text a section asks for: its settings and the content of its file; what is fetched is pinned."""
     content = None if section.source in KEYWORDS else hash_file(Path(section.source))
     return [section.source, content, section.tokens, section.sequence_length, section.seed]
 
 
 def _fingerprint_texts(sections: Texts) -> object:
-    return [_fingerprint_text(section) for section in sections]
+    return [fingerprint_text(section) for section in sections]
 
 
 def _describe_evaluation(recipe: Recipe) -> object:
@@ -374,7 +374,7 @@ _NEUTRAL = (
         name="heldout",
         doing="preparing held-out text",
         needs=("checkpoint",),
-        settings=lambda recipe: _fingerprint_text(recipe.validate_on),
+        settings=lambda recipe: fingerprint_text(recipe.validate_on),
         code=_TEXT,
         run=_run_heldout,
     ),
@@ -382,7 +382,7 @@ _NEUTRAL = (
         name="evaltext",
         doing="preparing text to evaluate on",
         needs=("checkpoint",),
-        settings=lambda recipe: _fingerprint_text(recipe.evaluate),
+        settings=lambda recipe: fingerprint_text(recipe.evaluate),
         code=_TEXT,
         run=_run_evaltext,
     ),

@@ -81,8 +81,8 @@ def fold_weights(
             weights,
             folded,
             (
-                ResidualStream(config, identity, weights, tokens, streams[0]),
-                ResidualStream(config, plan, weights, tokens, streams[1]),
+                ResidualStream.embed(config, identity, weights, tokens, streams[0]),
+                ResidualStream.embed(config, plan, weights, tokens, streams[1]),
             ),
             settings or FoldSettings(),
             method,

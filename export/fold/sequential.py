@@ -45,7 +45,7 @@ class SequentialFold:
         settings: FoldSettings,
         method: FoldBank | None = None,
     ) -> None:
-        """Start before layer 0; the streams are the teacher's and the student's, both just embedded."""
+        """The streams are the teacher's and the student's; both stand before the first layer to fold."""
         self.config = config
         self.weights = weights
         self.folded = folded
@@ -67,6 +67,21 @@ class SequentialFold:
         Returns:
             Relative error of the attention-block output, on the student's own inputs.
         """
+        error = self._solve(layer, bank)
+        self._advance(*self._blocks(layer))
+        return error
+
+    def fold_bank(self, bank: Bank) -> None:
+        """Fold one bank alone; both streams stand before its producer, and end before the last one's MLP."""
+        layers = (bank.layer, *bank.consumers)
+        for layer in range(bank.layer, layers[-1]):
+            if layer in layers:
+                self.fold_layer(layer, bank)
+            else:
+                self.pass_layer(layer)
+        self._solve(layers[-1], bank)
+
+    def _solve(self, layer: int, bank: Bank) -> float:
         if layer == bank.layer:
             folded = self._method(self._bank_statistics(bank), bank.num_key_value_heads)
             self._banks[layer] = folded
@@ -81,7 +96,6 @@ class SequentialFold:
             moments.add(self.student.heads[rows], teacher.self_attn.o_proj(self.teacher.heads[rows]))
         solved = moments.solve(student.self_attn.o_proj.weight, self.settings.ridge)
         write_output(self.folded, layer, solved)
-        self._advance(*self._blocks(layer))
         return moments.relative_error(solved)
 
     def _attend(self, teacher: Block, student: Block) -> None:

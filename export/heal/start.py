@@ -70,7 +70,7 @@ def input_grams(
     """E[x x^T] of the inputs of every W_Q and W_O, by tensor name, over tokens [N, L]."""
     grams: dict[str, Tensor] = {}
     with TemporaryDirectory(prefix="kvfold-heal-") as folder, torch.no_grad():
-        stream = ResidualStream(config, plan, weights, tokens, Path(folder))
+        stream = ResidualStream.embed(config, plan, weights, tokens, Path(folder))
         for layer in range(config.num_hidden_layers):
             block = load_block(config, plan, weights, layer)
             seen = {

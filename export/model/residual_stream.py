@@ -39,25 +39,40 @@ class ResidualStream:
         heads: float32 [N, L, heads * head_dim], head outputs of the layer at work.
     """
 
-    def __init__(
-        self,
+    def __init__(self, config: ModelConfig, plan: FoldPlan, shape: tuple[int, int], directory: Path) -> None:
+        """Room for N sequences of L tokens; the mapped files live in `directory`, which must exist."""
+        self.config = config
+        self.plan = plan
+        self.mixer = DenseAttention(config, plan)
+        self.hidden = _mapped(directory / "hidden", (*shape, config.hidden_size))
+        self.heads = _mapped(directory / "heads", (*shape, config.num_attention_heads * config.head_dim))
+        self._keys_values: dict[int, dict[int, tuple[Tensor, Tensor]]] = {
+            rows.start: {} for rows in self.batches()
+        }
+
+    @classmethod
+    def embed(
+        cls,
         config: ModelConfig,
         plan: FoldPlan,
         weights: Mapping[str, Tensor],
         tokens: Tensor,
         directory: Path,
-    ) -> None:
-        """Embed tokens [N, L]; the mapped files live in `directory`, which must exist."""
-        self.plan = plan
-        self.mixer = DenseAttention(config, plan)
-        self.hidden = _mapped(directory / "hidden", (*tokens.shape, config.hidden_size))
-        heads_size = config.num_attention_heads * config.head_dim
-        self.heads = _mapped(directory / "heads", (*tokens.shape, heads_size))
-        self._keys_values: dict[int, dict[int, tuple[Tensor, Tensor]]] = {}
+    ) -> ResidualStream:
+        """The stream of tokens [N, L] before layer 0."""
+        count, length = tokens.shape
+        stream = cls(config, plan, (count, length), directory)
         embedding = weights["model.embed_tokens.weight"]
-        for rows in self.batches():
-            self.hidden[rows] = functional.embedding(tokens[rows], embedding)
-            self._keys_values[rows.start] = {}
+        for rows in stream.batches():
+            stream.hidden[rows] = functional.embedding(tokens[rows], embedding)
+        return stream
+
+    def fork(self, plan: FoldPlan, directory: Path) -> ResidualStream:
+        """Another stream that stands where this one does and goes on under `plan`, with KV of its own."""
+        count, length, _ = self.hidden.shape
+        stream = ResidualStream(self.config, plan, (count, length), directory)
+        stream.hidden.copy_(self.hidden)
+        return stream
 
     def replan(self, plan: FoldPlan) -> None:
         """Go on under a plan that differs in layers still to come."""

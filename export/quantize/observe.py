@@ -95,7 +95,7 @@ def observe(
     """
     seen, stride = Observations(), max(1, tokens.numel() // SAMPLE_TOKENS)
     with TemporaryDirectory(prefix="kvfold-observe-") as folder, torch.no_grad():
-        stream = ResidualStream(config, plan, weights, tokens, Path(folder))
+        stream = ResidualStream.embed(config, plan, weights, tokens, Path(folder))
         for layer in track(range(config.num_hidden_layers), description="Observing ranges"):
             block = load_block(config, plan, weights, layer)
             _watch_block(seen, block, layer, stride)

@@ -109,7 +109,7 @@ def write_haystack(task: Task, length: int, depth: float, tokenizer: Tokenizer, 
         if not haystack:
             raise RecipeError(
                 f"a {task.name} prompt needs {len(prompt.token_ids)} tokens without any other text, "
-                f"evaluate.retrieval.lengths asks for {length}; raise it, or lower evaluate.retrieval.keys"
+                f"the recipe asks for {length}; raise it (evaluate.retrieval.lengths, search.prompt_length)"
             )
         haystack.pop()
     before = encode(wrap(lines).split(needle)[0])

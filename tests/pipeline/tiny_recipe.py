@@ -22,14 +22,14 @@ validate:
 """
 
 
-def write_tiny_recipe(folder: Path, recipe: str = RECIPE) -> Path:
-    """Write `tiny.yaml`, its checkpoint and its text.
+def write_tiny_recipe(folder: Path, recipe: str = RECIPE, **changes: object) -> Path:
+    """Write `tiny.yaml`, its checkpoint (with `changes` to its config) and its text.
 
     Heads of 64 are the smallest that have GPU kernels. Weights of 0.2, as other tests have them, make a model
     so chaotic that rounding activations to float16 moves it by 0.06 nat a token; with 0.1 it is 0.002.
     """
     shape = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 64, "initializer_range": 0.1}
-    write_folder(folder / "model", random_model("llama", num_hidden_layers=4, **shape))
+    write_folder(folder / "model", random_model("llama", num_hidden_layers=4, **shape, **changes))
     words = random.Random(0).choices(("a", "cab", "folded", "tab"), k=4000)
     (folder / "text.txt").write_text(" ".join(words))
     (folder / "tiny.yaml").write_text(recipe)

@@ -1,0 +1,244 @@
+"""Choose a plan from measured costs: which layers stay global, then the cheapest banks within the bytes.
+
+Costs of banks are measured one at a time and added up: a guess that ranks plans well and is too low or too
+high as a figure. So whole plans are measured in the end, and the guess is scaled by what was found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from export.search.costs import Cost
+from export.search.space import Option, PlanSpace, Solution, Target
+from plugins.errors import PlanError
+
+Measure = Callable[[Solution], Cost]
+FEWEST_CANDIDATES = 8
+
+
+@dataclass(frozen=True)
+class Horizons:
+    """The layers that are global, and an answer's NLL in nat when all others are windowed."""
+
+    globals_: frozenset[int]
+    nll: float
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A whole plan and what it was measured to cost."""
+
+    solution: Solution
+    cost: Cost
+
+
+def grow_globals(
+    layers: int,
+    none: float,
+    enough: float,
+    fits: Callable[[frozenset[int]], bool],
+    measure: Callable[[frozenset[int], Collection[int]], Mapping[int, float]],
+) -> list[Horizons]:
+    """Make the layer global that helps retrieval most, again and again.
+
+    The first one decides what the others are worth, so every layer is tried again in the second round;
+    from then on the better half of those tried goes on to the next, and FEWEST_CANDIDATES of them at least.
+
+    Args:
+        layers: of the model.
+        none: NLL when no layer is global.
+        enough: the NLL to stop at.
+        fits: whether a plan with these globals can meet the targets.
+        measure: NLL with each candidate added to the globals.
+
+    Returns:
+        Every set on the way, from no globals on.
+    """
+    trail = [Horizons(frozenset(), none)]
+    candidates = list(range(layers))
+    while trail[-1].nll > enough and candidates:
+        globals_ = trail[-1].globals_
+        candidates = [layer for layer in candidates if fits(globals_ | {layer})]
+        if not candidates:
+            break
+        found = measure(globals_, candidates)
+        best, *rest = sorted(candidates, key=lambda layer: (found[layer], layer))
+        trail.append(Horizons(globals_ | {best}, found[best]))
+        candidates = rest if len(trail) == 2 else rest[: max(FEWEST_CANDIDATES, len(candidates) // 2)]
+    return trail
+
+
+def choose_horizons(trail: Sequence[Horizons], enough: float) -> Horizons:
+    """The smallest set that retrieves well enough, or else the best one."""
+    good = [horizons for horizons in trail if horizons.nll <= enough]
+    return min(good or trail, key=lambda h: (len(h.globals_), h.nll) if good else (h.nll, len(h.globals_)))
+
+
+def front(space: PlanSpace, globals_: frozenset[int], targets: Sequence[Target] = ()) -> list[Solution]:
+    """The plans that no other one beats in both cost and bytes, dearest first: a dynamic programme.
+
+    Global layers in order, then the local ones, each bank taking the next few layers of that chain. Two
+    beginnings compete when they cover the same layers. Targets, where given, are of the space's lengths.
+    """
+    chain = [*sorted(globals_), *(i for i in range(space.shape.num_hidden_layers) if i not in globals_)]
+    states: list[list[_State]] = [[_State(0.0, (0,) * len(space.lengths))], *([] for _ in chain)]
+    for start in range(len(chain)):
+        options = list(space.options(chain, start, globals_))
+        for state in _undominated(states[start]):
+            for option in options:
+                kv_bytes = tuple(map(sum, zip(state.kv_bytes, option.kv_bytes, strict=True)))
+                if _meets(kv_bytes, targets):
+                    following = _State(state.cost + option.cost, kv_bytes, option, state)
+                    states[start + len(option.layers)].append(following)
+    found = [Solution(tuple(state.path())) for state in _undominated(states[-1])]
+    return sorted(found, key=lambda solution: (-solution.cost, solution.kv_bytes))
+
+
+def choose_banks(space: PlanSpace, globals_: frozenset[int], targets: Sequence[Target]) -> Solution:
+    """The plan of least cost within every target.
+
+    Raises:
+        PlanError: none is; the smallest reachable bytes are named.
+    """
+    found = front(space, globals_, targets)
+    if found:
+        return found[-1]
+    smallest = ", ".join(
+        f"{least / target.length:.1f} bytes a token at {target.length:,} tokens"
+        for target, least in zip(targets, smallest_bytes(space, globals_), strict=True)
+    )
+    asked = ", ".join(f"{target.bytes_per_token:g} at {target.length:,}" for target in targets)
+    raise PlanError(
+        f"no plan meets {asked}; with {len(globals_)} global layers the smallest reaches {smallest}. Raise "
+        "--target-bytes, or lower search.sliding_window"
+    )
+
+
+def smallest_bytes(space: PlanSpace, globals_: frozenset[int]) -> tuple[int, ...]:
+    """The least bytes of a sequence of each length that any plan reaches, each length by itself."""
+    alone = (replace(space, lengths=(length,)) for length in space.lengths)
+    return tuple(front(each, globals_)[0].kv_bytes[0] for each in alone)
+
+
+def neighbours(
+    space: PlanSpace, globals_: frozenset[int], targets: Sequence[Target], solution: Solution
+) -> list[Solution]:
+    """The best plans without one of this plan's folded banks each, cheapest first."""
+    found = []
+    for option in solution.options:
+        folded = len(option.layers) > 1 or option.num_key_value_heads != space.shape.num_key_value_heads
+        without = replace(space, forbidden=space.forbidden | {option.layers})
+        found += front(without, globals_, targets)[-1:] if folded else []
+    unique = {other.options: other for other in found if other.options != solution.options}
+    return sorted(unique.values(), key=lambda other: (other.cost, other.kv_bytes))
+
+
+def refine(
+    space: PlanSpace,
+    globals_: frozenset[int],
+    targets: Sequence[Target],
+    measure: Measure,
+) -> Candidate:
+    """Measure the chosen plan, then neighbours of the best one so far, `settings.plans` plans in all.
+
+    Raises:
+        PlanError: no plan meets the targets.
+    """
+    best = _measured(choose_banks(space, globals_, targets), measure)
+    tried = {best.solution.options}
+    for _ in range(space.settings.plans - 1):
+        others = neighbours(space, globals_, targets, best.solution)
+        untried = [other for other in others if other.options not in tried]
+        if not untried:
+            break
+        tried.add(untried[0].options)
+        other = _measured(untried[0], measure)
+        best = min(best, other, key=lambda candidate: score(space, candidate.cost))
+    return best
+
+
+def score(space: PlanSpace, cost: Cost) -> float:
+    """What is minimised, of a measured plan: nat."""
+    lost = max(0.0, cost.nll - space.table.unfolded_nll)
+    return cost.kl + space.settings.retrieval_weight * lost
+
+
+def by_size(plans: Sequence[Solution]) -> list[Solution]:
+    """Growing in bytes of the last length, each plan cheaper in nat than all smaller ones."""
+    kept: list[Solution] = []
+    for plan in sorted(plans, key=lambda plan: (plan.kv_bytes[-1], plan.cost)):
+        if not kept or plan.cost < kept[-1].cost:
+            kept.append(plan)
+    return kept
+
+
+def smallest_below(plans: Sequence[Solution], max_kl: float, limit: int, measure: Measure) -> Candidate:
+    """The smallest plan whose measured KL is at most `max_kl`, by bisection.
+
+    Args:
+        plans: as `by_size` gives them.
+        max_kl: nat a token.
+        limit: plans that are measured at most; the largest one is the last resort.
+        measure: a whole plan.
+
+    Raises:
+        PlanError: none of the measured ones is; the lowest KL is named.
+    """
+    below, above, ratio = len(plans), -1, 1.0
+    best: Candidate | None = None
+    lowest = float("inf")
+    for left in range(limit, 0, -1):
+        if below - above <= 1:
+            break
+        guess = next((i for i, plan in enumerate(plans) if plan.kl * ratio <= max_kl), len(plans))
+        index = min(max(guess, above + 1), below - 1)
+        if left == 1 and best is None:
+            index = len(plans) - 1
+        found = _measured(plans[index], measure)
+        lowest = min(lowest, found.cost.kl)
+        ratio = found.cost.kl / plans[index].kl if plans[index].kl > 0 else ratio
+        if found.cost.kl <= max_kl:
+            best, below = found, index
+        else:
+            above = index
+    if best is None:
+        raise PlanError(
+            f"no measured plan stays at {max_kl:g} nat a token; the lowest KL is {lowest:.4g}. Raise "
+            "--max-kl or --target-bytes, or measure more plans (search.plans)"
+        )
+    return best
+
+
+def _meets(kv_bytes: tuple[int, ...], targets: Sequence[Target]) -> bool:
+    return all(target.holds(held) for target, held in zip(targets, kv_bytes, strict=False))
+
+
+def _measured(solution: Solution, measure: Measure) -> Candidate:
+    return Candidate(solution, measure(solution))
+
+
+@dataclass(frozen=True)
+class _State:
+    """The cheapest banks found for the first layers of a chain."""
+
+    cost: float
+    kv_bytes: tuple[int, ...]
+    option: Option | None = None
+    before: _State | None = None
+
+    def path(self) -> Iterator[Option]:
+        """Its banks, first to last."""
+        if self.before is not None and self.option is not None:
+            yield from self.before.path()
+            yield self.option
+
+
+def _undominated(states: list[_State]) -> list[_State]:
+    """Without those that another one matches or beats in cost and in every length's bytes."""
+    kept: list[_State] = []
+    for state in sorted(states, key=lambda state: (state.cost, state.kv_bytes)):
+        smaller = (zip(other.kv_bytes, state.kv_bytes, strict=True) for other in reversed(kept))
+        if not any(all(a <= b for a, b in pairs) for pairs in smaller):
+            kept.append(state)
+    return kept

@@ -1,0 +1,142 @@
+"""Examine a changed model: KL to the unfolded one on text, and the likelihood of answers it must retrieve.
+
+What comes before a change is computed once: a `Walk` stands before a layer and finishes from there, as
+often as asked, with other blocks or under another plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from export.heal.training_attention import TrainingAttention
+from export.model.config import ModelConfig
+from export.model.decoder import Block, Decoder
+from export.model.matmul_dtype import matmul_dtype
+from export.search.costs import Cost
+from plugins.fold_plan import FoldPlan
+from plugins.plan_presets import Preset, build_plan
+
+TOKENS_PER_BATCH = 2048
+KL_STRIDE = 4  # KL is measured at one position of so many
+ROWS = 256  # positions whose logits exist at a time
+
+
+@dataclass(frozen=True)
+class Question:
+    """Token ids int64 [L] whose last ones, from `answer` on, are the answer."""
+
+    token_ids: Tensor
+    answer: int
+
+
+class Walk:
+    """Hidden states of several inputs, standing before `layer` of a decoder under a plan without sharing."""
+
+    def __init__(self, decoder: Decoder, plan: FoldPlan, inputs: Sequence[Tensor]) -> None:
+        """Embed inputs, int64 [B, L] each."""
+        self.decoder = decoder
+        self.plan = plan
+        self.layer = 0
+        self.hidden = [decoder.model.embed_tokens(ids) for ids in inputs]
+
+    def advance(self) -> None:
+        """Move past a layer."""
+        block = self.decoder.model.layers[self.layer]
+        self.hidden = list(self._run([block], self.plan))
+        self.layer += 1
+
+    def finish(
+        self,
+        plan: FoldPlan,
+        blocks: Sequence[Block] = (),
+        scales: Mapping[str, Tensor] | None = None,
+    ) -> Iterator[Tensor]:
+        """Final hidden states [B, L, hidden_size] of each input; `blocks` stand in for the next layers."""
+        rest = list(self.decoder.model.layers)[self.layer + len(blocks) :]
+        for hidden in self._run([*blocks, *rest], plan, scales):
+            yield self.decoder.model.norm(hidden)
+
+    def _run(
+        self, blocks: Sequence[torch.nn.Module], plan: FoldPlan, scales: Mapping[str, Tensor] | None = None
+    ) -> Iterator[Tensor]:
+        mixer = TrainingAttention(self.decoder.config, plan, scales)
+        for hidden in self.hidden:
+            mixer.keys_values = {}
+            for block in blocks:
+                hidden = block(hidden, mixer)
+            yield hidden
+
+
+class Examination:
+    """The text, the questions, and what the unfolded model makes of them.
+
+    Attributes:
+        config: of the model.
+        weights: the unfolded model's, Hugging Face names, float32.
+        identity: the plan that folds nothing.
+        original: the unfolded model in the dtype that this machine multiplies fastest in.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Mapping[str, Tensor],
+        text: Tensor,
+        questions: Sequence[Question],
+    ) -> None:
+        """The original reads the text, int64 [N, L]."""
+        self.config = config
+        self.weights = weights
+        self.identity = build_plan(Preset(preset="identity"), config.attention_shape)
+        self.original = Decoder.from_weights(config, self.identity, weights).to(matmul_dtype())
+        self._text = torch.split(text, max(1, TOKENS_PER_BATCH // text.shape[1]))
+        self._questions = questions
+        self._reference = [
+            self._scored(final).clone() for final in self.read_text(self.original).finish(self.identity)
+        ]
+
+    def read_text(self, decoder: Decoder) -> Walk:
+        """The text before layer 0."""
+        return Walk(decoder, self.identity, self._text)
+
+    def read_questions(self, decoder: Decoder, plan: FoldPlan) -> Walk:
+        """The questions before layer 0, their last tokens left out: nothing follows them."""
+        return Walk(decoder, plan, [question.token_ids[None, :-1] for question in self._questions])
+
+    def kl(self, finals: Iterator[Tensor]) -> float:
+        """Mean KL(original || other) in nat a position, from the other's final states of the text."""
+        total, count = 0.0, 0
+        for reference, final in zip(self._reference, finals, strict=True):
+            for ours, theirs in zip(
+                *(torch.split(x, ROWS) for x in (reference, self._scored(final))), strict=True
+            ):
+                log_p, log_q = (self._logits(rows).log_softmax(-1) for rows in (ours, theirs))
+                total += float((log_p.exp() * (log_p - log_q)).sum())
+                count += len(ours)
+        return total / count
+
+    def nll(self, finals: Iterator[Tensor]) -> float:
+        """Mean -log p of an answer in nat, from final states of the questions."""
+        total = 0.0
+        for question, final in zip(self._questions, finals, strict=True):
+            answer = question.token_ids[question.answer :]
+            log_p = self._logits(final[0, question.answer - 1 :]).log_softmax(-1)
+            total -= float(log_p.gather(1, answer[:, None]).sum())
+        return total / len(self._questions)
+
+    def unfolded(self) -> Cost:
+        """The original's own."""
+        questions = self.read_questions(self.original, self.identity)
+        return Cost(kl=0.0, nll=self.nll(questions.finish(self.identity)))
+
+    def _logits(self, rows: Tensor) -> Tensor:
+        logits: Tensor = self.original.lm_head(rows).float()
+        return logits
+
+    @staticmethod
+    def _scored(final: Tensor) -> Tensor:
+        return final[:, ::KL_STRIDE].flatten(0, 1)

@@ -1,0 +1,199 @@
+"""Measure changes of the unfolded model one by one, and whole plans; each figure is given as it is found.
+
+A change is folded in closed form on the unfolded model's own stream, and the layers after it run as they
+are: what is measured is the change alone, before any healing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from torch import Tensor
+
+from export.fold.fold import dropped_names, fold_weights
+from export.fold.sequential import SequentialFold
+from export.fold.settings import FoldSettings
+from export.model.decoder import Block, Decoder
+from export.model.matmul_dtype import matmul_dtype
+from export.model.residual_stream import ResidualStream, load_block
+from export.quantize.calibrate import static_scales
+from export.quantize.observe import Observations, observe
+from export.quantize.precision import Quantization
+from export.search.costs import Change, Cost
+from export.search.examine import Examination
+from export.search.settings import SearchSettings
+from plugins.fold_plan import FoldPlan
+
+
+@dataclass(frozen=True)
+class Laboratory:
+    """What every measurement needs.
+
+    Attributes:
+        examination: the text and questions that models are examined on.
+        text: what folds and int8 scales are computed from, int64 [N, L].
+        fold: dials of the fold.
+        settings: of the search.
+    """
+
+    examination: Examination
+    text: Tensor
+    fold: FoldSettings
+    settings: SearchSettings
+
+
+class Station:
+    """The unfolded model's streams before one layer, where changes that begin there are measured."""
+
+    def __init__(self, laboratory: Laboratory, folder: Path) -> None:
+        """Before layer 0; streams are mapped files in `folder`."""
+        self._laboratory = laboratory
+        examination = laboratory.examination
+        self._examination, self._config = examination, examination.config
+        self._plan, self._weights = examination.identity, examination.weights
+        self._stream = ResidualStream.embed(
+            self._config, self._plan, self._weights, laboratory.text, _made(folder / "text")
+        )
+        self._folder = folder
+        self._text = examination.read_text(examination.original)
+        self._questions = examination.read_questions(examination.original, self._plan)
+        self._block, self._seen = self._arrive()
+
+    @property
+    def layer(self) -> int:
+        """The layer that the streams stand before."""
+        return self._text.layer
+
+    def measure(self, change: Change) -> Cost:
+        """What a change costs that begins at this layer."""
+        match change.kind:
+            case "windowed":
+                settings = self._laboratory.settings
+                plan = with_windows(self._plan, change.layers, settings.measured_window, settings.sink_size)
+                return self._cost(plan)
+            case "int8":
+                plan = changed(self._plan, change.layers, kv_dtype="int8")
+                return self._cost(plan, scales=static_scales(plan, self._seen, Quantization(linears={})))
+            case "bank":
+                plan, blocks = self._fold(change.layers)
+                return self._cost(plan, blocks)
+
+    def advance(self) -> None:
+        """Move past the layer."""
+        for rows in self._stream.batches():
+            self._stream.advance(self._block, rows)
+        self._text.advance()
+        self._questions.advance()
+        if self.layer < self._config.num_hidden_layers:
+            self._block, self._seen = self._arrive()
+
+    def _arrive(self) -> tuple[Block, Observations]:
+        """Attend in the next layer, and take note of its cache's ranges."""
+        block, seen = load_block(self._config, self._plan, self._weights, self.layer), Observations()
+        seen.watch_cache(block.self_attn)
+        for rows in self._stream.batches():
+            self._stream.attend(block, rows)
+        return block, seen
+
+    def _fold(self, layers: tuple[int, ...]) -> tuple[FoldPlan, list[Block]]:
+        """The layers folded to one bank with one head; their blocks and those between them."""
+        plan = changed(self._plan, layers, donor=layers[0], num_key_value_heads=1)
+        span = range(layers[0], layers[-1] + 1)
+        prefixes = tuple(f"model.layers.{layer}." for layer in span)
+        weights = {name: self._weights[name] for name in self._weights if name.startswith(prefixes)}
+        folded = {name: weights[name] for name in weights.keys() - dropped_names(plan)}
+        with TemporaryDirectory(dir=self._folder) as folder:
+            teacher = self._stream.fork(self._plan, _made(Path(folder) / "teacher"))
+            student = self._stream.fork(plan, _made(Path(folder) / "student"))
+            fold = SequentialFold(self._config, weights, folded, (teacher, student), self._laboratory.fold)
+            fold.fold_bank(next(bank for bank in plan.banks if bank.layer == layers[0]))
+        plan = student.plan
+        return plan, [load_block(self._config, plan, folded, layer).to(matmul_dtype()) for layer in span]
+
+    def _cost(
+        self, plan: FoldPlan, blocks: Sequence[Block] = (), scales: dict[str, Tensor] | None = None
+    ) -> Cost:
+        return Cost(
+            kl=self._examination.kl(self._text.finish(plan, blocks, scales)),
+            nll=self._examination.nll(self._questions.finish(plan, blocks, scales)),
+        )
+
+
+def measure_changes(laboratory: Laboratory, changes: Collection[Change]) -> Iterator[tuple[Change, Cost]]:
+    """Each change's cost, by first layer."""
+    last = max((change.layers[0] for change in changes), default=-1)
+    if last < 0:
+        return
+    with TemporaryDirectory(prefix="kvfold-search-") as folder:
+        station = Station(laboratory, Path(folder))
+        while True:
+            for change in changes:
+                if change.layers[0] == station.layer:
+                    yield change, station.measure(change)
+            if station.layer == last:
+                return
+            station.advance()
+
+
+def measure_globals(
+    laboratory: Laboratory, base: frozenset[int], candidates: Collection[int]
+) -> Iterator[tuple[int, float]]:
+    """NLL of an answer, nat, when `base` and one candidate more are global and all else is windowed."""
+    examination = laboratory.examination
+    walk = examination.read_questions(examination.original, _horizons(laboratory, base))
+    for layer in sorted(candidates):
+        while walk.layer < layer:
+            walk.advance()
+        yield layer, examination.nll(walk.finish(_horizons(laboratory, base | {layer})))
+
+
+def measure_locals(laboratory: Laboratory) -> float:
+    """NLL of an answer, nat, when every layer is windowed."""
+    examination = laboratory.examination
+    plan = _horizons(laboratory, frozenset())
+    return examination.nll(examination.read_questions(examination.original, plan).finish(plan))
+
+
+def measure_plan(laboratory: Laboratory, plan: FoldPlan) -> Cost:
+    """Fold a whole plan and examine it: the text under its own windows, the questions under measured ones."""
+    examination, settings = laboratory.examination, laboratory.settings
+    config = examination.config
+    folded = fold_weights(config, examination.weights, plan, laboratory.text, laboratory.fold)
+    seen = observe(config, folded.weights, folded.plan, laboratory.text)
+    scales = static_scales(folded.plan, seen, Quantization(linears={}))
+    decoder = Decoder.from_weights(config, folded.plan, folded.weights).to(matmul_dtype())
+    local = [i for i, layer in enumerate(plan.layers) if layer.sliding_window is not None]
+    narrow = with_windows(folded.plan, local, settings.measured_window, settings.sink_size)
+    return Cost(
+        kl=examination.kl(examination.read_text(decoder).finish(folded.plan, scales=scales)),
+        nll=examination.nll(examination.read_questions(decoder, narrow).finish(narrow, scales=scales)),
+    )
+
+
+def with_windows(plan: FoldPlan, layers: Collection[int], window: int, sinks: int) -> FoldPlan:
+    """The plan with these layers windowed."""
+    return changed(plan, layers, sliding_window=window, sink_size=sinks)
+
+
+def changed(plan: FoldPlan, layers: Collection[int], **fields: Any) -> FoldPlan:
+    """The plan with other values in these layers."""
+    replaced = tuple(
+        layer.model_copy(update=fields) if index in layers else layer
+        for index, layer in enumerate(plan.layers)
+    )
+    return FoldPlan(**(plan.model_dump(exclude={"layers"}) | {"layers": replaced}))
+
+
+def _horizons(laboratory: Laboratory, globals_: frozenset[int]) -> FoldPlan:
+    plan, settings = laboratory.examination.identity, laboratory.settings
+    local = set(range(len(plan.layers))) - globals_
+    return with_windows(plan, local, settings.measured_window, settings.sink_size)
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder

@@ -1,0 +1,153 @@
+"""What a searched plan may be, in bytes: a target, a layer group's options, and the plan they make."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from export.search.costs import LARGEST_GROUP, CostTable, is_adjacent
+from export.search.settings import SearchSettings
+from plugins.fold_plan import ITEMSIZE, FoldPlan, HorizonGroup, KvDtype, LayerPlan
+from plugins.plan_presets import AttentionShape
+
+
+@dataclass(frozen=True)
+class Target:
+    """At most so many resident KV bytes per token of a sequence of `length` tokens, whole pages counted."""
+
+    bytes_per_token: float
+    length: int
+
+    def holds(self, kv_bytes: float) -> bool:
+        """Whether a sequence of `length` tokens may keep so many bytes."""
+        return kv_bytes <= self.bytes_per_token * self.length
+
+
+@dataclass(frozen=True)
+class Option:
+    """One bank of a plan and what it costs.
+
+    Attributes:
+        layers: that read it; the first one owns it.
+        num_key_value_heads: stored.
+        kv_dtype: of the cache.
+        is_global: whether they see everything.
+        cost: nat; what the search minimises the sum of.
+        kl: the part of it that is KL, nat a token.
+        kv_bytes: of a sequence of each target's length.
+    """
+
+    layers: tuple[int, ...]
+    num_key_value_heads: int
+    kv_dtype: KvDtype
+    is_global: bool
+    cost: float
+    kl: float
+    kv_bytes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A whole plan as the banks it is made of."""
+
+    options: tuple[Option, ...]
+
+    @cached_property
+    def cost(self) -> float:
+        """Predicted: the sum of what its banks cost alone, nat."""
+        return sum(option.cost for option in self.options)
+
+    @cached_property
+    def kl(self) -> float:
+        """Predicted, nat a token."""
+        return sum(option.kl for option in self.options)
+
+    @cached_property
+    def kv_bytes(self) -> tuple[int, ...]:
+        """Of a sequence of each target's length."""
+        return tuple(map(sum, zip(*(option.kv_bytes for option in self.options), strict=True)))
+
+
+@dataclass(frozen=True)
+class PlanSpace:
+    """The plans that may be chosen for a model.
+
+    Attributes:
+        shape: of the unfolded model.
+        table: what changes cost.
+        settings: windows and weights.
+        wide: storage of a cache that int8 is too coarse for.
+        page_size: tokens per KV page.
+        lengths: of the sequences whose bytes count.
+        share_distant_globals: whether global layers share a bank over other layers.
+        forbidden: banks that may not be used.
+    """
+
+    shape: AttentionShape
+    table: CostTable
+    settings: SearchSettings
+    wide: KvDtype
+    page_size: int
+    lengths: tuple[int, ...]
+    share_distant_globals: bool = False
+    forbidden: frozenset[tuple[int, ...]] = frozenset()
+
+    def options(self, chain: Sequence[int], start: int, globals_: frozenset[int]) -> Iterator[Option]:
+        """The banks that a chain of layers can go on with at `start`."""
+        for size in range(1, min(LARGEST_GROUP, len(chain) - start) + 1):
+            layers = tuple(chain[start : start + size])
+            is_global = layers[0] in globals_
+            if (layers[-1] in globals_) != is_global:
+                return
+            if size == 1:
+                yield from self._stored(layers, self.shape.num_key_value_heads, is_global, 0.0, 0.0)
+            if self._may_share(layers, is_global):
+                cost = self.table.banks[layers]
+                yield from self._stored(layers, 1, is_global, cost.kl, cost.nll - self.table.unfolded_nll)
+
+    def _may_share(self, layers: tuple[int, ...], is_global: bool) -> bool:
+        known = layers in self.table.banks and layers not in self.forbidden
+        return known and (is_adjacent(layers) or (is_global and self.share_distant_globals))
+
+    def _stored(
+        self, layers: tuple[int, ...], heads: int, is_global: bool, kl: float, nll: float
+    ) -> Iterator[Option]:
+        """A bank in int8, and wider where int8 costs something."""
+        int8 = [self.table.int8[layer] for layer in layers]
+        hurt = [cost for cost in int8 if cost.kl > self.settings.negligible_int8_kl]
+        rounding = sum(cost.kl for cost in hurt)
+        loss = sum(max(0.0, cost.nll - self.table.unfolded_nll) for cost in hurt)
+        storages: list[tuple[KvDtype, float, float]] = [("int8", kl + rounding, max(0.0, nll) + loss)]
+        if hurt:
+            storages.append((self.wide, kl, max(0.0, nll)))
+        for dtype, total, answers in storages:
+            weighted = total + self.settings.retrieval_weight * answers
+            size = 2 * heads * self.shape.head_dim * ITEMSIZE[dtype]
+            kv_bytes = tuple(self._tokens_held(length, is_global) * size for length in self.lengths)
+            yield Option(layers, heads, dtype, is_global, weighted, total, kv_bytes)
+
+    def _tokens_held(self, length: int, is_global: bool) -> int:
+        window = None if is_global else self.settings.sliding_window
+        sinks = 0 if is_global else self.settings.sink_size
+        group = HorizonGroup(name="", sliding_window=window, sink_size=sinks, banks=())
+        return group.pages_held(length, self.page_size) * self.page_size
+
+    def plan(self, solution: Solution) -> FoldPlan:
+        """The FoldPlan of a solution."""
+        layers: dict[int, LayerPlan] = {}
+        for option in solution.options:
+            for layer in option.layers:
+                layers[layer] = LayerPlan(
+                    donor=option.layers[0],
+                    num_key_value_heads=option.num_key_value_heads,
+                    sliding_window=None if option.is_global else self.settings.sliding_window,
+                    sink_size=0 if option.is_global else self.settings.sink_size,
+                    kv_dtype=option.kv_dtype,
+                )
+        return FoldPlan(
+            num_attention_heads=self.shape.num_attention_heads,
+            head_dim=self.shape.head_dim,
+            page_size=self.page_size,
+            layers=tuple(layers[index] for index in range(self.shape.num_hidden_layers)),
+        )

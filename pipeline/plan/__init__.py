@@ -1,0 +1,1 @@
+"""`kvfold plan`: search a plan by measurement and write it as a recipe."""

@@ -1,0 +1,290 @@
+"""Search a plan: measure what is not measured yet, choose globals, choose banks, measure whole plans."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from math import ceil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.progress import Progress
+
+from export.search.choose import (
+    Candidate,
+    Horizons,
+    by_size,
+    choose_banks,
+    choose_horizons,
+    front,
+    grow_globals,
+    refine,
+    smallest_below,
+    smallest_bytes,
+)
+from export.search.costs import Change, Cost, CostTable, distant_changes, layer_changes, make_table
+from export.search.space import PlanSpace, Solution
+from pipeline.plan.goal import Goal
+from pipeline.plan.ledger import Ledger, globals_name
+from pipeline.plan.questions import write_questions
+from pipeline.progress import open_bar
+from pipeline.recipe import Recipe
+from pipeline.stage import Report, hash_code
+from pipeline.stages import fingerprint_text
+from pipeline.targets import TARGETS
+from pipeline.workspace import Workspace
+from plugins.errors import RecipeError
+from plugins.fold_plan import FoldPlan, KvDtype
+from plugins.version import VERSION
+
+if TYPE_CHECKING:
+    from export.search.measure import Laboratory
+
+# Dials that decide a measurement; the others decide only what is chosen from them.
+MEASURING = {"kl_tokens", "prompts", "prompt_length", "measured_window", "sink_size"}
+MEASURING_CODE = (
+    *("export/search/costs.py", "export/search/examine.py", "export/search/measure.py"),
+    *("export/calibration", "export/checkpoint", "export/fold", "export/model", "export/quantize"),
+    *("export/heal/training_attention.py", "plugins/fold_plan.py", "plugins/plan_presets.py"),
+    *("plugins/chat_template.py", "plugins/tokenizer_config.py", "runtime/tokenizer.py"),
+    *("pipeline/evaluate/answers.py", "pipeline/evaluate/haystacks.py", "pipeline/evaluate/filler.txt"),
+    "pipeline/plan/questions.py",
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search came to.
+
+    Attributes:
+        plan: the chosen one.
+        solution: its banks, with what they were predicted to cost.
+        cost: what it was measured to cost.
+        plans: every whole plan that was measured.
+        horizons: the globals of the plan; with measured windows, and nothing else folded.
+        space: the costs of all changes, and what was allowed.
+    """
+
+    plan: FoldPlan
+    solution: Solution
+    cost: Cost
+    plans: tuple[Candidate, ...]
+    horizons: Horizons
+    space: PlanSpace
+
+
+class Search:
+    """One search; what it measures goes into a ledger, and what is there is not measured again."""
+
+    def __init__(self, recipe: Recipe, goal: Goal, ledger: Path, bars: Progress) -> None:
+        """Read the checkpoint's header and the ledger.
+
+        Raises:
+            RecipeError: the recipe cannot take a searched plan.
+            CheckpointError, UnsupportedModelError: the model cannot be read.
+        """
+        check_recipe(recipe)
+        self._recipe, self._goal, self._bars = recipe, goal, bars
+        self._checkpoint = Workspace(recipe, Path()).checkpoint
+        self._config = self._checkpoint.config
+        self._ledger = Ledger(ledger, self._key())
+        self._plans: list[Candidate] = []
+
+    def run(self) -> Found:
+        """The plan.
+
+        Raises:
+            PlanError: the goal cannot be reached; the nearest that can is named.
+            RecipeError: prompts and model do not fit together.
+            CalibrationError: the text cannot be read, or is too short.
+        """
+        unfolded = self._ledger.cost("unfolded", lambda: self._laboratory.examination.unfolded())
+        space = self._space(make_table(unfolded, self._measure(list(layer_changes(self._config)))))
+        choose_banks(space, frozenset(), self._goal.targets)  # where even that is too large, nothing helps
+        enough = unfolded.nll + self._recipe.search.max_retrieval_loss
+        trail = grow_globals(
+            self._config.num_hidden_layers,
+            self._measure_none(),
+            enough,
+            lambda globals_: fits(space, globals_, self._goal),
+            self._measure_globals,
+        )
+        horizons = choose_horizons(trail, enough)
+        if self._goal.share_distant_globals:
+            changes = [*layer_changes(self._config), *distant_changes(self._config, horizons.globals_)]
+            space = self._space(make_table(unfolded, self._measure(changes)))
+        best = self._choose(space, horizons.globals_)
+        return Found(
+            plan=space.plan(best.solution),
+            solution=best.solution,
+            cost=best.cost,
+            plans=tuple(self._plans),
+            horizons=horizons,
+            space=space,
+        )
+
+    def _choose(self, space: PlanSpace, globals_: frozenset[int]) -> Candidate:
+        targets, max_kl, limit = self._goal.targets, self._goal.max_kl, self._recipe.search.plans
+        with self._bar("plans", "folding and measuring whole plans") as report:
+
+            def measure(solution: Solution) -> Cost:
+                plan = space.plan(solution)
+                report(len(self._plans) / limit, f"plan {len(self._plans) + 1} of at most {limit}")
+                cost = self._ledger.cost(plan_name(plan), lambda: self._measure_plan(plan))
+                self._plans.append(Candidate(solution, cost))
+                return cost
+
+            if max_kl is None:
+                return refine(space, globals_, targets, measure)
+            if targets:
+                choose_banks(space, globals_, targets)  # names the smallest plan where none fits
+            return smallest_below(by_size(front(space, globals_, targets)), max_kl, limit, measure)
+
+    def _space(self, table: CostTable) -> PlanSpace:
+        return PlanSpace(
+            shape=self._config.attention_shape,
+            table=table,
+            settings=self._recipe.search,
+            wide=wide_dtype(self._recipe),
+            page_size=self._recipe.page_size,
+            lengths=self._goal.lengths,
+            share_distant_globals=self._goal.share_distant_globals,
+        )
+
+    def _measure(self, changes: list[Change]) -> dict[Change, Cost]:
+        """The cost of each change, from the ledger where it is there."""
+        from export.search.measure import measure_changes
+
+        costs = self._ledger.file.costs
+        missing = [change for change in changes if change.name not in costs]
+        if missing:
+            total = sum(self._work(change) for change in changes)
+            done = total - sum(self._work(change) for change in missing)
+            with self._bar("layers", "reading the text") as report:
+                report(done / total)
+                for change, cost in measure_changes(self._laboratory, missing):
+                    self._ledger.put_cost(change.name, cost)
+                    done += self._work(change)
+                    report(done / total, f"{change.name}: KL {cost.kl:.4f}")
+        return {change: costs[change.name] for change in changes}
+
+    def _work(self, change: Change) -> int:
+        """How long a measurement takes, relative to others: the fold, then the layers that are left."""
+        span = change.layers[-1] - change.layers[0] + 1 if change.kind == "bank" else 0
+        return 16 + 16 * span + 2 * (self._config.num_hidden_layers - change.layers[0])
+
+    def _measure_globals(self, base: frozenset[int], candidates: Collection[int]) -> dict[int, float]:
+        """NLL with each candidate added, from the ledger where it is there."""
+        from export.search.measure import measure_globals
+
+        answers = self._ledger.file.answers
+        missing = [layer for layer in candidates if globals_name(base | {layer}) not in answers]
+        if missing:
+            doing = f"{len(base)} global so far, {len(candidates)} candidates"
+            with self._bar("globals", doing) as report:
+                for layer, nll in measure_globals(self._laboratory, base, missing):
+                    self._ledger.put_answers(base | {layer}, nll)
+                    report((missing.index(layer) + 1) / len(missing))
+        return {layer: answers[globals_name(base | {layer})] for layer in candidates}
+
+    def _measure_none(self) -> float:
+        """NLL without any global layer."""
+        from export.search.measure import measure_locals
+
+        answers, none = self._ledger.file.answers, frozenset[int]()
+        if globals_name(none) not in answers:
+            self._ledger.put_answers(none, measure_locals(self._laboratory))
+        return answers[globals_name(none)]
+
+    def _measure_plan(self, plan: FoldPlan) -> Cost:
+        from export.search.measure import measure_plan
+
+        return measure_plan(self._laboratory, plan)
+
+    @cached_property
+    def _laboratory(self) -> Laboratory:
+        """Text, prompts and the unfolded model; not needed when everything was measured before."""
+        import torch
+
+        from export.calibration import calibration_tokens
+        from export.search.examine import Examination
+        from export.search.measure import Laboratory
+        from runtime.tokenizer import BundleTokenizer
+
+        checkpoint, settings = self._checkpoint, self._recipe.search
+        tokenizer = BundleTokenizer(checkpoint.tokenizer.backend, checkpoint.tokenizer.config)
+        questions = list(write_questions(settings, tokenizer, self._config.max_position_embeddings))
+        text = settings.text
+        if not self._ledger.file.tokens:
+            found = calibration_tokens(text.source, checkpoint, text.tokens, text.sequence_length, text.seed)
+            self._ledger.put_tokens(found.tolist())
+        tokens = torch.tensor(self._ledger.file.tokens)
+        held_out = spread(len(tokens), ceil(settings.kl_tokens / text.sequence_length))
+        rest = [row for row in range(len(tokens)) if row not in held_out]
+        examination = Examination(self._config, checkpoint.weights, tokens[held_out], questions)
+        return Laboratory(examination, tokens[rest], self._recipe.fold, settings)
+
+    def _key(self) -> str:
+        settings = self._recipe.search
+        parts = [
+            *(VERSION, hash_code(MEASURING_CODE), self._checkpoint.fingerprint),
+            *(fingerprint_text(settings.text), settings.model_dump(mode="json", include=MEASURING)),
+            self._recipe.fold.model_dump(mode="json"),
+        ]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    @contextmanager
+    def _bar(self, name: str, doing: str) -> Iterator[Report]:
+        task, report = open_bar(self._bars, name, doing)
+        try:
+            yield report
+        finally:
+            self._bars.remove_task(task)
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Raise RecipeError where the recipe cannot take another plan, or its target not the searched one."""
+    if recipe.adapter:
+        raise RecipeError(
+            f"recipe {recipe.name} takes weights from an adapter, {recipe.adapter.name}, which belongs to "
+            "its present plan; remove heal.adapter or heal.start"
+        )
+    if recipe.search.sink_size and not TARGETS[recipe.target].keeps_sinks:
+        raise RecipeError(
+            f"target {recipe.target} cannot keep a sequence's first tokens in sight under a window; set "
+            "search.sink_size: 0, or choose another target"
+        )
+
+
+def wide_dtype(recipe: Recipe) -> KvDtype:
+    """The float cache of the recipe's target."""
+    if recipe.target in ("tensorrt", "tensorrt-rtx"):
+        return recipe.tensorrt.activation_dtype
+    return next(dtype for dtype in TARGETS[recipe.target].kv_dtypes if dtype != "int8")
+
+
+def fits(space: PlanSpace, globals_: frozenset[int], goal: Goal) -> bool:
+    """Whether some plan with these globals meets every target."""
+    if not goal.targets:
+        return True
+    held = zip(goal.targets, smallest_bytes(space, globals_), strict=True)
+    return all(target.holds(least) for target, least in held)
+
+
+def spread(count: int, wanted: int) -> list[int]:
+    """Evenly spaced numbers below `count`, at least one fewer than that, so that something is left."""
+    wanted = min(wanted, count - 1)
+    if wanted < 1:
+        raise RecipeError(
+            "search.text is a single sequence; raise search.text.tokens, or shorten its sequence_length"
+        )
+    return [index * count // wanted for index in range(wanted)]
+
+
+def plan_name(plan: FoldPlan) -> str:
+    """By content."""
+    return f"plan {hashlib.sha256(plan.model_dump_json().encode()).hexdigest()[:16]}"

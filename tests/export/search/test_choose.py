@@ -1,0 +1,250 @@
+"""Laws of the choice: targets are met where they can be, plans are lawful, nothing cheaper is overlooked."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection
+from dataclasses import replace
+from itertools import product
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from export.search.choose import (
+    Horizons,
+    by_size,
+    choose_banks,
+    choose_horizons,
+    front,
+    grow_globals,
+    neighbours,
+    refine,
+    smallest_below,
+    smallest_bytes,
+)
+from export.search.costs import Cost, CostTable
+from export.search.settings import SearchSettings
+from export.search.space import PlanSpace, Solution, Target
+from plugins.errors import PlanError
+from plugins.plan_presets import AttentionShape
+
+NLL = 1.0
+PROPERTY = settings(max_examples=60, deadline=None)
+
+
+def make_space(seed: int, layers: int = 7, heads: int = 3, lengths: tuple[int, ...] = (2048,)) -> PlanSpace:
+    """Random costs, larger for larger banks; now and then a layer that int8 hurts."""
+    generator = random.Random(seed)
+
+    def cost(scale: float) -> Cost:
+        return Cost(kl=scale * generator.random(), nll=NLL + generator.uniform(-0.2, 2))
+
+    sizes = range(1 if heads > 1 else 2, 4)
+    banks = [tuple(range(i, i + size)) for size in sizes for i in range(layers - size + 1)]
+    table = CostTable(
+        unfolded_nll=NLL,
+        windowed={layer: cost(0.01) for layer in range(layers)},
+        int8={layer: cost(generator.choice((0.001, 0.001, 0.1))) for layer in range(layers)},
+        banks={bank: cost(0.05 * len(bank) ** 2) for bank in banks},
+    )
+    return PlanSpace(
+        shape=AttentionShape(layers, 9, heads, 64),
+        table=table,
+        settings=SearchSettings(sliding_window=256),
+        wide="float32",
+        page_size=16,
+        lengths=lengths,
+    )
+
+
+def make_targets(space: PlanSpace, globals_: frozenset[int], slack: float) -> list[Target]:
+    """Targets of every length, `slack` times what the smallest plan takes there."""
+    smallest = smallest_bytes(space, globals_)
+    pairs = zip(space.lengths, smallest, strict=True)
+    return [Target(slack * least / length, length) for length, least in pairs]
+
+
+horizons = st.sets(st.integers(0, 6)).map(frozenset)
+
+
+@PROPERTY
+@given(
+    seed=st.integers(0, 999),
+    globals_=horizons,
+    slack=st.floats(1, 6),
+    heads=st.sampled_from((1, 3)),
+    distant=st.booleans(),
+)
+def test_a_reachable_target_is_met_by_a_lawful_plan(
+    seed: int, globals_: frozenset[int], slack: float, heads: int, distant: bool
+) -> None:
+    space = replace(make_space(seed, heads=heads, lengths=(1024, 8192)), share_distant_globals=distant)
+    targets = make_targets(space, globals_, slack)
+    solution = choose_banks(space, globals_, targets)
+    plan = space.plan(solution)  # raises where a law of FoldPlan is broken
+    assert solution.kv_bytes == tuple(plan.kv_bytes(target.length) for target in targets)
+    assert all(plan.kv_bytes(t.length) <= t.bytes_per_token * t.length for t in targets)
+    assert {i for i, layer in enumerate(plan.layers) if layer.sliding_window is None} == globals_
+    for bank in plan.banks:
+        assert bank.num_key_value_heads == 1 or (bank.num_key_value_heads == heads and not bank.consumers)
+
+
+@PROPERTY
+@given(seed=st.integers(0, 999), globals_=horizons, length=st.sampled_from((512, 8192)))
+def test_an_unreachable_target_names_the_smallest(seed: int, globals_: frozenset[int], length: int) -> None:
+    space = make_space(seed, lengths=(length,))
+    (target,) = make_targets(space, globals_, 0.99)
+    (least,) = smallest_bytes(space, globals_)
+    with pytest.raises(
+        PlanError, match=rf"smallest reaches {least / length:.1f} bytes a token at {length:,}"
+    ):
+        choose_banks(space, globals_, [target])
+    assert choose_banks(space, globals_, [Target(least / length, length)]).kv_bytes == (least,)
+
+
+def every_solution(space: PlanSpace, globals_: frozenset[int]) -> list[Solution]:
+    """Every plan, one by one."""
+    chain = [*sorted(globals_), *(i for i in range(space.shape.num_hidden_layers) if i not in globals_)]
+    found: list[Solution] = []
+
+    def extend(start: int, before: Solution) -> None:
+        if start == len(chain):
+            found.append(before)
+            return
+        for option in space.options(chain, start, globals_):
+            extend(start + len(option.layers), Solution((*before.options, option)))
+
+    extend(0, Solution(()))
+    return found
+
+
+@PROPERTY
+@given(seed=st.integers(0, 99), globals_=st.sets(st.integers(0, 3)).map(frozenset), slack=st.floats(1, 4))
+def test_nothing_cheaper_is_overlooked(seed: int, globals_: frozenset[int], slack: float) -> None:
+    space = make_space(seed, layers=4, lengths=(512, 4096))
+    targets = make_targets(space, globals_, slack)
+    every = every_solution(space, globals_)
+    fitting = [s for s in every if all(t.holds(b) for t, b in zip(targets, s.kv_bytes, strict=True))]
+    assert choose_banks(space, globals_, targets).cost == pytest.approx(min(s.cost for s in fitting))
+    for ours, other in product(front(space, globals_), every):
+        beaten = other.cost < ours.cost - 1e-9
+        assert not (beaten and all(a <= b for a, b in zip(other.kv_bytes, ours.kv_bytes, strict=True)))
+
+
+def test_more_bytes_never_cost_more() -> None:
+    space = make_space(3)
+    globals_ = frozenset({2, 5})
+    costs = [choose_banks(space, globals_, make_targets(space, globals_, s)).cost for s in (1, 2, 3, 5, 9)]
+    assert costs == sorted(costs, reverse=True)
+
+
+def test_a_layer_that_int8_hurts_stays_float_where_bytes_allow() -> None:
+    space = make_space(0)
+    int8 = {layer: Cost(kl=0.5 if layer == 4 else 0.001, nll=NLL) for layer in range(7)}
+    space = replace(space, table=replace(space.table, int8=int8))
+    rich = space.plan(choose_banks(space, frozenset(), make_targets(space, frozenset(), 99)))
+    assert [layer.kv_dtype for layer in rich.layers] == ["int8"] * 4 + ["float32"] + ["int8"] * 2
+    poor = space.plan(choose_banks(space, frozenset(), make_targets(space, frozenset(), 1)))
+    assert {layer.kv_dtype for layer in poor.layers} == {"int8"}
+
+
+def test_global_layers_share_over_others_only_when_asked_to() -> None:
+    space = make_space(1)
+    banks = {**space.table.banks, (1, 5): Cost(kl=0.0, nll=NLL), (0, 2): Cost(kl=0.0, nll=NLL)}
+    space = replace(space, table=replace(space.table, banks=banks))
+    globals_ = frozenset({1, 5})
+    for distant, donor in ((False, 5), (True, 1)):
+        allowed = replace(space, share_distant_globals=distant)
+        plan = allowed.plan(choose_banks(allowed, globals_, make_targets(allowed, globals_, 1)))
+        assert plan.layers[5].donor == donor
+        assert plan.layers[2].donor != 0, "local layers never share over a global one"
+
+
+def retrieval(globals_: frozenset[int]) -> float:
+    """Layer 3 is needed; then 1 and 5 help, and 5 more."""
+    return 20.0 if 3 not in globals_ else 10.0 - 5 * (5 in globals_) - 3 * (1 in globals_)
+
+
+def measure_globals(base: frozenset[int], candidates: Collection[int]) -> dict[int, float]:
+    return {layer: retrieval(base | {layer}) for layer in candidates}
+
+
+def test_globals_grow_by_what_they_do_for_retrieval() -> None:
+    trail = grow_globals(8, 20.0, 2.5, lambda _: True, measure_globals)
+    assert [sorted(step.globals_) for step in trail] == [[], [3], [3, 5], [1, 3, 5]]
+    assert choose_horizons(trail, 2.5) == trail[-1]
+    assert choose_horizons(trail, 6.0) == Horizons(frozenset({3, 5}), 5.0)
+
+
+def test_globals_stop_where_the_bytes_do() -> None:
+    trail = grow_globals(8, 20.0, 2.5, lambda globals_: len(globals_) < 3, measure_globals)
+    assert [len(step.globals_) for step in trail] == [0, 1, 2]
+    assert choose_horizons(trail, 2.5) == trail[-1], "none is good enough: the best one"
+
+
+def test_neighbours_leave_out_a_bank_each() -> None:
+    space, globals_ = make_space(5), frozenset({3})
+    targets = make_targets(space, globals_, 2)
+    chosen = choose_banks(space, globals_, targets)
+    found = neighbours(space, globals_, targets, chosen)
+    assert found
+    assert [s.cost for s in found] == sorted(s.cost for s in found)
+    for other in found:
+        assert other.options != chosen.options
+        assert other.cost >= chosen.cost
+        assert all(t.holds(b) for t, b in zip(targets, other.kv_bytes, strict=True))
+
+
+def test_refinement_goes_by_what_is_measured() -> None:
+    space, globals_ = make_space(5), frozenset({3})
+    targets = make_targets(space, globals_, 2)
+    first = choose_banks(space, globals_, targets)
+    measured: list[Solution] = []
+
+    def measure(solution: Solution) -> Cost:
+        measured.append(solution)
+        return Cost(kl=1.0 if solution == first else 0.5 + 0.1 * len(measured), nll=NLL)
+
+    best = refine(space, globals_, targets, measure)
+    assert len(measured) == space.settings.plans
+    assert len({solution.options for solution in measured}) == len(measured)
+    assert (best.solution, best.cost.kl) == (measured[1], 0.7)
+
+
+@PROPERTY
+@given(seed=st.integers(0, 999), limit=st.floats(0.01, 2), scale=st.floats(0.3, 3), plans=st.integers(2, 8))
+def test_the_smallest_plan_below_a_kl_is_measured(seed: int, limit: float, scale: float, plans: int) -> None:
+    space = make_space(seed)
+    sizes = by_size(front(space, frozenset({2})))
+    assert [s.kv_bytes[-1] for s in sizes] == sorted({s.kv_bytes[-1] for s in sizes})
+    measured: dict[Solution, float] = {}
+
+    def measure(solution: Solution) -> Cost:
+        assert solution not in measured, "measured twice"
+        measured[solution] = scale * solution.kl
+        return Cost(kl=measured[solution], nll=NLL)
+
+    try:
+        best = smallest_below(sizes, limit, plans, measure)
+    except PlanError as error:
+        assert min(measured.values()) > limit
+        assert f"lowest KL is {min(measured.values()):.4g}" in str(error)
+        assert scale * sizes[-1].kl > limit
+    else:
+        assert best.cost.kl <= limit
+        below = [s for s, kl in measured.items() if kl <= limit]
+        assert best.solution == min(below, key=lambda s: s.kv_bytes)
+    assert len(measured) <= plans
+
+
+def test_later_rounds_try_fewer_layers() -> None:
+    tried: list[int] = []
+
+    def measure(base: frozenset[int], candidates: Collection[int]) -> dict[int, float]:
+        tried.append(len(candidates))
+        return {layer: 100.0 - len(base) - layer / 100 for layer in candidates}
+
+    trail = grow_globals(40, 100.0, 0.0, lambda globals_: len(globals_) <= 6, measure)
+    assert tried == [40, 39, 19, 9, 8, 7]
+    assert len(trail[-1].globals_) == 6
