@@ -26,7 +26,7 @@ from pipeline.workspace import (
     SOURCE,
     TRAINING_TOKENS,
     Workspace,
-    text_source,
+    read_text,
 )
 from runtime.bundle import (
     CONFIG,
@@ -104,16 +104,7 @@ def _write_tokens(workspace: Workspace, sections: Texts, path: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from export.calibration import calibration_tokens
-
-    tokens = torch.cat(
-        [
-            calibration_tokens(
-                text_source(text), workspace.checkpoint, text.tokens, text.sequence_length, text.seed
-            )
-            for text in sections
-        ]
-    )
+    tokens = torch.cat([read_text(section, workspace.checkpoint) for section in sections])
     if len(sections) > 1:
         tokens = tokens[torch.randperm(len(tokens), generator=torch.Generator().manual_seed(0))]
     path.parent.mkdir()

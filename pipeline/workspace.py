@@ -80,10 +80,18 @@ def model_source(recipe: Recipe) -> str:
     return str(fetch_demo_model(MODEL_CACHE))
 
 
-def text_source(section: TextSection) -> str:
-    """A section's source as a path or `generate`; fetches conversations when they are not there yet."""
-    if section.source not in (SHAREGPT, SHAREGPT_HELD_OUT):
-        return section.source
-    from pipeline.fetch import fetch_conversations
+def read_text(section: TextSection, checkpoint: Checkpoint) -> Tensor:
+    """The sequences of a section, int64 [N, sequence_length]; fetches conversations not there yet.
 
-    return str(fetch_conversations(MODEL_CACHE, held_out=section.source == SHAREGPT_HELD_OUT))
+    Raises:
+        CalibrationError: the text is missing, unreadable or too short.
+        FetchError: the conversations cannot be had.
+    """
+    from export.calibration import calibration_tokens
+
+    source = section.source
+    if source in (SHAREGPT, SHAREGPT_HELD_OUT):
+        from pipeline.fetch import fetch_conversations
+
+        source = str(fetch_conversations(MODEL_CACHE, held_out=source == SHAREGPT_HELD_OUT))
+    return calibration_tokens(source, checkpoint, section.tokens, section.sequence_length, section.seed)

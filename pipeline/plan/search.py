@@ -36,7 +36,7 @@ from pipeline.recipe import Recipe
 from pipeline.stage import Report, hash_code
 from pipeline.stages import fingerprint_text
 from pipeline.targets import TARGETS
-from pipeline.workspace import Workspace
+from pipeline.workspace import Workspace, read_text
 from plugins.errors import RecipeError
 from plugins.fold_plan import FoldPlan, KvDtype
 from plugins.version import VERSION
@@ -210,7 +210,6 @@ class Search:
         """Text, prompts and the unfolded model; not needed when everything was measured before."""
         import torch
 
-        from export.calibration import calibration_tokens
         from export.search.examine import Examination
         from export.search.measure import Laboratory
         from runtime.tokenizer import BundleTokenizer
@@ -220,8 +219,7 @@ class Search:
         questions = list(write_questions(settings, tokenizer, self._config.max_position_embeddings))
         text = settings.text
         if not self._ledger.file.tokens:
-            found = calibration_tokens(text.source, checkpoint, text.tokens, text.sequence_length, text.seed)
-            self._ledger.put_tokens(found.tolist())
+            self._ledger.put_tokens(read_text(text, checkpoint).tolist())
         tokens = torch.tensor(self._ledger.file.tokens)
         held_out = spread(len(tokens), ceil(settings.kl_tokens / text.sequence_length))
         rest = [row for row in range(len(tokens)) if row not in held_out]
