@@ -70,7 +70,11 @@ def _plan_edit(text: str, root: Any, plan: FoldPlan, why: str) -> Edit:
 
 def _moved_paths(node: Any, resolved: Any, folder: Path) -> Iterator[Edit]:
     """Scalars that loading the recipe resolved to a path: replaced by that path from `folder`."""
-    if isinstance(node, yaml.MappingNode) and isinstance(resolved, dict):
+    if isinstance(resolved, list):  # a single text may stand without its list
+        parts = node.value if isinstance(node, yaml.SequenceNode) else [node]
+        for part, value in zip(parts, resolved, strict=True):
+            yield from _moved_paths(part, value, folder)
+    elif isinstance(node, yaml.MappingNode) and isinstance(resolved, dict):
         for key, value in node.value:
             if key.value != "plan":
                 yield from _moved_paths(value, resolved.get(key.value), folder)

@@ -82,6 +82,13 @@ def test_relative_paths_hold_from_another_folder(tmp_path: Path) -> None:
     assert "source: ../model.gguf\n" in written
     assert "calibration: {source: ../text.txt, tokens: 512}" in written
     assert "last_words: shipped" in written
+    listed = BLOCK.replace(
+        "calibration: {source: text.txt, tokens: 512}",
+        "calibration: [{source: generate}, {source: text.txt}]",
+    )
+    assert listed != BLOCK
+    written = rewrite(tmp_path, listed, tmp_path / "deep" / "newer.yaml")
+    assert "calibration: [{source: generate}, {source: ../text.txt}]" in written
 
 
 def test_anchors_and_aliases_may_stand_in_a_recipe(tmp_path: Path) -> None:
