@@ -141,10 +141,10 @@ def test_fitted_slots_belong_to_folded_banks_alone() -> None:
     layers = make_plan(config, 1, [0, 0, 2, 3]).layers
     whole = LayerPlan(donor=3, num_key_value_heads=config.num_key_value_heads)
     plan = make_plan(config, 1, [0, 0, 2, 3]).model_copy(update={"layers": (*layers[:3], whole)})
-    slots = [layer.rope_slots for layer in fold_weights(config, weights, plan, TOKENS).plan.layers]
+    fitted = fold_weights(config, weights, plan, TOKENS, FoldSettings(rope_slots="fitted"))
+    slots = [layer.rope_slots for layer in fitted.plan.layers]
     assert slots[0] is not None and slots[0] == slots[1] and slots[2] is not None and slots[3] is None
-    even = fold_weights(config, weights, plan, TOKENS, FoldSettings(rope_slots="even"))
-    assert even.plan == plan
+    assert fold_weights(config, weights, plan, TOKENS).plan == plan
 
 
 def test_folding_is_deterministic() -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from export.fold.fold import fold_weights
+from export.fold.settings import FoldSettings
 from export.heal.heal import Healing
 from export.heal.settings import HealSettings
 from export.model.families import config_from_huggingface
@@ -39,5 +40,5 @@ def tiny_healing(
     dials = {"preset": "character", "sliding_window": 16, "global_every": 4}
     dials |= {"sink_size": 0 if head_sink else 2, "head_sink": head_sink}
     plan = plan or build_plan(Preset.model_validate(dials), config.attention_shape)
-    folded = fold_weights(config, base, plan, TOKENS)
+    folded = fold_weights(config, base, plan, TOKENS, FoldSettings(rope_slots="fitted"))
     return Healing(config, base, folded.plan, TOKENS, settings, calibration=TOKENS), folded.weights
