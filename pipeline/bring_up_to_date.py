@@ -7,8 +7,9 @@ from typing import Literal
 
 from rich import get_console
 
+from pipeline.load_recipe import load_recipe
 from pipeline.progress import stage_display
-from pipeline.recipe import Recipe, load_recipe
+from pipeline.recipe import Recipe
 from pipeline.run_stages import run_stages
 from pipeline.stages import STAGES, build_stage, evaluate_stage, report_stage
 from pipeline.targets import TARGETS

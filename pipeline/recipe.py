@@ -8,20 +8,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 from pydantic import ValidationError as PydanticValidationError
 
 from export.fold.settings import FoldSettings
 from export.heal.settings import HealSettings
 from export.quantize.settings import QuantizeSettings
 from export.search.settings import SearchSettings
-from pipeline.evaluate.settings import SHIPPED_PASSAGES, EvaluateSection
-from pipeline.recipe_errors import describe_recipe_errors
-from pipeline.recipe_files import SHIPPED, find_recipe
-from pipeline.recipe_sections import KEYWORDS, Section, Texts, TextSection
+from pipeline.evaluate.settings import EvaluateSection
+from pipeline.recipe_sections import Section, Texts, TextSection
 from pipeline.targets import TARGETS
-from plugins.errors import PlanError, RecipeError
+from plugins.errors import PlanError
 from plugins.fold_plan import FoldPlan, KvDtype, LayerPlan, describe_errors
 from plugins.plan_presets import AttentionShape, Preset, build_plan
 
@@ -315,110 +312,3 @@ class Recipe(Section):
             )
         except PydanticValidationError as error:
             raise PlanError(describe_errors(f"recipe {self.name}: plan", error)) from error
-
-
-def load_recipe(name: str, target: str | None = None, architectures: tuple[int, ...] = ()) -> Recipe:
-    """Read and validate a recipe given by path or by shipped name.
-
-    Args:
-        name: path or shipped name.
-        target: in place of the recipe's own.
-        architectures: in place of the recipe's `tensorrt.architectures`.
-
-    Raises:
-        RecipeError: not found, not YAML, an unknown key, or a value out of range; each problem is
-            named by its key, with the value given.
-    """
-    path = find_recipe(name)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RecipeError(f"{path} cannot be read as YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise RecipeError(f"{path} holds {type(content).__name__}, not sections; see {SHIPPED / 'demo.yaml'}")
-    if "name" in content:
-        raise RecipeError(f"{path}: name: a recipe is named by its file, {path.stem!r}; remove the key")
-    try:
-        recipe = Recipe.model_validate(_override({**content, "name": path.stem}, target, architectures))
-    except PydanticValidationError as error:
-        raise RecipeError(describe_recipe_errors(str(path), error, Recipe)) from error
-    if architectures and recipe.target != "tensorrt-rtx":
-        raise RecipeError(
-            f"--sm is for the target tensorrt-rtx, this one is {recipe.target}: add --target tensorrt-rtx, "
-            "or leave --sm out"
-        )
-    return _resolve_paths(recipe, path.resolve().parent)
-
-
-def _override(content: dict[str, Any], target: str | None, architectures: tuple[int, ...]) -> dict[str, Any]:
-    if target is not None:
-        content["target"] = target
-    if architectures:
-        section = content.get("tensorrt") or {}
-        content["tensorrt"] = {**section, "architectures": list(architectures)}
-    return content
-
-
-def _resolve_paths(recipe: Recipe, folder: Path) -> Recipe:
-    """Paths relative to the recipe's folder become absolute; keywords and hub ids stay."""
-    source = recipe.model.source
-    if source != DEMO_MODEL and (folder / source).exists():
-        source = str((folder / source).resolve())
-    last_words = recipe.evaluate.last_words
-    if last_words != SHIPPED_PASSAGES:
-        last_words = _resolve_file(last_words, "evaluate.last_words", folder, SHIPPED_PASSAGES)
-    evaluate = _resolve_text(recipe.evaluate, "evaluate", folder)
-    return recipe.model_copy(
-        update={
-            "model": recipe.model.model_copy(update={"source": source}),
-            "calibration": _resolve_texts(recipe.calibration, "calibration", folder),
-            "validate_on": _resolve_text(recipe.validate_on, "validate", folder),
-            "heal": _resolve_heal(recipe.heal, folder),
-            "evaluate": evaluate.model_copy(update={"last_words": last_words}),
-            "search": recipe.search.model_copy(
-                update={"text": _resolve_text(recipe.search.text, "search.text", folder)}
-            ),
-        }
-    )
-
-
-def _resolve_heal(section: HealSection | AdapterSection | None, folder: Path) -> BaseModel | None:
-    if isinstance(section, HealSection):
-        start = section.start and _resolve_adapter(section.start, "heal.start", folder)
-        text = _resolve_texts(section.text, "heal.text", folder)
-        return section.model_copy(update={"start": start, "text": text})
-    if isinstance(section, AdapterSection):
-        adapter = _resolve_adapter(section.adapter, "heal.adapter", folder)
-        return section.model_copy(update={"adapter": adapter})
-    return None
-
-
-def _resolve_adapter(name: str, key: str, folder: Path) -> str:
-    path = (folder / name).expanduser().resolve()
-    if not path.is_file():
-        raise RecipeError(
-            f"{key}: there is no file {path}; give the adapter.safetensors of a healed bundle "
-            "(relative to the recipe's folder)"
-        )
-    return str(path)
-
-
-def _resolve_texts(sections: Texts, key: str, folder: Path) -> Texts:
-    return tuple(_resolve_text(section, key, folder) for section in sections)
-
-
-def _resolve_text(section: TextSection, key: str, folder: Path) -> TextSection:
-    if section.source in KEYWORDS:
-        return section
-    path = _resolve_file(section.source, f"{key}.source", folder, *KEYWORDS)
-    return section.model_copy(update={"source": path})
-
-
-def _resolve_file(name: str, key: str, folder: Path, *keywords: str) -> str:
-    path = (folder / name).expanduser().resolve()
-    if not path.is_file():
-        raise RecipeError(
-            f"{key}: there is no file {path}; give a .txt or .jsonl file "
-            f"(relative to the recipe's folder) or {' or '.join(map(repr, keywords))}"
-        )
-    return str(path)

@@ -28,7 +28,7 @@ class Snapshot:
         step: name of the step at work.
         updates: how many it has made.
         form: the model as its adapter's tensors.
-        optimizer: AdamW's state; None before a step's first update.
+        optimizer: its state; None before a step's first update.
         int8: the fields of the `Int8Deployment` that step int8 found at its start; None before that.
     """
 

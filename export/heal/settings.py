@@ -17,7 +17,7 @@ class HealSettings(BaseModel):
             more from a token: on SmolLM2 the layer-wise loss came to 0.40 after 51,000 tokens in batches of
             1,024, and to 0.38 after 400,000 in batches of 4,096. (Not that alone differed: the first had
             sequences of 512 for 1,024 and ranks given out by need, so it began at 0.47 in place of 0.50.)
-        layerwise_learning_rate: peak of step A's rate (AdamW, no weight decay).
+        layerwise_learning_rate: peak of step A's rate (Muon and AdamW, no weight decay).
         learning_rate: peak of step B's rate.
         int8_learning_rate: peak of step C's rate; low, since the model is nearly where it should be.
         final_rate: the rate at a step's end, a share of its peak.

@@ -6,20 +6,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import ceil, cos, pi
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from export.heal.journal import Journal, Snapshot
+from export.heal.optimizer import Optimizer
 from export.heal.settings import HealSettings
 from plugins.errors import HealingError
 
 TOKENS_PER_PASS = 2_048  # activations of so many tokens exist at a time, or of one longer sequence
-BETAS = (0.9, 0.95)
-# A head sink is a logit, whose unit is 1; the weights that a rate is chosen for are of hundredths. AdamW
-# moves either by about the rate an update, so at the weights' rate a logit would stay where it started.
-HEAD_SINK_RATE = 30.0
 
 
 @dataclass(frozen=True)
@@ -66,9 +62,9 @@ def train(
     Raises:
         HealingError: a gradient is not finite; the last snapshot is from before it.
     """
-    optimizer = torch.optim.AdamW(parameter_groups(parameters), lr=0.0, betas=BETAS, weight_decay=0.0)
+    optimizer = Optimizer(parameters)
     if snapshot.optimizer is not None:
-        optimizer.load_state_dict(snapshot.optimizer)
+        optimizer.restore(snapshot.optimizer)
     count, length = text
     size = max(1, settings.batch_tokens // length)
     updates = ceil(step.tokens / (size * length))
@@ -77,9 +73,7 @@ def train(
         if done <= snapshot.updates:
             continue
         rate = step.learning_rate * rate_share(done, updates, settings)
-        for group in optimizer.param_groups:
-            group["lr"] = rate * group["rate"]
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.clear()
         loss = backward(step.loss, rows, max(1, TOKENS_PER_PASS // length))
         norm = torch.nn.utils.clip_grad_norm_(parameters.values(), settings.clip)
         if not norm.isfinite():
@@ -87,20 +81,12 @@ def train(
                 f"{step.name}, update {done}: the gradient is {float(norm)} at loss {loss}, rate {rate:.1e}; "
                 "lower the learning rate or clip"
             )
-        optimizer.step()
+        optimizer.step(rate)
         journal.log(step.name, done, loss, rate)
         report(done / updates, loss)
         if done == updates or time.monotonic() - saved >= settings.checkpoint_seconds:
-            journal.save(step.name, done, {**form, **parameters}, optimizer.state_dict(), snapshot.int8)
+            journal.save(step.name, done, {**form, **parameters}, optimizer.state(), snapshot.int8)
             saved = time.monotonic()
-
-
-def parameter_groups(parameters: Mapping[str, Tensor]) -> list[dict[str, Any]]:
-    """AdamW's groups, each with its `rate`, a multiple of the step's."""
-    sinks = [tensor for name, tensor in parameters.items() if name.endswith(".sinks")]
-    others = [tensor for name, tensor in parameters.items() if not name.endswith(".sinks")]
-    groups = [{"params": others, "rate": 1.0}, {"params": sinks, "rate": HEAD_SINK_RATE}]
-    return [group for group in groups if group["params"]]
 
 
 def backward(loss_of: Callable[[Tensor], Tensor], rows: Tensor, rows_per_pass: int) -> float:

@@ -37,6 +37,10 @@ class TrainingAttention(DenseAttention):
         bites = window is not None and query.shape[2] > window
         if window is None or sinks > window or not (bites or head_sink is not None):
             return super().attend(query, keys, values, layer, head_sink)
+        # One dtype, as autocast has it of the fused kernel: int8 linears give float32, float ones bfloat16.
+        autocast = torch.is_autocast_enabled("cpu")
+        dtype = torch.get_autocast_dtype("cpu") if autocast else query.dtype
+        query, keys, values = (x.to(dtype) for x in (query, keys, values))
         # The kernel wants as many KV heads as query heads; autograd adds up what comes back.
         group = query.shape[1] // keys.shape[1]
         keys, values = (x.repeat_interleave(group, dim=1) for x in (keys, values))

@@ -11,8 +11,8 @@ from pipeline.ablation.results import Ablation, Row
 from pipeline.ablation.tables import write_markdown
 from pipeline.bring_up_to_date import bring_up_to_date
 from pipeline.cost import Yardstick, cost_stage, file_hashes, read_cost
+from pipeline.load_recipe import load_recipe
 from pipeline.progress import stage_display
-from pipeline.recipe import load_recipe
 from pipeline.run_stages import run_stages
 from pipeline.stage import Stage
 from pipeline.workspace import Workspace

@@ -29,7 +29,8 @@ def command(recipe: str, output: Path | None) -> None:
       kvfold heal my.yaml -o /tmp/mine     into a folder of your choice
     """
     from pipeline.bring_up_to_date import bring_up_to_date
-    from pipeline.recipe import HealSection, load_recipe
+    from pipeline.load_recipe import load_recipe
+    from pipeline.recipe import HealSection
     from pipeline.workspace import ADAPTER, HEAL_LOSSES
     from plugins.errors import RecipeError
 

@@ -37,7 +37,7 @@ def _read_bundle(root: Path) -> tuple[FoldPlan, AttentionShape]:
 
 
 def _read_recipe(name: str) -> tuple[FoldPlan, AttentionShape]:
-    from pipeline.recipe import load_recipe
+    from pipeline.load_recipe import load_recipe
     from pipeline.workspace import Workspace
 
     recipe = load_recipe(name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.recipe import load_recipe
+from pipeline.load_recipe import load_recipe
 from pipeline.recipe_files import BUNDLES
 from pipeline.workspace import Workspace
 from plugins.errors import RecipeError

@@ -8,12 +8,12 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from pipeline.draw_plan import draw_plan
+from pipeline.load_recipe import load_recipe
 from pipeline.plan.goal import Goal
 from pipeline.plan.search import Found, Search
 from pipeline.plan.tables import search_tables
 from pipeline.plan.write_recipe import write_recipe
 from pipeline.progress import make_bars
-from pipeline.recipe import load_recipe
 from pipeline.recipe_files import find_recipe
 from plugins.errors import RecipeError
 

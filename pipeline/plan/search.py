@@ -34,7 +34,7 @@ from pipeline.plan.questions import write_questions
 from pipeline.progress import open_bar
 from pipeline.recipe import Recipe
 from pipeline.stage import Report, hash_code
-from pipeline.stages import fingerprint_text
+from pipeline.stage_inputs import fingerprint_text
 from pipeline.targets import TARGETS
 from pipeline.workspace import Workspace, read_text
 from plugins.errors import RecipeError

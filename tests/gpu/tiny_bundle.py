@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.recipe import Recipe, load_recipe
+from pipeline.load_recipe import load_recipe
+from pipeline.recipe import Recipe
 from pipeline.run_stages import run_stages
 from pipeline.stages import STAGES, build_stage
 from pipeline.validate.results import FOLDED

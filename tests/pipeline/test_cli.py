@@ -64,7 +64,7 @@ def test_a_folder_without_a_manifest_shadows_no_shipped_recipe(
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo").mkdir()
-    monkeypatch.setattr("pipeline.recipe.load_recipe", stop)
+    monkeypatch.setattr("pipeline.load_recipe.load_recipe", stop)
     monkeypatch.setattr("pipeline.bring_up_to_date.bring_up_to_date", stop)
     result = CliRunner().invoke(cli, [name, "demo"])
     assert str(result.exception) == "looked up the recipe demo"
@@ -139,7 +139,8 @@ def test_chatting_with_a_built_bundle_needs_no_torch() -> None:
 
 def test_reading_a_recipe_and_a_report_needs_no_torch() -> None:
     code = (
-        "import sys; from pipeline.recipe import load_recipe; import pipeline.stages, pipeline.report.page;"
+        "import sys; from pipeline.load_recipe import load_recipe;"
+        "import pipeline.stages, pipeline.report.page;"
         "load_recipe('demo'); print({'torch', 'onnx', 'polygraphy'} & set(sys.modules))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pipeline.cli import cli
-from pipeline.recipe import load_recipe
+from pipeline.load_recipe import load_recipe
 from pipeline.report.results import read_results
 from pipeline.run_stages import StageOutcome, run_stages
 from pipeline.stage import requirements

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from pipeline.cli import cli
 from pipeline.evaluate.results import BFLOAT16, Evaluation, evaluation_file, read_evaluation
 from pipeline.harness.load import load_harness_model
-from pipeline.recipe import load_recipe
+from pipeline.load_recipe import load_recipe
 from pipeline.validate.results import ENGINE, FOLDED, ORIGINAL
 from plugins.errors import BundleError, RecipeError
 from tests.pipeline.test_harness import LM, Instance

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.cli import cli
-from pipeline.recipe import load_recipe
+from pipeline.load_recipe import load_recipe
 from pipeline.run_stages import run_stages
 from pipeline.stages import STAGES
 from pipeline.workspace import ADAPTER, FOLDED_WEIGHTS, HEAL_LOSSES, HEALED_WEIGHTS, Workspace

@@ -10,8 +10,9 @@ from click.testing import CliRunner, Result
 from export.search.costs import Change, Cost
 from export.search.measure import Station
 from pipeline.cli import cli
+from pipeline.load_recipe import load_recipe
 from pipeline.plan.ledger import LedgerFile
-from pipeline.recipe import WrittenPlan, load_recipe
+from pipeline.recipe import WrittenPlan
 from plugins.errors import PlanError, RecipeError
 from plugins.plan_presets import AttentionShape
 from tests.pipeline.tiny_recipe import RECIPE, write_tiny_recipe

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from export.search.space import Target
+from pipeline.load_recipe import load_recipe
 from pipeline.plan.goal import make_goal, parse_target
 from pipeline.plan.write_recipe import write_recipe
-from pipeline.recipe import WrittenPlan, load_recipe
+from pipeline.recipe import WrittenPlan
 from plugins.fold_plan import FoldPlan, LayerPlan
 
 LAYERS = (

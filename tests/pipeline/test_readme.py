@@ -11,7 +11,7 @@ import click
 import pytest
 
 from pipeline.cli import cli
-from pipeline.recipe import load_recipe
+from pipeline.load_recipe import load_recipe
 from pipeline.run_stages import run_stages
 from pipeline.stages import STAGES
 from tests.export.tiny_checkpoints import random_model, write_folder

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.recipe import Recipe, WrittenPlan, load_recipe
+from pipeline.load_recipe import load_recipe
+from pipeline.recipe import Recipe, WrittenPlan
 from pipeline.recipe_files import shipped_recipes
 from plugins.errors import PlanError, RecipeError
 from plugins.plan_presets import AttentionShape, Preset

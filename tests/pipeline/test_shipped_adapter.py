@@ -7,7 +7,7 @@ from pathlib import Path
 from export.checkpoint import load_checkpoint
 from export.heal.adapter import load_adapter, merge
 from export.model.decoder import Decoder
-from pipeline.recipe import load_recipe
+from pipeline.load_recipe import load_recipe
 
 ADAPTERS = Path(__file__).parent.parent.parent / "pipeline" / "adapters"
 RECIPE = ADAPTERS / "smollm2-135m-character.yaml"

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from export.quantize.settings import QuantizeSettings
-from pipeline import stages
+from pipeline import stage_work
 from pipeline.ablation.measure import METHOD_CODE
 from pipeline.cost import Yardstick, cost_stage
 from pipeline.recipe import DEMO_MODEL, HealSection, ModelSection
 from pipeline.stage import SOURCE_ROOT, Stage
-from pipeline.stages import EVERY_STAGE, STAGES
+from pipeline.stage_inputs import EVERY_STAGE
+from pipeline.stages import STAGES
 from pipeline.workspace import Workspace
 from tests.pipeline.fake_stages import fake_recipe
 
@@ -52,9 +53,9 @@ def files_of(modules: Iterator[str]) -> set[str]:
 
 
 def body_files(stage: Stage) -> set[str]:
-    """What a stage's function imports itself, or through another function of `pipeline.stages`."""
+    """What a stage's function imports itself, or through another function of `pipeline.stage_work`."""
     names = [stage.run.__name__, *stage.run.__code__.co_names]
-    functions = [vars(stages)[name] for name in names if inspect.isfunction(vars(stages).get(name))]
+    functions = [vars(stage_work)[name] for name in names if inspect.isfunction(vars(stage_work).get(name))]
     trees = [ast.parse(textwrap.dedent(inspect.getsource(function))) for function in functions]
     return {file for tree in trees for file in files_of(imported(tree))}
 

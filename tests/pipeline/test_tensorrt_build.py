@@ -11,7 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.recipe import Recipe, load_recipe
+from pipeline.load_recipe import load_recipe
+from pipeline.recipe import Recipe
 from pipeline.run_stages import run_stages
 from pipeline.stage import SOURCE_ROOT
 from pipeline.stages import STAGES, build_stage

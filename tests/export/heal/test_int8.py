@@ -229,7 +229,7 @@ def test_step_c_lowers_what_int8_costs_and_changes_nothing_else(tmp_path: Path) 
     only_int8 = {
         "layerwise_tokens": 0,
         "tokens": 0,
-        "int8_tokens": 6 * TOKENS.numel(),
+        "int8_tokens": 9 * TOKENS.numel(),
         "int8_learning_rate": 2e-3,
     }
     healing = replace(healing, settings=SETTINGS.model_copy(update=only_int8))

@@ -41,6 +41,20 @@ def test_attention_and_its_gradients_are_dense_attention_s(length: int, head_sin
         assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 
 
+def test_under_autocast_queries_of_a_float_linear_read_keys_of_an_int8_one() -> None:
+    config = tiny_config()
+    plan = tiny_plan(config, "character")
+    layer = plan.layers[0]
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(1, 4, 80, 16, generator=generator)
+    keys, values = (torch.randn(1, 1, 80, 16, generator=generator) for _ in range(2))
+    expected = DenseAttention(config, plan).attend(query, keys, values, layer, None)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = TrainingAttention(config, plan).attend(query.bfloat16(), keys, values, layer, None)
+    assert layer.sliding_window is not None and layer.sliding_window < 80
+    assert (found.float() - expected).abs().max() < 0.03
+
+
 def test_kl_through_the_head_is_the_definition_and_zero_of_itself() -> None:
     generator = torch.Generator().manual_seed(0)
     student, teacher = (torch.randn(300, 24, generator=generator) for _ in range(2))
