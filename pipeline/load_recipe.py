@@ -35,7 +35,9 @@ def load_recipe(name: str, target: str | None = None, architectures: tuple[int, 
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RecipeError(f"{path} cannot be read as YAML: {error}") from error
     if not isinstance(content, dict):
-        raise RecipeError(f"{path} holds {type(content).__name__}, not sections; see {SHIPPED / 'demo.yaml'}")
+        raise RecipeError(
+            f"{path} holds {type(content).__name__}, not sections; see {SHIPPED / 'horizon.yaml'}"
+        )
     if "name" in content:
         raise RecipeError(f"{path}: name: a recipe is named by its file, {path.stem!r}; remove the key")
     try:

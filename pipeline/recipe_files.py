@@ -7,7 +7,7 @@ from pathlib import Path
 from plugins.errors import RecipeError
 
 SHIPPED = Path(__file__).parent / "recipes"
-DEFAULT_RECIPE = "demo"
+DEFAULT_RECIPE = "horizon"
 BUNDLES = Path("bundles")
 
 

@@ -27,7 +27,7 @@ class RecipeType(click.ParamType[str]):
 
 
 def recipe_argument(function: Callable[..., Any]) -> Callable[..., Any]:
-    """RECIPE, `demo` when left out."""
+    """RECIPE, `horizon` when left out."""
     return click.argument("recipe", type=RecipeType(), default=DEFAULT_RECIPE)(function)
 
 

@@ -20,7 +20,7 @@ def command(recipe: str, output: Path | None, target: str | None, architectures:
 
     \b
     Examples:
-      kvfold build                                            the demo recipe
+      kvfold build                                            the recipe of the demo
       kvfold build identity                                   nothing folded: the baseline
       kvfold build --target tensorrt-rtx --sm 80,86,89,120    plans for four GPU generations; needs no GPU
     """

@@ -32,7 +32,7 @@ def command(recipe: str, output: Path | None) -> None:
     \b
     Examples:
       kvfold demo             SmolLM2-135M-Instruct, five layers of six see 1,024 tokens, int8 KV
-      kvfold demo identity    the same model, nothing folded
+      kvfold demo character   the same model with 20 times less KV, healed by training
     """
     from pipeline.bring_up_to_date import bring_up_to_date
     from pipeline.report.results import page_file, read_results, require_passed

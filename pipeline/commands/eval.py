@@ -24,7 +24,7 @@ def command(recipe: str, output: Path | None, target: str | None, architectures:
 
     \b
     Examples:
-      kvfold eval            the demo recipe
+      kvfold eval            the recipe of the demo
       kvfold eval mqa        what one KV head costs
     """
     from pipeline.bring_up_to_date import bring_up_to_date

@@ -18,7 +18,7 @@ def command(recipe: str, output: Path | None) -> None:
 
     \b
     Examples:
-      kvfold export                       the demo recipe
+      kvfold export                       the recipe of the demo
       kvfold export mqa                   a shipped recipe
       kvfold export my.yaml -o /tmp/mine  your own recipe, into a folder of your choice
     """

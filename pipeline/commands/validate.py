@@ -22,7 +22,7 @@ def command(recipe: str, output: Path | None, target: str | None, architectures:
 
     \b
     Examples:
-      kvfold validate            the demo recipe
+      kvfold validate            the recipe of the demo
       kvfold validate identity   nothing folded: max |dlogit| against the original
     """
     from pipeline.bring_up_to_date import bring_up_to_date

@@ -63,11 +63,11 @@ def test_a_folder_without_a_manifest_shadows_no_shipped_recipe(
         raise RecipeError(f"looked up the recipe {recipe}")
 
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "demo").mkdir()
+    (tmp_path / "horizon").mkdir()
     monkeypatch.setattr("pipeline.load_recipe.load_recipe", stop)
     monkeypatch.setattr("pipeline.bring_up_to_date.bring_up_to_date", stop)
-    result = CliRunner().invoke(cli, [name, "demo"])
-    assert str(result.exception) == "looked up the recipe demo"
+    result = CliRunner().invoke(cli, [name, "horizon"])
+    assert str(result.exception) == "looked up the recipe horizon"
 
 
 def test_a_folder_that_is_no_bundle_is_said_to_be_none(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_exit_codes(monkeypatch: pytest.MonkeyPatch, error: BaseException, code:
         raise error
 
     monkeypatch.setattr("pipeline.bring_up_to_date.bring_up_to_date", fail)
-    assert run_main(monkeypatch, "validate", "demo") == code
+    assert run_main(monkeypatch, "validate", "horizon") == code
 
 
 def test_a_target_that_cannot_run_here_says_so_before_any_work(
@@ -95,7 +95,7 @@ def test_a_target_that_cannot_run_here_says_so_before_any_work(
     cpu = TARGETS["cpu"]
     broken = Target(cpu.name, cpu.description, lambda: "no compiler; install g++", cpu.why_not_run)
     monkeypatch.setitem(TARGETS, "cpu", broken)
-    assert run_main(monkeypatch, "build", "demo", "--output", str(tmp_path / "b")) == 2
+    assert run_main(monkeypatch, "build", "horizon", "--output", str(tmp_path / "b")) == 2
     assert "target cpu cannot be built here: no compiler; install g++" in capsys.readouterr().err
     assert not (tmp_path / "b").exists()
 
@@ -141,7 +141,7 @@ def test_reading_a_recipe_and_a_report_needs_no_torch() -> None:
     code = (
         "import sys; from pipeline.load_recipe import load_recipe;"
         "import pipeline.stages, pipeline.report.page;"
-        "load_recipe('demo'); print({'torch', 'onnx', 'polygraphy'} & set(sys.modules))"
+        "load_recipe('horizon'); print({'torch', 'onnx', 'polygraphy'} & set(sys.modules))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.stdout.strip() == "set()", result.stderr

@@ -1,4 +1,4 @@
-"""The adapter that ships: it belongs to the demo's model and to the plan of the recipe `character`."""
+"""The adapter that ships: the recipe `character` takes it, and another trains on from it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ LIMIT = 12_000_000  # bytes
 
 
 def test_it_is_small_and_makes_a_model_of_the_recipe_s_plan(smollm2_gguf: Path) -> None:
-    recipe = load_recipe(str(RECIPE))
-    assert recipe.plan == load_recipe("character").plan
-    assert recipe.adapter is not None and recipe.adapter.stat().st_size <= LIMIT
+    recipe, going_on = load_recipe("character"), load_recipe(str(RECIPE))
+    assert recipe.plan == going_on.plan
+    assert recipe.adapter is not None and recipe.adapter == going_on.adapter
+    assert recipe.adapter.stat().st_size <= LIMIT
     checkpoint = load_checkpoint(str(smollm2_gguf))
     plan = recipe.build_plan(checkpoint.config.attention_shape)
     adapter = load_adapter(recipe.adapter, checkpoint.fingerprint, plan)

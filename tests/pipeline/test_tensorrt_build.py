@@ -166,16 +166,16 @@ def test_architectures_must_be_named_where_there_is_no_gpu() -> None:
     if shutil.which("nvidia-smi"):
         pytest.skip("this machine has a GPU; would show the refusal without one")
     with pytest.raises(TargetError, match="name the GPUs to build for: --sm 80,86,89,120"):
-        build_settings(load_recipe("demo", TARGET))
+        build_settings(load_recipe("horizon", TARGET))
 
 
 def test_architectures_of_the_command_line() -> None:
-    assert load_recipe("demo", TARGET, (86, 80, 86)).tensorrt.architectures == (80, 86)
+    assert load_recipe("horizon", TARGET, (86, 80, 86)).tensorrt.architectures == (80, 86)
     with pytest.raises(RecipeError, match="architectures"):
-        load_recipe("demo", TARGET, (61,))
+        load_recipe("horizon", TARGET, (61,))
     for target in ("cpu", "tensorrt"):
         with pytest.raises(RecipeError, match=f"this one is {target}: add --target tensorrt-rtx"):
-            load_recipe("demo", target, (80,))
+            load_recipe("horizon", target, (80,))
 
 
 def test_a_chunk_that_no_step_can_take_is_refused_at_once(folder: Path) -> None:
