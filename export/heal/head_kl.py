@@ -18,10 +18,11 @@ class _HeadKL(torch.autograd.Function):
     def forward(ctx: Any, student: Tensor, teacher: Tensor, head: Tensor, student_head: Tensor) -> Tensor:
         total = torch.zeros((), dtype=torch.float64)
         gradient = torch.empty_like(student)
-        for rows in torch.arange(len(student)).split(ROWS):
+        for rows in torch.split(torch.arange(len(student)), ROWS):
             q = student[rows].to(student_head.dtype) @ student_head.T
             p = teacher[rows].to(head.dtype) @ head.T
-            for ours, theirs in zip(q.split(ROWS_IN_CACHE), p.split(ROWS_IN_CACHE), strict=True):
+            parts = (torch.split(logits, ROWS_IN_CACHE) for logits in (q, p))
+            for ours, theirs in zip(*parts, strict=True):
                 log_q, log_p = (logits.float().log_softmax(-1) for logits in (ours, theirs))
                 exact = log_p.exp()
                 total += torch.linalg.vecdot(exact, log_p - log_q).sum().double()
