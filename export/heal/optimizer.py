@@ -3,8 +3,8 @@
 Muon steps along the orthogonal matrix nearest to the averaged gradient, so that directions which text visits
 rarely learn as fast as the loud ones (https://kellerjordan.github.io/posts/muon/). On SmolLM2 under the plan
 of the recipe `character`, 80 updates of 1,024 tokens at 2.5e-4, from one start at 0.709 nat, ended at 0.746
-with AdamW and at 0.717 with a prototype of this, on text that was held out, one seed each: so short a run does
-not win back its own noise, but Muon's noise harms less.
+with AdamW and at 0.717 with a prototype of this, on text that was held out, one seed each: so short a run
+does not win back its own noise, but Muon's noise harms less.
 """
 
 from __future__ import annotations
