@@ -26,8 +26,8 @@ def _layers(plan: FoldPlan) -> Table:
     longest = max((layer.sliding_window or 0) for layer in plan.layers)
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("layer", justify="right", no_wrap=True)
-    for name in ("sees", "window", "KV from", "bank", "heads", "dtype", "bytes/token"):
-        table.add_column(name, no_wrap=True, justify="right" if name == "bytes/token" else "left")
+    for name in ("sees", "window", "KV from", "bank", "heads", "dtype", "B/token"):
+        table.add_column(name, no_wrap=True, justify="right" if name == "B/token" else "left")
     banks = {bank.layer: number for number, bank in enumerate(plan.banks)}
     for index, layer in enumerate(plan.layers):
         producer = plan.is_producer(index)

@@ -1,12 +1,11 @@
-"""DenseAttention that is fast backwards where a window bites.
+"""DenseAttention that is fast in training.
 
-PyTorch's fused CPU kernel is the fastest for plain causal attention, but under a mask its forward and
-backward passes compute every masked score. A window needs no mask: cut into blocks as long as the
-window, its queries see their own block causally, the block before it anti-causally (which is causal once
-both are read backwards), and the sinks. Each part is a causal call; the parts are one softmax, so they
-merge by their log-sum-exp, and with the merged output and log-sum-exp the kernel's own backward pass gives
-each part's exact share of the gradient (arXiv 2205.14135 has the formulas). A head sink is one part more,
-of a single key without a value.
+PyTorch's fused CPU kernel is the fastest forwards for plain causal attention, but under a mask it computes
+every masked score. A window needs no mask: cut into blocks as long as the window, its queries see their own
+block causally, the block before it anti-causally (which is causal once both are read backwards), and the
+sinks. Each part is a causal call; the parts are one softmax, so they merge by their log-sum-exp. A head sink
+is one part more, of a single key without a value. Backwards, `attention_gradient` needs no more than the
+merged output and log-sum-exp.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from export.heal.attention_gradient import attention_gradient
 from export.heal.straight_through import straight_through
 from export.model.dense_attention import DenseAttention
 from plugins.fold_plan import LayerPlan
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 class TrainingAttention(DenseAttention):
@@ -32,19 +31,16 @@ class TrainingAttention(DenseAttention):
     def attend(
         self, query: Tensor, keys: Tensor, values: Tensor, layer: LayerPlan, head_sink: Tensor | None
     ) -> Tensor:
-        """As DenseAttention's; under a window, in parts that hold visible keys only."""
-        window, sinks = layer.sliding_window, layer.sink_size
-        bites = window is not None and query.shape[2] > window
-        if window is None or sinks > window or not (bites or head_sink is not None):
+        """As DenseAttention's, in parts that hold visible keys only."""
+        length, sinks = query.shape[2], layer.sink_size
+        window = length if layer.sliding_window is None else min(layer.sliding_window, length)
+        if sinks > window:
             return super().attend(query, keys, values, layer, head_sink)
         # One dtype, as autocast has it of the fused kernel: int8 linears give float32, float ones bfloat16.
         autocast = torch.is_autocast_enabled("cpu")
         dtype = torch.get_autocast_dtype("cpu") if autocast else query.dtype
         query, keys, values = (x.to(dtype) for x in (query, keys, values))
-        # The kernel wants as many KV heads as query heads; autograd adds up what comes back.
-        group = query.shape[1] // keys.shape[1]
-        keys, values = (x.repeat_interleave(group, dim=1) for x in (keys, values))
-        output: Tensor = _Windowed.apply(  # type: ignore[no-untyped-call]  # torch has no annotation for it
+        output: Tensor = _Attention.apply(  # type: ignore[no-untyped-call]  # torch has no annotation for it
             query, keys, values, head_sink, window, sinks
         )
         return output
@@ -58,8 +54,8 @@ class TrainingAttention(DenseAttention):
         return straight_through(exact.clamp(-128.5 * scale, 127.5 * scale), rounded).to(x)
 
 
-class _Windowed(torch.autograd.Function):
-    """Attention of queries over keys and values, all [B, heads, L, d], and a head sink [heads] or None."""
+class _Attention(torch.autograd.Function):
+    """Of queries [B, heads, L, d] over keys and values [B, KV heads, L, d] and head sinks [heads], if any."""
 
     @staticmethod
     def forward(
@@ -75,8 +71,11 @@ class _Windowed(torch.autograd.Function):
         if head_sink is not None:
             total[:] = head_sink.float()[:, None]
         output = torch.zeros(query.shape)
+        # The kernel wants as many KV heads as query heads.
+        group = query.shape[1] // keys.shape[1]
+        wide_keys, wide_values = (x.repeat_interleave(group, dim=1) for x in (keys, values))
         for part in parts(query.shape[2], window, sinks):
-            q, k, v = part.queries(query), part.keys(keys), part.keys(values)
+            q, k, v = part.queries(query), part.keys(wide_keys), part.keys(wide_values)
             found, weight = _forward(q, k, v, 0.0, part.is_causal)
             before = part.queries(total)
             after = torch.logaddexp(before, weight)
@@ -91,16 +90,7 @@ class _Windowed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None, None, None]:
         query, keys, values, head_sink, output, total = ctx.saved_tensors
-        gradients = tuple(torch.zeros(x.shape) for x in (query, keys, values))
-        for part in parts(query.shape[2], *ctx.horizon):
-            of_queries = (part.queries(x) for x in (gradient, query))
-            of_keys = (part.keys(x) for x in (keys, values))
-            to_query, to_keys, to_values = _backward(
-                *of_queries, *of_keys, part.queries(output), part.queries(total), 0.0, part.is_causal
-            )
-            part.put(gradients[0], part.queries(gradients[0]) + to_query)
-            for sums, share in zip(gradients[1:], (to_keys, to_values), strict=True):
-                part.put_keys(sums, part.keys(sums) + share)
+        gradients = attention_gradient(gradient, query, keys, values, output, total, *ctx.horizon)
         to_query, to_keys, to_values = (x.to(query.dtype) for x in gradients)
         to_sink = None
         if head_sink is not None:
@@ -139,10 +129,6 @@ class Part:
     def put(self, x: Tensor, value: Tensor) -> None:
         """Inverse of `queries`."""
         x[:, :, self.query_start : self.query_stop] = self._turn(value)
-
-    def put_keys(self, x: Tensor, value: Tensor) -> None:
-        """Inverse of `keys`."""
-        x[:, :, self.key_start : self.key_stop] = self._turn(value)
 
     def _turn(self, x: Tensor) -> Tensor:
         return x.flip(2) if self.is_backwards else x

@@ -1,4 +1,4 @@
-"""Choose a plan from measured costs: which layers stay global, then the cheapest banks within the bytes.
+"""Choose a plan from measured costs: which layers stay global, and the cheapest banks within the bytes.
 
 Costs of banks are measured one at a time and added up: a guess that ranks plans well and is too low or too
 high as a figure. So whole plans are measured in the end, and the guess is scaled by what was found.
@@ -69,10 +69,25 @@ def grow_globals(
     return trail
 
 
-def choose_horizons(trail: Sequence[Horizons], enough: float) -> Horizons:
-    """The smallest set that retrieves well enough, or else the best one."""
-    good = [horizons for horizons in trail if horizons.nll <= enough]
-    return min(good or trail, key=lambda h: (len(h.globals_), h.nll) if good else (h.nll, len(h.globals_)))
+def choose_horizons(space: PlanSpace, trail: Sequence[Horizons], targets: Sequence[Target]) -> Horizons:
+    """The set under which the best plan within the targets is predicted to lose least.
+
+    Every global layer more answers better and takes bytes that other banks then lack.
+
+    Args:
+        space: the costs.
+        trail: sets of globals for which some plan meets the targets.
+        targets: of the space's lengths.
+    """
+    return min(trail, key=lambda horizons: (predict(space, horizons, targets), len(horizons.globals_)))
+
+
+def predict(space: PlanSpace, horizons: Horizons, targets: Sequence[Target]) -> float:
+    """What the best plan with these globals loses, nat: banks, windows and answers, each measured alone."""
+    layers = space.shape.num_hidden_layers
+    windows = sum(space.table.windowed[i].kl for i in range(layers) if i not in horizons.globals_)
+    lost = Cost(kl=windows, nll=horizons.nll)
+    return choose_banks(space, horizons.globals_, targets).cost + score(space, lost)
 
 
 def front(space: PlanSpace, globals_: frozenset[int], targets: Sequence[Target] = ()) -> list[Solution]:

@@ -17,8 +17,8 @@ class SearchSettings(BaseModel):
         prompt_length: tokens of such a prompt.
         measured_window: tokens that a local layer sees while it is measured: a window shorter than the
             plan's, so that short prompts reach beyond it.
-        max_retrieval_loss: nat. Layers become global until an answer's NLL is at most so far above the
-            unfolded model's.
+        max_retrieval_loss: nat. No further layer becomes global once an answer's NLL is at most so far
+            above the unfolded model's.
         retrieval_weight: nat of KL a token that a nat of an answer's NLL counts as.
         negligible_int8_kl: nat a token. An int8 cache that costs no more counts as free and is never kept
             wider; rounding in bfloat16 alone moves a measurement by some 0.001.

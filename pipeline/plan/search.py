@@ -113,7 +113,7 @@ class Search:
             lambda globals_: fits(space, globals_, self._goal),
             self._measure_globals,
         )
-        horizons = choose_horizons(trail, enough)
+        horizons = choose_horizons(space, trail, self._goal.targets)
         if self._goal.share_distant_globals:
             changes = [*layer_changes(self._config), *distant_changes(self._config, horizons.globals_)]
             space = self._space(make_table(unfolded, self._measure(changes)))

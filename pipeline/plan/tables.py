@@ -30,8 +30,8 @@ def search_tables(found: Found) -> tuple[RenderableType, ...]:
     )
     if horizons.nll > space.table.unfolded_nll + space.settings.max_retrieval_loss:
         answers += (
-            f" That is more than search.max_retrieval_loss\n{space.settings.max_retrieval_loss:g} allows: "
-            "raise --target-bytes for more global layers."
+            " More of them would answer better, and cost more elsewhere:\nraise --target-bytes, or "
+            f"search.retrieval_weight ({space.settings.retrieval_weight:g})."
         )
     return (
         cost_table(found),
@@ -74,8 +74,8 @@ def distant_table(space: PlanSpace) -> Table:
 def plans_table(found: Found) -> Table:
     """Every whole plan that was measured, the chosen one in green."""
     space = found.space
-    title = "Whole plans, folded in closed form, before any healing"
-    sizes = [f"bytes/token at {length:,}" for length in space.lengths]
+    title = "Whole plans, folded in closed form, before any healing; KV bytes a token at each length"
+    sizes = [f"bytes@{length:,}" for length in space.lengths]
     table = make_table(title, "banks", *sizes, "KL predicted", "measured", "answer NLL")
     for candidate in found.plans:
         solution, cost = candidate.solution, candidate.cost

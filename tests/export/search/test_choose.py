@@ -173,14 +173,34 @@ def measure_globals(base: frozenset[int], candidates: Collection[int]) -> dict[i
 def test_globals_grow_by_what_they_do_for_retrieval() -> None:
     trail = grow_globals(8, 20.0, 2.5, lambda _: True, measure_globals)
     assert [sorted(step.globals_) for step in trail] == [[], [3], [3, 5], [1, 3, 5]]
-    assert choose_horizons(trail, 2.5) == trail[-1]
-    assert choose_horizons(trail, 6.0) == Horizons(frozenset({3, 5}), 5.0)
 
 
 def test_globals_stop_where_the_bytes_do() -> None:
     trail = grow_globals(8, 20.0, 2.5, lambda globals_: len(globals_) < 3, measure_globals)
     assert [len(step.globals_) for step in trail] == [0, 1, 2]
-    assert choose_horizons(trail, 2.5) == trail[-1], "none is good enough: the best one"
+
+
+@pytest.mark.parametrize(("weight", "count"), [(0.0, 0), (0.01, 2), (10.0, 3)])
+def test_globals_are_as_many_as_they_are_worth(weight: float, count: int) -> None:
+    """Where a global layer costs heads elsewhere, `retrieval_weight` decides; windows cost nothing here."""
+    space = make_space(5)
+    free = {layer: Cost(kl=0.0, nll=NLL) for layer in range(7)}
+    space = replace(
+        space,
+        table=replace(space.table, windowed=free),
+        settings=space.settings.model_copy(update={"retrieval_weight": weight}),
+    )
+    trail = grow_globals(7, 20.0, 0.0, lambda globals_: len(globals_) <= 3, measure_globals)
+    targets = make_targets(space, trail[-1].globals_, 1.5)
+    assert len(choose_horizons(space, trail, targets).globals_) == count
+
+
+def test_a_window_that_costs_much_makes_a_layer_global() -> None:
+    space = make_space(5)
+    windowed = {layer: Cost(kl=0.5 if layer == 3 else 0.0, nll=NLL) for layer in range(7)}
+    space = replace(space, table=replace(space.table, windowed=windowed))
+    trail = [Horizons(frozenset(), NLL), Horizons(frozenset({3}), NLL)]
+    assert choose_horizons(space, trail, make_targets(space, frozenset({3}), 2)) == trail[1]
 
 
 def test_neighbours_leave_out_a_bank_each() -> None:
