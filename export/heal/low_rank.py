@@ -1,8 +1,9 @@
-"""A folded W_Q or W_O as the pretrained one times small factors, plus a change of low rank.
+"""A folded weight as the pretrained one times small factors, plus a change of low rank.
 
 A fold turns W_Q by a complex number per head and RoPE frequency and W_O by a matrix per KV head
-(docs/folding.md). Both are of full rank, yet small to store. What is left over, and what healing
-learns, is stored as `left @ right`.
+(docs/folding.md). Both are of full rank, yet small to store. Where a bank keeps its heads the fold leaves W_K
+and W_V as they are, and there are no factors. What is left over, and what healing learns, is stored as
+`left @ right`.
 """
 
 from __future__ import annotations
@@ -13,16 +14,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from export.fold.fold import is_folded
 from export.fold.keys import complex_from_halves, scale_queries
 from export.model.config import ModelConfig
 from plugins.fold_plan import FoldPlan
 
 FACTORS, LEFT, RIGHT = ":factors", ":left", ":right"
-FACTORED = ("self_attn.q_proj.weight", "self_attn.o_proj.weight")
+QUERY, OUTPUT = "self_attn.q_proj.weight", "self_attn.o_proj.weight"
+KEY_VALUE = ("self_attn.k_proj.weight", "self_attn.v_proj.weight")
 # Directions that the text never visits count for this share of the mean power, lest they be lost.
 DAMPING = 1e-2
 # Of the weight's own norm: what a change of zero starts training with on the right side.
 SMALLEST = 1e-2
+
+
+def is_low_rank(name: str, config: ModelConfig, plan: FoldPlan) -> bool:
+    """Whether a trained tensor is stored so: W_Q and W_O, and W_K and W_V where no fold changes them."""
+    if name.endswith(KEY_VALUE):
+        layer = int(name.split(".")[2])
+        return not is_folded(next(bank for bank in plan.banks if bank.layer == layer), config)
+    return name.endswith((QUERY, OUTPUT))
 
 
 def rope_slots(name: str, plan: FoldPlan) -> tuple[int, ...]:
@@ -36,8 +47,11 @@ def fit_factors(name: str, base: Tensor, folded: Tensor, config: ModelConfig, pl
 
     W_Q: [heads, head_dim / 2, 2] by slot, real and imaginary part.
     W_O: [KV heads before, head_dim, head_dim].
+    W_K, W_V: [0].
     """
-    if name.endswith(FACTORED[0]):
+    if name.endswith(KEY_VALUE):
+        return torch.empty(0, dtype=torch.float16)
+    if name.endswith(QUERY):
         before, after = (
             complex_from_halves(x.double().reshape(-1, config.head_dim, x.shape[1])) for x in (base, folded)
         )
@@ -54,7 +68,9 @@ def fit_factors(name: str, base: Tensor, folded: Tensor, config: ModelConfig, pl
 def anchor(name: str, base: Tensor, factors: Tensor, config: ModelConfig, plan: FoldPlan) -> Tensor:
     """`base` times its factors, in float64 of base's shape: what the low-rank change is added to."""
     base, factors = base.double(), factors.double()
-    if name.endswith(FACTORED[0]):
+    if name.endswith(KEY_VALUE):
+        return base
+    if name.endswith(QUERY):
         heads = base.reshape(-1, config.head_dim, base.shape[1])
         turned = scale_queries(heads, torch.view_as_complex(factors), rope_slots(name, plan))
         return turned.reshape(base.shape)
@@ -107,9 +123,11 @@ def share_ranks(energies: Mapping[str, Tensor], mean_rank: int, least: int) -> d
     ranks = {name: min(least, len(terms)) for name, terms in energies.items()}
     spare = mean_rank * len(energies) - sum(ranks.values())
     terms = sorted(
-        ((float(energy), name) for name in energies for energy in energies[name][ranks[name] :]), reverse=True
+        (-float(energy), term, name)
+        for name in energies
+        for term, energy in enumerate(energies[name][ranks[name] :])
     )
-    for _, name in terms[: max(0, spare)]:
+    for _, _, name in terms[: max(0, spare)]:
         ranks[name] += 1
     return ranks
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from export.fold.regression import Moments
 from export.heal.low_rank import (
-    FACTORED,
     FACTORS,
     LEFT,
     RIGHT,
@@ -19,6 +18,7 @@ from export.heal.low_rank import (
     anchor,
     change_spectrum,
     fit_factors,
+    is_low_rank,
     share_ranks,
 )
 from export.heal.trained import trained_names
@@ -42,7 +42,7 @@ def adapter_form(
 ) -> dict[str, Tensor]:
     """The folded model as an adapter's tensors, float32 but for the factors, which are fixed.
 
-    With a rank, W_Q and W_O lose what factors and a change of that rank cannot hold; training then
+    With a rank, matrices lose what factors and a change of that rank cannot hold; training then
     starts from there, and what it learns is what the adapter stores. The rank is a mean: each matrix gets
     as many terms as its outputs ask for. On SmolLM2 W_Q asks for few, W_O for many.
     """
@@ -50,9 +50,10 @@ def adapter_form(
     if rank is None:
         return {name: folded[name].clone() for name in names}
     grams = input_grams(config, folded, plan, tokens[: max(1, METRIC_TOKENS // tokens.shape[1])])
-    form = {name: folded[name].clone() for name in names if not name.endswith(FACTORED)}
+    cut = [name for name in names if is_low_rank(name, config, plan)]
+    form = {name: folded[name].clone() for name in names if name not in cut}
     changes: dict[str, ChangeSpectrum] = {}
-    for name in (name for name in names if name.endswith(FACTORED)):
+    for name in cut:
         factors = fit_factors(name, base[name], folded[name], config, plan)
         start = anchor(name, base[name], factors, config, plan)
         form[name + FACTORS] = factors
@@ -67,16 +68,15 @@ def adapter_form(
 def input_grams(
     config: ModelConfig, weights: Mapping[str, Tensor], plan: FoldPlan, tokens: Tensor
 ) -> dict[str, Tensor]:
-    """E[x x^T] of the inputs of every W_Q and W_O, by tensor name, over tokens [N, L]."""
+    """E[x x^T] of the inputs of every projection of attention, by tensor name, over tokens [N, L]."""
     grams: dict[str, Tensor] = {}
     with TemporaryDirectory(prefix="kvfold-heal-") as folder, torch.no_grad():
         stream = ResidualStream.embed(config, plan, weights, tokens, Path(folder))
         for layer in range(config.num_hidden_layers):
             block = load_block(config, plan, weights, layer)
-            seen = {
-                "q_proj": _watch(block.self_attn.qkv_proj),
-                "o_proj": _watch(block.self_attn.o_proj),
-            }
+            inputs = _watch(block.self_attn.qkv_proj)
+            seen = dict.fromkeys(("q_proj", "k_proj", "v_proj"), inputs)
+            seen["o_proj"] = _watch(block.self_attn.o_proj)
             for rows in stream.batches():
                 stream.attend(block, rows)
                 stream.advance(block, rows)

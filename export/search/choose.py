@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from export.search.costs import Cost
 from export.search.space import Option, PlanSpace, Solution, Target
 from plugins.errors import PlanError
@@ -83,11 +85,9 @@ def choose_horizons(space: PlanSpace, trail: Sequence[Horizons], targets: Sequen
 
 
 def predict(space: PlanSpace, horizons: Horizons, targets: Sequence[Target]) -> float:
-    """What the best plan with these globals loses, nat: banks, windows and answers, each measured alone."""
-    layers = space.shape.num_hidden_layers
-    windows = sum(space.table.windowed[i].kl for i in range(layers) if i not in horizons.globals_)
-    lost = Cost(kl=windows, nll=horizons.nll)
-    return choose_banks(space, horizons.globals_, targets).cost + score(space, lost)
+    """What the best plan with these globals loses, nat: banks and answers, each measured alone."""
+    answers = score(space, Cost(kl=0.0, nll=horizons.nll))
+    return choose_banks(space, horizons.globals_, targets).cost + answers
 
 
 def front(space: PlanSpace, globals_: frozenset[int], targets: Sequence[Target] = ()) -> list[Solution]:
@@ -96,16 +96,17 @@ def front(space: PlanSpace, globals_: frozenset[int], targets: Sequence[Target] 
     Global layers in order, then the local ones, each bank taking the next few layers of that chain. Two
     beginnings compete when they cover the same layers. Targets, where given, are of the space's lengths.
     """
-    chain = [*sorted(globals_), *(i for i in range(space.shape.num_hidden_layers) if i not in globals_)]
+    chain = _chain(space, globals_)
+    options = [list(space.options(chain, start, globals_)) for start in range(len(chain))]
+    rest = _least_bytes(space, options)
     states: list[list[_State]] = [[_State(0.0, (0,) * len(space.lengths))], *([] for _ in chain)]
-    for start in range(len(chain)):
-        options = list(space.options(chain, start, globals_))
+    for start, choices in enumerate(options):
         for state in _undominated(states[start]):
-            for option in options:
-                kv_bytes = tuple(map(sum, zip(state.kv_bytes, option.kv_bytes, strict=True)))
-                if _meets(kv_bytes, targets):
-                    following = _State(state.cost + option.cost, kv_bytes, option, state)
-                    states[start + len(option.layers)].append(following)
+            for option in choices:
+                stop = start + len(option.layers)
+                kv_bytes = _add(state.kv_bytes, option.kv_bytes)
+                if _meets(_add(kv_bytes, rest[stop]), targets):
+                    states[stop].append(_State(state.cost + option.cost, kv_bytes, option, state))
     found = [Solution(tuple(state.path())) for state in _undominated(states[-1])]
     return sorted(found, key=lambda solution: (-solution.cost, solution.kv_bytes))
 
@@ -126,14 +127,14 @@ def choose_banks(space: PlanSpace, globals_: frozenset[int], targets: Sequence[T
     asked = ", ".join(f"{target.bytes_per_token:g} at {target.length:,}" for target in targets)
     raise PlanError(
         f"no plan meets {asked}; with {len(globals_)} global layers the smallest reaches {smallest}. Raise "
-        "--target-bytes, or lower search.sliding_window"
+        "--target-bytes, or put shorter ones among search.sliding_windows"
     )
 
 
 def smallest_bytes(space: PlanSpace, globals_: frozenset[int]) -> tuple[int, ...]:
     """The least bytes of a sequence of each length that any plan reaches, each length by itself."""
-    alone = (replace(space, lengths=(length,)) for length in space.lengths)
-    return tuple(front(each, globals_)[0].kv_bytes[0] for each in alone)
+    chain = _chain(space, globals_)
+    return _least_bytes(space, [list(space.options(chain, i, globals_)) for i in range(len(chain))])[0]
 
 
 def neighbours(
@@ -225,6 +226,24 @@ def smallest_below(plans: Sequence[Solution], max_kl: float, limit: int, measure
     return best
 
 
+def _chain(space: PlanSpace, globals_: frozenset[int]) -> list[int]:
+    """Layers in the order in which banks are chosen: those of a bank stand together."""
+    return [*sorted(globals_), *(i for i in range(space.shape.num_hidden_layers) if i not in globals_)]
+
+
+def _least_bytes(space: PlanSpace, options: Sequence[Sequence[Option]]) -> list[tuple[int, ...]]:
+    """For each position of a chain, the least bytes of each length that the layers from there on take."""
+    least = [(0,) * len(space.lengths) for _ in range(len(options) + 1)]
+    for start in reversed(range(len(options))):
+        every = (_add(o.kv_bytes, least[start + len(o.layers)]) for o in options[start])
+        least[start] = tuple(map(min, zip(*every, strict=True)))
+    return least
+
+
+def _add(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(map(sum, zip(one, other, strict=True)))
+
+
 def _meets(kv_bytes: tuple[int, ...], targets: Sequence[Target]) -> bool:
     return all(target.holds(held) for target, held in zip(targets, kv_bytes, strict=False))
 
@@ -252,8 +271,9 @@ class _State:
 def _undominated(states: list[_State]) -> list[_State]:
     """Without those that another one matches or beats in cost and in every length's bytes."""
     kept: list[_State] = []
+    held = np.empty((len(states), len(states[0].kv_bytes) if states else 0), dtype=np.int64)
     for state in sorted(states, key=lambda state: (state.cost, state.kv_bytes)):
-        smaller = (zip(other.kv_bytes, state.kv_bytes, strict=True) for other in reversed(kept))
-        if not any(all(a <= b for a, b in pairs) for pairs in smaller):
+        if not (held[: len(kept)] <= state.kv_bytes).all(axis=1).any():
+            held[len(kept)] = state.kv_bytes
             kept.append(state)
     return kept

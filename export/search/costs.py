@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -34,15 +34,18 @@ class Change(NamedTuple):
     Attributes:
         kind: `windowed`; `bank`: the layers read one KV head; `int8`: the cache's storage.
         layers: ascending; one layer unless it is a bank.
+        window: tokens, where it is windowed.
     """
 
     kind: Kind
     layers: tuple[int, ...]
+    window: int | None = None
 
     @property
     def name(self) -> str:
-        """`bank 3 4`."""
-        return " ".join([self.kind, *map(str, self.layers)])
+        """`bank 3 4`, `windowed 3 to 128`."""
+        to = [] if self.window is None else ["to", str(self.window)]
+        return " ".join([self.kind, *map(str, self.layers), *to])
 
 
 @dataclass(frozen=True)
@@ -51,21 +54,22 @@ class CostTable:
 
     Attributes:
         unfolded_nll: of the answers, nat.
-        windowed, int8: by layer.
+        windowed: by layer and window.
+        int8: by layer.
         banks: by the layers that read one KV head; a single layer merely has fewer heads.
     """
 
     unfolded_nll: float
-    windowed: Mapping[int, Cost]
+    windowed: Mapping[tuple[int, int], Cost]
     int8: Mapping[int, Cost]
     banks: Mapping[tuple[int, ...], Cost]
 
 
-def layer_changes(config: ModelConfig) -> Iterator[Change]:
+def layer_changes(config: ModelConfig, windows: Sequence[int]) -> Iterator[Change]:
     """Every change that the table holds, by first layer; what the model cannot be folded to is left out."""
     count = config.num_hidden_layers
     for layer in range(count):
-        yield Change("windowed", (layer,))
+        yield from (Change("windowed", (layer,), window) for window in windows)
         yield Change("int8", (layer,))
         for size in range(1, LARGEST_GROUP + 1):
             changes_heads = size > 1 or config.num_key_value_heads > 1
@@ -92,7 +96,7 @@ def make_table(unfolded: Cost, measured: Mapping[Change, Cost]) -> CostTable:
     """The table of measured changes."""
     return CostTable(
         unfolded_nll=unfolded.nll,
-        windowed={c.layers[0]: cost for c, cost in measured.items() if c.kind == "windowed"},
+        windowed={(c.layers[0], c.window): cost for c, cost in measured.items() if c.window is not None},
         int8={c.layers[0]: cost for c, cost in measured.items() if c.kind == "int8"},
         banks={c.layers: cost for c, cost in measured.items() if c.kind == "bank"},
     )

@@ -72,9 +72,9 @@ class Station:
         """What a change costs that begins at this layer."""
         match change.kind:
             case "windowed":
-                settings = self._laboratory.settings
-                plan = with_windows(self._plan, change.layers, settings.measured_window, settings.sink_size)
-                return self._cost(plan)
+                assert change.window is not None
+                sinks = self._laboratory.settings.sink_size
+                return self._cost(with_windows(self._plan, change.layers, change.window, sinks))
             case "int8":
                 plan = changed(self._plan, change.layers, kv_dtype="int8")
                 return self._cost(plan, scales=static_scales(plan, self._seen, Quantization(linears={})))
@@ -159,15 +159,14 @@ def measure_locals(laboratory: Laboratory) -> float:
 
 
 def measure_plan(laboratory: Laboratory, plan: FoldPlan) -> Cost:
-    """Fold a whole plan and examine it: the text under its own windows, the questions under measured ones."""
+    """Fold a whole plan and examine it, the questions under windows no wider than measured ones."""
     examination, settings = laboratory.examination, laboratory.settings
     config = examination.config
     folded = fold_weights(config, examination.weights, plan, laboratory.text, laboratory.fold)
     seen = observe(config, folded.weights, folded.plan, laboratory.text)
     scales = static_scales(folded.plan, seen, Quantization(linears={}))
     decoder = Decoder.from_weights(config, folded.plan, folded.weights).to(matmul_dtype())
-    local = [i for i, layer in enumerate(plan.layers) if layer.sliding_window is not None]
-    narrow = with_windows(folded.plan, local, settings.measured_window, settings.sink_size)
+    narrow = narrowed(folded.plan, settings.measured_window)
     return Cost(
         kl=examination.kl(examination.read_text(decoder).finish(folded.plan, scales=scales)),
         nll=examination.nll(examination.read_questions(decoder, narrow).finish(narrow, scales=scales)),
@@ -177,6 +176,12 @@ def measure_plan(laboratory: Laboratory, plan: FoldPlan) -> Cost:
 def with_windows(plan: FoldPlan, layers: Collection[int], window: int, sinks: int) -> FoldPlan:
     """The plan with these layers windowed."""
     return changed(plan, layers, sliding_window=window, sink_size=sinks)
+
+
+def narrowed(plan: FoldPlan, window: int) -> FoldPlan:
+    """The plan with no window wider than this."""
+    wider = [i for i, layer in enumerate(plan.layers) if (layer.sliding_window or 0) > window]
+    return changed(plan, wider, sliding_window=window)
 
 
 def changed(plan: FoldPlan, layers: Collection[int], **fields: Any) -> FoldPlan:

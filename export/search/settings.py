@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
@@ -9,14 +11,15 @@ class SearchSettings(BaseModel):
     """Dials of the search.
 
     Attributes:
-        sliding_window: tokens that the plan's local layers see, the current one included.
+        sliding_windows: windows to choose from for each local layer: tokens that it sees, the current one
+            included. On text that is no longer than a window it costs nothing.
         sink_size: first tokens that they always see.
         kl_tokens: tokens of the text that no fold is computed from; KL is measured on a quarter of their
             positions. The other tokens are what the folds are computed from.
         prompts: prompts that hide a code and ask for it; the answers' likelihood says which layers retrieve.
         prompt_length: tokens of such a prompt.
-        measured_window: tokens that a local layer sees while it is measured: a window shorter than the
-            plan's, so that short prompts reach beyond it.
+        measured_window: tokens that a local layer sees at most while an answer's likelihood is measured, so
+            that short prompts reach beyond it.
         max_retrieval_loss: nat. No further layer becomes global once an answer's NLL is at most so far
             above the unfolded model's.
         retrieval_weight: nat of KL a token that a nat of an answer's NLL counts as.
@@ -27,7 +30,7 @@ class SearchSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    sliding_window: int = Field(default=1_024, ge=1)
+    sliding_windows: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(128, 256, 512), min_length=1)
     sink_size: int = Field(default=4, ge=0)
     kl_tokens: int = Field(default=8_192, ge=1)
     prompts: int = Field(default=8, ge=1)

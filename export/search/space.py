@@ -32,7 +32,7 @@ class Option:
         layers: that read it; the first one owns it.
         num_key_value_heads: stored.
         kv_dtype: of the cache.
-        is_global: whether they see everything.
+        sliding_window: tokens they see; None is all.
         cost: nat; what the search minimises the sum of.
         kl: the part of it that is KL, nat a token.
         kv_bytes: of a sequence of each target's length.
@@ -41,10 +41,15 @@ class Option:
     layers: tuple[int, ...]
     num_key_value_heads: int
     kv_dtype: KvDtype
-    is_global: bool
+    sliding_window: int | None
     cost: float
     kl: float
     kv_bytes: tuple[int, ...]
+
+    @property
+    def is_global(self) -> bool:
+        """Whether they see everything."""
+        return self.sliding_window is None
 
 
 @dataclass(frozen=True)
@@ -100,18 +105,21 @@ class PlanSpace:
             is_global = layers[0] in globals_
             if (layers[-1] in globals_) != is_global:
                 return
-            if size == 1:
-                yield from self._stored(layers, self.shape.num_key_value_heads, is_global, 0.0, 0.0)
-            if self._may_share(layers, is_global):
-                cost = self.table.banks[layers]
-                yield from self._stored(layers, 1, is_global, cost.kl, cost.nll - self.table.unfolded_nll)
+            for window in (None,) if is_global else self.settings.sliding_windows:
+                seen = 0.0 if window is None else sum(self.table.windowed[i, window].kl for i in layers)
+                if size == 1:
+                    yield from self._stored(layers, self.shape.num_key_value_heads, window, seen, 0.0)
+                if self._may_share(layers, is_global):
+                    cost = self.table.banks[layers]
+                    lost = cost.nll - self.table.unfolded_nll
+                    yield from self._stored(layers, 1, window, seen + cost.kl, lost)
 
     def _may_share(self, layers: tuple[int, ...], is_global: bool) -> bool:
         known = layers in self.table.banks and layers not in self.forbidden
         return known and (is_adjacent(layers) or (is_global and self.share_distant_globals))
 
     def _stored(
-        self, layers: tuple[int, ...], heads: int, is_global: bool, kl: float, nll: float
+        self, layers: tuple[int, ...], heads: int, window: int | None, kl: float, nll: float
     ) -> Iterator[Option]:
         """A bank in int8, and wider where int8 costs something."""
         int8 = [self.table.int8[layer] for layer in layers]
@@ -124,12 +132,11 @@ class PlanSpace:
         for dtype, total, answers in storages:
             weighted = total + self.settings.retrieval_weight * answers
             size = 2 * heads * self.shape.head_dim * ITEMSIZE[dtype]
-            kv_bytes = tuple(self._tokens_held(length, is_global) * size for length in self.lengths)
-            yield Option(layers, heads, dtype, is_global, weighted, total, kv_bytes)
+            kv_bytes = tuple(self._tokens_held(length, window) * size for length in self.lengths)
+            yield Option(layers, heads, dtype, window, weighted, total, kv_bytes)
 
-    def _tokens_held(self, length: int, is_global: bool) -> int:
-        window = None if is_global else self.settings.sliding_window
-        sinks = 0 if is_global else self.settings.sink_size
+    def _tokens_held(self, length: int, window: int | None) -> int:
+        sinks = 0 if window is None else self.settings.sink_size
         group = HorizonGroup(name="", sliding_window=window, sink_size=sinks, banks=())
         return group.pages_held(length, self.page_size) * self.page_size
 
@@ -141,7 +148,7 @@ class PlanSpace:
                 layers[layer] = LayerPlan(
                     donor=option.layers[0],
                     num_key_value_heads=option.num_key_value_heads,
-                    sliding_window=None if option.is_global else self.settings.sliding_window,
+                    sliding_window=option.sliding_window,
                     sink_size=0 if option.is_global else self.settings.sink_size,
                     kv_dtype=option.kv_dtype,
                 )

@@ -103,7 +103,12 @@ class Search:
             CalibrationError: the text cannot be read, or is too short.
         """
         unfolded = self._ledger.cost("unfolded", lambda: self._laboratory.examination.unfolded())
-        space = self._space(make_table(unfolded, self._measure(list(layer_changes(self._config)))))
+        space = self._space(
+            make_table(
+                unfolded,
+                self._measure(list(layer_changes(self._config, self._recipe.search.sliding_windows))),
+            )
+        )
         choose_banks(space, frozenset(), self._goal.targets)  # where even that is too large, nothing helps
         enough = unfolded.nll + self._recipe.search.max_retrieval_loss
         trail = grow_globals(
@@ -115,7 +120,10 @@ class Search:
         )
         horizons = choose_horizons(space, trail, self._goal.targets)
         if self._goal.share_distant_globals:
-            changes = [*layer_changes(self._config), *distant_changes(self._config, horizons.globals_)]
+            changes = [
+                *layer_changes(self._config, self._recipe.search.sliding_windows),
+                *distant_changes(self._config, horizons.globals_),
+            ]
             space = self._space(make_table(unfolded, self._measure(changes)))
         best = self._choose(space, horizons.globals_)
         return Found(

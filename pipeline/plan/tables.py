@@ -16,8 +16,8 @@ from pipeline.tables import make_table
 CHOSEN = "bold green"
 CAPTION = """\
 A cell: KL to the unfolded model in nat a token of text, then by how much the NLL
-of an answer grows, in nat; in closed form, before any healing. Windowed: {window}
-tokens. Chosen: horizon x KV heads, * for a float cache; or whose KV it reads."""
+of an answer grows, in nat; in closed form, before any healing. Chosen: window x
+KV heads, * for a float cache; or whose KV it reads."""
 
 
 def search_tables(found: Found) -> tuple[RenderableType, ...]:
@@ -25,8 +25,9 @@ def search_tables(found: Found) -> tuple[RenderableType, ...]:
     space, horizons = found.space, found.horizons
     globals_ = ", ".join(map(str, sorted(horizons.globals_))) or "none"
     answers = (
-        f"\nGlobal layers: {globals_}. An answer's NLL when all others are windowed: "
-        f"{horizons.nll:.2f}\nnat, unfolded {space.table.unfolded_nll:.2f}."
+        f"\nGlobal layers: {globals_}. An answer's NLL when all others see "
+        f"{space.settings.measured_window} tokens:\n{horizons.nll:.2f} nat, "
+        f"unfolded {space.table.unfolded_nll:.2f}."
     )
     if horizons.nll > space.table.unfolded_nll + space.settings.max_retrieval_loss:
         answers += (
@@ -35,7 +36,8 @@ def search_tables(found: Found) -> tuple[RenderableType, ...]:
         )
     return (
         cost_table(found),
-        CAPTION.format(window=space.settings.measured_window),
+        CAPTION,
+        window_table(found),
         *([distant_table(space)] if space.share_distant_globals else []),
         answers,
         plans_table(found),
@@ -47,18 +49,28 @@ def cost_table(found: Found) -> Table:
     space = found.space
     table = make_table(
         "What changing a layer costs, each change alone",
-        *("layer", "windowed", "one head", "with next", "with next 2", "int8", "chosen"),
+        *("layer", "one head", "with next", "with next 2", "int8", "chosen"),
     )
     options = {layer: option for option in found.solution.options for layer in option.layers}
     for layer in range(space.shape.num_hidden_layers):
         option = options[layer]
         table.add_row(
             str(layer),
-            _cell(space, space.table.windowed[layer], not option.is_global),
             *(_bank_cell(space, tuple(range(layer, layer + size)), option) for size in (1, 2, 3)),
             _cell(space, space.table.int8[layer], option.kv_dtype == "int8"),
             _choice(option, layer),
         )
+    return table
+
+
+def window_table(found: Found) -> Table:
+    """A row for each layer, a column for each window, the plan's in green."""
+    space, windows = found.space, found.space.settings.sliding_windows
+    table = make_table("What a window costs, each layer alone", "layer", *(f"{w:,} tokens" for w in windows))
+    chosen = {layer: option.sliding_window for option in found.solution.options for layer in option.layers}
+    for layer in range(space.shape.num_hidden_layers):
+        cells = (_cell(space, space.table.windowed[layer, w], w == chosen[layer]) for w in windows)
+        table.add_row(str(layer), *cells)
     return table
 
 
@@ -116,9 +128,9 @@ def _cell(space: PlanSpace, cost: Cost | None, chosen: bool) -> Text:
 
 
 def _choice(option: Option, layer: int) -> str:
-    """`global x1`, `local x3*`, `reads 17`."""
+    """`global x1`, `128 x3*`, `reads 17`."""
     if layer != option.layers[0]:
         return f"reads {option.layers[0]}"
-    horizon = "global" if option.is_global else "local"
+    horizon = "global" if option.sliding_window is None else f"{option.sliding_window}"
     wide = "" if option.kv_dtype == "int8" else "*"
     return f"{horizon} x{option.num_key_value_heads}{wide}"

@@ -20,7 +20,7 @@ from tests.pipeline.tiny_recipe import RECIPE, write_tiny_recipe
 SEARCH = """
 # Kept: a comment.
 search:
-  sliding_window: 32
+  sliding_windows: [32]
   kl_tokens: 128
   prompts: 2
   prompt_length: 400
@@ -73,7 +73,7 @@ def test_the_written_recipe_meets_its_target(first: Result, folder: Path) -> Non
 
 
 def test_the_tables_say_why(first: Result) -> None:
-    for text in ("windowed", "one head", "with next 2", "before any healing", "answer NLL", "Wrote"):
+    for text in ("32 tokens", "one head", "with next 2", "before any healing", "answer NLL", "Wrote"):
         assert text in first.output
     assert "\u2026" not in first.output, "a table is wider than 80 columns"
 
@@ -114,8 +114,8 @@ def test_ctrl_c_keeps_what_was_measured(folder: Path, monkeypatch: pytest.Monkey
     assert plan(folder, "--max-kl", "1", output="stopped.yaml").exit_code == 1
     kept = read_ledger(folder, "stopped.yaml").costs
     assert [name for name in kept if name != "unfolded"] == [
-        *("windowed 0", "int8 0", "bank 0", "bank 0 1", "bank 0 1 2"),
-        *("windowed 1", "int8 1", "bank 1", "bank 1 2", "bank 1 2 3"),
+        *("windowed 0 to 32", "int8 0", "bank 0", "bank 0 1", "bank 0 1 2"),
+        *("windowed 1 to 32", "int8 1", "bank 1", "bank 1 2", "bank 1 2 3"),
     ]
     assert not (folder / "stopped.yaml").exists()
 

@@ -45,6 +45,22 @@ def test_the_round_trip_is_exact(tmp_path: Path, adapter: dict[str, torch.Tensor
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_where_heads_stay_keys_and_values_change_by_low_rank(tmp_path: Path) -> None:
+    horizon = Preset(preset="horizon", sliding_window=16, sink_size=2, global_every=4)
+    plan = build_plan(horizon, HEALING.config.attention_shape)
+    healing, folded = tiny_healing(HEALING.settings, plan=plan)
+    trained = heal(healing, folded, tmp_path, "key", lambda fraction, note: None)
+    save_adapter(tmp_path / "adapter.safetensors", trained, "base", plan)
+    read = load_adapter(tmp_path / "adapter.safetensors", "base", plan)
+    merged = merge(healing.config, healing.base, plan, read.tensors)
+    for projection in ("q_proj", "k_proj", "v_proj", "o_proj"):
+        name = f"model.layers.0.self_attn.{projection}.weight"
+        assert name not in trained
+        change = trained[f"{name}:left"].float() @ trained[f"{name}:right"].float()
+        assert torch.allclose(merged[name], healing.base[name] + change, atol=2e-3)
+        assert not torch.equal(merged[name], healing.base[name]), "healing trains it"
+
+
 def test_head_sinks_are_carried_though_the_base_has_none(tmp_path: Path) -> None:
     healing, folded = tiny_healing(HEALING.settings, head_sink=True)
     trained = heal(healing, folded, tmp_path, "key", lambda fraction, note: None)

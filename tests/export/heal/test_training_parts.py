@@ -137,6 +137,8 @@ def test_ranks_go_to_the_largest_terms_and_keep_their_mean() -> None:
     energies = {"a": torch.tensor([9.0, 8, 7, 6]), "b": torch.tensor([5.0, 4, 1, 0]), "c": torch.zeros(4)}
     assert share_ranks(energies, mean_rank=2, least=1) == {"a": 4, "b": 1, "c": 1}
     assert share_ranks(energies, mean_rank=4, least=1) == {"a": 4, "b": 4, "c": 4}
+    nothing = {name: torch.zeros(4) for name in "abc"}
+    assert share_ranks(nothing, mean_rank=2, least=1) == {"a": 2, "b": 2, "c": 2}
 
 
 def test_every_sequence_is_seen_once_before_any_is_seen_twice() -> None:

@@ -30,6 +30,7 @@ from plugins.errors import PlanError
 from plugins.plan_presets import AttentionShape
 
 NLL = 1.0
+WINDOWS = (128, 256)
 PROPERTY = settings(max_examples=60, deadline=None)
 
 
@@ -44,14 +45,14 @@ def make_space(seed: int, layers: int = 7, heads: int = 3, lengths: tuple[int, .
     banks = [tuple(range(i, i + size)) for size in sizes for i in range(layers - size + 1)]
     table = CostTable(
         unfolded_nll=NLL,
-        windowed={layer: cost(0.01) for layer in range(layers)},
+        windowed={(layer, window): cost(2.56 / window) for layer in range(layers) for window in WINDOWS},
         int8={layer: cost(generator.choice((0.001, 0.001, 0.1))) for layer in range(layers)},
         banks={bank: cost(0.05 * len(bank) ** 2) for bank in banks},
     )
     return PlanSpace(
         shape=AttentionShape(layers, 9, heads, 64),
         table=table,
-        settings=SearchSettings(sliding_window=256),
+        settings=SearchSettings(sliding_windows=WINDOWS),
         wide="float32",
         page_size=16,
         lengths=lengths,
@@ -184,7 +185,7 @@ def test_globals_stop_where_the_bytes_do() -> None:
 def test_globals_are_as_many_as_they_are_worth(weight: float, count: int) -> None:
     """Where a global layer costs heads elsewhere, `retrieval_weight` decides; windows cost nothing here."""
     space = make_space(5)
-    free = {layer: Cost(kl=0.0, nll=NLL) for layer in range(7)}
+    free = {at: Cost(kl=0.0, nll=NLL) for at in space.table.windowed}
     space = replace(
         space,
         table=replace(space.table, windowed=free),
@@ -197,7 +198,7 @@ def test_globals_are_as_many_as_they_are_worth(weight: float, count: int) -> Non
 
 def test_a_window_that_costs_much_makes_a_layer_global() -> None:
     space = make_space(5)
-    windowed = {layer: Cost(kl=0.5 if layer == 3 else 0.0, nll=NLL) for layer in range(7)}
+    windowed = {at: Cost(kl=0.5 if at[0] == 3 else 0.0, nll=NLL) for at in space.table.windowed}
     space = replace(space, table=replace(space.table, windowed=windowed))
     trail = [Horizons(frozenset(), NLL), Horizons(frozenset({3}), NLL)]
     assert choose_horizons(space, trail, make_targets(space, frozenset({3}), 2)) == trail[1]

@@ -27,7 +27,7 @@ from export.search.settings import SearchSettings
 from plugins.fold_plan import FoldPlan
 from tests.export.tiny_checkpoints import random_model
 
-SETTINGS = SearchSettings(sliding_window=16, measured_window=16, prompt_length=128)
+SETTINGS = SearchSettings(sliding_windows=(16, 24), measured_window=16, prompt_length=128)
 LAYERS = 4
 
 
@@ -50,7 +50,7 @@ def plan_of(change: Change) -> FoldPlan:
     identity = laboratory().examination.identity
     match change.kind:
         case "windowed":
-            return with_windows(identity, change.layers, SETTINGS.measured_window, SETTINGS.sink_size)
+            return with_windows(identity, change.layers, change.window or 0, SETTINGS.sink_size)
         case "int8":
             return changed(identity, change.layers, kv_dtype="int8")
         case "bank":
@@ -60,7 +60,7 @@ def plan_of(change: Change) -> FoldPlan:
 @pytest.mark.parametrize(
     "change",
     [
-        Change("windowed", (2,)),
+        Change("windowed", (2,), 16),
         Change("int8", (1,)),
         Change("bank", (0,)),
         Change("bank", (1, 2)),
@@ -95,7 +95,12 @@ def test_an_answer_s_nll_is_the_model_s_own() -> None:
 
 
 def test_changes_are_measured_alone_whatever_else_is_asked_for() -> None:
-    changes = [Change("bank", (0, 1)), Change("int8", (1,)), Change("windowed", (2,)), Change("bank", (2,))]
+    changes = [
+        Change("bank", (0, 1)),
+        Change("int8", (1,)),
+        Change("windowed", (2,), 16),
+        Change("bank", (2,)),
+    ]
     together = dict(measure_changes(laboratory(), changes))
     for change in changes:
         ((_, alone),) = measure_changes(laboratory(), [change])
@@ -119,11 +124,11 @@ def test_globals_are_measured_as_whole_plans() -> None:
 
 def test_what_a_model_cannot_be_folded_to_is_not_measured() -> None:
     config = laboratory().examination.config
-    kinds = [change.name for change in layer_changes(config) if change.layers[0] == 2]
-    assert kinds == ["windowed 2", "int8 2", "bank 2", "bank 2 3"]
+    kinds = [change.name for change in layer_changes(config, (16, 24)) if change.layers[0] == 2]
+    assert kinds == ["windowed 2 to 16", "windowed 2 to 24", "int8 2", "bank 2", "bank 2 3"]
     assert [c.layers for c in distant_changes(config, frozenset({0, 1, 3}))] == [(1, 3), (0, 1, 3)]
     multi_query = config.model_copy(update={"num_key_value_heads": 1})
-    assert Change("bank", (2,)) not in list(layer_changes(multi_query))
+    assert Change("bank", (2,)) not in list(layer_changes(multi_query, ()))
     normed = config.model_copy(update={"qk_norm": True})
-    assert all(change.kind != "bank" for change in layer_changes(normed))
+    assert all(change.kind != "bank" for change in layer_changes(normed, ()))
     assert not list(distant_changes(normed, frozenset({0, 3})))
