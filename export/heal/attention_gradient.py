@@ -60,17 +60,16 @@ def attention_gradient(
         k, v, plain = (_take(x, ranges) for x in (*columns, plain_keys))
         weight = (q @ k.mT).exp_()
         seen = torch.cat([torch.arange(x.start, x.stop) for x in ranges])
-        _hide(weight.unflatten(1, (-1, stop - start)), torch.arange(start, stop), seen, window, sinks)
+        by_head = len(weight), -1, stop - start
+        _hide(weight.view(*by_head, len(seen)), torch.arange(start, stop), seen, window, sinks)
         change = (g @ v.mT).mul_(weight)
-        to_query[:, :, start:stop] = (change @ plain).unflatten(1, (-1, stop - start))
+        to_query[:, :, start:stop] = (change @ plain).view(*by_head, size)
         for sums, share in (to_keys, q[..., :size].mT @ change), (to_values, g[..., :size].mT @ weight):
-            for part, its in zip(ranges, share.split([r.stop - r.start for r in ranges], dim=2), strict=True):
-                sums[..., part] += its
-    return (
-        (to_query * scale).view(query.shape),
-        to_keys.mT.reshape(keys.shape),
-        to_values.mT.reshape(keys.shape),
-    )
+            hidden = ranges[0].stop
+            sums[..., ranges[0]] += share[..., :hidden]
+            sums[..., ranges[1]] += share[..., hidden:]
+    to_keys, to_values = (x.mT.reshape(keys.shape) for x in (to_keys, to_values))
+    return (to_query * scale).view(query.shape), to_keys, to_values
 
 
 def _take(x: Tensor, ranges: list[slice]) -> Tensor:

@@ -176,8 +176,7 @@ def refine(
 
 def score(space: PlanSpace, cost: Cost) -> float:
     """What is minimised, of a measured plan: nat."""
-    lost = max(0.0, cost.nll - space.table.unfolded_nll)
-    return cost.kl + space.settings.retrieval_weight * lost
+    return cost.kl + space.settings.retrieval_weight * cost.loss(space.table.unfolded_nll)
 
 
 def by_size(plans: Sequence[Solution]) -> list[Solution]:

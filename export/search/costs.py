@@ -19,13 +19,17 @@ class Cost(BaseModel):
 
     Attributes:
         kl: mean KL(unfolded || changed) in nat a token of text.
-        nll: mean -log p of the answers in nat; the unfolded model has one too.
+        nll: mean -log p of the answers in nat, the unfolded model has one too; None where nothing was asked.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kl: float
-    nll: float
+    nll: float | None = None
+
+    def loss(self, unfolded_nll: float) -> float:
+        """By how much answers are less likely than the unfolded model's, nat; 0 where nothing was asked."""
+        return 0.0 if self.nll is None else max(0.0, self.nll - unfolded_nll)
 
 
 class Change(NamedTuple):
@@ -92,10 +96,10 @@ def is_adjacent(layers: tuple[int, ...]) -> bool:
     return layers[-1] - layers[0] == len(layers) - 1
 
 
-def make_table(unfolded: Cost, measured: Mapping[Change, Cost]) -> CostTable:
+def make_table(unfolded_nll: float, measured: Mapping[Change, Cost]) -> CostTable:
     """The table of measured changes."""
     return CostTable(
-        unfolded_nll=unfolded.nll,
+        unfolded_nll=unfolded_nll,
         windowed={(c.layers[0], c.window): cost for c, cost in measured.items() if c.window is not None},
         int8={c.layers[0]: cost for c, cost in measured.items() if c.kind == "int8"},
         banks={c.layers: cost for c, cost in measured.items() if c.kind == "bank"},

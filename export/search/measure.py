@@ -74,7 +74,9 @@ class Station:
             case "windowed":
                 assert change.window is not None
                 sinks = self._laboratory.settings.sink_size
-                return self._cost(with_windows(self._plan, change.layers, change.window, sinks))
+                # What a window takes from answers is measured of all layers together (`measure_globals`).
+                plan = with_windows(self._plan, change.layers, change.window, sinks)
+                return Cost(kl=self._examination.kl(self._text.finish(plan)))
             case "int8":
                 plan = changed(self._plan, change.layers, kv_dtype="int8")
                 return self._cost(plan, scales=static_scales(plan, self._seen, Quantization(linears={})))

@@ -6,6 +6,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+Window = Annotated[int, Field(ge=1)]
+
 
 class SearchSettings(BaseModel):
     """Dials of the search.
@@ -30,7 +32,7 @@ class SearchSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    sliding_windows: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(128, 256, 512), min_length=1)
+    sliding_windows: tuple[Window, ...] = Field(default=(32, 64, 128, 256, 512), min_length=1)
     sink_size: int = Field(default=4, ge=0)
     kl_tokens: int = Field(default=8_192, ge=1)
     prompts: int = Field(default=8, ge=1)

@@ -111,24 +111,24 @@ class PlanSpace:
                     yield from self._stored(layers, self.shape.num_key_value_heads, window, seen, 0.0)
                 if self._may_share(layers, is_global):
                     cost = self.table.banks[layers]
-                    lost = cost.nll - self.table.unfolded_nll
-                    yield from self._stored(layers, 1, window, seen + cost.kl, lost)
+                    loss = cost.loss(self.table.unfolded_nll)
+                    yield from self._stored(layers, 1, window, seen + cost.kl, loss)
 
     def _may_share(self, layers: tuple[int, ...], is_global: bool) -> bool:
         known = layers in self.table.banks and layers not in self.forbidden
         return known and (is_adjacent(layers) or (is_global and self.share_distant_globals))
 
     def _stored(
-        self, layers: tuple[int, ...], heads: int, window: int | None, kl: float, nll: float
+        self, layers: tuple[int, ...], heads: int, window: int | None, kl: float, loss: float
     ) -> Iterator[Option]:
         """A bank in int8, and wider where int8 costs something."""
         int8 = [self.table.int8[layer] for layer in layers]
         hurt = [cost for cost in int8 if cost.kl > self.settings.negligible_int8_kl]
         rounding = sum(cost.kl for cost in hurt)
-        loss = sum(max(0.0, cost.nll - self.table.unfolded_nll) for cost in hurt)
-        storages: list[tuple[KvDtype, float, float]] = [("int8", kl + rounding, max(0.0, nll) + loss)]
+        more = sum(cost.loss(self.table.unfolded_nll) for cost in hurt)
+        storages: list[tuple[KvDtype, float, float]] = [("int8", kl + rounding, loss + more)]
         if hurt:
-            storages.append((self.wide, kl, max(0.0, nll)))
+            storages.append((self.wide, kl, loss))
         for dtype, total, answers in storages:
             weighted = total + self.settings.retrieval_weight * answers
             size = 2 * heads * self.shape.head_dim * ITEMSIZE[dtype]

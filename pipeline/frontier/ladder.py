@@ -10,7 +10,7 @@ from pipeline.workspace import Workspace
 from plugins.errors import RecipeError
 
 # Shipped recipes from the original's quality to the smallest cache.
-SHIPPED_LADDER = ("identity", "horizon", "balanced", "mqa", "character")
+SHIPPED_LADDER = ("identity", "horizon", "balanced", "compact", "mqa", "character")
 
 
 def load_ladder(names: Sequence[str]) -> list[Workspace]:

@@ -102,7 +102,8 @@ class Search:
             RecipeError: prompts and model do not fit together.
             CalibrationError: the text cannot be read, or is too short.
         """
-        unfolded = self._ledger.cost("unfolded", lambda: self._laboratory.examination.unfolded())
+        unfolded = self._ledger.cost("unfolded", lambda: self._laboratory.examination.unfolded()).nll
+        assert unfolded is not None, "the unfolded model is asked"
         space = self._space(
             make_table(
                 unfolded,
@@ -110,7 +111,7 @@ class Search:
             )
         )
         choose_banks(space, frozenset(), self._goal.targets)  # where even that is too large, nothing helps
-        enough = unfolded.nll + self._recipe.search.max_retrieval_loss
+        enough = unfolded + self._recipe.search.max_retrieval_loss
         trail = grow_globals(
             self._config.num_hidden_layers,
             self._measure_none(),

@@ -102,7 +102,7 @@ def plans_table(found: Found) -> Table:
                     *held,
                     f"{solution.kl:.3f}",
                     f"{cost.kl:.3f}",
-                    f"{cost.nll:.2f}",
+                    "-" if cost.nll is None else f"{cost.nll:.2f}",
                 ),
                 solution == found.solution,
             )
@@ -123,7 +123,8 @@ def _cell(space: PlanSpace, cost: Cost | None, chosen: bool) -> Text:
     """`0.024 +1.3`."""
     if cost is None:
         return Text("-", style="dim")
-    text = f"{cost.kl:.3f} {cost.nll - space.table.unfolded_nll:+.1f}"
+    answers = "" if cost.nll is None else f" {cost.nll - space.table.unfolded_nll:+.1f}"
+    text = f"{cost.kl:.3f}{answers}"
     return Text(text, style=CHOSEN if chosen else "")
 
 

@@ -99,7 +99,7 @@ def test_mistakes_are_named(tmp_path: Path, text: str, where: str, what: str) ->
 
 
 def test_an_unknown_name_lists_the_shipped_recipes() -> None:
-    with pytest.raises(RecipeError, match="balanced, character, horizon, identity, mqa"):
+    with pytest.raises(RecipeError, match="balanced, character, compact, horizon, identity, mqa"):
         load_recipe("no-such-recipe")
 
 
