@@ -94,8 +94,8 @@ def test_relative_paths_hold_from_another_folder(tmp_path: Path) -> None:
 
 def test_anchors_and_aliases_may_stand_in_a_recipe(tmp_path: Path) -> None:
     plan = "plan: {preset: mqa, sliding_window: *w}"
-    text = f"model: {{source: model.gguf}}\nsearch: {{sliding_window: &w 64}}\n{plan}\n"
-    assert "sliding_window: &w 64" in rewrite(tmp_path, text, tmp_path / "new.yaml")
+    text = f"model: {{source: model.gguf}}\nsearch: {{sliding_windows: [&w 64]}}\n{plan}\n"
+    assert "sliding_windows: [&w 64]" in rewrite(tmp_path, text, tmp_path / "new.yaml")
     anchored = "model: {source: &s model.gguf}\nplan: &p {preset: mqa}\ncalibration: {source: text.txt}\n"
     rewrite(tmp_path, anchored, tmp_path / "newer.yaml")
 
