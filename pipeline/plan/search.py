@@ -104,12 +104,8 @@ class Search:
         """
         unfolded = self._ledger.cost("unfolded", lambda: self._laboratory.examination.unfolded()).nll
         assert unfolded is not None, "the unfolded model is asked"
-        space = self._space(
-            make_table(
-                unfolded,
-                self._measure(list(layer_changes(self._config, self._recipe.search.sliding_windows))),
-            )
-        )
+        changes = list(layer_changes(self._config, self._recipe.search.sliding_windows))
+        space = self._space(make_table(unfolded, self._measure(changes)))
         choose_banks(space, frozenset(), self._goal.targets)  # where even that is too large, nothing helps
         enough = unfolded + self._recipe.search.max_retrieval_loss
         trail = grow_globals(
@@ -121,10 +117,7 @@ class Search:
         )
         horizons = choose_horizons(space, trail, self._goal.targets)
         if self._goal.share_distant_globals:
-            changes = [
-                *layer_changes(self._config, self._recipe.search.sliding_windows),
-                *distant_changes(self._config, horizons.globals_),
-            ]
+            changes += distant_changes(self._config, horizons.globals_)
             space = self._space(make_table(unfolded, self._measure(changes)))
         best = self._choose(space, horizons.globals_)
         return Found(
