@@ -5,7 +5,7 @@
 #   make build TARGET=tensorrt-rtx SM=80,86,89,120      another engine; SM: GPUs that a plan is for
 #   make bench ARGS="--peers none"  ARGS go to the command as they are
 
-RECIPE ?= horizon
+RECIPE ?= compact
 TARGET ?=
 SM ?=
 ARGS ?=

@@ -78,8 +78,8 @@ class LazyGroup(click.Group):
 def cli() -> None:
     """Fold the KV cache of a pretrained LLM and run it through a compiled engine.
 
-    Commands take a RECIPE: the path of a YAML file, or the name of a shipped one (character, horizon,
-    mqa, identity). What they make goes into a bundle, bundles/<recipe> unless --output says
+    Commands take a RECIPE: the path of a YAML file, or the name of a shipped one (compact, balanced, horizon,
+    character, mqa, identity). What they make goes into a bundle, bundles/<recipe> unless --output says
     otherwise. A stage whose recipe, inputs and code did not change is skipped.
 
     \b

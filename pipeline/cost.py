@@ -93,11 +93,10 @@ class Yardstick:
 
         folded = TorchSubject(FOLDED, decoder)
         compared = self._windows[: ceil(self.section.kl_tokens / self._windows.shape[1])]
-        tick = Meter(2 * (self._windows.size + compared.size), progress)
-        return Cost(
-            perplexity=measure_perplexity(self._windows, (self._original, folded), tick),
-            divergences=measure_divergences(compared, self._original, (folded,), tick),
-        )
+        tick = Meter(2 * self._windows.size, progress)
+        divergences, losses = measure_divergences(compared, self._original, (folded,), tick)
+        perplexity = measure_perplexity(self._windows, (self._original, folded), tick, losses)
+        return Cost(perplexity=perplexity, divergences=divergences)
 
 
 def cost_stage(

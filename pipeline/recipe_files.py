@@ -7,7 +7,7 @@ from pathlib import Path
 from plugins.errors import RecipeError
 
 SHIPPED = Path(__file__).parent / "recipes"
-DEFAULT_RECIPE = "horizon"
+DEFAULT_RECIPE = "compact"
 BUNDLES = Path("bundles")
 
 

@@ -27,7 +27,7 @@ class HealSettings(BaseModel):
             at one position costs as much as a quarter of the layers, and neighbours teach alike.
         rank: of what is learned on top of the fold's factors in W_Q and W_O, and in W_K and W_V where heads
             stay as they were; a mean over these matrices. None learns and stores them whole. An adapter of
-            SmolLM2-135M stays below 12 MB with 56 where banks have one head, with 48 where all keep theirs.
+            SmolLM2-135M stays below 12 MB with 56 where banks have one head, with 44 where most keep theirs.
         seed: of the order of sequences and of the scored positions.
         checkpoint_seconds: between two checkpoints; it decides nothing but what a kill costs.
     """

@@ -21,7 +21,7 @@ def command(recipe: str) -> None:
     \b
     Examples:
       kvfold inspect character      before anything is exported
-      kvfold inspect bundles/horizon   what a bundle holds
+      kvfold inspect bundles/compact   what a bundle holds
     """
     plan, shape = _read_bundle(Path(recipe)) if is_bundle(recipe) else _read_recipe(recipe)
     get_console().print(draw_plan(plan, shape))

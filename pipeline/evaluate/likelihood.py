@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -20,17 +20,27 @@ from plugins.errors import ValidationError
 
 # Told of every window: the tokens that were computed, over all subjects.
 Tick = Callable[[int], None]
+# Mean -log p of a token in nat, window by window, by subject.
+Losses = Mapping[str, Sequence[float]]
 
 
-def measure_perplexity(windows: np.ndarray, subjects: Sequence[Subject], tick: Tick) -> Perplexity:
+def measure_perplexity(
+    windows: np.ndarray, subjects: Sequence[Subject], tick: Tick, known: Losses | None = None
+) -> Perplexity:
     """Perplexity of each subject over tokens int64 [windows, length].
+
+    Args:
+        windows: what is read.
+        subjects: who reads.
+        tick: told of what is computed here.
+        known: of the first windows, which `measure_divergences` has read already.
 
     Raises:
         ValidationError: a subject's logits are NaN or infinite.
     """
-    means: dict[str, list[float]] = {subject.name: [] for subject in subjects}
-    for window in windows:
-        for subject in subjects:
+    means = {subject.name: list(known[subject.name]) if known else [] for subject in subjects}
+    for subject in subjects:
+        for window in windows[len(means[subject.name]) :]:
             losses = stream_losses(subject, window)
             if not np.isfinite(losses).all():
                 raise _not_finite(subject.name)
@@ -51,32 +61,44 @@ def measure_perplexity(windows: np.ndarray, subjects: Sequence[Subject], tick: T
 
 def measure_divergences(
     windows: np.ndarray, original: Subject, candidates: Sequence[Subject], tick: Tick
-) -> Divergences:
+) -> tuple[Divergences, Losses]:
     """Compare candidates with the original over tokens int64 [N, L]; only a block of logits is held at once.
+
+    Returns the divergences, and every subject's losses, which the same logits give.
 
     Raises:
         ValidationError: a subject's logits are NaN or infinite.
     """
+    subjects = original, *candidates
     found = {candidate.name: _Collected() for candidate in candidates}
+    means: dict[str, list[float]] = {subject.name: [] for subject in subjects}
     for window in windows:
         targets = np.append(window[1:], -1)  # what follows the last token is unknown: nobody is right
         position = 0
-        streams = [subject.stream_logits(window) for subject in (original, *candidates)]
-        for reference, *others in zip(*streams, strict=True):
-            expected = targets[position : position + len(reference)]
-            for candidate, logits in zip(candidates, others, strict=True):
-                found[candidate.name].add(reference, logits, expected)
-            position += len(reference)
-        tick(window.size * len(streams))
+        losses: dict[str, list[Float64]] = {subject.name: [] for subject in subjects}
+        for block in zip(*(subject.stream_logits(window) for subject in subjects), strict=True):
+            rows = len(block[0])
+            for subject, logits in zip(subjects, block, strict=True):
+                # One token more than rows, except at the window's end: its last token's own loss is unknown.
+                losses[subject.name].append(
+                    negative_log_likelihood(logits, window[position : position + rows + 1])
+                )
+            for candidate, logits in zip(candidates, block[1:], strict=True):
+                found[candidate.name].add(block[0], logits, targets[position : position + rows])
+            position += rows
+        for name, parts in losses.items():
+            means[name].append(float(np.concatenate(parts).mean()))
+        tick(window.size * len(subjects))
     for name, collected in found.items():
         if not all(np.isfinite(kl).all() for kl in collected.kl):
             raise _not_finite(name)
-    return Divergences(
+    divergences = Divergences(
         length=windows.shape[1],
         windows=len(windows),
         tokens=windows.size,
         candidates=tuple(collected.summarise(name, len(windows)) for name, collected in found.items()),
     )
+    return divergences, means
 
 
 class _Collected:

@@ -50,6 +50,8 @@ class Material:
     def tokens(self, subjects: int, candidates: int) -> int:
         """Tokens of all passes; those of the comparison are the candidates' and the original's."""
         read = sum(found.size for found in self.windows.values())
+        if self.compared.shape[1] in self.windows:
+            read -= self.compared.size  # whose perplexity comes with the comparison
         read += sum(len(prompt.token_ids) for prompt in self.prompts)
         total: int = subjects * read + (candidates + 1) * self.compared.size
         return total

@@ -58,13 +58,15 @@ def evaluate(
     """
     original, *candidates = subjects
     meter = Meter(material.tokens(len(subjects), len(candidates) + 1), progress)
+    divergences, losses = measure_divergences(material.compared, original, (bfloat16, *candidates), meter)
     return Evaluation(
         text=material.text,
         window=window,
         perplexity=tuple(
-            measure_perplexity(windows, subjects, meter) for windows in material.windows.values()
+            measure_perplexity(windows, subjects, meter, losses if length == divergences.length else None)
+            for length, windows in material.windows.items()
         ),
-        divergences=measure_divergences(material.compared, original, (bfloat16, *candidates), meter),
+        divergences=divergences,
         retrieval=tuple(measure_cell(cell, window, subjects, meter) for cell in material.cells),
         last_words=LastWords(
             text=material.passages_text,

@@ -21,7 +21,7 @@ def load_harness_model(bundle: str | Path, target: str = DEFAULT_TARGET) -> Any:
 
     Example:
         from lm_eval import simple_evaluate
-        simple_evaluate(model=load_harness_model("bundles/horizon"), tasks=["hellaswag"])
+        simple_evaluate(model=load_harness_model("bundles/compact"), tasks=["hellaswag"])
 
     Args:
         bundle: the bundle's folder.

@@ -50,7 +50,7 @@ def measure_distance(reference: np.ndarray, candidate: np.ndarray) -> Distance:
 
 def negative_log_likelihood(logits: np.ndarray, token_ids: np.ndarray) -> Float64:
     """-log p(next token) in nat, float64 [L - 1], of logits [L, vocab] over tokens [L]."""
-    losses = []
+    losses = [np.empty(0)]
     for start in range(0, len(token_ids) - 1, BLOCK_ROWS):
         targets = token_ids[start + 1 : start + BLOCK_ROWS + 1]
         shifted = _shift(logits[start : start + len(targets)])

@@ -87,7 +87,7 @@ def test_windows_cover_the_text_once() -> None:
 def divergences() -> Iterator[Divergence]:
     folded = TorchSubject(FOLDED, tiny_decoder(CONFIG, tiny_plan(CONFIG, "horizon")))
     bfloat16 = original(BFLOAT16, torch.bfloat16)
-    found = measure_divergences(TOKENS, original(), (original("itself"), bfloat16, folded), ignore)
+    found, _ = measure_divergences(TOKENS, original(), (original("itself"), bfloat16, folded), ignore)
     assert (found.length, found.windows, found.tokens) == (700, 3, 2100)
     yield from found.candidates
 
@@ -104,16 +104,31 @@ def test_kl_to_itself_is_zero_and_to_bfloat16_the_noise_floor() -> None:
     assert folded.kl_mean.low > 3 * floor.kl_mean.high
 
 
+@pytest.mark.parametrize("length", [700, BLOCK_TOKENS + 1])
+def test_a_comparison_knows_the_losses_that_perplexity_is_made_of(length: int) -> None:
+    """Those of the first two windows are known, and reading them again gives the same."""
+    subjects = original(), TorchSubject(FOLDED, tiny_decoder(CONFIG, tiny_plan(CONFIG, "horizon")))
+    windows = TOKENS[:, :length]
+    _, known = measure_divergences(windows[:2], subjects[0], subjects[1:], ignore)
+    read: list[int] = []
+    found = measure_perplexity(windows, subjects, read.append, known)
+    again = measure_perplexity(windows, subjects, ignore)
+    assert read == [length] * 2  # the third window, by both
+    for name in (ORIGINAL, FOLDED):
+        assert found.subjects[name].value == pytest.approx(again.subjects[name].value, rel=1e-5)
+    assert found.subjects[ORIGINAL].value != found.subjects[FOLDED].value
+
+
 def test_flips_are_counted_by_who_was_right() -> None:
     """Tokens 0 and 1 alternate; the original knows it, the candidate says 0 after both: lost after 0."""
     knows = np.array([[0.0, 5.0], [5.0, 0.0]], np.float32)
     says_zero = np.array([[5.0, 0.0], [5.0, 0.0]], np.float32)
     windows = np.array([[0, 1] * 4])
     subjects = BigramSubject(ORIGINAL, knows), BigramSubject(FOLDED, says_zero)
-    (found,) = measure_divergences(windows, subjects[0], subjects[1:], ignore).candidates
+    (found,) = measure_divergences(windows, subjects[0], subjects[1:], ignore)[0].candidates
     assert (found.flips.value, found.top1_agreement.value) == (0.5, 0.5)
     assert (found.flips_lost.value, found.flips_gained.value) == (0.5, 0)
-    (back,) = measure_divergences(windows, subjects[1], subjects[:1], ignore).candidates
+    (back,) = measure_divergences(windows, subjects[1], subjects[:1], ignore)[0].candidates
     assert (back.flips_lost.value, back.flips_gained.value) == (0, 0.5)
     assert found.kl_mean.low is None  # one window has no interval
 

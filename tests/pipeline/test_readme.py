@@ -51,9 +51,9 @@ def folder(tmp_path: Path) -> Path:
 def test_python_runs(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (folder / "horizon.yaml").write_text(RECIPE)
-    recipe = load_recipe(str(folder / "horizon.yaml"))
-    run_stages(recipe, folder / "bundles" / "horizon", STAGES, QuietDisplay(), until="build-cpu")
+    (folder / "compact.yaml").write_text(RECIPE)
+    recipe = load_recipe(str(folder / "compact.yaml"))
+    run_stages(recipe, folder / "bundles" / "compact", STAGES, QuietDisplay(), until="build-cpu")
     monkeypatch.chdir(folder)
     capsys.readouterr()
     exec(compile(block("python"), "README.md", "exec"), {})

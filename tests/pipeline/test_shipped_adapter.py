@@ -1,8 +1,10 @@
-"""The adapter that ships: the recipe `character` takes it, and another trains on from it."""
+"""The adapters that ship: a recipe takes each, and another beside it trains it."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+import pytest
 
 from export.checkpoint import load_checkpoint
 from export.heal.adapter import load_adapter, merge
@@ -10,15 +12,16 @@ from export.model.decoder import Decoder
 from pipeline.load_recipe import load_recipe
 
 ADAPTERS = Path(__file__).parent.parent.parent / "pipeline" / "adapters"
-RECIPE = ADAPTERS / "smollm2-135m-character.yaml"
-LIMIT = 12_000_000  # bytes
 
 
-def test_it_is_small_and_makes_a_model_of_the_recipe_s_plan(smollm2_gguf: Path) -> None:
-    recipe, going_on = load_recipe("character"), load_recipe(str(RECIPE))
-    assert recipe.plan == going_on.plan
-    assert recipe.adapter is not None and recipe.adapter == going_on.adapter
-    assert recipe.adapter.stat().st_size <= LIMIT
+@pytest.mark.parametrize(("name", "limit"), [("character", 12_000_000), ("compact", 13_000_000)])
+def test_it_is_small_and_makes_a_model_of_the_recipe_s_plan(
+    name: str, limit: int, smollm2_gguf: Path
+) -> None:
+    recipe, trained = load_recipe(name), load_recipe(str(ADAPTERS / f"smollm2-135m-{name}.yaml"))
+    assert recipe.plan == trained.plan
+    assert recipe.adapter is not None and recipe.adapter.stat().st_size <= limit
+    assert trained.adapter in (None, recipe.adapter)  # it trains from nothing, or goes on
     checkpoint = load_checkpoint(str(smollm2_gguf))
     plan = recipe.build_plan(checkpoint.config.attention_shape)
     adapter = load_adapter(recipe.adapter, checkpoint.fingerprint, plan)

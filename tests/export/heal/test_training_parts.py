@@ -27,7 +27,7 @@ def test_attention_and_its_gradients_are_dense_attention_s(
     length: int, block: int, head_sink: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Windows are 32, with 4 sinks or learned ones; layers share caches, so gradients meet in the donor's."""
-    monkeypatch.setattr("export.heal.attention_gradient.BLOCK", block)
+    monkeypatch.setattr("export.heal.block_attention.BLOCK", block)
     config = tiny_config()
     plan = tiny_plan(config, "character", head_sink=head_sink)
     decoder = tiny_decoder(config, plan).requires_grad_(True)
