@@ -45,6 +45,22 @@ def test_attention_and_its_gradients_are_dense_attention_s(
         assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 
 
+def test_more_sinks_than_the_window_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("export.heal.block_attention.BLOCK", 16)
+    config = tiny_config()
+    plan = tiny_plan(config, "character")
+    layer = plan.layers[0].model_copy(update={"sliding_window": 8, "sink_size": 20})
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(1, 4, 80, 16, generator=generator, requires_grad=True)
+    keys, values = (torch.randn(1, 1, 80, 16, generator=generator, requires_grad=True) for _ in range(2))
+    results: list[list[Tensor]] = []
+    for mixer in (DenseAttention(config, plan), TrainingAttention(config, plan)):
+        output = mixer.attend(query, keys, values, layer, None)
+        results.append([output, *torch.autograd.grad(output.square().sum(), (query, keys, values))])
+    for expected, found in zip(*results, strict=True):
+        assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
 def test_under_autocast_queries_of_a_float_linear_read_keys_of_an_int8_one() -> None:
     config = tiny_config()
     plan = tiny_plan(config, "character")
