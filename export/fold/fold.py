@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from rich.progress import track
@@ -72,17 +70,14 @@ def fold_weights(
     if last < 0:
         return FoldedModel(plan, folded, errors)
     identity = build_plan(Preset(preset="identity"), config.attention_shape)
-    with TemporaryDirectory(prefix="kvfold-fold-") as folder, torch.no_grad():
-        streams = [Path(folder) / name for name in ("teacher", "student")]
-        for stream in streams:
-            stream.mkdir()
+    with torch.no_grad():
         fold = SequentialFold(
             config,
             weights,
             folded,
             (
-                ResidualStream.embed(config, identity, weights, tokens, streams[0]),
-                ResidualStream.embed(config, plan, weights, tokens, streams[1]),
+                ResidualStream.embed(config, identity, weights, tokens),
+                ResidualStream.embed(config, plan, weights, tokens),
             ),
             settings or FoldSettings(),
             method,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor, nn
@@ -70,8 +68,8 @@ def input_grams(
 ) -> dict[str, Tensor]:
     """E[x x^T] of the inputs of every projection of attention, by tensor name, over tokens [N, L]."""
     grams: dict[str, Tensor] = {}
-    with TemporaryDirectory(prefix="kvfold-heal-") as folder, torch.no_grad():
-        stream = ResidualStream.embed(config, plan, weights, tokens, Path(folder))
+    with torch.no_grad():
+        stream = ResidualStream.embed(config, plan, weights, tokens)
         for layer in range(config.num_hidden_layers):
             block = load_block(config, plan, weights, layer)
             inputs = _watch(block.self_attn.qkv_proj)

@@ -1,13 +1,15 @@
 """One model's residual stream over the calibration text, advanced layer by layer.
 
-Only the stream of the current layer exists, in a file that is mapped into memory, so a long text
-costs disk and not memory. Blocks are built from the weights when they are needed and dropped again.
+Only the stream of the current layer exists, in a mapped file without a name: a long text costs disk and not
+memory, and whatever ends the process gives the disk back. Blocks are built from the weights when they are
+needed and dropped again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
-from pathlib import Path
+from math import prod
+from tempfile import NamedTemporaryFile
 
 import torch
 from torch import Tensor
@@ -39,38 +41,33 @@ class ResidualStream:
         heads: float32 [N, L, heads * head_dim], head outputs of the layer at work.
     """
 
-    def __init__(self, config: ModelConfig, plan: FoldPlan, shape: tuple[int, int], directory: Path) -> None:
-        """Room for N sequences of L tokens; the mapped files live in `directory`, which must exist."""
+    def __init__(self, config: ModelConfig, plan: FoldPlan, shape: tuple[int, int]) -> None:
+        """Room for N sequences of L tokens."""
         self.config = config
         self.plan = plan
         self.mixer = DenseAttention(config, plan)
-        self.hidden = _mapped(directory / "hidden", (*shape, config.hidden_size))
-        self.heads = _mapped(directory / "heads", (*shape, config.num_attention_heads * config.head_dim))
+        self.hidden = _mapped(*shape, config.hidden_size)
+        self.heads = _mapped(*shape, config.num_attention_heads * config.head_dim)
         self._keys_values: dict[int, dict[int, tuple[Tensor, Tensor]]] = {
             rows.start: {} for rows in self.batches()
         }
 
     @classmethod
     def embed(
-        cls,
-        config: ModelConfig,
-        plan: FoldPlan,
-        weights: Mapping[str, Tensor],
-        tokens: Tensor,
-        directory: Path,
+        cls, config: ModelConfig, plan: FoldPlan, weights: Mapping[str, Tensor], tokens: Tensor
     ) -> ResidualStream:
         """The stream of tokens [N, L] before layer 0."""
         count, length = tokens.shape
-        stream = cls(config, plan, (count, length), directory)
+        stream = cls(config, plan, (count, length))
         embedding = weights["model.embed_tokens.weight"]
         for rows in stream.batches():
             stream.hidden[rows] = functional.embedding(tokens[rows], embedding)
         return stream
 
-    def fork(self, plan: FoldPlan, directory: Path) -> ResidualStream:
+    def fork(self, plan: FoldPlan) -> ResidualStream:
         """Another stream that stands where this one does and goes on under `plan`, with KV of its own."""
         count, length, _ = self.hidden.shape
-        stream = ResidualStream(self.config, plan, (count, length), directory)
+        stream = ResidualStream(self.config, plan, (count, length))
         stream.hidden.copy_(self.hidden)
         return stream
 
@@ -110,9 +107,8 @@ class ResidualStream:
         self.hidden[rows] = hidden + block.mlp(block.post_attention_layernorm(hidden))
 
 
-def _mapped(path: Path, shape: tuple[int, ...]) -> Tensor:
-    """A float32 tensor whose storage is a file."""
-    size = 1
-    for extent in shape:
-        size *= extent
-    return torch.from_file(str(path), shared=True, size=size, dtype=torch.float32).reshape(shape)
+def _mapped(*shape: int) -> Tensor:
+    """A float32 tensor whose storage is a file; its name goes at once, the file with the tensor."""
+    with NamedTemporaryFile(prefix="kvfold-") as file:
+        storage = torch.from_file(file.name, shared=True, size=prod(shape), dtype=torch.float32)
+    return storage.reshape(shape)

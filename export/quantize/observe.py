@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from rich.progress import track
@@ -94,8 +92,8 @@ def observe(
     Memory holds one layer and one batch beside the observations (SAMPLE_TOKENS rows a linear).
     """
     seen, stride = Observations(), max(1, tokens.numel() // SAMPLE_TOKENS)
-    with TemporaryDirectory(prefix="kvfold-observe-") as folder, torch.no_grad():
-        stream = ResidualStream.embed(config, plan, weights, tokens, Path(folder))
+    with torch.no_grad():
+        stream = ResidualStream.embed(config, plan, weights, tokens)
         for layer in track(range(config.num_hidden_layers), description="Observing ranges"):
             block = load_block(config, plan, weights, layer)
             _watch_block(seen, block, layer, stride)

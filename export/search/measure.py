@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import Tensor
@@ -49,16 +47,13 @@ class Laboratory:
 class Station:
     """The unfolded model's streams before one layer, where changes that begin there are measured."""
 
-    def __init__(self, laboratory: Laboratory, folder: Path) -> None:
-        """Before layer 0; streams are mapped files in `folder`."""
+    def __init__(self, laboratory: Laboratory) -> None:
+        """Before layer 0."""
         self._laboratory = laboratory
         examination = laboratory.examination
         self._examination, self._config = examination, examination.config
         self._plan, self._weights = examination.identity, examination.weights
-        self._stream = ResidualStream.embed(
-            self._config, self._plan, self._weights, laboratory.text, _made(folder / "text")
-        )
-        self._folder = folder
+        self._stream = ResidualStream.embed(self._config, self._plan, self._weights, laboratory.text)
         self._text = examination.read_text(examination.original)
         self._questions = examination.read_questions(examination.original, self._plan)
         self._block, self._seen = self._arrive()
@@ -108,11 +103,9 @@ class Station:
         prefixes = tuple(f"model.layers.{layer}." for layer in span)
         weights = {name: self._weights[name] for name in self._weights if name.startswith(prefixes)}
         folded = {name: weights[name] for name in weights.keys() - dropped_names(plan)}
-        with TemporaryDirectory(dir=self._folder) as folder:
-            teacher = self._stream.fork(self._plan, _made(Path(folder) / "teacher"))
-            student = self._stream.fork(plan, _made(Path(folder) / "student"))
-            fold = SequentialFold(self._config, weights, folded, (teacher, student), self._laboratory.fold)
-            fold.fold_bank(next(bank for bank in plan.banks if bank.layer == layers[0]))
+        teacher, student = self._stream.fork(self._plan), self._stream.fork(plan)
+        fold = SequentialFold(self._config, weights, folded, (teacher, student), self._laboratory.fold)
+        fold.fold_bank(next(bank for bank in plan.banks if bank.layer == layers[0]))
         plan = student.plan
         return plan, [load_block(self._config, plan, folded, layer).to(matmul_dtype()) for layer in span]
 
@@ -130,15 +123,14 @@ def measure_changes(laboratory: Laboratory, changes: Collection[Change]) -> Iter
     last = max((change.layers[0] for change in changes), default=-1)
     if last < 0:
         return
-    with TemporaryDirectory(prefix="kvfold-search-") as folder:
-        station = Station(laboratory, Path(folder))
-        while True:
-            for change in changes:
-                if change.layers[0] == station.layer:
-                    yield change, station.measure(change)
-            if station.layer == last:
-                return
-            station.advance()
+    station = Station(laboratory)
+    while True:
+        for change in changes:
+            if change.layers[0] == station.layer:
+                yield change, station.measure(change)
+        if station.layer == last:
+            return
+        station.advance()
 
 
 def measure_globals(
@@ -199,8 +191,3 @@ def _horizons(laboratory: Laboratory, globals_: frozenset[int]) -> FoldPlan:
     plan, settings = laboratory.examination.identity, laboratory.settings
     local = set(range(len(plan.layers))) - globals_
     return with_windows(plan, local, settings.measured_window, settings.sink_size)
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir()
-    return folder

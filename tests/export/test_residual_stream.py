@@ -1,0 +1,37 @@
+"""The residual stream against a whole forward pass, and its files against the folder for temporary ones."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from export.model.decoder import Decoder
+from export.model.families import config_from_huggingface
+from export.model.residual_stream import ResidualStream, load_block
+from tests.export.tiny_checkpoints import random_model
+from tests.tiny_model import tiny_plan
+
+
+def test_a_stream_is_the_model_layer_by_layer_in_files_without_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is left to be found, by whatever ends the process, while the stream still works."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    model = random_model("llama")
+    config, weights = config_from_huggingface(model.config.to_dict()), model.state_dict()
+    plan = tiny_plan(config, "horizon")
+    tokens = torch.randint(1, 97, (2, 40), generator=torch.Generator().manual_seed(0))
+    decoder = Decoder.from_weights(config, plan, weights)
+    with torch.no_grad():
+        stream = ResidualStream.embed(config, plan, weights, tokens)
+        assert not list(tmp_path.iterdir())
+        for layer in range(config.num_hidden_layers):
+            block = load_block(config, plan, weights, layer)
+            for rows in stream.batches():
+                stream.attend(block, rows)
+                stream.advance(block, rows)
+        logits = decoder.lm_head(decoder.model.norm(stream.hidden))
+        torch.testing.assert_close(logits, decoder(tokens))
