@@ -1,9 +1,10 @@
-"""Tables of an evaluation for the terminal."""
+"""Tables of an evaluation for the terminal, and its figures in words."""
 
 from __future__ import annotations
 
 from rich.table import Table
 
+from pipeline.cost import Cost
 from pipeline.evaluate.intervals import CONFIDENCE, Estimate
 from pipeline.evaluate.results import BFLOAT16, Divergences, Evaluation, LastWords, Perplexity, RetrievalCell
 from pipeline.tables import make_table
@@ -81,6 +82,16 @@ def last_words_table(found: LastWords) -> Table:
         score = found.subjects[name]
         table.add_row(name, format_estimate(score.accuracy, ".0%"), format_estimate(score.nll, ".2f"))
     return table
+
+
+def describe_cost(cost: Cost, text: str) -> str:
+    """How it was measured, on a text named `text`, and what the original reaches there."""
+    original = format_estimate(cost.perplexity.subjects[ORIGINAL], ".2f")
+    return (
+        f"original's perplexity {original}, {CONFIDENCE:.0%} intervals; "
+        f"{cost.perplexity.windows} windows of {cost.perplexity.length:,} tokens "
+        f"({cost.divergences.tokens:,} for KL); text: {text}"
+    )
 
 
 def format_estimate(estimate: Estimate, form: str) -> str:

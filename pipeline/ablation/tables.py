@@ -5,10 +5,8 @@ from __future__ import annotations
 from rich.table import Table
 
 from pipeline.ablation.results import Ablation
-from pipeline.evaluate.intervals import CONFIDENCE
-from pipeline.evaluation_tables import format_estimate
+from pipeline.evaluation_tables import describe_cost, format_estimate
 from pipeline.tables import make_table, markdown_table
-from pipeline.validate.results import ORIGINAL
 
 TITLES = {
     True: "Least squares around each",
@@ -49,10 +47,5 @@ def write_markdown(ablation: Ablation) -> str:
 
 def describe(ablation: Ablation) -> str:
     """What was folded and on what it was measured."""
-    cost = ablation.rows[0].cost
-    original = format_estimate(cost.perplexity.subjects[ORIGINAL], ".2f")
-    return (
-        f"Recipe {ablation.recipe}, float, not healed; original's perplexity {original}, "
-        f"{CONFIDENCE:.0%} intervals; {cost.perplexity.windows} windows of {cost.perplexity.length:,} tokens "
-        f"({cost.divergences.tokens:,} for KL); text: {ablation.text}."
-    )
+    measured = describe_cost(ablation.rows[0].cost, ablation.text)
+    return f"Recipe {ablation.recipe}, float, not healed; {measured}."

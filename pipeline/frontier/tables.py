@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from pipeline.evaluate.intervals import CONFIDENCE
-from pipeline.evaluation_tables import format_estimate
+from pipeline.evaluation_tables import describe_cost, format_estimate
 from pipeline.frontier.results import Frontier, Rung
 from pipeline.kv_bytes import format_bytes
 from pipeline.tables import make_table, markdown_table
-from pipeline.validate.results import ORIGINAL
 
 STATED_CONTEXTS = (2048, 8192)
 
@@ -18,7 +16,7 @@ def frontier_tables(frontier: Frontier) -> tuple[Table, Table]:
     """KV bytes, then what they cost; each fits 80 columns."""
     contexts = (f"{length:,} tokens" for length in STATED_CONTEXTS)
     size = make_table("KV cache of one sequence", "", *(cell for c in contexts for cell in (c, "smaller")))
-    cost = make_table(describe_cost(frontier), "", "perplexity", "over the original's", "KL mean")
+    cost = make_table(describe(frontier), "", "perplexity", "over the original's", "KL mean")
     for rung in frontier.rungs:
         style = "bold" if rung in frontier.best else ""
         size.add_row(rung.recipe, *_size_cells(rung), style=style)
@@ -42,22 +40,16 @@ def write_markdown(frontier: Frontier) -> str:
         for rung in frontier.rungs
     ]
     notes = (
-        f"{describe_cost(frontier)}. KV: resident bytes of one sequence with the plan's cache types, "
+        f"{describe(frontier)}. KV: resident bytes of one sequence with the plan's cache types, "
         "beside bf16 of the unfolded model; perplexity and KL are the float fold's, without what int8 adds. "
         "Bold: no other rung is both smaller and nearer to the original.\n"
     )
     return f"{markdown_table(columns, rows)}\n{notes}"
 
 
-def describe_cost(frontier: Frontier) -> str:
+def describe(frontier: Frontier) -> str:
     """What perplexity and KL were measured on."""
-    cost = frontier.rungs[0].cost
-    original = format_estimate(cost.perplexity.subjects[ORIGINAL], ".2f")
-    return (
-        f"Float fold; original's perplexity {original}, {CONFIDENCE:.0%} intervals; "
-        f"{cost.perplexity.windows} windows of {cost.perplexity.length:,} tokens "
-        f"({cost.divergences.tokens:,} for KL); text: {frontier.text}"
-    )
+    return f"Float fold; {describe_cost(frontier.rungs[0].cost, frontier.text)}"
 
 
 def _size_cells(rung: Rung) -> list[str]:
