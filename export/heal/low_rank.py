@@ -24,6 +24,9 @@ QUERY, OUTPUT = "self_attn.q_proj.weight", "self_attn.o_proj.weight"
 KEY_VALUE = ("self_attn.k_proj.weight", "self_attn.v_proj.weight")
 # Directions that the text never visits count for this share of the mean power, lest they be lost.
 DAMPING = 1e-2
+# Of the mean rank, what every change gets and what none exceeds: those of matrices that the fold left as they
+# were are zero to begin with, and what it did change has terms to the last.
+LEAST_SHARE, MOST_SHARE = 0.25, 2.0
 # Of the weight's own norm: what a change of zero starts training with on the right side.
 SMALLEST = 1e-2
 
@@ -107,25 +110,32 @@ class ChangeSpectrum:
 def change_spectrum(weight: Tensor, start: Tensor, gram: Tensor) -> ChangeSpectrum:
     """The change from `start` to `weight` [out, in] in the metric of outputs, gram = E[x x^T].
 
-    Of the weights alone most change lies in directions that the text hardly visits.
+    Of the weights alone most change lies in directions that the text hardly visits. Where nothing changed,
+    the terms are zero and `right` reads the principal components of x, each at unit power: whence the output
+    can change most (EVA, arXiv 2410.07170).
     """
     gram, weight = gram.double(), weight.double()
     damping = DAMPING * gram.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
-    root = torch.linalg.cholesky(gram + damping * torch.eye(len(gram), dtype=torch.float64))
+    power, components = torch.linalg.eigh(gram + damping * torch.eye(len(gram), dtype=torch.float64))
+    power, components = power.flip(0), components.flip(1)
+    root = components * power.sqrt()
     u, s, v = torch.linalg.svd((weight - start.double()) @ root, full_matrices=False)
-    right = torch.linalg.solve_triangular(root, v, upper=False, left=False)
+    if not s.any():
+        v = torch.eye(*v.shape, dtype=torch.float64)
+    right = v @ (components / power.sqrt()).T
     whole = (weight @ root).square().sum().clamp_min(torch.finfo(torch.float32).tiny)
     return ChangeSpectrum((u * s).float(), right.float(), s.square() / whole, float(weight.norm()))
 
 
-def share_ranks(energies: Mapping[str, Tensor], mean_rank: int, least: int) -> dict[str, int]:
-    """Ranks of several changes, `mean_rank` in the mean: `least` each, the rest to the largest terms."""
+def share_ranks(energies: Mapping[str, Tensor], mean_rank: int) -> dict[str, int]:
+    """Ranks of several changes, `mean_rank` in the mean: some for each, the rest to the largest terms."""
+    least, most = (round(share * mean_rank) for share in (LEAST_SHARE, MOST_SHARE))
     ranks = {name: min(least, len(terms)) for name, terms in energies.items()}
     spare = mean_rank * len(energies) - sum(ranks.values())
     terms = sorted(
         (-float(energy), term, name)
         for name in energies
-        for term, energy in enumerate(energies[name][ranks[name] :])
+        for term, energy in enumerate(energies[name][ranks[name] : most])
     )
     for _, _, name in terms[: max(0, spare)]:
         ranks[name] += 1

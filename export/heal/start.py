@@ -26,8 +26,6 @@ from plugins.fold_plan import FoldPlan
 
 # Of the training text, for the metric in which a change of low rank is chosen.
 METRIC_TOKENS = 16_384
-# Of the mean rank, what every matrix gets: room to learn where the fold left nothing to change.
-LEAST_RANK = 0.25
 
 
 def adapter_form(
@@ -42,7 +40,7 @@ def adapter_form(
 
     With a rank, matrices lose what factors and a change of that rank cannot hold; training then
     starts from there, and what it learns is what the adapter stores. The rank is a mean: each matrix gets
-    as many terms as its outputs ask for. On SmolLM2 W_Q asks for few, W_O for many.
+    as many terms as its outputs ask for, within limits. On SmolLM2 W_Q asks for few, W_O for many.
     """
     names = trained_names(config, plan, folded)
     if rank is None:
@@ -57,7 +55,7 @@ def adapter_form(
         form[name + FACTORS] = factors
         changes[name] = change_spectrum(folded[name], start, grams[name])
     energies = {name: change.energies for name, change in changes.items()}
-    ranks = share_ranks(energies, rank, round(LEAST_RANK * rank))
+    ranks = share_ranks(energies, rank)
     for name, change in changes.items():
         form[name + LEFT], form[name + RIGHT] = change.cut(ranks[name])
     return form

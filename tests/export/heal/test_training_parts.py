@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from export.heal.adapter import merge
 from export.heal.head_kl import head_kl
 from export.heal.low_rank import anchor, change_spectrum, fit_factors, share_ranks
+from export.heal.start import adapter_form
 from export.heal.student import TrainedModel
 from export.heal.teacher_cache import TeacherCache, pick, scored_positions
 from export.heal.train import batches
@@ -124,6 +126,18 @@ def test_the_model_in_training_computes_what_its_weights_say(monkeypatch: pytest
     assert torch.allclose(model.hidden(TOKENS), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_the_model_in_training_computes_what_its_adapter_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Factors and changes of low rank included; what is left is the adapter's rounding to float16."""
+    monkeypatch.setattr("export.heal.student.matmul_dtype", lambda: torch.float32)
+    healing, folded = tiny_healing()
+    config, plan = healing.config, healing.plan
+    form = adapter_form(config, healing.base, folded, plan, TOKENS, rank=8)
+    assert any(name.endswith(":factors") for name in form) and any(name.endswith(":left") for name in form)
+    merged = merge(config, healing.base, plan, {name: tensor.half() for name, tensor in form.items()})
+    expected = Decoder.from_weights(config, plan, merged).model(TOKENS, DenseAttention(config, plan))
+    assert torch.allclose(healing.student(form).hidden(TOKENS), expected, rtol=1e-2, atol=1e-2)
+
+
 @pytest.mark.parametrize("projection", ["q_proj", "o_proj"])
 def test_factors_and_a_low_rank_change_are_found_again(projection: str) -> None:
     healing, _ = tiny_healing()
@@ -149,16 +163,28 @@ def test_factors_and_a_low_rank_change_are_found_again(projection: str) -> None:
 
 def test_no_change_starts_as_one_that_can_learn() -> None:
     weight = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
-    left, right = change_spectrum(weight, weight, torch.eye(6)).cut(3)
-    assert not left.any() and right.any(1).all()
+    x = torch.randn(200, 6, generator=torch.Generator().manual_seed(1)) * torch.tensor([1, 9, 1, 8, 1, 7])
+    mixed = x @ torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(2)))[0]
+    left, right = change_spectrum(weight, weight, mixed.T @ mixed / 200).cut(3)
+    assert not left.any()
+    read = mixed @ right.T
+    assert torch.allclose(read.T @ read, torch.eye(3) * read.square().sum() / 3, atol=1e-3 * read.norm() ** 2)
+    kept = torch.linalg.lstsq(read, mixed).solution
+    assert (read @ kept).square().sum() > 0.97 * mixed.square().sum()
 
 
 def test_ranks_go_to_the_largest_terms_and_keep_their_mean() -> None:
-    energies = {"a": torch.tensor([9.0, 8, 7, 6]), "b": torch.tensor([5.0, 4, 1, 0]), "c": torch.zeros(4)}
-    assert share_ranks(energies, mean_rank=2, least=1) == {"a": 4, "b": 1, "c": 1}
-    assert share_ranks(energies, mean_rank=4, least=1) == {"a": 4, "b": 4, "c": 4}
-    nothing = {name: torch.zeros(4) for name in "abc"}
-    assert share_ranks(nothing, mean_rank=2, least=1) == {"a": 2, "b": 2, "c": 2}
+    falling = torch.arange(20.0, 0, -1)
+    energies = {"a": falling, "b": falling / 30, "c": torch.zeros(20)}
+    assert share_ranks(energies, mean_rank=4) == {"a": 8, "b": 3, "c": 1}
+    assert share_ranks(energies, mean_rank=20) == {"a": 20, "b": 20, "c": 20}
+
+
+def test_one_changed_matrix_among_many_leaves_the_others_room() -> None:
+    energies = {"changed": torch.ones(20)} | {name: torch.zeros(20) for name in "abcdefg"}
+    ranks = share_ranks(energies, mean_rank=4)
+    assert ranks.pop("changed") == 8
+    assert min(ranks.values()) == 3 and sum(ranks.values()) == 24
 
 
 def test_every_sequence_is_seen_once_before_any_is_seen_twice() -> None:
