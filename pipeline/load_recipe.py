@@ -31,8 +31,19 @@ def load_recipe(name: str, target: str | None = None, architectures: tuple[int, 
     """
     path = find_recipe(name)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} cannot be read as text: {error}") from error
+    return parse_recipe(text, path, target, architectures)
+
+
+def parse_recipe(
+    text: str, path: Path, target: str | None = None, architectures: tuple[int, ...] = ()
+) -> Recipe:
+    """`load_recipe` of a text that stands, or is to stand, in the file `path`."""
+    try:
+        content = yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that no calendar has
         raise RecipeError(f"{path} cannot be read as YAML: {error}") from error
     if not isinstance(content, dict):
         raise RecipeError(
@@ -52,11 +63,25 @@ def load_recipe(name: str, target: str | None = None, architectures: tuple[int, 
     return _resolve_paths(recipe, path.resolve().parent)
 
 
+class _Loader(yaml.SafeLoader):
+    """The safe loader, but a key that stands twice is an error where YAML would forget the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping whose keys differ."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen and isinstance(key, yaml.ScalarNode):
+                problem = f"the key {key.value!r} stands twice; remove one"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
 def _override(content: dict[str, Any], target: str | None, architectures: tuple[int, ...]) -> dict[str, Any]:
     if target is not None:
         content["target"] = target
-    if architectures:
-        section = content.get("tensorrt") or {}
+    section = content.get("tensorrt") or {}
+    if architectures and isinstance(section, dict):
         content["tensorrt"] = {**section, "architectures": list(architectures)}
     return content
 
@@ -64,8 +89,8 @@ def _override(content: dict[str, Any], target: str | None, architectures: tuple[
 def _resolve_paths(recipe: Recipe, folder: Path) -> Recipe:
     """Paths relative to the recipe's folder become absolute; keywords and hub ids stay."""
     source = recipe.model.source
-    if source != DEMO_MODEL and (folder / source).exists():
-        source = str((folder / source).resolve())
+    if source != DEMO_MODEL and (found := _join(folder, source)).exists():
+        source = str(found)
     last_words = recipe.evaluate.last_words
     if last_words != SHIPPED_PASSAGES:
         last_words = _resolve_file(last_words, "evaluate.last_words", folder, SHIPPED_PASSAGES)
@@ -96,7 +121,7 @@ def _resolve_heal(section: HealSection | AdapterSection | None, folder: Path) ->
 
 
 def _resolve_adapter(name: str, key: str, folder: Path) -> str:
-    path = (folder / name).expanduser().resolve()
+    path = _join(folder, name)
     if not path.is_file():
         raise RecipeError(
             f"{key}: there is no file {path}; give the adapter.safetensors of a healed bundle "
@@ -117,10 +142,18 @@ def _resolve_text(section: TextSection, key: str, folder: Path) -> TextSection:
 
 
 def _resolve_file(name: str, key: str, folder: Path, *keywords: str) -> str:
-    path = (folder / name).expanduser().resolve()
+    path = _join(folder, name)
     if not path.is_file():
         raise RecipeError(
             f"{key}: there is no file {path}; give a .txt or .jsonl file "
             f"(relative to the recipe's folder) or {' or '.join(map(repr, keywords))}"
         )
     return str(path)
+
+
+def _join(folder: Path, name: str) -> Path:
+    """Absolute; `~` is the user's home."""
+    try:
+        return (folder / Path(name).expanduser()).resolve()
+    except RuntimeError as error:
+        raise RecipeError(f"{name} names a user whose home is not known; write the path out") from error

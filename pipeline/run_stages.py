@@ -69,7 +69,8 @@ def run_stages(
 def _run_stage(
     stage: Stage, writer: BundleWriter, workspace: Workspace, display: Display, forget: set[str]
 ) -> StageOutcome:
-    stage_hash = hash_stage(stage, workspace.recipe, writer.manifest)
+    with name_disk_errors(writer.root):
+        stage_hash = hash_stage(stage, workspace.recipe, writer.manifest)
     why = writer.why_stale(stage.name, stage_hash)
     if why is None:
         display.skipped(stage)

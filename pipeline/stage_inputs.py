@@ -74,9 +74,9 @@ def describe_source(recipe: Recipe) -> object:
 
 
 def fingerprint_text(section: TextSection) -> object:
-    """Which text a section asks for: its settings and the content of its file; what is fetched is pinned."""
+    """Which text a section asks for: settings, its file's name and content; what is fetched is pinned."""
     content = None if section.source in KEYWORDS else hash_file(Path(section.source))
-    return [section.source, content, section.tokens, section.sequence_length, section.seed]
+    return [section.description, content, section.tokens, section.sequence_length, section.seed]
 
 
 def fingerprint_texts(sections: Texts) -> object:

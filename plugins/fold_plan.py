@@ -9,9 +9,10 @@ inputs are derived from it and never stored.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import cached_property
 from math import ceil
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic import ValidationError as PydanticValidationError
@@ -61,6 +62,11 @@ class Bank(BaseModel):
     head_dim: int
     kv_dtype: KvDtype
     consumers: tuple[int, ...]
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """All that read it: the producer, then the consumers."""
+        return self.layer, *self.consumers
 
     @property
     def bytes_per_token(self) -> int:
@@ -214,9 +220,14 @@ class FoldPlan(BaseModel):
 
     def with_rope_slots(self, producer: int, slots: tuple[int, ...] | None) -> FoldPlan:
         """This plan with other RoPE slots in the bank of layer `producer`."""
+        readers = [index for index, layer in enumerate(self.layers) if layer.donor == producer]
+        return self.with_layers(readers, rope_slots=slots)
+
+    def with_layers(self, indices: Collection[int], **fields: Any) -> FoldPlan:
+        """This plan with other values in these layers; raises PlanError where it then breaks a law."""
         layers = tuple(
-            layer.model_copy(update={"rope_slots": slots}) if layer.donor == producer else layer
-            for layer in self.layers
+            layer.model_copy(update=fields) if index in indices else layer
+            for index, layer in enumerate(self.layers)
         )
         return FoldPlan(**(self.model_dump(exclude={"layers"}) | {"layers": layers}))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from plugins.chat_template import render_chat
@@ -17,10 +18,16 @@ PIECE = 32_768
 
 @dataclass(frozen=True)
 class Document:
-    """A text; `rendered` by a chat template, it already holds its special tokens."""
+    """A text, or a piece of one.
+
+    Attributes:
+        text: as it stands in the file, or as the chat template renders it.
+        needs_bos: whether the model's BOS token belongs before it: not where a template has written its
+            special tokens, nor where it goes on from the piece before.
+    """
 
     text: str
-    rendered: bool = False
+    needs_bos: bool = True
 
 
 def read_documents(path: Path, config: TokenizerConfig) -> Iterator[Document]:
@@ -45,8 +52,10 @@ def read_documents(path: Path, config: TokenizerConfig) -> Iterator[Document]:
 
 def _read_text(path: Path, config: TokenizerConfig) -> Iterator[Document]:
     with path.open(encoding="utf-8") as file:
-        while lines := file.readlines(PIECE):
-            yield Document("".join(lines))
+        for number in count():
+            if not (lines := file.readlines(PIECE)):
+                return
+            yield Document("".join(lines), needs_bos=number == 0)
 
 
 def _read_lines(path: Path, config: TokenizerConfig) -> Iterator[Document]:
@@ -64,11 +73,17 @@ def _parse_line(where: str, line: str, config: TokenizerConfig) -> Document:
     messages = value.get("messages") if isinstance(value, dict) else value
     if isinstance(messages, list) and messages and all(isinstance(item, dict) for item in messages):
         try:
-            return Document(render_chat(config, messages, add_generation_prompt=False), rendered=True)
+            document = Document(render_chat(config, messages, add_generation_prompt=False), needs_bos=False)
         except RequestError as error:
             raise CalibrationError(f"{where}: {error}") from error
-    if isinstance(value, dict) and isinstance(value.get("text"), str):
-        return Document(value["text"])
-    raise CalibrationError(
-        f'{where} needs a "text", or "messages" with at least one message: {line.strip():.60}'
-    )
+    elif isinstance(value, dict) and isinstance(value.get("text"), str):
+        document = Document(value["text"])
+    else:
+        raise CalibrationError(
+            f'{where} needs a "text", or "messages" with at least one message: {line.strip():.60}'
+        )
+    try:
+        document.text.encode()
+    except UnicodeEncodeError as error:
+        raise CalibrationError(f"{where} holds half a character: {error}; cut it at a whole one") from error
+    return document

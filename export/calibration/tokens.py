@@ -23,6 +23,8 @@ def calibration_tokens(
 ) -> Tensor:
     """At least `tokens` token ids, int64 [N, sequence_length]; the same arguments give the same ids.
 
+    (But for chats under a template that writes today's date.)
+
     Args:
         source: a .txt or .jsonl file, or "generate": the model continues the seed prompts.
         checkpoint: whose tokenizer (and, for "generate", weights) are used.
@@ -53,7 +55,7 @@ def _read_sequences(path: Path, checkpoint: Checkpoint, count: int, sequence_len
     start = tokenizer.config.bos_token_id if tokenizer.config.add_bos_token else None
     ids: list[int] = []
     for document in read_documents(path, tokenizer.config):
-        ids += [start] if start is not None and not document.rendered else []
+        ids += [start] if start is not None and document.needs_bos else []
         ids += tokenizer.encode(document.text)
         if len(ids) >= POOL * count * sequence_length:
             break

@@ -47,10 +47,10 @@ def fold_weights(
 
     `method` stands in for the closed form, to be compared with it (`export.fold.baselines`).
 
-    Only layers of folded banks (fewer KV heads, or read by several layers) change; the identity
-    plan and plans of horizons alone return every tensor untouched. Head sinks are added where the plan
-    has them. Disk holds four streams of
-    N * L * hidden_size floats in the temporary directory; memory holds one batch and the moments.
+    Only layers of folded banks (fewer KV heads, or read by several layers) change; the identity plan and
+    plans of horizons alone return every tensor untouched. Head sinks are added where the plan has them.
+    Disk holds four streams of N * L * hidden_size floats in the temporary directory; memory holds one batch,
+    the moments, and the keys and values of banks whose readers are still to come.
 
     Raises:
         PlanError: the plan cannot be reached from this model.
@@ -58,7 +58,7 @@ def fold_weights(
     """
     check_foldable(config, plan)
     _check_length(plan, tokens.shape[1])
-    banks = {layer: bank for bank in plan.banks for layer in (bank.layer, *bank.consumers)}
+    banks = {layer: bank for bank in plan.banks for layer in bank.layers}
     dropped = dropped_names(plan)
     folded = {name: weights[name] for name in weights if name not in dropped}
     folded |= {name: torch.zeros(config.num_attention_heads) for name in added_names(plan)}

@@ -73,7 +73,7 @@ class SequentialFold:
 
     def fold_bank(self, bank: Bank) -> None:
         """Fold one bank alone; both streams stand before its producer, and end before the last one's MLP."""
-        layers = (bank.layer, *bank.consumers)
+        layers = bank.layers
         for layer in range(bank.layer, layers[-1]):
             if layer in layers:
                 self.fold_layer(layer, bank)
@@ -135,7 +135,7 @@ class SequentialFold:
 
     def _bank_statistics(self, bank: Bank) -> BankStatistics:
         """One pass over the text: the bank's members in the teacher against the student's input."""
-        layers, size = (bank.layer, *bank.consumers), self.config.head_dim
+        layers, size = bank.layers, self.config.head_dim
         keys = torch.stack([self._read(layer, "k_proj") for layer in layers])
         values = torch.stack([self._read(layer, "v_proj") for layer in layers])
         prior = torch.stack([keys, values], dim=1).flatten(0, 3)
@@ -180,7 +180,7 @@ class SequentialFold:
 
         The queries are first regressed from the student's input, like everything a fold keeps.
         """
-        index = (bank.layer, *bank.consumers).index(layer)
+        index = bank.layers.index(layer)
         repeats = self.config.num_attention_heads // self.config.num_key_value_heads
         folded = self._banks[bank.layer]
         query_factors = folded.query_factors[index].repeat_interleave(repeats, 0)

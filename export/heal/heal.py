@@ -66,6 +66,12 @@ class Healing:
         return TrainedModel(self.config, self.plan, kept, form, int8)
 
     @property
+    def text_shape(self) -> tuple[int, int]:
+        """How many sequences there are, and their length."""
+        count, length = self.tokens.shape
+        return count, length
+
+    @property
     def head(self) -> Tensor:
         """The original's lm_head weight [vocab, hidden_size]."""
         return self.base["model.embed_tokens.weight" if self.config.tie_word_embeddings else "lm_head.weight"]
@@ -135,8 +141,9 @@ def _layerwise(healing: Healing, journal: Journal, snapshot: Snapshot, progress:
     """Step A; returns the snapshot that step B starts from."""
     student, settings = healing.student(snapshot.form), healing.settings
     loss = LayerwiseLoss(healing.teacher(), student, healing.tokens)
-    step = Step(LAYERWISE, settings.layerwise_tokens, settings.layerwise_learning_rate, settings.seed, loss)
-    _train(step, healing, student, journal, snapshot, progress)
+    dials = settings.layerwise_tokens, settings.layerwise_learning_rate, settings.seed
+    step = Step(LAYERWISE, *dials, healing.text_shape, student.parameters, loss)
+    train(step, settings, journal, snapshot, progress.of(step))
     return journal.save(END_TO_END, 0, {**snapshot.form, **student.parameters}, None)
 
 
@@ -148,8 +155,9 @@ def _end_to_end(healing: Healing, journal: Journal, snapshot: Snapshot, progress
     cache = _answers(healing, journal, progress)
     student = healing.student(snapshot.form)
     loss = EndToEndLoss(student, cache, healing.head, healing.tokens)
-    step = Step(END_TO_END, settings.tokens, settings.learning_rate, settings.seed + 1, loss)
-    _train(step, healing, student, journal, snapshot, progress)
+    dials = settings.tokens, settings.learning_rate, settings.seed + 1
+    step = Step(END_TO_END, *dials, healing.text_shape, student.parameters, loss)
+    train(step, settings, journal, snapshot, progress.of(step))
     return journal.save(INT8, 0, {**snapshot.form, **student.parameters}, None)
 
 
@@ -167,14 +175,15 @@ def _int8(healing: Healing, journal: Journal, snapshot: Snapshot, progress: _Pro
         snapshot = journal.save(INT8, 0, snapshot.form, None, vars(int8))
     student = healing.student(snapshot.form, int8)
     loss = EndToEndLoss(student, cache, healing.head, healing.tokens)
-    step = Step(INT8, settings.int8_tokens, settings.int8_learning_rate, settings.seed + 2, loss)
-    _train(step, healing, student, journal, snapshot, progress)
+    dials = settings.int8_tokens, settings.int8_learning_rate, settings.seed + 2
+    step = Step(INT8, *dials, healing.text_shape, student.parameters, loss)
+    train(step, settings, journal, snapshot, progress.of(step))
     return journal.save(DONE, 0, {**snapshot.form, **student.parameters}, None)
 
 
 def _answers(healing: Healing, journal: Journal, progress: _Progress) -> TeacherCache:
     """The original's answers at the scored positions; it runs where they are not all there yet."""
-    settings, (count, length) = healing.settings, healing.tokens.shape
+    settings, (count, length) = healing.settings, healing.text_shape
     positions = scored_positions(count, length, settings.scored, settings.seed)
     cache = TeacherCache(journal.folder, positions, healing.config.hidden_size)
     if cache.missing:
@@ -185,27 +194,6 @@ def _answers(healing: Healing, journal: Journal, progress: _Progress) -> Teacher
             lambda fraction: progress("teacher", fraction, "the original answers"),
         )
     return cache
-
-
-def _train(
-    step: Step,
-    healing: Healing,
-    student: TrainedModel,
-    journal: Journal,
-    snapshot: Snapshot,
-    progress: _Progress,
-) -> None:
-    count, length = healing.tokens.shape
-    train(
-        step,
-        snapshot.form,
-        student.parameters,
-        (count, length),
-        healing.settings,
-        journal,
-        snapshot,
-        lambda fraction, loss: progress(step.name, fraction, f"{step.name} loss {loss:.4f}"),
-    )
 
 
 class _Progress:
@@ -225,3 +213,7 @@ class _Progress:
         parts = list(COST)
         before = sum(self._cost[earlier] for earlier in parts[: parts.index(part)])
         self._report((before + fraction * self._cost[part]) / sum(self._cost.values()), note)
+
+    def of(self, step: Step) -> Callable[[float, float], None]:
+        """Takes the fraction done of one step, and its loss."""
+        return lambda fraction, loss: self(step.name, fraction, f"{step.name} loss {loss:.4f}")

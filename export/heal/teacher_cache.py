@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from export.heal.student import TrainedModel
-from export.heal.write_aside import write_aside
+from export.model.mapped_tensor import map_tensor
+from plugins.write_aside import write_aside
 
 STATES, FILLED = "teacher", "teacher.filled"
 
@@ -44,10 +45,7 @@ class TeacherCache:
         self.positions = positions
         self._path = folder / STATES
         self._progress = folder / FILLED
-        shape = (*positions.shape, hidden_size)
-        self.states = torch.from_file(
-            str(self._path), shared=True, size=positions.numel() * hidden_size, dtype=torch.float16
-        ).reshape(shape)
+        self.states = map_tensor(self._path, (*positions.shape, hidden_size), torch.float16)
 
     @property
     def missing(self) -> bool:

@@ -27,6 +27,8 @@ class Step:
         tokens: how many it trains on; rounded up to whole updates.
         learning_rate: its peak.
         seed: of the order of sequences.
+        text: how many sequences there are, and their length.
+        parameters: what it changes, by name, float32 leaves.
         loss: of the sequences with these indices; its gradient reaches the parameters.
     """
 
@@ -34,26 +36,22 @@ class Step:
     tokens: int
     learning_rate: float
     seed: int
+    text: tuple[int, int]
+    parameters: Mapping[str, Tensor]
     loss: Callable[[Tensor], Tensor]
 
 
 def train(
     step: Step,
-    form: Mapping[str, Tensor],
-    parameters: Mapping[str, Tensor],
-    text: tuple[int, int],
     settings: HealSettings,
     journal: Journal,
     snapshot: Snapshot,
     report: Callable[[float, float], None],
 ) -> None:
-    """Change `parameters` in place by the updates that the step has after the snapshot.
+    """Change the step's parameters in place by the updates that it has after the snapshot.
 
     Args:
-        step: what is minimised.
-        form: what a snapshot holds; the parameters take the place of its values.
-        parameters: by name, float32 leaves.
-        text: how many sequences there are, and their length.
+        step: what is minimised, and over what.
         settings: dials.
         journal: takes losses and snapshots.
         snapshot: of this step; its values are already in the parameters.
@@ -62,10 +60,10 @@ def train(
     Raises:
         HealingError: a gradient is not finite; the last snapshot is from before it.
     """
+    parameters, (count, length) = step.parameters, step.text
     optimizer = Optimizer(parameters)
     if snapshot.optimizer is not None:
         optimizer.restore(snapshot.optimizer)
-    count, length = text
     size = max(1, settings.batch_tokens // length)
     updates = ceil(step.tokens / (size * length))
     saved = time.monotonic()
@@ -85,7 +83,7 @@ def train(
         journal.log(step.name, done, loss, rate)
         report(done / updates, loss)
         if done == updates or time.monotonic() - saved >= settings.checkpoint_seconds:
-            journal.save(step.name, done, {**form, **parameters}, optimizer.state(), snapshot.int8)
+            journal.save(step.name, done, {**snapshot.form, **parameters}, optimizer.state(), snapshot.int8)
             saved = time.monotonic()
 
 

@@ -18,9 +18,7 @@ def changed_layers(config: ModelConfig, plan: FoldPlan) -> list[int]:
     Raises:
         PlanError: there is none, so there is nothing to heal.
     """
-    folded = {
-        layer for bank in plan.banks if is_folded(bank, config) for layer in (bank.layer, *bank.consumers)
-    }
+    folded = {layer for bank in plan.banks if is_folded(bank, config) for layer in bank.layers}
     changed = [
         index
         for index, layer in enumerate(plan.layers)

@@ -8,7 +8,7 @@ needed and dropped again.
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
-from math import prod
+from pathlib import Path
 from tempfile import NamedTemporaryFile
 
 import torch
@@ -18,6 +18,7 @@ from torch.nn import functional
 from export.model.config import ModelConfig
 from export.model.decoder import Block, pack
 from export.model.dense_attention import DenseAttention
+from export.model.mapped_tensor import map_tensor
 from plugins.fold_plan import FoldPlan
 
 TOKENS_PER_BATCH = 2048
@@ -110,5 +111,4 @@ class ResidualStream:
 def _mapped(*shape: int) -> Tensor:
     """A float32 tensor whose storage is a file; its name goes at once, the file with the tensor."""
     with NamedTemporaryFile(prefix="kvfold-") as file:
-        storage = torch.from_file(file.name, shared=True, size=prod(shape), dtype=torch.float32)
-    return storage.reshape(shape)
+        return map_tensor(Path(file.name), shape, torch.float32)

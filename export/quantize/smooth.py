@@ -65,7 +65,7 @@ def smoothing_groups(config: ModelConfig, plan: FoldPlan) -> Iterator[SmoothingG
         kinds = ("weight", "bias") if config.attention_bias else ("weight",)
         yield SmoothingGroup(
             sources=tuple(f"model.layers.{bank.layer}.self_attn.v_proj.{kind}" for kind in kinds),
-            readers=tuple(f"model.layers.{i}.self_attn.o_proj" for i in (bank.layer, *bank.consumers)),
+            readers=tuple(f"model.layers.{i}.self_attn.o_proj" for i in bank.layers),
             width=config.head_dim,
             repeats=config.num_attention_heads // bank.num_key_value_heads,
             bank=bank.layer,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -73,7 +72,7 @@ class Station:
                 plan = with_windows(self._plan, change.layers, change.window, sinks)
                 return Cost(kl=self._examination.kl(self._text.finish(plan)))
             case "int8":
-                plan = changed(self._plan, change.layers, kv_dtype="int8")
+                plan = self._plan.with_layers(change.layers, kv_dtype="int8")
                 return self._cost(plan, scales=static_scales(plan, self._seen, Quantization(linears={})))
             case "bank":
                 plan, blocks = self._fold(change.layers)
@@ -98,7 +97,7 @@ class Station:
 
     def _fold(self, layers: tuple[int, ...]) -> tuple[FoldPlan, list[Block]]:
         """The layers folded to one bank with one head; their blocks and those between them."""
-        plan = changed(self._plan, layers, donor=layers[0], num_key_value_heads=1)
+        plan = self._plan.with_layers(layers, donor=layers[0], num_key_value_heads=1)
         span = range(layers[0], layers[-1] + 1)
         prefixes = tuple(f"model.layers.{layer}." for layer in span)
         weights = {name: self._weights[name] for name in self._weights if name.startswith(prefixes)}
@@ -169,22 +168,13 @@ def measure_plan(laboratory: Laboratory, plan: FoldPlan) -> Cost:
 
 def with_windows(plan: FoldPlan, layers: Collection[int], window: int, sinks: int) -> FoldPlan:
     """The plan with these layers windowed."""
-    return changed(plan, layers, sliding_window=window, sink_size=sinks)
+    return plan.with_layers(layers, sliding_window=window, sink_size=sinks)
 
 
 def narrowed(plan: FoldPlan, window: int) -> FoldPlan:
     """The plan with no window wider than this."""
     wider = [i for i, layer in enumerate(plan.layers) if (layer.sliding_window or 0) > window]
-    return changed(plan, wider, sliding_window=window)
-
-
-def changed(plan: FoldPlan, layers: Collection[int], **fields: Any) -> FoldPlan:
-    """The plan with other values in these layers."""
-    replaced = tuple(
-        layer.model_copy(update=fields) if index in layers else layer
-        for index, layer in enumerate(plan.layers)
-    )
-    return FoldPlan(**(plan.model_dump(exclude={"layers"}) | {"layers": replaced}))
+    return plan.with_layers(wider, sliding_window=window)
 
 
 def _horizons(laboratory: Laboratory, globals_: frozenset[int]) -> FoldPlan:

@@ -27,7 +27,7 @@ class RecipeType(click.ParamType[str]):
 
 
 def recipe_argument(function: Callable[..., Any]) -> Callable[..., Any]:
-    """RECIPE, `horizon` when left out."""
+    """RECIPE, the demo's when left out."""
     return click.argument("recipe", type=RecipeType(), default=DEFAULT_RECIPE)(function)
 
 
@@ -39,6 +39,11 @@ def output_option(function: Callable[..., Any]) -> Callable[..., Any]:
         type=click.Path(path_type=Path, file_okay=False),
         help="The bundle's folder.  [default: bundles/<recipe name>]",
     )(function)
+
+
+def same_arguments(recipe: str, output: Path | None) -> str:
+    """What a next command is given to go on with this one's bundle."""
+    return recipe if output is None else f"{recipe} -o {output}"
 
 
 class ArchitecturesType(click.ParamType[tuple[int, ...]]):

@@ -31,8 +31,8 @@ def command(recipe: str, output: Path | None) -> None:
 
     \b
     Examples:
-      kvfold demo             SmolLM2-135M-Instruct, five layers of six see 1,024 tokens, int8 KV
-      kvfold demo character   the same model with 20 times less KV, healed by training
+      kvfold demo             SmolLM2-135M-Instruct with 20 times less KV, healed by training
+      kvfold demo horizon     the same model, five layers of six see 1,024 tokens, int8 KV
     """
     from pipeline.bring_up_to_date import bring_up_to_date
     from pipeline.report.results import page_file, read_results, require_passed
@@ -55,5 +55,5 @@ def command(recipe: str, output: Path | None) -> None:
         quality_table(results.measurements),
         verdict_table(results.verdicts),
     )
-    console.print(f"\nReport: {root / page_file(target)}    Chat: kvfold run {recipe}")
+    console.print(f"\nReport: {root / page_file(target)}    Chat: kvfold run {root}")
     require_passed(results)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from rich import get_console
 
-from pipeline.commands.arguments import bundle_path, output_option, recipe_argument
+from pipeline.commands.arguments import bundle_path, output_option, recipe_argument, same_arguments
 
 
 @click.command("export")
@@ -26,4 +26,4 @@ def command(recipe: str, output: Path | None) -> None:
 
     root = bundle_path(recipe, output)
     bring_up_to_date(recipe, root, "onnx")
-    get_console().print(f"Exported to {root}. Next: kvfold build {recipe}")
+    get_console().print(f"Exported to {root}. Next: kvfold build {same_arguments(recipe, output)}")

@@ -11,7 +11,7 @@ import click
 from rich import get_console
 from rich.table import Table
 
-from pipeline.commands.arguments import bundle_path, output_option, recipe_argument
+from pipeline.commands.arguments import bundle_path, output_option, recipe_argument, same_arguments
 
 
 @click.command("heal")
@@ -42,7 +42,8 @@ def command(recipe: str, output: Path | None) -> None:
     root = bundle_path(recipe, output)
     bring_up_to_date(recipe, root, "heal")
     get_console().print(loss_table((root / HEAL_LOSSES).read_text()))
-    get_console().print(f"Healed; the adapter is {root / ADAPTER}. Next: kvfold build {recipe}")
+    again = same_arguments(recipe, output)
+    get_console().print(f"Healed; the adapter is {root / ADAPTER}. Next: kvfold build {again}")
 
 
 def loss_table(log: str) -> Table:

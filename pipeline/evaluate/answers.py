@@ -11,17 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.evaluate.intervals import bootstrap_mean, share
+from pipeline.evaluate.prompt import Prompt
 from pipeline.evaluate.results import AnswerScore
 from pipeline.validate.metrics import negative_log_likelihood
 from pipeline.validate.subjects import Subject
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """Token ids int64 [L] whose last ones, from `answer` on, are the answer."""
-
-    token_ids: np.ndarray
-    answer: int
 
 
 @dataclass(frozen=True)
@@ -35,18 +28,6 @@ class Answered:
 
     nll: float
     is_greedy: bool
-
-
-def make_prompt(encode: Callable[[str], list[int]], context: str, answer: str) -> Prompt:
-    """A prompt whose tokens are those of the joined text.
-
-    Where a token reaches over the border, it counts to the answer; at least one token is context.
-    """
-    whole, before = encode(context + answer), encode(context)
-    shared = 0
-    while shared < min(len(before), len(whole) - 1) and before[shared] == whole[shared]:
-        shared += 1
-    return Prompt(np.array(whole, np.int64), max(1, shared))
 
 
 def score_answer(subject: Subject, prompt: Prompt) -> Answered:

@@ -7,11 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pipeline.evaluate.answers import Prompt, make_prompt
-from pipeline.evaluate.settings import RetrievalSection
+from pipeline.evaluate.prompt import Prompt, make_prompt
 from plugins.errors import RecipeError, RequestError
 from runtime.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from pipeline.evaluate.settings import RetrievalSection
 
 FILLER = Path(__file__).parent / "filler.txt"
 ADJECTIVES = ("amber", "broken", "crooked", "distant", "empty", "faded", "gentle", "hollow")

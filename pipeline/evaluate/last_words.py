@@ -7,7 +7,7 @@ from pathlib import Path
 from string import punctuation, whitespace
 
 from export.calibration.documents import read_documents
-from pipeline.evaluate.answers import Prompt, make_prompt
+from pipeline.evaluate.prompt import Prompt, make_prompt
 from pipeline.evaluate.settings import SHIPPED_PASSAGES
 from plugins.errors import RecipeError
 from plugins.tokenizer_config import TokenizerConfig

@@ -89,6 +89,8 @@ def measure_divergences(
         for name, parts in losses.items():
             means[name].append(float(np.concatenate(parts).mean()))
         tick(window.size * len(subjects))
+    if not np.isfinite(means[original.name]).all():
+        raise _not_finite(original.name)
     for name, collected in found.items():
         if not all(np.isfinite(kl).all() for kl in collected.kl):
             raise _not_finite(name)

@@ -8,10 +8,10 @@ from math import ceil
 
 import numpy as np
 
-from pipeline.evaluate.answers import Prompt
 from pipeline.evaluate.haystacks import HaystackCell, write_cells
 from pipeline.evaluate.last_words import describe_passages, read_passages
 from pipeline.evaluate.likelihood import cut_windows
+from pipeline.evaluate.prompt import Prompt
 from pipeline.evaluate.settings import EvaluateSection
 from runtime.tokenizer import Tokenizer
 

@@ -99,8 +99,8 @@ class RetrievalCell(Result):
         length: tokens of a prompt at most.
         depth: where the code stands, 0..1.
         distance: tokens from the code's first to the answer's last, the longest of the trials.
-        inside: whether that is within every layer's window: where not, only global layers reach the code, in
-            one of the trials at least.
+        inside: whether that is within the smallest window: where not, only layers with wider windows or none
+            reach the code, in one of the trials at least.
         trials: prompts.
     """
 
@@ -149,10 +149,6 @@ class Evaluation(Result):
     divergences: Divergences
     retrieval: tuple[RetrievalCell, ...]
     last_words: LastWords
-
-    def divergence(self, candidate: str) -> Divergence:
-        """The divergence of one candidate."""
-        return next(found for found in self.divergences.candidates if found.candidate == candidate)
 
     def retrieval_shares(self) -> tuple[RetrievalShare, ...]:
         """Each task inside and outside of the window, all lengths and depths pooled."""

@@ -35,6 +35,7 @@ class EvaluateSection(TextSection):
             where none is left it is measured in windows of that.
         kl_tokens: how many of the tokens are compared one by one with the original, in windows of
             `sequence_length`.
+        seed: not that of training text, which would be the same where its sizes are.
         retrieval: codes to find in long prompts.
         last_words: passages whose last word is asked for: `shipped`, a `.txt` file with one a line, or a
             `.jsonl` file of {"text": ...}.
@@ -42,7 +43,7 @@ class EvaluateSection(TextSection):
 
     tokens: int = Field(default=8_192, ge=1)
     sequence_length: int = Field(default=2_048, ge=2)
-    seed: int = Field(default=2, ge=0)
+    seed: int = Field(default=4, ge=0)
     lengths: tuple[Annotated[int, Field(ge=2)], ...] = (512, 1_024, 2_048, 4_096, 8_192)
     kl_tokens: int = Field(default=8_192, ge=1)
     retrieval: RetrievalSection = RetrievalSection()

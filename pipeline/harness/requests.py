@@ -7,14 +7,15 @@ lm_eval/api/model.py of lm-evaluation-harness 0.4. Texts are encoded as its own 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 
-from pipeline.evaluate.answers import Prompt, make_prompt, score_answer
+from pipeline.evaluate.answers import score_answer
 from pipeline.evaluate.likelihood import stream_losses
+from pipeline.evaluate.prompt import Prompt, make_prompt
 from pipeline.validate.subjects import Subject
-from runtime.detokenize import Detokenizer
 from runtime.sampling import SamplingParams
 from runtime.tokenizer import Tokenizer
 
@@ -71,12 +72,18 @@ class HarnessModel:
         return [self._score_text(request.args[0]) for request in requests]
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Replies up to a stop text, all requests at once."""
+        """Replies up to a stop text, all requests at once.
+
+        Where prompt and reply do not both fit, the prompt loses its beginning, down to half the context; then
+        the reply ends where the context does.
+        """
         prompts, params = [], []
         for context, options in (request.args for request in requests):
-            each = sampling_params(options, self._context - 1)
-            prompts.append(self._encode(context)[-(self._context - each.max_tokens) :])
-            params.append(each)
+            asked = sampling_params(options)
+            kept = max(self._context - asked.max_tokens, self._context // 2)
+            prompts.append(self._encode(context)[-kept:])
+            room = self._context - len(prompts[-1])
+            params.append(replace(asked, max_tokens=min(asked.max_tokens, room)))
         return self._generate(prompts, params)
 
     def apply_chat_template(
@@ -120,8 +127,8 @@ class HarnessModel:
         return total
 
 
-def sampling_params(options: Mapping[str, Any], longest: int) -> SamplingParams:
-    """The harness's generation options: greedy unless `do_sample` is set, at most `longest` tokens."""
+def sampling_params(options: Mapping[str, Any]) -> SamplingParams:
+    """The harness's generation options: greedy unless `do_sample` is set."""
     until = options.get("until") or ()
     stop = (until,) if isinstance(until, str) else tuple(text for text in until if text)
     sampled = bool(options.get("do_sample", False))
@@ -129,25 +136,6 @@ def sampling_params(options: Mapping[str, Any], longest: int) -> SamplingParams:
         temperature=float(options.get("temperature", 1.0)) if sampled else 0.0,
         top_k=int(options.get("top_k", 0)) if sampled else 0,
         top_p=float(options.get("top_p", 1.0)) if sampled else 1.0,
-        max_tokens=min(int(options.get("max_gen_toks", MAX_TOKENS)), longest),
+        max_tokens=int(options.get("max_gen_toks", MAX_TOKENS)),
         stop=stop,
     )
-
-
-def generate_with(subject: Subject, tokenizer: Tokenizer) -> Generate:
-    """Greedy replies of a subject without a cache, such as the original in PyTorch: a control, and slow."""
-
-    def complete(prompt: Sequence[int], params: SamplingParams) -> str:
-        ids, text = list(prompt), Detokenizer(tokenizer.decode, params.stop)
-        for _ in range(params.max_tokens):
-            (logits,) = subject.stream_logits(np.array(ids, np.int64), len(ids) - 1)
-            ids.append(int(logits[0].argmax()))
-            if ids[-1] in tokenizer.eos_token_ids or text.push(ids[-1]):
-                break
-        text.finish()
-        return text.text
-
-    def generate(prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]) -> list[str]:
-        return [complete(prompt, each) for prompt, each in zip(prompts, params, strict=True)]
-
-    return generate

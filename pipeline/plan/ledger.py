@@ -8,8 +8,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 from pydantic import ValidationError as PydanticValidationError
 
-from export.heal.write_aside import write_aside
 from export.search.costs import Cost
+from plugins.write_aside import write_aside
 
 
 class LedgerFile(BaseModel):

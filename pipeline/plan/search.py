@@ -49,9 +49,11 @@ MEASURING = {"kl_tokens", "prompts", "prompt_length", "measured_window", "sink_s
 MEASURING_CODE = (
     *("export/search/costs.py", "export/search/examine.py", "export/search/measure.py"),
     *("export/calibration", "export/checkpoint", "export/fold", "export/model", "export/quantize"),
-    *("export/heal/training_attention.py", "plugins/fold_plan.py", "plugins/plan_presets.py"),
+    *("export/heal/block_attention.py", "export/heal/straight_through.py"),
+    *("export/heal/training_attention.py", "plugins/int8_linear"),
+    *("plugins/fold_plan.py", "plugins/plan_presets.py"),
     *("plugins/chat_template.py", "plugins/tokenizer_config.py", "runtime/tokenizer.py"),
-    *("pipeline/evaluate/answers.py", "pipeline/evaluate/haystacks.py", "pipeline/evaluate/filler.txt"),
+    *("pipeline/evaluate/prompt.py", "pipeline/evaluate/haystacks.py", "pipeline/evaluate/filler.txt"),
     "pipeline/plan/questions.py",
 )
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import yaml
 
-from export.heal.write_aside import write_aside
-from pipeline.recipe import Recipe
+from pipeline.load_recipe import parse_recipe
+from pipeline.recipe import Recipe, WrittenPlan
 from plugins.errors import RecipeError
 from plugins.fold_plan import FoldPlan, LayerPlan
+from plugins.write_aside import write_aside
 
 DEFAULT_PAGE_SIZE = FoldPlan.model_fields["page_size"].default
 Edit = tuple[int, int, str]
@@ -29,21 +30,25 @@ def write_recipe(source: Path, recipe: Recipe, plan: FoldPlan, why: str, output:
     text = source.read_text(encoding="utf-8")
     root = yaml.compose(text)
     resolved = recipe.model_dump(mode="json", by_alias=True)
-    edits = [*_moved_paths(root, resolved, output.resolve().parent), _plan_edit(text, root, plan, why)]
+    # A set, since an alias leads to its anchor's text once more.
+    edits = {*_moved_paths(root, resolved, output.resolve().parent), _plan_edit(text, root, plan, why)}
     for start, end, replacement in sorted(edits, reverse=True):
         text = text[:start] + replacement + text[end:]
-    if _plan_of(text) != yaml.safe_load(_plan_text(plan, why))["plan"]:
+    if not _reads_as(text, output, recipe, plan):
         raise RecipeError(
             f"the plan of {source} cannot be replaced in place; write it without anchors and aliases"
         )
     write_aside(output, lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def _plan_of(text: str) -> object:
+def _reads_as(text: str, path: Path, recipe: Recipe, plan: FoldPlan) -> bool:
+    """Whether a text in the file `path` is the recipe with that plan."""
     try:
-        return yaml.safe_load(text).get("plan")
-    except yaml.YAMLError:
-        return None
+        found = parse_recipe(text, path)
+    except RecipeError:
+        return False
+    written = WrittenPlan(page_size=plan.page_size, layers=plan.layers)
+    return found == recipe.model_copy(update={"name": found.name, "plan": written})
 
 
 def _plan_text(plan: FoldPlan, why: str) -> str:

@@ -107,7 +107,7 @@ def draw_plan_columns(plan: FoldPlan) -> list[LayerColumn]:
 def chart_kv_bytes(plan: FoldPlan, shape: AttentionShape) -> Chart:
     """KV MiB of one sequence over its context length, before and after."""
     lengths = range(CONTEXT_STEP, LONGEST_CONTEXT + 1, CONTEXT_STEP)
-    top = shape.kv_bytes(LONGEST_CONTEXT) / MIB
+    top = max(shape.kv_bytes(LONGEST_CONTEXT), plan.kv_bytes(LONGEST_CONTEXT)) / MIB
     x, y = Scale(0, LONGEST_CONTEXT, LEFT, RIGHT), Scale(0, top * 1.05, BOTTOM, TOP)
     series = []
     for style, name, count in (

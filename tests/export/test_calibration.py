@@ -53,11 +53,21 @@ def test_jsonl_holds_texts_and_chats(tmp_path: Path) -> None:
     path.write_text("\n\n".join(json.dumps(line) for line in lines))
     rendered = "[user] Hi<|im_end|>[assistant] Hello<|im_end|>"
     documents = list(read_documents(path, TokenizerConfig(chat_template=TEMPLATE)))
-    assert [(item.text, item.rendered) for item in documents] == [
-        ("plain", False),
-        (rendered, True),
-        (rendered, True),
+    assert [(item.text, item.needs_bos) for item in documents] == [
+        ("plain", True),
+        (rendered, False),
+        (rendered, False),
     ]
+
+
+def test_a_long_text_is_one_document(tmp_path: Path) -> None:
+    """Handed on in pieces, of which the first alone wants a BOS token."""
+    path = tmp_path / "a.txt"
+    path.write_text("a line of a book\n" * 9000)
+    pieces = list(read_documents(path, TokenizerConfig()))
+    assert len(pieces) > 2
+    assert [piece.needs_bos for piece in pieces] == [True] + [False] * (len(pieces) - 1)
+    assert "".join(piece.text for piece in pieces) == path.read_text()
 
 
 @pytest.mark.parametrize(
@@ -68,6 +78,7 @@ def test_jsonl_holds_texts_and_chats(tmp_path: Path) -> None:
         ('{"messages": []}', 'line 2 needs a "text"'),
         ("[]", 'line 2 needs a "text"'),
         ("3", 'line 2 needs a "text"'),
+        ('{"text": "\\ud83d"}', "line 2 holds half a character"),
     ],
 )
 def test_broken_line_is_named(line: str, named: str, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from tests.tiny_model import VOCAB_SIZE, tiny_config, tiny_decoder, tiny_plan
 
 CONFIG = tiny_config(max_position_embeddings=1024)
 IDENTITY = tiny_plan(CONFIG, "identity")
-TOKENS = np.random.default_rng(0).integers(0, VOCAB_SIZE, (3, 700))
+TOKENS = np.random.default_rng(0).integers(0, VOCAB_SIZE, (4, 700))
 
 
 class BigramSubject(Subject):
@@ -88,7 +88,7 @@ def divergences() -> Iterator[Divergence]:
     folded = TorchSubject(FOLDED, tiny_decoder(CONFIG, tiny_plan(CONFIG, "horizon")))
     bfloat16 = original(BFLOAT16, torch.bfloat16)
     found, _ = measure_divergences(TOKENS, original(), (original("itself"), bfloat16, folded), ignore)
-    assert (found.length, found.windows, found.tokens) == (700, 3, 2100)
+    assert (found.length, found.windows, found.tokens) == (700, 4, 2800)
     yield from found.candidates
 
 
@@ -106,14 +106,14 @@ def test_kl_to_itself_is_zero_and_to_bfloat16_the_noise_floor() -> None:
 
 @pytest.mark.parametrize("length", [700, BLOCK_TOKENS + 1])
 def test_a_comparison_knows_the_losses_that_perplexity_is_made_of(length: int) -> None:
-    """Those of the first two windows are known, and reading them again gives the same."""
+    """Those of the first three windows are known, and reading them again gives the same."""
     subjects = original(), TorchSubject(FOLDED, tiny_decoder(CONFIG, tiny_plan(CONFIG, "horizon")))
     windows = TOKENS[:, :length]
-    _, known = measure_divergences(windows[:2], subjects[0], subjects[1:], ignore)
+    _, known = measure_divergences(windows[:3], subjects[0], subjects[1:], ignore)
     read: list[int] = []
     found = measure_perplexity(windows, subjects, read.append, known)
     again = measure_perplexity(windows, subjects, ignore)
-    assert read == [length] * 2  # the third window, by both
+    assert read == [length] * 2  # the fourth window, by both
     for name in (ORIGINAL, FOLDED):
         assert found.subjects[name].value == pytest.approx(again.subjects[name].value, rel=1e-5)
     assert found.subjects[ORIGINAL].value != found.subjects[FOLDED].value
@@ -130,7 +130,7 @@ def test_flips_are_counted_by_who_was_right() -> None:
     assert (found.flips_lost.value, found.flips_gained.value) == (0.5, 0)
     (back,) = measure_divergences(windows, subjects[1], subjects[:1], ignore)[0].candidates
     assert (back.flips_lost.value, back.flips_gained.value) == (0, 0.5)
-    assert found.kl_mean.low is None  # one window has no interval
+    assert found.kl_mean.low is None  # one window cannot tell
 
 
 def test_logits_that_are_not_numbers_are_an_error() -> None:
@@ -141,3 +141,5 @@ def test_logits_that_are_not_numbers_are_an_error() -> None:
         measure_perplexity(windows, subjects, ignore)
     with pytest.raises(ValidationError, match="folded are NaN"):
         measure_divergences(windows, subjects[0], subjects[1:], ignore)
+    with pytest.raises(ValidationError, match="original are NaN"):
+        measure_divergences(windows, BigramSubject(ORIGINAL, broken), subjects[1:], ignore)

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.evaluate.answers import Prompt, ask, make_prompt, score_answer
+from pipeline.evaluate.answers import ask, score_answer
 from pipeline.evaluate.haystacks import Haystack, Task, write_cells, write_haystack
 from pipeline.evaluate.last_words import SHIPPED, read_passages
 from pipeline.evaluate.likelihood import stream_losses
+from pipeline.evaluate.prompt import Prompt, make_prompt
 from pipeline.evaluate.results import RetrievalCell
 from pipeline.evaluate.retrieval import measure_cell, smallest_window
 from pipeline.evaluate.settings import SHIPPED_PASSAGES, RetrievalSection
@@ -113,7 +114,11 @@ def test_inside_of_the_window_both_solve_it() -> None:
 
 def test_the_smallest_window_counts() -> None:
     config = tiny_config()
-    assert smallest_window(tiny_plan(config, "horizon")) == 32
+    plan = tiny_plan(config, "horizon")
+    assert smallest_window(plan) == 32
+    for other, smallest in ((16, 16), (64, 32)):
+        first = plan.layers[0].model_copy(update={"sliding_window": other, "sink_size": 4})
+        assert smallest_window(plan.model_copy(update={"layers": (first, *plan.layers[1:])})) == smallest
     assert smallest_window(tiny_plan(config, "identity")) is None
 
 

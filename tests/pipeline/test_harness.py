@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 
 from pipeline.harness.load import harness_model
-from pipeline.harness.requests import HarnessModel, generate_with, sampling_params
-from pipeline.validate.subjects import TorchSubject
+from pipeline.harness.requests import Generate, HarnessModel, sampling_params
+from pipeline.validate.subjects import Subject, TorchSubject
 from plugins.errors import RequestError, TargetError
+from runtime.detokenize import Detokenizer
 from runtime.sampling import SamplingParams
+from runtime.tokenizer import Tokenizer
 from tests.pipeline.oracle import CopyingSubject
 from tests.runtime.byte_tokenizer import VOCAB, ByteTokenizer
 from tests.tiny_model import tiny_config, tiny_decoder, tiny_plan
@@ -66,6 +68,25 @@ class BosTokenizer(ByteTokenizer):
 def model(subject: Any = TINY, tokenizer: ByteTokenizer | None = None, context: int = 128) -> HarnessModel:
     tokenizer = tokenizer or ByteTokenizer()
     return HarnessModel(subject, generate_with(subject, tokenizer), tokenizer, context, "tiny")
+
+
+def generate_with(subject: Subject, tokenizer: Tokenizer) -> Generate:
+    """Greedy replies of a subject, each token by a pass over all before it."""
+
+    def complete(prompt: Sequence[int], params: SamplingParams) -> str:
+        ids, text = list(prompt), Detokenizer(tokenizer.decode, params.stop)
+        for _ in range(params.max_tokens):
+            (logits,) = subject.stream_logits(np.array(ids, np.int64), len(ids) - 1)
+            ids.append(int(logits[0].argmax()))
+            if ids[-1] in tokenizer.eos_token_ids or text.push(ids[-1]):
+                break
+        text.finish()
+        return text.text
+
+    def generate(prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]) -> list[str]:
+        return [complete(prompt, each) for prompt, each in zip(prompts, params, strict=True)]
+
+    return generate
 
 
 def loglikelihood(ids: Sequence[int], answer: int) -> float:
@@ -152,10 +173,23 @@ def test_replies_end_at_a_stop_text_or_their_length() -> None:
     assert oracle.generate_until([stopped, short]) == [" two three ", " two"]
 
 
+def test_a_long_reply_leaves_the_prompt_half_of_the_context() -> None:
+    seen: list[tuple[int, int]] = []
+
+    def generate(prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]) -> list[str]:
+        seen.extend((len(prompt), each.max_tokens) for prompt, each in zip(prompts, params, strict=True))
+        return [""] * len(prompts)
+
+    lm = HarnessModel(TINY, generate, ByteTokenizer(), 128, "tiny")
+    lengths = ((100, 20), (100, 40), (200, 40), (100, 9999), (10, 9999))
+    lm.generate_until([Instance(("x" * prompt, {"max_gen_toks": asked})) for prompt, asked in lengths])
+    assert seen == [(100, 20), (88, 40), (88, 40), (64, 64), (10, 118)]
+
+
 def test_generation_options() -> None:
-    assert sampling_params({}, 100) == SamplingParams(max_tokens=100)
-    assert sampling_params({"until": None, "max_gen_toks": 7, "temperature": 0.5}, 100).temperature == 0
-    sampled = sampling_params({"do_sample": True, "temperature": 0.5, "top_p": 0.9, "top_k": 4}, 1000)
+    assert sampling_params({}) == SamplingParams(max_tokens=256)
+    assert sampling_params({"until": None, "max_gen_toks": 7, "temperature": 0.5}).temperature == 0
+    sampled = sampling_params({"do_sample": True, "temperature": 0.5, "top_p": 0.9, "top_k": 4})
     assert (sampled.temperature, sampled.top_p, sampled.top_k, sampled.max_tokens) == (0.5, 0.9, 4, 256)
     with pytest.raises(RequestError, match="temperature"):
-        sampling_params({"do_sample": True, "temperature": -1.0}, 100)
+        sampling_params({"do_sample": True, "temperature": -1.0})

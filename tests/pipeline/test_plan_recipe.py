@@ -98,6 +98,11 @@ def test_anchors_and_aliases_may_stand_in_a_recipe(tmp_path: Path) -> None:
     assert "sliding_windows: [&w 64]" in rewrite(tmp_path, text, tmp_path / "new.yaml")
     anchored = "model: {source: &s model.gguf}\nplan: &p {preset: mqa}\ncalibration: {source: text.txt}\n"
     rewrite(tmp_path, anchored, tmp_path / "newer.yaml")
+    text = "calibration: &t {source: text.txt}\nheal: {text: *t}\n"
+    shared = f"model: {{source: model.gguf}}\nplan: {{preset: mqa}}\n{text}"
+    (tmp_path / "deep").mkdir()
+    written = rewrite(tmp_path, shared, tmp_path / "deep" / "new.yaml")
+    assert text.replace("text.txt", "../text.txt") in written
 
 
 @pytest.mark.parametrize(

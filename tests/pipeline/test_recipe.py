@@ -84,6 +84,8 @@ def test_there_is_a_recipe_for_every_preset_and_one_whose_plan_is_written() -> N
         ("model: {source: demo}\nplan: {preset: mqa}\nname: x", "name", "named by its file"),
         ("- 1", "mine.yaml", "list"),
         ("a: [", "mine.yaml", "cannot be read as YAML"),
+        ("model: {source: demo}\nplan: {preset: mqa}\nplan: {}", "'plan' stands twice", "line 3"),
+        ("model: {source: demo}\nplan: {preset: mqa}\npage: 2024-13-01", "mine.yaml", "month"),
         (
             "model: {source: demo}\nplan: {preset: mqa}\ncalibration: {source: absent.txt}",
             "calibration.source",
@@ -111,6 +113,22 @@ def test_relative_paths_are_taken_from_the_recipes_folder(tmp_path: Path) -> Non
     assert recipe.model.source == str(tmp_path / "model")
     assert recipe.calibration[0].source == str(tmp_path / "text.txt")
     assert recipe.validate_on.source == "generate"
+
+
+def test_a_tilde_is_the_user_s_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home" / "model").mkdir(parents=True)
+    (tmp_path / "home" / "text.txt").write_text("text")
+    text = "model: {source: ~/model}\nplan: {preset: mqa}\ncalibration: {source: ~/text.txt}"
+    recipe = load_recipe(write(tmp_path, text))
+    assert recipe.model.source == str(tmp_path / "home" / "model")
+    assert recipe.calibration[0].source == str(tmp_path / "home" / "text.txt")
+
+
+def test_a_section_that_is_none_is_refused_with_architectures_too(tmp_path: Path) -> None:
+    text = "model: {source: demo}\nplan: {preset: mqa}\ntensorrt: float16"
+    with pytest.raises(RecipeError, match=r"tensorrt: .*float16"):
+        load_recipe(write(tmp_path, text), "tensorrt-rtx", (80,))
 
 
 def written(tmp_path: Path, *layers: str) -> Recipe:

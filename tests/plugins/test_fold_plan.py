@@ -82,7 +82,7 @@ def test_presets(name: PresetName, kv_heads: int, dtype: str, global_banks: int,
     expected = [("global", global_banks), ("window1024_sink4", local_banks)]
     assert [(group.name, len(group.banks)) for group in plan.groups] == [row for row in expected if row[1]]
     assert {(bank.num_key_value_heads, bank.kv_dtype) for bank in plan.banks} == {(kv_heads, dtype)}
-    readers = [reader for bank in plan.banks for reader in (bank.layer, *bank.consumers)]
+    readers = [reader for bank in plan.banks for reader in bank.layers]
     assert sorted(readers) == list(range(30)), "every layer reads exactly one bank"
     is_global = [layer.sliding_window is None for layer in plan.layers]
     assert is_global == [local_banks == 0 or index % 6 == 5 for index in range(30)]

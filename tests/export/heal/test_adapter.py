@@ -1,4 +1,4 @@
-"""The adapter: an exact round trip, the same weights as training ended with, and refusals by name."""
+"""The adapter: an exact round trip, what a change of low rank comes to, and refusals by name."""
 
 from __future__ import annotations
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from export.heal.adapter import merge
-from export.heal.heal import Healing, heal
+from export.heal.heal import STEPS, Healing, heal
+from export.heal.journal import Journal
 from export.heal.trained import trained_names
 from export.model.decoder import Decoder
 from plugins.errors import HealingError, PlanError
@@ -67,6 +68,21 @@ def test_healing_lowers_the_loss_and_changes_only_what_folding_changed(
         epochs = torch.tensor(losses(tmp_path, step)).reshape(-1, 6).mean(1)  # 6 updates go over the text
         assert epochs[-1] < 0.9 * epochs[0]
     assert divergence(healing, healed) < 0.9 * divergence(healing, folded)
+
+
+def test_the_log_is_cut_back_to_the_snapshot(tmp_path: Path) -> None:
+    """What came after it is made again; a kill may leave half a line."""
+    journal = Journal(tmp_path / "heal", "key")
+    journal.begin("layerwise", {})
+    for update in (1, 2, 3):
+        journal.log("layerwise", update, 0.5, 1e-3)
+    journal.log("end_to_end", 1, 1.5, 1e-3)
+    snapshot = journal.save("layerwise", 2, {}, None)
+    with (tmp_path / "heal" / "loss.jsonl").open("a") as file:
+        file.write('{"step": "end_to_end", "upd')
+    journal.rewind(snapshot, STEPS)
+    lines = (tmp_path / "heal" / "loss.jsonl").read_text().splitlines()
+    assert [json.loads(line)["update"] for line in lines] == [1, 2]
 
 
 def test_layers_that_no_fold_touches_stay_frozen() -> None:
