@@ -1,14 +1,11 @@
-"""kvfold bench: arithmetic of the workloads, the worker protocol, absent and failing peers, the tables."""
+"""`kvfold bench` runs its subjects: the worker protocol, absent and failing peers."""
 
 from __future__ import annotations
 
 import io
-import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -17,115 +14,21 @@ from click.testing import CliRunner
 from rich.console import Console
 
 import pipeline
-from pipeline.bench import jobs, measure, process, worker, workloads
-from pipeline.bench.bench import ROUNDING, needed_limits, run_bench
-from pipeline.bench.describe_plan import describe_plan
-from pipeline.bench.machine import Machine
+from pipeline.bench import jobs, process, worker
+from pipeline.bench.bench import run_bench
 from pipeline.bench.prepared import PreparedModels
 from pipeline.bench.process import WorkerError, run_job
-from pipeline.bench.results import BenchResult, SubjectResult
+from pipeline.bench.results import BenchResult
 from pipeline.bench.settings import BenchSettings
-from pipeline.bench.subject import Generation, Limits
+from pipeline.bench.subject import Limits
 from pipeline.bench.subjects import KVFOLD, PEERS, subject_module
-from pipeline.bench.subjects.kvfold import KvfoldSubject
-from pipeline.bench.table import draw_table, format_value, write_markdown
-from pipeline.bench.tokens import common_prefix
 from pipeline.commands.bench import command
 from plugins.errors import TargetError
-from plugins.plan_presets import AttentionShape, Preset, build_plan
-from runtime.sampling import SamplingParams
-from tests.runtime.harness import PLANS, check, in_use, make_llm, make_prompts
+from tests.runtime.harness import PLANS
 
 VOCAB = 5000
 PYTHON = Path(sys.executable)
 LIMITS = Limits(threads=2, cache_tokens=1024, sequences=8)
-
-
-class Clockwork:
-    """A subject with exact times: 1 ms a prompt token it has not seen, 10 ms a decoded token."""
-
-    def __init__(self) -> None:
-        self.cached: list[int] = []
-        self.calls: list[tuple[int, int, int]] = []
-
-    def generate(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> Generation:
-        known = common_prefix(self.cached, prompts[0]) if len(prompts) == 1 else 0
-        self.calls.append((len(prompts), len(prompts[0]), new_tokens))
-        self.cached = [*prompts[0], *[7] * new_tokens]
-        first = 5.0 + 0.001 * (sum(len(prompt) for prompt in prompts) - known)
-        times = [first + 0.010 * step for step in range(new_tokens)]
-        return Generation(5.0, [[7] * new_tokens for _ in prompts], [times for _ in prompts])
-
-
-def test_completion_times_prefill_and_decode_apart() -> None:
-    values = measure.run_workload(Clockwork(), workloads.Completion(128, 16), VOCAB, "a")
-    assert values == pytest.approx({"prefill_128": 1000.0, "decode_128": 100.0})
-
-
-def test_prefill_alone_gives_one_metric() -> None:
-    values = measure.run_workload(Clockwork(), workloads.Completion(512, 0), VOCAB, "a")
-    assert values == pytest.approx({"prefill_512": 1000.0})
-
-
-def test_batch_adds_up_its_sequences() -> None:
-    values = measure.run_workload(Clockwork(), workloads.Batch(8, 128, 16), VOCAB, "a")
-    assert values == pytest.approx({"decode_batch_8": 800.0})
-
-
-def test_batch_counts_only_while_every_sequence_decodes() -> None:
-    generation = Generation(0.0, [[1, 1, 1], [1, 1, 1]], [[1.0, 2.0, 3.0], [2.5, 3.5, 4.5]])
-    assert generation.time_to_first_token == 2.5
-    assert generation.decode_rate == pytest.approx(2.0)  # one token in (2.5, 3.0]
-
-
-def test_batch_that_never_overlaps_is_refused() -> None:
-    generation = Generation(0.0, [[1], [1, 1]], [[1.0], [2.0, 3.0]])
-    with pytest.raises(ValueError, match="never decoded at the same time"):
-        _ = generation.decode_rate
-
-
-def test_second_turn_pays_for_its_new_tokens_only() -> None:
-    turn = workloads.SecondTurn(conversation=500, reply=4, message=64)
-    values = measure.run_workload(Clockwork(), turn, VOCAB, "a")
-    assert values == pytest.approx({"second_turn": 64.0, "message_alone": 64.0})
-
-
-def test_measure_warms_up_first() -> None:
-    subject = Clockwork()
-    values = measure.measure(subject, [workloads.Completion(128, 16)], VOCAB, "a")
-    assert len(subject.calls) == len(measure.WARM_UP) + 1
-    assert subject.calls[-1] == (1, 128, 17)
-    assert values.keys() == {"prefill_128", "decode_128"}
-
-
-def test_prompts_are_equal_for_all_subjects_and_cold_for_each_seed() -> None:
-    first = workloads.write_prompt(100, VOCAB, "round 1")
-    assert first == workloads.write_prompt(100, VOCAB, "round 1")
-    assert common_prefix(first, workloads.write_prompt(100, VOCAB, "round 2")) == 0
-    assert all(workloads.FIRST_ORDINARY_TOKEN <= token < VOCAB for token in first)
-    assert set(workloads.write_prompt(9, 8, "tiny vocabulary")) == {7}
-
-
-def test_common_prefix_leaves_a_token_to_compute() -> None:
-    assert common_prefix([1, 2, 3], [1, 2, 3]) == 2
-    assert common_prefix([1, 2, 3], [1, 2, 3, 4]) == 3
-    assert common_prefix([], [1]) == 0
-
-
-def test_full_set_has_every_figure_the_project_reports() -> None:
-    keys = {metric.key for metric in workloads.list_metrics(workloads.FULL)}
-    prefill = {f"prefill_{context}" for context in (128, 512, 2048, 7000)}
-    decode = {f"decode_{context}" for context in (128, 2048, 7000)}
-    other = {"decode_batch_8", "second_turn", "message_alone", "peak_memory", "load"}
-    assert keys == prefill | decode | other
-
-
-@pytest.mark.parametrize("name", list(workloads.SETS))
-def test_limits_hold_every_workload(name: str) -> None:
-    limits = needed_limits(BenchSettings(workloads=name))
-    assert limits.cache_tokens % ROUNDING == 0
-    assert all(workload.cache_tokens <= limits.cache_tokens for workload in workloads.SETS[name])
-    assert limits.sequences == 8
 
 
 @pytest.mark.parametrize(
@@ -168,34 +71,6 @@ def test_subject_modules_import_no_engine() -> None:
     )
     run = subprocess.run([PYTHON, "-c", code], capture_output=True, text=True, check=True, cwd=process.ROOT)
     assert run.stdout.strip() == "set()"
-
-
-def test_kvfold_subject_reports_every_token_when_it_came() -> None:
-    llm, _ = make_llm(PLANS["hybrid"])
-    prompts = make_prompts()[:3]
-    expected = [completion.token_ids for completion in llm.generate(prompts, SamplingParams(max_tokens=9))]
-    fresh, _ = make_llm(PLANS["hybrid"])
-    generation = KvfoldSubject(fresh).generate(prompts, 9)
-    assert generation.tokens == expected
-    assert [len(times) for times in generation.arrivals] == [9, 9, 9]
-    assert all(times == sorted(set(times)) for times in generation.arrivals)
-    assert all(times[0] > generation.started for times in generation.arrivals)
-
-
-def test_kvfold_subject_reuses_the_first_turn() -> None:
-    llm, _ = make_llm(PLANS["hybrid"])
-    measure.run_workload(KvfoldSubject(llm), workloads.SecondTurn(200, 4, 16), 256, "a")
-    assert llm.metrics.cache.resumed_turns == 1
-    assert llm.metrics.cache.hit_tokens == 203  # all but the reply's last token, whose KV nobody needed yet
-
-
-def test_kvfold_subject_gives_back_what_does_not_continue() -> None:
-    llm, _ = make_llm(PLANS["hybrid"])
-    subject = KvfoldSubject(llm)
-    for prompts in (make_prompts()[:1], make_prompts()[1:2], make_prompts()[2:4]):
-        subject.generate(prompts, 3)
-    check(llm)
-    assert in_use(llm) == 0
 
 
 FAKE = """
@@ -330,74 +205,6 @@ def test_kvfold_itself_may_not_fail(tmp_path: Path) -> None:
             BenchSettings((), rounds=1),
             Console(file=io.StringIO()),
         )
-
-
-def result_of_two() -> BenchResult:
-    slow = SubjectResult("kvfold", "int8", "0.1.0", {"prefill_512": [300.0, 100.0, 200.0], "load": [0.5]})
-    fast = SubjectResult("llama.cpp", "Q8_0", "1.2", {"prefill_512": [461.0], "load": [0.75]})
-    return BenchResult(
-        command="kvfold bench demo",
-        machine=Machine("a CPU", "Linux", "3.11", 0.25, "2026-01-01T00:00:00Z"),
-        threads=2,
-        rounds=3,
-        plan="5 layers keep 2 KV banks",
-        metrics=[*workloads.Completion(512, 0).metrics, workloads.LOAD, workloads.MEMORY],
-        subjects=[slow, fast],
-        skipped=[],
-    )
-
-
-def test_markdown_has_medians_and_marks_the_best_of_each_unit() -> None:
-    lines = write_markdown(result_of_two()).splitlines()
-    assert lines[0] == "|  | kvfold 0.1.0 (int8) | llama.cpp 1.2 (Q8_0) |"
-    assert lines[2] == "| prefill 512, tokens/s | 200 | **461** |"
-    assert lines[3] == "| load, s | **0.50** | 0.75 |"
-    assert lines[4] == "| peak memory, MiB | - | - |"
-    assert lines[-1].startswith(
-        "Medians of 3 fresh processes after a warm-up, 2 threads; a CPU; load average at start 0.25"
-    )
-    assert "`kvfold bench demo`" in lines[-1]
-    assert "kvfold's plan: 5 layers keep 2 KV banks; its peers run the model unfolded" in lines[-1]
-
-
-def test_a_plan_is_described_by_its_windows_and_dtypes() -> None:
-    shape = AttentionShape(num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3, head_dim=64)
-    horizon, identity = Preset(preset="horizon", sliding_window=1024), Preset(preset="identity")
-    assert describe_plan(build_plan(horizon, shape)) == (
-        "30 layers keep 30 KV banks: 5 global in int8, 25 of window 1,024 with 4 sinks in int8"
-    )
-    assert describe_plan(build_plan(identity, shape)) == "30 layers keep 30 KV banks: 30 global in float32"
-
-
-def test_markdown_names_who_was_not_measured() -> None:
-    result = replace(result_of_two(), skipped=["OpenVINO GenAI is not installed; pip install it"])
-    result.subjects[1].failure = "round 2: exit code 1:\nits last words"
-    text = write_markdown(result)
-    assert "Not measured: OpenVINO GenAI is not installed" in text
-    assert "Not measured: llama.cpp failed: round 2: exit code 1" in text
-    assert "last words" not in text
-
-
-def test_terminal_table_shows_every_subject_and_metric() -> None:
-    printed = io.StringIO()
-    Console(file=printed, width=200).print(draw_table(result_of_two()))
-    for text in ("kvfold 0.1.0", "llama.cpp 1.2", "prefill 512", "461", "Q8_0", "tokens/s"):
-        assert text in printed.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("value", "text"), [(1011.2, "1,011"), (99.96, "100"), (26.04, "26.0"), (0.254, "0.25"), (None, "-")]
-)
-def test_values_have_three_digits(value: float | None, text: str) -> None:
-    assert format_value(value) == text
-
-
-def test_json_keeps_raw_samples(tmp_path: Path) -> None:
-    result_of_two().save(tmp_path / "bench.json")
-    content = json.loads((tmp_path / "bench.json").read_text())
-    assert content["subjects"][0]["samples"]["prefill_512"] == [300.0, 100.0, 200.0]
-    assert content["machine"]["load_average"] == 0.25
-    assert content["metrics"][0] == {"key": "prefill_512", "title": "prefill 512", "unit": "tokens/s"}
 
 
 def test_unknown_peer_is_refused_by_name() -> None:
