@@ -224,7 +224,7 @@ class FoldPlan(BaseModel):
         return self.with_layers(readers, rope_slots=slots)
 
     def with_layers(self, indices: Collection[int], **fields: Any) -> FoldPlan:
-        """This plan with other values in these layers; raises PlanError where it then breaks a law."""
+        """This plan with other values in these layers; raises ValueError where it then breaks a law."""
         layers = tuple(
             layer.model_copy(update=fields) if index in indices else layer
             for index, layer in enumerate(self.layers)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 
 from plugins.chat_template import render_chat
@@ -52,10 +51,10 @@ def read_documents(path: Path, config: TokenizerConfig) -> Iterator[Document]:
 
 def _read_text(path: Path, config: TokenizerConfig) -> Iterator[Document]:
     with path.open(encoding="utf-8") as file:
-        for number in count():
-            if not (lines := file.readlines(PIECE)):
-                return
-            yield Document("".join(lines), needs_bos=number == 0)
+        needs_bos = True
+        while lines := file.readlines(PIECE):
+            yield Document("".join(lines), needs_bos)
+            needs_bos = False
 
 
 def _read_lines(path: Path, config: TokenizerConfig) -> Iterator[Document]:

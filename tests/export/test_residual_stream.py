@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import torch
 
 from export.model.decoder import Decoder
 from export.model.families import config_from_huggingface
+from export.model.mapped_tensor import map_tensor
 from export.model.residual_stream import ResidualStream, load_block
 from tests.export.tiny_checkpoints import random_model
 from tests.tiny_model import tiny_plan
@@ -35,3 +39,17 @@ def test_a_stream_is_the_model_layer_by_layer_in_files_without_names(
                 stream.advance(block, rows)
         logits = decoder.lm_head(decoder.model.norm(stream.hidden))
         torch.testing.assert_close(logits, decoder(tokens))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="room is reserved on Linux only")
+def test_a_full_disk_is_said_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int, offset: int, length: int) -> None:
+        assert length == 2 * 3 * 5
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    with pytest.raises(OSError, match="No space left on device") as refused:
+        map_tensor(tmp_path / "states", (3, 5), torch.float16)
+    assert refused.value.filename == str(tmp_path / "states")

@@ -26,7 +26,7 @@ def covers(estimate: Estimate, truth: float) -> bool:
     return estimate.low <= truth <= estimate.high
 
 
-@pytest.mark.parametrize("windows", [4, 8, 40])
+@pytest.mark.parametrize("windows", [3, 4, 8, 40])
 def test_the_mean_of_windows_is_covered_at_the_stated_rate(windows: int) -> None:
     """0.95 is stated; 400 rounds of a right interval give 0.92 to 0.98, 3 standard errors wide."""
     generator = np.random.default_rng(windows)
@@ -84,9 +84,8 @@ def test_ratios_of_perplexities_are_positive() -> None:
     assert estimate.low > 0
 
 
-def test_three_windows_have_no_interval() -> None:
-    """It would cover nine tenths of the time, whatever it was stretched by."""
-    assert bootstrap_mean(np.array([1.0, 3.0, 5.0])) == Estimate(value=3.0)
+def test_two_windows_have_no_interval() -> None:
+    assert bootstrap_mean(np.array([1.0, 5.0])) == Estimate(value=3.0)
 
 
 def test_student_s_quantiles() -> None:

@@ -117,8 +117,7 @@ def test_the_smallest_window_counts() -> None:
     plan = tiny_plan(config, "horizon")
     assert smallest_window(plan) == 32
     for other, smallest in ((16, 16), (64, 32)):
-        first = plan.layers[0].model_copy(update={"sliding_window": other, "sink_size": 4})
-        assert smallest_window(plan.model_copy(update={"layers": (first, *plan.layers[1:])})) == smallest
+        assert smallest_window(plan.with_layers((0,), sliding_window=other, sink_size=4)) == smallest
     assert smallest_window(tiny_plan(config, "identity")) is None
 
 

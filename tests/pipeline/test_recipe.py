@@ -84,6 +84,7 @@ def test_there_is_a_recipe_for_every_preset_and_one_whose_plan_is_written() -> N
         ("model: {source: demo}\nplan: {preset: mqa}\nname: x", "name", "named by its file"),
         ("- 1", "mine.yaml", "list"),
         ("a: [", "mine.yaml", "cannot be read as YAML"),
+        ("? [a, b]\n: 1", "cannot be read as YAML", "unhashable key"),
         ("model: {source: demo}\nplan: {preset: mqa}\nplan: {}", "'plan' stands twice", "line 3"),
         ("model: {source: demo}\nplan: {preset: mqa}\npage: 2024-13-01", "mine.yaml", "month"),
         (

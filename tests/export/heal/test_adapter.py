@@ -20,8 +20,7 @@ HEALING, FOLDED = tiny_healing(SETTINGS.model_copy(update={"layerwise_tokens": 4
 
 def changed(plan: FoldPlan, **changes: object) -> FoldPlan:
     """The plan with another value in every layer."""
-    layers = [layer.model_dump() | changes for layer in plan.layers]
-    return FoldPlan.model_validate(plan.model_dump() | {"layers": layers})
+    return plan.with_layers(range(len(plan.layers)), **changes)
 
 
 # What a recipe knows before folding has chosen RoPE slots.
