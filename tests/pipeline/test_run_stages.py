@@ -205,8 +205,10 @@ def test_a_kill_at_every_write_leaves_a_bundle_that_resumes(
         assert fatal > 25, "the audit hook saw too few writes to prove anything"
 
 
+# Python ignores Ctrl-C where its parent does, as a shell has it of what runs in the background.
 SLOW_RUN = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from pathlib import Path
 from pipeline.run_stages import run_stages
 from tests.pipeline.fake_stages import QuietDisplay, fake_recipe, fake_stages
