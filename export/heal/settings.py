@@ -18,9 +18,11 @@ class HealSettings(BaseModel):
             1,024, and to 0.38 after 400,000 in batches of 4,096. (Not that alone differed: the first had
             sequences of 512 for 1,024 and ranks given out by need, so it began at 0.47 in place of 0.50.)
         layerwise_learning_rate: peak of step A's rate (Muon and AdamW, no weight decay).
-        learning_rate: peak of step B's rate. High ones learn more from a token: on SmolLM2 under the plan of
-            the recipe `compact`, one order of texts, updates 61 to 73 of 2,048 tokens came to 0.253 nat in
-            the mean with a peak of 1.5e-4, to 0.236 with 3e-4, 0.217 with 6e-4 and 0.208 with 1.2e-3.
+        learning_rate: peak of step B's rate. The best one depends on how much is to be mended. SmolLM2 under
+            the plan of the recipe `compact`, one order of texts, updates 61 to 73 of 2,048 tokens: 0.253 nat
+            in the mean with a peak of 1.5e-4, 0.236 with 3e-4, 0.217 with 6e-4, 0.208 with 1.2e-3. Under
+            `character`, which begins at 2 nat: updates 30 to 39 came to 1.73 with 3e-4, to 1.75 with 6e-4,
+            to 2.09 and soon to spikes with 1.2e-3, and 3e-3 lost everything.
         int8_learning_rate: peak of step C's rate; low, since the model is nearly where it should be.
         final_rate: the rate at a step's end, a share of its peak.
         warmup_steps: updates over which a rate rises to its peak; it then falls along a cosine.
@@ -41,7 +43,7 @@ class HealSettings(BaseModel):
     int8_tokens: int = Field(default=0, ge=0)
     batch_tokens: int = Field(default=1_024, ge=1)
     layerwise_learning_rate: float = Field(default=1e-3, gt=0)
-    learning_rate: float = Field(default=1e-3, gt=0)
+    learning_rate: float = Field(default=6e-4, gt=0)
     int8_learning_rate: float = Field(default=3e-5, gt=0)
     final_rate: float = Field(default=0.1, ge=0, le=1)
     warmup_steps: int = Field(default=20, ge=0)

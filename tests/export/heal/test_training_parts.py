@@ -135,7 +135,9 @@ def test_the_model_in_training_computes_what_its_adapter_says(monkeypatch: pytes
     assert any(name.endswith(":factors") for name in form) and any(name.endswith(":left") for name in form)
     merged = merge(config, healing.base, plan, {name: tensor.half() for name, tensor in form.items()})
     expected = Decoder.from_weights(config, plan, merged).model(TOKENS, DenseAttention(config, plan))
-    assert torch.allclose(healing.student(form).hidden(TOKENS), expected, rtol=1e-2, atol=1e-2)
+    found = healing.student(form).hidden(TOKENS)
+    # In the mean: how float16 rounds single weights differs by machine, and this model has small outputs.
+    assert (found - expected).norm() < 3e-3 * expected.norm()
 
 
 @pytest.mark.parametrize("projection", ["q_proj", "o_proj"])
