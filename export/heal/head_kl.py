@@ -1,4 +1,4 @@
-"""KL divergence through a frozen head, its gradient computed at once so that no logits are kept."""
+"""KL divergence through a frozen head; its gradient, where asked for, at once, so that no logits are kept."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class _HeadKL(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor, head: Tensor, student_head: Tensor) -> Tensor:
         total = torch.zeros((), dtype=torch.float64)
-        gradient = torch.empty_like(student)
+        gradient = torch.empty_like(student) if ctx.needs_input_grad[0] else None
         for rows in torch.split(torch.arange(len(student)), ROWS):
             q = student[rows].to(student_head.dtype) @ student_head.T
             p = teacher[rows].to(head.dtype) @ head.T
@@ -26,9 +26,12 @@ class _HeadKL(torch.autograd.Function):
                 log_q, log_p = (logits.float().log_softmax(-1) for logits in (ours, theirs))
                 exact = log_p.exp()
                 total += torch.linalg.vecdot(exact, log_p - log_q).sum().double()
-                ours.copy_(log_q.exp_().sub_(exact))
-            gradient[rows] = (q @ student_head).float()
-        ctx.save_for_backward(gradient / len(student))
+                if gradient is not None:
+                    ours.copy_(log_q.exp_().sub_(exact))
+            if gradient is not None:
+                gradient[rows] = (q @ student_head).float()
+        if gradient is not None:
+            ctx.save_for_backward(gradient / len(student))
         return (total / len(student)).float()
 
     @staticmethod
@@ -41,7 +44,7 @@ def head_kl(student: Tensor, teacher: Tensor, head: Tensor, student_head: Tensor
     """Mean KL(teacher || student) in nat a row; no head takes a gradient.
 
     Args:
-        student: final hidden states [rows, hidden_size], float32.
+        student: final hidden states [rows, hidden_size]; float32 where a gradient is asked for.
         teacher: the original's, the same shape, of any float dtype.
         head: lm_head weight [vocab, hidden_size], in the dtype to multiply in.
         student_head: the student's, where it has another.

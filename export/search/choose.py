@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from export.search.costs import Cost
+from export.search.costs import Change, Cost
 from export.search.space import Option, PlanSpace, Solution, Target
 from plugins.errors import PlanError
 
@@ -69,6 +69,29 @@ def grow_globals(
         trail.append(Horizons(globals_ | {best}, found[best]))
         candidates = rest if len(trail) == 2 else rest[: max(FEWEST_CANDIDATES, len(candidates) // 2)]
     return trail
+
+
+def settle(
+    space_of: Callable[[], PlanSpace],
+    choose: Callable[[PlanSpace], Sequence[Solution]],
+    measure: Callable[[Sequence[Change]], object],
+) -> PlanSpace:
+    """The space once nothing that is chosen rests on a guess.
+
+    Guesses are too low, so what is chosen then would be chosen from a space without guesses, too.
+
+    Args:
+        space_of: the space by what is measured so far.
+        choose: plans from it.
+        measure: banks, for the next space.
+    """
+    while True:
+        space = space_of()
+        used = {option.layers for plan in choose(space) for option in plan.options}
+        guessed = [Change("bank", layers) for layers in sorted(used & space.table.guessed)]
+        if not guessed:
+            return space
+        measure(guessed)
 
 
 def choose_horizons(space: PlanSpace, trail: Sequence[Horizons], targets: Sequence[Target]) -> Horizons:

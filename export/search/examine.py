@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from export.heal.head_kl import head_kl
 from export.heal.training_attention import TrainingAttention
 from export.model.config import ModelConfig
 from export.model.decoder import Block, Decoder
@@ -22,7 +23,6 @@ from plugins.plan_presets import Preset, build_plan
 
 TOKENS_PER_BATCH = 2048
 KL_STRIDE = 4  # KL is measured at one position of so many
-ROWS = 64  # positions whose logits exist at a time; 256 leave the cache and take twice as long
 
 
 @dataclass(frozen=True)
@@ -109,22 +109,17 @@ class Examination:
 
     def kl(self, finals: Iterator[Tensor]) -> float:
         """Mean KL(original || other) in nat a position, from the other's final states of the text."""
-        total, count = 0.0, 0
+        head, total = self.original.lm_head.weight, 0.0
         for reference, final in zip(self._reference, finals, strict=True):
-            for ours, theirs in zip(
-                *(torch.split(x, ROWS) for x in (reference, self._scored(final))), strict=True
-            ):
-                log_p, log_q = (self._logits(rows).log_softmax(-1) for rows in (ours, theirs))
-                total += float((log_p.exp() * (log_p - log_q)).sum())
-                count += len(ours)
-        return total / count
+            total += len(reference) * float(head_kl(self._scored(final), reference, head))
+        return total / sum(map(len, self._reference))
 
     def nll(self, finals: Iterator[Tensor]) -> float:
         """Mean -log p of an answer in nat, from final states of the questions."""
         total = 0.0
         for question, final in zip(self._questions, finals, strict=True):
             answer = question.token_ids[question.answer :]
-            log_p = self._logits(final[0, question.answer - 1 :]).log_softmax(-1)
+            log_p = self.original.lm_head(final[0, question.answer - 1 :]).float().log_softmax(-1)
             total -= float(log_p.gather(1, answer[:, None]).sum())
         return total / len(self._questions)
 
@@ -132,10 +127,6 @@ class Examination:
         """The original's own."""
         questions = self.read_questions(self.original, self.identity)
         return Cost(kl=0.0, nll=self.nll(questions.finish(self.identity)))
-
-    def _logits(self, rows: Tensor) -> Tensor:
-        logits: Tensor = self.original.lm_head(rows).float()
-        return logits
 
     @staticmethod
     def _scored(final: Tensor) -> Tensor:

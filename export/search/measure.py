@@ -15,7 +15,7 @@ from export.fold.fold import dropped_names, fold_weights
 from export.fold.sequential import SequentialFold
 from export.fold.settings import FoldSettings
 from export.model.decoder import Block, Decoder
-from export.model.matmul_dtype import matmul_dtype
+from export.model.matmul_dtype import fast_products, matmul_dtype
 from export.model.residual_stream import ResidualStream, load_block
 from export.quantize.calibrate import static_scales
 from export.quantize.observe import Observations, observe
@@ -24,6 +24,8 @@ from export.search.costs import Change, Cost
 from export.search.examine import Examination
 from export.search.settings import SearchSettings
 from plugins.fold_plan import FoldPlan
+
+Scales = dict[str, Tensor] | None
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Station:
         """The layer that the streams stand before."""
         return self._text.layer
 
+    @fast_products()
     def measure(self, change: Change) -> Cost:
         """What a change costs that begins at this layer."""
         match change.kind:
@@ -70,14 +73,19 @@ class Station:
                 sinks = self._laboratory.settings.sink_size
                 # What a window takes from answers is measured of all layers together (`measure_globals`).
                 plan = with_windows(self._plan, change.layers, change.window, sinks)
-                return Cost(kl=self._examination.kl(self._text.finish(plan)))
+                return Cost(kl=self._kl(plan))
             case "int8":
                 plan = self._plan.with_layers(change.layers, kv_dtype="int8")
-                return self._cost(plan, scales=static_scales(plan, self._seen, Quantization(linears={})))
+                scales = static_scales(plan, self._seen, Quantization(linears={}))
+                kl = self._kl(plan, scales=scales)
+                # Answers count where a float cache is weighed against int8 at all.
+                hurts = kl > self._laboratory.settings.negligible_int8_kl
+                return Cost(kl=kl, nll=self._nll(plan, scales=scales) if hurts else None)
             case "bank":
                 plan, blocks = self._fold(change.layers)
-                return self._cost(plan, blocks)
+                return Cost(kl=self._kl(plan, blocks), nll=self._nll(plan, blocks))
 
+    @fast_products()
     def advance(self) -> None:
         """Move past the layer."""
         for rows in self._stream.batches():
@@ -108,13 +116,11 @@ class Station:
         plan = student.plan
         return plan, [load_block(self._config, plan, folded, layer).to(matmul_dtype()) for layer in span]
 
-    def _cost(
-        self, plan: FoldPlan, blocks: Sequence[Block] = (), scales: dict[str, Tensor] | None = None
-    ) -> Cost:
-        return Cost(
-            kl=self._examination.kl(self._text.finish(plan, blocks, scales)),
-            nll=self._examination.nll(self._questions.finish(plan, blocks, scales)),
-        )
+    def _kl(self, plan: FoldPlan, blocks: Sequence[Block] = (), scales: Scales = None) -> float:
+        return self._examination.kl(self._text.finish(plan, blocks, scales))
+
+    def _nll(self, plan: FoldPlan, blocks: Sequence[Block] = (), scales: Scales = None) -> float:
+        return self._examination.nll(self._questions.finish(plan, blocks, scales))
 
 
 def measure_changes(laboratory: Laboratory, changes: Collection[Change]) -> Iterator[tuple[Change, Cost]]:
@@ -151,6 +157,7 @@ def measure_locals(laboratory: Laboratory) -> float:
     return examination.nll(examination.read_questions(examination.original, plan).finish(plan))
 
 
+@fast_products()
 def measure_plan(laboratory: Laboratory, plan: FoldPlan) -> Cost:
     """Fold a whole plan and examine it, the questions under windows no wider than measured ones."""
     examination, settings = laboratory.examination, laboratory.settings

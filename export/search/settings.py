@@ -26,7 +26,7 @@ class SearchSettings(BaseModel):
             above the unfolded model's.
         retrieval_weight: nat of KL a token that a nat of an answer's NLL counts as.
         negligible_int8_kl: nat a token. An int8 cache that costs no more counts as free and is never kept
-            wider; rounding in bfloat16 alone moves a measurement by some 0.001.
+            wider, nor are answers asked of it; rounding in bfloat16 alone moves a measurement by some 0.001.
         plans: whole plans that are folded and measured, at most.
     """
 
@@ -36,7 +36,7 @@ class SearchSettings(BaseModel):
     sink_size: int = Field(default=4, ge=0)
     kl_tokens: int = Field(default=8_192, ge=1)
     prompts: int = Field(default=8, ge=1)
-    prompt_length: int = Field(default=1_536, ge=128)
+    prompt_length: int = Field(default=1_152, ge=128)
     measured_window: int = Field(default=512, ge=1)
     max_retrieval_loss: float = Field(default=0.5, ge=0)
     retrieval_weight: float = Field(default=0.01, ge=0)

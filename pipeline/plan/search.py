@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,10 +23,18 @@ from export.search.choose import (
     front,
     grow_globals,
     refine,
+    settle,
     smallest_below,
     smallest_bytes,
 )
-from export.search.costs import Change, Cost, CostTable, distant_changes, layer_changes, make_table
+from export.search.costs import (
+    Change,
+    Cost,
+    distant_changes,
+    large_banks,
+    layer_changes,
+    make_table,
+)
 from export.search.space import PlanSpace, Solution
 from pipeline.plan.goal import Goal
 from pipeline.plan.ledger import Ledger, globals_name
@@ -45,11 +53,13 @@ if TYPE_CHECKING:
     from export.search.measure import Laboratory
 
 # Dials that decide a measurement; the others decide only what is chosen from them.
-MEASURING = {"kl_tokens", "prompts", "prompt_length", "measured_window", "sink_size"}
+MEASURING = {
+    *("kl_tokens", "prompts", "prompt_length", "measured_window", "sink_size", "negligible_int8_kl"),
+}
 MEASURING_CODE = (
     *("export/search/costs.py", "export/search/examine.py", "export/search/measure.py"),
     *("export/calibration", "export/checkpoint", "export/fold", "export/model", "export/quantize"),
-    *("export/heal/block_attention.py", "export/heal/straight_through.py"),
+    *("export/heal/block_attention.py", "export/heal/head_kl.py", "export/heal/straight_through.py"),
     *("export/heal/training_attention.py", "plugins/int8_linear"),
     *("plugins/fold_plan.py", "plugins/plan_presets.py"),
     *("plugins/chat_template.py", "plugins/tokenizer_config.py", "runtime/tokenizer.py"),
@@ -104,23 +114,23 @@ class Search:
             RecipeError: prompts and model do not fit together.
             CalibrationError: the text cannot be read, or is too short.
         """
-        unfolded = self._ledger.cost("unfolded", lambda: self._laboratory.examination.unfolded()).nll
-        assert unfolded is not None, "the unfolded model is asked"
         changes = list(layer_changes(self._config, self._recipe.search.sliding_windows))
-        space = self._space(make_table(unfolded, self._measure(changes)))
+        self._measure(changes)
+        space = self._space(changes)
         choose_banks(space, frozenset(), self._goal.targets)  # where even that is too large, nothing helps
-        enough = unfolded + self._recipe.search.max_retrieval_loss
         trail = grow_globals(
             self._config.num_hidden_layers,
             self._measure_none(),
-            enough,
+            self._unfolded + self._recipe.search.max_retrieval_loss,
             lambda globals_: fits(space, globals_, self._goal),
             self._measure_globals,
         )
+        space = self._settle(changes, [horizons.globals_ for horizons in trail])
         horizons = choose_horizons(space, trail, self._goal.targets)
         if self._goal.share_distant_globals:
             changes += distant_changes(self._config, horizons.globals_)
-            space = self._space(make_table(unfolded, self._measure(changes)))
+            self._measure(changes)
+            space = self._settle(changes, [horizons.globals_])
         best = self._choose(space, horizons.globals_)
         return Found(
             plan=space.plan(best.solution),
@@ -148,10 +158,23 @@ class Search:
                 choose_banks(space, globals_, targets)  # names the smallest plan where none fits
             return smallest_below(by_size(front(space, globals_, targets)), max_kl, limit, measure)
 
-    def _space(self, table: CostTable) -> PlanSpace:
+    def _settle(self, changes: Sequence[Change], globals_: Sequence[frozenset[int]]) -> PlanSpace:
+        """The space once no plan that may be chosen under any of these globals rests on a guess."""
+
+        def choose(space: PlanSpace) -> list[Solution]:
+            fronts = [front(space, chosen, self._goal.targets) for chosen in globals_]
+            kept = slice(None) if self._goal.max_kl is not None else slice(-1, None)
+            return [plan for plans in fronts for plan in plans[kept]]
+
+        return settle(lambda: self._space(changes), choose, self._measure)
+
+    def _space(self, changes: Sequence[Change]) -> PlanSpace:
+        """The costs of changes that were measured, and of larger banks, measured or guessed."""
+        costs, larger = self._ledger.file.costs, list(large_banks(self._config))
+        known = {change: costs[change.name] for change in (*changes, *larger) if change.name in costs}
         return PlanSpace(
             shape=self._config.attention_shape,
-            table=table,
+            table=make_table(self._unfolded, known, larger),
             settings=self._recipe.search,
             wide=wide_dtype(self._recipe),
             page_size=self._recipe.page_size,
@@ -159,12 +182,18 @@ class Search:
             share_distant_globals=self._goal.share_distant_globals,
         )
 
-    def _measure(self, changes: list[Change]) -> dict[Change, Cost]:
-        """The cost of each change, from the ledger where it is there."""
+    @property
+    def _unfolded(self) -> float:
+        """NLL of an answer by the unfolded model."""
+        nll = self._ledger.cost("unfolded", lambda: self._laboratory.examination.unfolded()).nll
+        assert nll is not None, "the unfolded model is asked"
+        return nll
+
+    def _measure(self, changes: Sequence[Change]) -> None:
+        """Put the cost of each change into the ledger, where it is not there."""
         from export.search.measure import measure_changes
 
-        costs = self._ledger.file.costs
-        missing = [change for change in changes if change.name not in costs]
+        missing = [change for change in changes if change.name not in self._ledger.file.costs]
         if missing:
             total = sum(self._work(change) for change in changes)
             done = total - sum(self._work(change) for change in missing)
@@ -174,7 +203,6 @@ class Search:
                     self._ledger.put_cost(change.name, cost)
                     done += self._work(change)
                     report(done / total, f"{change.name}: KL {cost.kl:.4f}")
-        return {change: costs[change.name] for change in changes}
 
     def _work(self, change: Change) -> int:
         """How long a measurement takes, relative to others: the fold, then the layers that are left."""

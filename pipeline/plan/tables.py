@@ -116,7 +116,8 @@ def _styled(cells: Iterable[str], chosen: bool) -> Iterable[Text]:
 
 def _bank_cell(space: PlanSpace, layers: tuple[int, ...], option: Option) -> Text:
     folded = len(layers) > 1 or option.num_key_value_heads < space.shape.num_key_value_heads
-    return _cell(space, space.table.banks.get(layers), folded and option.layers == layers)
+    cost = None if layers in space.table.guessed else space.table.banks.get(layers)
+    return _cell(space, cost, folded and option.layers == layers)
 
 
 def _cell(space: PlanSpace, cost: Cost | None, chosen: bool) -> Text:

@@ -20,10 +20,11 @@ from export.search.choose import (
     grow_globals,
     neighbours,
     refine,
+    settle,
     smallest_below,
     smallest_bytes,
 )
-from export.search.costs import Cost, CostTable
+from export.search.costs import Change, Cost, CostTable, guess_bank, make_table
 from export.search.settings import SearchSettings
 from export.search.space import PlanSpace, Solution, Target
 from plugins.errors import PlanError
@@ -131,6 +132,34 @@ def test_nothing_cheaper_is_overlooked(seed: int, globals_: frozenset[int], slac
     for ours, other in product(front(space, globals_), every):
         beaten = other.cost < ours.cost - 1e-9
         assert not (beaten and all(a <= b for a, b in zip(other.kv_bytes, ours.kv_bytes, strict=True)))
+
+
+@PROPERTY
+@given(seed=st.integers(0, 999), globals_=horizons, slack=st.floats(1, 4))
+def test_guessing_large_banks_misses_nothing(seed: int, globals_: frozenset[int], slack: float) -> None:
+    """As long as they cost what their parts do, and more."""
+    whole = make_space(seed)
+    small = {Change("bank", layers): cost for layers, cost in whole.table.banks.items() if len(layers) < 3}
+    truth: dict[tuple[int, ...], Cost] = {
+        layers: Cost(kl=guess_bank(whole.table.banks, layers).kl + cost.kl, nll=cost.nll)
+        for layers, cost in whole.table.banks.items()
+        if len(layers) == 3
+    }
+    whole = replace(whole, table=replace(whole.table, banks=whole.table.banks | truth))
+    targets = make_targets(whole, globals_, slack)
+    measured: list[Change] = []
+
+    def space() -> PlanSpace:
+        known = small | {change: truth[change.layers] for change in measured}
+        table = make_table(NLL, known, [Change("bank", layers) for layers in truth])
+        return replace(whole, table=replace(table, windowed=whole.table.windowed, int8=whole.table.int8))
+
+    settled = settle(space, lambda space: [choose_banks(space, globals_, targets)], measured.extend)
+    assert len(set(measured)) == len(measured), "measured twice"
+    assert settled.table.guessed == truth.keys() - {change.layers for change in measured}
+    found, best = (choose_banks(space, globals_, targets) for space in (settled, whole))
+    assert found.cost == pytest.approx(best.cost)
+    assert not settled.table.guessed & {option.layers for option in found.options}
 
 
 def test_more_bytes_never_cost_more() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor
 from export.fold.settings import FoldSettings
 from export.model.decoder import Decoder
 from export.model.families import config_from_huggingface
-from export.search.costs import Change, Cost, distant_changes, layer_changes
+from export.search.costs import Change, Cost, distant_changes, large_banks, layer_changes
 from export.search.examine import Examination, Question
 from export.search.measure import (
     Laboratory,
@@ -26,7 +27,9 @@ from export.search.settings import SearchSettings
 from plugins.fold_plan import FoldPlan
 from tests.export.tiny_checkpoints import random_model
 
-SETTINGS = SearchSettings(sliding_windows=(16, 24), measured_window=16, prompt_length=128)
+SETTINGS = SearchSettings(
+    sliding_windows=(16, 24), measured_window=16, prompt_length=128, negligible_int8_kl=0.0
+)
 LAYERS = 4
 
 
@@ -77,6 +80,15 @@ def test_a_change_costs_what_its_whole_plan_does(change: Change) -> None:
     assert cost.nll is None if change.kind == "windowed" else cost.nll == pytest.approx(whole.nll, rel=1e-3)
 
 
+def test_answers_are_not_asked_of_an_int8_cache_that_costs_nothing() -> None:
+    change = Change("int8", (1,))
+    ((_, asked),) = measure_changes(laboratory(), [change])
+    content = replace(laboratory(), settings=SETTINGS.model_copy(update={"negligible_int8_kl": asked.kl}))
+    ((_, cost),) = measure_changes(content, [change])
+    assert asked.nll is not None
+    assert cost == Cost(kl=asked.kl)
+
+
 def test_unchanged_models_cost_nothing() -> None:
     examination = laboratory().examination
     assert measure_plan(laboratory(), examination.identity) == examination.unfolded()
@@ -125,9 +137,10 @@ def test_what_a_model_cannot_be_folded_to_is_not_measured() -> None:
     config = laboratory().examination.config
     kinds = [change.name for change in layer_changes(config, (16, 24)) if change.layers[0] == 2]
     assert kinds == ["windowed 2 to 16", "windowed 2 to 24", "int8 2", "bank 2", "bank 2 3"]
+    assert [change.name for change in large_banks(config)] == ["bank 0 1 2", "bank 1 2 3"]
     assert [c.layers for c in distant_changes(config, frozenset({0, 1, 3}))] == [(1, 3), (0, 1, 3)]
     multi_query = config.model_copy(update={"num_key_value_heads": 1})
     assert Change("bank", (2,)) not in list(layer_changes(multi_query, ()))
     normed = config.model_copy(update={"qk_norm": True})
     assert all(change.kind != "bank" for change in layer_changes(normed, ()))
-    assert not list(distant_changes(normed, frozenset({0, 3})))
+    assert not list(distant_changes(normed, frozenset({0, 3}))) + list(large_banks(normed))
