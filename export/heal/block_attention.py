@@ -1,4 +1,4 @@
-"""Windowed attention for training on a CPU, a block of queries at a time over the keys that it may see.
+"""Windowed attention for training, a block of queries at a time over the keys that it may see.
 
 Both ways it is products of whole matrices: the queries of all heads that read one KV head are rows of one
 matrix, and products of that size are what a CPU is best at. On SmolLM2, one layer of one sequence of 2,048 in
@@ -38,18 +38,18 @@ def block_attention(
         window: position i sees keys i - window + 1 to i.
         sinks: and the first so many.
     """
-    output, lse = torch.empty_like(query), torch.empty(query.shape[:3])
+    output, lse = torch.empty_like(query), query.new_empty(query.shape[:3], dtype=torch.float32)
     keys, values = keys.flatten(0, 1).contiguous(), values.flatten(0, 1).contiguous()
     rows = (query * query.shape[-1] ** -0.5).reshape(len(keys), -1, *query.shape[2:])
-    for block in _blocks(query.shape[2], window, sinks):
-        seen = slice(block.start, block.stop)
-        scores = rows[:, :, seen].flatten(1, 2) @ block.take(keys).mT
+    for block in _blocks(query.shape[2], window, sinks, BLOCK, query.device):
+        asked = slice(block.start, block.stop)
+        scores = rows[:, :, asked].flatten(1, 2) @ block.take(keys).mT
         block.hide(scores, -torch.inf)
         most = scores.amax(-1, keepdim=True)
         weight = scores.sub_(most).exp_()
         total = weight.sum(-1, keepdim=True, dtype=torch.float32)
-        output[:, :, seen] = (weight @ block.take(values) / total).view_as(output[:, :, seen])
-        lse[:, :, seen] = (most + total.log()).view_as(lse[:, :, seen])
+        output[:, :, asked] = (weight @ block.take(values) / total).view_as(output[:, :, asked])
+        lse[:, :, asked] = (most + total.log()).view_as(lse[:, :, asked])
     return output, lse
 
 
@@ -80,10 +80,10 @@ def attention_gradient(
     rows = _with_offset(query * scale, lse, keys), _with_offset(gradient, delta, keys)
     columns = _with_ones(keys), _with_ones(values)
     plain_keys = keys.flatten(0, 1)
-    to_query = torch.empty((*rows[0].shape[:-1], size))
+    to_query = lse.new_empty((*rows[0].shape[:-1], size))
     # Channels first: so the products below read both factors as they lie in memory.
-    to_keys, to_values = (torch.zeros(x.flatten(0, 1).mT.shape) for x in (keys, values))
-    for block in _blocks(length, window, sinks):
+    to_keys, to_values = (lse.new_zeros(x.flatten(0, 1).mT.shape) for x in (keys, values))
+    for block in _blocks(length, window, sinks, BLOCK, query.device):
         q, g = (x[:, :, block.start : block.stop].flatten(1, 2) for x in rows)
         k, v, plain = (block.take(x) for x in (*columns, plain_keys))
         weight = (q @ k.mT).exp_()
@@ -119,26 +119,31 @@ class _Block:
         return torch.cat([x[..., : self.sinks, :], seen], dim=-2) if self.sinks else seen
 
     def hide(self, x: Tensor, value: float) -> None:
-        """Put a value in x [KV heads, group * queries, keys taken] where a query does not see a key."""
+        """Put a value in x [B * KV heads, group * queries, keys taken] where a query does not see a key."""
         by_head = x.view(len(x), -1, self.stop - self.start, x.shape[-1])
         for start, hidden in self.edges:
             by_head[..., start : start + hidden.shape[1]].masked_fill_(hidden, value)
 
 
 @lru_cache(maxsize=16)
-def _blocks(length: int, window: int, sinks: int) -> tuple[_Block, ...]:
-    starts = range(0, length, BLOCK)
-    return tuple(_block(start, min(start + BLOCK, length), window, sinks) for start in starts)
+def _blocks(length: int, window: int, sinks: int, size: int, device: torch.device) -> tuple[_Block, ...]:
+    starts = range(0, length, size)
+    return tuple(_block(start, min(start + size, length), window, sinks, device) for start in starts)
 
 
-def _block(start: int, stop: int, window: int, sinks: int) -> _Block:
+def _block(start: int, stop: int, window: int, sinks: int, device: torch.device) -> _Block:
     first = max(0, start - window + 1)
     apart = min(sinks, first)  # the sinks that the window hides from the whole block
-    keys = torch.cat([torch.arange(apart), torch.arange(first, stop)])
-    distance = torch.arange(start, stop)[:, None] - keys
-    hidden = (distance < 0) | ((distance >= window) & (keys >= sinks))
-    runs = _runs(hidden.any(0).nonzero().flatten().tolist())
-    return _Block(start, stop, apart, first, tuple((run.start, hidden[:, run].clone()) for run in runs))
+    left, ahead = (max(first, sinks), stop - window), (start + 1, stop)  # of the window, of some query
+    runs = [left, ahead] if left[1] < ahead[0] else [(min(left[0], ahead[0]), stop)]
+    queries = torch.arange(start, stop, device=device)[:, None]
+    edges = []
+    for begin, end in runs:
+        if begin < end:
+            keys = torch.arange(begin, end, device=device)
+            hidden = (keys > queries) | ((queries - keys >= window) & (keys >= sinks))
+            edges.append((begin - first + apart, hidden))
+    return _Block(start, stop, apart, first, tuple(edges))
 
 
 def _with_offset(x: Tensor, offset: Tensor, keys: Tensor) -> Tensor:
@@ -152,14 +157,3 @@ def _with_offset(x: Tensor, offset: Tensor, keys: Tensor) -> Tensor:
 def _with_ones(x: Tensor) -> Tensor:
     """x [B, KV heads, L, d] as [B * KV heads, L, d + 2]."""
     return torch.nn.functional.pad(x.flatten(0, 1), (0, 2), value=1.0)
-
-
-def _runs(indices: list[int]) -> list[slice]:
-    """Ascending integers as half-open ranges."""
-    runs: list[slice] = []
-    for index in indices:
-        if runs and runs[-1].stop == index:
-            runs[-1] = slice(runs[-1].start, index + 1)
-        else:
-            runs.append(slice(index, index + 1))
-    return runs

@@ -16,9 +16,10 @@ class _HeadKL(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor, head: Tensor, student_head: Tensor) -> Tensor:
-        total = torch.zeros((), dtype=torch.float64)
+        total = student.new_zeros((), dtype=torch.float64)
         gradient = torch.empty_like(student) if ctx.needs_input_grad[0] else None
-        for rows in torch.split(torch.arange(len(student)), ROWS):
+        for start in range(0, len(student), ROWS):
+            rows = slice(start, start + ROWS)
             q = student[rows].to(student_head.dtype) @ student_head.T
             p = teacher[rows].to(head.dtype) @ head.T
             parts = (torch.split(logits, ROWS_IN_CACHE) for logits in (q, p))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -49,6 +50,14 @@ class Int8Deployment:
                 heads = columns.reshape(bank.num_key_value_heads, -1, config.head_dim)
                 scales[value] = scales[value] * heads[:, :1]  # all query heads of a KV head have its scale
         return cls(calibrated.precision.precision, calibrated.smoothing, scales)
+
+    def to(self, device: torch.device) -> Self:
+        """The same, with its tensors on a device."""
+        smoothing, scales = (
+            {name: tensor.to(device) for name, tensor in tensors.items()}
+            for tensors in (self.smoothing, self.kv_scales)
+        )
+        return replace(self, smoothing=smoothing, kv_scales=scales)
 
     def rounding(self, linear: str, width: int) -> Rounding | None:
         """How a linear of `width` inputs rounds; None where it stays in float."""

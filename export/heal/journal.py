@@ -50,7 +50,7 @@ class Journal:
     def load(self) -> Snapshot | None:
         """This training's snapshot; None where there is none, or none that can be read."""
         try:
-            snapshot = Snapshot(**torch.load(self.folder / SNAPSHOT, weights_only=True))
+            snapshot = Snapshot(**torch.load(self.folder / SNAPSHOT, map_location="cpu", weights_only=True))
         except (OSError, EOFError, RuntimeError, TypeError, pickle.UnpicklingError):
             return None
         return snapshot if snapshot.key == self.key else None
@@ -70,8 +70,8 @@ class Journal:
         optimizer: dict[str, Any] | None,
         int8: dict[str, Any] | None = None,
     ) -> Snapshot:
-        """Write a snapshot, so that a kill leaves the old one or the new one."""
-        values = {name: tensor.detach() for name, tensor in form.items()}
+        """Write a snapshot, so that a kill leaves the old one or the new one; its form is on the CPU."""
+        values = {name: tensor.detach().cpu() for name, tensor in form.items()}
         snapshot = Snapshot(self.key, step, updates, values, optimizer, int8)
         write_aside(self.folder / SNAPSHOT, lambda path: torch.save(vars(snapshot), path))
         return snapshot

@@ -29,7 +29,8 @@ class LayerwiseLoss:
     def __call__(self, rows: Tensor) -> Tensor:
         """Mean over the changed layers of E|student - teacher|^2 / E|teacher|^2."""
         with torch.no_grad():
-            inputs, targets = self.teacher.call(lambda backbone: self._watch(backbone, self.tokens[rows]))
+            tokens = self.tokens[rows].to(self.teacher.device)
+            inputs, targets = self.teacher.call(lambda backbone: self._watch(backbone, tokens))
         outputs = self.student.call(lambda backbone: self._attend(backbone, inputs))
         errors = [
             functional.mse_loss(output.float(), targets[layer].float())
@@ -71,15 +72,18 @@ class EndToEndLoss:
     def __init__(self, student: TrainedModel, cache: TeacherCache, head: Tensor, tokens: Tensor) -> None:
         """`head` is lm_head's weight [vocab, hidden_size], float32."""
         self.student, self.cache, self.tokens = student, cache, tokens
+        head = head.to(student.device)
         self.head = self.student_head = head.to(student.dtype)
-        self.rounding = student.int8.rounding(HEAD, head.shape[1]) if student.int8 else None
+        with student.device:
+            self.rounding = student.int8.rounding(HEAD, head.shape[1]) if student.int8 else None
         if self.rounding is not None:
             integers, scale = self.rounding.weight(head)
             self.student_head = (integers * scale[:, None] / self.rounding.smoothing).to(student.dtype)
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Mean KL in nat a position."""
-        hidden = pick(self.student.hidden(self.tokens[rows]), self.cache.positions[rows]).flatten(0, 1)
+        positions, states = (x[rows].to(self.head.device) for x in (self.cache.positions, self.cache.states))
+        hidden = pick(self.student.hidden(self.tokens[rows]), positions).flatten(0, 1)
         if self.rounding is not None:
             hidden = self.rounding.tokens(hidden)
-        return head_kl(hidden, self.cache.states[rows].flatten(0, 1), self.head, self.student_head)
+        return head_kl(hidden, states.flatten(0, 1), self.head, self.student_head)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from plugins.int8_linear.reference import quantize_remainder, quantize_tokens
 from plugins.int8_linear.schema import ActivationBits
 
-ROWS = 256  # tokens that are rounded at a time, so that what is in between stays in the core's cache
+ROWS = 256  # tokens that a CPU rounds at a time, so that what is in between stays in the core's cache
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,9 @@ class _Int8Product(torch.autograd.Function):
         learns = weight is not None
         output = torch.empty(len(x), len(integers))
         seen = torch.empty(x.shape if learns else 0, dtype=dtype)
-        for start in range(0, len(x), ROWS):
-            rows = slice(start, start + ROWS)
+        step = ROWS if x.device.type == "cpu" else len(x)
+        for start in range(0, len(x), step):
+            rows = slice(start, start + step)
             planes = rounding.planes(x[rows])
             products = [
                 torch._int_mm(plane.to(torch.int8), integers.T) * (scale * weight_scale)

@@ -15,7 +15,7 @@ from export.heal.straight_through import Int8Linear
 from export.heal.training_attention import TrainingAttention
 from export.model.config import ModelConfig
 from export.model.decoder import Backbone, pack
-from export.model.matmul_dtype import matmul_dtype
+from export.model.matmul_dtype import matmul_dtype, training_device
 from plugins.fold_plan import FoldPlan
 
 Result = TypeVar("Result")
@@ -38,22 +38,27 @@ class TrainedModel:
         weights: Mapping[str, Tensor],
         form: Mapping[str, Tensor] | None = None,
         int8: Int8Deployment | None = None,
+        device: torch.device | None = None,
     ) -> None:
         """Weights with Hugging Face names, in which a `form` replaces those that are trained.
 
+        It computes on `device`, by default a GPU where there is one.
+
         Weights of a factored tensor must be the unfolded model's.
         """
-        self.config, self.plan, self.int8 = config, plan, int8
-        self.dtype = matmul_dtype()
+        self.config, self.plan = config, plan
+        self.device = device or training_device()
+        self.dtype = matmul_dtype(self.device)
+        self.int8 = int8.to(self.device) if int8 else None
         form = form or {}
         self._rounded = int8.rounded_tensors(weights) if int8 else set()
         self.parameters = {
-            name: tensor.clone().requires_grad_()
+            name: tensor.to(self.device, copy=True).requires_grad_()
             for name, tensor in form.items()
             if not name.endswith(FACTORS)
         }
         self._anchors = {
-            name: anchor(name, weights[name], form[name + FACTORS], config, plan).float()
+            name: anchor(name, weights[name], form[name + FACTORS], config, plan).float().to(self.device)
             for name in weights
             if name + FACTORS in form
         }
@@ -67,11 +72,12 @@ class TrainedModel:
         with torch.device("meta"):
             backbone = Backbone(config, plan)
         self._caller = _Caller(backbone)
-        if int8:
-            self._round_linears(backbone, int8)
+        if self.int8:
+            with self.device:
+                self._round_linears(backbone, self.int8)
 
     def mixer(self) -> TrainingAttention:
-        """A fresh Mixer for one pass."""
+        """A fresh Mixer for one pass; to be made in `call`, which says on what device."""
         return TrainingAttention(self.config, self.plan, self.int8.kv_scales if self.int8 else None)
 
     def call(self, function: Callable[[Backbone], Result]) -> Result:
@@ -84,19 +90,21 @@ class TrainedModel:
             if not name.endswith((LEFT, RIGHT)):
                 weights[name] = self._in_use(name, parameter)
         packed = self._frozen | _pack_backbone(weights)
-        with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
+        rounds = self.dtype != torch.float32
+        with self.device, torch.autocast(self.device.type, self.dtype, enabled=rounds):
             result: Result = functional_call(self._caller, packed, (function,))
         return result
 
     def hidden(self, tokens: Tensor) -> Tensor:
-        """Final hidden states [B, L, hidden_size] of tokens [B, L], float32."""
+        """Final hidden states [B, L, hidden_size] of tokens [B, L], float32, on the model's device."""
+        tokens = tokens.to(self.device)
         hidden: Tensor = self.call(lambda backbone: backbone(tokens, self.mixer()))
         return hidden.float()
 
     def _in_use(self, name: str, tensor: Tensor) -> Tensor:
         """Matrices in the matmul dtype, unless int8 rounds them; norms, biases, the embedding as they are."""
         matrix = tensor.ndim == 2 and "embed_tokens" not in name and name not in self._rounded
-        return tensor.to(self.dtype) if matrix else tensor
+        return tensor.to(self.device, self.dtype if matrix else None)
 
     def _round_linears(self, backbone: Backbone, int8: Int8Deployment) -> None:
         """Put an Int8Linear in place of each that is deployed as one; it keeps a frozen weight rounded."""

@@ -57,7 +57,8 @@ class TeacherCache:
         for start in range(self._filled(), len(tokens), rows):
             batch = slice(start, start + rows)
             with torch.no_grad():
-                self.states[batch] = pick(teacher.hidden(tokens[batch]), self.positions[batch]).half()
+                positions = self.positions[batch].to(teacher.device)
+                self.states[batch] = pick(teacher.hidden(tokens[batch]), positions).half()
             stop = min(start + rows, len(tokens))
             self._sync()
             write_aside(self._progress, partial(Path.write_text, data=str(stop)))

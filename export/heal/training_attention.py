@@ -20,9 +20,9 @@ class TrainingAttention(DenseAttention):
         self, query: Tensor, keys: Tensor, values: Tensor, layer: LayerPlan, head_sink: Tensor | None
     ) -> Tensor:
         """As DenseAttention's."""
-        # One dtype, as autocast has it of the fused kernel: int8 linears give float32, float ones bfloat16.
-        autocast = torch.is_autocast_enabled("cpu")
-        dtype = torch.get_autocast_dtype("cpu") if autocast else query.dtype
+        # One dtype, as autocast has it of torch's attention: int8 linears give float32, float ones bfloat16.
+        kind = query.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
         query, keys, values = (x.to(dtype) for x in (query, keys, values))
         output: Tensor = _Attention.apply(  # type: ignore[no-untyped-call]  # torch has no annotation for it
             query, keys, values, head_sink, layer.sliding_window or query.shape[2], layer.sink_size

@@ -1,4 +1,4 @@
-"""How this machine multiplies matrices fastest."""
+"""Where, and in which dtype, this machine multiplies matrices fastest."""
 
 from __future__ import annotations
 
@@ -7,9 +7,19 @@ from contextlib import contextmanager
 
 import torch
 
+CPU = torch.device("cpu")
 
-def matmul_dtype() -> torch.dtype:
-    """bfloat16 where this CPU multiplies it natively (about three times as fast), else float32."""
+
+def training_device() -> torch.device:
+    """The first CUDA GPU, or the CPU where there is none."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def matmul_dtype(device: torch.device = CPU) -> torch.dtype:
+    """bfloat16 where the device multiplies it natively (a CPU about three times as fast), else float32."""
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float32
     features = torch.cpu.get_capabilities()
     native = any(features.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     return torch.bfloat16 if native else torch.float32

@@ -78,7 +78,7 @@ def settle(
 ) -> PlanSpace:
     """The space once nothing that is chosen rests on a guess.
 
-    Guesses are too low, so what is chosen then would be chosen from a space without guesses, too.
+    As long as no guess is too high, what is chosen then would be chosen from a space without guesses, too.
 
     Args:
         space_of: the space by what is measured so far.

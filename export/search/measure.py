@@ -64,7 +64,6 @@ class Station:
         """The layer that the streams stand before."""
         return self._text.layer
 
-    @fast_products()
     def measure(self, change: Change) -> Cost:
         """What a change costs that begins at this layer."""
         match change.kind:
@@ -85,16 +84,17 @@ class Station:
                 plan, blocks = self._fold(change.layers)
                 return Cost(kl=self._kl(plan, blocks), nll=self._nll(plan, blocks))
 
-    @fast_products()
     def advance(self) -> None:
         """Move past the layer."""
-        for rows in self._stream.batches():
-            self._stream.advance(self._block, rows)
+        with fast_products():
+            for rows in self._stream.batches():
+                self._stream.advance(self._block, rows)
         self._text.advance()
         self._questions.advance()
         if self.layer < self._config.num_hidden_layers:
             self._block, self._seen = self._arrive()
 
+    @fast_products()
     def _arrive(self) -> tuple[Block, Observations]:
         """Attend in the next layer, and take note of its cache's ranges."""
         block, seen = load_block(self._config, self._plan, self._weights, self.layer), Observations()
@@ -103,6 +103,7 @@ class Station:
             self._stream.attend(block, rows)
         return block, seen
 
+    @fast_products()
     def _fold(self, layers: tuple[int, ...]) -> tuple[FoldPlan, list[Block]]:
         """The layers folded to one bank with one head; their blocks and those between them."""
         plan = self._plan.with_layers(layers, donor=layers[0], num_key_value_heads=1)
@@ -157,13 +158,13 @@ def measure_locals(laboratory: Laboratory) -> float:
     return examination.nll(examination.read_questions(examination.original, plan).finish(plan))
 
 
-@fast_products()
 def measure_plan(laboratory: Laboratory, plan: FoldPlan) -> Cost:
     """Fold a whole plan and examine it, the questions under windows no wider than measured ones."""
     examination, settings = laboratory.examination, laboratory.settings
     config = examination.config
-    folded = fold_weights(config, examination.weights, plan, laboratory.text, laboratory.fold)
-    seen = observe(config, folded.weights, folded.plan, laboratory.text)
+    with fast_products():
+        folded = fold_weights(config, examination.weights, plan, laboratory.text, laboratory.fold)
+        seen = observe(config, folded.weights, folded.plan, laboratory.text)
     scales = static_scales(folded.plan, seen, Quantization(linears={}))
     decoder = Decoder.from_weights(config, folded.plan, folded.weights).to(matmul_dtype())
     narrow = narrowed(folded.plan, settings.measured_window)

@@ -20,7 +20,7 @@ def command(recipe: str, output: Path | None, target: str | None, architectures:
     Perplexity by window length; KL, agreement and flips beside the noise floor of bfloat16; retrieval
     of codes by length and depth, inside and outside the window; last words of passages. The original
     model takes every test too. Sizes and texts are the recipe's section `evaluate`; the results go
-    to report/<target>/evaluation.json in the bundle.
+    to report/<target>/evaluation.json in the bundle, and as a page to evaluation.html.
 
     \b
     Examples:
@@ -30,9 +30,11 @@ def command(recipe: str, output: Path | None, target: str | None, architectures:
     from pipeline.bring_up_to_date import bring_up_to_date
     from pipeline.evaluate.results import evaluation_file, read_evaluation
     from pipeline.evaluation_tables import evaluation_tables
+    from pipeline.report.evaluation_page import write_evaluation_page
 
     root = bundle_path(recipe, output)
-    evaluated = bring_up_to_date(recipe, root, "evaluate", target, architectures).target
-    console = get_console()
-    console.print(*evaluation_tables(read_evaluation(root, evaluated)))
-    console.print(f"Wrote {root / evaluation_file(evaluated)}")
+    evaluated = bring_up_to_date(recipe, root, "evaluate", target, architectures)
+    evaluation, console = read_evaluation(root, evaluated.target), get_console()
+    console.print(*evaluation_tables(evaluation))
+    page = write_evaluation_page(root, evaluated.name, evaluated.target, evaluation)
+    console.print(f"Wrote {root / evaluation_file(evaluated.target)} and {page}")

@@ -65,10 +65,10 @@ def command(
 ) -> None:
     """Search the plan of RECIPE by measurement, and show why it is so.
 
-    Each layer is measured under windows, with one KV head, sharing with the next one and the next two, and
-    with an int8 cache; then the layers that must stay global, and whole plans. Everything is folded in
-    closed form: what healing wins back is not in the figures. Dials and text are the recipe's section
-    `search`. Measurements are kept beside the output; Ctrl-C loses none.
+    Each layer is measured under windows, with one KV head, sharing with the next one, and with an int8 cache;
+    then the layers that must stay global, banks of three that a plan would use, and whole plans. Everything
+    is folded in closed form: what healing wins back is not in the figures. Dials and text are the recipe's
+    section `search`. Measurements are kept beside the output; Ctrl-C loses none.
 
     \b
     Examples:

@@ -6,8 +6,8 @@ import hashlib
 import json
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -125,12 +125,13 @@ class Search:
             lambda globals_: fits(space, globals_, self._goal),
             self._measure_globals,
         )
-        space = self._settle(changes, [horizons.globals_ for horizons in trail])
+        space = settle(lambda: self._space(changes), partial(self._best, trail), self._measure)
         horizons = choose_horizons(space, trail, self._goal.targets)
         if self._goal.share_distant_globals:
             changes += distant_changes(self._config, horizons.globals_)
             self._measure(changes)
-            space = self._settle(changes, [horizons.globals_])
+        space = settle(lambda: self._space(changes), partial(self._eligible, horizons), self._measure)
+        space = replace(space, forbidden=space.table.guessed)  # nor do the neighbours of what is chosen
         best = self._choose(space, horizons.globals_)
         return Found(
             plan=space.plan(best.solution),
@@ -158,15 +159,14 @@ class Search:
                 choose_banks(space, globals_, targets)  # names the smallest plan where none fits
             return smallest_below(by_size(front(space, globals_, targets)), max_kl, limit, measure)
 
-    def _settle(self, changes: Sequence[Change], globals_: Sequence[frozenset[int]]) -> PlanSpace:
-        """The space once no plan that may be chosen under any of these globals rests on a guess."""
+    def _best(self, trail: Sequence[Horizons], space: PlanSpace) -> list[Solution]:
+        """The plans that say how many globals are worth it."""
+        return [choose_banks(space, horizons.globals_, self._goal.targets) for horizons in trail]
 
-        def choose(space: PlanSpace) -> list[Solution]:
-            fronts = [front(space, chosen, self._goal.targets) for chosen in globals_]
-            kept = slice(None) if self._goal.max_kl is not None else slice(-1, None)
-            return [plan for plans in fronts for plan in plans[kept]]
-
-        return settle(lambda: self._space(changes), choose, self._measure)
+    def _eligible(self, horizons: Horizons, space: PlanSpace) -> list[Solution]:
+        """The plans of which one is chosen."""
+        plans = front(space, horizons.globals_, self._goal.targets)
+        return plans[-1:] if self._goal.max_kl is None else plans
 
     def _space(self, changes: Sequence[Change]) -> PlanSpace:
         """The costs of changes that were measured, and of larger banks, measured or guessed."""

@@ -16,8 +16,9 @@ from pipeline.tables import make_table
 CHOSEN = "bold green"
 CAPTION = """\
 A cell: KL to the unfolded model in nat a token of text, then by how much the NLL
-of an answer grows, in nat; in closed form, before any healing. Chosen: window x
-KV heads, * for a float cache; or whose KV it reads."""
+of an answer grows, in nat; in closed form, before any healing; -: no plan would
+use it, so it was not measured. Chosen: window x KV heads, * for a float cache; or
+whose KV it reads."""
 
 
 def search_tables(found: Found) -> tuple[RenderableType, ...]:

@@ -39,6 +39,7 @@ def render_page(results: Results) -> str:
     ]
     fold_errors = sorted(results.fold_errors.items(), key=lambda item: item[1], reverse=True)
     return load_template("report.html.j2").render(
+        recipe=results.recipe,
         results=results,
         measurements=measurements,
         frame=charts,

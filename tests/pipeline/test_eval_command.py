@@ -9,9 +9,11 @@ from types import ModuleType
 
 import pytest
 from click.testing import CliRunner, Result
+from markupsafe import escape
 
 from pipeline.cli import cli
 from pipeline.evaluate.results import BFLOAT16, Evaluation, evaluation_file, read_evaluation
+from pipeline.evaluation_tables import evaluation_tables
 from pipeline.harness.load import load_harness_model
 from pipeline.load_recipe import load_recipe
 from pipeline.validate.results import ENGINE, FOLDED, ORIGINAL
@@ -114,6 +116,16 @@ def test_the_tables_say_it(first: Result) -> None:
         assert text in first.output
     assert "\u2026" not in first.output, "a table is wider than 80 columns"
     assert "evaluation.json" in first.output
+
+
+def test_the_page_says_it_and_loads_nothing(evaluation: Evaluation, folder: Path) -> None:
+    page = (folder / "bundle/report/cpu/evaluation.html").read_text()
+    for table in evaluation_tables(evaluation):
+        assert escape(str(table.title).strip()) in page
+        assert all(f"<td>{escape(cell)}</td>" in page for cell in map(str, table.columns[-1].cells))
+    for row in evaluation.perplexity:
+        assert f"<b>{row.ratios[ENGINE].value:.3f}\u00d7</b>" in page
+    assert "<script" not in page and "http" not in page and str(folder) not in page
 
 
 def test_nothing_is_measured_twice(first: Result, folder: Path) -> None:

@@ -94,7 +94,7 @@ def with_outliers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 @pytest.fixture
 def float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Matrices multiply in float32 on every machine."""
-    monkeypatch.setattr("export.heal.student.matmul_dtype", lambda: torch.float32)
+    monkeypatch.setattr("export.heal.student.matmul_dtype", lambda _: torch.float32)
 
 
 def mixed_model(family: str) -> tuple[Healing, dict[str, Tensor], Calibrated]:

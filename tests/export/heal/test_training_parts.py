@@ -117,7 +117,7 @@ def interrupt(fraction: float) -> None:
 
 
 def test_the_model_in_training_computes_what_its_weights_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("export.heal.student.matmul_dtype", lambda: torch.float32)
+    monkeypatch.setattr("export.heal.student.matmul_dtype", lambda _: torch.float32)
     healing, folded = tiny_healing()
     expected = Decoder.from_weights(healing.config, healing.plan, folded).model(
         TOKENS, DenseAttention(healing.config, healing.plan)
@@ -128,7 +128,7 @@ def test_the_model_in_training_computes_what_its_weights_say(monkeypatch: pytest
 
 def test_the_model_in_training_computes_what_its_adapter_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """Factors and changes of low rank included; what is left is the adapter's rounding to float16."""
-    monkeypatch.setattr("export.heal.student.matmul_dtype", lambda: torch.float32)
+    monkeypatch.setattr("export.heal.student.matmul_dtype", lambda _: torch.float32)
     healing, folded = tiny_healing()
     config, plan = healing.config, healing.plan
     form = adapter_form(config, healing.base, folded, plan, TOKENS, rank=8)

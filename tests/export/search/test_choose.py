@@ -145,7 +145,7 @@ def test_guessing_large_banks_misses_nothing(seed: int, globals_: frozenset[int]
         for layers, cost in whole.table.banks.items()
         if len(layers) == 3
     }
-    whole = replace(whole, table=replace(whole.table, banks=whole.table.banks | truth))
+    whole = replace(whole, table=replace(whole.table, banks={**whole.table.banks, **truth}))
     targets = make_targets(whole, globals_, slack)
     measured: list[Change] = []
 
@@ -154,10 +154,10 @@ def test_guessing_large_banks_misses_nothing(seed: int, globals_: frozenset[int]
         table = make_table(NLL, known, [Change("bank", layers) for layers in truth])
         return replace(whole, table=replace(table, windowed=whole.table.windowed, int8=whole.table.int8))
 
-    settled = settle(space, lambda space: [choose_banks(space, globals_, targets)], measured.extend)
+    settled = settle(space, lambda guess: [choose_banks(guess, globals_, targets)], measured.extend)
     assert len(set(measured)) == len(measured), "measured twice"
     assert settled.table.guessed == truth.keys() - {change.layers for change in measured}
-    found, best = (choose_banks(space, globals_, targets) for space in (settled, whole))
+    found, best = (choose_banks(x, globals_, targets) for x in (settled, whole))
     assert found.cost == pytest.approx(best.cost)
     assert not settled.table.guessed & {option.layers for option in found.options}
 
