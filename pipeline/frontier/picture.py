@@ -71,12 +71,27 @@ def _kl_panel(frontier: Frontier) -> Panel:
 
 
 def _ratio_panel(frontier: Frontier) -> Panel:
+    """Ratios go by their logarithm: what doubles perplexity stands as high above 1 as 4 above 2."""
     ratios = [rung.cost.ratio for rung in frontier.rungs]
     low, high = min(1.0, *map(_least, ratios)), max(1.0, *map(_most, ratios))
-    room = max(high - low, LEAST_RATIO_RANGE) / 20
-    y = Scale(low - room, low + max(high - low, LEAST_RATIO_RANGE) + room, BOTTOM, TOP)
-    ticks = [Tick(y(value), f"{value:.6g}") for value in y.ticks(5)]
-    return _panel(frontier, "Perplexity over the original's", lambda rung: rung.cost.ratio, y, ticks)
+    room = max(log10(high / low), log10(1 + LEAST_RATIO_RANGE)) / 20
+    scale = Scale(log10(low) - room, log10(low) + 21 * room, BOTTOM, TOP)
+    ticks = [Tick(scale(log10(value)), f"{value:.6g}") for value in _ratio_ticks(scale)]
+    return _panel(
+        frontier,
+        "Perplexity over the original's",
+        lambda rung: rung.cost.ratio,
+        lambda value: scale(log10(value)),
+        ticks,
+    )
+
+
+def _ratio_ticks(scale: Scale) -> list[float]:
+    """Round ratios: 1, 2 and 5 times powers of ten, or evenly spaced ones where those would be too few."""
+    powers = range(floor(scale.low), ceil(scale.high) + 1)
+    decades = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
+    inside = [value for value in decades if scale.low <= log10(value) <= scale.high]
+    return inside if len(inside) > 2 else Scale(10**scale.low, 10**scale.high, 0, 1).ticks(5)
 
 
 def _panel(

@@ -60,7 +60,7 @@ def _size_cells(rung: Rung) -> list[str]:
 def _cost_cells(rung: Rung) -> list[str]:
     cost = rung.cost
     return [
-        format_estimate(cost.folded, ".2f"),
-        format_estimate(cost.ratio, ".3f"),
+        format_estimate(cost.folded, "#.4g"),
+        format_estimate(cost.ratio, "#.4g"),
         format_estimate(cost.kl, ".2g"),
     ]
