@@ -29,8 +29,8 @@ def command(recipe: str, output: Path | None, target: str | None, architectures:
     """
     from pipeline.bring_up_to_date import bring_up_to_date
     from pipeline.evaluate.results import evaluation_file, read_evaluation
+    from pipeline.evaluation_page import write_evaluation_page
     from pipeline.evaluation_tables import evaluation_tables
-    from pipeline.report.evaluation_page import write_evaluation_page
 
     root = bundle_path(recipe, output)
     evaluated = bring_up_to_date(recipe, root, "evaluate", target, architectures)
