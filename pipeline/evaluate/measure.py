@@ -80,7 +80,12 @@ def load_bfloat16(workspace: Workspace) -> TorchSubject:
     """The original in bfloat16: what rounding alone costs."""
     import torch
 
-    return TorchSubject(BFLOAT16, original_decoder(workspace).to(torch.bfloat16))
+    from export.model.matmul_dtype import matmul_dtype, multiply_in_float32
+
+    decoder = original_decoder(workspace).to(torch.bfloat16)
+    if matmul_dtype() is torch.float32:
+        multiply_in_float32(decoder)
+    return TorchSubject(BFLOAT16, decoder)
 
 
 class Meter:
