@@ -18,7 +18,7 @@ INSTALLED := $(VENV)/.kvfold-installed
 EXTRA := $(if $(filter tensorrt cuda,$(TARGET)),$(VENV)/.kvfold-$(TARGET))
 ENGINE := $(if $(TARGET),--target $(TARGET)) $(if $(SM),--sm $(SM))
 # What the compiled kernels are made from: the package is installed again when one of them changes.
-BUILD_INPUTS := pyproject.toml setup.py $(wildcard plugins/cpu/*.cc plugins/cpu/*.h)
+BUILD_INPUTS := pyproject.toml setup.py $(wildcard $(foreach folder,cpu cpu/* onnxruntime,plugins/$(folder)/*.cc plugins/$(folder)/*.h))
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo export heal build validate eval run inspect doctor bench test gpu-check lint clean

@@ -1,4 +1,4 @@
-"""Compiles plugins/cpu/*.cc into one shared library; everything else is in pyproject.toml."""
+"""Compiles the CPU kernels into one shared library; everything else is in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-SOURCES = Path("plugins/cpu")
+PLUGINS = Path("plugins")
+FOLDERS = ("cpu", "onnxruntime")
 # Kernels round products and sums one by one, as the PyTorch reference does: no contraction.
 FLAGS = [
     *("-std=c++17", "-O3", "-fvisibility=hidden", "-Wall", "-Wextra"),
@@ -23,6 +24,11 @@ ISA_FLAGS = {
     ],
 }
 IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
+
+
+def find(pattern: str) -> list[str]:
+    """Files of the CPU library, in order."""
+    return sorted(str(path) for folder in FOLDERS for path in (PLUGINS / folder).rglob(pattern))
 
 
 def isa_flags(source: str) -> list[str] | None:
@@ -69,7 +75,12 @@ class BuildKernels(build_ext):
         inputs = [Path(source), *map(Path, headers), Path(__file__)]
         newest = max(path.stat().st_mtime for path in inputs)
         if self.force or not Path(built).exists() or Path(built).stat().st_mtime < newest:
-            compiler.compile([source], output_dir=self.build_temp, extra_postargs=[*FLAGS, *flags])
+            compiler.compile(
+                [source],
+                output_dir=self.build_temp,
+                include_dirs=[str(PLUGINS)],
+                extra_postargs=[*FLAGS, *flags],
+            )
         return [built]
 
 
@@ -77,8 +88,8 @@ setup(
     ext_modules=[
         Extension(
             "plugins.cpu.kvfold_cpu",
-            sources=sorted(str(path) for path in SOURCES.glob("*.cc")),
-            depends=sorted(str(path) for path in SOURCES.glob("*.h")),
+            sources=find("*.cc"),
+            depends=find("*.h"),
         )
     ],
     cmdclass={"build_ext": BuildKernels},

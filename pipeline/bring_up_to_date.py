@@ -7,14 +7,14 @@ from typing import Literal
 
 from rich import get_console
 
-from pipeline.load_recipe import load_recipe
-from pipeline.progress import stage_display
-from pipeline.recipe import Recipe
-from pipeline.run_stages import run_stages
-from pipeline.stages import STAGES, build_stage, evaluate_stage, report_stage
-from pipeline.targets import TARGETS
-from pipeline.tensorrt.architectures import architectures_of
-from plugins.errors import TargetError
+from pipeline.build.tensorrt.architectures import architectures_of
+from pipeline.machine.targets import TARGETS
+from pipeline.recipe.load_recipe import load_recipe
+from pipeline.recipe.recipe import Recipe
+from pipeline.show.progress import stage_display
+from pipeline.stages.stages import STAGES, build_stage, evaluate_stage, report_stage
+from pipeline.workspace.run_stages import run_stages
+from plugins.contract.errors import TargetError
 
 # The first ones make no engine: the target does not matter.
 Until = Literal["calibration", "evaltext", "heal", "onnx", "build", "run", "report", "evaluate"]

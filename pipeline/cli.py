@@ -8,8 +8,8 @@ from importlib import import_module
 
 import click
 
-from plugins.errors import KvfoldError, ValidationError
-from plugins.version import VERSION
+from plugins.contract.errors import KvfoldError, ValidationError
+from plugins.contract.version import VERSION
 
 EXIT_MISSED = 1
 EXIT_ERROR = 2
@@ -24,31 +24,37 @@ class CommandEntry:
 
 
 COMMANDS = {
-    "plan": CommandEntry("pipeline.commands.plan", "Search a recipe's plan by measurement."),
-    "export": CommandEntry("pipeline.commands.export", "Fold a checkpoint, calibrate it, write ONNX."),
-    "heal": CommandEntry("pipeline.commands.heal", "Train what folding changed, and write an adapter."),
-    "build": CommandEntry("pipeline.commands.build", "Export, then build the engine of the recipe's target."),
-    "validate": CommandEntry("pipeline.commands.validate", "Compare original, folded model and engine."),
+    "plan": CommandEntry("pipeline.commands.make.plan", "Search a recipe's plan by measurement."),
+    "export": CommandEntry("pipeline.commands.make.export", "Fold a checkpoint, calibrate it, write ONNX."),
+    "heal": CommandEntry("pipeline.commands.make.heal", "Train what folding changed, and write an adapter."),
+    "build": CommandEntry(
+        "pipeline.commands.make.build", "Export, then build the engine of the recipe's target."
+    ),
+    "validate": CommandEntry(
+        "pipeline.commands.measure.validate", "Compare original, folded model and engine."
+    ),
     "eval": CommandEntry(
-        "pipeline.commands.eval", "Measure what the fold costs: perplexity, KL, retrieval, last words."
+        "pipeline.commands.measure.eval",
+        "Measure what the fold costs: perplexity, KL, retrieval, last words.",
     ),
     "frontier": CommandEntry(
-        "pipeline.commands.frontier", "Draw KV bytes against KL and perplexity for a ladder of recipes."
+        "pipeline.commands.measure.frontier",
+        "Draw KV bytes against KL and perplexity for a ladder of recipes.",
     ),
     "ablate": CommandEntry(
-        "pipeline.commands.ablate", "Compare ways to merge heads: ours, and those the field uses."
+        "pipeline.commands.measure.ablate", "Compare ways to merge heads: ours, and those the field uses."
     ),
-    "run": CommandEntry("pipeline.commands.run", "Chat with a bundle in the terminal."),
+    "run": CommandEntry("pipeline.commands.use.run", "Chat with a bundle in the terminal."),
     "demo": CommandEntry(
-        "pipeline.commands.demo", "Everything, then a three-turn conversation and its numbers."
+        "pipeline.commands.make.demo", "Everything, then a three-turn conversation and its numbers."
     ),
     "inspect": CommandEntry(
-        "pipeline.commands.inspect", "Draw a recipe's or a bundle's plan and its KV bytes."
+        "pipeline.commands.use.inspect", "Draw a recipe's or a bundle's plan and its KV bytes."
     ),
-    "bench": CommandEntry("pipeline.commands.bench", "Measure the engine beside its peers."),
-    "doctor": CommandEntry("pipeline.commands.doctor", "What this machine can run, and why not."),
-    "monitor": CommandEntry("pipeline.commands.monitor", "Watch GPUs, CPU, memory and running engines."),
-    "completion": CommandEntry("pipeline.commands.completion", "Print the shell's completion script."),
+    "bench": CommandEntry("pipeline.commands.measure.bench", "Measure the engine beside its peers."),
+    "doctor": CommandEntry("pipeline.commands.use.doctor", "What this machine can run, and why not."),
+    "monitor": CommandEntry("pipeline.commands.use.monitor", "Watch GPUs, CPU, memory and running engines."),
+    "completion": CommandEntry("pipeline.commands.use.completion", "Print the shell's completion script."),
 }
 
 

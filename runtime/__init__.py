@@ -10,10 +10,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from runtime.config import RuntimeConfig
     from runtime.generation import Completion, TextChunk
     from runtime.llm import LLM
-    from runtime.sampling import SamplingParams
+    from runtime.runtime_config import RuntimeConfig
+    from runtime.sampling.sampling import SamplingParams
     from runtime.session import Session
 
 __all__ = ["LLM", "Completion", "RuntimeConfig", "SamplingParams", "Session", "TextChunk"]
@@ -21,8 +21,8 @@ __all__ = ["LLM", "Completion", "RuntimeConfig", "SamplingParams", "Session", "T
 _HOMES = {
     "LLM": "runtime.llm",
     "Completion": "runtime.generation",
-    "RuntimeConfig": "runtime.config",
-    "SamplingParams": "runtime.sampling",
+    "RuntimeConfig": "runtime.runtime_config",
+    "SamplingParams": "runtime.sampling.sampling",
     "Session": "runtime.session",
     "TextChunk": "runtime.generation",
 }

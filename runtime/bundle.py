@@ -1,7 +1,7 @@
 """The bundle on disk: its manifest, and the checks that refuse a damaged one by name.
 
 Needs neither torch nor onnx: a machine that only runs engines opens bundles with this file alone.
-The pipeline writes bundles (`pipeline/write_bundle.py`); everything else opens them here.
+The pipeline writes bundles (`pipeline/workspace/write_bundle.py`); everything else opens them here.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic import ValidationError as PydanticValidationError
 
-from plugins.errors import BundleError
-from plugins.fold_plan import FoldPlan, describe_errors
-from plugins.version import VERSION
+from plugins.contract.errors import BundleError
+from plugins.contract.fold_plan import FoldPlan, describe_errors
+from plugins.contract.version import VERSION
 
 MANIFEST = "manifest.json"
 CONFIG = "config.json"

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
-from runtime.config import RuntimeConfig
-from runtime.detokenize import Detokenizer
 from runtime.engine.protocol import Engine
 from runtime.metrics import Usage
-from runtime.sampling import SamplingParams, TokenLogprob
+from runtime.runtime_config import RuntimeConfig
+from runtime.sampling.sampling import SamplingParams, TokenLogprob
 from runtime.scheduler.request import FinishReason, Prompt, Request
 from runtime.scheduler.scheduler import Scheduler
-from runtime.tokenizer import Tokenizer
+from runtime.text.detokenize import Detokenizer
+from runtime.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from plugins.errors import RequestError
-from runtime.config import RuntimeConfig, pages_for
+from plugins.contract.errors import RequestError
 from runtime.engine.protocol import Engine
 from runtime.generation import Completion, TextChunk, TextGenerator
 from runtime.metrics import Metrics, PoolUsage
-from runtime.sampling import SamplingParams
+from runtime.runtime_config import RuntimeConfig, pages_for
+from runtime.sampling.sampling import SamplingParams
 from runtime.scheduler.request import Prompt
 from runtime.session import Session, chat_prompt
-from runtime.tokenizer import BundleTokenizer, Tokenizer
+from runtime.text.tokenizer import BundleTokenizer, Tokenizer
 
 if TYPE_CHECKING:
-    from plugins.chat_template import Message
-    from runtime.engine.config import EngineConfig
+    from plugins.contract.chat_template import Message
+    from runtime.engine.engine_config import EngineConfig
 
 TextOrTokens = str | Sequence[int]
 DEFAULT_TARGET = "cpu"
@@ -58,8 +58,8 @@ class LLM:
             CapacityError: `kv_cache_bytes` is too small to run anything, or more than the GPU has.
         """
         from runtime.bundle import TOKENIZER, TOKENIZER_CONFIG, open_bundle
-        from runtime.engine.config import EngineConfig
-        from runtime.engine.load import load_engine
+        from runtime.engine.engine_config import EngineConfig
+        from runtime.engine.load_engine import load_engine
 
         opened = open_bundle(bundle)
         directory, plan = opened.directory(f"engine/{target}"), opened.plan

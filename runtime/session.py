@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from plugins.errors import RequestError
+from plugins.contract.errors import RequestError
 from runtime.generation import Completion, Reply, TextChunk
-from runtime.memory.sequence import Sequence as CachedSequence
-from runtime.sampling import SamplingParams
+from runtime.memory.paged_sequence import Sequence as CachedSequence
+from runtime.sampling.sampling import SamplingParams
 from runtime.scheduler.request import Prompt
-from runtime.tokenizer import Tokenizer
+from runtime.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from plugins.chat_template import Message
+    from plugins.contract.chat_template import Message
     from runtime.llm import LLM
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from plugins.version import VERSION
+from plugins.contract.version import VERSION
 from runtime.metrics import CacheMetrics, Metrics, PoolUsage
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.fetch import fetch_demo_model
+from pipeline.workspace.fetch import fetch_demo_model
 
 
 @pytest.fixture(scope="session")

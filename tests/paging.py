@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from plugins.fold_plan import FoldPlan
+from plugins.contract.fold_plan import FoldPlan
 from runtime.engine.protocol import GroupTables, StepInputs
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from export.model.config import ModelConfig
 from export.model.decoder import Decoder
-from plugins.fold_plan import FoldPlan
-from plugins.plan_presets import Preset, build_plan
+from export.model.model_config import ModelConfig
+from plugins.contract.fold_plan import FoldPlan
+from plugins.contract.plan_presets import Preset, build_plan
 
 VOCAB_SIZE = 97
 

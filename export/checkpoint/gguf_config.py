@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from export.model.config import Llama3Rope, ModelConfig
 from export.model.families import FAMILIES, SUPPORTED, Family, Metadata, build_config, divide, scaling_fields
+from export.model.model_config import Llama3Rope, ModelConfig
 from export.model.rope import inverse_frequencies
-from plugins.errors import UnsupportedModelError
+from plugins.contract.errors import UnsupportedModelError
 
 # ModelConfig field -> GGUF key below the architecture's name.
 GGUF_KEYS = {

@@ -17,9 +17,9 @@ from torch import Tensor
 from export.checkpoint.checkpoint import Checkpoint
 from export.checkpoint.huggingface_tokenizer import tokenizer_from_huggingface
 from export.checkpoint.weights import LazyWeights, Shape, check_shapes
-from export.model.config import ModelConfig
 from export.model.families import config_from_huggingface
-from plugins.errors import CheckpointError, UnsupportedModelError
+from export.model.model_config import ModelConfig
+from plugins.contract.errors import CheckpointError, UnsupportedModelError
 
 CONFIG_FILES = ("config.json", "generation_config.json", "tokenizer_config.json")
 TOKENIZER_FILES = ("tokenizer.json", "chat_template.jinja")

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from export.fold.bank import BankStatistics, FoldedBank, fold_bank
+from export.fold.fold_settings import FoldSettings
 from export.fold.head_sinks import HeadSinkFit, SinklessAttention, head_sink_name
 from export.fold.projections import read_heads, read_output, write_heads, write_output
 from export.fold.regression import Moments, append_one
-from export.fold.settings import FoldSettings
-from export.model.config import ModelConfig
 from export.model.decoder import Block, RMSNorm
+from export.model.model_config import ModelConfig
 from export.model.residual_stream import ResidualStream, load_block
-from plugins.fold_plan import Bank
+from plugins.contract.fold_plan import Bank
 
 # How a bank's members, given the number of stored heads, become one KV. It is the closed form, unless a
 # method of `export.fold.baselines` is to be compared with that.

@@ -9,7 +9,7 @@ from export.graph.lower import check_counts, check_kv_dtypes, count_norms, save_
 from export.graph.model_files import load_model
 from export.graph.passes import int8_linears, skip_norms, swiglu_inputs
 from export.quantize.precision import Precision
-from plugins.fold_plan import FoldPlan
+from plugins.contract.fold_plan import FoldPlan
 from plugins.int8_linear.schema import ActivationBits
 
 _ACTIVATION_BITS: dict[Precision, ActivationBits] = {"int8": 8, "int8_a16": 16}

@@ -9,9 +9,9 @@ import onnx_ir as ir
 from export.graph.lower import check_counts, check_kv_dtypes, count_weights, save_lowered
 from export.graph.model_files import load_model
 from export.graph.passes import activation_dtype, float_logits, stock_attention
+from plugins.contract.errors import TargetError
+from plugins.contract.fold_plan import FoldPlan
 from plugins.cuda.attention_spec import ActivationDtype
-from plugins.errors import TargetError
-from plugins.fold_plan import FoldPlan
 
 
 def lower_for_cuda(source: Path, directory: Path, plan: FoldPlan, dtype: ActivationDtype) -> dict[str, int]:

@@ -18,9 +18,9 @@ from export.graph.passes import (
     tensorrt_attention,
 )
 from export.quantize.precision import Precision
+from plugins.contract.errors import ExportError
+from plugins.contract.fold_plan import FoldPlan
 from plugins.cuda.attention_spec import ActivationDtype
-from plugins.errors import ExportError
-from plugins.fold_plan import FoldPlan
 
 
 def lower_for_tensorrt(

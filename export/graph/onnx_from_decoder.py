@@ -17,9 +17,9 @@ from torch.export import Dim
 from export.graph.model_files import MODEL_FILE, save_model
 from export.graph.paged_decoder import PagedDecoder
 from export.model.decoder import Decoder
-from plugins import step
-from plugins.errors import ExportError
-from plugins.fold_plan import FoldPlan
+from plugins.contract import step
+from plugins.contract.errors import ExportError
+from plugins.contract.fold_plan import FoldPlan
 from plugins.paged_attention import onnx_schema
 from plugins.paged_attention.schema import DOMAIN, INPUTS, OP_TYPE, OPSET, OUTPUTS, Attributes
 

@@ -1,4 +1,4 @@
-"""The decoder as it is exported: one packed step over paged caches, in the order of `plugins.step`."""
+"""The decoder as it is exported: one packed step over paged caches, ordered as `contract.step` says."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from export.model.decoder import Attention, Decoder
 from export.model.rope import rope_tables, select_slots
-from plugins import step
-from plugins.fold_plan import FoldPlan
+from plugins.contract import step
+from plugins.contract.fold_plan import FoldPlan
 from plugins.paged_attention.reference import paged_attention
 from plugins.paged_attention.schema import INPUTS, Attributes, QuantType
 

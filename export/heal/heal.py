@@ -9,21 +9,21 @@ from pathlib import Path
 from torch import Tensor
 
 from export.fold.fold import dropped_names
-from export.heal.adapter import merge
-from export.heal.int8_deployment import Int8Deployment
-from export.heal.journal import Journal, Snapshot
-from export.heal.losses import EndToEndLoss, LayerwiseLoss
-from export.heal.low_rank import FACTORS
-from export.heal.settings import HealSettings
-from export.heal.start import adapter_form
-from export.heal.student import TrainedModel
-from export.heal.teacher_cache import TeacherCache, scored_positions
-from export.heal.train import TOKENS_PER_PASS, Step, train
-from export.model.config import ModelConfig
+from export.heal.heal_settings import HealSettings
+from export.heal.healed_adapter import merge
+from export.heal.objective.losses import EndToEndLoss, LayerwiseLoss
+from export.heal.objective.teacher_cache import TeacherCache, scored_positions
+from export.heal.starting_point import adapter_form
+from export.heal.student.int8_deployment import Int8Deployment
+from export.heal.student.low_rank import FACTORS
+from export.heal.student.student import TrainedModel
+from export.heal.training.journal import Journal, Snapshot
+from export.heal.training.train import TOKENS_PER_PASS, Step, train
+from export.model.model_config import ModelConfig
 from export.quantize.calibrate import calibrate
-from export.quantize.settings import QuantizeSettings
-from plugins.fold_plan import FoldPlan
-from plugins.plan_presets import Preset, build_plan
+from export.quantize.quantize_settings import QuantizeSettings
+from plugins.contract.fold_plan import FoldPlan
+from plugins.contract.plan_presets import Preset, build_plan
 
 LAYERWISE, END_TO_END, INT8, DONE = STEPS = ("layerwise", "end_to_end", "int8", "done")
 # Share of the time that a token takes in each part, for the progress display (measured on SmolLM2).

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from export.model.config import ModelConfig
+from export.model.model_config import ModelConfig
 from export.model.rope import rope_tables, select_slots
-from plugins.fold_plan import FoldPlan, LayerPlan
+from plugins.contract.fold_plan import FoldPlan, LayerPlan
 
 if TYPE_CHECKING:
     from export.model.decoder import Attention

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from export.model.config import ModelConfig
 from export.model.decoder import Block, pack
 from export.model.dense_attention import DenseAttention
 from export.model.mapped_tensor import map_tensor
-from plugins.fold_plan import FoldPlan
+from export.model.model_config import ModelConfig
+from plugins.contract.fold_plan import FoldPlan
 
 TOKENS_PER_BATCH = 2048
 

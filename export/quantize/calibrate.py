@@ -9,13 +9,13 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from export.model.config import ModelConfig
+from export.model.model_config import ModelConfig
 from export.quantize.int8 import int8_error, linear_weight
 from export.quantize.observe import Observations, observe
 from export.quantize.precision import LinearPrecision, Quantization
-from export.quantize.settings import QuantizeSettings
+from export.quantize.quantize_settings import QuantizeSettings
 from export.quantize.smooth import apply_scale, choose_scale, smoothing_groups
-from plugins.fold_plan import FoldPlan
+from plugins.contract.fold_plan import FoldPlan
 
 INT8_MAX = 127
 HEAD = "lm_head"

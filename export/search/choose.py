@@ -13,7 +13,7 @@ import numpy as np
 
 from export.search.costs import Change, Cost
 from export.search.space import Option, PlanSpace, Solution, Target
-from plugins.errors import PlanError
+from plugins.contract.errors import PlanError
 
 Measure = Callable[[Solution], Cost]
 FEWEST_CANDIDATES = 8

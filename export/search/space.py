@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from export.search.costs import LARGEST_GROUP, CostTable, is_adjacent
-from export.search.settings import SearchSettings
-from plugins.fold_plan import ITEMSIZE, FoldPlan, HorizonGroup, KvDtype, LayerPlan
-from plugins.plan_presets import AttentionShape
+from export.search.search_settings import SearchSettings
+from plugins.contract.fold_plan import ITEMSIZE, FoldPlan, HorizonGroup, KvDtype, LayerPlan
+from plugins.contract.plan_presets import AttentionShape
 
 
 @dataclass(frozen=True)

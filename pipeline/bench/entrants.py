@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from pipeline.bench.jobs import Probe
-from pipeline.bench.process import WorkerError, run_job
-from pipeline.bench.results import SubjectResult
-from pipeline.bench.subjects import KVFOLD, subject_module
-from plugins.version import VERSION
+from pipeline.bench.bench_results import SubjectResult
+from pipeline.bench.contenders import KVFOLD, subject_module
+from pipeline.bench.processes.jobs import Probe
+from pipeline.bench.processes.process import WorkerError, run_job
+from plugins.contract.version import VERSION
 
 if TYPE_CHECKING:
-    from pipeline.bench.prepared import PreparedModels
+    from pipeline.bench.models.prepared import PreparedModels
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Entrant:
     """A subject that is ready to be measured.
 
     Attributes:
-        name: in `pipeline.bench.subjects`.
+        name: in `pipeline.bench.contenders`.
         python: its interpreter.
         model: what its `load` reads.
         result: collects its samples.

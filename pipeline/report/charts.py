@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.kv_bytes import format_bytes
-from pipeline.report.scale import Scale
-from pipeline.validate.results import KL_BIN_EDGES, Comparison
-from plugins.fold_plan import FoldPlan
-from plugins.plan_presets import AttentionShape
+from pipeline.quality.validate.measurements import KL_BIN_EDGES, Comparison
+from pipeline.show.scale import Scale
+from plugins.contract.fold_plan import FoldPlan
+from plugins.contract.kv_bytes import format_bytes
+from plugins.contract.plan_presets import AttentionShape
 
 WIDTH, HEIGHT = 640, 300
 LEFT, RIGHT, TOP, BOTTOM = 80, 616, 16, 262

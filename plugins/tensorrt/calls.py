@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from plugins.contract.errors import KernelError
 from plugins.cuda.attention_spec import AttentionSpec, variant_of
 from plugins.cuda.kernel_library import CompiledKernel, KernelLibrary
 from plugins.cuda.launches import FLOATS, Shapes, kernels_for, numbers, workspace_sizes
-from plugins.errors import KernelError
 from plugins.paged_attention.schema import INPUTS
 
 Kind = Literal["pointer", "int32", "float32"]

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
+from plugins.contract.errors import KernelError
 from plugins.cuda.kernel_library import KernelLibrary
-from plugins.errors import KernelError
 from plugins.tensorrt.attributes import Node
 from plugins.tensorrt.launcher import Launcher
 

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from plugins.contract.errors import KernelError
 from plugins.cuda.attention_spec import AttentionSpec
 from plugins.cuda.kernel_library import CompiledKernel, KernelLibrary
 from plugins.cuda.launches import Shapes
-from plugins.errors import KernelError
 from plugins.tensorrt.calls import Launch, resolve
 
 WARP = 32

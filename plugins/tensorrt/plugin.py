@@ -29,7 +29,7 @@ from plugins.tensorrt.descriptions import (
 )
 from plugins.tensorrt.fields import write_fields
 from plugins.tensorrt.host import Host
-from plugins.tensorrt.node import PLUGIN_NAME, PLUGIN_NAMESPACE, PLUGIN_VERSION
+from plugins.tensorrt.node_form import PLUGIN_NAME, PLUGIN_NAMESPACE, PLUGIN_VERSION
 from plugins.tensorrt.saved_node import saved_values
 
 P = ParamSpec("P")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from plugins.errors import KernelError
+from plugins.contract.errors import KernelError
 from plugins.tensorrt.attributes import Node, Value, read_node
 
 KERNELS_FIELD = "kernels_sha256"

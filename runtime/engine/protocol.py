@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 if TYPE_CHECKING:  # a type only; pydantic would double the import time of `runtime`
-    from plugins.fold_plan import FoldPlan
+    from plugins.contract.fold_plan import FoldPlan
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class GroupTables:
 
 @dataclass(frozen=True)
 class StepInputs:
-    """T new tokens of B sequences, packed; names and shapes as in `plugins.step`."""
+    """T new tokens of B sequences, packed; names and shapes as in `plugins.contract.step`."""
 
     input_ids: np.ndarray
     cumulative_sequence_length: np.ndarray

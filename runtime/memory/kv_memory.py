@@ -11,8 +11,8 @@ import numpy as np
 from runtime.engine.protocol import EngineInfo
 from runtime.memory.horizon import horizons
 from runtime.memory.page_pool import PagePool
+from runtime.memory.paged_sequence import Sequence
 from runtime.memory.radix_tree import RadixTree
-from runtime.memory.sequence import Sequence
 
 
 @dataclass(frozen=True)

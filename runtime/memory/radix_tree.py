@@ -17,8 +17,8 @@ from collections.abc import Sequence as Rows
 import numpy as np
 
 from runtime.memory.horizon import Horizon
-from runtime.memory.node import Node
 from runtime.memory.page_pool import PagePool
+from runtime.memory.tree_node import Node
 
 
 class RadixTree:

@@ -9,12 +9,12 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from plugins.errors import RequestError
+from plugins.contract.errors import RequestError
 from runtime.engine.protocol import EngineInfo
 from runtime.memory.kv_memory import Prefix
-from runtime.memory.sequence import Sequence
+from runtime.memory.paged_sequence import Sequence
 from runtime.metrics import Usage
-from runtime.sampling import Sampler, SamplingParams, TokenLogprob, token_logprob
+from runtime.sampling.sampling import Sampler, SamplingParams, TokenLogprob, token_logprob
 
 FinishReason = Literal["stop", "length", "cancelled"]
 

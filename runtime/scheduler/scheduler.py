@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from plugins.errors import CapacityError, KvfoldError
-from runtime.config import RuntimeConfig
+from plugins.contract.errors import CapacityError, KvfoldError
 from runtime.engine.protocol import Engine
 from runtime.memory.kv_memory import KvMemory
-from runtime.memory.sequence import Sequence
+from runtime.memory.paged_sequence import Sequence
 from runtime.metrics import CacheMetrics
+from runtime.runtime_config import RuntimeConfig
 from runtime.scheduler.request import Request
 from runtime.scheduler.step_builder import Chunk, StepBuilder
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from runtime.engine.protocol import GroupTables, StepInputs
-from runtime.memory.sequence import Sequence
+from runtime.memory.paged_sequence import Sequence
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from plugins.cuda.attention_spec import ActivationDtype, variants_of
-from plugins.cuda.compile import compile_library
+from plugins.cuda.compile_kernels import compile_library
 from plugins.paged_attention.inputs import Inputs
 from plugins.tensorrt.calls import workspace_bytes
 from plugins.tensorrt.launcher import Launcher

@@ -14,9 +14,9 @@ from typing import NoReturn
 import pynvml
 import pytest
 
-from pipeline.monitor.gpus import open_nvml
-from pipeline.targets import TARGETS
-from plugins.version import VERSION
+from pipeline.machine.gpus import open_nvml
+from pipeline.machine.targets import TARGETS
+from plugins.contract.version import VERSION
 from runtime.engine.tensorrt.device import Device
 from tests.gpu.tiny_bundle import TinyBundle
 

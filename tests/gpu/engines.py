@@ -10,13 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from plugins.fold_plan import FoldPlan
+from plugins.contract.fold_plan import FoldPlan
 from runtime.bundle import FOLD_PLAN
-from runtime.engine.tensorrt.engine import TensorRTEngine
+from runtime.engine.tensorrt.tensorrt_engine import TensorRTEngine
 from tests.gpu.read_texts import NUM_PAGES
 from tests.gpu.tiny_bundle import TinyBundle
-
-ROOT = Path(__file__).parents[2]
+from tests.root import ROOT
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from plugins.fold_plan import FoldPlan
+from plugins.contract.fold_plan import FoldPlan
 from runtime.engine.protocol import StepInputs
 from tests.paging import Pager
 

@@ -15,9 +15,9 @@ from unittest.mock import patch
 
 import numpy as np
 
-from plugins.fold_plan import FoldPlan
-from runtime.config import RuntimeConfig
-from runtime.engine.load import load_engine
+from plugins.contract.fold_plan import FoldPlan
+from runtime.engine.load_engine import load_engine
+from runtime.runtime_config import RuntimeConfig
 from tests.gpu.read_texts import ALONE, NUM_PAGES, read_texts
 
 LOAD_PLUGINS = "runtime.engine.tensorrt.loaded_plan.load_plugins"

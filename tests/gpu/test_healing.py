@@ -18,11 +18,13 @@ def test_losses_are_the_cpu_s(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: RecordProperty
 ) -> None:
     """Training layer by layer, end to end and in int8 goes as on the CPU, in float32 on both."""
-    monkeypatch.setattr("export.heal.student.matmul_dtype", lambda _: torch.float32)
+    monkeypatch.setattr("export.heal.student.student.matmul_dtype", lambda _: torch.float32)
     settings = SETTINGS.model_copy(update={"int8_tokens": 3 * TOKENS.numel()})
     losses = {}
     for kind in ("cpu", "cuda"):
-        monkeypatch.setattr("export.heal.student.training_device", lambda kind=kind: torch.device(kind))
+        monkeypatch.setattr(
+            "export.heal.student.student.training_device", lambda kind=kind: torch.device(kind)
+        )
         healing, folded = tiny_healing(settings)
         heal(healing, folded, tmp_path / kind, "key", lambda fraction, note: None)
         lines = (tmp_path / kind / "loss.jsonl").read_text().splitlines()

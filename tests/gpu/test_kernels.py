@@ -14,10 +14,10 @@ from plugins.paged_attention.inputs import Case, Inputs, make_inputs
 from runtime.engine.tensorrt.device import Device
 from runtime.engine.tensorrt.memory import MARGIN
 from tests.gpu.attention_call import call
-from tests.gpu.attention_cases import DECODE, MQA, PREFILL
 from tests.gpu.conftest import RecordProperty
+from tests.gpu.gpu_attention_cases import DECODE, MQA, PREFILL
+from tests.plugins.cpu.paged_attention_node import relative_error
 from tests.plugins.cuda.interpreter import expected, shapes_of
-from tests.plugins.paged_attention_node import relative_error
 
 ACTIVATION = pytest.mark.parametrize("activation", ACTIVATION_DTYPES)
 

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime.engine.config import KERNELS_FOLDER
+from runtime.engine.engine_config import KERNELS_FOLDER
 from tests.gpu.conftest import skip
-from tests.gpu.engines import ROOT, open_engine, read_in_new_process
+from tests.gpu.engines import open_engine, read_in_new_process
 from tests.gpu.read_texts import read_texts
 from tests.gpu.tiny_bundle import TinyBundle
 from tests.plugins.tensorrt.tensorrt_headers import fetch_tensorrt_headers
 from tests.plugins.tensorrt.tools import CMAKE
+from tests.root import ROOT
 
 
 @pytest.fixture

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.load_recipe import load_recipe
-from pipeline.recipe import Recipe
-from pipeline.run_stages import run_stages
-from pipeline.stages import STAGES, build_stage
-from pipeline.validate.results import FOLDED
-from pipeline.validate.subjects import TorchSubject
-from pipeline.workspace import HELDOUT_TOKENS, Workspace
-from plugins.fold_plan import FoldPlan
+from pipeline.quality.subjects import TorchSubject
+from pipeline.quality.validate.measurements import FOLDED
+from pipeline.recipe.load_recipe import load_recipe
+from pipeline.recipe.recipe import Recipe
+from pipeline.stages.stages import STAGES, build_stage
+from pipeline.workspace.run_stages import run_stages
+from pipeline.workspace.workspace import HELDOUT_TOKENS, Workspace
+from plugins.contract.fold_plan import FoldPlan
 from runtime.bundle import WEIGHTS
 from tests.pipeline.fake_stages import QuietDisplay
 from tests.pipeline.tiny_recipe import RECIPE, write_tiny_recipe

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.recipe import ModelSection, Recipe
-from pipeline.stage import Report, Stage
-from pipeline.workspace import Workspace
-from plugins.plan_presets import Preset
+from pipeline.recipe.recipe import ModelSection, Recipe
+from pipeline.workspace.stage import Report, Stage
+from pipeline.workspace.workspace import Workspace
+from plugins.contract.plan_presets import Preset
 
 
 def fake_recipe(source: str = "one", seed: int = 0) -> Recipe:
@@ -30,7 +30,7 @@ def fake_stages(ran: list[str]) -> tuple[Stage, ...]:
             progress(0.5)
             (output / name / "b.txt").write_text(name * 1000)
 
-        return Stage(name, f"running {name}", needs, settings, ("plugins/version.py",), run)
+        return Stage(name, f"running {name}", needs, settings, ("plugins/contract/version.py",), run)
 
     return (
         stage("first", (), lambda recipe: recipe.model.source),

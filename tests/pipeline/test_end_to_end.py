@@ -12,12 +12,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pipeline.cli import cli
-from pipeline.load_recipe import load_recipe
-from pipeline.report.results import read_results
-from pipeline.run_stages import StageOutcome, run_stages
-from pipeline.stage import requirements
-from pipeline.stages import STAGES, report_stage
-from plugins.errors import BundleError, KvfoldError, ValidationError
+from pipeline.recipe.load_recipe import load_recipe
+from pipeline.report.report_results import read_results
+from pipeline.stages.stages import STAGES, report_stage
+from pipeline.workspace.run_stages import StageOutcome, run_stages
+from pipeline.workspace.stage import requirements
+from plugins.contract.errors import BundleError, KvfoldError, ValidationError
 from runtime import LLM, SamplingParams
 from runtime.bundle import open_bundle
 from tests.export.tiny_checkpoints import random_model, write_folder

@@ -11,13 +11,13 @@ import click
 import pytest
 
 from pipeline.cli import cli
-from pipeline.load_recipe import load_recipe
-from pipeline.run_stages import run_stages
-from pipeline.stages import STAGES
+from pipeline.recipe.load_recipe import load_recipe
+from pipeline.stages.stages import STAGES
+from pipeline.workspace.run_stages import run_stages
 from tests.export.tiny_checkpoints import random_model, write_folder
 from tests.pipeline.fake_stages import QuietDisplay
+from tests.root import ROOT
 
-ROOT = Path(__file__).parents[2]
 # (language, content) of each fenced block.
 BLOCKS: list[tuple[str, str]] = re.findall(
     r"^```(\w*)\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S

@@ -24,6 +24,6 @@ def test_op_is_complete(op: str) -> None:
 @pytest.mark.parametrize("op", OPS)
 def test_op_has_a_parity_test(op: str) -> None:
     """The CPU kernel's test is named after the op and reads its reference's tolerance table."""
-    source = (TESTS / f"test_{op}_kernel.py").read_text()
+    source = (TESTS / "cpu" / f"test_{op}_kernel.py").read_text()
     assert f"plugins.{op}.inputs" in source
     assert "tolerances.OUTPUT" in source

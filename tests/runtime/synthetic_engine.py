@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from plugins.fold_plan import FoldPlan, HorizonGroup, LayerPlan
+from plugins.contract.fold_plan import FoldPlan, HorizonGroup, LayerPlan
 from runtime.engine.protocol import EngineInfo, StepInputs
 
 EMPTY = -7

@@ -11,7 +11,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 
 from runtime.generation import Completion, Reply, TextChunk
 from runtime.llm import LLM
-from runtime.sampling import SamplingParams
+from runtime.sampling.sampling import SamplingParams
 from runtime.scheduler.request import Prompt
 from runtime.session import Session
 from tests.runtime.byte_tokenizer import VOCAB

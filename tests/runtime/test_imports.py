@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.root import ROOT
 
 EVERY_MODULE = """
 import sys, importlib, pkgutil
@@ -23,6 +22,7 @@ IMPORT_TIME = """
 import time
 start = time.process_time()
 from runtime import LLM, SamplingParams, Session
+from tests.root import ROOT
 print(time.process_time() - start)
 """
 

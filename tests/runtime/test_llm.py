@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from plugins.errors import BundleError, CapacityError, RequestError
-from runtime.config import RuntimeConfig, pages_for
+from plugins.contract.errors import BundleError, CapacityError, RequestError
 from runtime.llm import LLM, TextOrTokens
-from runtime.sampling import SamplingParams
+from runtime.runtime_config import RuntimeConfig, pages_for
+from runtime.sampling.sampling import SamplingParams
 from tests.runtime.byte_tokenizer import VOCAB, ByteTokenizer
 from tests.runtime.harness import PLANS, check, in_use, make_llm, make_prompts
 from tests.runtime.synthetic_engine import SyntheticEngine, expected_tokens

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from plugins.chat_template import Message
-from plugins.errors import RequestError
+from plugins.contract.chat_template import Message
+from plugins.contract.errors import RequestError
 from runtime import LLM, RuntimeConfig, SamplingParams, Session
 from tests.runtime.byte_tokenizer import VOCAB, ByteTokenizer
 from tests.runtime.harness import PLANS, check, in_use, make_llm

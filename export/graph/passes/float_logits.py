@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from plugins.step import LOGITS
+from plugins.contract.step import LOGITS
 
 
 def apply(model: ir.Model) -> int:

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from export.graph.constants import add_constant
 from export.graph.linears import Linear, find_linears
-from plugins.errors import ExportError
+from plugins.contract.errors import ExportError
 from plugins.int8_linear.packing import pack_weight
 from plugins.int8_linear.schema import DOMAIN, MAX_IN_FEATURES, OP_TYPE, OPSET, ActivationBits
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from export.graph.attention import SMALL_INPUTS, find_attention, present_inputs
 from export.graph.constants import cast_constant
-from plugins.errors import ExportError
+from plugins.contract.errors import ExportError
 from plugins.paged_attention.schema import DOMAIN, INPUTS
 
 STOCK_DOMAIN = "com.microsoft"

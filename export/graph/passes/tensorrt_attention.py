@@ -1,4 +1,4 @@
-"""PagedAttention in the form of `plugins.tensorrt.node`: no absent inputs, and a list of those it has.
+"""PagedAttention in the form of `plugins.tensorrt.node_form`: no absent inputs, and a list of those it has.
 
 A consumer writes nothing, so it is given no keys, values and slots.
 """
@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from export.graph.attention import find_attention, present_inputs
 from plugins.paged_attention.schema import OUTPUTS
-from plugins.tensorrt.node import INPUTS_ATTRIBUTE, SLOTS
+from plugins.tensorrt.node_form import INPUTS_ATTRIBUTE, SLOTS
 
 _WRITTEN = ("key", "value", SLOTS)
 

@@ -1,10 +1,10 @@
-#include "calls.h"
+#include "tensorrt/cpp/calls.h"
 
 #include <algorithm>
 #include <numeric>
 
-#include "attributes.h"
-#include "text.h"
+#include "tensorrt/cpp/node/attributes.h"
+#include "cuda/cpp/text.h"
 
 namespace kvfold {
 namespace {

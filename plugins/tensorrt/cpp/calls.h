@@ -8,9 +8,9 @@
 #include <variant>
 #include <vector>
 
-#include "attention_spec.h"
-#include "kernel_library.h"
-#include "launches.h"
+#include "cuda/cpp/attention_spec.h"
+#include "cuda/cpp/kernel_library.h"
+#include "cuda/cpp/launches.h"
 
 namespace kvfold {
 

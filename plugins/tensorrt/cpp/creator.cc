@@ -1,9 +1,9 @@
-#include "creator.h"
+#include "tensorrt/cpp/creator.h"
 
-#include "fields.h"
-#include "kernel_library.h"
-#include "log.h"
-#include "saved_node.h"
+#include "tensorrt/cpp/node/fields.h"
+#include "cuda/cpp/kernel_library.h"
+#include "tensorrt/cpp/log.h"
+#include "tensorrt/cpp/node/saved_node.h"
 
 namespace kvfold {
 

@@ -5,7 +5,7 @@
 
 #include <NvInferRuntime.h>
 
-#include "plugin.h"
+#include "tensorrt/cpp/plugin.h"
 
 namespace kvfold {
 

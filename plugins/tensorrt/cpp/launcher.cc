@@ -1,6 +1,6 @@
-#include "launcher.h"
+#include "tensorrt/cpp/launcher.h"
 
-#include "text.h"
+#include "cuda/cpp/text.h"
 
 namespace kvfold {
 namespace {

@@ -5,11 +5,11 @@
 #include <mutex>
 #include <utility>
 
-#include "attention_spec.h"
-#include "calls.h"
-#include "cuda_driver.h"
-#include "kernel_library.h"
-#include "launches.h"
+#include "cuda/cpp/attention_spec.h"
+#include "tensorrt/cpp/calls.h"
+#include "cuda/cpp/cuda_driver.h"
+#include "cuda/cpp/kernel_library.h"
+#include "cuda/cpp/launches.h"
 
 namespace kvfold {
 

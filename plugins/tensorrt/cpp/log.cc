@@ -1,4 +1,4 @@
-#include "log.h"
+#include "tensorrt/cpp/log.h"
 
 #include <atomic>
 #include <cstdio>

@@ -6,7 +6,7 @@
 
 #include <NvInferRuntime.h>
 
-#include "text.h"
+#include "cuda/cpp/text.h"
 
 namespace kvfold {
 

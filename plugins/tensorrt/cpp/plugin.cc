@@ -1,13 +1,13 @@
-#include "plugin.h"
+#include "tensorrt/cpp/plugin.h"
 
 #include <algorithm>
 
-#include "calls.h"
-#include "kernel_library.h"
-#include "launcher.h"
-#include "log.h"
-#include "saved_node.h"
-#include "text.h"
+#include "tensorrt/cpp/calls.h"
+#include "cuda/cpp/kernel_library.h"
+#include "tensorrt/cpp/launcher.h"
+#include "tensorrt/cpp/log.h"
+#include "tensorrt/cpp/node/saved_node.h"
+#include "cuda/cpp/text.h"
 
 namespace kvfold {
 namespace {

@@ -6,13 +6,13 @@
 
 #include <NvInferRuntime.h>
 
-#include "attributes.h"
-#include "descriptions.h"
-#include "fields.h"
+#include "tensorrt/cpp/node/attributes.h"
+#include "tensorrt/cpp/node/descriptions.h"
+#include "tensorrt/cpp/node/fields.h"
 
 namespace kvfold {
 
-// As plugins/tensorrt/node.py has them.
+// As plugins/tensorrt/node_form.py has them.
 constexpr const char* kPluginName = "PagedAttention";
 constexpr const char* kPluginVersion = "1";
 constexpr const char* kPluginNamespace = "kvfold";

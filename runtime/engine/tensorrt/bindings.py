@@ -7,8 +7,8 @@ from math import prod
 
 import numpy as np
 
-from plugins import step as contract
-from plugins.fold_plan import FoldPlan
+from plugins.contract import step as contract
+from plugins.contract.fold_plan import FoldPlan
 from runtime.engine.tensorrt.profiles import StepShape
 
 ALIGNMENT = 256  # what TensorRT asks of a tensor's address
@@ -51,7 +51,7 @@ class BindingTable:
 
 
 def bind_step(shape: StepShape, plan: FoldPlan) -> BindingTable:
-    """Where each input of a step of these sizes lies; types and shapes as in `plugins.step`."""
+    """Where each input of a step of these sizes lies; types and shapes as in `plugins.contract.step`."""
     arrays: list[tuple[str, np.dtype, tuple[int, ...]]] = [
         (contract.INPUT_IDS, _INT64, (shape.tokens,)),
         (contract.CUMULATIVE_SEQUENCE_LENGTH, _INT32, (shape.sequences + 1,)),

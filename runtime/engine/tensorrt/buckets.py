@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
-from plugins.fold_plan import FoldPlan
-from runtime.engine.config import StepLimits
+from plugins.contract.fold_plan import FoldPlan
+from runtime.engine.engine_config import StepLimits
 from runtime.engine.tensorrt.profiles import StepShape
 
 FIRST_WIDTH = 16

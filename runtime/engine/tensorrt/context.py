@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from plugins import step as contract
-from plugins.errors import TargetError
+from plugins.contract import step as contract
+from plugins.contract.errors import TargetError
 from runtime.engine.tensorrt.bindings import BindingTable
 from runtime.engine.tensorrt.device import Device
 from runtime.engine.tensorrt.loaded_plan import LoadedPlan

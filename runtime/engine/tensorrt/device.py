@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from plugins.errors import TargetError
+from plugins.contract.errors import TargetError
 
 
 class Device:

@@ -8,10 +8,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from plugins.contract.errors import TargetError
 from plugins.cuda.kernel_library import KernelLibrary
-from plugins.errors import TargetError
 from plugins.tensorrt.load_plugins import load_plugins
-from runtime.engine.config import KERNELS_FOLDER, PLAN_FILE
+from runtime.engine.engine_config import KERNELS_FOLDER, PLAN_FILE
 from runtime.engine.tensorrt.profiles import DECODE, PREFILL
 
 

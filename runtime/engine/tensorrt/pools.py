@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from plugins import step as contract
-from plugins.errors import CapacityError
-from plugins.fold_plan import FoldPlan
+from plugins.contract import step as contract
+from plugins.contract.errors import CapacityError
+from plugins.contract.fold_plan import FoldPlan
 from runtime.engine.tensorrt.device import Device
 
 

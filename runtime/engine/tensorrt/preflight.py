@@ -9,10 +9,10 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
+from plugins.contract.errors import TargetError
 from plugins.cuda.kernel_library import KernelLibrary
-from plugins.errors import TargetError
-from plugins.tensorrt.node import PLUGIN_VERSION
-from runtime.engine.config import KERNELS_FOLDER, PLAN_FILE, EngineConfig, TensorRTFacts
+from plugins.tensorrt.node_form import PLUGIN_VERSION
+from runtime.engine.engine_config import KERNELS_FOLDER, PLAN_FILE, EngineConfig, TensorRTFacts
 from runtime.engine.tensorrt.device import Device
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
-from plugins.errors import TargetError
-from plugins.fold_plan import FoldPlan
-from runtime.engine.config import StepLimits, TensorRTFacts
+from plugins.contract.errors import TargetError
+from plugins.contract.fold_plan import FoldPlan
+from runtime.engine.engine_config import StepLimits, TensorRTFacts
 from runtime.engine.protocol import StepInputs
 
 DECODE = 0

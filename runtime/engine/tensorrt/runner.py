@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from plugins.fold_plan import FoldPlan
-from runtime.engine.config import TensorRTFacts
+from plugins.contract.fold_plan import FoldPlan
+from runtime.engine.engine_config import TensorRTFacts
 from runtime.engine.protocol import StepInputs
 from runtime.engine.tensorrt.bindings import BindingTable, bind_step
 from runtime.engine.tensorrt.buckets import DecodeBuckets

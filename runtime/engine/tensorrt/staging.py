@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from plugins import step as contract
+from plugins.contract import step as contract
 from runtime.engine.protocol import StepInputs
 from runtime.engine.tensorrt.bindings import BindingTable
 from runtime.engine.tensorrt.device import Device

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from export.heal.adapter import load_adapter, merge, plan_hash, save_adapter
 from export.heal.heal import heal
+from export.heal.healed_adapter import load_adapter, merge, plan_hash, save_adapter
 from export.model.decoder import Decoder
-from plugins.errors import AdapterError
-from plugins.fold_plan import FoldPlan
-from plugins.plan_presets import AttentionShape, Preset, build_plan
+from plugins.contract.errors import AdapterError
+from plugins.contract.fold_plan import FoldPlan
+from plugins.contract.plan_presets import AttentionShape, Preset, build_plan
 from tests.export.heal.tiny_healing import SETTINGS, tiny_healing
 
 HEALING, FOLDED = tiny_healing(SETTINGS.model_copy(update={"layerwise_tokens": 48 * 8, "tokens": 0}))

@@ -14,13 +14,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from export.heal.adapter import merge
 from export.heal.heal import STEPS, Healing, heal
-from export.heal.journal import Journal
-from export.heal.trained import trained_names
+from export.heal.healed_adapter import merge
+from export.heal.student.trainable import trained_names
+from export.heal.training.journal import Journal
 from export.model.decoder import Decoder
-from plugins.errors import HealingError, PlanError
-from plugins.plan_presets import Preset, build_plan
+from plugins.contract.errors import HealingError, PlanError
+from plugins.contract.plan_presets import Preset, build_plan
 from tests.export.heal.tiny_healing import SETTINGS, TOKENS, tiny_healing
 
 
@@ -125,7 +125,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_until(job: Path, folder: Path, stop: Callable[[str], bool]) -> None:
     """Heal in another process; SIGKILL it once it prints a line that `stop` accepts."""
-    command = [sys.executable, "-m", "tests.export.heal.worker", str(job), str(folder)]
+    command = [sys.executable, "-m", "tests.export.heal.heal_worker", str(job), str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:

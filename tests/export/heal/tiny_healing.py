@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from export.fold.fold import fold_weights
-from export.fold.settings import FoldSettings
+from export.fold.fold_settings import FoldSettings
 from export.heal.heal import Healing
-from export.heal.settings import HealSettings
+from export.heal.heal_settings import HealSettings
 from export.model.families import config_from_huggingface
-from plugins.fold_plan import FoldPlan
-from plugins.plan_presets import Preset, build_plan
+from plugins.contract.fold_plan import FoldPlan
+from plugins.contract.plan_presets import Preset, build_plan
 from tests.export.tiny_checkpoints import random_model
 
 TOKENS = torch.randint(0, 97, (24, 48), generator=torch.Generator().manual_seed(1))

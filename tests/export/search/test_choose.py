@@ -25,10 +25,10 @@ from export.search.choose import (
     smallest_bytes,
 )
 from export.search.costs import Change, Cost, CostTable, guess_bank, make_table
-from export.search.settings import SearchSettings
+from export.search.search_settings import SearchSettings
 from export.search.space import PlanSpace, Solution, Target
-from plugins.errors import PlanError
-from plugins.plan_presets import AttentionShape
+from plugins.contract.errors import PlanError
+from plugins.contract.plan_presets import AttentionShape
 
 NLL = 1.0
 WINDOWS = (128, 256)

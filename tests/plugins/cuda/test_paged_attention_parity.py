@@ -14,8 +14,8 @@ from plugins.cuda.launches import kernels_for
 from plugins.paged_attention import tolerances
 from plugins.paged_attention.inputs import Case, Inputs, make_inputs
 from tests.plugins.attention_cases import cases
+from tests.plugins.cpu.paged_attention_node import relative_error
 from tests.plugins.cuda.interpreter import Tiles, expected, run, shapes_of
-from tests.plugins.paged_attention_node import relative_error
 
 PROPERTY = settings(max_examples=40, deadline=None)
 TILES = (Tiles(), Tiles(rows=16, keys=16, split_keys=32), Tiles(rows=64, keys=64), Tiles(int8_dot=0))

@@ -14,8 +14,8 @@ from typing import Any
 
 import tensorrt_rtx as trt
 
+from plugins.contract.errors import KvfoldError
 from plugins.cuda.kernel_library import KernelLibrary
-from plugins.errors import KvfoldError
 from plugins.tensorrt.load_plugins import load_plugins
 
 

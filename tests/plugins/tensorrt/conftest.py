@@ -14,10 +14,12 @@ from tests.plugins.tensorrt.attention_models import SPEC
 from tests.plugins.tensorrt.fake_kernels import fake_kernels
 from tests.plugins.tensorrt.tensorrt_headers import fetch_tensorrt_headers
 from tests.plugins.tensorrt.tools import CMAKE, COMPILER
+from tests.root import ROOT
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[2]
-SOURCES = ROOT / "plugins/tensorrt/cpp"
+PLUGINS = ROOT / "plugins"
+SOURCES = PLUGINS / "tensorrt/cpp"
+CUDA_TYPES = PLUGINS / "cuda/cpp/cuda_types"
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +27,7 @@ def libcuda(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a libcuda that writes down what it is asked to do; see `stub_cuda.cc`."""
     folder = tmp_path_factory.mktemp("libcuda")
     target = folder / "libcuda.so.1"
-    run([COMPILER, "-shared", "-fPIC", "-o", str(target), str(HERE / "stub_cuda.cc")])
+    run([COMPILER, "-shared", "-fPIC", "-o", str(target), str(HERE / "cpp/stub_cuda.cc")])
     return folder
 
 
@@ -73,8 +75,8 @@ def cpp_library(headers: Path, cpp_kernels: Path, tmp_path_factory: pytest.TempP
 def host(headers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What stands in for TensorRT at run time; see `cpp_host.cc`."""
     target = tmp_path_factory.mktemp("host") / "host"
-    includes = [f"-I{SOURCES}", "-isystem", str(SOURCES / "cuda_types"), "-isystem", str(headers)]
-    run([COMPILER, "-std=c++17", *includes, str(HERE / "cpp_host.cc"), "-ldl", "-o", str(target)])
+    includes = [f"-I{PLUGINS}", "-isystem", str(CUDA_TYPES), "-isystem", str(headers)]
+    run([COMPILER, "-std=c++17", *includes, str(HERE / "cpp/cpp_host.cc"), "-ldl", "-o", str(target)])
     return target
 
 

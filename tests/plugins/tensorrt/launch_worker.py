@@ -8,9 +8,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from plugins.contract.errors import KernelError
 from plugins.cuda.kernel_library import KernelLibrary
 from plugins.cuda.launches import Shapes
-from plugins.errors import KernelError
 from plugins.tensorrt.launcher import Launcher
 from tests.plugins.tensorrt.attention_models import PRODUCER, SPEC
 

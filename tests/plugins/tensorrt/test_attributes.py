@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from plugins.errors import KernelError
+from plugins.contract.errors import KernelError
 from plugins.paged_attention.schema import Attributes
 from plugins.tensorrt.attributes import read_node
 from tests.plugins.tensorrt.attention_models import CONSUMER, DONOR, PRODUCER

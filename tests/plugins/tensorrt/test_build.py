@@ -21,12 +21,12 @@ from plugins.cuda.launches import Shapes, workspace_sizes
 from plugins.tensorrt.library_path import environment_for
 from tests.plugins.tensorrt.attention_models import CONSUMER, PRODUCER, SPEC, Model, Shape
 from tests.plugins.tensorrt.fake_kernels import fake_kernels
+from tests.root import ROOT
 
 pytest.importorskip(
     "tensorrt_rtx", reason="TensorRT-RTX is not installed; it would build plans with the plugin"
 )
 
-ROOT = Path(__file__).parents[3]
 PAGES, TABLE_WIDTH = 64, 16
 # (tokens, sequences) at least, typically and at most: decoding has as many tokens as sequences.
 DECODE, PREFILL = ((1, 1), (4, 4), (8, 8)), ((1, 1), (64, 2), (256, 4))

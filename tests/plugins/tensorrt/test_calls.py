@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from plugins.contract.errors import KernelError
 from plugins.cuda.kernel_library import KernelLibrary
 from plugins.cuda.launches import Shapes, workspace_sizes
-from plugins.errors import KernelError
 from plugins.tensorrt.calls import Launch, resolve, workspace_bytes
 from tests.plugins.tensorrt.attention_models import CONSUMER, DONOR, PRODUCER, SPEC
 from tests.plugins.tensorrt.fake_kernels import fake_kernels

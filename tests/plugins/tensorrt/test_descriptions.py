@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from plugins.contract.errors import KernelError
 from plugins.cuda.launches import Shapes
-from plugins.errors import KernelError
 from plugins.tensorrt.attributes import Node
 from plugins.tensorrt.descriptions import Tensor, shapes_of, spec_of
 from tests.plugins.tensorrt.attention_models import CONSUMER, DONOR, PRODUCER, SPEC

@@ -17,10 +17,10 @@ from plugins.tensorrt.calls import resolve
 from tests.plugins.tensorrt.attention_models import SPEC
 from tests.plugins.tensorrt.fake_kernels import fake_kernels
 from tests.plugins.tensorrt.launch_worker import BUFFERS, DECODE, STREAM, WORKSPACE
+from tests.root import ROOT
 
 pytest.importorskip("cuda.bindings", reason="cuda-bindings is not installed; it would launch through it")
 
-ROOT = Path(__file__).parents[3]
 LETTERS = {"pointer": "p", "int32": "i", "float32": "f"}
 
 

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
+from plugins.contract.errors import KernelError
 from plugins.cuda.attention_spec import AttentionSpec
 from plugins.cuda.launches import Shapes
-from plugins.errors import KernelError
 from plugins.tensorrt import load_plugins as load_plugins_module
 from plugins.tensorrt.fields import write_fields
 from plugins.tensorrt.host import Host
 from plugins.tensorrt.load_plugins import load_plugins
-from plugins.tensorrt.node import PLUGIN_NAME, PLUGIN_NAMESPACE, PLUGIN_VERSION
+from plugins.tensorrt.node_form import PLUGIN_NAME, PLUGIN_NAMESPACE, PLUGIN_VERSION
 from plugins.tensorrt.saved_node import saved_values
 from tests.plugins.tensorrt.attention_models import CONSUMER, PRODUCER, SPEC
 from tests.plugins.tensorrt.fake_kernels import fake_kernels

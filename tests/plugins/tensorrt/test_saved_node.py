@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from plugins.errors import KernelError
+from plugins.contract.errors import KernelError
 from plugins.tensorrt.saved_node import KERNELS_FIELD, read_saved_node, saved_values
 from tests.plugins.tensorrt.attention_models import CONSUMER, DONOR, PRODUCER
 

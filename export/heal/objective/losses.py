@@ -1,0 +1,89 @@
+"""What the steps of healing minimise."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from export.heal.objective.head_kl import head_kl
+from export.heal.objective.teacher_cache import TeacherCache, pick
+from export.heal.student.student import TrainedModel
+from export.heal.student.trainable import changed_layers
+from export.model.decoder import Backbone, Block
+from export.quantize.calibrate import HEAD
+
+
+class LayerwiseLoss:
+    """Step A: each attention block's output against the original's, on the original's inputs.
+
+    Teacher-forced inputs let one pass of the original serve all layers at once, keep every target the
+    answer to the very input the student sees, and stop gradients at the block. What a layer must
+    do about the errors of those below it, step B teaches.
+    """
+
+    def __init__(self, teacher: TrainedModel, student: TrainedModel, tokens: Tensor) -> None:
+        self.teacher, self.student, self.tokens = teacher, student, tokens
+        self.layers = changed_layers(student.config, student.plan)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Mean over the changed layers of E|student - teacher|^2 / E|teacher|^2."""
+        with torch.no_grad():
+            tokens = self.tokens[rows].to(self.teacher.device)
+            inputs, targets = self.teacher.call(lambda backbone: self._watch(backbone, tokens))
+        outputs = self.student.call(lambda backbone: self._attend(backbone, inputs))
+        errors = [
+            functional.mse_loss(output.float(), targets[layer].float())
+            / targets[layer].float().square().mean()
+            for layer, output in zip(self.layers, outputs, strict=True)
+        ]
+        return torch.stack(errors).mean()
+
+    def _watch(self, backbone: Backbone, tokens: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """What each block of the original reads, [B, L, d], and what its attention adds."""
+        hidden, mixer = backbone.embed_tokens(tokens), self.teacher.mixer()
+        inputs, targets = [], []
+        for block in backbone.layers[: self.layers[-1] + 1]:
+            assert isinstance(block, Block)
+            inputs.append(hidden)
+            targets.append(block.self_attn(block.input_layernorm(hidden), mixer))
+            hidden = hidden + targets[-1]
+            hidden = hidden + block.mlp(block.post_attention_layernorm(hidden))
+        return inputs, targets
+
+    def _attend(self, backbone: Backbone, inputs: list[Tensor]) -> list[Tensor]:
+        mixer = self.student.mixer()
+        outputs = []
+        for layer in self.layers:
+            block = backbone.layers[layer]
+            assert isinstance(block, Block)
+            outputs.append(block.self_attn(block.input_layernorm(inputs[layer]), mixer))
+        return outputs
+
+
+class EndToEndLoss:
+    """Steps B and C: KL(original || student) at the scored positions, the original's answers from the cache.
+
+    Attributes:
+        head: lm_head's weight in the dtype to multiply in.
+        student_head: the same as the student has it, rounded where it is deployed in int8.
+    """
+
+    def __init__(self, student: TrainedModel, cache: TeacherCache, head: Tensor, tokens: Tensor) -> None:
+        """`head` is lm_head's weight [vocab, hidden_size], float32."""
+        self.student, self.cache, self.tokens = student, cache, tokens
+        head = head.to(student.device)
+        self.head = self.student_head = head.to(student.dtype)
+        with student.device:
+            self.rounding = student.int8.rounding(HEAD, head.shape[1]) if student.int8 else None
+        if self.rounding is not None:
+            integers, scale = self.rounding.weight(head)
+            self.student_head = (integers * scale[:, None] / self.rounding.smoothing).to(student.dtype)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Mean KL in nat a position."""
+        positions, states = (x[rows].to(self.head.device) for x in (self.cache.positions, self.cache.states))
+        hidden = pick(self.student.hidden(self.tokens[rows]), positions).flatten(0, 1)
+        if self.rounding is not None:
+            hidden = self.rounding.tokens(hidden)
+        return head_kl(hidden, states.flatten(0, 1), self.head, self.student_head)

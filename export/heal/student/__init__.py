@@ -1,0 +1,1 @@
+"""The folded model in training."""

@@ -1,0 +1,30 @@
+"""BenchSettings: how a run is done. The command line reads its defaults from here."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.bench.contenders import PEERS
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """How a run is done.
+
+    Attributes:
+        peers: names in `PEERS`.
+        required: a peer that cannot take part is an error, instead of a line among the skipped.
+        peer_python: interpreter of the environment that has the peers.
+        threads: compute threads of each subject.
+        rounds: fresh processes of each subject; each gives one sample of every metric.
+        workloads: name in `pipeline.bench.workloads.SETS`.
+    """
+
+    peers: tuple[str, ...] = PEERS
+    required: bool = False
+    peer_python: Path = Path(sys.executable)
+    threads: int = 2
+    rounds: int = 3
+    workloads: str = "full"

@@ -1,0 +1,19 @@
+"""The engines under test, one module each, all alike: TITLE, WEIGHTS, PACKAGE, INSTALL, prepare, load.
+
+Importing a module imports no engine: that happens in `prepare` and `load`, inside a worker process.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import cast
+
+from pipeline.bench.contender import SubjectModule
+
+KVFOLD = "kvfold"
+PEERS = ("llama_cpp", "onnxruntime_genai", "openvino_genai", "transformers")
+
+
+def subject_module(name: str) -> SubjectModule:
+    """The module of kvfold or of a peer."""
+    return cast(SubjectModule, import_module(f"pipeline.bench.contenders.{name}"))

@@ -1,0 +1,1 @@
+"""Peers' models, made from the same weights."""

@@ -1,0 +1,59 @@
+"""The original checkpoint as a Hugging Face folder: the one source that every peer's converter reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from export.checkpoint import Checkpoint
+from export.model.families import FAMILIES
+from export.model.model_config import ModelConfig
+
+
+def write_huggingface_folder(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write config, float32 weights and tokenizer of a checkpoint into an existing folder."""
+    weights = {name: tensor.contiguous() for name, tensor in checkpoint.weights.items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    config = huggingface_config(checkpoint.config) | _special_ids(checkpoint)
+    _write_json(folder / "config.json", config)
+    (folder / "tokenizer.json").write_text(checkpoint.tokenizer.json, encoding="utf-8")
+    _write_json(folder / "tokenizer_config.json", _tokenizer_config(checkpoint))
+
+
+def huggingface_config(config: ModelConfig) -> dict[str, object]:
+    """`config.json` as transformers 4 and 5 read it."""
+    family = next(family for family in FAMILIES if family.name == config.family)
+    values = config.model_dump(exclude={"family", "qk_norm", "attention_bias", "rope_scaling"})
+    scaling = None if config.rope_scaling is None else config.rope_scaling.model_dump()
+    return values | {
+        "model_type": family.name,
+        "architectures": [family.architecture],
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "rope_scaling": scaling,
+        "sliding_window": None,
+        "torch_dtype": "float32",
+    }
+
+
+def _special_ids(checkpoint: Checkpoint) -> dict[str, object]:
+    tokenizer = checkpoint.tokenizer.config
+    ends = tokenizer.eos_token_ids
+    return {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": ends[0] if ends else None}
+
+
+def _tokenizer_config(checkpoint: Checkpoint) -> dict[str, object]:
+    tokenizer = checkpoint.tokenizer.config
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": checkpoint.config.max_position_embeddings,
+        "clean_up_tokenization_spaces": False,
+        "chat_template": tokenizer.chat_template,
+        **tokenizer.special_tokens,
+    }
+
+
+def _write_json(path: Path, value: dict[str, object]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,63 @@
+"""The worker process: one job, one answer.
+
+It runs in the subject's own Python, which may lack every package of kvfold's.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+
+from pipeline.bench.contenders import subject_module
+from pipeline.bench.processes.jobs import Answer, Job, Measure, Prepare, read_job, write_answer
+from pipeline.bench.run_workloads import measure
+from pipeline.bench.workloads import LOAD, MEMORY, SETS
+
+STATUS = Path("/proc/self/status")
+
+
+def main() -> None:
+    """Entry point: the job is the first argument, the file for its answer the second."""
+    text, answer = sys.argv[1:]
+    write_answer(do_job(read_job(text)), Path(answer))
+
+
+def do_job(job: Job) -> Answer:
+    """Do one job; whatever the subject raises ends the process."""
+    module = subject_module(job.subject)
+    values: dict[str, float] = {}
+    if isinstance(job, Prepare):
+        module.prepare(Path(job.source), Path(job.target))
+    elif isinstance(job, Measure):
+        values = _measure(job)
+    return Answer(installed_version(module.PACKAGE), values)
+
+
+def installed_version(package: str) -> str | None:
+    """Version of a distribution, None where it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _measure(job: Measure) -> dict[str, float]:
+    started = time.perf_counter()
+    subject = subject_module(job.subject).load(Path(job.model), job.limits)
+    load = time.perf_counter() - started
+    values = measure(subject, SETS[job.workloads], job.vocab_size, job.seed) | {LOAD.key: load}
+    peak = peak_memory()
+    return values if peak is None else values | {MEMORY.key: peak}
+
+
+def peak_memory() -> float | None:
+    """Largest resident set of this process in MiB, mapped files included; None outside of Linux.
+
+    Not getrusage's ru_maxrss: a child starts with its parent's.
+    """
+    if not STATUS.is_file():
+        return None
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) / 1024

@@ -1,0 +1,24 @@
+"""Build `engine/cpu`: the graph lowered for ONNX Runtime's CPU provider, and the facts of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from export.graph.lower_cpu import lower_for_cpu
+from export.quantize.precision import Quantization
+from pipeline.build.engine_facts import engine_config
+from pipeline.workspace.workspace import Workspace
+from runtime.bundle import ONNX_MODEL, QUANTIZATION
+
+
+def build_cpu(workspace: Workspace, directory: Path) -> None:
+    """Write model.onnx, its data and engine.json into an existing folder.
+
+    Raises:
+        ExportError: a graph pass did not find what it must.
+        TargetError: the plan stores a cache in a type that the CPU kernels do not read.
+    """
+    root = workspace.root
+    quantization = Quantization.model_validate_json((root / QUANTIZATION).read_bytes())
+    passes = lower_for_cpu(root / ONNX_MODEL, directory, workspace.plan, quantization.precision)
+    engine_config(workspace, passes).save(directory)

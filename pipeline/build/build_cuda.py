@@ -1,0 +1,30 @@
+"""Build `engine/cuda`: the graph lowered for ONNX Runtime's CUDA provider, and the facts of it.
+
+Nothing is compiled, so no GPU is needed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from export.graph.lower_cuda import lower_for_cuda
+from pipeline.build.engine_facts import engine_config
+from pipeline.workspace.workspace import Workspace
+from plugins.cuda.attention_spec import ActivationDtype
+from runtime.bundle import ONNX_MODEL
+
+
+def build_cuda(workspace: Workspace, directory: Path) -> None:
+    """Write model.onnx, its data and engine.json into an existing folder.
+
+    Activations are bfloat16 where the plan stores a cache so, else float16.
+
+    Raises:
+        ExportError: a graph pass did not find what it must, or a weight is beyond the activations' type.
+        TargetError: the plan has sink tokens, or caches of a type that the stock op does not read.
+    """
+    plan = workspace.plan
+    stores_bfloat16 = any(bank.kv_dtype == "bfloat16" for bank in plan.banks)
+    dtype: ActivationDtype = "bfloat16" if stores_bfloat16 else "float16"
+    passes = lower_for_cuda(workspace.root / ONNX_MODEL, directory, plan, dtype)
+    engine_config(workspace, passes).save(directory)

@@ -1,0 +1,32 @@
+"""The facts of an engine that every target has in common."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+from pipeline.workspace.workspace import Workspace
+from runtime.bundle import CONFIG, FOLD_PLAN, QUANTIZATION, SCALES, WEIGHTS, hash_file
+from runtime.engine.engine_config import EngineConfig, TensorRTFacts
+
+
+def engine_config(
+    workspace: Workspace, passes: Mapping[str, int], tensorrt: TensorRTFacts | None = None
+) -> EngineConfig:
+    """Facts of an engine built from the workspace's bundle for its recipe's target.
+
+    Args:
+        workspace: its stages up to `onnx` are done.
+        passes: how often each graph pass matched.
+        tensorrt: what a TensorRT plan was built with.
+    """
+    names = (CONFIG, FOLD_PLAN, WEIGHTS, SCALES, QUANTIZATION)
+    digests = [hash_file(workspace.root / name) for name in names]
+    return EngineConfig(
+        target=workspace.recipe.target,
+        vocab_size=workspace.config.vocab_size,
+        max_context_length=workspace.config.max_position_embeddings,
+        fingerprint=hashlib.sha256("".join(digests).encode()).hexdigest(),
+        passes=dict(passes),
+        tensorrt=tensorrt,
+    )

@@ -1,0 +1,46 @@
+"""The GPUs that a recipe's plan is for, and everything outside the bundle that decides how it comes out."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+from pipeline.recipe.recipe import Recipe
+from plugins.contract.errors import TargetError
+
+# Distributions whose version changes what is built.
+_PACKAGES = ("tensorrt", "tensorrt-rtx-cu13", "triton")
+
+
+def architectures_of(recipe: Recipe) -> tuple[int, ...]:
+    """SM versions: those of the recipe, which TensorRT-RTX alone takes, else that of this machine's GPU.
+
+    Raises:
+        TargetError: none is named and there is no GPU.
+    """
+    if recipe.target == "tensorrt-rtx" and recipe.tensorrt.architectures:
+        return recipe.tensorrt.architectures
+    from runtime.engine.tensorrt.device import Device
+
+    try:
+        device = Device.open()
+    except TargetError as error:
+        named = "; name the GPUs to build for: --sm 80,86,89,120" if recipe.target == "tensorrt-rtx" else ""
+        raise TargetError(
+            f"target {recipe.target} builds for the GPU of this machine: {error}{named}"
+        ) from error
+    try:
+        return (device.architecture,)
+    finally:
+        device.close()
+
+
+def build_settings(recipe: Recipe) -> object:
+    """What decides a plan besides the bundle's files: dials, GPUs, versions of the builders."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    dials = recipe.tensorrt.model_dump(mode="json", exclude={"architectures"})
+    return [dials, architectures_of(recipe), recipe.validate_on.prefill_chunk, versions]

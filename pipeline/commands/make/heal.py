@@ -1,0 +1,63 @@
+"""`kvfold heal`: everything up to the healed weights."""
+
+from __future__ import annotations
+
+import json
+from itertools import groupby
+from pathlib import Path
+from statistics import mean
+
+import click
+from rich import get_console
+from rich.table import Table
+
+from pipeline.commands.options.recipe_arguments import (
+    bundle_path,
+    output_option,
+    recipe_argument,
+    same_arguments,
+)
+
+
+@click.command("heal")
+@recipe_argument
+@output_option
+def command(recipe: str, output: Path | None) -> None:
+    """Fold RECIPE's checkpoint, then train what folding changed, as its section `heal` says.
+
+    Training resumes where Ctrl-C or a crash left it. What it learned becomes adapter.safetensors in the
+    bundle; another recipe for the same model and plan may name that file: `heal: {adapter: FILE}`.
+
+    \b
+    Examples:
+      kvfold heal my.yaml                  fold, train, show the loss
+      kvfold heal my.yaml -o /tmp/mine     into a folder of your choice
+    """
+    from pipeline.bring_up_to_date import bring_up_to_date
+    from pipeline.recipe.load_recipe import load_recipe
+    from pipeline.recipe.recipe import HealSection
+    from pipeline.workspace.workspace import ADAPTER, HEAL_LOSSES
+    from plugins.contract.errors import RecipeError
+
+    if not isinstance(load_recipe(recipe).heal, HealSection):
+        raise RecipeError(
+            f"recipe {recipe} has nothing to train by; add a section to it, for example "
+            "`heal: {tokens: 1000000, text: {source: my.jsonl, tokens: 1000000}}`"
+        )
+    root = bundle_path(recipe, output)
+    bring_up_to_date(recipe, root, "heal")
+    get_console().print(loss_table((root / HEAL_LOSSES).read_text()))
+    again = same_arguments(recipe, output)
+    get_console().print(f"Healed; the adapter is {root / ADAPTER}. Next: kvfold build {again}")
+
+
+def loss_table(log: str) -> Table:
+    """The loss at the beginning and the end of each step, means over a tenth of its updates."""
+    table = Table("step", "updates", "loss at first", "loss at last")
+    lines = [json.loads(line) for line in log.splitlines()]
+    for step, entries in groupby(lines, key=lambda line: line["step"]):
+        losses = [entry["loss"] for entry in entries]
+        tenth = max(1, len(losses) // 10)
+        first, last = mean(losses[:tenth]), mean(losses[-tenth:])
+        table.add_row(step, str(len(losses)), f"{first:.4f}", f"{last:.4f}")
+    return table

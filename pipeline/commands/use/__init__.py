@@ -1,0 +1,1 @@
+"""Commands that run or show what is there."""

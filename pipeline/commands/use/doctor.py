@@ -1,0 +1,80 @@
+"""`kvfold doctor`: what this machine can run, and why not."""
+
+from __future__ import annotations
+
+import click
+from rich import get_console
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.machine.doctor.finding import Finding, Status
+from pipeline.machine.doctor.hardware import check_cpu, check_disk, check_gpu, check_memory
+from pipeline.machine.doctor.software import (
+    check_compiler,
+    check_kernels,
+    check_onnxruntime,
+    check_python,
+    check_tensorrt,
+    check_tensorrt_rtx,
+    check_torch,
+)
+from pipeline.machine.targets import TARGETS, Target
+from runtime.llm import DEFAULT_TARGET
+
+CHECKS = (
+    check_python,
+    check_cpu,
+    check_memory,
+    check_disk,
+    check_compiler,
+    check_kernels,
+    check_onnxruntime,
+    check_torch,
+    check_gpu,
+    check_tensorrt,
+    check_tensorrt_rtx,
+)
+MARKS: dict[Status, tuple[str, str]] = {
+    "ok": ("ok", "green"),
+    "absent": ("-", "dim"),
+    "problem": ("!!", "bold red"),
+}
+
+
+@click.command("doctor")
+def command() -> None:
+    """Look at CPU, memory, compiler, kernels, ONNX Runtime, torch, GPU and TensorRT.
+
+    Each line says what is there, or why it cannot be used and what to do. Exit code 2 when something
+    that kvfold needs is wrong.
+
+    \b
+    Example:
+      kvfold doctor
+    """
+    findings = [check() for check in CHECKS] + [_check_target(target) for target in TARGETS.values()]
+    get_console().print(_table(findings))
+    if any(finding.status == "problem" for finding in findings):
+        raise click.exceptions.Exit(2)
+
+
+def _check_target(target: Target) -> Finding:
+    """What can be done with a target here; only the default one must work everywhere."""
+    subject, build, run = f"target {target.name}", target.why_not_build(), target.why_not_run()
+    if build is None and run is None:
+        return Finding(subject, "ok", target.description)
+    if target.name == DEFAULT_TARGET:
+        return Finding(subject, "problem", str(run or build))
+    reasons = [f"cannot be {what} here: {why}" for what, why in (("built", build), ("run", run)) if why]
+    return Finding(subject, "absent", f"{target.description}; {'; '.join(dict.fromkeys(reasons))}")
+
+
+def _table(findings: list[Finding]) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for finding in findings:
+        mark, style = MARKS[finding.status]
+        detail = Text(finding.detail)
+        if finding.action:
+            detail.append(f"\n-> {finding.action}", style="yellow")
+        table.add_row(Text(mark, style=style), Text(finding.subject, style="bold"), detail)
+    return table

@@ -1,0 +1,45 @@
+"""`kvfold inspect`: draw a plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich import get_console
+
+from pipeline.commands.options.recipe_arguments import is_bundle, recipe_argument
+from pipeline.show.draw_plan import draw_plan
+from plugins.contract.fold_plan import FoldPlan
+from plugins.contract.plan_presets import AttentionShape
+
+
+@click.command("inspect")
+@recipe_argument
+def command(recipe: str) -> None:
+    """Draw the plan of RECIPE, or of a bundle's folder, a line per layer, and its KV bytes.
+
+    \b
+    Examples:
+      kvfold inspect character      before anything is exported
+      kvfold inspect bundles/compact   what a bundle holds
+    """
+    plan, shape = _read_bundle(Path(recipe)) if is_bundle(recipe) else _read_recipe(recipe)
+    get_console().print(draw_plan(plan, shape))
+
+
+def _read_bundle(root: Path) -> tuple[FoldPlan, AttentionShape]:
+    from export.model.model_config import ModelConfig
+    from runtime.bundle import CONFIG, open_bundle
+
+    bundle = open_bundle(root)
+    config = ModelConfig.model_validate_json(bundle.file(CONFIG).read_bytes())
+    return bundle.plan, config.attention_shape
+
+
+def _read_recipe(name: str) -> tuple[FoldPlan, AttentionShape]:
+    from pipeline.recipe.load_recipe import load_recipe
+    from pipeline.workspace.workspace import Workspace
+
+    recipe = load_recipe(name)
+    shape = Workspace(recipe, Path()).checkpoint.config.attention_shape
+    return recipe.build_plan(shape), shape

@@ -1,0 +1,93 @@
+"""Checks of what is installed: Python, compiler, kernel library, ONNX Runtime, torch, TensorRT."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+import sys
+from importlib import import_module
+
+from pipeline.machine.doctor.finding import Finding
+from plugins.contract.errors import KernelError
+
+
+def check_python() -> Finding:
+    """Which Python this is; an older one than 3.11 could not have installed kvfold."""
+    return Finding("Python", "ok", f"{platform.python_version()} in {sys.prefix}")
+
+
+def check_compiler() -> Finding:
+    """A C++17 compiler builds the kernels when the package is installed."""
+    compiler = shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
+    if compiler is None:
+        action = (
+            "Debian, Ubuntu: apt-get install g++; Fedora: dnf install gcc-c++; macOS: xcode-select --install"
+        )
+        return Finding("compiler", "problem", "no g++ or clang++ on the path", action)
+    result = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=30, check=False)
+    return Finding("compiler", "ok", result.stdout.splitlines()[0] if result.stdout else compiler)
+
+
+def check_kernels() -> Finding:
+    """Whether the compiled kernels load, and which instruction set they use."""
+    from plugins.cpu.cpu_library import active_isa, library_path, supported_isas
+
+    try:
+        detail = f"{library_path().name} uses {active_isa()} (has {', '.join(supported_isas())})"
+    except KernelError as error:
+        what, _, action = str(error).partition("; ")
+        return Finding("CPU kernels", "problem", what, action)
+    return Finding("CPU kernels", "ok", detail)
+
+
+def check_onnxruntime() -> Finding:
+    """Version, providers, and whether it accepts the kernel library."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        return Finding("ONNX Runtime", "problem", str(error), "pip install 'onnxruntime>=1.31'")
+    detail = f"{onnxruntime.__version__}: {', '.join(onnxruntime.get_available_providers())}"
+    from plugins.cpu.cpu_library import register
+
+    try:
+        register(onnxruntime.SessionOptions())
+    except KernelError as error:
+        what, _, action = str(error).partition("; ")
+        return Finding("ONNX Runtime", "problem", f"{detail}; {what}", action)
+    return Finding("ONNX Runtime", "ok", f"{detail}; accepts kvfold's kernels")
+
+
+def check_torch() -> Finding:
+    """torch exports; running needs none of it."""
+    try:
+        import torch
+    except ImportError as error:
+        action = "to export: pip install 'kvfold[export]'; to run a built bundle it is not needed"
+        return Finding("torch", "absent", str(error), action)
+    cuda = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "no CUDA device"
+    return Finding("torch", "ok", f"{torch.__version__}, {torch.get_num_threads()} threads, {cuda}")
+
+
+def check_tensorrt() -> Finding:
+    """The TensorRT builder and runtime, of the target `tensorrt`."""
+    return _check_module("TensorRT", "tensorrt", "tensorrt")
+
+
+def check_tensorrt_rtx() -> Finding:
+    """The TensorRT-RTX builder and runtime, of the target `tensorrt-rtx`."""
+    return _check_module("TensorRT-RTX", "tensorrt_rtx", "tensorrt-rtx")
+
+
+def _check_module(subject: str, module: str, extra: str) -> Finding:
+    """Whether a module imports; a broken installation is told apart from none."""
+    try:
+        loaded = import_module(module)
+    except ModuleNotFoundError:
+        action = f"for `--target {extra}`: pip install 'kvfold[export,{extra}]'"
+        return Finding(subject, "absent", "not installed", action)
+    except (ImportError, OSError) as error:  # OSError: one of its shared libraries is missing
+        return Finding(
+            subject, "problem", f"installed but does not import: {error}", f"reinstall kvfold[{extra}]"
+        )
+    return Finding(subject, "ok", str(getattr(loaded, "__version__", "unknown version")))

@@ -1,0 +1,122 @@
+"""The targets as a table: what each is, and why it cannot be built, or not be run, on this machine.
+
+A new target is one entry here, its stages in `pipeline.stages`, its engine in `runtime.engine`; recipe,
+`kvfold doctor` and the bundle's `engine/<target>/` take it from this table. Building and running are asked
+apart: a TensorRT-RTX plan is built on any Linux machine and runs on an NVIDIA GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from plugins.contract.errors import KernelError
+from plugins.contract.fold_plan import KvDtype
+
+
+@dataclass(frozen=True)
+class Target:
+    """One backend that an engine can be built for.
+
+    Attributes:
+        name: in the recipe, and of the folder `engine/<name>`.
+        description: one line for `kvfold doctor`.
+        why_not_build: why this machine cannot build it, with the next action; None when it can.
+        why_not_run: the same for running what was built.
+        kv_dtypes: types of caches that its attention reads; of the float ones, the activations' own.
+        keeps_sinks: its attention can show the first tokens of a sequence to a windowed layer.
+    """
+
+    name: str
+    description: str
+    why_not_build: Callable[[], str | None]
+    why_not_run: Callable[[], str | None]
+    kv_dtypes: tuple[KvDtype, ...] = ("int8", "float16", "bfloat16")
+    keeps_sinks: bool = True
+
+
+def _why_not_cpu() -> str | None:
+    if find_spec("onnxruntime") is None:
+        return "onnxruntime is not installed; run `pip install kvfold`"
+    from plugins.cpu.cpu_library import active_isa
+
+    try:
+        active_isa()
+    except KernelError as error:
+        return str(error)
+    return None
+
+
+def _why_not_run_cuda() -> str | None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        return (
+            "this onnxruntime has no CUDA provider; run `pip install 'kvfold[cuda]'` in place of onnxruntime"
+        )
+    return _why_no_gpu()
+
+
+def _why_no_gpu() -> str | None:
+    from pipeline.machine.gpus import open_nvml
+
+    with open_nvml() as no_gpu:
+        return f"{no_gpu}; run on a machine with an NVIDIA GPU" if no_gpu else None
+
+
+def _why_not_build_tensorrt(module: str, extra: str) -> str | None:
+    missing = [name for name in (module, "triton", "polygraphy") if find_spec(name) is None]
+    if missing:
+        return f"{' and '.join(missing)} not installed; run `pip install 'kvfold[export,{extra}]'`"
+    return None
+
+
+def _why_not_run_tensorrt(module: str, extra: str) -> str | None:
+    missing = [name for name in (module, "cuda.bindings") if not _is_installed(name)]
+    if missing:
+        return f"{' and '.join(missing)} not installed; run `pip install 'kvfold[{extra}]'`"
+    return _why_no_gpu()
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of its parent package
+        return False
+
+
+TARGETS = {
+    target.name: target
+    for target in (
+        Target(
+            name="cpu",
+            description="ONNX Runtime on the CPU, with kvfold's own attention and int8 kernels",
+            why_not_build=_why_not_cpu,
+            why_not_run=_why_not_cpu,
+            kv_dtypes=("int8", "float32"),
+        ),
+        Target(
+            name="cuda",
+            description="ONNX Runtime on an NVIDIA GPU, with its stock attention; float16, no sink tokens",
+            why_not_build=lambda: None,
+            why_not_run=_why_not_run_cuda,
+            keeps_sinks=False,
+        ),
+        Target(
+            name="tensorrt",
+            description="TensorRT 10.14 or newer with kvfold's plugin, built for the GPU of this machine",
+            why_not_build=lambda: (
+                _why_not_build_tensorrt("tensorrt", "tensorrt")
+                or _why_not_run_tensorrt("tensorrt", "tensorrt")
+            ),
+            why_not_run=lambda: _why_not_run_tensorrt("tensorrt", "tensorrt"),
+        ),
+        Target(
+            name="tensorrt-rtx",
+            description="TensorRT-RTX with kvfold's plugin; built without a GPU for the SM versions named",
+            why_not_build=lambda: _why_not_build_tensorrt("tensorrt_rtx", "tensorrt-rtx"),
+            why_not_run=lambda: _why_not_run_tensorrt("tensorrt_rtx", "tensorrt-rtx"),
+        ),
+    )
+}

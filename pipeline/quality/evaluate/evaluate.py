@@ -1,0 +1,102 @@
+"""Evaluate a bundle: the subjects read the recipe's material, and what was measured is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pipeline.quality.evaluate.answers import ask
+from pipeline.quality.evaluate.evaluation import BFLOAT16, Evaluation, LastWords, evaluation_file
+from pipeline.quality.evaluate.material import Material, prepare_material
+from pipeline.quality.evaluate.retrieval import measure_cell, smallest_window
+from pipeline.quality.likelihood import measure_divergences, measure_perplexity
+from pipeline.quality.subjects import Subject, TorchSubject, load_subjects, original_decoder
+from pipeline.workspace.workspace import EVALUATION_TOKENS, Workspace
+from runtime.bundle import TOKENIZER, TOKENIZER_CONFIG
+from runtime.text.tokenizer import BundleTokenizer
+
+
+def measure(workspace: Workspace, output: Path, progress: Callable[[float], None]) -> None:
+    """Write `report/<target>/evaluation.json` into `output`.
+
+    Raises:
+        ValidationError: a subject's logits are NaN or infinite.
+        CalibrationError: the passages' file cannot be read.
+        RecipeError: a retrieval length does not hold its codes, or there are no passages.
+    """
+    recipe = workspace.recipe
+    tokenizer = BundleTokenizer.load(workspace.root / TOKENIZER, workspace.root / TOKENIZER_CONFIG)
+    sequences = workspace.tensors(EVALUATION_TOKENS)["tokens"].numpy()
+    context = workspace.config.max_position_embeddings
+    material = prepare_material(recipe.evaluate, sequences, tokenizer, context)
+    subjects = load_subjects(workspace, material.longest, recipe.validate_on.prefill_chunk)
+    window = smallest_window(workspace.plan)
+    evaluation = evaluate(material, subjects, load_bfloat16(workspace), window, progress)
+    path = output / evaluation_file(recipe.target)
+    path.parent.mkdir(parents=True)
+    path.write_text(evaluation.model_dump_json(indent=1) + "\n")
+
+
+def evaluate(
+    material: Material,
+    subjects: Sequence[Subject],
+    bfloat16: Subject,
+    window: int | None,
+    progress: Callable[[float], None],
+) -> Evaluation:
+    """Measure everything.
+
+    Args:
+        material: what is read.
+        subjects: the original first, then whom to compare with it.
+        bfloat16: the original's bfloat16 self.
+        window: tokens that a query sees in every layer, itself included; None is all.
+        progress: told of the fraction done.
+
+    Raises:
+        ValidationError: a subject's logits are NaN or infinite.
+    """
+    original, *candidates = subjects
+    meter = Meter(material.tokens(len(subjects), len(candidates) + 1), progress)
+    divergences, losses = measure_divergences(material.compared, original, (bfloat16, *candidates), meter)
+    return Evaluation(
+        text=material.text,
+        window=window,
+        perplexity=tuple(
+            measure_perplexity(windows, subjects, meter, losses if length == divergences.length else None)
+            for length, windows in material.windows.items()
+        ),
+        divergences=divergences,
+        retrieval=tuple(measure_cell(cell, window, subjects, meter) for cell in material.cells),
+        last_words=LastWords(
+            text=material.passages_text,
+            passages=len(material.passages),
+            subjects=ask(subjects, material.passages, meter),
+        ),
+    )
+
+
+def load_bfloat16(workspace: Workspace) -> TorchSubject:
+    """The original in bfloat16: what rounding alone costs."""
+    import torch
+
+    from export.model.matmul_dtype import matmul_dtype, multiply_in_float32
+
+    decoder = original_decoder(workspace).to(torch.bfloat16)
+    if matmul_dtype() is torch.float32:
+        multiply_in_float32(decoder)
+    return TorchSubject(BFLOAT16, decoder)
+
+
+class Meter:
+    """Turns tokens computed into the fraction done."""
+
+    def __init__(self, total: int, progress: Callable[[float], None]) -> None:
+        self._total = total
+        self._done = 0
+        self._progress = progress
+
+    def __call__(self, tokens: int) -> None:
+        """So many tokens more are done."""
+        self._done += tokens
+        self._progress(self._done / self._total)

@@ -1,0 +1,174 @@
+"""What an evaluation measured, as `report/<target>/evaluation.json` stores it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.quality.intervals import Estimate, share
+from runtime.bundle import open_bundle
+
+# The original in bfloat16, whose distance from its float32 self is the noise floor.
+BFLOAT16 = "original_bfloat16"
+
+
+def evaluation_file(target: str) -> str:
+    """Where a bundle keeps the evaluation of a target's engine."""
+    return f"report/{target}/evaluation.json"
+
+
+class Result(BaseModel):
+    """Base of every part: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Perplexity(Result):
+    """Perplexity in windows of one length, by subject.
+
+    Attributes:
+        length: tokens of a window; every token but its first is predicted from those before it.
+        windows: how many; the unit that intervals are computed over.
+        ratios: over the original's, of the same windows, so that a hard text does not widen it.
+    """
+
+    length: int
+    windows: int
+    subjects: dict[str, Estimate]
+    ratios: dict[str, Estimate]
+
+
+class Divergence(Result):
+    """A candidate's next-token distributions against the original's.
+
+    Attributes:
+        candidate: folded, engine, or the original in bfloat16: the noise floor.
+        kl_mean, kl_median, kl_p99: KL(original || candidate) in nat per token.
+        top1_agreement: share of tokens with the same likeliest next token.
+        flips: share where it changes (1 - top1_agreement).
+        flips_lost, flips_gained: share where the original alone, or the candidate alone, is right about
+            the token that the text goes on with.
+    """
+
+    candidate: str
+    kl_mean: Estimate
+    kl_median: Estimate
+    kl_p99: Estimate
+    top1_agreement: Estimate
+    flips: Estimate
+    flips_lost: Estimate
+    flips_gained: Estimate
+
+
+class Divergences(Result):
+    """All candidates over the same tokens.
+
+    Attributes:
+        length: tokens of a window.
+        windows: how many.
+        tokens: positions compared.
+    """
+
+    length: int
+    windows: int
+    tokens: int
+    candidates: tuple[Divergence, ...]
+
+
+class AnswerScore(Result):
+    """How one subject answered a set of prompts.
+
+    Attributes:
+        correct: answers of which every token was the likeliest one.
+        accuracy: their share.
+        nll: mean -log p of a whole answer, nat.
+    """
+
+    correct: int
+    accuracy: Estimate
+    nll: Estimate
+
+
+class RetrievalCell(Result):
+    """One task at one length and depth.
+
+    Attributes:
+        task: `passkey` (one code) or `multi-key` (several, one is asked for).
+        length: tokens of a prompt at most.
+        depth: where the code stands, 0..1.
+        distance: tokens from the code's first to the answer's last, the longest of the trials.
+        inside: whether that is within the smallest window: where not, only layers with wider windows or none
+            reach the code, in one of the trials at least.
+        trials: prompts.
+    """
+
+    task: str
+    length: int
+    depth: float
+    distance: int
+    inside: bool
+    trials: int
+    subjects: dict[str, AnswerScore]
+
+
+class RetrievalShare(Result):
+    """Cells of one task taken together, inside or outside of the window."""
+
+    task: str
+    inside: bool
+    trials: int
+    subjects: dict[str, Estimate]
+
+
+class LastWords(Result):
+    """Last words of passages.
+
+    Attributes:
+        text: where they came from, as a reader is told.
+        passages: how many.
+    """
+
+    text: str
+    passages: int
+    subjects: dict[str, AnswerScore]
+
+
+class Evaluation(Result):
+    """Everything that `kvfold eval` measured. Subjects: original (the control), folded, engine.
+
+    Attributes:
+        text: where the tokens of perplexity and divergence came from.
+        window: the smallest one of the plan's layers, in tokens; None where all are global.
+    """
+
+    text: str
+    window: int | None
+    perplexity: tuple[Perplexity, ...]
+    divergences: Divergences
+    retrieval: tuple[RetrievalCell, ...]
+    last_words: LastWords
+
+    def retrieval_shares(self) -> tuple[RetrievalShare, ...]:
+        """Each task inside and outside of the window, all lengths and depths pooled."""
+        kinds = sorted({(cell.task, cell.inside) for cell in self.retrieval}, reverse=True)
+        return tuple(
+            _pool(task, inside, [c for c in self.retrieval if (c.task, c.inside) == (task, inside)])
+            for task, inside in kinds
+        )
+
+
+def _pool(task: str, inside: bool, cells: Iterable[RetrievalCell]) -> RetrievalShare:
+    trials, correct = 0, dict[str, int]()
+    for cell in cells:
+        trials += cell.trials
+        for name, score in cell.subjects.items():
+            correct[name] = correct.get(name, 0) + score.correct
+    shares = {name: share(count, trials) for name, count in correct.items()}
+    return RetrievalShare(task=task, inside=inside, trials=trials, subjects=shares)
+
+
+def read_evaluation(root: Path, target: str = "cpu") -> Evaluation:
+    """The evaluation of a bundle's target; raises BundleError where there is none yet."""
+    return Evaluation.model_validate_json(open_bundle(root).file(evaluation_file(target)).read_bytes())

@@ -1,0 +1,211 @@
+"""Original, folded model and engine as subjects that give logits of a text.
+
+They are polygraphy runners, `input_ids` [L] in, `logits` [L, vocab] and losses out, for validation, and
+streams of logits for an evaluation, whose texts are too long to hold all of them.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from polygraphy.backend.base import BaseRunner
+from polygraphy.common import TensorMetadata
+
+from pipeline.quality.distances import negative_log_likelihood
+from pipeline.quality.validate.measurements import ENGINE, FOLDED, ORIGINAL
+from pipeline.workspace.workspace import Workspace
+from plugins.contract.fold_plan import FoldPlan
+from plugins.contract.plan_presets import Preset, build_plan
+from runtime.bundle import WEIGHTS
+from runtime.engine.protocol import Engine
+from runtime.memory.horizon import horizons
+from runtime.memory.kv_memory import KvMemory, Prefix
+from runtime.memory.paged_sequence import Sequence
+from runtime.scheduler.step_builder import Chunk, StepBuilder
+
+if TYPE_CHECKING:
+    from export.model.decoder import Decoder
+
+INPUT_IDS, LOGITS, LOSSES = "input_ids", "logits", "losses"
+# A text is read as three turns that end here: each later one finds the earlier ones in the cache.
+TURN_ENDS = (0.5, 0.75, 1.0)
+# Streamed logits come in blocks that end at multiples of this, so that those of several subjects line up.
+BLOCK_TOKENS = 512
+
+
+class Subject(BaseRunner):  # type: ignore[misc]  # polygraphy has no annotations
+    """Base of the subjects: metadata, timing, and the losses that perplexity is computed from."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name=name)
+        self.seconds = 0.0
+
+    @abstractmethod
+    def compute_logits(self, token_ids: np.ndarray) -> np.ndarray:
+        """Logits float32 [L, vocab] of tokens int64 [L]."""
+
+    def stream_logits(self, token_ids: np.ndarray, first: int = 0) -> Iterator[np.ndarray]:
+        """Logits of the positions from `first` on, a block of rows after the other, cut as in `blocks`."""
+        logits = self.compute_logits(token_ids)
+        for rows in blocks(first, len(token_ids)):
+            yield logits[rows]
+
+    def get_input_metadata_impl(self) -> TensorMetadata:
+        """One input of any length."""
+        return TensorMetadata().add(INPUT_IDS, dtype=np.int64, shape=(None,))
+
+    def infer_impl(self, feed_dict: Mapping[str, np.ndarray]) -> OrderedDict[str, np.ndarray]:
+        """Logits and losses of one text."""
+        token_ids = feed_dict[INPUT_IDS]
+        start = time.perf_counter()
+        logits = self.compute_logits(token_ids)
+        self.inference_time = time.perf_counter() - start
+        self.seconds += self.inference_time
+        losses = negative_log_likelihood(logits, token_ids)
+        return OrderedDict({LOGITS: logits, LOSSES: losses})
+
+
+class TorchSubject(Subject):
+    """A decoder in PyTorch, in the type of its weights, whole sequences at once."""
+
+    def __init__(self, name: str, decoder: Decoder) -> None:
+        super().__init__(name)
+        self._decoder = decoder
+
+    def compute_logits(self, token_ids: np.ndarray) -> np.ndarray:
+        """One forward pass."""
+        return next(self._blocks(token_ids, [slice(0, len(token_ids))]))
+
+    def stream_logits(self, token_ids: np.ndarray, first: int = 0) -> Iterator[np.ndarray]:
+        """One pass below the head, then the head on a block at a time."""
+        return self._blocks(token_ids, blocks(first, len(token_ids)))
+
+    def _blocks(self, token_ids: np.ndarray, wanted: Iterable[slice]) -> Iterator[np.ndarray]:
+        import torch
+
+        from export.model.dense_attention import DenseAttention
+
+        decoder = self._decoder
+        with torch.inference_mode():
+            # The mixer holds the keys and values of all layers: it must not outlive the pass.
+            hidden = decoder.model(
+                torch.from_numpy(token_ids)[None], DenseAttention(decoder.config, decoder.plan)
+            )[0]
+        for rows in wanted:
+            with torch.inference_mode():
+                logits: np.ndarray = decoder.lm_head(hidden[rows]).float().numpy()
+            yield logits
+
+
+class EngineSubject(Subject):
+    """The engine as it runs for users: paged and in chunks.
+
+    Args:
+        name: of the subject.
+        engine: built for the bundle.
+        prefill_chunk: tokens per step.
+    """
+
+    def __init__(self, name: str, engine: Engine, prefill_chunk: int) -> None:
+        super().__init__(name)
+        self.reused_tokens = 0
+        self._engine = engine
+        self._chunk = prefill_chunk
+        info = engine.info
+        self._builder = StepBuilder(
+            [group.name for group in info.plan.groups],
+            info.plan.page_size,
+            max_tokens=prefill_chunk,
+            max_seqs=1,
+            max_pages=-(-info.max_context_length // info.plan.page_size),
+        )
+
+    def compute_logits(self, token_ids: np.ndarray) -> np.ndarray:
+        """Three turns, each on the cache of the earlier ones; where one computes again, its logits count."""
+        memory = KvMemory(self._engine.info)
+        logits = np.empty((len(token_ids), self._engine.info.vocab_size), np.float32)
+        for share in TURN_ENDS:
+            end = round(share * len(token_ids))
+            sequence = memory.begin(token_ids[:end], end, Prefix(prompt_length=end))
+            self.reused_tokens += sequence.hit_tokens
+            for start, found in self._run(memory, sequence, end):
+                logits[start : start + len(found)] = found
+            memory.release(sequence)
+        return logits
+
+    def stream_logits(self, token_ids: np.ndarray, first: int = 0) -> Iterator[np.ndarray]:
+        """One turn over an empty cache; what comes before `first` costs no logits."""
+        memory, end = KvMemory(self._engine.info), len(token_ids)
+        sequence = memory.begin(token_ids, end, Prefix(prompt_length=end))
+        for _ in self._run(memory, sequence, first, every_row=False):
+            pass
+        for rows in blocks(first, end):
+            yield np.concatenate([found.copy() for _, found in self._run(memory, sequence, rows.stop)])
+
+    def _run(
+        self, memory: KvMemory, sequence: Sequence, end: int, every_row: bool = True
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Compute up to `end`: the first position of each step and its logits, which the next overwrites."""
+        for start in range(sequence.num_computed, end, self._chunk):
+            stop = min(start + self._chunk, end)
+            allocated = memory.allocate(sequence, stop)
+            assert allocated, "the pools hold a whole context"
+            step = self._builder.build([Chunk(sequence, start, stop, samples=True)])
+            if every_row:
+                step = replace(step, logits_indices=np.arange(stop - start))
+            logits = self._engine.execute(step)
+            memory.commit(sequence, stop)
+            yield start, logits
+
+
+def blocks(first: int, length: int) -> Iterator[slice]:
+    """Positions [first, length) in blocks that end at multiples of BLOCK_TOKENS."""
+    while first < length:
+        stop = min(length, (first // BLOCK_TOKENS + 1) * BLOCK_TOKENS)
+        yield slice(first, stop)
+        first = stop
+
+
+def load_subjects(
+    workspace: Workspace, longest: int, prefill_chunk: int
+) -> tuple[TorchSubject, TorchSubject, EngineSubject]:
+    """Original, folded model and the engine of the recipe's target, for texts of up to `longest` tokens.
+
+    Raises:
+        KvfoldError: the bundle's weights or its engine cannot be loaded.
+    """
+    from export.model.decoder import Decoder
+    from runtime.engine.load_engine import load_engine
+    from runtime.runtime_config import RuntimeConfig
+
+    config, plan = workspace.config, workspace.plan
+    pages = pages_of_sequence(plan, longest, prefill_chunk)
+    batch = RuntimeConfig(max_num_batched_tokens=prefill_chunk, max_num_seqs=1)
+    engine = load_engine(workspace.root / "engine" / workspace.recipe.target, plan, pages, batch)
+    return (
+        TorchSubject(ORIGINAL, original_decoder(workspace)),
+        TorchSubject(FOLDED, Decoder.from_weights(config, plan, workspace.tensors(WEIGHTS))),
+        EngineSubject(ENGINE, engine, prefill_chunk),
+    )
+
+
+def original_decoder(workspace: Workspace) -> Decoder:
+    """The unfolded model."""
+    from export.model.decoder import Decoder
+
+    identity = build_plan(Preset(preset="identity"), workspace.config.attention_shape)
+    return Decoder.from_weights(workspace.config, identity, workspace.checkpoint.weights)
+
+
+def pages_of_sequence(plan: FoldPlan, length: int, chunk: int) -> dict[str, int]:
+    """Pages of each group's pool that hold one sequence, whatever its bytes.
+
+    Local groups hold it twice: the running window, and the tail that the last turn left in the tree.
+    """
+    return {law.name: law.peak_pages(length, chunk) * (2 if law.is_local else 1) for law in horizons(plan)}

@@ -1,0 +1,120 @@
+"""Run the subjects over the recipe's text and write what was measured."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from polygraphy.comparator import Comparator, IterationResult
+from polygraphy.exception import PolygraphyException
+from polygraphy.logger import G_LOGGER
+
+from pipeline.quality.distances import Distance, measure_distance
+from pipeline.quality.subjects import INPUT_IDS, LOGITS, LOSSES, EngineSubject, Subject, load_subjects
+from pipeline.quality.validate.measurements import (
+    ENGINE,
+    FOLDED,
+    KL_BIN_EDGES,
+    ORIGINAL,
+    Comparison,
+    Measurements,
+    SubjectResult,
+    measurements_file,
+)
+from pipeline.workspace.workspace import HELDOUT_TOKENS, Workspace
+from plugins.contract.errors import ValidationError
+
+if TYPE_CHECKING:
+    from polygraphy.comparator.struct import RunResults
+
+PAIRS = ((ORIGINAL, FOLDED), (ORIGINAL, ENGINE), (FOLDED, ENGINE))
+
+
+def measure(workspace: Workspace, output: Path, progress: Callable[[float], None]) -> None:
+    """Write `report/<target>/measurements.json` into `output`.
+
+    Raises:
+        ValidationError: a subject's logits are NaN or infinite.
+    """
+    section = workspace.recipe.validate_on
+    windows = workspace.tensors(HELDOUT_TOKENS)["tokens"].numpy()
+    subjects = load_subjects(workspace, section.sequence_length, section.prefill_chunk)
+    path = output / measurements_file(workspace.recipe.target)
+    path.parent.mkdir(parents=True)
+    path.write_text(
+        compare(windows, subjects, section.description, progress).model_dump_json(indent=1) + "\n"
+    )
+
+
+def compare(
+    windows: np.ndarray, subjects: tuple[Subject, ...], text: str, progress: Callable[[float], None]
+) -> Measurements:
+    """Compare subjects over tokens int64 [N, L], one window at a time, so that memory stays flat.
+
+    Raises:
+        ValidationError: a subject's logits are NaN or infinite.
+    """
+    distances: dict[tuple[str, str], list[Distance]] = {pair: [] for pair in PAIRS}
+    losses: dict[str, list[np.ndarray]] = {subject.name: [] for subject in subjects}
+
+    def collect(reference: IterationResult, candidate: IterationResult) -> OrderedDict[str, bool]:
+        distance = measure_distance(reference[LOGITS], candidate[LOGITS])
+        distances[reference.runner_name, candidate.runner_name].append(distance)
+        return OrderedDict(distribution=bool(np.isfinite(distance.kl).all()))
+
+    def remember_losses(stream: Iterator[RunResults]) -> Iterator[RunResults]:
+        for results in stream:
+            for name, iterations in results:
+                losses[name].append(iterations[0][LOSSES])
+            yield results
+
+    with G_LOGGER.verbosity(G_LOGGER.CRITICAL + 1):
+        stream = Comparator.run(list(subjects), data_loader=_feeds(windows, progress), streaming=True)
+        valid = Comparator.validate(stream, check_nan=True, check_inf=True)
+        names = [subject.name for subject in subjects]
+        pairs = [(names.index(reference), names.index(candidate)) for reference, candidate in PAIRS]
+        try:
+            Comparator.compare_accuracy(remember_losses(valid), comparisons=pairs, compare_func=collect)
+        except PolygraphyException as error:
+            raise ValidationError(
+                f"a subject's logits are NaN or infinite ({error}); check the checkpoint, then calibration"
+            ) from error
+    return Measurements(
+        text=text,
+        tokens=windows.size,
+        sequence_length=windows.shape[1],
+        reused_tokens=sum(s.reused_tokens for s in subjects if isinstance(s, EngineSubject)),
+        subjects={s.name: _summarise_subject(s, losses[s.name], windows.size) for s in subjects},
+        comparisons=tuple(_summarise_pair(pair, distances[pair]) for pair in PAIRS),
+    )
+
+
+def _feeds(windows: np.ndarray, progress: Callable[[float], None]) -> Iterator[Mapping[str, np.ndarray]]:
+    for index, window in enumerate(windows):
+        progress(index / len(windows))
+        yield OrderedDict({INPUT_IDS: window})
+
+
+def _summarise_subject(subject: Subject, losses: list[np.ndarray], tokens: int) -> SubjectResult:
+    return SubjectResult(
+        perplexity=float(np.exp(np.concatenate(losses).mean())), tokens_per_second=tokens / subject.seconds
+    )
+
+
+def _summarise_pair(pair: tuple[str, str], distances: list[Distance]) -> Comparison:
+    kl = np.concatenate([distance.kl for distance in distances])
+    bins = np.digitize(kl, KL_BIN_EDGES)
+    return Comparison(
+        reference=pair[0],
+        candidate=pair[1],
+        kl_mean=float(kl.mean()),
+        kl_median=float(np.median(kl)),
+        kl_p99=float(np.quantile(kl, 0.99)),
+        kl_max=float(kl.max()),
+        kl_histogram=tuple(np.bincount(bins, minlength=len(KL_BIN_EDGES) + 1).tolist()),
+        top1_agreement=float(np.concatenate([distance.same_top1 for distance in distances]).mean()),
+        max_logit_difference=max(distance.max_logit_difference for distance in distances),
+    )

@@ -1,0 +1,61 @@
+"""Write `report/<target>/evaluation.html`: what `kvfold eval` measured, as a page that loads nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.table import Table
+
+from pipeline.quality.evaluate.evaluation import Evaluation
+from pipeline.quality.evaluate.evaluation_tables import evaluation_tables
+from pipeline.quality.validate.measurements import ENGINE
+from pipeline.report.report_page import load_template
+from pipeline.workspace.write_bundle import name_disk_errors
+from plugins.contract.version import VERSION
+
+
+class PageTable(NamedTuple):
+    """A terminal's table, as a page shows it."""
+
+    title: str
+    columns: list[str]
+    rows: list[tuple[str, ...]]
+
+
+def evaluation_page(target: str) -> str:
+    """Where a bundle keeps the page of a target's engine."""
+    return f"report/{target}/evaluation.html"
+
+
+def write_evaluation_page(root: Path, recipe: str, target: str, evaluation: Evaluation) -> Path:
+    """Write the page of a recipe's evaluation into the bundle `root`.
+
+    Raises:
+        BundleError: it cannot be written.
+    """
+    path = root / evaluation_page(target)
+    page = load_template("evaluation.html.j2").render(
+        recipe=recipe,
+        tiles=list(_tiles(evaluation)),
+        tables=[_page_table(table) for table in evaluation_tables(evaluation)],
+        version=VERSION,
+    )
+    with name_disk_errors(root):
+        path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _tiles(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
+    for row in evaluation.perplexity:
+        yield f"{row.ratios[ENGINE].value:.3f}\u00d7", f"the original's perplexity, windows of {row.length:,}"
+    engine = next(row for row in evaluation.divergences.candidates if row.candidate == ENGINE)
+    yield f"{engine.kl_mean.value:.3f}", "KL to the original, nat per token"
+    yield f"{engine.top1_agreement.value:.1%}", "same likeliest token as the original"
+
+
+def _page_table(table: Table) -> PageTable:
+    columns = [[str(cell) for cell in column.cells] for column in table.columns]
+    headers = [str(column.header) for column in table.columns]
+    return PageTable(str(table.title).strip(), headers, list(zip(*columns, strict=True)))

@@ -1,0 +1,37 @@
+"""Write the report: collect the bundle's measurements, judge them, render the page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from export.quantize.precision import Quantization
+from pipeline.quality.validate.measurements import Measurements, judge, measurements_file
+from pipeline.report.report_page import render_page
+from pipeline.report.report_results import Results, page_file, results_file
+from pipeline.workspace.tool_versions import tool_versions
+from pipeline.workspace.workspace import FOLD_ERRORS, Workspace
+from plugins.contract.kv_bytes import kv_bytes
+from runtime.bundle import QUANTIZATION
+
+
+def write_report(workspace: Workspace, output: Path) -> None:
+    """Write results and page of the recipe's target into `output`."""
+    root, recipe = workspace.root, workspace.recipe
+    measurements = Measurements.model_validate_json((root / measurements_file(recipe.target)).read_bytes())
+    shape = workspace.config.attention_shape
+    results = Results(
+        recipe=recipe.name,
+        plan=workspace.plan,
+        shape=shape,
+        kv_bytes=kv_bytes(workspace.plan, shape),
+        measurements=measurements,
+        verdicts=tuple(judge(measurements, recipe.validate_on.thresholds)),
+        fold_errors=json.loads((root / FOLD_ERRORS).read_text()),
+        quantization=Quantization.model_validate_json((root / QUANTIZATION).read_bytes()),
+        tools=tool_versions(),
+    )
+    path = output / results_file(recipe.target)
+    path.parent.mkdir(parents=True)
+    path.write_text(results.model_dump_json(indent=1) + "\n")
+    (output / page_file(recipe.target)).write_text(render_page(results), encoding="utf-8")

@@ -1,0 +1,1 @@
+"""What every room shows with: tables, progress, plans, axes and templates."""

@@ -1,0 +1,1 @@
+"""The stages from a recipe to a report."""

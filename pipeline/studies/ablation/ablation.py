@@ -1,0 +1,87 @@
+"""Fold a recipe's model under its plan once per method, and hold each against the original."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich import get_console
+
+from pipeline.bring_up_to_date import bring_up_to_date
+from pipeline.recipe.load_recipe import load_recipe
+from pipeline.show.progress import stage_display
+from pipeline.studies.ablation.ablation_results import Ablation, Row
+from pipeline.studies.ablation.ablation_tables import write_markdown
+from pipeline.studies.ablation.fold_by_method import fold_by
+from pipeline.studies.cost import Yardstick, cost_stage, file_hashes, read_cost
+from pipeline.workspace.run_stages import run_stages
+from pipeline.workspace.stage import Stage
+from pipeline.workspace.workspace import Workspace
+from pipeline.workspace.write_bundle import name_disk_errors
+from plugins.contract.errors import RecipeError
+
+# In the bundle's folder, outside its manifest; what decides a measurement is in its stage's hash.
+WORK = Path("work/ablation")
+RESULTS, MARKDOWN = Path("report/ablation.json"), Path("report/ablation.md")
+# A ridge so high that every regression returns its prior: the pretrained weights and the algebra alone.
+NO_REGRESSION = 1e12
+METHOD_CODE = ("export/fold", "pipeline/studies/ablation/fold_by_method.py")
+
+
+def measure_ablation(name: str, root: Path) -> Ablation:
+    """Measure every method, with and without least squares, and write the report into the bundle `root`.
+
+    Raises:
+        RecipeError: the recipe is not valid, or its plan merges nothing.
+        KvfoldError: whatever a stage or a fold raises; what finished before it stays.
+    """
+    from export.fold.baselines import METHODS
+
+    workspace = Workspace(load_recipe(name), root)
+    _require_merging(workspace)
+    bring_up_to_date(name, root, "calibration")
+    recipe = bring_up_to_date(name, root, "evaltext")
+    yardstick = Yardstick(workspace)
+    console = get_console()
+    console.print(f"[bold]Methods[/] -> {root / WORK}")
+    variants = [(method, regressed) for regressed in (True, False) for method in METHODS]
+    stages = tuple(_method_stage(workspace, yardstick, *variant) for variant in variants)
+    with stage_display(console) as display:
+        run_stages(recipe, root / WORK, stages, display)
+    ablation = Ablation(
+        recipe=recipe.name,
+        text=recipe.evaluate.description,
+        rows=tuple(
+            Row(method=method, regressed=regressed, cost=read_cost(root / WORK, stage.name))
+            for stage, (method, regressed) in zip(stages, variants, strict=True)
+        ),
+    )
+    with name_disk_errors(root):
+        (root / RESULTS).parent.mkdir(exist_ok=True)
+        (root / RESULTS).write_text(ablation.model_dump_json(indent=1) + "\n")
+        (root / MARKDOWN).write_text(write_markdown(ablation), encoding="utf-8")
+    return ablation
+
+
+def _require_merging(workspace: Workspace) -> None:
+    from export.fold.fold import is_folded
+
+    config, recipe = workspace.checkpoint.config, workspace.recipe
+    plan = recipe.build_plan(config.attention_shape)
+    if not any(is_folded(bank, config) for bank in plan.banks):
+        raise RecipeError(
+            f"recipe {recipe.name}: its plan keeps every KV head of every layer: there is nothing to merge; "
+            "name a recipe with fewer heads or shared layers, such as mqa or character"
+        )
+
+
+def _method_stage(workspace: Workspace, yardstick: Yardstick, method: str, regressed: bool) -> Stage:
+    recipe = workspace.recipe
+    ridge = recipe.fold.ridge if regressed else NO_REGRESSION
+    settings = [section.model_dump(mode="json") for section in (recipe.plan, recipe.fold)]
+    return cost_stage(
+        f"methods/{method}" + ("" if regressed else "-alone"),
+        yardstick,
+        lambda: fold_by(workspace, method, ridge),
+        inputs=[file_hashes(workspace.root, "calibration"), settings, method, ridge],
+        code=METHOD_CODE,
+    )

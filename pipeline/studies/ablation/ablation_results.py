@@ -1,0 +1,35 @@
+"""What the ways to merge heads cost, as `report/ablation.json` stores it."""
+
+from __future__ import annotations
+
+from pipeline.quality.evaluate.evaluation import Result
+from pipeline.studies.cost import Cost
+
+
+class Row(Result):
+    """One way under the recipe's plan.
+
+    Attributes:
+        method: a name of `export.fold.baselines.METHODS`.
+        regressed: whether keys, values, queries and W_O were solved by least squares, layer by layer, on
+            what the folded model produces; otherwise they are the pretrained ones and the method's algebra.
+        cost: of the folded model, in float.
+    """
+
+    method: str
+    regressed: bool
+    cost: Cost
+
+
+class Ablation(Result):
+    """All of them.
+
+    Attributes:
+        recipe: whose plan and model it is.
+        text: where the tokens came from, as a reader is told.
+        rows: at least one.
+    """
+
+    recipe: str
+    text: str
+    rows: tuple[Row, ...]

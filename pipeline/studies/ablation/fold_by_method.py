@@ -1,0 +1,30 @@
+"""A recipe's model under its plan, folded by one of the methods."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipeline.workspace.workspace import CALIBRATION_TOKENS, Workspace
+
+if TYPE_CHECKING:
+    from export.model.decoder import Decoder
+
+
+def fold_by(workspace: Workspace, method: str, ridge: float) -> Decoder:
+    """Fold on the bundle's calibration text, as the stage `fold` does.
+
+    Args:
+        workspace: its stage `calibration` up to date.
+        method: a name of `export.fold.baselines.METHODS`.
+        ridge: in place of the recipe's own.
+    """
+    from export.fold.baselines import METHODS
+    from export.fold.fold import fold_weights
+    from export.model.decoder import Decoder
+
+    checkpoint, recipe = workspace.checkpoint, workspace.recipe
+    plan = recipe.build_plan(checkpoint.config.attention_shape)
+    tokens = workspace.tensors(CALIBRATION_TOKENS)["tokens"]
+    settings = recipe.fold.model_copy(update={"ridge": ridge})
+    folded = fold_weights(checkpoint.config, checkpoint.weights, plan, tokens, settings, METHODS[method])
+    return Decoder.from_weights(checkpoint.config, folded.plan, folded.weights)

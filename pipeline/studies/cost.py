@@ -1,0 +1,140 @@
+"""What a folded model costs, in float: beside the original on one text, measured as `kvfold eval` does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
+from math import ceil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.quality.evaluate.evaluation import Divergences, Perplexity, Result
+from pipeline.quality.intervals import Estimate
+from pipeline.quality.validate.measurements import FOLDED, ORIGINAL
+from pipeline.stages.stages import STAGES, evaluate_stage
+from pipeline.workspace.stage import Report, Stage
+from pipeline.workspace.workspace import EVALUATION_TOKENS, Workspace
+from runtime.bundle import open_bundle
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from export.model.decoder import Decoder
+    from pipeline.quality.subjects import TorchSubject
+
+_EVALUATE = next(stage for stage in STAGES if stage.name == evaluate_stage("cpu"))
+
+
+class Cost(Result):
+    """A folded model against the original, both in float; what int8 adds is not in it.
+
+    Attributes:
+        perplexity: of original and folded, in windows of the text's `sequence_length`.
+        divergences: of the folded model, over the text's first `kl_tokens`.
+    """
+
+    perplexity: Perplexity
+    divergences: Divergences
+
+    @property
+    def folded(self) -> Estimate:
+        """The folded model's perplexity."""
+        return self.perplexity.subjects[FOLDED]
+
+    @property
+    def ratio(self) -> Estimate:
+        """Its perplexity over the original's, of the same windows."""
+        return self.perplexity.ratios[FOLDED]
+
+    @property
+    def kl(self) -> Estimate:
+        """Mean KL(original || folded) in nat per token."""
+        return self.divergences.candidates[0].kl_mean
+
+
+class Yardstick:
+    """The original and the text that folded models of one checkpoint are held against; loaded when needed.
+
+    Args:
+        workspace: of a recipe whose section `evaluate` names the text, its stage `evaltext` up to date.
+    """
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+        self.section = workspace.recipe.evaluate
+
+    @property
+    def fingerprint(self) -> object:
+        """Everything of it that decides a measurement, by content."""
+        return [file_hashes(self._workspace.root, "checkpoint", "evaltext"), self.section.kl_tokens]
+
+    @cached_property
+    def _windows(self) -> np.ndarray:
+        """Tokens int64 [windows, sequence_length]."""
+        windows: np.ndarray = self._workspace.tensors(EVALUATION_TOKENS)["tokens"].numpy()
+        return windows
+
+    @cached_property
+    def _original(self) -> TorchSubject:
+        from pipeline.quality.subjects import TorchSubject, original_decoder
+
+        return TorchSubject(ORIGINAL, original_decoder(self._workspace))
+
+    def measure(self, decoder: Decoder, progress: Callable[[float], None]) -> Cost:
+        """Hold a folded model against the original.
+
+        Raises:
+            ValidationError: its logits are NaN or infinite.
+        """
+        from pipeline.quality.evaluate.evaluate import Meter
+        from pipeline.quality.likelihood import measure_divergences, measure_perplexity
+        from pipeline.quality.subjects import TorchSubject
+
+        folded = TorchSubject(FOLDED, decoder)
+        compared = self._windows[: ceil(self.section.kl_tokens / self._windows.shape[1])]
+        tick = Meter(2 * self._windows.size, progress)
+        divergences, losses = measure_divergences(compared, self._original, (folded,), tick)
+        perplexity = measure_perplexity(self._windows, (self._original, folded), tick, losses)
+        return Cost(perplexity=perplexity, divergences=divergences)
+
+
+def cost_stage(
+    name: str, yardstick: Yardstick, load: Callable[[], Decoder], inputs: object, code: tuple[str, ...] = ()
+) -> Stage:
+    """A stage of its own folder that writes a folded model's Cost to `<name>.json`.
+
+    Args:
+        name: of the stage.
+        yardstick: what the model is held against.
+        load: makes the model.
+        inputs: everything that decides the model, by content.
+        code: source files or folders that make it, where it is not read from a bundle.
+    """
+
+    def run(workspace: Workspace, output: Path, progress: Report) -> None:
+        path = output / f"{name}.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(yardstick.measure(load(), progress).model_dump_json(indent=1) + "\n")
+
+    return replace(
+        _EVALUATE,
+        name=name,
+        doing="measuring perplexity and KL",
+        needs=(),
+        settings=lambda recipe: [yardstick.fingerprint, inputs],
+        code=(*_EVALUATE.code, "pipeline/studies/cost.py", "pipeline/workspace/stage.py", *code),
+        run=run,
+        target=None,
+    )
+
+
+def read_cost(folder: Path, name: str) -> Cost:
+    """What the stage `name` wrote into its folder."""
+    return Cost.model_validate_json((folder / f"{name}.json").read_bytes())
+
+
+def file_hashes(root: Path, *stages: str) -> dict[str, str]:
+    """sha256 of every file that stages of a bundle wrote, by path."""
+    recorded = open_bundle(root).manifest.stages
+    return {name: file.sha256 for stage in stages for name, file in recorded[stage].files.items()}

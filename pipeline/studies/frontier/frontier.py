@@ -1,0 +1,81 @@
+"""Measure a ladder: fold what is not folded yet, hold every rung against the original, write it all down."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich import get_console
+
+from pipeline.bring_up_to_date import bring_up_to_date
+from pipeline.show.progress import stage_display
+from pipeline.studies.cost import Yardstick, cost_stage, file_hashes, read_cost
+from pipeline.studies.frontier.frontier_picture import draw_frontier
+from pipeline.studies.frontier.frontier_tables import write_markdown
+from pipeline.studies.frontier.ladder import load_ladder
+from pipeline.studies.frontier.rungs import Frontier, Rung
+from pipeline.workspace.run_stages import run_stages
+from pipeline.workspace.stage import Stage
+from pipeline.workspace.workspace import Workspace
+from pipeline.workspace.write_bundle import name_disk_errors
+from plugins.contract.kv_bytes import kv_bytes
+
+if TYPE_CHECKING:
+    from export.model.decoder import Decoder
+
+
+def measure_frontier(names: Sequence[str], folder: Path) -> Frontier:
+    """Measure recipes on the first one's text and write frontier.json, .md and .svg into `folder`.
+
+    Every rung is folded (and healed) in its own bundle; its cost is kept in `folder`, in
+    `rungs/<recipe>.json`, until its weights, the text or the code changes.
+
+    Raises:
+        RecipeError: a recipe is not valid, two have one name, or they are for different models.
+        KvfoldError: whatever a stage raises; what finished before it stays.
+    """
+    rungs = load_ladder(names)
+    bring_up_to_date(names[0], rungs[0].root, "evaltext")
+    for name, rung in zip(names, rungs, strict=True):
+        bring_up_to_date(name, rung.root, "heal")
+    yardstick = Yardstick(rungs[0])
+    console = get_console()
+    console.print(f"[bold]Frontier[/] -> {folder}")
+    with stage_display(console) as display:
+        stages = tuple(_rung_stage(rung, yardstick) for rung in rungs)
+        run_stages(rungs[0].recipe, folder, stages, display)
+    found = [_read_rung(rung, folder) for rung in rungs]
+    frontier = Frontier(
+        text=yardstick.section.description,
+        rungs=tuple(sorted(found, key=lambda rung: rung.size, reverse=True)),
+    )
+    with name_disk_errors(folder):
+        (folder / "frontier.json").write_text(frontier.model_dump_json(indent=1) + "\n")
+        (folder / "frontier.md").write_text(write_markdown(frontier), encoding="utf-8")
+        (folder / "frontier.svg").write_text(draw_frontier(frontier), encoding="utf-8")
+    return frontier
+
+
+def _stage_name(rung: Workspace) -> str:
+    return f"rungs/{rung.recipe.name}"
+
+
+def _rung_stage(rung: Workspace, yardstick: Yardstick) -> Stage:
+    """The plan and the weights count by content; so does whatever else folding and healing wrote."""
+
+    def load() -> Decoder:
+        from export.model.decoder import Decoder
+
+        return Decoder.from_weights(rung.config, rung.plan, rung.healed)
+
+    inputs = file_hashes(rung.root, "fold", "heal")
+    return cost_stage(_stage_name(rung), yardstick, load, inputs)
+
+
+def _read_rung(rung: Workspace, folder: Path) -> Rung:
+    return Rung(
+        recipe=rung.recipe.name,
+        kv_bytes=kv_bytes(rung.plan, rung.config.attention_shape),
+        cost=read_cost(folder, _stage_name(rung)),
+    )

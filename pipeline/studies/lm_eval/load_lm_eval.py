@@ -1,0 +1,61 @@
+"""Join HarnessModel with lm-evaluation-harness, which is imported here and nowhere else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.quality.subjects import EngineSubject, Subject, pages_of_sequence
+from pipeline.studies.lm_eval.lm_eval_requests import Generate, HarnessModel
+from plugins.contract.errors import TargetError
+from runtime.bundle import TOKENIZER, TOKENIZER_CONFIG, open_bundle
+from runtime.engine.engine_config import EngineConfig
+from runtime.engine.load_engine import load_engine
+from runtime.llm import DEFAULT_TARGET, LLM
+from runtime.runtime_config import RuntimeConfig
+from runtime.text.tokenizer import BundleTokenizer, Tokenizer
+
+
+def load_harness_model(bundle: str | Path, target: str = DEFAULT_TARGET) -> Any:
+    """A bundle's engine as a model of lm-evaluation-harness.
+
+    Example:
+        from lm_eval import simple_evaluate
+        simple_evaluate(model=load_harness_model("bundles/compact"), tasks=["hellaswag"])
+
+    Args:
+        bundle: the bundle's folder.
+        target: which of its engines.
+
+    Raises:
+        TargetError: lm-evaluation-harness is not installed, or the engine cannot run here.
+        BundleError: there is no bundle, it is damaged, or it has no engine for the target.
+    """
+    opened, config = open_bundle(bundle), RuntimeConfig()
+    directory, plan = opened.directory(f"engine/{target}"), opened.plan
+    context, chunk = EngineConfig.load(directory).max_context_length, config.max_num_batched_tokens
+    tokenizer = BundleTokenizer.load(opened.file(TOKENIZER), opened.file(TOKENIZER_CONFIG))
+    # Two engines, as a subject's pages are not the LLM's: each has pools of its own.
+    scorer = load_engine(directory, plan, pages_of_sequence(plan, context, chunk), config)
+    llm = LLM.load(bundle, config, target)
+
+    def generate(*requests: Any) -> list[str]:
+        return [completion.text for completion in llm.generate(*requests)]
+
+    subject = EngineSubject("engine", scorer, chunk)
+    return harness_model(subject, generate, tokenizer, context, str(bundle))
+
+
+def harness_model(subject: Subject, generate: Generate, tokenizer: Tokenizer, context: int, name: str) -> Any:
+    """Any subject as a model of lm-evaluation-harness; arguments and errors as above."""
+    try:
+        from lm_eval.api.model import LM
+    except ImportError as error:
+        raise TargetError(
+            f"lm-evaluation-harness is not installed ({error}); run `pip install 'kvfold[harness]'`"
+        ) from error
+
+    class KvfoldLM(HarnessModel, LM):  # type: ignore[misc]  # the harness may be absent, so its type is unknown
+        """Ours answers; the harness's base has its ranks and its cache."""
+
+    return KvfoldLM(subject, generate, tokenizer, context, name)

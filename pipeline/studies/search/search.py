@@ -1,0 +1,332 @@
+"""Search a plan: measure what is not measured yet, choose globals, choose banks, measure whole plans."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from math import ceil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.progress import Progress
+
+from export.search.choose import (
+    Candidate,
+    Horizons,
+    by_size,
+    choose_banks,
+    choose_horizons,
+    front,
+    grow_globals,
+    refine,
+    settle,
+    smallest_below,
+    smallest_bytes,
+)
+from export.search.costs import (
+    Change,
+    Cost,
+    distant_changes,
+    large_banks,
+    layer_changes,
+    make_table,
+)
+from export.search.space import PlanSpace, Solution
+from pipeline.machine.targets import TARGETS
+from pipeline.recipe.recipe import Recipe
+from pipeline.show.progress import open_bar
+from pipeline.stages.stage_inputs import fingerprint_text
+from pipeline.studies.search.goal import Goal
+from pipeline.studies.search.ledger import Ledger, globals_name
+from pipeline.studies.search.search_questions import write_questions
+from pipeline.workspace.stage import Report, hash_code
+from pipeline.workspace.workspace import Workspace, read_text
+from plugins.contract.errors import RecipeError
+from plugins.contract.fold_plan import FoldPlan, KvDtype
+from plugins.contract.version import VERSION
+
+if TYPE_CHECKING:
+    from export.search.measure_changes import Laboratory
+
+# Dials that decide a measurement; the others decide only what is chosen from them.
+MEASURING = {
+    *("kl_tokens", "prompts", "prompt_length", "measured_window", "sink_size", "negligible_int8_kl"),
+}
+MEASURING_CODE = (
+    *("export/search/costs.py", "export/search/examine.py", "export/search/measure_changes.py"),
+    *("export/calibration", "export/checkpoint", "export/fold", "export/model", "export/quantize"),
+    *(
+        "export/heal/student/block_attention.py",
+        "export/heal/objective/head_kl.py",
+        "export/heal/student/int8_rounding.py",
+    ),
+    *("export/heal/student/training_attention.py", "plugins/int8_linear"),
+    *("plugins/contract/fold_plan.py", "plugins/contract/plan_presets.py"),
+    *(
+        "plugins/contract/chat_template.py",
+        "plugins/contract/tokenizer_config.py",
+        "runtime/text/tokenizer.py",
+    ),
+    *(
+        "pipeline/quality/evaluate/question.py",
+        "pipeline/quality/evaluate/haystacks.py",
+        "pipeline/quality/evaluate/filler.txt",
+    ),
+    "pipeline/studies/search/search_questions.py",
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search came to.
+
+    Attributes:
+        plan: the chosen one.
+        solution: its banks, with what they were predicted to cost.
+        cost: what it was measured to cost.
+        plans: every whole plan that was measured.
+        horizons: the globals of the plan; with measured windows, and nothing else folded.
+        space: the costs of all changes, and what was allowed.
+    """
+
+    plan: FoldPlan
+    solution: Solution
+    cost: Cost
+    plans: tuple[Candidate, ...]
+    horizons: Horizons
+    space: PlanSpace
+
+
+class Search:
+    """One search; what it measures goes into a ledger, and what is there is not measured again."""
+
+    def __init__(self, recipe: Recipe, goal: Goal, ledger: Path, bars: Progress) -> None:
+        """Read the checkpoint's header and the ledger.
+
+        Raises:
+            RecipeError: the recipe cannot take a searched plan.
+            CheckpointError, UnsupportedModelError: the model cannot be read.
+        """
+        check_recipe(recipe)
+        self._recipe, self._goal, self._bars = recipe, goal, bars
+        self._checkpoint = Workspace(recipe, Path()).checkpoint
+        self._config = self._checkpoint.config
+        self._ledger = Ledger(ledger, self._key())
+        self._plans: list[Candidate] = []
+
+    def run(self) -> Found:
+        """The plan.
+
+        Raises:
+            PlanError: the goal cannot be reached; the nearest that can is named.
+            RecipeError: prompts and model do not fit together.
+            CalibrationError: the text cannot be read, or is too short.
+        """
+        changes = list(layer_changes(self._config, self._recipe.search.sliding_windows))
+        self._measure(changes)
+        space = self._space(changes)
+        choose_banks(space, frozenset(), self._goal.targets)  # where even that is too large, nothing helps
+        trail = grow_globals(
+            self._config.num_hidden_layers,
+            self._measure_none(),
+            self._unfolded + self._recipe.search.max_retrieval_loss,
+            lambda globals_: fits(space, globals_, self._goal),
+            self._measure_globals,
+        )
+        space = settle(lambda: self._space(changes), partial(self._best, trail), self._measure)
+        horizons = choose_horizons(space, trail, self._goal.targets)
+        if self._goal.share_distant_globals:
+            changes += distant_changes(self._config, horizons.globals_)
+            self._measure(changes)
+        space = settle(lambda: self._space(changes), partial(self._eligible, horizons), self._measure)
+        space = replace(space, forbidden=space.table.guessed)  # nor do the neighbours of what is chosen
+        best = self._choose(space, horizons.globals_)
+        return Found(
+            plan=space.plan(best.solution),
+            solution=best.solution,
+            cost=best.cost,
+            plans=tuple(self._plans),
+            horizons=horizons,
+            space=space,
+        )
+
+    def _choose(self, space: PlanSpace, globals_: frozenset[int]) -> Candidate:
+        targets, max_kl, limit = self._goal.targets, self._goal.max_kl, self._recipe.search.plans
+        with self._bar("plans", "folding and measuring whole plans") as report:
+
+            def measure(solution: Solution) -> Cost:
+                plan = space.plan(solution)
+                report(len(self._plans) / limit, f"plan {len(self._plans) + 1} of at most {limit}")
+                cost = self._ledger.cost(plan_name(plan), lambda: self._measure_plan(plan))
+                self._plans.append(Candidate(solution, cost))
+                return cost
+
+            if max_kl is None:
+                return refine(space, globals_, targets, measure)
+            if targets:
+                choose_banks(space, globals_, targets)  # names the smallest plan where none fits
+            return smallest_below(by_size(front(space, globals_, targets)), max_kl, limit, measure)
+
+    def _best(self, trail: Sequence[Horizons], space: PlanSpace) -> list[Solution]:
+        """The plans that say how many globals are worth it."""
+        return [choose_banks(space, horizons.globals_, self._goal.targets) for horizons in trail]
+
+    def _eligible(self, horizons: Horizons, space: PlanSpace) -> list[Solution]:
+        """The plans of which one is chosen."""
+        plans = front(space, horizons.globals_, self._goal.targets)
+        return plans[-1:] if self._goal.max_kl is None else plans
+
+    def _space(self, changes: Sequence[Change]) -> PlanSpace:
+        """The costs of changes that were measured, and of larger banks, measured or guessed."""
+        costs, larger = self._ledger.file.costs, list(large_banks(self._config))
+        known = {change: costs[change.name] for change in (*changes, *larger) if change.name in costs}
+        return PlanSpace(
+            shape=self._config.attention_shape,
+            table=make_table(self._unfolded, known, larger),
+            settings=self._recipe.search,
+            wide=wide_dtype(self._recipe),
+            page_size=self._recipe.page_size,
+            lengths=self._goal.lengths,
+            share_distant_globals=self._goal.share_distant_globals,
+        )
+
+    @property
+    def _unfolded(self) -> float:
+        """NLL of an answer by the unfolded model."""
+        nll = self._ledger.cost("unfolded", lambda: self._laboratory.examination.unfolded()).nll
+        assert nll is not None, "the unfolded model is asked"
+        return nll
+
+    def _measure(self, changes: Sequence[Change]) -> None:
+        """Put the cost of each change into the ledger, where it is not there."""
+        from export.search.measure_changes import measure_changes
+
+        missing = [change for change in changes if change.name not in self._ledger.file.costs]
+        if missing:
+            total = sum(self._work(change) for change in changes)
+            done = total - sum(self._work(change) for change in missing)
+            with self._bar("layers", "reading the text") as report:
+                report(done / total)
+                for change, cost in measure_changes(self._laboratory, missing):
+                    self._ledger.put_cost(change.name, cost)
+                    done += self._work(change)
+                    report(done / total, f"{change.name}: KL {cost.kl:.4f}")
+
+    def _work(self, change: Change) -> int:
+        """How long a measurement takes, relative to others: the fold, then the layers that are left."""
+        span = change.layers[-1] - change.layers[0] + 1 if change.kind == "bank" else 0
+        return 16 + 16 * span + 2 * (self._config.num_hidden_layers - change.layers[0])
+
+    def _measure_globals(self, base: frozenset[int], candidates: Collection[int]) -> dict[int, float]:
+        """NLL with each candidate added, from the ledger where it is there."""
+        from export.search.measure_changes import measure_globals
+
+        answers = self._ledger.file.answers
+        missing = [layer for layer in candidates if globals_name(base | {layer}) not in answers]
+        if missing:
+            doing = f"{len(base)} global so far, {len(candidates)} candidates"
+            with self._bar("globals", doing) as report:
+                for layer, nll in measure_globals(self._laboratory, base, missing):
+                    self._ledger.put_answers(base | {layer}, nll)
+                    report((missing.index(layer) + 1) / len(missing))
+        return {layer: answers[globals_name(base | {layer})] for layer in candidates}
+
+    def _measure_none(self) -> float:
+        """NLL without any global layer."""
+        from export.search.measure_changes import measure_locals
+
+        answers, none = self._ledger.file.answers, frozenset[int]()
+        if globals_name(none) not in answers:
+            self._ledger.put_answers(none, measure_locals(self._laboratory))
+        return answers[globals_name(none)]
+
+    def _measure_plan(self, plan: FoldPlan) -> Cost:
+        from export.search.measure_changes import measure_plan
+
+        return measure_plan(self._laboratory, plan)
+
+    @cached_property
+    def _laboratory(self) -> Laboratory:
+        """Text, prompts and the unfolded model; not needed when everything was measured before."""
+        import torch
+
+        from export.search.examine import Examination
+        from export.search.measure_changes import Laboratory
+        from runtime.text.tokenizer import BundleTokenizer
+
+        checkpoint, settings = self._checkpoint, self._recipe.search
+        tokenizer = BundleTokenizer(checkpoint.tokenizer.backend, checkpoint.tokenizer.config)
+        questions = list(write_questions(settings, tokenizer, self._config.max_position_embeddings))
+        text = settings.text
+        if not self._ledger.file.tokens:
+            self._ledger.put_tokens(read_text(text, checkpoint).tolist())
+        tokens = torch.tensor(self._ledger.file.tokens)
+        held_out = spread(len(tokens), ceil(settings.kl_tokens / text.sequence_length))
+        rest = [row for row in range(len(tokens)) if row not in held_out]
+        examination = Examination(self._config, checkpoint.weights, tokens[held_out], questions)
+        return Laboratory(examination, tokens[rest], self._recipe.fold, settings)
+
+    def _key(self) -> str:
+        settings = self._recipe.search
+        parts = [
+            *(VERSION, hash_code(MEASURING_CODE), self._checkpoint.fingerprint),
+            *(fingerprint_text(settings.text), settings.model_dump(mode="json", include=MEASURING)),
+            self._recipe.fold.model_dump(mode="json"),
+        ]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    @contextmanager
+    def _bar(self, name: str, doing: str) -> Iterator[Report]:
+        task, report = open_bar(self._bars, name, doing)
+        try:
+            yield report
+        finally:
+            self._bars.remove_task(task)
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Raise RecipeError where the recipe cannot take another plan, or its target not the searched one."""
+    if recipe.adapter:
+        raise RecipeError(
+            f"recipe {recipe.name} takes weights from an adapter, {recipe.adapter.name}, which belongs to "
+            "its present plan; remove heal.adapter or heal.start"
+        )
+    if recipe.search.sink_size and not TARGETS[recipe.target].keeps_sinks:
+        raise RecipeError(
+            f"target {recipe.target} cannot keep a sequence's first tokens in sight under a window; set "
+            "search.sink_size: 0, or choose another target"
+        )
+
+
+def wide_dtype(recipe: Recipe) -> KvDtype:
+    """The float cache of the recipe's target."""
+    if recipe.target in ("tensorrt", "tensorrt-rtx"):
+        return recipe.tensorrt.activation_dtype
+    return next(dtype for dtype in TARGETS[recipe.target].kv_dtypes if dtype != "int8")
+
+
+def fits(space: PlanSpace, globals_: frozenset[int], goal: Goal) -> bool:
+    """Whether some plan with these globals meets every target."""
+    if not goal.targets:
+        return True
+    held = zip(goal.targets, smallest_bytes(space, globals_), strict=True)
+    return all(target.holds(least) for target, least in held)
+
+
+def spread(count: int, wanted: int) -> list[int]:
+    """Evenly spaced numbers below `count`, at least one fewer than that, so that something is left."""
+    wanted = min(wanted, count - 1)
+    if wanted < 1:
+        raise RecipeError(
+            "search.text is a single sequence; raise search.text.tokens, or shorten its sequence_length"
+        )
+    return [index * count // wanted for index in range(wanted)]
+
+
+def plan_name(plan: FoldPlan) -> str:
+    """By content."""
+    return f"plan {hashlib.sha256(plan.model_dump_json().encode()).hexdigest()[:16]}"

@@ -1,0 +1,1 @@
+"""A bundle in the making: what stages share, and how their files are put in place."""

@@ -1,0 +1,97 @@
+"""Workspace: what the stages of one run share, each part loaded when first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.recipe.recipe import DEMO_MODEL, HealSection, Recipe
+from pipeline.recipe.recipe_sections import SHAREGPT, SHAREGPT_HELD_OUT, TextSection
+from plugins.contract.fold_plan import FoldPlan
+from runtime.bundle import CONFIG, FOLD_PLAN
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from export.checkpoint import Checkpoint
+    from export.model.model_config import ModelConfig
+
+# Files that stages hand to each other; no engine needs them.
+SOURCE = "source.json"
+CALIBRATION_TOKENS = "work/calibration.safetensors"
+HELDOUT_TOKENS = "work/heldout.safetensors"
+EVALUATION_TOKENS = "work/evaluation.safetensors"
+FOLDED_WEIGHTS = "work/folded.safetensors"
+FOLD_ERRORS = "work/fold_errors.json"
+TRAINING_TOKENS = "work/training.safetensors"
+HEALED_WEIGHTS = "work/healed.safetensors"
+HEAL_LOSSES = "work/heal_loss.jsonl"
+ADAPTER = "adapter.safetensors"
+HEAL_FOLDER = "work/heal"  # snapshots of a training that is not finished; no stage's file
+MODEL_CACHE = Path(".cache")
+
+
+class Workspace:
+    """A recipe, the bundle's folder, and lazy access to what is outside and inside it."""
+
+    def __init__(self, recipe: Recipe, root: Path) -> None:
+        self.recipe = recipe
+        self.root = root
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """The unfolded model; raises CheckpointError or UnsupportedModelError."""
+        from export.checkpoint import load_checkpoint
+
+        return load_checkpoint(model_source(self.recipe))
+
+    @cached_property
+    def config(self) -> ModelConfig:
+        """The unfolded model's config, from the bundle."""
+        from export.model.model_config import ModelConfig
+
+        return ModelConfig.model_validate_json((self.root / CONFIG).read_bytes())
+
+    @cached_property
+    def plan(self) -> FoldPlan:
+        """The FoldPlan, from the bundle."""
+        return FoldPlan.parse((self.root / FOLD_PLAN).read_bytes())
+
+    @property
+    def healed(self) -> Mapping[str, Tensor]:
+        """The folded weights, float32, after healing where the recipe trains."""
+        return self.tensors(HEALED_WEIGHTS if isinstance(self.recipe.heal, HealSection) else FOLDED_WEIGHTS)
+
+    def tensors(self, name: str) -> Mapping[str, Tensor]:
+        """The tensors of one of the bundle's safetensors files."""
+        from safetensors.torch import load_file
+
+        return load_file(self.root / name)
+
+
+def model_source(recipe: Recipe) -> str:
+    """The recipe's model as a path or hub id; fetches the demo model when it is not there yet."""
+    if recipe.model.source != DEMO_MODEL:
+        return recipe.model.source
+    from pipeline.workspace.fetch import fetch_demo_model
+
+    return str(fetch_demo_model(MODEL_CACHE))
+
+
+def read_text(section: TextSection, checkpoint: Checkpoint) -> Tensor:
+    """The sequences of a section, int64 [N, sequence_length]; fetches conversations not there yet.
+
+    Raises:
+        CalibrationError: the text is missing, unreadable or too short.
+        FetchError: the conversations cannot be had.
+    """
+    from export.calibration import calibration_tokens
+
+    source = section.source
+    if source in (SHAREGPT, SHAREGPT_HELD_OUT):
+        from pipeline.workspace.fetch import fetch_conversations
+
+        source = str(fetch_conversations(MODEL_CACHE, held_out=source == SHAREGPT_HELD_OUT))
+    return calibration_tokens(source, checkpoint, section.tokens, section.sequence_length, section.seed)

@@ -1,0 +1,1 @@
+"""The attention op for GPUs in Triton, a kernel a file, and what they share."""

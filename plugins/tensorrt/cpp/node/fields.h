@@ -1,0 +1,29 @@
+// A node's attributes as TensorRT's PluginFields, both ways: plugins/tensorrt/fields.py.
+#pragma once
+
+#include <variant>
+#include <vector>
+
+#include <NvInferRuntime.h>
+
+#include "tensorrt/cpp/node/attributes.h"
+
+namespace kvfold {
+
+// Values in the order of the fields.
+Values read_fields(const nvinfer1::PluginFieldCollection& fields);
+
+// Fields that own what they point to: int32, float32, and text that ends with a zero byte.
+class OwnedFields {
+ public:
+  explicit OwnedFields(const Values& values);
+  const nvinfer1::PluginFieldCollection* collection() const { return &collection_; }
+
+ private:
+  Values values_;
+  std::vector<std::variant<int32_t, float>> numbers_;
+  std::vector<nvinfer1::PluginField> fields_;
+  nvinfer1::PluginFieldCollection collection_;
+};
+
+}  // namespace kvfold

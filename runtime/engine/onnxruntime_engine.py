@@ -1,0 +1,156 @@
+"""The ONNX Runtime engine, on the CPU or through CUDA; page pools on its device stay bound all its life.
+
+On the CPU attention and int8 linears are kvfold's own kernels; on CUDA every op is ONNX Runtime's. The CUDA
+path was not run where it was written: what a GPU must show is in `make gpu-check`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernel
+
+from plugins.contract import step as contract
+from plugins.contract.errors import BundleError, TargetError
+from plugins.contract.fold_plan import ITEMSIZE, FoldPlan, KvDtype
+from plugins.cpu.cpu_library import register
+from runtime.engine.engine_config import EngineConfig
+from runtime.engine.protocol import EngineInfo, StepInputs
+
+MODEL_FILE = "model.onnx"
+# ONNX's numbers of element types, as numpy has no bfloat16.
+_ELEMENT_TYPES: dict[KvDtype, int] = {"float32": 1, "int8": 3, "float16": 10, "bfloat16": 16}
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where a target's engine computes.
+
+    Attributes:
+        provider: ONNX Runtime's execution provider.
+        name: of the memory that holds the page pools, as ONNX Runtime calls it.
+    """
+
+    provider: str
+    name: str
+
+
+DEVICES = {"cpu": Device("CPUExecutionProvider", "cpu"), "cuda": Device("CUDAExecutionProvider", "cuda")}
+
+
+class OnnxRuntimeEngine:
+    """Executes steps on one device. Not thread-safe: one step at a time, as the caches are shared."""
+
+    def __init__(self, session: ort.InferenceSession, info: EngineInfo, device: Device) -> None:
+        self._session = session
+        self._info = info
+        self._binding = session.io_binding()
+        self._pools = _bind_pools(self._binding, info, device)
+        self._logits: dict[int, ort.OrtValue] = {}
+
+    @classmethod
+    def load(
+        cls, directory: Path, plan: FoldPlan, num_pages: Mapping[str, int], threads: int = 0
+    ) -> OnnxRuntimeEngine:
+        """Load `engine/cpu` or `engine/cuda` of a bundle.
+
+        Args:
+            directory: the engine's directory.
+            plan: the bundle's FoldPlan.
+            num_pages: pages of each horizon group's pool.
+            threads: intra-op threads; 0 takes one for each physical core.
+
+        Raises:
+            BundleError: ONNX Runtime cannot read the graph.
+            KernelError: the CPU kernel library is missing or refused.
+            TargetError: this machine's ONNX Runtime has no CUDA provider, or it does not start.
+        """
+        config = EngineConfig.load(directory)
+        device = DEVICES[config.target]
+        session = _open_session(directory / MODEL_FILE, device, threads)
+        info = config.info(plan, num_pages)
+        return cls(session, info, device)
+
+    @property
+    def info(self) -> EngineInfo:
+        """Constant for the engine's life."""
+        return self._info
+
+    def execute(self, step: StepInputs) -> np.ndarray:
+        """Run one step; the returned logits [R, vocab_size] are overwritten by the next one."""
+        feeds = {
+            contract.INPUT_IDS: step.input_ids,
+            contract.CUMULATIVE_SEQUENCE_LENGTH: step.cumulative_sequence_length,
+            contract.PAST_SEQLENS: step.past_seqlens,
+            contract.LOGITS_INDICES: step.logits_indices,
+        }
+        for group, tables in step.tables.items():
+            feeds[contract.block_table(group)] = tables.block_table
+            feeds[contract.slot_mapping(group)] = tables.slot_mapping
+        for name, array in feeds.items():
+            self._binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        logits = self._logits_buffer(len(step.logits_indices))
+        self._binding.bind_ortvalue_output(contract.LOGITS, logits)
+        self._session.run_with_iobinding(self._binding)
+        result: np.ndarray = logits.numpy()
+        return result
+
+    def _logits_buffer(self, rows: int) -> ort.OrtValue:
+        if rows not in self._logits:
+            shape = (rows, self._info.vocab_size)
+            self._logits = {rows: ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float32)}
+        return self._logits[rows]
+
+
+def _open_session(path: Path, device: Device, threads: int) -> ort.InferenceSession:
+    if device.provider not in ort.get_available_providers():
+        raise TargetError(
+            f"onnxruntime {ort.__version__} of this machine has no {device.provider}; run "
+            "`pip uninstall onnxruntime` and `pip install 'kvfold[cuda]'`, which brings onnxruntime-gpu"
+        )
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    if device == DEVICES["cpu"]:
+        register(options)
+    else:
+        ort.preload_dlls()  # CUDA and cuDNN from NVIDIA's wheels, where the system has none
+    try:
+        # Operations on shapes have no CUDA kernel, so the CPU stands behind every provider.
+        providers = dict.fromkeys((device.provider, DEVICES["cpu"].provider))
+        return ort.InferenceSession(str(path), options, providers=list(providers))
+    except Exception as error:  # ORT's binding raises several unrelated types
+        if isinstance(error, NoKernel) and device != DEVICES["cpu"]:
+            # ONNX Runtime goes on without a provider that fails to start; attention then has no kernel.
+            raise TargetError(
+                f"{device.provider} of ONNX Runtime {ort.__version__} did not start: there is no kernel for "
+                f"{path}: {error}; check the driver, CUDA and cuDNN with `kvfold doctor`"
+            ) from error
+        raise BundleError(
+            f"ONNX Runtime {ort.__version__} cannot load {path}: {error}; build the engine again "
+            "with `kvfold build`"
+        ) from error
+
+
+def _bind_pools(binding: ort.IOBinding, info: EngineInfo, device: Device) -> list[ort.OrtValue]:
+    """One zeroed pool per cache, shared by all sequences and bound as input and output: updated in place.
+
+    Returns the pools' memory as bytes, which must live as long as the binding. A page that nobody wrote is
+    zero, since a product with a masked NaN would still be NaN.
+    """
+    pools = []
+    for bank in info.plan.banks:
+        shape = (info.num_pages[bank.group], info.plan.page_size, bank.num_key_value_heads, bank.head_dim)
+        size = prod(shape) * ITEMSIZE[bank.kv_dtype]
+        for names in zip(contract.cache_inputs(bank.layer), contract.cache_outputs(bank.layer), strict=True):
+            pool = ort.OrtValue.ortvalue_from_numpy(np.zeros(size, np.uint8), device.name)
+            memory = (device.name, 0, _ELEMENT_TYPES[bank.kv_dtype], shape, pool.data_ptr())
+            binding.bind_input(names[0], *memory)
+            binding.bind_output(names[1], *memory)
+            pools.append(pool)
+    return pools

@@ -1,0 +1,111 @@
+"""TensorRTEngine: a plan of `tensorrt` or `tensorrt_rtx` behind the Engine protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from weakref import finalize
+
+import numpy as np
+
+from plugins.contract.fold_plan import FoldPlan
+from plugins.cuda.kernel_library import KernelLibrary
+from runtime.engine.engine_config import PLAN_FILE, EngineConfig, TensorRTFacts
+from runtime.engine.protocol import EngineInfo, StepInputs
+from runtime.engine.tensorrt.device import Device
+from runtime.engine.tensorrt.loaded_plan import LoadedPlan
+from runtime.engine.tensorrt.memory import check_memory
+from runtime.engine.tensorrt.pools import check_pages, pool_bytes
+from runtime.engine.tensorrt.preflight import check_files, check_gpu, import_library
+from runtime.engine.tensorrt.runner import StepRunner, StepSizes
+
+
+class TensorRTEngine:
+    """Executes steps on one NVIDIA GPU. Not thread-safe: one step at a time, from any thread.
+
+    The GPU's memory is given back by `close`, or when the engine and the last logits it returned are gone.
+    """
+
+    def __init__(self, runner: StepRunner, info: EngineInfo, logits: np.ndarray) -> None:
+        """Over a runner that nobody else uses.
+
+        Args:
+            runner: closed with the engine.
+            info: what the scheduler must know.
+            logits: pinned bytes for float32 [most rows, vocab_size]; the runner's device frees them.
+        """
+        self._runner = runner
+        self._info = info
+        self._logits = logits.view(np.float32).reshape(-1, info.vocab_size)
+        # All logits returned are views of these bytes: as long as one is alive, so is what it looks at.
+        self._close = finalize(logits, runner.close)
+
+    @classmethod
+    def load(cls, directory: Path, plan: FoldPlan, num_pages: Mapping[str, int]) -> TensorRTEngine:
+        """Load `engine/tensorrt` or `engine/tensorrt-rtx` of a bundle onto the first visible GPU.
+
+        Args:
+            directory: the engine's directory.
+            plan: the bundle's FoldPlan.
+            num_pages: pages of each horizon group's pool.
+
+        Raises:
+            TargetError: this machine cannot run the plan; the message says what to rebuild or install.
+            KernelError: the attention kernels are damaged, or the plugin refused the plan.
+            CapacityError: the pools are larger than the plan takes, or weights, workspace, pools and buffers
+                do not fit into the GPU's memory.
+        """
+        config = EngineConfig.load(directory)
+        facts, kernels = check_files(directory, config)
+        trt = import_library(config, facts)
+        info = config.info(plan, num_pages)
+        device = Device.open()
+        try:
+            check_gpu(config, facts, device)
+            return cls._assemble(device, trt, directory, kernels, facts, info)
+        except BaseException:
+            device.close()
+            raise
+
+    @classmethod
+    def _assemble(
+        cls,
+        device: Device,
+        trt: ModuleType,
+        directory: Path,
+        kernels: KernelLibrary,
+        facts: TensorRTFacts,
+        info: EngineInfo,
+    ) -> TensorRTEngine:
+        """Count the memory before the plan takes its weights, and again when it has told its workspace."""
+        check_pages(info.num_pages, facts.max_pages)
+        sizes = StepSizes.of(facts, info.plan, info.vocab_size)
+        pools = pool_bytes(info.plan, info.num_pages)
+        free, weights = device.free_bytes(), (directory / PLAN_FILE).stat().st_size
+        parts = {"weights": weights, "KV pools": pools, "step inputs": sizes.inputs, "logits": sizes.logits}
+        check_memory(parts, free)
+        loaded = LoadedPlan(trt, directory, kernels, device.architecture)
+        weights = max(weights, free - device.free_bytes())
+        check_memory(parts | {"weights": weights, "workspace": loaded.workspace_bytes}, free)
+        runner = StepRunner(device, loaded, facts, info.plan, info.num_pages, sizes)
+        return cls(runner, info, device.allocate_pinned(sizes.logits))
+
+    @property
+    def info(self) -> EngineInfo:
+        """Constant for the engine's life."""
+        return self._info
+
+    def execute(self, step: StepInputs) -> np.ndarray:
+        """Run one step; the returned logits [R, vocab_size] are overwritten by the next one.
+
+        Raises:
+            TargetError: the step is outside of the plan's limits, or TensorRT or the driver failed.
+        """
+        logits = self._logits[: len(step.logits_indices)]
+        self._runner.run(step, logits)
+        return logits
+
+    def close(self) -> None:
+        """Give the GPU's memory back; logits returned so far are gone with it."""
+        self._close()

@@ -1,0 +1,1 @@
+"""Logits to tokens, by the parameters of a request."""

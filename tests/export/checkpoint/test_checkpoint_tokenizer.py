@@ -1,0 +1,168 @@
+"""Tokenizers: equal to llama.cpp for a GGUF, as it is for a folder, and refused by name where unknown."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gguf import GGMLQuantizationType, GGUFReader
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from export.checkpoint import load_checkpoint
+from export.checkpoint.checkpoint_tokenizer import CheckpointTokenizer
+from export.checkpoint.gguf_tokenizer import tokenizer_from_gguf
+from plugins.contract.chat_template import render_chat
+from plugins.contract.errors import CheckpointError, RequestError, UnsupportedModelError
+from plugins.contract.tokenizer_config import TokenizerConfig
+from tests.export.tiny_checkpoints import random_model, tiny_tokenizer, write_folder, write_gguf
+
+# Written once with llama.cpp; `made_by` in the file says how.
+GOLDEN = json.loads((Path(__file__).parent / "data" / "llama_cpp_tokens.json").read_text())
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}\n"
+    "    {% if message.role == 'system' %}{{ raise_exception('no system') }}{% endif %}\n"
+    "[{{ message.role }}] {{ message.content | tojson }}\n"
+    "    {% generation %}x{% endgeneration %}{% if loop.last %}{% break %}{% endif %}\n"
+    "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def smollm2_metadata(smollm2_gguf: Path) -> dict[str, Any]:
+    return {name: field.contents() for name, field in GGUFReader(smollm2_gguf).fields.items()}
+
+
+@pytest.mark.parametrize("pre", GOLDEN["ids"])
+def test_gguf_tokens_equal_llama_cpp(pre: str, smollm2_gguf: Path, smollm2_metadata: dict[str, Any]) -> None:
+    metadata = smollm2_metadata | {"tokenizer.ggml.pre": pre}
+    tokenizer = tokenizer_from_gguf(smollm2_gguf, metadata, 49152, None)
+    for text, ids in zip(GOLDEN["texts"], GOLDEN["ids"][pre], strict=True):
+        assert tokenizer.encode(text) == ids, text
+
+
+def test_gguf_text_comes_back(smollm2_gguf: Path, smollm2_metadata: dict[str, Any]) -> None:
+    tokenizer = tokenizer_from_gguf(smollm2_gguf, smollm2_metadata, 49152, None)
+    text = "Größe 12.5 你好 😀\n\tdef f(): pass <|im_end|>"
+    assert tokenizer.backend.decode(tokenizer.encode(text), skip_special_tokens=False) == text
+
+
+def test_gguf_special_tokens(smollm2_gguf: Path, smollm2_metadata: dict[str, Any]) -> None:
+    config = tokenizer_from_gguf(smollm2_gguf, smollm2_metadata, 49152, None).config
+    assert (config.bos_token_id, config.add_bos_token) == (1, False)
+    assert config.eos_token_ids == (2, 0)  # <|im_end|> as declared, then <|endoftext|>
+    assert config.special_tokens["eos_token"] == "<|im_end|>"
+    assert "<|im_start|>user\nHi<|im_end|>" in render_chat(config, [{"role": "user", "content": "Hi"}])
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"tokenizer.ggml.model": "llama"}, "vocabularies of type llama"),
+        ({"tokenizer.ggml.pre": "tekken"}, "pre-tokenizer tekken"),
+    ],
+)
+def test_unknown_gguf_tokenizers_are_refused_by_name(changes: dict[str, str], named: str) -> None:
+    metadata = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm"} | changes
+    with pytest.raises(UnsupportedModelError, match=f"{named}.*place the model's tokenizer.json next to"):
+        tokenizer_from_gguf(Path("model.gguf"), metadata, 97, None)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"tokenizer.ggml.merges": ["a zz"]}, {"tokenizer.ggml.merges": ["ab"]}, {}]
+)
+def test_inconsistent_gguf_vocabulary_is_refused(changes: dict[str, Any]) -> None:
+    metadata = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.tokens": ["a", "b", "ab"],
+        "tokenizer.ggml.token_type": [1, 1, 1],
+    }
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json next to the GGUF file"):
+        tokenizer_from_gguf(Path("model.gguf"), metadata | changes, 97, None)
+
+
+def test_tokenizer_json_next_to_a_gguf_takes_precedence(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "model.gguf", random_model("llama"), GGMLQuantizationType.F32)
+    assert load_checkpoint(path).tokenizer.encode("ab") == [95]
+    tokenizer = json.loads(tiny_tokenizer().to_str())
+    tokenizer["model"]["merges"] = []
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    checkpoint = load_checkpoint(path)
+    assert checkpoint.tokenizer.encode("ab") == [65, 66]
+    assert tmp_path / "tokenizer.json" in checkpoint.files
+
+
+def test_folder_keeps_tokenizer_json_and_collects_the_rest(tmp_path: Path) -> None:
+    write_folder(tmp_path, random_model("llama"))
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [7, 8]}')
+    declared = {
+        "bos_token": {"content": "A"},
+        "eos_token": "B",
+        "add_bos_token": True,
+        "chat_template": TEMPLATE,
+    }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(declared))
+    tokenizer = load_checkpoint(tmp_path).tokenizer
+    assert tokenizer.json == (tmp_path / "tokenizer.json").read_text()
+    assert tokenizer.config.bos_token_id == 33
+    assert tokenizer.config.add_bos_token
+    assert tokenizer.config.eos_token_ids == (
+        7,
+        8,
+        2,
+        34,
+        96,
+    )  # generation, config.json, eos_token, <|im_end|>
+    assert tokenizer.config.special_tokens == {"bos_token": "A", "eos_token": "B"}
+
+
+def test_chat_template_file_takes_precedence(tmp_path: Path) -> None:
+    write_folder(tmp_path, random_model("llama"))
+    (tmp_path / "tokenizer_config.json").write_text(
+        '{"chat_template": [{"name": "default", "template": "old"}]}'
+    )
+    assert load_checkpoint(tmp_path).tokenizer.config.chat_template == "old"
+    (tmp_path / "chat_template.jinja").write_text("new")
+    assert load_checkpoint(tmp_path).tokenizer.config.chat_template == "new"
+
+
+def test_saved_files_are_read_back(tmp_path: Path) -> None:
+    tokenizer = load_checkpoint(write_folder(tmp_path / "model", random_model("llama"))).tokenizer
+    tokenizer.save(tmp_path)
+    assert TokenizerConfig.parse((tmp_path / "tokenizer_config.json").read_bytes()) == tokenizer.config
+    assert (tmp_path / "tokenizer.json").read_text() == tokenizer.json
+
+
+def test_chats_are_rendered_as_transformers_does() -> None:
+    messages = [{"role": "user", "content": 'é <b> "q"'}, {"role": "assistant", "content": "ok"}]
+    config = TokenizerConfig(chat_template=TEMPLATE, special_tokens={"bos_token": "A"})
+    for prompted in (True, False):
+        rendered: Any = render_jinja_template(
+            [messages], chat_template=TEMPLATE, add_generation_prompt=prompted, bos_token="A"
+        )
+        assert render_chat(config, messages, add_generation_prompt=prompted) == rendered[0][0]
+
+
+@pytest.mark.parametrize(
+    ("template", "named"),
+    [(None, "no chat template"), (TEMPLATE, "refuses these messages: no system"), ("{{", "refuses")],
+)
+def test_chats_that_cannot_be_rendered_are_refused(template: str | None, named: str) -> None:
+    with pytest.raises(RequestError, match=named):
+        render_chat(TokenizerConfig(chat_template=template), [{"role": "system", "content": ""}])
+
+
+def test_chat_templates_run_in_a_sandbox() -> None:
+    template = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
+    with pytest.raises(RequestError, match="unsafe"):
+        render_chat(TokenizerConfig(chat_template=template), [])
+
+
+def test_a_tokenizer_that_cuts_or_pads_does_not() -> None:
+    backend = tiny_tokenizer()
+    backend.enable_truncation(max_length=1)
+    backend.enable_padding(length=8)
+    tokenizer = CheckpointTokenizer(backend.to_str(), TokenizerConfig())
+    assert len(tokenizer.encode("A B A B")) > 1
+    assert tokenizer.encode("A") == tiny_tokenizer().encode("A").ids

@@ -1,0 +1,118 @@
+"""A lowered graph run by ONNX's reference evaluator in its own types, attention by the op's reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
+
+from export.model.dense_attention import DenseAttention
+from export.model.model_config import ModelConfig
+from plugins.contract import step as contract
+from plugins.contract.fold_plan import FoldPlan
+from plugins.paged_attention.reference import paged_attention
+from plugins.paged_attention.schema import DOMAIN, INPUTS, OP_TYPE, Attributes
+from plugins.tensorrt.node_form import INPUTS_ATTRIBUTE
+from runtime.engine.protocol import StepInputs
+from tests.paging import Pager
+from tests.tiny_model import kv_scales, tiny_decoder
+
+NUM_PAGES = 16
+NUMPY_DTYPES = {"float16": np.float16, "int8": np.int8}
+
+
+class PluginAttention(OpRun):
+    """The node of `plugins.tensorrt.node_form`: inputs by its list; a consumer's slots are -1."""
+
+    op_domain, op_type = DOMAIN, OP_TYPE
+
+    def _run(self, *inputs: np.ndarray, **attributes: Any) -> tuple[np.ndarray, ...]:
+        listed = attributes.pop(INPUTS_ATTRIBUTE).split(",")
+        given = dict(zip(listed, inputs, strict=True))
+        if "slot_mapping" not in given:
+            tokens, cache = len(given["query"]), given["key_cache"].shape
+            nothing = np.zeros((tokens, cache[2] * cache[3]), given["query"].dtype)
+            given |= {"key": nothing, "value": nothing, "slot_mapping": np.full(tokens, -1, np.int32)}
+            return attend(given, attributes)[:1]
+        return attend(given, attributes)
+
+
+class StockAttention(OpRun):
+    """The stock op: the same mathematics without `sink_size`."""
+
+    op_domain, op_type = "com.microsoft", OP_TYPE
+
+    def _run(self, *inputs: np.ndarray | None, **attributes: Any) -> tuple[np.ndarray, ...]:
+        given = {name: value for name, value in zip(INPUTS, inputs, strict=False) if value is not None}
+        return attend(given, attributes | {"sink_size": 0})[: len(self.onnx_node.output)]
+
+
+def attend(given: dict[str, np.ndarray], attributes: dict[str, Any]) -> tuple[np.ndarray, ...]:
+    """The reference on numpy arrays; the output has the query's type."""
+    tensors = [torch.tensor(given[name]) if name in given else None for name in INPUTS]
+    values = [attributes[name] for name in Attributes.__dataclass_fields__]
+    output, *caches = (result.numpy() for result in paged_attention(*tensors, *values))
+    return output.astype(given["query"].dtype), *caches
+
+
+class EvaluatedGraph:
+    """An engine for tests: steps in, logits out; the caches live here."""
+
+    def __init__(self, path: Path, plan: FoldPlan) -> None:
+        # The evaluator finds an op by the name of its class.
+        ops = [type(OP_TYPE, (op,), {}) for op in (PluginAttention, StockAttention)]
+        self.evaluator = ReferenceEvaluator(onnx.load(path), new_ops=ops)
+        self.plan = plan
+        self.caches = {
+            name: np.zeros(
+                (NUM_PAGES, plan.page_size, bank.num_key_value_heads, bank.head_dim),
+                NUMPY_DTYPES[bank.kv_dtype],
+            )
+            for bank in plan.banks
+            for name in contract.cache_inputs(bank.layer)
+        }
+
+    def execute(self, step: StepInputs) -> np.ndarray:
+        """Run one step."""
+        feeds = {
+            contract.INPUT_IDS: step.input_ids,
+            contract.CUMULATIVE_SEQUENCE_LENGTH: step.cumulative_sequence_length,
+            contract.PAST_SEQLENS: step.past_seqlens,
+            contract.LOGITS_INDICES: step.logits_indices,
+        }
+        for group, tables in step.tables.items():
+            feeds[contract.block_table(group)] = tables.block_table
+            feeds[contract.slot_mapping(group)] = tables.slot_mapping
+        results: list[np.ndarray] = self.evaluator.run(None, feeds | self.caches)  # type: ignore[assignment]
+        self.caches = dict(zip(self.caches, results[1:], strict=True))
+        return results[0]
+
+
+def check_numbers(path: Path, config: ModelConfig, plan: FoldPlan, tokens: np.ndarray) -> None:
+    """Hold a float16 graph of the tiny decoder against the float32 one, on a sequence in three steps.
+
+    A rounding of the weights alone moves int8 cache bytes by one, so it sets the scale: the graph, whose
+    activations are rounded too, may be three times as far off.
+    """
+    engine, pager = EvaluatedGraph(path, plan), Pager(plan, NUM_PAGES)
+    steps = np.split(tokens, [len(tokens) - 19, len(tokens) - 18])
+    logits = np.concatenate([engine.execute(pager.step({0: step.tolist()})) for step in steps])
+    assert logits.dtype == np.float32
+    exact = dense_logits(config, plan, tokens, torch.float32)
+    rounding = np.abs(dense_logits(config, plan, tokens, torch.float16) - exact).max()
+    assert np.abs(logits - exact).max() < 3 * rounding < 0.1 * np.abs(exact).max()
+
+
+def dense_logits(config: ModelConfig, plan: FoldPlan, tokens: np.ndarray, weights: torch.dtype) -> np.ndarray:
+    """Logits [L, vocab] of the dense decoder in float32, its weights rounded to a type first."""
+    decoder = tiny_decoder(config, plan)
+    for parameter in decoder.parameters():
+        parameter.data = parameter.data.to(weights).float()
+    mixer = DenseAttention(config, plan, kv_scales(plan))
+    logits: np.ndarray = decoder(torch.from_numpy(tokens)[None], mixer)[0].numpy()
+    return logits

@@ -1,0 +1,177 @@
+"""The exported step, in PyTorch and as ONNX, held against the dense decoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+
+from export.graph.linears import find_linears
+from export.graph.lower_cpu import lower_for_cpu
+from export.graph.onnx_from_decoder import export_onnx
+from export.graph.paged_decoder import PagedDecoder
+from export.model.decoder import Decoder
+from export.model.dense_attention import DenseAttention
+from export.quantize.precision import Precision
+from plugins.contract import step as contract
+from plugins.contract.errors import ExportError, TargetError
+from runtime.engine.engine_config import EngineConfig
+from runtime.engine.onnxruntime_engine import OnnxRuntimeEngine
+from runtime.engine.protocol import StepInputs
+from tests.paging import Pager
+from tests.tiny_model import VOCAB_SIZE, kv_scales, tiny_config, tiny_decoder, tiny_plan
+
+NUM_PAGES = 16
+CHUNKS = (37, 1, 20, 1, 1)  # one sequence's steps; the window is 32
+
+
+class EagerEngine:
+    """The exported module run in PyTorch with the reference op."""
+
+    def __init__(self, decoder: Decoder, scales: dict[str, torch.Tensor]) -> None:
+        self.module = PagedDecoder(decoder, scales)
+        self.plan = decoder.plan
+        self.caches = [
+            torch.zeros(
+                NUM_PAGES,
+                self.plan.page_size,
+                bank.num_key_value_heads,
+                bank.head_dim,
+                dtype=torch.int8 if bank.kv_dtype == "int8" else torch.float32,
+            )
+            for bank in self.plan.banks
+            for _ in range(2)
+        ]
+
+    def execute(self, step: StepInputs) -> np.ndarray:
+        tensors = [
+            step.input_ids,
+            step.cumulative_sequence_length,
+            step.past_seqlens,
+            step.logits_indices,
+        ]
+        for group in self.plan.groups:
+            tables = step.tables[group.name]
+            tensors += [tables.block_table, tables.slot_mapping]
+        logits, *self.caches = self.module(*map(torch.from_numpy, tensors), *self.caches)
+        result: np.ndarray = logits.numpy()
+        return result
+
+
+def run_chunks(engine: EagerEngine | OnnxRuntimeEngine, pager: Pager, tokens: np.ndarray) -> np.ndarray:
+    rows, start = [], 0
+    for length in CHUNKS:
+        chunk = tokens[start : start + length].tolist()
+        rows.append(engine.execute(pager.step({0: chunk})).copy())
+        start += length
+    return np.concatenate(rows)
+
+
+def build_cpu_engine(
+    decoder: Decoder, scales: dict[str, torch.Tensor], directory: Path, precision: Precision
+) -> OnnxRuntimeEngine:
+    graph = export_onnx(decoder, scales, directory)
+    engine_directory = directory / "cpu"
+    engine_directory.mkdir()
+    names = {linear.name: precision for linear in find_linears(ir.load(graph))}
+    lower_for_cpu(graph, engine_directory, decoder.plan, names)
+    EngineConfig(target="cpu", vocab_size=VOCAB_SIZE, max_context_length=256, fingerprint="test").save(
+        engine_directory
+    )
+    pages = {group.name: NUM_PAGES for group in decoder.plan.groups}
+    return OnnxRuntimeEngine.load(engine_directory, decoder.plan, pages, threads=2)
+
+
+def tokens_for(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, VOCAB_SIZE, sum(CHUNKS))
+
+
+@pytest.mark.parametrize("preset", ["identity", "horizon", "mqa", "character"])
+@pytest.mark.parametrize("head_sink", [False, True])
+@pytest.mark.parametrize("features", [{}, {"attention_bias": True}, {"qk_norm": True}], ids=str)
+@torch.no_grad()
+def test_paged_decoder_equals_the_dense_one(preset: str, head_sink: bool, features: dict[str, bool]) -> None:
+    config = tiny_config(**features)
+    plan = tiny_plan(config, preset, head_sink=head_sink)
+    decoder = tiny_decoder(config, plan)
+    tokens = tokens_for(1)
+    paged = run_chunks(EagerEngine(decoder, {}), Pager(plan, NUM_PAGES), tokens)
+    dense = decoder(torch.from_numpy(tokens)[None])[0].numpy()
+    np.testing.assert_allclose(paged, dense, atol=2e-4)
+
+
+@torch.no_grad()
+def test_int8_caches_round_like_the_dense_simulation() -> None:
+    config = tiny_config()
+    plan = tiny_plan(config, "character", "int8")
+    decoder, scales = tiny_decoder(config, plan), kv_scales(plan)
+    tokens = tokens_for(2)
+    paged = run_chunks(EagerEngine(decoder, scales), Pager(plan, NUM_PAGES), tokens)
+    dense = decoder(torch.from_numpy(tokens)[None], DenseAttention(config, plan, scales))[0].numpy()
+    np.testing.assert_allclose(paged, dense, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("preset", "tied", "head_sink"),
+    [
+        ("identity", False, False),
+        ("horizon", True, False),
+        ("character", False, False),
+        ("character", False, True),
+    ],
+)
+@torch.no_grad()
+def test_float_engine_equals_pytorch(preset: str, tied: bool, head_sink: bool, tmp_path: Path) -> None:
+    config = tiny_config(tie_word_embeddings=tied, attention_bias=tied)
+    plan = tiny_plan(config, preset, head_sink=head_sink)
+    decoder = tiny_decoder(config, plan)
+    engine = build_cpu_engine(decoder, {}, tmp_path, "float32")
+    tokens = tokens_for(3)
+    onnx_logits = run_chunks(engine, Pager(plan, NUM_PAGES), tokens)
+    dense = decoder(torch.from_numpy(tokens)[None])[0].numpy()
+    np.testing.assert_allclose(onnx_logits, dense, atol=2e-3)
+
+
+@torch.no_grad()
+def test_int8_engine_rows_do_not_depend_on_chunking_or_batch(tmp_path: Path) -> None:
+    config = tiny_config()
+    plan = tiny_plan(config, "character", "int8")
+    engine = build_cpu_engine(tiny_decoder(config, plan), kv_scales(plan), tmp_path, "int8")
+    tokens = tokens_for(4)
+    chunked = run_chunks(engine, Pager(plan, NUM_PAGES), tokens)
+    pager = Pager(plan, NUM_PAGES)
+    both = engine.execute(pager.step({0: tokens.tolist(), 1: tokens[::-1].tolist()}))
+    np.testing.assert_array_equal(both[: len(tokens)], chunked)
+
+
+def test_names_and_external_data(tmp_path: Path) -> None:
+    config = tiny_config()
+    plan = tiny_plan(config, "character", "int8")
+    path = export_onnx(tiny_decoder(config, plan), kv_scales(plan), tmp_path)
+    model = onnx.load(str(path), load_external_data=False)
+    assert [value.name for value in model.graph.input] == contract.input_names(plan)
+    assert [value.name for value in model.graph.output] == contract.output_names(plan)
+    names = {node.name for node in model.graph.node}
+    assert {"model.layers.1.self_attn.qkv_proj.Gemm", "model.layers.3.self_attn.PagedAttention"} <= names
+    axes = {
+        d.dim_param for value in model.graph.input for d in value.type.tensor_type.shape.dim if d.dim_param
+    }
+    assert {"tokens", "batch", "rows", "table_width_global", "num_pages_global"} <= axes
+    large = [t for t in model.graph.initializer if np.prod(t.dims) > 1000]
+    assert large
+    assert all(t.data_location == onnx.TensorProto.EXTERNAL for t in large)
+
+
+def test_lowering_refuses_what_it_cannot_find(tmp_path: Path) -> None:
+    config = tiny_config()
+    plan = tiny_plan(config, "identity")
+    path = export_onnx(tiny_decoder(config, plan), {}, tmp_path)
+    with pytest.raises(ExportError, match="int8_linears matched 0 places, 1 were expected"):
+        lower_for_cpu(path, tmp_path, plan, {"model.layers.9.mlp.down_proj": "int8"})
+    half = tiny_plan(config, "identity", "float16")
+    with pytest.raises(TargetError, match="float16"):
+        lower_for_cpu(path, tmp_path, half, {})

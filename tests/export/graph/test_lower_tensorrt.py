@@ -1,0 +1,254 @@
+"""Lowering for TensorRT: the graph's form, its numbers, and what NVIDIA's parser and builder make of it."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+from onnx.reference import ReferenceEvaluator
+
+from export.graph.linears import find_linears
+from export.graph.lower_tensorrt import lower_for_tensorrt
+from export.graph.model_files import save_model
+from export.graph.onnx_from_decoder import export_onnx
+from export.graph.passes import rms_norms
+from export.model.model_config import ModelConfig
+from export.quantize.precision import Precision
+from plugins.contract.errors import ExportError, TargetError
+from plugins.contract.fold_plan import FoldPlan
+from plugins.cuda.attention_spec import ActivationDtype, AttentionSpec
+from plugins.paged_attention.schema import DOMAIN, Attributes
+from plugins.tensorrt.library_path import environment_for
+from plugins.tensorrt.node_form import INPUTS_ATTRIBUTE
+from tests.export.graph.evaluated_graph import check_numbers
+from tests.plugins.tensorrt.fake_kernels import fake_kernels
+from tests.root import ROOT
+from tests.tiny_model import VOCAB_SIZE, kv_scales, tiny_config, tiny_decoder, tiny_plan
+
+NUM_PAGES = 16
+Export = Callable[..., Path]
+
+
+def config() -> ModelConfig:
+    """A producer, its consumer and a global layer, with a head size that has kernels."""
+    return tiny_config(num_hidden_layers=3, hidden_size=64, head_dim=64, qk_norm=True, attention_bias=True)
+
+
+def plan_of(kv_dtype: str, head_sink: bool = False) -> FoldPlan:
+    return tiny_plan(config(), "character", kv_dtype, head_sink)
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
+    """The path of the target-neutral graph, by type of its caches, with sink tokens or learned sinks."""
+
+    @cache
+    def export(kv_dtype: str, head_sink: bool = False) -> Path:
+        plan = plan_of(kv_dtype, head_sink)
+        return export_onnx(tiny_decoder(config(), plan), kv_scales(plan), tmp_path_factory.mktemp("graph"))
+
+    return export
+
+
+def precisions(graph: Path, int8: str = r"proj") -> dict[str, Precision]:
+    """int8 for the linears whose name matches."""
+    names = [linear.name for linear in find_linears(ir.load(graph))]
+    return {name: "int8" if re.search(int8, name) else "int8_a16" for name in names}
+
+
+def lower(
+    graph: Path, directory: Path, plan: FoldPlan, precision: Mapping[str, Precision], dtype: ActivationDtype
+) -> tuple[ir.Model, dict[str, int]]:
+    directory.mkdir()
+    counts = lower_for_tensorrt(graph, directory, plan, precision, dict.fromkeys(precision, 0.03), dtype)
+    return ir.load(directory / "model.onnx"), counts
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kv_dtype", "head_sink"),
+    [("float16", "int8", False), ("bfloat16", "bfloat16", False), ("float16", "int8", True)],
+)
+def test_the_graph_has_the_plugin_s_form_and_types(
+    dtype: ActivationDtype, kv_dtype: str, head_sink: bool, export: Export, tmp_path: Path
+) -> None:
+    graph, plan = export(kv_dtype, head_sink), plan_of(kv_dtype, head_sink)
+    model, counts = lower(graph, tmp_path / "trt", plan, precisions(graph), dtype)
+    assert counts == {
+        "quantize_dequantize_linears": 12,
+        "activation_dtype": 1 + 3 + 1 + 7,  # embedding, biases, head, norms
+        "float_logits": 1,
+        "rms_norms": 7,
+        "packed_qkv": 1,
+        "tensorrt_attention": 3,
+    }
+    kinds = [node.op_type for node in model.graph]
+    assert kinds.count("Split") == len(plan.layers)  # of gate and up alone
+    assert not {"Expand", "Shape", "RMSNormalization"} & set(kinds)  # no slots of consumers any more
+    shared = "key_cache,value_cache,cumulative_sequence_length,past_seqlens,block_table,cos_cache,sin_cache,"
+    norms = "q_norm_weight,k_norm_weight" + (",k_scale,v_scale" if kv_dtype == "int8" else "")
+    for index, node in enumerate(node for node in model.graph if node.domain == DOMAIN):
+        slots = "slot_mapping," if plan.is_producer(index) else ""
+        sink = "head_sink," if plan.layers[index].head_sink else ""
+        assert node.attributes[INPUTS_ATTRIBUTE].as_string() == f"query,{shared}{slots}{sink}{norms}"
+        assert len(node.outputs) == (3 if plan.is_producer(index) else 1)
+        small = [value for value in node.inputs if value is not None and value.is_initializer()]
+        assert {value.dtype for value in small} == {ir.DataType.FLOAT}
+    element = ir.DataType[dtype.upper()]
+    for node in model.graph:
+        if node.op_type == "DequantizeLinear":
+            scale = node.inputs[1]
+            assert scale is not None
+            assert scale.dtype == ir.DataType.FLOAT
+            assert node.attributes["output_dtype"].as_int() == element.value
+    assert model.graph.outputs[0].dtype == ir.DataType.FLOAT
+    assert {value.dtype for value in model.graph.outputs[1:]} == {ir.DataType[kv_dtype.upper()]}
+    large = [v for v in model.graph.initializers.values() if v.shape and np.prod(v.shape.numpy()) > 4096]
+    floats = {value.dtype for value in large if "_int8" not in (value.name or "")}
+    assert floats == {element} | {ir.DataType.FLOAT}  # float32: RoPE tables
+    assert all("_cache" in (value.name or "") for value in large if value.dtype == ir.DataType.FLOAT)
+
+
+@pytest.mark.parametrize(("kv_dtype", "head_sink"), [("float16", False), ("int8", False), ("float16", True)])
+@torch.no_grad()
+def test_the_float16_graph_computes_what_the_decoder_does(
+    kv_dtype: str, head_sink: bool, export: Export, tmp_path: Path
+) -> None:
+    graph, plan = export(kv_dtype, head_sink), plan_of(kv_dtype, head_sink)
+    lower(graph, tmp_path / "trt", plan, precisions(graph, "none"), "float16")
+    tokens = np.random.default_rng(5).integers(0, VOCAB_SIZE, 60)
+    check_numbers(tmp_path / "trt" / "model.onnx", config(), plan, tokens)
+
+
+def test_norms_of_large_activations_do_not_overflow() -> None:
+    """Squares of 3000 are beyond float16; the evaluator computes in the types that the graph says."""
+    half = ir.TensorType(ir.DataType.FLOAT16)
+    x = ir.val("x", ir.DataType.FLOAT16, ("tokens", 64))
+    weight = ir.Value(name="weight", type=half, const_value=ir.tensor(np.full(64, 0.5, np.float16)))
+    norm = ir.node("RMSNormalization", [x, weight], {"epsilon": 1e-5}, name="norm.RMSNormalization")
+    y = norm.outputs[0]
+    y.name, y.type, y.shape = "y", half, ir.Shape(("tokens", 64))
+    graph = ir.Graph([x], [y], nodes=[norm], initializers=[weight], opset_imports={"": 23}, name="norm")
+    model = ir.Model(graph, ir_version=10)
+    assert rms_norms.apply(model, ir.DataType.FLOAT16) == 1
+    large = np.random.default_rng(0).standard_normal((5, 64)).astype(np.float16) * np.float16(3000)
+    (result,) = ReferenceEvaluator(ir.to_proto(model)).run(None, {"x": large})
+    expected = torch.nn.functional.rms_norm(torch.tensor(large).float(), (64,), torch.full((64,), 0.5), 1e-5)
+    np.testing.assert_allclose(np.asarray(result, np.float32), expected, rtol=2**-10)
+
+
+def test_caches_the_plugin_does_not_read_are_refused(tmp_path: Path) -> None:
+    pairs: tuple[tuple[str, ActivationDtype], ...] = (
+        ("float32", "float16"), ("bfloat16", "float16"), ("float16", "bfloat16"),
+    )  # fmt: skip
+    for kv_dtype, activations in pairs:
+        with pytest.raises(
+            TargetError, match=rf"as {kv_dtype}; .* reads {activations} and int8: set kv_dtype"
+        ):
+            lower_for_tensorrt(tmp_path, tmp_path, plan_of(kv_dtype), {}, {}, activations)
+
+
+def test_a_linear_without_scale_or_place_is_an_error(export: Export, tmp_path: Path) -> None:
+    graph, plan = export("int8"), plan_of("int8")
+    with pytest.raises(ExportError, match=r"the first is model\.layers\.9\.mlp\.down_proj"):
+        lower_for_tensorrt(graph, tmp_path, plan, {"model.layers.9.mlp.down_proj": "int8"}, {}, "float16")
+    with pytest.raises(ExportError, match="quantize_dequantize_linears matched 0 places, 1 were expected"):
+        lower_for_tensorrt(
+            graph, tmp_path, plan, {"model.layers.9.mlp.down_proj": "int8"},
+            {"model.layers.9.mlp.down_proj": 1.0}, "float16",
+        )  # fmt: skip
+
+
+def test_a_weight_beyond_float16_is_an_error(export: Export, tmp_path: Path) -> None:
+    model, graph = ir.load(export("int8")), tmp_path / "large.onnx"
+    weight = model.graph.initializers["model.layers.0.mlp.down_proj.weight"]
+    weight.const_value = ir.tensor(np.full((64, 80), 1e5, dtype=np.float32))
+    save_model(model, graph)
+    with pytest.raises(
+        ExportError, match=r"layers\.0\.mlp\.down_proj\.weight .* beyond the range of float16"
+    ):
+        lower(graph, tmp_path / "trt", plan_of("int8"), precisions(graph, "none"), "float16")
+
+
+def attention_specs(model: onnx.ModelProto, dtype: ActivationDtype) -> list[AttentionSpec]:
+    specs = []
+    for node in (node for node in model.graph.node if node.domain == DOMAIN):
+        values: dict[str, Any] = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        values = {key: value.decode() if isinstance(value, bytes) else value for key, value in values.items()}
+        inputs = values.pop(INPUTS_ATTRIBUTE).split(",")
+        attributes = Attributes(**values)
+        specs.append(
+            AttentionSpec(
+                attributes,
+                head_size=64,
+                page_size=16,
+                activation_dtype=dtype,
+                cache_dtype="int8",
+                writes="slot_mapping" in inputs,
+                qk_norm="q_norm_weight" in inputs,
+                head_sink="head_sink" in inputs,
+            )
+        )
+    return specs
+
+
+def profiles(model: onnx.ModelProto) -> list[dict[str, list[list[int]]]]:
+    """Smallest, usual and largest shapes of decoding and prefill."""
+    found = []
+    for tokens in ((1, 4, 8), (1, 64, 128)):
+        sizes = {"tokens": tokens, "batch": (1, 4, 8), "batch + 1": (2, 5, 9), "rows": (1, 4, 8)}
+        shapes = {}
+        for value in model.graph.input:
+            dims = [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+            shapes[value.name] = [
+                [d if isinstance(d, int) else sizes.get(d, (NUM_PAGES,) * 3)[i] for d in dims]
+                for i in range(3)
+            ]
+        found.append(shapes)
+    return found
+
+
+@pytest.mark.parametrize("head_sink", [False, True])
+def test_tensorrt_rtx_makes_int8_gemms_and_plugin_layers_of_it(
+    head_sink: bool, export: Export, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="would show that TensorRT-RTX builds a plan from the graph")
+    graph, plan = export("int8", head_sink), plan_of("int8", head_sink)
+    precision = precisions(graph, r"qkv_proj|mlp\.")
+    lower(graph, tmp_path / "trt", plan, precision, "float16")
+    model = onnx.load(tmp_path / "trt" / "model.onnx")
+    for name in ("kernels", "links"):
+        (tmp_path / name).mkdir()
+    fake_kernels(attention_specs(model, "float16"), [80, 89], tmp_path / "kernels")
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    (tmp_path / "profiles.json").write_text(json.dumps(profiles(model)))
+    worker = [sys.executable, "-m", "tests.plugins.tensorrt.build_worker", str(tmp_path), "80,89"]
+    environment = environment_for("tensorrt_rtx", tmp_path / "links")
+    subprocess.run(worker, cwd=ROOT, env=environment, check=True, timeout=120)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["plan"] > 0
+    assert result["outputs"]["logits"] == ["FLOAT", [-1, VOCAB_SIZE]]
+    layers = [line for line in "\n".join(result["log"]).splitlines() if ", LayerType: " in line]
+    for name, kind in precision.items():
+        own = [line for line in layers if f"[ONNX Layer: {name}.Gemm]" in line and computes_a_gemm(line)]
+        assert len(own) == 2, name  # one for each profile
+        # A fused layer may also quantise for the next one, so its outputs say nothing.
+        operands = [line.partition(", Outputs: ")[0] for line in own]
+        assert all(text.count("Datatype: Int8") == (2 if kind == "int8" else 0) for text in operands), name
+    attention = [line for line in layers if re.search("LayerType: (PluginV3|custom_layer),", line)]
+    assert len(attention) == 2 * len(plan.layers)
+
+
+def computes_a_gemm(line: str) -> bool:
+    """A matrix product, alone or fused with what follows it."""
+    return "LayerType: gemm," in line or "LayerType: runtime_fusion," in line

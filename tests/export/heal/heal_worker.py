@@ -1,0 +1,24 @@
+"""Heals in a process of its own, which a test may kill; each line of output is a report."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from pathlib import Path
+
+import torch
+
+from export.heal.heal import heal
+from export.heal.healed_adapter import save_adapter
+
+
+def main(job: Path, folder: Path) -> None:
+    """Heal the pickled `Healing` and folded weights of `job`; write work/ and adapter.safetensors."""
+    torch.set_num_threads(1)
+    healing, folded = pickle.loads(job.read_bytes())
+    adapter = heal(healing, folded, folder / "work", "key", lambda done, note: print(done, note, flush=True))
+    save_adapter(folder / "adapter.safetensors", adapter, "base", healing.plan)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,34 @@
+"""The calibrated model in PyTorch as it is deployed: what the engine's quality is measured against."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from export.model.decoder import Decoder
+from export.model.dense_attention import DenseAttention
+from export.model.model_config import ModelConfig
+from export.quantize.calibrate import Calibrated
+from export.quantize.int8 import FakeInt8Linear
+from plugins.contract.fold_plan import FoldPlan
+from plugins.int8_linear.schema import ActivationBits
+
+
+class FakeQuantizedDecoder(nn.Module):
+    """The calibrated model in PyTorch: int8 linears and int8 KV as deployed, the rest in float32."""
+
+    def __init__(self, config: ModelConfig, plan: FoldPlan, calibrated: Calibrated) -> None:
+        super().__init__()
+        self.decoder = Decoder.from_weights(config, plan, calibrated.weights)
+        self.scales = calibrated.scales
+        for name, linear in calibrated.precision.linears.items():
+            if linear.precision != "float32":
+                module = self.decoder.get_submodule(name)
+                assert isinstance(module, nn.Linear), f"{name} is no linear of the decoder"
+                bits: ActivationBits = 16 if linear.precision == "int8_a16" else 8
+                self.decoder.set_submodule(name, FakeInt8Linear(module.weight, module.bias, bits))
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Logits [B, L, vocab] of whole sequences [B, L]."""
+        mixer = DenseAttention(self.decoder.config, self.decoder.plan, self.scales)
+        logits: Tensor = self.decoder(input_ids, mixer)
+        return logits

@@ -1,0 +1,215 @@
+"""`kvfold bench` runs its subjects: the worker protocol, absent and failing peers."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import cast
+
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+import pipeline
+from pipeline.bench.bench import run_bench
+from pipeline.bench.bench_results import BenchResult
+from pipeline.bench.bench_settings import BenchSettings
+from pipeline.bench.contender import Limits
+from pipeline.bench.contenders import KVFOLD, PEERS, subject_module
+from pipeline.bench.models.prepared import PreparedModels
+from pipeline.bench.processes import bench_worker as worker
+from pipeline.bench.processes import jobs, process
+from pipeline.bench.processes.process import WorkerError, run_job
+from pipeline.commands.measure.bench import command
+from plugins.contract.errors import TargetError
+from tests.runtime.harness import PLANS
+
+VOCAB = 5000
+PYTHON = Path(sys.executable)
+LIMITS = Limits(threads=2, cache_tokens=1024, sequences=8)
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        jobs.Probe("llama_cpp"),
+        jobs.Prepare("llama_cpp", "source", "target"),
+        jobs.Measure("llama_cpp", "model", "quick", VOCAB, LIMITS, "round 1"),
+    ],
+)
+def test_jobs_survive_the_trip(job: jobs.Job) -> None:
+    assert jobs.read_job(jobs.write_job(job)) == job
+
+
+def test_answers_survive_the_trip(tmp_path: Path) -> None:
+    answer = jobs.Answer("1.0", {"load": 0.5})
+    jobs.write_answer(answer, tmp_path / "answer.json")
+    assert jobs.read_answer(tmp_path / "answer.json") == answer
+
+
+@pytest.mark.parametrize("name", [KVFOLD, *PEERS])
+def test_subjects_are_alike(name: str) -> None:
+    module = subject_module(name)
+    assert module.TITLE
+    assert module.WEIGHTS
+    assert module.PACKAGE in module.INSTALL
+    assert module.INSTALL.startswith("pip install ")
+    assert callable(module.prepare)
+    assert callable(module.load)
+
+
+def test_subject_modules_import_no_engine() -> None:
+    names = ", ".join(repr(name) for name in (KVFOLD, *PEERS))
+    engines = (
+        "{'torch', 'numpy', 'transformers', 'llama_cpp', 'onnxruntime_genai', 'openvino', 'onnxruntime'}"
+    )
+    code = (
+        "import sys; from pipeline.bench.processes import bench_worker; "
+        "from pipeline.bench.contenders import subject_module; "
+        f"[subject_module(name) for name in ({names})]; print({engines} & set(sys.modules))"
+    )
+    run = subprocess.run([PYTHON, "-c", code], capture_output=True, text=True, check=True, cwd=process.ROOT)
+    assert run.stdout.strip() == "set()"
+
+
+FAKE = """
+import time
+from pipeline.bench.contender import Generation
+
+TITLE, WEIGHTS, PACKAGE, INSTALL = "Fake", "int8", "pip", "pip install pip"
+
+def prepare(source, target):
+    (target / "model").write_text((source / "config.json").read_text())
+
+class Subject:
+    def generate(self, prompts, new_tokens):
+        started = time.perf_counter()
+        times = [started + 0.5 + 0.01 * step for step in range(new_tokens)]
+        return Generation(started, [[7] * new_tokens for _ in prompts], [times] * len(prompts))
+
+def load(model, limits):
+    if (model / "broken").exists():
+        print("last words")
+        raise RuntimeError("broken model")
+    return Subject()
+"""
+
+
+@pytest.fixture
+def fake_subjects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers whose kvfold and llama_cpp need no engine, and whose openvino_genai is not installed."""
+    package = tmp_path / "root" / "pipeline"
+    shutil.copytree(Path(pipeline.__file__).parent / "bench", package / "bench")
+    (package / "__init__.py").touch()
+    for name in (KVFOLD, "llama_cpp"):
+        (package / "bench" / "contenders" / f"{name}.py").write_text(FAKE)
+    absent = FAKE.replace('"pip",', '"kvfold-bench-absent",')
+    (package / "bench" / "contenders" / "openvino_genai.py").write_text(absent)
+    monkeypatch.setattr(process, "ROOT", tmp_path / "root")
+
+
+def fake_job(model: Path) -> jobs.Measure:
+    return jobs.Measure("llama_cpp", str(model), "quick", VOCAB, LIMITS, "round 1")
+
+
+@pytest.mark.usefixtures("fake_subjects")
+def test_worker_measures_in_a_python_without_our_packages(tmp_path: Path) -> None:
+    bare = tmp_path / "python"
+    bare.symlink_to(PYTHON.resolve())
+    values = run_job(fake_job(tmp_path), bare).values
+    assert values["prefill_512"] == pytest.approx(1024.0)
+    assert values["decode_128"] == pytest.approx(100.0)
+    assert values["decode_batch_8"] == pytest.approx(800.0)
+    assert values["second_turn"] == pytest.approx(500.0)
+    assert values["load"] >= 0
+
+
+@pytest.mark.usefixtures("fake_subjects")
+@pytest.mark.skipif(not worker.STATUS.is_file(), reason="peak memory is read from Linux's /proc")
+def test_peak_memory_is_the_worker_s_own(tmp_path: Path) -> None:
+    ballast = bytearray(128 * 2**20)
+    peak = run_job(fake_job(tmp_path), PYTHON).values["peak_memory"]
+    assert 1 < peak < len(ballast) / 2**20
+
+
+@pytest.mark.usefixtures("fake_subjects")
+def test_failing_worker_tells_what_it_printed(tmp_path: Path) -> None:
+    (tmp_path / "broken").touch()
+    with pytest.raises(WorkerError, match=r"(?s)exit code 1.*last words.*broken model"):
+        run_job(fake_job(tmp_path), PYTHON)
+
+
+class FakeModels:
+    """PreparedModels without a checkpoint."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def prepare(self, subject: str, version: str, python: Path) -> Path:
+        return self.folder
+
+
+def bench_fakes(tmp_path: Path, settings: BenchSettings) -> tuple[BenchResult, str]:
+    """Result and terminal output of a run; kvfold's bundle and the peers' models are two empty folders."""
+    bundle, model = tmp_path / "bundle", tmp_path / "model"
+    bundle.mkdir()
+    model.mkdir(exist_ok=True)
+    printed = io.StringIO()
+    models = cast(PreparedModels, FakeModels(model))
+    result = run_bench(bundle, PLANS["hybrid"], models, VOCAB, settings, Console(file=printed, width=500))
+    return result, printed.getvalue()
+
+
+@pytest.mark.usefixtures("fake_subjects")
+def test_peers_run_and_absent_ones_are_skipped_visibly(tmp_path: Path) -> None:
+    settings = BenchSettings(("openvino_genai", "llama_cpp"), rounds=2, workloads="quick")
+    result, printed = bench_fakes(tmp_path, settings)
+    assert [subject.title for subject in result.subjects] == ["kvfold", "llama.cpp"]
+    assert all(len(values) == 2 for subject in result.subjects for values in subject.samples.values())
+    assert len(result.skipped) == 1
+    assert "OpenVINO GenAI is not installed" in result.skipped[0]
+    assert "pip install openvino-genai" in result.skipped[0]
+    assert result.skipped[0] in printed
+
+
+@pytest.mark.usefixtures("fake_subjects")
+def test_absent_peer_that_was_named_is_an_error(tmp_path: Path) -> None:
+    settings = BenchSettings(("openvino_genai",), required=True, rounds=1, workloads="quick")
+    with pytest.raises(TargetError, match=r"(?s)not installed.*leave openvino_genai out of --peers"):
+        bench_fakes(tmp_path, settings)
+
+
+@pytest.mark.usefixtures("fake_subjects")
+def test_peer_that_fails_is_out_and_the_others_go_on(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "broken").touch()
+    result, printed = bench_fakes(tmp_path, BenchSettings(("llama_cpp",), rounds=2, workloads="quick"))
+    assert "round 1: exit code 1" in result.subjects[1].failure
+    assert result.subjects[1].samples == {}
+    assert len(result.subjects[0].samples["load"]) == 2
+    assert "broken model" in printed
+
+
+@pytest.mark.usefixtures("fake_subjects")
+def test_kvfold_itself_may_not_fail(tmp_path: Path) -> None:
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "broken").touch()
+    models = cast(PreparedModels, FakeModels(tmp_path))
+    with pytest.raises(TargetError, match=r"(?s)kvfold's engine.*broken model"):
+        run_bench(
+            tmp_path / "bundle",
+            PLANS["hybrid"],
+            models,
+            VOCAB,
+            BenchSettings((), rounds=1),
+            Console(file=io.StringIO()),
+        )
+
+
+def test_unknown_peer_is_refused_by_name() -> None:
+    run = CliRunner().invoke(command, ["--peers", "llama_cpp,vllm"])
+    assert run.exit_code == 2
+    assert "'vllm' is no peer" in run.output

@@ -1,0 +1,116 @@
+"""The peers' models hold the original's weights: the Hugging Face folder, the GGUF, and the cache of both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+from transformers import AutoModelForCausalLM
+
+from export.checkpoint import Checkpoint, load_checkpoint
+from pipeline.bench.models import prepared
+from pipeline.bench.models.gguf_from_huggingface import write_gguf
+from pipeline.bench.models.huggingface_folder import write_huggingface_folder
+from pipeline.bench.models.prepared import PreparedModels
+from pipeline.bench.processes.jobs import Answer, Job, Prepare
+from pipeline.bench.processes.process import WorkerError
+from tests.export.tiny_checkpoints import interleave, random_model, write_folder
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+
+def tiny_checkpoint(folder: Path, family: str = "llama", **changes: object) -> Checkpoint:
+    """A random model; Q8_0 wants rows of whole blocks of 32."""
+    return load_checkpoint(write_folder(folder, random_model(family, intermediate_size=64, **changes)))
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+def test_folder_is_the_same_model(family: str, tmp_path: Path) -> None:
+    original = random_model(family, intermediate_size=64)
+    checkpoint = load_checkpoint(write_folder(tmp_path / "original", original))
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write_huggingface_folder(checkpoint, folder)
+    again = load_checkpoint(folder)
+    assert again.config == checkpoint.config
+    assert again.tokenizer.encode("abba") == checkpoint.tokenizer.encode("abba")
+    tokens = torch.arange(20)[None]
+    copied = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.inference_mode():
+        assert torch.equal(copied(tokens).logits, original(tokens).logits)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_gguf_holds_the_weights_in_eight_bits(family: str, tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint(tmp_path, family)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write_huggingface_folder(checkpoint, folder)
+    write_gguf(folder, tmp_path / "model.gguf")
+    reader = gguf.GGUFReader(tmp_path / "model.gguf")
+    stored = {tensor.name: gguf.dequantize(tensor.data, tensor.tensor_type) for tensor in reader.tensors}
+    weights = load_file(folder / "model.safetensors")
+    assert len(stored) == len(weights)
+    query = weights["model.layers.1.self_attn.q_proj.weight"]
+    if family == "llama":
+        query = interleave(torch.from_numpy(query), heads=4).numpy()
+    close = {"rtol": 0, "atol": np.abs(query).max() / 127}
+    np.testing.assert_allclose(stored["blk.1.attn_q.weight"], query, **close)
+    np.testing.assert_array_equal(stored["output_norm.weight"], weights["model.norm.weight"])
+    assert reader.fields[f"{family}.vocab_size"].contents() == checkpoint.config.vocab_size
+
+
+def test_gguf_refuses_rope_scaling(tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint(tmp_path, rope_scaling=LLAMA3)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write_huggingface_folder(checkpoint, folder)
+    with pytest.raises(ValueError, match="RoPE scaling llama3"):
+        write_gguf(folder, tmp_path / "model.gguf")
+
+
+def test_a_model_is_prepared_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[Prepare] = []
+
+    def convert(job: Job, python: Path) -> Answer:
+        assert isinstance(job, Prepare)
+        done.append(job)
+        (Path(job.target) / "model").write_text((Path(job.source) / "config.json").read_text())
+        return Answer("1.0", {})
+
+    monkeypatch.setattr(prepared, "run_job", convert)
+    models = PreparedModels(tmp_path / "work", tiny_checkpoint(tmp_path))
+    first = models.prepare("llama_cpp", "1.0", Path("python"))
+    assert models.prepare("llama_cpp", "1.0", Path("python")) == first
+    assert len(done) == 1
+    assert models.prepare("llama_cpp", "1.1", Path("python")) != first
+    assert (first / "model").is_file()
+
+
+def test_an_interrupted_conversion_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts: list[bool] = []
+
+    def convert(job: Job, python: Path) -> Answer:
+        assert isinstance(job, Prepare)
+        attempts.append((Path(job.target) / "half").exists())
+        (Path(job.target) / "half").touch()
+        if len(attempts) == 1:
+            raise WorkerError("exit code -9")
+        return Answer("1.0", {})
+
+    monkeypatch.setattr(prepared, "run_job", convert)
+    models = PreparedModels(tmp_path / "work", tiny_checkpoint(tmp_path))
+    with pytest.raises(WorkerError):
+        models.prepare("llama_cpp", "1.0", Path("python"))
+    assert models.prepare("llama_cpp", "1.0", Path("python")).is_dir()
+    assert attempts == [False, False]

@@ -1,0 +1,134 @@
+"""How `kvfold bench` measures: arithmetic of the workloads, prompts, and kvfold as their subject."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from pipeline.bench import run_workloads as measure
+from pipeline.bench import workloads
+from pipeline.bench.bench import ROUNDING, needed_limits
+from pipeline.bench.bench_settings import BenchSettings
+from pipeline.bench.common_prefix import common_prefix
+from pipeline.bench.contender import Generation
+from pipeline.bench.contenders.kvfold import KvfoldSubject
+from runtime.sampling.sampling import SamplingParams
+from tests.runtime.harness import PLANS, check, in_use, make_llm, make_prompts
+
+VOCAB = 5000
+
+
+class Clockwork:
+    """A subject with exact times: 1 ms a prompt token it has not seen, 10 ms a decoded token."""
+
+    def __init__(self) -> None:
+        self.cached: list[int] = []
+        self.calls: list[tuple[int, int, int]] = []
+
+    def generate(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> Generation:
+        known = common_prefix(self.cached, prompts[0]) if len(prompts) == 1 else 0
+        self.calls.append((len(prompts), len(prompts[0]), new_tokens))
+        self.cached = [*prompts[0], *[7] * new_tokens]
+        first = 5.0 + 0.001 * (sum(len(prompt) for prompt in prompts) - known)
+        times = [first + 0.010 * step for step in range(new_tokens)]
+        return Generation(5.0, [[7] * new_tokens for _ in prompts], [times for _ in prompts])
+
+
+def test_completion_times_prefill_and_decode_apart() -> None:
+    values = measure.run_workload(Clockwork(), workloads.Completion(128, 16), VOCAB, "a")
+    assert values == pytest.approx({"prefill_128": 1000.0, "decode_128": 100.0})
+
+
+def test_prefill_alone_gives_one_metric() -> None:
+    values = measure.run_workload(Clockwork(), workloads.Completion(512, 0), VOCAB, "a")
+    assert values == pytest.approx({"prefill_512": 1000.0})
+
+
+def test_batch_adds_up_its_sequences() -> None:
+    values = measure.run_workload(Clockwork(), workloads.Batch(8, 128, 16), VOCAB, "a")
+    assert values == pytest.approx({"decode_batch_8": 800.0})
+
+
+def test_batch_counts_only_while_every_sequence_decodes() -> None:
+    generation = Generation(0.0, [[1, 1, 1], [1, 1, 1]], [[1.0, 2.0, 3.0], [2.5, 3.5, 4.5]])
+    assert generation.time_to_first_token == 2.5
+    assert generation.decode_rate == pytest.approx(2.0)  # one token in (2.5, 3.0]
+
+
+def test_batch_that_never_overlaps_is_refused() -> None:
+    generation = Generation(0.0, [[1], [1, 1]], [[1.0], [2.0, 3.0]])
+    with pytest.raises(ValueError, match="never decoded at the same time"):
+        _ = generation.decode_rate
+
+
+def test_second_turn_pays_for_its_new_tokens_only() -> None:
+    turn = workloads.SecondTurn(conversation=500, reply=4, message=64)
+    values = measure.run_workload(Clockwork(), turn, VOCAB, "a")
+    assert values == pytest.approx({"second_turn": 64.0, "message_alone": 64.0})
+
+
+def test_measure_warms_up_first() -> None:
+    subject = Clockwork()
+    values = measure.measure(subject, [workloads.Completion(128, 16)], VOCAB, "a")
+    assert len(subject.calls) == len(measure.WARM_UP) + 1
+    assert subject.calls[-1] == (1, 128, 17)
+    assert values.keys() == {"prefill_128", "decode_128"}
+
+
+def test_prompts_are_equal_for_all_subjects_and_cold_for_each_seed() -> None:
+    first = workloads.write_prompt(100, VOCAB, "round 1")
+    assert first == workloads.write_prompt(100, VOCAB, "round 1")
+    assert common_prefix(first, workloads.write_prompt(100, VOCAB, "round 2")) == 0
+    assert all(workloads.FIRST_ORDINARY_TOKEN <= token < VOCAB for token in first)
+    assert set(workloads.write_prompt(9, 8, "tiny vocabulary")) == {7}
+
+
+def test_common_prefix_leaves_a_token_to_compute() -> None:
+    assert common_prefix([1, 2, 3], [1, 2, 3]) == 2
+    assert common_prefix([1, 2, 3], [1, 2, 3, 4]) == 3
+    assert common_prefix([], [1]) == 0
+
+
+def test_full_set_has_every_figure_the_project_reports() -> None:
+    keys = {metric.key for metric in workloads.list_metrics(workloads.FULL)}
+    prefill = {f"prefill_{context}" for context in (128, 512, 2048, 7000)}
+    decode = {f"decode_{context}" for context in (128, 2048, 7000)}
+    other = {"decode_batch_8", "second_turn", "message_alone", "peak_memory", "load"}
+    assert keys == prefill | decode | other
+
+
+@pytest.mark.parametrize("name", list(workloads.SETS))
+def test_limits_hold_every_workload(name: str) -> None:
+    limits = needed_limits(BenchSettings(workloads=name))
+    assert limits.cache_tokens % ROUNDING == 0
+    assert all(workload.cache_tokens <= limits.cache_tokens for workload in workloads.SETS[name])
+    assert limits.sequences == 8
+
+
+def test_kvfold_subject_reports_every_token_when_it_came() -> None:
+    llm, _ = make_llm(PLANS["hybrid"])
+    prompts = make_prompts()[:3]
+    expected = [completion.token_ids for completion in llm.generate(prompts, SamplingParams(max_tokens=9))]
+    fresh, _ = make_llm(PLANS["hybrid"])
+    generation = KvfoldSubject(fresh).generate(prompts, 9)
+    assert generation.tokens == expected
+    assert [len(times) for times in generation.arrivals] == [9, 9, 9]
+    assert all(times == sorted(set(times)) for times in generation.arrivals)
+    assert all(times[0] > generation.started for times in generation.arrivals)
+
+
+def test_kvfold_subject_reuses_the_first_turn() -> None:
+    llm, _ = make_llm(PLANS["hybrid"])
+    measure.run_workload(KvfoldSubject(llm), workloads.SecondTurn(200, 4, 16), 256, "a")
+    assert llm.metrics.cache.resumed_turns == 1
+    assert llm.metrics.cache.hit_tokens == 203  # all but the reply's last token, whose KV nobody needed yet
+
+
+def test_kvfold_subject_gives_back_what_does_not_continue() -> None:
+    llm, _ = make_llm(PLANS["hybrid"])
+    subject = KvfoldSubject(llm)
+    for prompts in (make_prompts()[:1], make_prompts()[1:2], make_prompts()[2:4]):
+        subject.generate(prompts, 3)
+    check(llm)
+    assert in_use(llm) == 0

@@ -1,0 +1,200 @@
+"""Recipes: the shipped ones load, and every mistake is named with its key, its value and what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.recipe.load_recipe import load_recipe
+from pipeline.recipe.recipe import Recipe, WrittenPlan
+from pipeline.recipe.recipe_files import shipped_recipes
+from plugins.contract.errors import PlanError, RecipeError
+from plugins.contract.plan_presets import AttentionShape, Preset
+
+SHAPE = AttentionShape(num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=2, head_dim=16)
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "mine.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_shipped_recipes_load_and_give_a_plan(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    shape = AttentionShape(num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3, head_dim=64)
+    assert len(recipe.build_plan(shape).layers) == 30
+
+
+def test_there_is_a_recipe_for_every_preset_and_one_whose_plan_is_written() -> None:
+    plans = {name: load_recipe(name).plan for name in shipped_recipes()}
+    presets = {plan.preset for plan in plans.values() if isinstance(plan, Preset)}
+    assert presets == {"identity", "horizon", "mqa"}
+    assert isinstance(plans["character"], WrittenPlan)
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "what"),
+    [
+        ("modle: {source: demo}\nplan: {preset: mqa}", "modle", "did you mean 'model'?"),
+        ("model: {sorce: demo}\nplan: {preset: mqa}", "model.sorce", "did you mean 'source'?"),
+        (
+            "model: {source: demo}\nplan: {preset: horizon, sliding_windw: 64}",
+            "sliding_windw",
+            "did you mean 'sliding_window'?",
+        ),
+        (
+            "model: {source: demo}\nplan: {preset: mqa}\nvalidate: {thresholds: {max_perplexity: 1.1}}",
+            "validate.thresholds.max_perplexity",
+            "did you mean 'max_perplexity_ratio'?",
+        ),
+        ("model: {source: demo}\nplan: {preset: mqa}\nheal: {tokns: 3}", "tokns", "did you mean 'tokens'?"),
+        (
+            "model: {source: demo}\nplan: {preset: mqa}\nheal: {text: {source: absent.jsonl}}",
+            "heal.text.source",
+            "absent.jsonl",
+        ),
+        (
+            "model: {source: demo}\nplan: {preset: mqa}\nheal: {adapter: absent.safetensors}",
+            "heal.adapter",
+            "absent.safetensors",
+        ),
+        (
+            "model: {source: demo}\nplan: {preset: mqa}\nheal: {adapter: mine.yaml, tokens: 3}",
+            "heal.adapter.tokens",
+            "unknown key",
+        ),
+        (
+            "model: {source: demo}\nplan: {preset: mqa}\nquantize: {linears: none}\nheal: {int8_tokens: 9}",
+            "heal.int8_tokens is 9",
+            "stores its KV as float32; set one of them to int8",
+        ),
+        ("model: {source: demo}\nplan: {preset: mqa}\nzzz: 1", "zzz", "use one of"),
+        ("model: {source: demo}", "plan", "is required"),
+        ("model: {source: demo}\nplan: {preset: mqaa}", "plan", "mqaa"),
+        (
+            "model: {source: demo}\nplan: {preset: mqa}\ncalibration: {tokens: -3}",
+            "calibration.0.tokens",
+            "-3",
+        ),
+        ("model: {source: demo}\nplan: {preset: mqa}\ntarget: gpu", "recipe", "use one of cpu"),
+        ("model: {source: demo}\nplan: {preset: mqa}\nname: x", "name", "named by its file"),
+        ("- 1", "mine.yaml", "list"),
+        ("a: [", "mine.yaml", "cannot be read as YAML"),
+        ("? [a, b]\n: 1", "cannot be read as YAML", "unhashable key"),
+        ("model: {source: demo}\nplan: {preset: mqa}\nplan: {}", "'plan' stands twice", "line 3"),
+        ("model: {source: demo}\nplan: {preset: mqa}\npage: 2024-13-01", "mine.yaml", "month"),
+        (
+            "model: {source: demo}\nplan: {preset: mqa}\ncalibration: {source: absent.txt}",
+            "calibration.source",
+            "absent.txt",
+        ),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, text: str, where: str, what: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        load_recipe(write(tmp_path, text))
+    assert where in str(error.value)
+    assert what in str(error.value)
+
+
+def test_an_unknown_name_lists_the_shipped_recipes() -> None:
+    with pytest.raises(RecipeError, match="balanced, character, compact, horizon, identity, mqa"):
+        load_recipe("no-such-recipe")
+
+
+def test_relative_paths_are_taken_from_the_recipes_folder(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "text.txt").write_text("text")
+    text = "model: {source: model}\nplan: {preset: mqa}\ncalibration: {source: text.txt}"
+    recipe = load_recipe(write(tmp_path, text))
+    assert recipe.model.source == str(tmp_path / "model")
+    assert recipe.calibration[0].source == str(tmp_path / "text.txt")
+    assert recipe.validate_on.source == "generate"
+
+
+def test_a_tilde_is_the_user_s_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home" / "model").mkdir(parents=True)
+    (tmp_path / "home" / "text.txt").write_text("text")
+    text = "model: {source: ~/model}\nplan: {preset: mqa}\ncalibration: {source: ~/text.txt}"
+    recipe = load_recipe(write(tmp_path, text))
+    assert recipe.model.source == str(tmp_path / "home" / "model")
+    assert recipe.calibration[0].source == str(tmp_path / "home" / "text.txt")
+
+
+def test_a_section_that_is_none_is_refused_with_architectures_too(tmp_path: Path) -> None:
+    text = "model: {source: demo}\nplan: {preset: mqa}\ntensorrt: float16"
+    with pytest.raises(RecipeError, match=r"tensorrt: .*float16"):
+        load_recipe(write(tmp_path, text), "tensorrt-rtx", (80,))
+
+
+def written(tmp_path: Path, *layers: str) -> Recipe:
+    lines = "".join(f"    - {layer}\n" for layer in layers)
+    return load_recipe(write(tmp_path, f"model: {{source: demo}}\nplan:\n  layers:\n{lines}"))
+
+
+def test_a_plan_written_by_hand(tmp_path: Path) -> None:
+    own = "{donor: %d, num_key_value_heads: 2}"
+    recipe = written(tmp_path, own % 0, own % 1, own % 1, own % 3)
+    plan = recipe.build_plan(SHAPE)
+    assert [layer.donor for layer in plan.layers] == [0, 1, 1, 3]
+
+
+def test_a_written_plan_that_breaks_a_law_is_refused(tmp_path: Path) -> None:
+    recipe = written(tmp_path, *["{donor: 1, num_key_value_heads: 2}"] * 4)
+    with pytest.raises(PlanError, match="layer 0: donor 1 comes later"):
+        recipe.build_plan(SHAPE)
+    recipe = written(tmp_path, "{donor: 0, num_key_value_heads: 2}")
+    with pytest.raises(PlanError, match="1 entries, the model has 4 layers"):
+        recipe.build_plan(SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("target", "plan", "problem"),
+    [
+        ("cuda", "{preset: horizon}", "cuda cannot keep a sequence's first tokens in sight"),
+        (
+            "tensorrt",
+            "{preset: mqa}",
+            "stores its KV as float32, target tensorrt reads int8, float16, bfloat16",
+        ),
+        (
+            "cpu",
+            "{preset: mqa, kv_dtype: float16}",
+            "stores its KV as float16, target cpu reads int8, float32",
+        ),
+    ],
+)
+def test_a_plan_that_its_target_cannot_serve_is_refused(
+    tmp_path: Path, target: str, plan: str, problem: str
+) -> None:
+    """Before minutes of export."""
+    with pytest.raises(RecipeError, match=problem):
+        load_recipe(write(tmp_path, f"model: {{source: demo}}\nplan: {plan}\ntarget: {target}"))
+
+
+@pytest.mark.parametrize("dials", ["", ", sliding_window: 256, head_sink: true"])
+def test_a_plan_without_sinks_serves_every_target(tmp_path: Path, dials: str) -> None:
+    text = f"model: {{source: demo}}\nplan: {{preset: horizon, sink_size: 0{dials}}}\ntarget: cuda"
+    assert load_recipe(write(tmp_path, text)).target == "cuda"
+
+
+def test_text_must_be_longer_than_the_window_of_a_head_sink(tmp_path: Path) -> None:
+    preset = "{preset: character, sink_size: 0, head_sink: true, sliding_window: %d}"
+    written = "{layers: [{donor: 0, num_key_value_heads: 1, head_sink: true, sliding_window: 512}]}"
+    text = "model: {source: demo}\nplan: %s\ncalibration: {sequence_length: %d}\nheal: {}"
+    for plan, length, key in (
+        (preset % 512, 512, "calibration"),
+        (preset % 1024, 2048, "heal.text"),
+        (written, 512, "calibration"),
+    ):
+        with pytest.raises(RecipeError, match=f"{key}.sequence_length is .* hides nothing"):
+            load_recipe(write(tmp_path, text % (plan, length)))
+    load_recipe(write(tmp_path, text % (preset % 512, 1024)))
+    (tmp_path / "healed.safetensors").touch()
+    named = text.replace("heal: {}", "heal: {adapter: healed.safetensors}")
+    load_recipe(write(tmp_path, named % (preset % 1024, 512)))  # neither fits nor trains any

@@ -1,0 +1,1 @@
+"""Search, frontier, ablation, lm-eval."""

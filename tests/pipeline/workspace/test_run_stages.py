@@ -1,0 +1,238 @@
+"""Stages: what is skipped, what runs again, and that a kill at any write leaves a bundle that resumes."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from pipeline.recipe.recipe import Recipe
+from pipeline.workspace.run_stages import run_stages
+from pipeline.workspace.stage import dependents, requirements
+from pipeline.workspace.workspace import Workspace
+from plugins.contract.errors import BundleError
+from plugins.contract.version import VERSION
+from runtime.bundle import open_bundle
+from tests.pipeline.fake_stages import QuietDisplay, contents, fake_recipe, fake_stages
+
+ALL = ["first", "second", "third", "branch"]
+
+
+def run(root: Path, recipe: Recipe | None = None, until: str | None = None) -> list[str]:
+    ran: list[str] = []
+    run_stages(recipe or fake_recipe(), root, fake_stages(ran), QuietDisplay(), until)
+    return ran
+
+
+def test_unchanged_stages_are_skipped(tmp_path: Path) -> None:
+    assert run(tmp_path / "b") == ALL
+    before = contents(tmp_path / "b")
+    assert run(tmp_path / "b") == []
+    assert contents(tmp_path / "b") == before
+    open_bundle(tmp_path / "b", verify="full")
+
+
+def test_until_stops_early_and_goes_on_later(tmp_path: Path) -> None:
+    assert run(tmp_path, until="second") == ["first", "second"]
+    assert run(tmp_path) == ["third", "branch"]
+
+
+def test_a_changed_setting_runs_its_stage_and_what_depends_on_it(tmp_path: Path) -> None:
+    run(tmp_path)
+    assert run(tmp_path, fake_recipe(seed=5)) == ["second", "third"]
+    assert run(tmp_path, fake_recipe(source="two", seed=5)) == ALL
+
+
+def test_the_same_bytes_leave_later_stages_unchanged(tmp_path: Path) -> None:
+    run(tmp_path)
+    (tmp_path / "first" / "a.txt").write_text("damaged")
+    assert run(tmp_path) == ["first"]  # it writes what it wrote before
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "changed"])
+def test_a_damaged_file_runs_its_stage_again(tmp_path: Path, damage: str) -> None:
+    run(tmp_path)
+    expected = contents(tmp_path)
+    path = tmp_path / "second" / "b.txt"
+    if damage == "missing":
+        path.unlink()
+    elif damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-1])
+    else:
+        path.write_bytes(b"x" + path.read_bytes()[1:])
+    assert run(tmp_path) == ["second"]
+    assert contents(tmp_path) == expected
+
+
+def test_a_failing_stage_keeps_what_finished(tmp_path: Path) -> None:
+    ran: list[str] = []
+    stages = fake_stages(ran)
+    (tmp_path / "second").write_text("a file where the stage's folder belongs")
+    with pytest.raises(
+        BundleError, match=r"/second cannot be read or written \(File exists\).*run the same command"
+    ):
+        run_stages(fake_recipe(), tmp_path, stages, QuietDisplay())
+    assert ran == ["first", "second"]
+    (tmp_path / "second").unlink()
+    assert run(tmp_path) == ["second", "third", "branch"]
+
+
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    def run_out_of_space(workspace: Workspace, output: Path, progress: Callable[[float], None]) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as write(2) reports it: without a path
+
+    stage = replace(fake_stages([])[0], run=run_out_of_space)
+    with pytest.raises(
+        BundleError, match=rf"{tmp_path} cannot be read or written \(No space left.*free disk space"
+    ):
+        run_stages(fake_recipe(), tmp_path, (stage,), QuietDisplay())
+
+
+def test_a_bundle_of_another_version_starts_anew(tmp_path: Path) -> None:
+    """Files of the old version that no stage writes any more go; files that are not the bundle's stay."""
+    run(tmp_path)
+    manifest = tmp_path / "manifest.json"
+    text = manifest.read_text().replace(f'"{VERSION}"', '"0.0.1"')
+    manifest.write_text(text.replace("third/b.txt", "third/old.txt"))
+    (tmp_path / "third" / "b.txt").rename(tmp_path / "third" / "old.txt")
+    (tmp_path / "notes.txt").write_text("a user's own")
+    assert run(tmp_path) == ALL
+    assert not (tmp_path / "third" / "old.txt").exists()
+    assert (tmp_path / "notes.txt").exists()
+
+
+def test_two_writers_at_once_are_refused(tmp_path: Path) -> None:
+    lock = FileLock(tmp_path / ".lock")
+    with lock, pytest.raises(BundleError, match="another kvfold process"):
+        run(tmp_path)
+
+
+def test_a_path_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BundleError, match="is a file"):
+        run(tmp_path / "file")
+    with pytest.raises(BundleError, match="cannot be written"):
+        run(Path("/proc/bundle"))
+
+
+def test_requirements_are_transitive_and_nothing_else_runs(tmp_path: Path) -> None:
+    assert requirements("third", fake_stages([])) == {"first", "second"}
+    assert run(tmp_path, until="branch") == ["first", "branch"]
+
+
+def test_stages_of_other_targets_rest(tmp_path: Path) -> None:
+    ran: list[str] = []
+    mine, other = (
+        replace(stage, target=target)
+        for stage, target in zip(fake_stages(ran)[1:3], ("cpu", "cuda"), strict=True)
+    )
+    run_stages(
+        fake_recipe(), tmp_path, (fake_stages(ran)[0], mine, replace(other, needs=("first",))), QuietDisplay()
+    )
+    assert ran == ["first", "second"]
+
+
+def test_dependents_are_transitive() -> None:
+    assert dependents("first", fake_stages([])) == {"second", "third", "branch"}
+    assert dependents("second", fake_stages([])) == {"third"}
+
+
+def _die_at(root: Path, recipe: Recipe, fatal: int) -> bool:
+    """Fork, die without any clean-up at the fatal-th write, and say whether the run got that far."""
+    child = os.fork()
+    if child == 0:
+        count = 0
+
+        def watched(event: str, arguments: tuple[object, ...]) -> None:
+            nonlocal count
+            writes = event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir")
+            if event == "open":  # path, mode, flags
+                writes = str(arguments[0]).startswith(str(root)) and "w" in str(arguments[1])
+            if writes:
+                count += 1
+                if count == fatal:
+                    os._exit(9)
+
+        sys.addaudithook(watched)
+        run(root, recipe)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+
+
+def _consistent(root: Path) -> None:
+    """Whatever the manifest names is there, whole, and made from what it names beside it."""
+    if not (root / "manifest.json").exists():
+        return
+    open_bundle(root, verify="full")
+    recorded = json.loads((root / "manifest.json").read_text())["stages"]
+    for name, needs in (("second", "first"), ("third", "second"), ("branch", "first")):
+        if name in recorded and needs in recorded:
+            first_line, *rest = (root / name / "a.txt").read_text().split("\n", 1)
+            assert rest[0] == (root / needs / "a.txt").read_text(), (name, first_line)
+
+
+def test_a_kill_at_every_write_leaves_a_bundle_that_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First a fresh run, then one over a bundle of other settings: killed at each file operation.
+
+    Without fsync, which is slow and matters to a power cut only: what a killed process wrote, stays.
+    """
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
+    run(tmp_path / "expected", fake_recipe(source="two", seed=7))
+    expected = contents(tmp_path / "expected")
+    for kind in ("fresh", "rerun"):
+        fatal, died = 0, True
+        while died:
+            fatal += 1
+            root = tmp_path / f"{kind}{fatal}"
+            if kind == "rerun":
+                run(root)
+            died = _die_at(root, fake_recipe(source="two", seed=7), fatal)
+            _consistent(root)
+            run(root, fake_recipe(source="two", seed=7))
+            assert contents(root) == expected, (kind, fatal)
+        assert fatal > 25, "the audit hook saw too few writes to prove anything"
+
+
+# Python ignores Ctrl-C where its parent does, as a shell has it of what runs in the background.
+SLOW_RUN = """
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from pathlib import Path
+from pipeline.workspace.run_stages import run_stages
+from tests.pipeline.fake_stages import QuietDisplay, fake_recipe, fake_stages
+class Slow(QuietDisplay):
+    def started(self, stage, why, expected_seconds):
+        return lambda fraction: time.sleep(0.2)
+print("ready", flush=True)
+run_stages(fake_recipe(), Path(sys.argv[1]), fake_stages([]), Slow())
+"""
+
+
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT])
+def test_a_real_signal_in_a_stage_leaves_a_bundle_that_resumes(tmp_path: Path, kind: signal.Signals) -> None:
+    run(tmp_path / "expected")
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW_RUN, str(tmp_path / "b")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(0.3)  # inside the second stage
+    process.send_signal(kind)
+    assert process.wait() != 0
+    ran = run(tmp_path / "b")
+    assert "third" in ran
+    assert contents(tmp_path / "b") == contents(tmp_path / "expected")

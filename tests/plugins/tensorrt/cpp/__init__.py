@@ -1,0 +1,1 @@
+"""The TensorRT plugin in C++."""

@@ -1,0 +1,1 @@
+"""The TensorRT engine over a stand-in of its library and driver."""

@@ -1,0 +1,116 @@
+"""Preflight names what is wrong with a plan here and what to rebuild; memory is counted part by part."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from plugins.contract.errors import CapacityError, KernelError, TargetError
+from runtime.engine.engine_config import EngineConfig
+from runtime.engine.tensorrt.device import Device
+from runtime.engine.tensorrt.memory import MARGIN, check_memory
+from runtime.engine.tensorrt.pools import pool_bytes
+from runtime.engine.tensorrt.preflight import check_files, check_gpu, import_library
+from tests.runtime.engine.tensorrt.cuda_stand_in import StandInDriver
+from tests.runtime.engine.tensorrt.tensorrt_harness import VERSION, make_config, make_facts, write_engine
+from tests.runtime.synthetic_engine import make_plan
+
+PLAN = make_plan((None, 0), (32, 4))
+AGAIN = "`kvfold build RECIPE --target tensorrt-rtx --sm 80,89`"
+
+
+def test_a_whole_engine_passes(tmp_path: Path) -> None:
+    config = make_config(make_facts(PLAN))
+    facts, kernels = check_files(write_engine(tmp_path / "engine", config), config)
+    assert facts == config.tensorrt
+    assert kernels.sha256 == facts.kernels_sha256
+
+
+def _remove_plan(directory: Path) -> None:
+    (directory / "model.plan").unlink()
+
+
+def _nothing(directory: Path) -> None:
+    """A folder that is as it should be; its facts are not."""
+
+
+@pytest.mark.parametrize(
+    ("config", "damage", "message"),
+    [
+        (make_config(None), _nothing, "no TensorRT plan but an engine for cpu"),
+        (make_config(make_facts(PLAN)), _remove_plan, f"model.plan is missing; build it again: {AGAIN}"),
+        (make_config(make_facts(PLAN, plugin_version="0")), _nothing, "version 0 of the attention plugin"),
+        (make_config(make_facts(PLAN, kernels_sha256="f" * 64)), _nothing, "(ffffffffffff...)"),
+    ],
+)
+def test_files_that_do_not_belong_together_are_refused(
+    config: EngineConfig, damage: Callable[[Path], None], message: str, tmp_path: Path
+) -> None:
+    directory = write_engine(tmp_path / "engine", config)
+    damage(directory)
+    with pytest.raises(TargetError, match=re.escape(message)):
+        check_files(directory, config)
+
+
+def test_a_damaged_cubin_is_a_kernel_error(tmp_path: Path) -> None:
+    config = make_config(make_facts(PLAN))
+    directory = write_engine(tmp_path / "engine", config)
+    (directory / "kernels" / "append.cubin").write_bytes(b"other")
+    with pytest.raises(KernelError, match="not the recorded kernel"):
+        check_files(directory, config)
+
+
+def test_a_library_of_another_version_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_config(make_facts(PLAN))
+    assert config.tensorrt is not None
+    library = ModuleType("tensorrt_rtx")
+    monkeypatch.setattr(library, "__version__", "1.8.0", raising=False)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", library)
+    with pytest.raises(TargetError, match=f"built by tensorrt_rtx {VERSION}, installed is 1.8.0.*{AGAIN}"):
+        import_library(config, config.tensorrt)
+    monkeypatch.setattr(library, "__version__", VERSION)
+    assert import_library(config, config.tensorrt) is library
+
+
+def test_a_missing_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_config(make_facts(PLAN, "tensorrt"))
+    assert config.tensorrt is not None
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(TargetError, match=re.escape("run `pip install 'kvfold[tensorrt]'`")):
+        import_library(config, config.tensorrt)
+
+
+def test_another_gpu_is_named_with_the_command_that_adds_it() -> None:
+    device = Device(StandInDriver(architecture=86))
+    config = make_config(make_facts(PLAN))
+    assert config.tensorrt is not None
+    expected = "Stand-in GPU with SM 86, the plan was built for SM 80, 89; .*--sm 80,86,89`"
+    with pytest.raises(TargetError, match=expected):
+        check_gpu(config, config.tensorrt, device)
+    config = make_config(make_facts(PLAN, "tensorrt"))
+    assert config.tensorrt is not None
+    with pytest.raises(TargetError, match=r"build it again: `kvfold build RECIPE --target tensorrt`$"):
+        check_gpu(config, config.tensorrt, device)
+
+
+def test_memory_is_refused_with_every_part() -> None:
+    parts = {"weights": 130 << 20, "KV pools": (1 << 30) + 1, "workspace": 0}
+    free = MARGIN + sum(parts.values())
+    check_memory(parts, free)
+    expected = (
+        "needs 1,155 MiB of GPU memory: weights 130 MiB, KV pools 1,025 MiB, workspace 0 MiB; 1,410 MiB are "
+        "free, of which 256 MiB are kept"
+    )
+    with pytest.raises(CapacityError, match=re.escape(expected)):
+        check_memory(parts, free - 1)
+
+
+def test_pool_bytes_are_those_of_all_banks() -> None:
+    # 16 tokens of 2 float32 channels, K and V: 256 bytes a page of one bank.
+    pages = {"global": 10, "window32_sink4": 3}
+    assert pool_bytes(PLAN, pages) == 13 * 256

@@ -1,0 +1,132 @@
+"""Page pools of the ONNX Runtime engine in every type, and what it says where CUDA is not there.
+
+The pools lie in CPU memory here; the same binding on a GPU is part of `make gpu-check`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper
+
+from plugins.contract import step as contract
+from plugins.contract.errors import TargetError
+from plugins.contract.fold_plan import FoldPlan, KvDtype, LayerPlan
+from runtime.engine.engine_config import EngineConfig
+from runtime.engine.onnxruntime_engine import DEVICES, MODEL_FILE, OnnxRuntimeEngine
+from runtime.engine.protocol import EngineInfo
+from tests.paging import Pager
+
+CACHE = (1, 16, 1, 2)
+ELEMENTS: dict[KvDtype, int] = {
+    "float32": TensorProto.FLOAT,
+    "float16": TensorProto.FLOAT16,
+    "bfloat16": TensorProto.BFLOAT16,
+    "int8": TensorProto.INT8,
+}
+SHAPES: dict[str, tuple[int, list[str | int]]] = {
+    contract.INPUT_IDS: (TensorProto.INT64, ["tokens"]),
+    contract.CUMULATIVE_SEQUENCE_LENGTH: (TensorProto.INT32, ["batch_and_one"]),
+    contract.PAST_SEQLENS: (TensorProto.INT32, ["batch"]),
+    contract.LOGITS_INDICES: (TensorProto.INT64, ["rows"]),
+    contract.block_table("global"): (TensorProto.INT32, ["batch", "width"]),
+    contract.slot_mapping("global"): (TensorProto.INT32, ["tokens"]),
+}
+
+
+def one_layer(kv_dtype: KvDtype) -> FoldPlan:
+    layer = LayerPlan(donor=0, num_key_value_heads=1, kv_dtype=kv_dtype)
+    return FoldPlan(num_attention_heads=1, head_dim=2, layers=(layer,))
+
+
+def counting_model(kv_dtype: KvDtype) -> onnx.ModelProto:
+    """Each step adds 1 to every key and the new key to every value; the logits are the old sums of both."""
+    element, width = ELEMENTS[kv_dtype], int(np.prod(CACHE))
+    (key, value), (key_out, value_out) = contract.cache_inputs(0), contract.cache_outputs(0)
+    constants = [
+        helper.make_tensor("one", TensorProto.FLOAT, [], [1.0]),
+        helper.make_tensor("zero", TensorProto.INT64, [], [0]),
+        helper.make_tensor("flat", TensorProto.INT64, [2], [1, width]),
+    ]
+    nodes = [
+        helper.make_node("Cast", [key], ["keys"], to=TensorProto.FLOAT),
+        helper.make_node("Cast", [value], ["values"], to=TensorProto.FLOAT),
+        helper.make_node("Add", ["keys", "one"], ["more_keys"]),
+        helper.make_node("Add", ["values", "more_keys"], ["more_values"]),
+        helper.make_node("Cast", ["more_keys"], [key_out], to=element),
+        helper.make_node("Cast", ["more_values"], [value_out], to=element),
+        helper.make_node("Add", ["keys", "values"], ["sums"]),
+        helper.make_node("Reshape", ["sums", "flat"], ["row"]),
+        helper.make_node("Mul", [contract.LOGITS_INDICES, "zero"], ["first"]),
+        helper.make_node("Gather", ["row", "first"], [contract.LOGITS]),
+    ]
+    inputs = [helper.make_tensor_value_info(name, *shape) for name, shape in SHAPES.items()]
+    inputs += [helper.make_tensor_value_info(name, element, CACHE) for name in (key, value)]
+    outputs = [helper.make_tensor_value_info(contract.LOGITS, TensorProto.FLOAT, ["rows", width])]
+    outputs += [helper.make_tensor_value_info(name, element, CACHE) for name in (key_out, value_out)]
+    graph = helper.make_graph(nodes, "counting", inputs, outputs, constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
+
+
+@pytest.mark.parametrize("kv_dtype", ELEMENTS)
+def test_pools_start_at_zero_and_keep_what_a_step_wrote(kv_dtype: KvDtype) -> None:
+    plan = one_layer(kv_dtype)
+    model = counting_model(kv_dtype).SerializeToString()
+    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+    info = EngineInfo(plan, {"global": 1}, vocab_size=32, max_context_length=16, fingerprint="")
+    engine, pager = OnnxRuntimeEngine(session, info, DEVICES["cpu"]), Pager(plan, 1)
+    for expected in (0, 1 + 1, 2 + 3, 3 + 6):
+        logits = engine.execute(pager.step({0: [7]}))
+        np.testing.assert_array_equal(logits, np.full((1, 32), expected, np.float32))
+
+
+def cuda_engine(directory: Path) -> Path:
+    """A folder as `kvfold build` leaves it, with an op that only CUDA has a kernel for."""
+    names = ["query", "", "", "cache", "cache", "lengths", "past", "table"]
+    node = helper.make_node(
+        "PagedAttention", names, ["output"], "attention", domain="com.microsoft", num_heads=1, kv_num_heads=1
+    )
+    half, int32 = TensorProto.FLOAT16, TensorProto.INT32
+    types: dict[str, tuple[int, list[str | int]]] = {
+        "query": (half, ["t", 24]),
+        "cache": (half, ["p", 16, 1, 8]),
+        "lengths": (int32, ["c"]),
+        "past": (int32, ["b"]),
+        "table": (int32, ["b", "m"]),
+    }
+    inputs = [helper.make_tensor_value_info(name, *types[name]) for name in dict.fromkeys(names) if name]
+    outputs = [helper.make_tensor_value_info("output", half, ["t", 8])]
+    graph = helper.make_graph([node], "attention", inputs, outputs)
+    opsets = [helper.make_opsetid("", 23), helper.make_opsetid("com.microsoft", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), directory / MODEL_FILE)
+    EngineConfig(target="cuda", vocab_size=32, max_context_length=16, fingerprint="").save(directory)
+    return directory
+
+
+def load(directory: Path) -> None:
+    OnnxRuntimeEngine.load(directory, one_layer("float16"), {"global": 1})
+
+
+def test_a_machine_without_the_cuda_provider_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(TargetError, match=r"no CUDAExecutionProvider; .*kvfold\[cuda\].*onnxruntime-gpu"):
+        load(cuda_engine(tmp_path))
+
+
+@pytest.mark.skipif(
+    "CUDAExecutionProvider" in ort.get_available_providers(), reason="would show it where CUDA does not start"
+)
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_a_provider_that_does_not_start_is_no_damaged_bundle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(ort, "get_available_providers", lambda: names)
+    with pytest.raises(TargetError, match=r"CUDAExecutionProvider .* did not start: .*PagedAttention"):
+        load(cuda_engine(tmp_path))

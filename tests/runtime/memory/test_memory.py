@@ -1,0 +1,215 @@
+"""Page pools, the window law of hits, and what eviction may take."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from plugins.contract.fold_plan import FoldPlan
+from runtime.engine.protocol import EngineInfo
+from runtime.memory.horizon import Horizon, horizons
+from runtime.memory.kv_memory import KvMemory, Prefix
+from runtime.memory.page_pool import PagePool
+from runtime.memory.paged_sequence import Sequence
+from runtime.runtime_config import RuntimeConfig, pages_for
+from tests.runtime.harness import PLANS
+from tests.runtime.synthetic_engine import make_plan, visible_positions
+
+PAGE = 16
+
+
+def make_memory(plan: FoldPlan, pages: int = 64) -> KvMemory:
+    return KvMemory(EngineInfo(plan, {group.name: pages for group in plan.groups}, 99, 999, "test"))
+
+
+def compute(memory: KvMemory, tokens: np.ndarray, chunk: int = 999, prefix: Prefix | None = None) -> Sequence:
+    """Run a whole prompt through the memory, as a scheduler would."""
+    sequence = memory.begin(tokens, len(tokens), prefix or Prefix(len(tokens)))
+    while sequence.num_computed < len(tokens):
+        end = min(len(tokens), sequence.num_computed + chunk)
+        assert memory.allocate(sequence, end)
+        memory.commit(sequence, end)
+    return sequence
+
+
+def prompt(length: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 99, length)
+
+
+@given(
+    window=st.integers(1, 90), sinks=st.integers(0, 40), length=st.integers(1, 200), chunk=st.integers(1, 70)
+)
+def test_what_a_sequence_keeps_covers_what_is_visible(
+    window: int, sinks: int, length: int, chunk: int
+) -> None:
+    plan = make_plan((window, sinks))
+    group = plan.groups[0]
+    memory = make_memory(plan)
+    sequence = memory.begin(prompt(length), length, Prefix(length))
+    peak = 0
+    while sequence.num_computed < length:
+        start, end = sequence.num_computed, min(length, sequence.num_computed + chunk)
+        assert memory.allocate(sequence, end)
+        table = sequence.tables[0]
+        peak = max(peak, int((table >= 0).sum()))
+        for position in (start, end - 1):
+            assert (table[visible_positions(group, position) // PAGE] >= 0).all()
+        memory.commit(sequence, end)
+        assert (table >= 0).sum() <= group.pages_held(end, PAGE)
+    assert peak <= memory.horizons[0].peak_pages(length, min(chunk, length))
+
+
+@given(window=st.integers(1, 90), sinks=st.integers(0, 40), pages=st.integers(1, 12))
+def test_a_hit_needs_exactly_the_visible_pages(window: int, sinks: int, pages: int) -> None:
+    plan = make_plan((window, sinks))
+    horizon: Horizon = horizons(plan)[0]
+    seen = visible_positions(plan.groups[0], pages * PAGE)
+    assert set(horizon.needed(pages)) == {p // PAGE for p in seen.tolist() if p < pages * PAGE}
+
+
+def test_a_page_is_freed_by_its_last_holder_only() -> None:
+    pool = PagePool(2)
+    (page,) = pool.allocate(1)
+    pool.cache(page)
+    pool.release(page)
+    assert (pool.num_free, pool.num_idle) == (1, 1)
+    pool.retain(page)
+    assert pool.num_idle == 0
+    assert not pool.uncache(page)
+    pool.release(page)
+    assert pool.num_free == 2
+    with pytest.raises(AssertionError, match="released twice"):
+        pool.release(page)
+    with pytest.raises(AssertionError, match="is free"):
+        pool.retain(page)
+
+
+def test_a_hit_leaves_a_token_to_compute() -> None:
+    memory = make_memory(PLANS["global"])
+    tokens = prompt(64)
+    memory.release(compute(memory, tokens))
+    assert memory.match_tokens(tokens, 64) == 48
+    assert memory.match_tokens(np.append(tokens, 1), 65) == 64
+
+
+def test_a_hit_is_shortened_to_the_last_length_whose_tail_is_there() -> None:
+    memory = make_memory(PLANS["hybrid"])  # window 32: two tail pages, one page of sinks
+    tokens = prompt(200)
+    memory.release(compute(memory, tokens, chunk=16, prefix=Prefix(200, shared_length=100)))
+    # Tails are kept at 12 pages (the end) and 6 (the shared prompt); nothing in between. One page
+    # is a hit too: the sinks' page is all that it needs.
+    for length, expected in [(200, 192), (180, 96), (97, 96), (96, 16), (40, 16)]:
+        assert memory.match_tokens(tokens, length) == expected
+    sequence = memory.begin(tokens[:180], 180, Prefix(180))
+    assert (sequence.hit_tokens, sequence.path_tokens) == (96, 176)
+    assert sequence.checkpoints == [11]  # the branch point and the prompt's end are the same page
+    mapped = np.flatnonzero(sequence.tables[1] >= 0).tolist()
+    assert mapped == [0, 4, 5]
+    memory.release(sequence)
+    memory.check_integrity([])
+
+
+def test_a_branch_point_is_cached_when_it_is_passed() -> None:
+    memory = make_memory(PLANS["hybrid"])
+    tokens = prompt(200)
+    memory.release(compute(memory, tokens, chunk=16))
+    other = np.concatenate([tokens[:130], prompt(70, seed=1)])
+    memory.release(compute(memory, other, chunk=16))
+    assert memory.match_tokens(np.concatenate([tokens[:130], prompt(70, seed=2)]), 200) == 128
+
+
+def test_a_short_context_may_branch_anywhere() -> None:
+    memory = make_memory(make_plan((None, 0), (512, 4)))
+    tokens = prompt(200)
+    memory.release(compute(memory, tokens))
+    for length in (17, 64, 100, 199):
+        assert memory.match_tokens(tokens, length) == (length - 1) // PAGE * PAGE
+
+
+def test_superseded_tails_are_evicted_before_the_others() -> None:
+    memory = make_memory(PLANS["hybrid"])
+    tokens = prompt(400)
+    for end in (120, 240, 360):  # three turns of one conversation
+        memory.release(compute(memory, tokens[:end], chunk=16))
+    local = 1
+    while memory.match_tokens(tokens[:240], 240) > PAGE:
+        idle = memory.pools[local].num_idle
+        memory.tree.evict(local, 1)
+        assert memory.pools[local].num_idle < idle
+        memory.check_integrity([])
+    assert memory.match_tokens(tokens, 400) == 352, "the newest tail outlives the older ones"
+
+
+def test_a_shared_prompt_outlives_newer_superseded_tails() -> None:
+    memory = make_memory(PLANS["hybrid"])
+    tokens = prompt(300)
+    memory.release(compute(memory, tokens[:160], chunk=16, prefix=Prefix(160, shared_length=80)))
+    memory.release(compute(memory, tokens, chunk=16))
+    memory.tree.evict(1, 1)
+    assert memory.match_tokens(tokens[:90], 90) == 80
+    assert memory.match_tokens(tokens, 300) == 288
+
+
+def test_leaves_go_first_and_the_least_recently_used_of_them() -> None:
+    memory = make_memory(PLANS["global"])
+    old, new = prompt(80), prompt(80, seed=1)
+    memory.release(compute(memory, old))
+    memory.release(compute(memory, new))
+    memory.release(compute(memory, old))  # used again: now the newer one
+    memory.tree.evict(0, 2)
+    assert memory.match_tokens(new, 80) == 48
+    assert memory.match_tokens(old, 80) == 64
+    memory.check_integrity([])
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_eviction_never_takes_a_page_in_use(name: str) -> None:
+    memory = make_memory(PLANS[name])
+    tokens = prompt(150)
+    running = compute(memory, tokens)
+    memory.release(compute(memory, prompt(150, seed=1)))
+    memory.publish(running)
+    before = [table.copy() for table in running.tables]
+    for group, pool in enumerate(memory.pools):
+        memory.tree.evict(group, pool.num_pages)
+        assert pool.num_idle == 0
+    assert all((old == new).all() for old, new in zip(before, running.tables, strict=True))
+    if not memory.horizons[0].is_local:
+        assert len(memory.tree.walk(tokens, 9)) == 9, "a prefix in use stays in the tree"
+    memory.check_integrity([running])
+    memory.release(running)
+    memory.check_integrity([])
+
+
+def test_equal_prompts_in_flight_end_up_sharing_pages() -> None:
+    memory = make_memory(PLANS["global"])
+    tokens = prompt(100)
+    first = memory.begin(tokens, 100, Prefix(100))
+    second = memory.begin(tokens, 100, Prefix(100))
+    for sequence in (first, second):
+        assert memory.allocate(sequence, 100)
+        memory.commit(sequence, 100)
+    assert memory.pools[0].num_pages - memory.pools[0].num_free == 6 + 2  # six shared, a partial page each
+    memory.release(first)
+    memory.release(second)
+    memory.check_integrity([])
+
+
+def test_refused_allocation_changes_nothing() -> None:
+    memory = make_memory(PLANS["hybrid"], pages=8)
+    memory.release(compute(memory, prompt(64)))
+    idle = [pool.num_idle for pool in memory.pools]
+    sequence = memory.begin(prompt(200, seed=1), 200, Prefix(200))
+    assert not memory.allocate(sequence, 200)
+    assert [pool.num_idle for pool in memory.pools] == idle
+    assert sequence.num_pages == 0
+
+
+def test_the_budget_buys_whole_pools() -> None:
+    plan = make_plan((None, 0), (1024, 4))
+    assert pages_for(plan, RuntimeConfig(max_num_seqs=1), 8192) == {"global": 512, "window1024_sink4": 196}
+    bytes_per_page = 2 * 2 * 4 * 16
+    config = RuntimeConfig(kv_cache_bytes=bytes_per_page * (512 + 196) // 2)
+    assert pages_for(plan, config, 8192) == {"global": 256, "window1024_sink4": 98}

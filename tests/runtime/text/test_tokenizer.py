@@ -1,0 +1,49 @@
+"""The bundle's tokenizer: what it adds to a text, and what a tokenizer.json cannot make it do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+
+from plugins.contract.errors import BundleError
+from plugins.contract.tokenizer_config import TokenizerConfig
+from runtime.text.tokenizer import BundleTokenizer
+
+
+def save(folder: Path, config: TokenizerConfig, *, truncate: bool = False, pad: bool = False) -> None:
+    tokenizer = Tokenizer(WordLevel({"[PAD]": 0, "<s>": 1, "a": 2, "b": 3}, unk_token="[PAD]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    if truncate:
+        tokenizer.enable_truncation(max_length=2)
+    if pad:
+        tokenizer.enable_padding(length=8)
+    (folder / "tokenizer.json").write_text(tokenizer.to_str())
+    (folder / "tokenizer_config.json").write_text(config.model_dump_json())
+
+
+def load(folder: Path) -> BundleTokenizer:
+    return BundleTokenizer.load(folder / "tokenizer.json", folder / "tokenizer_config.json")
+
+
+@pytest.mark.parametrize(("truncate", "pad"), [(True, False), (False, True), (True, True)])
+def test_a_prompt_is_never_cut_or_padded(tmp_path: Path, truncate: bool, pad: bool) -> None:
+    save(tmp_path, TokenizerConfig(), truncate=truncate, pad=pad)
+    assert load(tmp_path).encode("a b a b a") == [2, 3, 2, 3, 2]
+
+
+def test_a_plain_prompt_begins_with_bos_where_the_model_wants_one(tmp_path: Path) -> None:
+    save(tmp_path, TokenizerConfig(bos_token_id=1, add_bos_token=True))
+    tokenizer = load(tmp_path)
+    assert tokenizer.encode("a") == [1, 2]
+    assert tokenizer.encode_rendered("a") == [2]
+
+
+def test_a_damaged_tokenizer_is_refused(tmp_path: Path) -> None:
+    save(tmp_path, TokenizerConfig())
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(BundleError, match="cannot be read as a tokenizer"):
+        load(tmp_path)
