@@ -98,4 +98,4 @@ lint: $(INSTALLED) ## Check format, style and types
 	$(BIN)/mypy
 
 clean: ## Remove the environment and what was built; bundles stay
-	rm -rf $(VENV) build *.egg-info plugins/cpu/*.so
+	rm -rf $(VENV) build src/*.egg-info plugins/cpu/*.so

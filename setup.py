@@ -9,7 +9,7 @@ from typing import Any
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-PLUGINS = Path("plugins")
+PLUGINS = Path("src/kvfold/plugins")
 FOLDERS = ("cpu", "onnxruntime")
 # Kernels round products and sums one by one, as the PyTorch reference does: no contraction.
 FLAGS = [
@@ -87,7 +87,7 @@ class BuildKernels(build_ext):
 setup(
     ext_modules=[
         Extension(
-            "plugins.cpu.kvfold_cpu",
+            "kvfold.plugins.cpu.kvfold_cpu",
             sources=find("*.cc"),
             depends=find("*.h"),
         )

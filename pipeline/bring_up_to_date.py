@@ -7,14 +7,14 @@ from typing import Literal
 
 from rich import get_console
 
-from pipeline.build.tensorrt.architectures import architectures_of
-from pipeline.machine.targets import TARGETS
-from pipeline.recipe.load_recipe import load_recipe
-from pipeline.recipe.recipe import Recipe
-from pipeline.show.progress import stage_display
-from pipeline.stages.stages import STAGES, build_stage, evaluate_stage, report_stage
-from pipeline.workspace.run_stages import run_stages
-from plugins.contract.errors import TargetError
+from kvfold.pipeline.build.tensorrt.architectures import architectures_of
+from kvfold.pipeline.machine.targets import TARGETS
+from kvfold.pipeline.recipe.load_recipe import load_recipe
+from kvfold.pipeline.recipe.recipe import Recipe
+from kvfold.pipeline.show.progress import stage_display
+from kvfold.pipeline.stages.stages import STAGES, build_stage, evaluate_stage, report_stage
+from kvfold.pipeline.workspace.run_stages import run_stages
+from kvfold.plugins.contract.errors import TargetError
 
 # The first ones make no engine: the target does not matter.
 Until = Literal["calibration", "evaltext", "heal", "onnx", "build", "run", "report", "evaluate"]

@@ -8,8 +8,8 @@ from importlib import import_module
 
 import click
 
-from plugins.contract.errors import KvfoldError, ValidationError
-from plugins.contract.version import VERSION
+from kvfold.plugins.contract.errors import KvfoldError, ValidationError
+from kvfold.plugins.contract.version import VERSION
 
 EXIT_MISSED = 1
 EXIT_ERROR = 2
@@ -17,44 +17,34 @@ EXIT_ERROR = 2
 
 @dataclass(frozen=True)
 class CommandEntry:
-    """Where a command's `command` object is, and its line in `kvfold --help`."""
+    """The module of `pipeline.commands` that has a command's object, and its line in `kvfold --help`."""
 
     module: str
     summary: str
 
 
 COMMANDS = {
-    "plan": CommandEntry("pipeline.commands.make.plan", "Search a recipe's plan by measurement."),
-    "export": CommandEntry("pipeline.commands.make.export", "Fold a checkpoint, calibrate it, write ONNX."),
-    "heal": CommandEntry("pipeline.commands.make.heal", "Train what folding changed, and write an adapter."),
-    "build": CommandEntry(
-        "pipeline.commands.make.build", "Export, then build the engine of the recipe's target."
-    ),
-    "validate": CommandEntry(
-        "pipeline.commands.measure.validate", "Compare original, folded model and engine."
-    ),
+    "plan": CommandEntry("make.plan", "Search a recipe's plan by measurement."),
+    "export": CommandEntry("make.export", "Fold a checkpoint, calibrate it, write ONNX."),
+    "heal": CommandEntry("make.heal", "Train what folding changed, and write an adapter."),
+    "build": CommandEntry("make.build", "Export, then build the engine of the recipe's target."),
+    "validate": CommandEntry("measure.validate", "Compare original, folded model and engine."),
     "eval": CommandEntry(
-        "pipeline.commands.measure.eval",
+        "measure.eval",
         "Measure what the fold costs: perplexity, KL, retrieval, last words.",
     ),
     "frontier": CommandEntry(
-        "pipeline.commands.measure.frontier",
+        "measure.frontier",
         "Draw KV bytes against KL and perplexity for a ladder of recipes.",
     ),
-    "ablate": CommandEntry(
-        "pipeline.commands.measure.ablate", "Compare ways to merge heads: ours, and those the field uses."
-    ),
-    "run": CommandEntry("pipeline.commands.use.run", "Chat with a bundle in the terminal."),
-    "demo": CommandEntry(
-        "pipeline.commands.make.demo", "Everything, then a three-turn conversation and its numbers."
-    ),
-    "inspect": CommandEntry(
-        "pipeline.commands.use.inspect", "Draw a recipe's or a bundle's plan and its KV bytes."
-    ),
-    "bench": CommandEntry("pipeline.commands.measure.bench", "Measure the engine beside its peers."),
-    "doctor": CommandEntry("pipeline.commands.use.doctor", "What this machine can run, and why not."),
-    "monitor": CommandEntry("pipeline.commands.use.monitor", "Watch GPUs, CPU, memory and running engines."),
-    "completion": CommandEntry("pipeline.commands.use.completion", "Print the shell's completion script."),
+    "ablate": CommandEntry("measure.ablate", "Compare ways to merge heads: ours, and those the field uses."),
+    "run": CommandEntry("use.run", "Chat with a bundle in the terminal."),
+    "demo": CommandEntry("make.demo", "Everything, then a three-turn conversation and its numbers."),
+    "inspect": CommandEntry("use.inspect", "Draw a recipe's or a bundle's plan and its KV bytes."),
+    "bench": CommandEntry("measure.bench", "Measure the engine beside its peers."),
+    "doctor": CommandEntry("use.doctor", "What this machine can run, and why not."),
+    "monitor": CommandEntry("use.monitor", "Watch GPUs, CPU, memory and running engines."),
+    "completion": CommandEntry("use.completion", "Print the shell's completion script."),
 }
 
 
@@ -70,7 +60,7 @@ class LazyGroup(click.Group):
         entry = COMMANDS.get(cmd_name)
         if entry is None:
             return None
-        command: click.Command = import_module(entry.module).command
+        command: click.Command = import_module(f"kvfold.pipeline.commands.{entry.module}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -14,9 +14,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic import ValidationError as PydanticValidationError
 
-from plugins.contract.errors import BundleError
-from plugins.contract.fold_plan import FoldPlan, describe_errors
-from plugins.contract.version import VERSION
+from kvfold.plugins.contract.errors import BundleError
+from kvfold.plugins.contract.fold_plan import FoldPlan, describe_errors
+from kvfold.plugins.contract.version import VERSION
 
 MANIFEST = "manifest.json"
 CONFIG = "config.json"

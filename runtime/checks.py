@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import isfinite
 
-from plugins.contract.errors import RequestError
+from kvfold.plugins.contract.errors import RequestError
 
 
 def check_number(name: str, value: object, low: float, high: float | None = None) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
-from runtime.engine.protocol import Engine
-from runtime.metrics import Usage
-from runtime.runtime_config import RuntimeConfig
-from runtime.sampling.sampling import SamplingParams, TokenLogprob
-from runtime.scheduler.request import FinishReason, Prompt, Request
-from runtime.scheduler.scheduler import Scheduler
-from runtime.text.detokenize import Detokenizer
-from runtime.text.tokenizer import Tokenizer
+from kvfold.runtime.engine.protocol import Engine
+from kvfold.runtime.metrics import Usage
+from kvfold.runtime.runtime_config import RuntimeConfig
+from kvfold.runtime.sampling.sampling import SamplingParams, TokenLogprob
+from kvfold.runtime.scheduler.request import FinishReason, Prompt, Request
+from kvfold.runtime.scheduler.scheduler import Scheduler
+from kvfold.runtime.text.detokenize import Detokenizer
+from kvfold.runtime.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from plugins.contract.errors import RequestError
-from runtime.engine.protocol import Engine
-from runtime.generation import Completion, TextChunk, TextGenerator
-from runtime.metrics import Metrics, PoolUsage
-from runtime.runtime_config import RuntimeConfig, pages_for
-from runtime.sampling.sampling import SamplingParams
-from runtime.scheduler.request import Prompt
-from runtime.session import Session, chat_prompt
-from runtime.text.tokenizer import BundleTokenizer, Tokenizer
+from kvfold.plugins.contract.errors import RequestError
+from kvfold.runtime.engine.protocol import Engine
+from kvfold.runtime.generation import Completion, TextChunk, TextGenerator
+from kvfold.runtime.metrics import Metrics, PoolUsage
+from kvfold.runtime.runtime_config import RuntimeConfig, pages_for
+from kvfold.runtime.sampling.sampling import SamplingParams
+from kvfold.runtime.scheduler.request import Prompt
+from kvfold.runtime.session import Session, chat_prompt
+from kvfold.runtime.text.tokenizer import BundleTokenizer, Tokenizer
 
 if TYPE_CHECKING:
-    from plugins.contract.chat_template import Message
-    from runtime.engine.engine_config import EngineConfig
+    from kvfold.plugins.contract.chat_template import Message
+    from kvfold.runtime.engine.engine_config import EngineConfig
 
 TextOrTokens = str | Sequence[int]
 DEFAULT_TARGET = "cpu"
@@ -57,9 +57,9 @@ class LLM:
             KernelError: the kernel library is missing or refused.
             CapacityError: `kv_cache_bytes` is too small to run anything, or more than the GPU has.
         """
-        from runtime.bundle import TOKENIZER, TOKENIZER_CONFIG, open_bundle
-        from runtime.engine.engine_config import EngineConfig
-        from runtime.engine.load_engine import load_engine
+        from kvfold.runtime.bundle import TOKENIZER, TOKENIZER_CONFIG, open_bundle
+        from kvfold.runtime.engine.engine_config import EngineConfig
+        from kvfold.runtime.engine.load_engine import load_engine
 
         opened = open_bundle(bundle)
         directory, plan = opened.directory(f"engine/{target}"), opened.plan

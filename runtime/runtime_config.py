@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from plugins.contract.errors import CapacityError, RequestError
-from runtime.checks import check_integer
-from runtime.memory.horizon import horizons
+from kvfold.plugins.contract.errors import CapacityError, RequestError
+from kvfold.runtime.checks import check_integer
+from kvfold.runtime.memory.horizon import horizons
 
 if TYPE_CHECKING:
-    from plugins.contract.fold_plan import FoldPlan
+    from kvfold.plugins.contract.fold_plan import FoldPlan
 
 DEFAULT_KV_CACHE_BYTES = 1 << 30
 

@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from plugins.contract.errors import RequestError
-from runtime.generation import Completion, Reply, TextChunk
-from runtime.memory.paged_sequence import Sequence as CachedSequence
-from runtime.sampling.sampling import SamplingParams
-from runtime.scheduler.request import Prompt
-from runtime.text.tokenizer import Tokenizer
+from kvfold.plugins.contract.errors import RequestError
+from kvfold.runtime.generation import Completion, Reply, TextChunk
+from kvfold.runtime.memory.paged_sequence import Sequence as CachedSequence
+from kvfold.runtime.sampling.sampling import SamplingParams
+from kvfold.runtime.scheduler.request import Prompt
+from kvfold.runtime.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from plugins.contract.chat_template import Message
-    from runtime.llm import LLM
+    from kvfold.plugins.contract.chat_template import Message
+    from kvfold.runtime.llm import LLM
 
 
 class Session:

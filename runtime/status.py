@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from plugins.contract.version import VERSION
-from runtime.metrics import CacheMetrics, Metrics, PoolUsage
+from kvfold.plugins.contract.version import VERSION
+from kvfold.runtime.metrics import CacheMetrics, Metrics, PoolUsage
 
 if TYPE_CHECKING:
-    from runtime.llm import LLM
+    from kvfold.runtime.llm import LLM
 
 INTERVAL_SECONDS = 1.0
 

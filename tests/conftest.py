@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.workspace.fetch import fetch_demo_model
+from kvfold.pipeline.workspace.fetch import fetch_demo_model
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from plugins.contract.fold_plan import FoldPlan
-from runtime.engine.protocol import GroupTables, StepInputs
+from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.runtime.engine.protocol import GroupTables, StepInputs
 
 
 class Pager:

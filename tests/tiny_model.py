@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from export.model.decoder import Decoder
-from export.model.model_config import ModelConfig
-from plugins.contract.fold_plan import FoldPlan
-from plugins.contract.plan_presets import Preset, build_plan
+from kvfold.export.model.decoder import Decoder
+from kvfold.export.model.model_config import ModelConfig
+from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.plugins.contract.plan_presets import Preset, build_plan
 
 VOCAB_SIZE = 97
 

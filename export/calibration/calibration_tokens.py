@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from export.calibration.documents import read_documents
-from export.calibration.generate import generate_sequences
-from export.checkpoint.checkpoint import Checkpoint
-from plugins.contract.errors import CalibrationError
+from kvfold.export.calibration.documents import read_documents
+from kvfold.export.calibration.generate import generate_sequences
+from kvfold.export.checkpoint.checkpoint import Checkpoint
+from kvfold.plugins.contract.errors import CalibrationError
 
 GENERATE = "generate"
 # A file is read until it gave this many times the tokens asked for; sequences are drawn from those.

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from plugins.contract.chat_template import render_chat
-from plugins.contract.errors import CalibrationError, RequestError
-from plugins.contract.tokenizer_config import TokenizerConfig
+from kvfold.plugins.contract.chat_template import render_chat
+from kvfold.plugins.contract.errors import CalibrationError, RequestError
+from kvfold.plugins.contract.tokenizer_config import TokenizerConfig
 
 # A plain text is handed on in pieces of about so many characters, cut at line ends.
 PIECE = 32_768

@@ -19,12 +19,12 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from export.calibration.step_attention import StepAttention
-from export.checkpoint.checkpoint import Checkpoint
-from export.model.decoder import Decoder
-from export.model.matmul_dtype import matmul_dtype
-from plugins.contract.chat_template import render_chat
-from plugins.contract.plan_presets import Preset, build_plan
+from kvfold.export.calibration.step_attention import StepAttention
+from kvfold.export.checkpoint.checkpoint import Checkpoint
+from kvfold.export.model.decoder import Decoder
+from kvfold.export.model.matmul_dtype import matmul_dtype
+from kvfold.plugins.contract.chat_template import render_chat
+from kvfold.plugins.contract.plan_presets import Preset, build_plan
 
 SEED_PROMPTS = Path(__file__).parent / "seed_prompts.txt"
 CHAT_MARK = "> "  # a line that starts so is a user's message; any other is text to continue

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from export.model.decoder import Attention, Decoder
-from export.model.dense_attention import DenseAttention
+from kvfold.export.model.decoder import Attention, Decoder
+from kvfold.export.model.dense_attention import DenseAttention
 
 
 class StepAttention:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from export.checkpoint.checkpoint_tokenizer import CheckpointTokenizer
-from export.model.model_config import ModelConfig
+from kvfold.export.checkpoint.checkpoint_tokenizer import CheckpointTokenizer
+from kvfold.export.model.model_config import ModelConfig
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from plugins.contract.errors import CheckpointError
-from plugins.contract.tokenizer_config import FILE_NAME, TokenizerConfig
+from kvfold.plugins.contract.errors import CheckpointError
+from kvfold.plugins.contract.tokenizer_config import FILE_NAME, TokenizerConfig
 
 # Special tokens that end a turn or a text wherever they exist; llama.cpp ends generation on the same.
 END_TOKENS = (

@@ -7,10 +7,18 @@ from dataclasses import dataclass
 
 import torch
 
-from export.model.families import FAMILIES, SUPPORTED, Family, Metadata, build_config, divide, scaling_fields
-from export.model.model_config import Llama3Rope, ModelConfig
-from export.model.rope import inverse_frequencies
-from plugins.contract.errors import UnsupportedModelError
+from kvfold.export.model.families import (
+    FAMILIES,
+    SUPPORTED,
+    Family,
+    Metadata,
+    build_config,
+    divide,
+    scaling_fields,
+)
+from kvfold.export.model.model_config import Llama3Rope, ModelConfig
+from kvfold.export.model.rope import inverse_frequencies
+from kvfold.plugins.contract.errors import UnsupportedModelError
 
 # ModelConfig field -> GGUF key below the architecture's name.
 GGUF_KEYS = {

@@ -12,12 +12,12 @@ import torch
 from gguf import GGUFReader, ReaderTensor, dequantize
 from torch import Tensor
 
-from export.checkpoint.checkpoint import Checkpoint
-from export.checkpoint.gguf_config import GgufTensorFacts, config_from_gguf, gguf_family
-from export.checkpoint.gguf_tokenizer import tokenizer_from_gguf
-from export.checkpoint.weights import LazyWeights, check_shapes
-from export.model.model_config import ModelConfig
-from plugins.contract.errors import CheckpointError, UnsupportedModelError
+from kvfold.export.checkpoint.checkpoint import Checkpoint
+from kvfold.export.checkpoint.gguf_config import GgufTensorFacts, config_from_gguf, gguf_family
+from kvfold.export.checkpoint.gguf_tokenizer import tokenizer_from_gguf
+from kvfold.export.checkpoint.weights import LazyWeights, check_shapes
+from kvfold.export.model.model_config import ModelConfig
+from kvfold.plugins.contract.errors import CheckpointError, UnsupportedModelError
 
 # GGUF tensor -> Hugging Face tensor; blk.<i>.<name> -> model.layers.<i>.<name>.
 OUTER_NAMES = {

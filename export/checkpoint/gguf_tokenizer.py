@@ -10,14 +10,14 @@ from typing import Any
 from gguf import TokenType
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from export.checkpoint.checkpoint_tokenizer import (
+from kvfold.export.checkpoint.checkpoint_tokenizer import (
     CheckpointTokenizer,
     check_vocabulary,
     end_token_ids,
     parse_tokenizer,
 )
-from plugins.contract.errors import CheckpointError, UnsupportedModelError
-from plugins.contract.tokenizer_config import TokenizerConfig
+from kvfold.plugins.contract.errors import CheckpointError, UnsupportedModelError
+from kvfold.plugins.contract.tokenizer_config import TokenizerConfig
 
 # GPT-2's split, and the two that Llama 3 and Qwen2 made of it; they differ in the digits of a number.
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"

@@ -14,12 +14,12 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from export.checkpoint.checkpoint import Checkpoint
-from export.checkpoint.huggingface_tokenizer import tokenizer_from_huggingface
-from export.checkpoint.weights import LazyWeights, Shape, check_shapes
-from export.model.families import config_from_huggingface
-from export.model.model_config import ModelConfig
-from plugins.contract.errors import CheckpointError, UnsupportedModelError
+from kvfold.export.checkpoint.checkpoint import Checkpoint
+from kvfold.export.checkpoint.huggingface_tokenizer import tokenizer_from_huggingface
+from kvfold.export.checkpoint.weights import LazyWeights, Shape, check_shapes
+from kvfold.export.model.families import config_from_huggingface
+from kvfold.export.model.model_config import ModelConfig
+from kvfold.plugins.contract.errors import CheckpointError, UnsupportedModelError
 
 CONFIG_FILES = ("config.json", "generation_config.json", "tokenizer_config.json")
 TOKENIZER_FILES = ("tokenizer.json", "chat_template.jinja")

@@ -8,14 +8,14 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from export.checkpoint.checkpoint_tokenizer import (
+from kvfold.export.checkpoint.checkpoint_tokenizer import (
     CheckpointTokenizer,
     check_vocabulary,
     end_token_ids,
     parse_tokenizer,
 )
-from plugins.contract.errors import CheckpointError
-from plugins.contract.tokenizer_config import TokenizerConfig
+from kvfold.plugins.contract.errors import CheckpointError
+from kvfold.plugins.contract.tokenizer_config import TokenizerConfig
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 

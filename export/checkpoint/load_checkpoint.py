@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from export.checkpoint.checkpoint import Checkpoint
-from export.checkpoint.gguf_file import checkpoint_from_gguf
-from export.checkpoint.huggingface import checkpoint_from_folder, fetch_from_hub
-from plugins.contract.errors import CheckpointError
+from kvfold.export.checkpoint.checkpoint import Checkpoint
+from kvfold.export.checkpoint.gguf_file import checkpoint_from_gguf
+from kvfold.export.checkpoint.huggingface import checkpoint_from_folder, fetch_from_hub
+from kvfold.plugins.contract.errors import CheckpointError
 
 
 def load_checkpoint(source: str | Path) -> Checkpoint:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from export.model.model_config import ModelConfig
-from plugins.contract.errors import CheckpointError
+from kvfold.export.model.model_config import ModelConfig
+from kvfold.plugins.contract.errors import CheckpointError
 
 Shape = tuple[int, ...]
 

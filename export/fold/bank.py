@@ -15,7 +15,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from export.fold.keys import (
+from kvfold.export.fold.keys import (
     KeySpectrum,
     choose_slots,
     complex_from_halves,
@@ -24,7 +24,7 @@ from export.fold.keys import (
     key_spectrum,
     scale_queries,
 )
-from export.fold.values import fit_values
+from kvfold.export.fold.values import fit_values
 
 
 @dataclass(frozen=True)

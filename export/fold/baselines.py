@@ -12,10 +12,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from export.fold.bank import BankStatistics, FoldedBank, Members, MergedHead, fold_bank
-from export.fold.keys import complex_from_halves, halves_from_complex, scale_queries
-from export.fold.sequential import FoldBank
-from export.fold.values import fit_values
+from kvfold.export.fold.bank import BankStatistics, FoldedBank, Members, MergedHead, fold_bank
+from kvfold.export.fold.keys import complex_from_halves, halves_from_complex, scale_queries
+from kvfold.export.fold.sequential import FoldBank
+from kvfold.export.fold.values import fit_values
 
 # Rounds of aligning to the mean and taking it anew; it settles within a few.
 ALIGNMENT_ROUNDS = 10

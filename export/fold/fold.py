@@ -9,14 +9,14 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from export.fold.fold_settings import FoldSettings
-from export.fold.head_sinks import head_sink_name
-from export.fold.sequential import FoldBank, SequentialFold
-from export.model.model_config import ModelConfig
-from export.model.residual_stream import ResidualStream
-from plugins.contract.errors import CalibrationError, PlanError
-from plugins.contract.fold_plan import Bank, FoldPlan
-from plugins.contract.plan_presets import Preset, build_plan
+from kvfold.export.fold.fold_settings import FoldSettings
+from kvfold.export.fold.head_sinks import head_sink_name
+from kvfold.export.fold.sequential import FoldBank, SequentialFold
+from kvfold.export.model.model_config import ModelConfig
+from kvfold.export.model.residual_stream import ResidualStream
+from kvfold.plugins.contract.errors import CalibrationError, PlanError
+from kvfold.plugins.contract.fold_plan import Bank, FoldPlan
+from kvfold.plugins.contract.plan_presets import Preset, build_plan
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from export.model.dense_attention import DenseAttention, visible
-from plugins.contract.fold_plan import LayerPlan
+from kvfold.export.model.dense_attention import DenseAttention, visible
+from kvfold.plugins.contract.fold_plan import LayerPlan
 
 # Logits around the median query's v that are searched: its sink takes between 0.1 % and 99.9 % of the
 # weight. Beyond that healing could hardly move it any more.

@@ -13,15 +13,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from export.fold.bank import BankStatistics, FoldedBank, fold_bank
-from export.fold.fold_settings import FoldSettings
-from export.fold.head_sinks import HeadSinkFit, SinklessAttention, head_sink_name
-from export.fold.projections import read_heads, read_output, write_heads, write_output
-from export.fold.regression import Moments, append_one
-from export.model.decoder import Block, RMSNorm
-from export.model.model_config import ModelConfig
-from export.model.residual_stream import ResidualStream, load_block
-from plugins.contract.fold_plan import Bank
+from kvfold.export.fold.bank import BankStatistics, FoldedBank, fold_bank
+from kvfold.export.fold.fold_settings import FoldSettings
+from kvfold.export.fold.head_sinks import HeadSinkFit, SinklessAttention, head_sink_name
+from kvfold.export.fold.projections import read_heads, read_output, write_heads, write_output
+from kvfold.export.fold.regression import Moments, append_one
+from kvfold.export.model.decoder import Block, RMSNorm
+from kvfold.export.model.model_config import ModelConfig
+from kvfold.export.model.residual_stream import ResidualStream, load_block
+from kvfold.plugins.contract.fold_plan import Bank
 
 # How a bank's members, given the number of stored heads, become one KV. It is the closed form, unless a
 # method of `export.fold.baselines` is to be compared with that.

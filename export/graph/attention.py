@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from plugins.paged_attention.schema import DOMAIN, INPUTS, OP_TYPE
+from kvfold.plugins.paged_attention.schema import DOMAIN, INPUTS, OP_TYPE
 
 # Small constants: float32 wherever the target leaves the choice, as they decide what lands in the cache.
 SMALL_INPUTS = (

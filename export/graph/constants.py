@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from plugins.contract.errors import ExportError
+from kvfold.plugins.contract.errors import ExportError
 
 
 def add_constant(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:

@@ -8,10 +8,10 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from export.graph.linears import find_linears
-from export.graph.model_files import MODEL_FILE, save_model
-from plugins.contract.errors import ExportError, TargetError
-from plugins.contract.fold_plan import FoldPlan, KvDtype
+from kvfold.export.graph.linears import find_linears
+from kvfold.export.graph.model_files import MODEL_FILE, save_model
+from kvfold.plugins.contract.errors import ExportError, TargetError
+from kvfold.plugins.contract.fold_plan import FoldPlan, KvDtype
 
 
 def check_kv_dtypes(plan: FoldPlan, target: str, readable: Collection[KvDtype]) -> None:

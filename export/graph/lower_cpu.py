@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from export.graph.lower import check_counts, check_kv_dtypes, count_norms, save_lowered
-from export.graph.model_files import load_model
-from export.graph.passes import int8_linears, skip_norms, swiglu_inputs
-from export.quantize.precision import Precision
-from plugins.contract.fold_plan import FoldPlan
-from plugins.int8_linear.schema import ActivationBits
+from kvfold.export.graph.lower import check_counts, check_kv_dtypes, count_norms, save_lowered
+from kvfold.export.graph.model_files import load_model
+from kvfold.export.graph.passes import int8_linears, skip_norms, swiglu_inputs
+from kvfold.export.quantize.precision import Precision
+from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.plugins.int8_linear.schema import ActivationBits
 
 _ACTIVATION_BITS: dict[Precision, ActivationBits] = {"int8": 8, "int8_a16": 16}
 

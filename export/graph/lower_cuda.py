@@ -6,12 +6,12 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from export.graph.lower import check_counts, check_kv_dtypes, count_weights, save_lowered
-from export.graph.model_files import load_model
-from export.graph.passes import activation_dtype, float_logits, stock_attention
-from plugins.contract.errors import TargetError
-from plugins.contract.fold_plan import FoldPlan
-from plugins.cuda.attention_spec import ActivationDtype
+from kvfold.export.graph.lower import check_counts, check_kv_dtypes, count_weights, save_lowered
+from kvfold.export.graph.model_files import load_model
+from kvfold.export.graph.passes import activation_dtype, float_logits, stock_attention
+from kvfold.plugins.contract.errors import TargetError
+from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.plugins.cuda.attention_spec import ActivationDtype
 
 
 def lower_for_cuda(source: Path, directory: Path, plan: FoldPlan, dtype: ActivationDtype) -> dict[str, int]:

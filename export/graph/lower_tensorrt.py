@@ -7,9 +7,9 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from export.graph.lower import check_counts, check_kv_dtypes, count_norms, count_weights, save_lowered
-from export.graph.model_files import load_model
-from export.graph.passes import (
+from kvfold.export.graph.lower import check_counts, check_kv_dtypes, count_norms, count_weights, save_lowered
+from kvfold.export.graph.model_files import load_model
+from kvfold.export.graph.passes import (
     activation_dtype,
     float_logits,
     packed_qkv,
@@ -17,10 +17,10 @@ from export.graph.passes import (
     rms_norms,
     tensorrt_attention,
 )
-from export.quantize.precision import Precision
-from plugins.contract.errors import ExportError
-from plugins.contract.fold_plan import FoldPlan
-from plugins.cuda.attention_spec import ActivationDtype
+from kvfold.export.quantize.precision import Precision
+from kvfold.plugins.contract.errors import ExportError
+from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.plugins.cuda.attention_spec import ActivationDtype
 
 
 def lower_for_tensorrt(

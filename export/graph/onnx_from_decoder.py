@@ -14,14 +14,14 @@ from onnxscript.values import Opset
 from torch import Tensor
 from torch.export import Dim
 
-from export.graph.model_files import MODEL_FILE, save_model
-from export.graph.paged_decoder import PagedDecoder
-from export.model.decoder import Decoder
-from plugins.contract import step
-from plugins.contract.errors import ExportError
-from plugins.contract.fold_plan import FoldPlan
-from plugins.paged_attention import onnx_schema
-from plugins.paged_attention.schema import DOMAIN, INPUTS, OP_TYPE, OPSET, OUTPUTS, Attributes
+from kvfold.export.graph.model_files import MODEL_FILE, save_model
+from kvfold.export.graph.paged_decoder import PagedDecoder
+from kvfold.export.model.decoder import Decoder
+from kvfold.plugins.contract import step
+from kvfold.plugins.contract.errors import ExportError
+from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.plugins.paged_attention import onnx_schema
+from kvfold.plugins.paged_attention.schema import DOMAIN, INPUTS, OP_TYPE, OPSET, OUTPUTS, Attributes
 
 ONNX_OPSET = 23  # the first with RMSNormalization
 _TORCH_DTYPES = {

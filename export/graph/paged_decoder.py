@@ -8,12 +8,12 @@ from dataclasses import astuple
 import torch
 from torch import Tensor, nn
 
-from export.model.decoder import Attention, Decoder
-from export.model.rope import rope_tables, select_slots
-from plugins.contract import step
-from plugins.contract.fold_plan import FoldPlan
-from plugins.paged_attention.reference import paged_attention
-from plugins.paged_attention.schema import INPUTS, Attributes, QuantType
+from kvfold.export.model.decoder import Attention, Decoder
+from kvfold.export.model.rope import rope_tables, select_slots
+from kvfold.plugins.contract import step
+from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.plugins.paged_attention.reference import paged_attention
+from kvfold.plugins.paged_attention.schema import INPUTS, Attributes, QuantType
 
 
 class PagedMixer:

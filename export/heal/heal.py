@@ -8,22 +8,22 @@ from pathlib import Path
 
 from torch import Tensor
 
-from export.fold.fold import dropped_names
-from export.heal.heal_settings import HealSettings
-from export.heal.healed_adapter import merge
-from export.heal.objective.losses import EndToEndLoss, LayerwiseLoss
-from export.heal.objective.teacher_cache import TeacherCache, scored_positions
-from export.heal.starting_point import adapter_form
-from export.heal.student.int8_deployment import Int8Deployment
-from export.heal.student.low_rank import FACTORS
-from export.heal.student.student import TrainedModel
-from export.heal.training.journal import Journal, Snapshot
-from export.heal.training.train import TOKENS_PER_PASS, Step, train
-from export.model.model_config import ModelConfig
-from export.quantize.calibrate import calibrate
-from export.quantize.quantize_settings import QuantizeSettings
-from plugins.contract.fold_plan import FoldPlan
-from plugins.contract.plan_presets import Preset, build_plan
+from kvfold.export.fold.fold import dropped_names
+from kvfold.export.heal.heal_settings import HealSettings
+from kvfold.export.heal.healed_adapter import merge
+from kvfold.export.heal.objective.losses import EndToEndLoss, LayerwiseLoss
+from kvfold.export.heal.objective.teacher_cache import TeacherCache, scored_positions
+from kvfold.export.heal.starting_point import adapter_form
+from kvfold.export.heal.student.int8_deployment import Int8Deployment
+from kvfold.export.heal.student.low_rank import FACTORS
+from kvfold.export.heal.student.student import TrainedModel
+from kvfold.export.heal.training.journal import Journal, Snapshot
+from kvfold.export.heal.training.train import TOKENS_PER_PASS, Step, train
+from kvfold.export.model.model_config import ModelConfig
+from kvfold.export.quantize.calibrate import calibrate
+from kvfold.export.quantize.quantize_settings import QuantizeSettings
+from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.plugins.contract.plan_presets import Preset, build_plan
 
 LAYERWISE, END_TO_END, INT8, DONE = STEPS = ("layerwise", "end_to_end", "int8", "done")
 # Share of the time that a token takes in each part, for the progress display (measured on SmolLM2).

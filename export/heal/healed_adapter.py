@@ -17,11 +17,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from export.fold.fold import added_names, dropped_names
-from export.heal.student.low_rank import FACTORS, LEFT, RIGHT, anchor
-from export.model.model_config import ModelConfig
-from plugins.contract.errors import AdapterError
-from plugins.contract.fold_plan import FoldPlan
+from kvfold.export.fold.fold import added_names, dropped_names
+from kvfold.export.heal.student.low_rank import FACTORS, LEFT, RIGHT, anchor
+from kvfold.export.model.model_config import ModelConfig
+from kvfold.plugins.contract.errors import AdapterError
+from kvfold.plugins.contract.fold_plan import FoldPlan
 
 METADATA = "kvfold_adapter"
 FORMAT = "2"

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from export.fold.regression import Moments
-from export.heal.student.low_rank import (
+from kvfold.export.fold.regression import Moments
+from kvfold.export.heal.student.low_rank import (
     FACTORS,
     LEFT,
     RIGHT,
@@ -19,10 +19,10 @@ from export.heal.student.low_rank import (
     is_low_rank,
     share_ranks,
 )
-from export.heal.student.trainable import trained_names
-from export.model.model_config import ModelConfig
-from export.model.residual_stream import ResidualStream, load_block
-from plugins.contract.fold_plan import FoldPlan
+from kvfold.export.heal.student.trainable import trained_names
+from kvfold.export.model.model_config import ModelConfig
+from kvfold.export.model.residual_stream import ResidualStream, load_block
+from kvfold.plugins.contract.fold_plan import FoldPlan
 
 # Of the training text, for the metric in which a change of low rank is chosen.
 METRIC_TOKENS = 16_384

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from export.model.dense_attention import DenseAttention
-from export.model.model_config import ModelConfig
-from plugins.contract.errors import CheckpointError
-from plugins.contract.fold_plan import FoldPlan
+from kvfold.export.model.dense_attention import DenseAttention
+from kvfold.export.model.model_config import ModelConfig
+from kvfold.plugins.contract.errors import CheckpointError
+from kvfold.plugins.contract.fold_plan import FoldPlan
 
 # HF names that one packed linear replaces, in packing order.
 PACKED = {"self_attn.qkv_proj": ("q_proj", "k_proj", "v_proj"), "mlp.gate_up_proj": ("gate_proj", "up_proj")}

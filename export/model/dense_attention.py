@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from export.model.model_config import ModelConfig
-from export.model.rope import rope_tables, select_slots
-from plugins.contract.fold_plan import FoldPlan, LayerPlan
+from kvfold.export.model.model_config import ModelConfig
+from kvfold.export.model.rope import rope_tables, select_slots
+from kvfold.plugins.contract.fold_plan import FoldPlan, LayerPlan
 
 if TYPE_CHECKING:
-    from export.model.decoder import Attention
+    from kvfold.export.model.decoder import Attention
 
 
 class DenseAttention:

@@ -12,9 +12,9 @@ from typing import Any
 
 from pydantic import ValidationError as PydanticValidationError
 
-from export.model.model_config import LinearRope, Llama3Rope, ModelConfig
-from plugins.contract.errors import CheckpointError, UnsupportedModelError
-from plugins.contract.fold_plan import describe_errors
+from kvfold.export.model.model_config import LinearRope, Llama3Rope, ModelConfig
+from kvfold.plugins.contract.errors import CheckpointError, UnsupportedModelError
+from kvfold.plugins.contract.fold_plan import describe_errors
 
 Metadata = Mapping[str, Any]
 

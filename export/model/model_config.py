@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from plugins.contract.plan_presets import AttentionShape
+from kvfold.plugins.contract.plan_presets import AttentionShape
 
 
 class LinearRope(BaseModel):

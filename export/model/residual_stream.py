@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from export.model.decoder import Block, pack
-from export.model.dense_attention import DenseAttention
-from export.model.mapped_tensor import map_tensor
-from export.model.model_config import ModelConfig
-from plugins.contract.fold_plan import FoldPlan
+from kvfold.export.model.decoder import Block, pack
+from kvfold.export.model.dense_attention import DenseAttention
+from kvfold.export.model.mapped_tensor import map_tensor
+from kvfold.export.model.model_config import ModelConfig
+from kvfold.plugins.contract.fold_plan import FoldPlan
 
 TOKENS_PER_BATCH = 2048
 

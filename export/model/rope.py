@@ -8,7 +8,7 @@ from math import pi
 import torch
 from torch import Tensor
 
-from export.model.model_config import LinearRope, Llama3Rope, ModelConfig
+from kvfold.export.model.model_config import LinearRope, Llama3Rope, ModelConfig
 
 
 def rope_tables(config: ModelConfig, length: int | None = None) -> tuple[Tensor, Tensor]:

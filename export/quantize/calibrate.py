@@ -9,13 +9,13 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from export.model.model_config import ModelConfig
-from export.quantize.int8 import int8_error, linear_weight
-from export.quantize.observe import Observations, observe
-from export.quantize.precision import LinearPrecision, Quantization
-from export.quantize.quantize_settings import QuantizeSettings
-from export.quantize.smooth import apply_scale, choose_scale, smoothing_groups
-from plugins.contract.fold_plan import FoldPlan
+from kvfold.export.model.model_config import ModelConfig
+from kvfold.export.quantize.int8 import int8_error, linear_weight
+from kvfold.export.quantize.observe import Observations, observe
+from kvfold.export.quantize.precision import LinearPrecision, Quantization
+from kvfold.export.quantize.quantize_settings import QuantizeSettings
+from kvfold.export.quantize.smooth import apply_scale, choose_scale, smoothing_groups
+from kvfold.plugins.contract.fold_plan import FoldPlan
 
 INT8_MAX = 127
 HEAD = "lm_head"

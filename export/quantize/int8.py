@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from export.model.decoder import PACKED
-from plugins.int8_linear.packing import quantize_weight
-from plugins.int8_linear.reference import quantize_remainder, quantize_tokens
-from plugins.int8_linear.schema import ActivationBits
+from kvfold.export.model.decoder import PACKED
+from kvfold.plugins.int8_linear.packing import quantize_weight
+from kvfold.plugins.int8_linear.reference import quantize_remainder, quantize_tokens
+from kvfold.plugins.int8_linear.schema import ActivationBits
 
 
 class FakeInt8Linear(nn.Module):

@@ -9,10 +9,10 @@ import torch
 from rich.progress import track
 from torch import Tensor, nn
 
-from export.model.decoder import Attention, Block, RMSNorm
-from export.model.model_config import ModelConfig
-from export.model.residual_stream import ResidualStream, load_block
-from plugins.contract.fold_plan import FoldPlan
+from kvfold.export.model.decoder import Attention, Block, RMSNorm
+from kvfold.export.model.model_config import ModelConfig
+from kvfold.export.model.residual_stream import ResidualStream, load_block
+from kvfold.plugins.contract.fold_plan import FoldPlan
 
 SAMPLE_TOKENS = 256
 

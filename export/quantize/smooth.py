@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from export.model.model_config import ModelConfig
-from export.quantize.int8 import int8_error, linear_weight, tensor_names
-from export.quantize.observe import LinearInput
-from plugins.contract.fold_plan import FoldPlan
+from kvfold.export.model.model_config import ModelConfig
+from kvfold.export.quantize.int8 import int8_error, linear_weight, tensor_names
+from kvfold.export.quantize.observe import LinearInput
+from kvfold.plugins.contract.fold_plan import FoldPlan
 
 ALPHAS = (0.3, 0.5, 0.7)
 FLOOR = 1e-5

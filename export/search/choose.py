@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from export.search.costs import Change, Cost
-from export.search.space import Option, PlanSpace, Solution, Target
-from plugins.contract.errors import PlanError
+from kvfold.export.search.costs import Change, Cost
+from kvfold.export.search.space import Option, PlanSpace, Solution, Target
+from kvfold.plugins.contract.errors import PlanError
 
 Measure = Callable[[Solution], Cost]
 FEWEST_CANDIDATES = 8

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from export.model.model_config import ModelConfig
+from kvfold.export.model.model_config import ModelConfig
 
 LARGEST_GROUP = 3
 Kind = Literal["windowed", "bank", "int8"]

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from export.heal.objective.head_kl import head_kl
-from export.heal.student.training_attention import TrainingAttention
-from export.model.decoder import Block, Decoder
-from export.model.matmul_dtype import matmul_dtype
-from export.model.model_config import ModelConfig
-from export.search.costs import Cost
-from plugins.contract.fold_plan import FoldPlan
-from plugins.contract.plan_presets import Preset, build_plan
+from kvfold.export.heal.objective.head_kl import head_kl
+from kvfold.export.heal.student.training_attention import TrainingAttention
+from kvfold.export.model.decoder import Block, Decoder
+from kvfold.export.model.matmul_dtype import matmul_dtype
+from kvfold.export.model.model_config import ModelConfig
+from kvfold.export.search.costs import Cost
+from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.plugins.contract.plan_presets import Preset, build_plan
 
 TOKENS_PER_BATCH = 2048
 KL_STRIDE = 4  # KL is measured at one position of so many

@@ -11,19 +11,19 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from export.fold.fold import dropped_names, fold_weights
-from export.fold.fold_settings import FoldSettings
-from export.fold.sequential import SequentialFold
-from export.model.decoder import Block, Decoder
-from export.model.matmul_dtype import fast_products, matmul_dtype
-from export.model.residual_stream import ResidualStream, load_block
-from export.quantize.calibrate import static_scales
-from export.quantize.observe import Observations, observe
-from export.quantize.precision import Quantization
-from export.search.costs import Change, Cost
-from export.search.examine import Examination
-from export.search.search_settings import SearchSettings
-from plugins.contract.fold_plan import FoldPlan
+from kvfold.export.fold.fold import dropped_names, fold_weights
+from kvfold.export.fold.fold_settings import FoldSettings
+from kvfold.export.fold.sequential import SequentialFold
+from kvfold.export.model.decoder import Block, Decoder
+from kvfold.export.model.matmul_dtype import fast_products, matmul_dtype
+from kvfold.export.model.residual_stream import ResidualStream, load_block
+from kvfold.export.quantize.calibrate import static_scales
+from kvfold.export.quantize.observe import Observations, observe
+from kvfold.export.quantize.precision import Quantization
+from kvfold.export.search.costs import Change, Cost
+from kvfold.export.search.examine import Examination
+from kvfold.export.search.search_settings import SearchSettings
+from kvfold.plugins.contract.fold_plan import FoldPlan
 
 Scales = dict[str, Tensor] | None
 

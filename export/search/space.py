@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from export.search.costs import LARGEST_GROUP, CostTable, is_adjacent
-from export.search.search_settings import SearchSettings
-from plugins.contract.fold_plan import ITEMSIZE, FoldPlan, HorizonGroup, KvDtype, LayerPlan
-from plugins.contract.plan_presets import AttentionShape
+from kvfold.export.search.costs import LARGEST_GROUP, CostTable, is_adjacent
+from kvfold.export.search.search_settings import SearchSettings
+from kvfold.plugins.contract.fold_plan import ITEMSIZE, FoldPlan, HorizonGroup, KvDtype, LayerPlan
+from kvfold.plugins.contract.plan_presets import AttentionShape
 
 
 @dataclass(frozen=True)

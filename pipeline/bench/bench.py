@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from pipeline.bench.bench_results import BenchResult
-from pipeline.bench.bench_settings import BenchSettings
-from pipeline.bench.contender import Limits
-from pipeline.bench.contenders import KVFOLD
-from pipeline.bench.describe_machine import describe_machine
-from pipeline.bench.describe_plan import describe_plan
-from pipeline.bench.entrants import AbsentPeerError, Entrant, enter_kvfold, enter_peer
-from pipeline.bench.processes.jobs import Measure
-from pipeline.bench.processes.process import WorkerError, run_job
-from pipeline.bench.workloads import SETS, Batch, list_metrics
-from plugins.contract.errors import TargetError
+from kvfold.pipeline.bench.bench_results import BenchResult
+from kvfold.pipeline.bench.bench_settings import BenchSettings
+from kvfold.pipeline.bench.contender import Limits
+from kvfold.pipeline.bench.contenders import KVFOLD
+from kvfold.pipeline.bench.describe_machine import describe_machine
+from kvfold.pipeline.bench.describe_plan import describe_plan
+from kvfold.pipeline.bench.entrants import AbsentPeerError, Entrant, enter_kvfold, enter_peer
+from kvfold.pipeline.bench.processes.jobs import Measure
+from kvfold.pipeline.bench.processes.process import WorkerError, run_job
+from kvfold.pipeline.bench.workloads import SETS, Batch, list_metrics
+from kvfold.plugins.contract.errors import TargetError
 
 if TYPE_CHECKING:
-    from pipeline.bench.models.prepared import PreparedModels
-    from plugins.contract.fold_plan import FoldPlan
+    from kvfold.pipeline.bench.models.prepared import PreparedModels
+    from kvfold.plugins.contract.fold_plan import FoldPlan
 
 # Caches are rounded up to this many tokens: a multiple of every subject's KV page.
 ROUNDING = 256

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from pipeline.bench.describe_machine import Machine
-from pipeline.bench.workloads import Metric
+from kvfold.pipeline.bench.describe_machine import Machine
+from kvfold.pipeline.bench.workloads import Metric
 
 
 @dataclass

@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.bench.contenders import PEERS
+from kvfold.pipeline.bench.contenders import PEERS
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.bench.bench_results import BenchResult, SubjectResult
-from pipeline.bench.workloads import Metric
+from kvfold.pipeline.bench.bench_results import BenchResult, SubjectResult
+from kvfold.pipeline.bench.workloads import Metric
 
 
 def draw_table(result: BenchResult) -> Table:

@@ -7,7 +7,7 @@ import platform
 import time
 from dataclasses import dataclass
 
-from pipeline.machine.doctor.hardware import check_cpu
+from kvfold.pipeline.machine.doctor.hardware import check_cpu
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from plugins.contract.fold_plan import FoldPlan, HorizonGroup
+    from kvfold.plugins.contract.fold_plan import FoldPlan, HorizonGroup
 
 
 def describe_plan(plan: FoldPlan) -> str:

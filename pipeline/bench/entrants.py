@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from pipeline.bench.bench_results import SubjectResult
-from pipeline.bench.contenders import KVFOLD, subject_module
-from pipeline.bench.processes.jobs import Probe
-from pipeline.bench.processes.process import WorkerError, run_job
-from plugins.contract.version import VERSION
+from kvfold.pipeline.bench.bench_results import SubjectResult
+from kvfold.pipeline.bench.contenders import KVFOLD, subject_module
+from kvfold.pipeline.bench.processes.jobs import Probe
+from kvfold.pipeline.bench.processes.process import WorkerError, run_job
+from kvfold.plugins.contract.version import VERSION
 
 if TYPE_CHECKING:
-    from pipeline.bench.models.prepared import PreparedModels
+    from kvfold.pipeline.bench.models.prepared import PreparedModels
 
 
 @dataclass(frozen=True)

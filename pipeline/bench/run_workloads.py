@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.bench.contender import Subject
-from pipeline.bench.workloads import Batch, Completion, SecondTurn, Workload, write_prompt
+from kvfold.pipeline.bench.contender import Subject
+from kvfold.pipeline.bench.workloads import Batch, Completion, SecondTurn, Workload, write_prompt
 
 WARM_UP: tuple[Workload, ...] = (
     Completion(context=128, new_tokens=4),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from export.graph.lower_cpu import lower_for_cpu
-from export.quantize.precision import Quantization
-from pipeline.build.engine_facts import engine_config
-from pipeline.workspace.workspace import Workspace
-from runtime.bundle import ONNX_MODEL, QUANTIZATION
+from kvfold.export.graph.lower_cpu import lower_for_cpu
+from kvfold.export.quantize.precision import Quantization
+from kvfold.pipeline.build.engine_facts import engine_config
+from kvfold.pipeline.workspace.workspace import Workspace
+from kvfold.runtime.bundle import ONNX_MODEL, QUANTIZATION
 
 
 def build_cpu(workspace: Workspace, directory: Path) -> None:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from export.graph.lower_cuda import lower_for_cuda
-from pipeline.build.engine_facts import engine_config
-from pipeline.workspace.workspace import Workspace
-from plugins.cuda.attention_spec import ActivationDtype
-from runtime.bundle import ONNX_MODEL
+from kvfold.export.graph.lower_cuda import lower_for_cuda
+from kvfold.pipeline.build.engine_facts import engine_config
+from kvfold.pipeline.workspace.workspace import Workspace
+from kvfold.plugins.cuda.attention_spec import ActivationDtype
+from kvfold.runtime.bundle import ONNX_MODEL
 
 
 def build_cuda(workspace: Workspace, directory: Path) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 
-from pipeline.workspace.workspace import Workspace
-from runtime.bundle import CONFIG, FOLD_PLAN, QUANTIZATION, SCALES, WEIGHTS, hash_file
-from runtime.engine.engine_config import EngineConfig, TensorRTFacts
+from kvfold.pipeline.workspace.workspace import Workspace
+from kvfold.runtime.bundle import CONFIG, FOLD_PLAN, QUANTIZATION, SCALES, WEIGHTS, hash_file
+from kvfold.runtime.engine.engine_config import EngineConfig, TensorRTFacts
 
 
 def engine_config(

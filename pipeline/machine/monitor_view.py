@@ -8,10 +8,10 @@ import psutil
 from rich.console import Group
 from rich.table import Table
 
-from pipeline.machine.gpus import Gpu
-from pipeline.show.tables import make_table
-from plugins.contract.kv_bytes import format_bytes
-from runtime.status import EngineStatus
+from kvfold.pipeline.machine.gpus import Gpu
+from kvfold.pipeline.show.tables import make_table
+from kvfold.plugins.contract.kv_bytes import format_bytes
+from kvfold.runtime.status import EngineStatus
 
 
 def monitor_view(no_gpu: str | None, gpus: Sequence[Gpu], engines: Sequence[EngineStatus]) -> Group:

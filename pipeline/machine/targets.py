@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from plugins.contract.errors import KernelError
-from plugins.contract.fold_plan import KvDtype
+from kvfold.plugins.contract.errors import KernelError
+from kvfold.plugins.contract.fold_plan import KvDtype
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Target:
 def _why_not_cpu() -> str | None:
     if find_spec("onnxruntime") is None:
         return "onnxruntime is not installed; run `pip install kvfold`"
-    from plugins.cpu.cpu_library import active_isa
+    from kvfold.plugins.cpu.cpu_library import active_isa
 
     try:
         active_isa()
@@ -59,7 +59,7 @@ def _why_not_run_cuda() -> str | None:
 
 
 def _why_no_gpu() -> str | None:
-    from pipeline.machine.gpus import open_nvml
+    from kvfold.pipeline.machine.gpus import open_nvml
 
     with open_nvml() as no_gpu:
         return f"{no_gpu}; run on a machine with an NVIDIA GPU" if no_gpu else None

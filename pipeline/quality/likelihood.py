@@ -6,17 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from pipeline.quality.distances import measure_distance, negative_log_likelihood
-from pipeline.quality.evaluate.evaluation import Divergence, Divergences, Perplexity
-from pipeline.quality.intervals import (
+from kvfold.pipeline.quality.distances import measure_distance, negative_log_likelihood
+from kvfold.pipeline.quality.evaluate.evaluation import Divergence, Divergences, Perplexity
+from kvfold.pipeline.quality.intervals import (
     Float64,
     bootstrap_exp_mean,
     bootstrap_mean,
     bootstrap_quantile,
 )
-from pipeline.quality.subjects import Subject
-from pipeline.quality.validate.measurements import ORIGINAL
-from plugins.contract.errors import ValidationError
+from kvfold.pipeline.quality.subjects import Subject
+from kvfold.pipeline.quality.validate.measurements import ORIGINAL
+from kvfold.plugins.contract.errors import ValidationError
 
 # Told of every window: the tokens that were computed, over all subjects.
 Tick = Callable[[int], None]

@@ -17,20 +17,20 @@ import numpy as np
 from polygraphy.backend.base import BaseRunner
 from polygraphy.common import TensorMetadata
 
-from pipeline.quality.distances import negative_log_likelihood
-from pipeline.quality.validate.measurements import ENGINE, FOLDED, ORIGINAL
-from pipeline.workspace.workspace import Workspace
-from plugins.contract.fold_plan import FoldPlan
-from plugins.contract.plan_presets import Preset, build_plan
-from runtime.bundle import WEIGHTS
-from runtime.engine.protocol import Engine
-from runtime.memory.horizon import horizons
-from runtime.memory.kv_memory import KvMemory, Prefix
-from runtime.memory.paged_sequence import Sequence
-from runtime.scheduler.step_builder import Chunk, StepBuilder
+from kvfold.pipeline.quality.distances import negative_log_likelihood
+from kvfold.pipeline.quality.validate.measurements import ENGINE, FOLDED, ORIGINAL
+from kvfold.pipeline.workspace.workspace import Workspace
+from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.plugins.contract.plan_presets import Preset, build_plan
+from kvfold.runtime.bundle import WEIGHTS
+from kvfold.runtime.engine.protocol import Engine
+from kvfold.runtime.memory.horizon import horizons
+from kvfold.runtime.memory.kv_memory import KvMemory, Prefix
+from kvfold.runtime.memory.paged_sequence import Sequence
+from kvfold.runtime.scheduler.step_builder import Chunk, StepBuilder
 
 if TYPE_CHECKING:
-    from export.model.decoder import Decoder
+    from kvfold.export.model.decoder import Decoder
 
 INPUT_IDS, LOGITS, LOSSES = "input_ids", "logits", "losses"
 # A text is read as three turns that end here: each later one finds the earlier ones in the cache.
@@ -89,7 +89,7 @@ class TorchSubject(Subject):
     def _blocks(self, token_ids: np.ndarray, wanted: Iterable[slice]) -> Iterator[np.ndarray]:
         import torch
 
-        from export.model.dense_attention import DenseAttention
+        from kvfold.export.model.dense_attention import DenseAttention
 
         decoder = self._decoder
         with torch.inference_mode():
@@ -180,9 +180,9 @@ def load_subjects(
     Raises:
         KvfoldError: the bundle's weights or its engine cannot be loaded.
     """
-    from export.model.decoder import Decoder
-    from runtime.engine.load_engine import load_engine
-    from runtime.runtime_config import RuntimeConfig
+    from kvfold.export.model.decoder import Decoder
+    from kvfold.runtime.engine.load_engine import load_engine
+    from kvfold.runtime.runtime_config import RuntimeConfig
 
     config, plan = workspace.config, workspace.plan
     pages = pages_of_sequence(plan, longest, prefill_chunk)
@@ -197,7 +197,7 @@ def load_subjects(
 
 def original_decoder(workspace: Workspace) -> Decoder:
     """The unfolded model."""
-    from export.model.decoder import Decoder
+    from kvfold.export.model.decoder import Decoder
 
     identity = build_plan(Preset(preset="identity"), workspace.config.attention_shape)
     return Decoder.from_weights(workspace.config, identity, workspace.checkpoint.weights)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pipeline.recipe.recipe_sections import Section, TextSection
+from kvfold.pipeline.recipe.recipe_sections import Section, TextSection
 
 SHIPPED_PASSAGES = "shipped"
 

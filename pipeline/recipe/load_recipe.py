@@ -9,12 +9,12 @@ import yaml
 from pydantic import BaseModel
 from pydantic import ValidationError as PydanticValidationError
 
-from pipeline.recipe.evaluate_section import SHIPPED_PASSAGES
-from pipeline.recipe.recipe import DEMO_MODEL, AdapterSection, HealSection, Recipe
-from pipeline.recipe.recipe_errors import describe_recipe_errors
-from pipeline.recipe.recipe_files import SHIPPED, find_recipe
-from pipeline.recipe.recipe_sections import KEYWORDS, Texts, TextSection
-from plugins.contract.errors import RecipeError
+from kvfold.pipeline.recipe.evaluate_section import SHIPPED_PASSAGES
+from kvfold.pipeline.recipe.recipe import DEMO_MODEL, AdapterSection, HealSection, Recipe
+from kvfold.pipeline.recipe.recipe_errors import describe_recipe_errors
+from kvfold.pipeline.recipe.recipe_files import SHIPPED, find_recipe
+from kvfold.pipeline.recipe.recipe_sections import KEYWORDS, Texts, TextSection
+from kvfold.plugins.contract.errors import RecipeError
 
 
 def load_recipe(name: str, target: str | None = None, architectures: tuple[int, ...] = ()) -> Recipe:

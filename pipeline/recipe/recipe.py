@@ -11,16 +11,16 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 from pydantic import ValidationError as PydanticValidationError
 
-from export.fold.fold_settings import FoldSettings
-from export.heal.heal_settings import HealSettings
-from export.quantize.quantize_settings import QuantizeSettings
-from export.search.search_settings import SearchSettings
-from pipeline.machine.targets import TARGETS
-from pipeline.recipe.evaluate_section import EvaluateSection
-from pipeline.recipe.recipe_sections import Section, Texts, TextSection
-from plugins.contract.errors import PlanError
-from plugins.contract.fold_plan import FoldPlan, KvDtype, LayerPlan, describe_errors
-from plugins.contract.plan_presets import AttentionShape, Preset, build_plan
+from kvfold.export.fold.fold_settings import FoldSettings
+from kvfold.export.heal.heal_settings import HealSettings
+from kvfold.export.quantize.quantize_settings import QuantizeSettings
+from kvfold.export.search.search_settings import SearchSettings
+from kvfold.pipeline.machine.targets import TARGETS
+from kvfold.pipeline.recipe.evaluate_section import EvaluateSection
+from kvfold.pipeline.recipe.recipe_sections import Section, Texts, TextSection
+from kvfold.plugins.contract.errors import PlanError
+from kvfold.plugins.contract.fold_plan import FoldPlan, KvDtype, LayerPlan, describe_errors
+from kvfold.plugins.contract.plan_presets import AttentionShape, Preset, build_plan
 
 DEMO_MODEL = "demo"
 

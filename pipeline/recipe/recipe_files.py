@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from plugins.contract.errors import RecipeError
+from kvfold.plugins.contract.errors import RecipeError
 
 SHIPPED = Path(__file__).parent / "recipes"
 DEFAULT_RECIPE = "compact"
@@ -28,7 +28,7 @@ def find_recipe(name: str) -> Path:
     shipped = SHIPPED / f"{name}.yaml"
     if shipped.is_file():
         return shipped
-    from runtime.bundle import MANIFEST
+    from kvfold.runtime.bundle import MANIFEST
 
     if (path / MANIFEST).is_file():
         raise RecipeError(

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.quality.validate.measurements import KL_BIN_EDGES, Comparison
-from pipeline.show.scale import Scale
-from plugins.contract.fold_plan import FoldPlan
-from plugins.contract.kv_bytes import format_bytes
-from plugins.contract.plan_presets import AttentionShape
+from kvfold.pipeline.quality.validate.measurements import KL_BIN_EDGES, Comparison
+from kvfold.pipeline.show.scale import Scale
+from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.plugins.contract.kv_bytes import format_bytes
+from kvfold.plugins.contract.plan_presets import AttentionShape
 
 WIDTH, HEIGHT = 640, 300
 LEFT, RIGHT, TOP, BOTTOM = 80, 616, 16, 262

@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 from rich.table import Table
 
-from pipeline.quality.evaluate.evaluation import Evaluation
-from pipeline.quality.evaluate.evaluation_tables import evaluation_tables
-from pipeline.quality.validate.measurements import ENGINE
-from pipeline.report.report_page import load_template
-from pipeline.workspace.write_bundle import name_disk_errors
-from plugins.contract.version import VERSION
+from kvfold.pipeline.quality.evaluate.evaluation import Evaluation
+from kvfold.pipeline.quality.evaluate.evaluation_tables import evaluation_tables
+from kvfold.pipeline.quality.validate.measurements import ENGINE
+from kvfold.pipeline.report.report_page import load_template
+from kvfold.pipeline.workspace.write_bundle import name_disk_errors
+from kvfold.plugins.contract.version import VERSION
 
 
 class PageTable(NamedTuple):

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
-from pipeline.quality.validate.measurements import ENGINE, FOLDED, ORIGINAL
-from pipeline.report import charts
-from pipeline.report.report_results import Results
-from plugins.contract.kv_bytes import format_bytes
-from plugins.contract.version import VERSION
+from kvfold.pipeline.quality.validate.measurements import ENGINE, FOLDED, ORIGINAL
+from kvfold.pipeline.report import charts
+from kvfold.pipeline.report.report_results import Results
+from kvfold.plugins.contract.kv_bytes import format_bytes
+from kvfold.plugins.contract.version import VERSION
 
 TEMPLATES = Path(__file__).parent.parent / "show" / "templates"
 # Most layers whose error the page lists; results.json has all.

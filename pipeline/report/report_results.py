@@ -6,13 +6,13 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from export.quantize.precision import Quantization
-from pipeline.quality.validate.measurements import Measurements, Verdict
-from plugins.contract.errors import ValidationError
-from plugins.contract.fold_plan import FoldPlan
-from plugins.contract.kv_bytes import KvBytes
-from plugins.contract.plan_presets import AttentionShape
-from runtime.bundle import open_bundle
+from kvfold.export.quantize.precision import Quantization
+from kvfold.pipeline.quality.validate.measurements import Measurements, Verdict
+from kvfold.plugins.contract.errors import ValidationError
+from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.plugins.contract.kv_bytes import KvBytes
+from kvfold.plugins.contract.plan_presets import AttentionShape
+from kvfold.runtime.bundle import open_bundle
 
 
 def results_file(target: str) -> str:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from export.quantize.precision import Quantization
-from pipeline.quality.validate.measurements import Measurements, judge, measurements_file
-from pipeline.report.report_page import render_page
-from pipeline.report.report_results import Results, page_file, results_file
-from pipeline.workspace.tool_versions import tool_versions
-from pipeline.workspace.workspace import FOLD_ERRORS, Workspace
-from plugins.contract.kv_bytes import kv_bytes
-from runtime.bundle import QUANTIZATION
+from kvfold.export.quantize.precision import Quantization
+from kvfold.pipeline.quality.validate.measurements import Measurements, judge, measurements_file
+from kvfold.pipeline.report.report_page import render_page
+from kvfold.pipeline.report.report_results import Results, page_file, results_file
+from kvfold.pipeline.workspace.tool_versions import tool_versions
+from kvfold.pipeline.workspace.workspace import FOLD_ERRORS, Workspace
+from kvfold.plugins.contract.kv_bytes import kv_bytes
+from kvfold.runtime.bundle import QUANTIZATION
 
 
 def write_report(workspace: Workspace, output: Path) -> None:

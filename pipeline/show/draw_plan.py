@@ -6,10 +6,10 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.show.tables import kv_bytes_table
-from plugins.contract.fold_plan import FoldPlan, LayerPlan
-from plugins.contract.kv_bytes import kv_bytes
-from plugins.contract.plan_presets import AttentionShape
+from kvfold.pipeline.show.tables import kv_bytes_table
+from kvfold.plugins.contract.fold_plan import FoldPlan, LayerPlan
+from kvfold.plugins.contract.kv_bytes import kv_bytes
+from kvfold.plugins.contract.plan_presets import AttentionShape
 
 GLOBAL_STYLE, LOCAL_STYLE = "bold cyan", "green"
 HORIZON_WIDTH = 16

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from pipeline.workspace.stage import Report, Stage
+from kvfold.pipeline.workspace.stage import Report, Stage
 
 
 class StageDisplay:

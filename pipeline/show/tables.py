@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.quality.validate.measurements import ENGINE, FOLDED, ORIGINAL, Measurements, Verdict
-from plugins.contract.kv_bytes import KvBytes, format_bytes
-from runtime.metrics import Usage
+from kvfold.pipeline.quality.validate.measurements import ENGINE, FOLDED, ORIGINAL, Measurements, Verdict
+from kvfold.plugins.contract.kv_bytes import KvBytes, format_bytes
+from kvfold.runtime.metrics import Usage
 
 
 def make_table(title: str, *columns: str) -> Table:

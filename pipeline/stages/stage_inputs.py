@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.recipe.evaluate_section import SHIPPED_PASSAGES
-from pipeline.recipe.recipe import DEMO_MODEL, HealSection, Recipe
-from pipeline.recipe.recipe_sections import KEYWORDS, Texts, TextSection
-from runtime.bundle import TOKENIZER, hash_file
+from kvfold.pipeline.recipe.evaluate_section import SHIPPED_PASSAGES
+from kvfold.pipeline.recipe.recipe import DEMO_MODEL, HealSection, Recipe
+from kvfold.pipeline.recipe.recipe_sections import KEYWORDS, Texts, TextSection
+from kvfold.runtime.bundle import TOKENIZER, hash_file
 
 # Source that a stage's result comes from; tests/pipeline/stages/test_stages.py follows the imports.
 EVERY_STAGE = (
@@ -111,6 +111,6 @@ def describe_heal(recipe: Recipe) -> object:
 
 def describe_tensorrt(recipe: Recipe) -> object:
     """What decides a TensorRT engine."""
-    from pipeline.build.tensorrt.architectures import build_settings
+    from kvfold.pipeline.build.tensorrt.architectures import build_settings
 
     return build_settings(recipe)

@@ -8,11 +8,11 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.recipe.recipe import HealSection
-from pipeline.recipe.recipe_sections import Texts
-from pipeline.stages.stage_inputs import HEAL, describe_heal
-from pipeline.workspace.stage import Report, hash_code
-from pipeline.workspace.workspace import (
+from kvfold.pipeline.recipe.recipe import HealSection
+from kvfold.pipeline.recipe.recipe_sections import Texts
+from kvfold.pipeline.stages.stage_inputs import HEAL, describe_heal
+from kvfold.pipeline.workspace.stage import Report, hash_code
+from kvfold.pipeline.workspace.workspace import (
     ADAPTER,
     CALIBRATION_TOKENS,
     EVALUATION_TOKENS,
@@ -27,7 +27,7 @@ from pipeline.workspace.workspace import (
     Workspace,
     read_text,
 )
-from runtime.bundle import CONFIG, FOLD_PLAN, QUANTIZATION, SCALES, WEIGHTS, hash_file
+from kvfold.runtime.bundle import CONFIG, FOLD_PLAN, QUANTIZATION, SCALES, WEIGHTS, hash_file
 
 Progress = Callable[[float], None]
 
@@ -77,8 +77,8 @@ def run_fold(workspace: Workspace, output: Path, progress: Progress) -> None:
     """The plan with what folding decided, and the folded weights: in closed form, or from an adapter."""
     from safetensors.torch import save_file
 
-    from export.fold.fold import FoldedModel, fold_weights
-    from export.heal.healed_adapter import load_adapter, merge
+    from kvfold.export.fold.fold import FoldedModel, fold_weights
+    from kvfold.export.heal.healed_adapter import load_adapter, merge
 
     checkpoint, recipe = workspace.checkpoint, workspace.recipe
     plan = recipe.build_plan(checkpoint.config.attention_shape)
@@ -102,8 +102,8 @@ def run_heal(workspace: Workspace, output: Path, progress: Report) -> None:
         return
     from safetensors.torch import save_file
 
-    from export.heal.heal import Healing, heal
-    from export.heal.healed_adapter import load_adapter, merge, save_adapter
+    from kvfold.export.heal.heal import Healing, heal
+    from kvfold.export.heal.healed_adapter import load_adapter, merge, save_adapter
 
     checkpoint, plan, root = workspace.checkpoint, workspace.plan, workspace.root
     tokens, calibration = workspace.tensors(TRAINING_TOKENS)["tokens"], None
@@ -129,7 +129,7 @@ def run_quantize(workspace: Workspace, output: Path, progress: Progress) -> None
     """Weights as the engine holds them, their scales, and the precision of every linear."""
     from safetensors.torch import save_file
 
-    from export.quantize.calibrate import calibrate
+    from kvfold.export.quantize.calibrate import calibrate
 
     tokens = workspace.tensors(CALIBRATION_TOKENS)["tokens"]
     calibrated = calibrate(
@@ -142,8 +142,8 @@ def run_quantize(workspace: Workspace, output: Path, progress: Progress) -> None
 
 def run_onnx(workspace: Workspace, output: Path, progress: Progress) -> None:
     """The decoder with its paged caches as a graph."""
-    from export.graph.onnx_from_decoder import export_onnx
-    from export.model.decoder import Decoder
+    from kvfold.export.graph.onnx_from_decoder import export_onnx
+    from kvfold.export.model.decoder import Decoder
 
     decoder = Decoder.from_weights(workspace.config, workspace.plan, workspace.tensors(WEIGHTS))
     with warnings.catch_warnings():
@@ -161,41 +161,41 @@ def _engine_folder(workspace: Workspace, output: Path) -> Path:
 
 def run_build_cpu(workspace: Workspace, output: Path, progress: Progress) -> None:
     """ONNX Runtime's engine with our CPU kernels."""
-    from pipeline.build.build_cpu import build_cpu
+    from kvfold.pipeline.build.build_cpu import build_cpu
 
     build_cpu(workspace, _engine_folder(workspace, output))
 
 
 def run_build_cuda(workspace: Workspace, output: Path, progress: Progress) -> None:
     """ONNX Runtime's engine with its CUDA provider and our kernels."""
-    from pipeline.build.build_cuda import build_cuda
+    from kvfold.pipeline.build.build_cuda import build_cuda
 
     build_cuda(workspace, _engine_folder(workspace, output))
 
 
 def run_build_tensorrt(workspace: Workspace, output: Path, progress: Progress) -> None:
     """TensorRT's engine with our plugins."""
-    from pipeline.build.tensorrt.build_tensorrt import build_tensorrt
+    from kvfold.pipeline.build.tensorrt.build_tensorrt import build_tensorrt
 
     build_tensorrt(workspace, _engine_folder(workspace, output), progress)
 
 
 def run_validate(workspace: Workspace, output: Path, progress: Progress) -> None:
     """Original, folded model and engine side by side."""
-    from pipeline.quality.validate.validate import measure
+    from kvfold.pipeline.quality.validate.validate import measure
 
     measure(workspace, output, progress)
 
 
 def run_evaluate(workspace: Workspace, output: Path, progress: Progress) -> None:
     """What the fold costs."""
-    from pipeline.quality.evaluate.evaluate import measure
+    from kvfold.pipeline.quality.evaluate.evaluate import measure
 
     measure(workspace, output, progress)
 
 
 def run_report(workspace: Workspace, output: Path, progress: Progress) -> None:
     """The page that a user reads."""
-    from pipeline.report.write_report import write_report
+    from kvfold.pipeline.report.write_report import write_report
 
     write_report(workspace, output)

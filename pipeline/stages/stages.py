@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pipeline.recipe.recipe import HealSection
-from pipeline.stages import stage_inputs as inputs
-from pipeline.stages import stage_work as work
-from pipeline.workspace.stage import Stage
+from kvfold.pipeline.recipe.recipe import HealSection
+from kvfold.pipeline.stages import stage_inputs as inputs
+from kvfold.pipeline.stages import stage_work as work
+from kvfold.pipeline.workspace.stage import Stage
 
 _NEUTRAL = (
     Stage(

@@ -9,19 +9,19 @@ from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.quality.evaluate.evaluation import Divergences, Perplexity, Result
-from pipeline.quality.intervals import Estimate
-from pipeline.quality.validate.measurements import FOLDED, ORIGINAL
-from pipeline.stages.stages import STAGES, evaluate_stage
-from pipeline.workspace.stage import Report, Stage
-from pipeline.workspace.workspace import EVALUATION_TOKENS, Workspace
-from runtime.bundle import open_bundle
+from kvfold.pipeline.quality.evaluate.evaluation import Divergences, Perplexity, Result
+from kvfold.pipeline.quality.intervals import Estimate
+from kvfold.pipeline.quality.validate.measurements import FOLDED, ORIGINAL
+from kvfold.pipeline.stages.stages import STAGES, evaluate_stage
+from kvfold.pipeline.workspace.stage import Report, Stage
+from kvfold.pipeline.workspace.workspace import EVALUATION_TOKENS, Workspace
+from kvfold.runtime.bundle import open_bundle
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from export.model.decoder import Decoder
-    from pipeline.quality.subjects import TorchSubject
+    from kvfold.export.model.decoder import Decoder
+    from kvfold.pipeline.quality.subjects import TorchSubject
 
 _EVALUATE = next(stage for stage in STAGES if stage.name == evaluate_stage("cpu"))
 
@@ -77,7 +77,7 @@ class Yardstick:
 
     @cached_property
     def _original(self) -> TorchSubject:
-        from pipeline.quality.subjects import TorchSubject, original_decoder
+        from kvfold.pipeline.quality.subjects import TorchSubject, original_decoder
 
         return TorchSubject(ORIGINAL, original_decoder(self._workspace))
 
@@ -87,9 +87,9 @@ class Yardstick:
         Raises:
             ValidationError: its logits are NaN or infinite.
         """
-        from pipeline.quality.evaluate.evaluate import Meter
-        from pipeline.quality.likelihood import measure_divergences, measure_perplexity
-        from pipeline.quality.subjects import TorchSubject
+        from kvfold.pipeline.quality.evaluate.evaluate import Meter
+        from kvfold.pipeline.quality.likelihood import measure_divergences, measure_perplexity
+        from kvfold.pipeline.quality.subjects import TorchSubject
 
         folded = TorchSubject(FOLDED, decoder)
         compared = self._windows[: ceil(self.section.kl_tokens / self._windows.shape[1])]

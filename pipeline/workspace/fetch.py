@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from plugins.contract.errors import FetchError
+from kvfold.plugins.contract.errors import FetchError
 
 
 @dataclass(frozen=True)

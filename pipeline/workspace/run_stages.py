@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from pipeline.recipe.recipe import Recipe
-from pipeline.workspace.stage import Report, Stage, dependents, hash_stage, requirements
-from pipeline.workspace.tool_versions import tool_versions
-from pipeline.workspace.workspace import Workspace
-from pipeline.workspace.write_bundle import BundleWriter, name_disk_errors, open_writer, record_files
-from runtime.bundle import StageRecord
+from kvfold.pipeline.recipe.recipe import Recipe
+from kvfold.pipeline.workspace.stage import Report, Stage, dependents, hash_stage, requirements
+from kvfold.pipeline.workspace.tool_versions import tool_versions
+from kvfold.pipeline.workspace.workspace import Workspace
+from kvfold.pipeline.workspace.write_bundle import BundleWriter, name_disk_errors, open_writer, record_files
+from kvfold.runtime.bundle import StageRecord
 
 
 class Display(Protocol):

@@ -10,12 +10,12 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from plugins.contract.version import VERSION
-from runtime.bundle import Manifest
+from kvfold.plugins.contract.version import VERSION
+from kvfold.runtime.bundle import Manifest
 
 if TYPE_CHECKING:
-    from pipeline.recipe.recipe import Recipe
-    from pipeline.workspace.workspace import Workspace
+    from kvfold.pipeline.recipe.recipe import Recipe
+    from kvfold.pipeline.workspace.workspace import Workspace
 
 SOURCE_ROOT = Path(__file__).parents[2]
 SOURCE_SUFFIXES = (".py", ".cc", ".h", ".j2", ".txt")

@@ -7,16 +7,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.recipe.recipe import DEMO_MODEL, HealSection, Recipe
-from pipeline.recipe.recipe_sections import SHAREGPT, SHAREGPT_HELD_OUT, TextSection
-from plugins.contract.fold_plan import FoldPlan
-from runtime.bundle import CONFIG, FOLD_PLAN
+from kvfold.pipeline.recipe.recipe import DEMO_MODEL, HealSection, Recipe
+from kvfold.pipeline.recipe.recipe_sections import SHAREGPT, SHAREGPT_HELD_OUT, TextSection
+from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.runtime.bundle import CONFIG, FOLD_PLAN
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from export.checkpoint import Checkpoint
-    from export.model.model_config import ModelConfig
+    from kvfold.export.checkpoint import Checkpoint
+    from kvfold.export.model.model_config import ModelConfig
 
 # Files that stages hand to each other; no engine needs them.
 SOURCE = "source.json"
@@ -43,14 +43,14 @@ class Workspace:
     @cached_property
     def checkpoint(self) -> Checkpoint:
         """The unfolded model; raises CheckpointError or UnsupportedModelError."""
-        from export.checkpoint import load_checkpoint
+        from kvfold.export.checkpoint import load_checkpoint
 
         return load_checkpoint(model_source(self.recipe))
 
     @cached_property
     def config(self) -> ModelConfig:
         """The unfolded model's config, from the bundle."""
-        from export.model.model_config import ModelConfig
+        from kvfold.export.model.model_config import ModelConfig
 
         return ModelConfig.model_validate_json((self.root / CONFIG).read_bytes())
 
@@ -75,7 +75,7 @@ def model_source(recipe: Recipe) -> str:
     """The recipe's model as a path or hub id; fetches the demo model when it is not there yet."""
     if recipe.model.source != DEMO_MODEL:
         return recipe.model.source
-    from pipeline.workspace.fetch import fetch_demo_model
+    from kvfold.pipeline.workspace.fetch import fetch_demo_model
 
     return str(fetch_demo_model(MODEL_CACHE))
 
@@ -87,11 +87,11 @@ def read_text(section: TextSection, checkpoint: Checkpoint) -> Tensor:
         CalibrationError: the text is missing, unreadable or too short.
         FetchError: the conversations cannot be had.
     """
-    from export.calibration import calibration_tokens
+    from kvfold.export.calibration import calibration_tokens
 
     source = section.source
     if source in (SHAREGPT, SHAREGPT_HELD_OUT):
-        from pipeline.workspace.fetch import fetch_conversations
+        from kvfold.pipeline.workspace.fetch import fetch_conversations
 
         source = str(fetch_conversations(MODEL_CACHE, held_out=source == SHAREGPT_HELD_OUT))
     return calibration_tokens(source, checkpoint, section.tokens, section.sequence_length, section.seed)

@@ -16,9 +16,17 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from plugins.contract.errors import BundleError
-from plugins.contract.version import VERSION
-from runtime.bundle import MANIFEST, FileRecord, Manifest, StageRecord, check_file, hash_file, read_manifest
+from kvfold.plugins.contract.errors import BundleError
+from kvfold.plugins.contract.version import VERSION
+from kvfold.runtime.bundle import (
+    MANIFEST,
+    FileRecord,
+    Manifest,
+    StageRecord,
+    check_file,
+    hash_file,
+    read_manifest,
+)
 
 LOCK = ".lock"
 STAGING = ".staging"

@@ -13,8 +13,8 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from plugins.contract.errors import RequestError
-from plugins.contract.tokenizer_config import TokenizerConfig
+from kvfold.plugins.contract.errors import RequestError
+from kvfold.plugins.contract.tokenizer_config import TokenizerConfig
 
 Message = Mapping[str, Any]
 

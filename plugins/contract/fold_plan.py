@@ -17,7 +17,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic import ValidationError as PydanticValidationError
 
-from plugins.contract.errors import PlanError
+from kvfold.plugins.contract.errors import PlanError
 
 KvDtype = Literal["float32", "float16", "bfloat16", "int8"]
 ITEMSIZE: dict[KvDtype, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}

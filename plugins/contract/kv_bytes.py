@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from plugins.contract.fold_plan import FoldPlan
-from plugins.contract.plan_presets import AttentionShape
+from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.plugins.contract.plan_presets import AttentionShape
 
 CONTEXT_LENGTHS = (1024, 2048, 8192)
 

@@ -8,8 +8,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic import ValidationError as PydanticValidationError
 
-from plugins.contract.errors import PlanError
-from plugins.contract.fold_plan import BASELINE_ITEMSIZE, FoldPlan, KvDtype, LayerPlan, describe_errors
+from kvfold.plugins.contract.errors import PlanError
+from kvfold.plugins.contract.fold_plan import BASELINE_ITEMSIZE, FoldPlan, KvDtype, LayerPlan, describe_errors
 
 PresetName = Literal["identity", "horizon", "mqa", "character"]
 

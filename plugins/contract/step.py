@@ -18,7 +18,7 @@ Positions are no input: the attention op derives them from `past_seqlens`.
 
 from __future__ import annotations
 
-from plugins.contract.fold_plan import FoldPlan
+from kvfold.plugins.contract.fold_plan import FoldPlan
 
 INPUT_IDS = "input_ids"
 CUMULATIVE_SEQUENCE_LENGTH = "cumulative_sequence_length"

@@ -10,8 +10,8 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic import ValidationError as PydanticValidationError
 
-from plugins.contract.errors import BundleError
-from plugins.contract.fold_plan import describe_errors
+from kvfold.plugins.contract.errors import BundleError
+from kvfold.plugins.contract.fold_plan import describe_errors
 
 FILE_NAME = "tokenizer_config.json"
 

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from plugins.contract.errors import KernelError
+from kvfold.plugins.contract.errors import KernelError
 
 if TYPE_CHECKING:
     import onnxruntime

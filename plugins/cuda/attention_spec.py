@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from plugins.paged_attention.schema import Attributes
+from kvfold.plugins.paged_attention.schema import Attributes
 
 ActivationDtype = Literal["float16", "bfloat16"]
 CacheDtype = Literal["float16", "bfloat16", "int8"]

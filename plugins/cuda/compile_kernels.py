@@ -16,12 +16,12 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from plugins.contract.errors import KernelError
-from plugins.cuda.attention_spec import ARCHITECTURES, KernelName, Variant
-from plugins.cuda.kernel_library import CompiledKernel, KernelLibrary, runs_on
-from plugins.cuda.kernels import append, decode, merge, prefill
-from plugins.cuda.launches import FLOATS, INTEGERS
-from plugins.cuda.tuning import SHARED_LIMIT, SPLIT_KEYS, Tuning, tuning_of
+from kvfold.plugins.contract.errors import KernelError
+from kvfold.plugins.cuda.attention_spec import ARCHITECTURES, KernelName, Variant
+from kvfold.plugins.cuda.kernel_library import CompiledKernel, KernelLibrary, runs_on
+from kvfold.plugins.cuda.kernels import append, decode, merge, prefill
+from kvfold.plugins.cuda.launches import FLOATS, INTEGERS
+from kvfold.plugins.cuda.tuning import SHARED_LIMIT, SPLIT_KEYS, Tuning, tuning_of
 
 # Each module holds one kernel of its own name, and its GRID.
 KERNELS: dict[KernelName, ModuleType] = {

@@ -14,8 +14,8 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from plugins.contract.errors import KernelError
-from plugins.contract.fold_plan import describe_errors
+from kvfold.plugins.contract.errors import KernelError
+from kvfold.plugins.contract.fold_plan import describe_errors
 
 KERNELS_FILE = "kernels.json"
 

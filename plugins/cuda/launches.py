@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from plugins.cuda.attention_spec import AttentionSpec, KernelName
+from kvfold.plugins.cuda.attention_spec import AttentionSpec, KernelName
 
 # Scratch buffers, each aligned to WORKSPACE_ALIGNMENT bytes, in this order.
 WORKSPACE = (

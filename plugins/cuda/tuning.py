@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from plugins.cuda.attention_spec import Variant
+from kvfold.plugins.cuda.attention_spec import Variant
 
 SPLIT_KEYS = 256
 # Most shared memory of one block, bytes (CUDA C++ Programming Guide, compute capabilities).

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from plugins.int8_linear.schema import InputActivation
+from kvfold.plugins.int8_linear.schema import InputActivation
 
 
 @dataclass(frozen=True)

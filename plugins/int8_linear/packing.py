@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from plugins.int8_linear.schema import BLOCK_IN, BLOCK_OUT
+from kvfold.plugins.int8_linear.schema import BLOCK_IN, BLOCK_OUT
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from plugins.int8_linear.schema import LOW_PLANE, ActivationBits, InputActivation
+from kvfold.plugins.int8_linear.schema import LOW_PLANE, ActivationBits, InputActivation
 
 
 def activate(x: Tensor, input_activation: InputActivation) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from plugins.paged_attention.schema import Attributes, QuantType
+from kvfold.plugins.paged_attention.schema import Attributes, QuantType
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import MISSING, fields
 import onnx
 from onnx.defs import OpSchema
 
-from plugins.paged_attention.schema import (
+from kvfold.plugins.paged_attention.schema import (
     DOMAIN,
     INPUTS,
     OP_TYPE,

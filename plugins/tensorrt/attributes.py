@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
-from plugins.contract.errors import KernelError
-from plugins.paged_attention.schema import INPUTS, OPTIONAL_INPUTS, OUTPUTS, Attributes
-from plugins.tensorrt.node_form import INPUTS_ATTRIBUTE, SLOTS
+from kvfold.plugins.contract.errors import KernelError
+from kvfold.plugins.paged_attention.schema import INPUTS, OPTIONAL_INPUTS, OUTPUTS, Attributes
+from kvfold.plugins.tensorrt.node_form import INPUTS_ATTRIBUTE, SLOTS
 
 Value = int | float | str
 _TYPES: dict[str, type] = {"int": int, "float": float}  # QuantType is a str

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from plugins.contract.errors import KernelError
-from plugins.cuda.attention_spec import AttentionSpec, variant_of
-from plugins.cuda.kernel_library import CompiledKernel, KernelLibrary
-from plugins.cuda.launches import FLOATS, Shapes, kernels_for, numbers, workspace_sizes
-from plugins.paged_attention.schema import INPUTS
+from kvfold.plugins.contract.errors import KernelError
+from kvfold.plugins.cuda.attention_spec import AttentionSpec, variant_of
+from kvfold.plugins.cuda.kernel_library import CompiledKernel, KernelLibrary
+from kvfold.plugins.cuda.launches import FLOATS, Shapes, kernels_for, numbers, workspace_sizes
+from kvfold.plugins.paged_attention.schema import INPUTS
 
 Kind = Literal["pointer", "int32", "float32"]
 _ACTIVATION_BYTES = 2  # float16 and bfloat16

@@ -6,12 +6,12 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
-from plugins.tensorrt.attributes import read_node
-from plugins.tensorrt.fields import declare_fields, read_fields
-from plugins.tensorrt.host import Host
-from plugins.tensorrt.node_form import PLUGIN_NAME, PLUGIN_NAMESPACE, PLUGIN_VERSION
-from plugins.tensorrt.plugin import PagedAttention, plugin_class
-from plugins.tensorrt.saved_node import read_saved_node
+from kvfold.plugins.tensorrt.attributes import read_node
+from kvfold.plugins.tensorrt.fields import declare_fields, read_fields
+from kvfold.plugins.tensorrt.host import Host
+from kvfold.plugins.tensorrt.node_form import PLUGIN_NAME, PLUGIN_NAMESPACE, PLUGIN_VERSION
+from kvfold.plugins.tensorrt.plugin import PagedAttention, plugin_class
+from kvfold.plugins.tensorrt.saved_node import read_saved_node
 
 
 class Creator:

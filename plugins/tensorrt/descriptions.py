@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from plugins.cuda.attention_spec import (
+from kvfold.plugins.cuda.attention_spec import (
     ACTIVATION_DTYPES,
     HEAD_SIZES,
     PAGE_SIZES,
@@ -17,8 +17,8 @@ from plugins.cuda.attention_spec import (
     AttentionSpec,
     CacheDtype,
 )
-from plugins.cuda.launches import Shapes
-from plugins.tensorrt.attributes import Node
+from kvfold.plugins.cuda.launches import Shapes
+from kvfold.plugins.tensorrt.attributes import Node
 
 # TensorRT's names of types in the words of the rest of kvfold.
 DTYPES = {"HALF": "float16", "BF16": "bfloat16", "FLOAT": "float32", "INT8": "int8", "INT32": "int32"}

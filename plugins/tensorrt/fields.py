@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from plugins.tensorrt.attributes import ATTRIBUTE_TYPES, Value
+from kvfold.plugins.tensorrt.attributes import ATTRIBUTE_TYPES, Value
 
 
 def declare_fields(trt: ModuleType) -> Any:

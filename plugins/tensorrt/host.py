@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
-from plugins.contract.errors import KernelError
-from plugins.cuda.kernel_library import KernelLibrary
-from plugins.tensorrt.attributes import Node
-from plugins.tensorrt.launcher import Launcher
+from kvfold.plugins.contract.errors import KernelError
+from kvfold.plugins.cuda.kernel_library import KernelLibrary
+from kvfold.plugins.tensorrt.attributes import Node
+from kvfold.plugins.tensorrt.launcher import Launcher
 
 
 class Host:

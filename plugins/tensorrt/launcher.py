@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from plugins.contract.errors import KernelError
-from plugins.cuda.attention_spec import AttentionSpec
-from plugins.cuda.kernel_library import CompiledKernel, KernelLibrary
-from plugins.cuda.launches import Shapes
-from plugins.tensorrt.calls import Launch, resolve
+from kvfold.plugins.contract.errors import KernelError
+from kvfold.plugins.cuda.attention_spec import AttentionSpec
+from kvfold.plugins.cuda.kernel_library import CompiledKernel, KernelLibrary
+from kvfold.plugins.cuda.launches import Shapes
+from kvfold.plugins.tensorrt.calls import Launch, resolve
 
 WARP = 32
 # More than this a kernel must ask for (CUDA C++ Programming Guide, compute capabilities).

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from plugins.contract.errors import KernelError
-from plugins.cuda.kernel_library import KernelLibrary
-from plugins.tensorrt.creator import Creator, creator_class
-from plugins.tensorrt.host import Host
-from plugins.tensorrt.node_form import PLUGIN_NAME, PLUGIN_NAMESPACE, PLUGIN_VERSION
+from kvfold.plugins.contract.errors import KernelError
+from kvfold.plugins.cuda.kernel_library import KernelLibrary
+from kvfold.plugins.tensorrt.creator import Creator, creator_class
+from kvfold.plugins.tensorrt.host import Host
+from kvfold.plugins.tensorrt.node_form import PLUGIN_NAME, PLUGIN_NAMESPACE, PLUGIN_VERSION
 
 _CREATORS: dict[ModuleType, Creator] = {}
 

@@ -13,7 +13,7 @@ float32; tables, lengths and slots are int32.
 
 from __future__ import annotations
 
-from plugins.paged_attention.schema import DOMAIN, OP_TYPE
+from kvfold.plugins.paged_attention.schema import DOMAIN, OP_TYPE
 
 PLUGIN_NAME = OP_TYPE
 PLUGIN_VERSION = "1"

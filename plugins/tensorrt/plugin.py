@@ -14,10 +14,10 @@ from functools import cache, wraps
 from types import ModuleType
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from plugins.cuda.attention_spec import ACTIVATION_DTYPES, variants_of
-from plugins.tensorrt.attributes import Node
-from plugins.tensorrt.calls import workspace_bytes
-from plugins.tensorrt.descriptions import (
+from kvfold.plugins.cuda.attention_spec import ACTIVATION_DTYPES, variants_of
+from kvfold.plugins.tensorrt.attributes import Node
+from kvfold.plugins.tensorrt.calls import workspace_bytes
+from kvfold.plugins.tensorrt.descriptions import (
     DTYPES,
     UNKNOWN,
     Tensor,
@@ -27,10 +27,10 @@ from plugins.tensorrt.descriptions import (
     shapes_of,
     spec_of,
 )
-from plugins.tensorrt.fields import write_fields
-from plugins.tensorrt.host import Host
-from plugins.tensorrt.node_form import PLUGIN_NAME, PLUGIN_NAMESPACE, PLUGIN_VERSION
-from plugins.tensorrt.saved_node import saved_values
+from kvfold.plugins.tensorrt.fields import write_fields
+from kvfold.plugins.tensorrt.host import Host
+from kvfold.plugins.tensorrt.node_form import PLUGIN_NAME, PLUGIN_NAMESPACE, PLUGIN_VERSION
+from kvfold.plugins.tensorrt.saved_node import saved_values
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from plugins.contract.errors import KernelError
-from plugins.tensorrt.attributes import Node, Value, read_node
+from kvfold.plugins.contract.errors import KernelError
+from kvfold.plugins.tensorrt.attributes import Node, Value, read_node
 
 KERNELS_FIELD = "kernels_sha256"
 _DIGITS = 12  # enough to tell kernels apart

@@ -8,9 +8,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from plugins.contract.errors import BundleError
-from plugins.contract.fold_plan import FoldPlan, describe_errors
-from runtime.engine.protocol import EngineInfo
+from kvfold.plugins.contract.errors import BundleError
+from kvfold.plugins.contract.fold_plan import FoldPlan, describe_errors
+from kvfold.runtime.engine.protocol import EngineInfo
 
 ENGINE_FILE = "engine.json"
 # Beside it in a TensorRT engine.

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.engine.engine_config import EngineConfig
-from runtime.engine.protocol import Engine
+from kvfold.runtime.engine.engine_config import EngineConfig
+from kvfold.runtime.engine.protocol import Engine
 
 if TYPE_CHECKING:
-    from plugins.contract.fold_plan import FoldPlan
-    from runtime.runtime_config import RuntimeConfig
+    from kvfold.plugins.contract.fold_plan import FoldPlan
+    from kvfold.runtime.runtime_config import RuntimeConfig
 
 
 def load_engine(
@@ -33,11 +33,11 @@ def load_engine(
     """
     facts = EngineConfig.load(directory).tensorrt
     if facts is not None:
-        from runtime.engine.tensorrt.profiles import check_batch
-        from runtime.engine.tensorrt.tensorrt_engine import TensorRTEngine
+        from kvfold.runtime.engine.tensorrt.profiles import check_batch
+        from kvfold.runtime.engine.tensorrt.tensorrt_engine import TensorRTEngine
 
         check_batch(facts, config.max_num_batched_tokens, config.max_num_seqs)
         return TensorRTEngine.load(directory, plan, num_pages)
-    from runtime.engine.onnxruntime_engine import OnnxRuntimeEngine
+    from kvfold.runtime.engine.onnxruntime_engine import OnnxRuntimeEngine
 
     return OnnxRuntimeEngine.load(directory, plan, num_pages, config.threads)

@@ -15,12 +15,12 @@ import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernel
 
-from plugins.contract import step as contract
-from plugins.contract.errors import BundleError, TargetError
-from plugins.contract.fold_plan import ITEMSIZE, FoldPlan, KvDtype
-from plugins.cpu.cpu_library import register
-from runtime.engine.engine_config import EngineConfig
-from runtime.engine.protocol import EngineInfo, StepInputs
+from kvfold.plugins.contract import step as contract
+from kvfold.plugins.contract.errors import BundleError, TargetError
+from kvfold.plugins.contract.fold_plan import ITEMSIZE, FoldPlan, KvDtype
+from kvfold.plugins.cpu.cpu_library import register
+from kvfold.runtime.engine.engine_config import EngineConfig
+from kvfold.runtime.engine.protocol import EngineInfo, StepInputs
 
 MODEL_FILE = "model.onnx"
 # ONNX's numbers of element types, as numpy has no bfloat16.

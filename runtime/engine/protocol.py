@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 if TYPE_CHECKING:  # a type only; pydantic would double the import time of `runtime`
-    from plugins.contract.fold_plan import FoldPlan
+    from kvfold.plugins.contract.fold_plan import FoldPlan
 
 
 @dataclass(frozen=True)

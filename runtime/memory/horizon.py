@@ -14,7 +14,7 @@ from math import ceil
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from plugins.contract.fold_plan import FoldPlan
+    from kvfold.plugins.contract.fold_plan import FoldPlan
 
 
 @dataclass(frozen=True)

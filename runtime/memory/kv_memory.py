@@ -8,11 +8,11 @@ from math import ceil
 
 import numpy as np
 
-from runtime.engine.protocol import EngineInfo
-from runtime.memory.horizon import horizons
-from runtime.memory.page_pool import PagePool
-from runtime.memory.paged_sequence import Sequence
-from runtime.memory.radix_tree import RadixTree
+from kvfold.runtime.engine.protocol import EngineInfo
+from kvfold.runtime.memory.horizon import horizons
+from kvfold.runtime.memory.page_pool import PagePool
+from kvfold.runtime.memory.paged_sequence import Sequence
+from kvfold.runtime.memory.radix_tree import RadixTree
 
 
 @dataclass(frozen=True)

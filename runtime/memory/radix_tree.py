@@ -16,9 +16,9 @@ from collections.abc import Sequence as Rows
 
 import numpy as np
 
-from runtime.memory.horizon import Horizon
-from runtime.memory.page_pool import PagePool
-from runtime.memory.tree_node import Node
+from kvfold.runtime.memory.horizon import Horizon
+from kvfold.runtime.memory.page_pool import PagePool
+from kvfold.runtime.memory.tree_node import Node
 
 
 class RadixTree:

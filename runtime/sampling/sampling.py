@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from plugins.contract.errors import KvfoldError, RequestError
-from runtime.checks import check_integer, check_number
+from kvfold.plugins.contract.errors import KvfoldError, RequestError
+from kvfold.runtime.checks import check_integer, check_number
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from plugins.contract.errors import RequestError
-from runtime.engine.protocol import EngineInfo
-from runtime.memory.kv_memory import Prefix
-from runtime.memory.paged_sequence import Sequence
-from runtime.metrics import Usage
-from runtime.sampling.sampling import Sampler, SamplingParams, TokenLogprob, token_logprob
+from kvfold.plugins.contract.errors import RequestError
+from kvfold.runtime.engine.protocol import EngineInfo
+from kvfold.runtime.memory.kv_memory import Prefix
+from kvfold.runtime.memory.paged_sequence import Sequence
+from kvfold.runtime.metrics import Usage
+from kvfold.runtime.sampling.sampling import Sampler, SamplingParams, TokenLogprob, token_logprob
 
 FinishReason = Literal["stop", "length", "cancelled"]
 

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from plugins.contract.errors import CapacityError, KvfoldError
-from runtime.engine.protocol import Engine
-from runtime.memory.kv_memory import KvMemory
-from runtime.memory.paged_sequence import Sequence
-from runtime.metrics import CacheMetrics
-from runtime.runtime_config import RuntimeConfig
-from runtime.scheduler.request import Request
-from runtime.scheduler.step_builder import Chunk, StepBuilder
+from kvfold.plugins.contract.errors import CapacityError, KvfoldError
+from kvfold.runtime.engine.protocol import Engine
+from kvfold.runtime.memory.kv_memory import KvMemory
+from kvfold.runtime.memory.paged_sequence import Sequence
+from kvfold.runtime.metrics import CacheMetrics
+from kvfold.runtime.runtime_config import RuntimeConfig
+from kvfold.runtime.scheduler.request import Request
+from kvfold.runtime.scheduler.step_builder import Chunk, StepBuilder
 
 # How many waiting requests are compared for the longest cached prefix, and how often younger ones
 # may go before an older one.

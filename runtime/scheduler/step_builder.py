@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runtime.engine.protocol import GroupTables, StepInputs
-from runtime.memory.paged_sequence import Sequence
+from kvfold.runtime.engine.protocol import GroupTables, StepInputs
+from kvfold.runtime.memory.paged_sequence import Sequence
 
 
 @dataclass(frozen=True)

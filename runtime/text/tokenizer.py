@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from plugins.contract.errors import BundleError
+from kvfold.plugins.contract.errors import BundleError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as TokenizersTokenizer
 
-    from plugins.contract.chat_template import Message
-    from plugins.contract.tokenizer_config import TokenizerConfig
+    from kvfold.plugins.contract.chat_template import Message
+    from kvfold.plugins.contract.tokenizer_config import TokenizerConfig
 
 
 class Tokenizer(Protocol):
@@ -57,7 +57,7 @@ class BundleTokenizer:
         """Read both files; raises BundleError where one cannot be read."""
         from tokenizers import Tokenizer as TokenizersTokenizer
 
-        from plugins.contract.tokenizer_config import TokenizerConfig
+        from kvfold.plugins.contract.tokenizer_config import TokenizerConfig
 
         try:
             loaded = TokenizersTokenizer.from_file(str(tokenizer))
@@ -96,6 +96,6 @@ class BundleTokenizer:
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
         """Text of a conversation."""
-        from plugins.contract.chat_template import render_chat
+        from kvfold.plugins.contract.chat_template import render_chat
 
         return render_chat(self._config, messages, add_generation_prompt=add_generation_prompt)

@@ -22,7 +22,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from export.checkpoint.gguf_file import LAYER_NAMES, OUTER_NAMES
+from kvfold.export.checkpoint.gguf_file import LAYER_NAMES, OUTER_NAMES
 
 CLASSES: dict[str, tuple[Any, Any]] = {
     "llama": (LlamaConfig, LlamaForCausalLM),

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from plugins.cuda.attention_spec import ActivationDtype, variants_of
-from plugins.cuda.compile_kernels import compile_library
-from plugins.paged_attention.inputs import Inputs
-from plugins.tensorrt.calls import workspace_bytes
-from plugins.tensorrt.launcher import Launcher
-from runtime.engine.tensorrt.device import Device
+from kvfold.plugins.cuda.attention_spec import ActivationDtype, variants_of
+from kvfold.plugins.cuda.compile_kernels import compile_library
+from kvfold.plugins.paged_attention.inputs import Inputs
+from kvfold.plugins.tensorrt.calls import workspace_bytes
+from kvfold.plugins.tensorrt.launcher import Launcher
+from kvfold.runtime.engine.tensorrt.device import Device
 from tests.plugins.cuda.interpreter import (
     CACHES,
     TORCH_TYPES,

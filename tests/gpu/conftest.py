@@ -14,10 +14,10 @@ from typing import NoReturn
 import pynvml
 import pytest
 
-from pipeline.machine.gpus import open_nvml
-from pipeline.machine.targets import TARGETS
-from plugins.contract.version import VERSION
-from runtime.engine.tensorrt.device import Device
+from kvfold.pipeline.machine.gpus import open_nvml
+from kvfold.pipeline.machine.targets import TARGETS
+from kvfold.plugins.contract.version import VERSION
+from kvfold.runtime.engine.tensorrt.device import Device
 from tests.gpu.tiny_bundle import TinyBundle
 
 RecordProperty = Callable[[str, object], None]

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from plugins.contract.fold_plan import FoldPlan
-from runtime.bundle import FOLD_PLAN
-from runtime.engine.tensorrt.tensorrt_engine import TensorRTEngine
+from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.runtime.bundle import FOLD_PLAN
+from kvfold.runtime.engine.tensorrt.tensorrt_engine import TensorRTEngine
 from tests.gpu.read_texts import NUM_PAGES
 from tests.gpu.tiny_bundle import TinyBundle
 from tests.root import ROOT

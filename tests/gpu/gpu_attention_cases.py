@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from plugins.paged_attention.inputs import Case
+from kvfold.plugins.paged_attention.inputs import Case
 
 MQA = Case((), (), num_heads=9, kv_num_heads=1, int8_cache=True)
 FEATURES = {

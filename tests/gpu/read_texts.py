@@ -6,8 +6,8 @@ from typing import Protocol
 
 import numpy as np
 
-from plugins.contract.fold_plan import FoldPlan
-from runtime.engine.protocol import StepInputs
+from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.runtime.engine.protocol import StepInputs
 from tests.paging import Pager
 
 NUM_PAGES = 64

@@ -15,12 +15,12 @@ from unittest.mock import patch
 
 import numpy as np
 
-from plugins.contract.fold_plan import FoldPlan
-from runtime.engine.load_engine import load_engine
-from runtime.runtime_config import RuntimeConfig
+from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.runtime.engine.load_engine import load_engine
+from kvfold.runtime.runtime_config import RuntimeConfig
 from tests.gpu.read_texts import ALONE, NUM_PAGES, read_texts
 
-LOAD_PLUGINS = "runtime.engine.tensorrt.loaded_plan.load_plugins"
+LOAD_PLUGINS = "kvfold.runtime.engine.tensorrt.loaded_plan.load_plugins"
 
 
 class CppPlugins:

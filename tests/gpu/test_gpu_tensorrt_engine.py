@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime import LLM, Completion, RuntimeConfig, SamplingParams
-from runtime.engine.load_engine import load_engine
-from runtime.engine.protocol import GroupTables, StepInputs
-from runtime.engine.tensorrt import tensorrt_engine as engine_module
-from runtime.engine.tensorrt.device import Device
-from runtime.engine.tensorrt.memory import MARGIN, MIB, check_memory
-from runtime.engine.tensorrt.tensorrt_engine import TensorRTEngine
+from kvfold import LLM, Completion, RuntimeConfig, SamplingParams
+from kvfold.runtime.engine.load_engine import load_engine
+from kvfold.runtime.engine.protocol import GroupTables, StepInputs
+from kvfold.runtime.engine.tensorrt import tensorrt_engine as engine_module
+from kvfold.runtime.engine.tensorrt.device import Device
+from kvfold.runtime.engine.tensorrt.memory import MARGIN, MIB, check_memory
+from kvfold.runtime.engine.tensorrt.tensorrt_engine import TensorRTEngine
 from tests.gpu.conftest import RecordProperty
 from tests.gpu.distances import MAX_KL_TO_CPU, MAX_KL_TO_FOLDED, check_logits
 from tests.gpu.engines import open_engine, read_in_new_process

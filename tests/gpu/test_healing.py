@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from export.heal.heal import heal
+from kvfold.export.heal.heal import heal
 from tests.export.heal.tiny_healing import SETTINGS, TOKENS, tiny_healing
 from tests.gpu.conftest import RecordProperty
 
@@ -18,12 +18,12 @@ def test_losses_are_the_cpu_s(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: RecordProperty
 ) -> None:
     """Training layer by layer, end to end and in int8 goes as on the CPU, in float32 on both."""
-    monkeypatch.setattr("export.heal.student.student.matmul_dtype", lambda _: torch.float32)
+    monkeypatch.setattr("kvfold.export.heal.student.student.matmul_dtype", lambda _: torch.float32)
     settings = SETTINGS.model_copy(update={"int8_tokens": 3 * TOKENS.numel()})
     losses = {}
     for kind in ("cpu", "cuda"):
         monkeypatch.setattr(
-            "export.heal.student.student.training_device", lambda kind=kind: torch.device(kind)
+            "kvfold.export.heal.student.student.training_device", lambda kind=kind: torch.device(kind)
         )
         healing, folded = tiny_healing(settings)
         heal(healing, folded, tmp_path / kind, "key", lambda fraction, note: None)

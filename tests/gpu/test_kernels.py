@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from plugins.cuda.attention_spec import ACTIVATION_DTYPES, ActivationDtype
-from plugins.paged_attention import tolerances
-from plugins.paged_attention.inputs import Case, Inputs, make_inputs
-from runtime.engine.tensorrt.device import Device
-from runtime.engine.tensorrt.memory import MARGIN
+from kvfold.plugins.cuda.attention_spec import ACTIVATION_DTYPES, ActivationDtype
+from kvfold.plugins.paged_attention import tolerances
+from kvfold.plugins.paged_attention.inputs import Case, Inputs, make_inputs
+from kvfold.runtime.engine.tensorrt.device import Device
+from kvfold.runtime.engine.tensorrt.memory import MARGIN
 from tests.gpu.attention_call import call
 from tests.gpu.conftest import RecordProperty
 from tests.gpu.gpu_attention_cases import DECODE, MQA, PREFILL

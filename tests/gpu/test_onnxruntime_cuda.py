@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.machine.targets import TARGETS
-from plugins.contract.fold_plan import KvDtype
-from runtime.engine.load_engine import load_engine
-from runtime.runtime_config import RuntimeConfig
+from kvfold.pipeline.machine.targets import TARGETS
+from kvfold.plugins.contract.fold_plan import KvDtype
+from kvfold.runtime.engine.load_engine import load_engine
+from kvfold.runtime.runtime_config import RuntimeConfig
 from tests.gpu.conftest import GpuFacts, RecordProperty, skip
 from tests.gpu.distances import MAX_KL_OF_FLOAT16, MAX_KL_TO_CPU, check_logits
 from tests.gpu.read_texts import NUM_PAGES, read_texts

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime.engine.engine_config import KERNELS_FOLDER
+from kvfold.runtime.engine.engine_config import KERNELS_FOLDER
 from tests.gpu.conftest import skip
 from tests.gpu.engines import open_engine, read_in_new_process
 from tests.gpu.read_texts import read_texts

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from click.testing import CliRunner
 
-from pipeline.cli import cli
-from pipeline.report.report_results import read_results
+from kvfold.pipeline.cli import cli
+from kvfold.pipeline.report.report_results import read_results
 from tests.gpu.conftest import RecordProperty
 from tests.gpu.tiny_bundle import TinyBundle
 

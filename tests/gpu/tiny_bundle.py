@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.quality.subjects import TorchSubject
-from pipeline.quality.validate.measurements import FOLDED
-from pipeline.recipe.load_recipe import load_recipe
-from pipeline.recipe.recipe import Recipe
-from pipeline.stages.stages import STAGES, build_stage
-from pipeline.workspace.run_stages import run_stages
-from pipeline.workspace.workspace import HELDOUT_TOKENS, Workspace
-from plugins.contract.fold_plan import FoldPlan
-from runtime.bundle import WEIGHTS
+from kvfold.pipeline.quality.subjects import TorchSubject
+from kvfold.pipeline.quality.validate.measurements import FOLDED
+from kvfold.pipeline.recipe.load_recipe import load_recipe
+from kvfold.pipeline.recipe.recipe import Recipe
+from kvfold.pipeline.stages.stages import STAGES, build_stage
+from kvfold.pipeline.workspace.run_stages import run_stages
+from kvfold.pipeline.workspace.workspace import HELDOUT_TOKENS, Workspace
+from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.runtime.bundle import WEIGHTS
 from tests.pipeline.fake_stages import QuietDisplay
 from tests.pipeline.tiny_recipe import RECIPE, write_tiny_recipe
 
@@ -58,7 +58,7 @@ class TinyBundle:
     @cached_property
     def folded_logits(self) -> np.ndarray:
         """Of the texts by the folded model in PyTorch, float32 [4, 96, vocab_size]."""
-        from export.model.decoder import Decoder
+        from kvfold.export.model.decoder import Decoder
 
         workspace = self._workspace
         decoder = Decoder.from_weights(workspace.config, workspace.plan, workspace.tensors(WEIGHTS))

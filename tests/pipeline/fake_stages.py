@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.recipe.recipe import ModelSection, Recipe
-from pipeline.workspace.stage import Report, Stage
-from pipeline.workspace.workspace import Workspace
-from plugins.contract.plan_presets import Preset
+from kvfold.pipeline.recipe.recipe import ModelSection, Recipe
+from kvfold.pipeline.workspace.stage import Report, Stage
+from kvfold.pipeline.workspace.workspace import Workspace
+from kvfold.plugins.contract.plan_presets import Preset
 
 
 def fake_recipe(source: str = "one", seed: int = 0) -> Recipe:

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from pipeline.cli import cli
-from pipeline.recipe.load_recipe import load_recipe
-from pipeline.report.report_results import read_results
-from pipeline.stages.stages import STAGES, report_stage
-from pipeline.workspace.run_stages import StageOutcome, run_stages
-from pipeline.workspace.stage import requirements
-from plugins.contract.errors import BundleError, KvfoldError, ValidationError
-from runtime import LLM, SamplingParams
-from runtime.bundle import open_bundle
+from kvfold import LLM, SamplingParams
+from kvfold.pipeline.cli import cli
+from kvfold.pipeline.recipe.load_recipe import load_recipe
+from kvfold.pipeline.report.report_results import read_results
+from kvfold.pipeline.stages.stages import STAGES, report_stage
+from kvfold.pipeline.workspace.run_stages import StageOutcome, run_stages
+from kvfold.pipeline.workspace.stage import requirements
+from kvfold.plugins.contract.errors import BundleError, KvfoldError, ValidationError
+from kvfold.runtime.bundle import open_bundle
 from tests.export.tiny_checkpoints import random_model, write_folder
 from tests.pipeline.fake_stages import QuietDisplay, contents
 

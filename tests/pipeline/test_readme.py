@@ -10,10 +10,10 @@ from pathlib import Path
 import click
 import pytest
 
-from pipeline.cli import cli
-from pipeline.recipe.load_recipe import load_recipe
-from pipeline.stages.stages import STAGES
-from pipeline.workspace.run_stages import run_stages
+from kvfold.pipeline.cli import cli
+from kvfold.pipeline.recipe.load_recipe import load_recipe
+from kvfold.pipeline.stages.stages import STAGES
+from kvfold.pipeline.workspace.run_stages import run_stages
 from tests.export.tiny_checkpoints import random_model, write_folder
 from tests.pipeline.fake_stages import QuietDisplay
 from tests.root import ROOT

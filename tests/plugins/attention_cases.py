@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from plugins.paged_attention.inputs import Case
+from kvfold.plugins.paged_attention.inputs import Case
 
 Lengths = st.SearchStrategy[list[tuple[int, int]]]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from plugins.contract.chat_template import Message
+from kvfold.plugins.contract.chat_template import Message
 
 SPECIAL = {"<|im_start|>": 256, "<|im_end|>": 257}
 NAMES = {token: text for text, token in SPECIAL.items()}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from plugins.contract.fold_plan import FoldPlan
-from runtime.llm import LLM
-from runtime.runtime_config import RuntimeConfig
+from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.runtime.llm import LLM
+from kvfold.runtime.runtime_config import RuntimeConfig
 from tests.runtime.byte_tokenizer import VOCAB, ByteTokenizer
 from tests.runtime.synthetic_engine import SyntheticEngine, make_plan
 

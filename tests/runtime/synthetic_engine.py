@@ -11,8 +11,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from plugins.contract.fold_plan import FoldPlan, HorizonGroup, LayerPlan
-from runtime.engine.protocol import EngineInfo, StepInputs
+from kvfold.plugins.contract.fold_plan import FoldPlan, HorizonGroup, LayerPlan
+from kvfold.runtime.engine.protocol import EngineInfo, StepInputs
 
 EMPTY = -7
 

@@ -9,11 +9,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
-from runtime.generation import Completion, Reply, TextChunk
-from runtime.llm import LLM
-from runtime.sampling.sampling import SamplingParams
-from runtime.scheduler.request import Prompt
-from runtime.session import Session
+from kvfold.runtime.generation import Completion, Reply, TextChunk
+from kvfold.runtime.llm import LLM
+from kvfold.runtime.sampling.sampling import SamplingParams
+from kvfold.runtime.scheduler.request import Prompt
+from kvfold.runtime.session import Session
 from tests.runtime.byte_tokenizer import VOCAB
 from tests.runtime.harness import PLANS, check, in_use, make_llm, make_prompts
 from tests.runtime.synthetic_engine import expected_tokens

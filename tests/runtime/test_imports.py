@@ -11,18 +11,17 @@ EVERY_MODULE = """
 import sys, importlib, pkgutil
 for name in ("torch", "onnx", "onnxscript", "transformers", "tensorrt", "safetensors", "gguf"):
     sys.modules[name] = None
-import runtime
-for module in pkgutil.walk_packages(runtime.__path__, "runtime."):
+from kvfold import runtime
+for module in pkgutil.walk_packages(runtime.__path__, "kvfold.runtime."):
     importlib.import_module(module.name)
-assert not any(name.partition(".")[0] in ("export", "pipeline") for name in sys.modules)
+assert not any(name.startswith(("kvfold.export", "kvfold.pipeline")) for name in sys.modules)
 """
 
 # CPU seconds: the wall clock of a busy machine measures its neighbours.
 IMPORT_TIME = """
 import time
 start = time.process_time()
-from runtime import LLM, SamplingParams, Session
-from tests.root import ROOT
+from kvfold import LLM, SamplingParams, Session
 print(time.process_time() - start)
 """
 
@@ -44,4 +43,4 @@ def test_importing_runtime_is_quick() -> None:
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
-    assert "no attribute" in run("import runtime\ntry: runtime.Nothing\nexcept AttributeError as e: print(e)")
+    assert "no attribute" in run("import kvfold\ntry: kvfold.Nothing\nexcept AttributeError as e: print(e)")

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from plugins.contract.chat_template import Message
-from plugins.contract.errors import RequestError
-from runtime import LLM, RuntimeConfig, SamplingParams, Session
+from kvfold import LLM, RuntimeConfig, SamplingParams, Session
+from kvfold.plugins.contract.chat_template import Message
+from kvfold.plugins.contract.errors import RequestError
 from tests.runtime.byte_tokenizer import VOCAB, ByteTokenizer
 from tests.runtime.harness import PLANS, check, in_use, make_llm
 from tests.runtime.synthetic_engine import SyntheticEngine, expected_tokens

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from export.graph.attention import SMALL_INPUTS
-from export.graph.constants import cast_constant
-from plugins.paged_attention.schema import DOMAIN, INPUTS, OP_TYPE
+from kvfold.export.graph.attention import SMALL_INPUTS
+from kvfold.export.graph.constants import cast_constant
+from kvfold.plugins.paged_attention.schema import DOMAIN, INPUTS, OP_TYPE
 
 _FLOAT32_INPUTS = {
     ("", "QuantizeLinear"): {1},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from plugins.contract.step import LOGITS
+from kvfold.plugins.contract.step import LOGITS
 
 
 def apply(model: ir.Model) -> int:

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from export.graph.constants import add_constant
-from export.graph.linears import Linear, find_linears
-from plugins.contract.errors import ExportError
-from plugins.int8_linear.packing import pack_weight
-from plugins.int8_linear.schema import DOMAIN, MAX_IN_FEATURES, OP_TYPE, OPSET, ActivationBits
+from kvfold.export.graph.constants import add_constant
+from kvfold.export.graph.linears import Linear, find_linears
+from kvfold.plugins.contract.errors import ExportError
+from kvfold.plugins.int8_linear.packing import pack_weight
+from kvfold.plugins.int8_linear.schema import DOMAIN, MAX_IN_FEATURES, OP_TYPE, OPSET, ActivationBits
 
 
 def apply(model: ir.Model, activation_bits: Mapping[str, ActivationBits]) -> int:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from export.graph.attention import find_attention
-from plugins.paged_attention.schema import INPUTS, OUTPUTS
+from kvfold.export.graph.attention import find_attention
+from kvfold.plugins.paged_attention.schema import INPUTS, OUTPUTS
 
 _QKV = ("query", "key", "value")
 

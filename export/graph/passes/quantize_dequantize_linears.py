@@ -12,9 +12,9 @@ from collections.abc import Collection, Mapping
 import numpy as np
 import onnx_ir as ir
 
-from export.graph.constants import add_constant
-from export.graph.linears import Linear, find_linears
-from plugins.int8_linear.packing import quantize_weight
+from kvfold.export.graph.constants import add_constant
+from kvfold.export.graph.linears import Linear, find_linears
+from kvfold.plugins.int8_linear.packing import quantize_weight
 
 
 def apply(model: ir.Model, names: Collection[str], activation_scales: Mapping[str, float]) -> int:

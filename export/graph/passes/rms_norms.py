@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from export.graph.constants import add_constant
+from kvfold.export.graph.constants import add_constant
 
 
 def apply(model: ir.Model, dtype: ir.DataType) -> int:

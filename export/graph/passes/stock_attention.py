@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from export.graph.attention import SMALL_INPUTS, find_attention, present_inputs
-from export.graph.constants import cast_constant
-from plugins.contract.errors import ExportError
-from plugins.paged_attention.schema import DOMAIN, INPUTS
+from kvfold.export.graph.attention import SMALL_INPUTS, find_attention, present_inputs
+from kvfold.export.graph.constants import cast_constant
+from kvfold.plugins.contract.errors import ExportError
+from kvfold.plugins.paged_attention.schema import DOMAIN, INPUTS
 
 STOCK_DOMAIN = "com.microsoft"
 _SCALES = ("k_scale", "v_scale")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from plugins.int8_linear.schema import DOMAIN, OP_TYPE
+from kvfold.plugins.int8_linear.schema import DOMAIN, OP_TYPE
 
 
 def apply(model: ir.Model) -> int:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from export.graph.attention import find_attention, present_inputs
-from plugins.paged_attention.schema import OUTPUTS
-from plugins.tensorrt.node_form import INPUTS_ATTRIBUTE, SLOTS
+from kvfold.export.graph.attention import find_attention, present_inputs
+from kvfold.plugins.paged_attention.schema import OUTPUTS
+from kvfold.plugins.tensorrt.node_form import INPUTS_ATTRIBUTE, SLOTS
 
 _WRITTEN = ("key", "value", SLOTS)
 

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from export.heal.objective.head_kl import head_kl
-from export.heal.objective.teacher_cache import TeacherCache, pick
-from export.heal.student.student import TrainedModel
-from export.heal.student.trainable import changed_layers
-from export.model.decoder import Backbone, Block
-from export.quantize.calibrate import HEAD
+from kvfold.export.heal.objective.head_kl import head_kl
+from kvfold.export.heal.objective.teacher_cache import TeacherCache, pick
+from kvfold.export.heal.student.student import TrainedModel
+from kvfold.export.heal.student.trainable import changed_layers
+from kvfold.export.model.decoder import Backbone, Block
+from kvfold.export.quantize.calibrate import HEAD
 
 
 class LayerwiseLoss:

@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from export.heal.student.student import TrainedModel
-from export.model.mapped_tensor import map_tensor
-from plugins.contract.write_aside import write_aside
+from kvfold.export.heal.student.student import TrainedModel
+from kvfold.export.model.mapped_tensor import map_tensor
+from kvfold.plugins.contract.write_aside import write_aside
 
 STATES, FILLED = "teacher", "teacher.filled"
 

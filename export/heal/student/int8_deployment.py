@@ -9,12 +9,12 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from export.heal.student.int8_rounding import Rounding
-from export.model.model_config import ModelConfig
-from export.quantize.calibrate import HEAD, Calibrated
-from export.quantize.int8 import tensor_names
-from export.quantize.precision import Precision
-from plugins.contract.fold_plan import FoldPlan
+from kvfold.export.heal.student.int8_rounding import Rounding
+from kvfold.export.model.model_config import ModelConfig
+from kvfold.export.quantize.calibrate import HEAD, Calibrated
+from kvfold.export.quantize.int8 import tensor_names
+from kvfold.export.quantize.precision import Precision
+from kvfold.plugins.contract.fold_plan import FoldPlan
 
 
 @dataclass(frozen=True)

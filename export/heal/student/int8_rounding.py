@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from plugins.int8_linear.reference import quantize_remainder, quantize_tokens
-from plugins.int8_linear.schema import ActivationBits
+from kvfold.plugins.int8_linear.reference import quantize_remainder, quantize_tokens
+from kvfold.plugins.int8_linear.schema import ActivationBits
 
 ROWS = 256  # tokens that a CPU rounds at a time, so that what is in between stays in the core's cache
 

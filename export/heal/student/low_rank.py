@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from export.fold.fold import is_folded
-from export.fold.keys import complex_from_halves, scale_queries
-from export.model.model_config import ModelConfig
-from plugins.contract.fold_plan import FoldPlan
+from kvfold.export.fold.fold import is_folded
+from kvfold.export.fold.keys import complex_from_halves, scale_queries
+from kvfold.export.model.model_config import ModelConfig
+from kvfold.plugins.contract.fold_plan import FoldPlan
 
 FACTORS, LEFT, RIGHT = ":factors", ":left", ":right"
 QUERY, OUTPUT = "self_attn.q_proj.weight", "self_attn.o_proj.weight"

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from export.heal.student.int8_deployment import Int8Deployment
-from export.heal.student.int8_rounding import Int8Linear
-from export.heal.student.low_rank import FACTORS, LEFT, RIGHT, anchor
-from export.heal.student.training_attention import TrainingAttention
-from export.model.decoder import Backbone, pack
-from export.model.matmul_dtype import matmul_dtype, training_device
-from export.model.model_config import ModelConfig
-from plugins.contract.fold_plan import FoldPlan
+from kvfold.export.heal.student.int8_deployment import Int8Deployment
+from kvfold.export.heal.student.int8_rounding import Int8Linear
+from kvfold.export.heal.student.low_rank import FACTORS, LEFT, RIGHT, anchor
+from kvfold.export.heal.student.training_attention import TrainingAttention
+from kvfold.export.model.decoder import Backbone, pack
+from kvfold.export.model.matmul_dtype import matmul_dtype, training_device
+from kvfold.export.model.model_config import ModelConfig
+from kvfold.plugins.contract.fold_plan import FoldPlan
 
 Result = TypeVar("Result")
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from export.fold.fold import is_folded
-from export.model.model_config import ModelConfig
-from plugins.contract.errors import PlanError
-from plugins.contract.fold_plan import FoldPlan
+from kvfold.export.fold.fold import is_folded
+from kvfold.export.model.model_config import ModelConfig
+from kvfold.plugins.contract.errors import PlanError
+from kvfold.plugins.contract.fold_plan import FoldPlan
 
 FINAL_NORM = "model.norm.weight"
 

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from export.heal.student.block_attention import attention_gradient, block_attention
-from export.heal.student.int8_rounding import straight_through
-from export.model.dense_attention import DenseAttention
-from plugins.contract.fold_plan import LayerPlan
+from kvfold.export.heal.student.block_attention import attention_gradient, block_attention
+from kvfold.export.heal.student.int8_rounding import straight_through
+from kvfold.export.model.dense_attention import DenseAttention
+from kvfold.plugins.contract.fold_plan import LayerPlan
 
 
 class TrainingAttention(DenseAttention):

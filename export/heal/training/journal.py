@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plugins.contract.write_aside import write_aside
+from kvfold.plugins.contract.write_aside import write_aside
 
 SNAPSHOT = "snapshot.pt"
 LOSSES = "loss.jsonl"

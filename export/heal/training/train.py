@@ -10,10 +10,10 @@ from math import ceil, cos, pi
 import torch
 from torch import Tensor
 
-from export.heal.heal_settings import HealSettings
-from export.heal.training.journal import Journal, Snapshot
-from export.heal.training.optimizer import Optimizer
-from plugins.contract.errors import HealingError
+from kvfold.export.heal.heal_settings import HealSettings
+from kvfold.export.heal.training.journal import Journal, Snapshot
+from kvfold.export.heal.training.optimizer import Optimizer
+from kvfold.plugins.contract.errors import HealingError
 
 TOKENS_PER_PASS = 2_048  # activations of so many tokens exist at a time, or of one longer sequence
 

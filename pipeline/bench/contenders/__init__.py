@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import cast
 
-from pipeline.bench.contender import SubjectModule
+from kvfold.pipeline.bench.contender import SubjectModule
 
 KVFOLD = "kvfold"
 PEERS = ("llama_cpp", "onnxruntime_genai", "openvino_genai", "transformers")
@@ -16,4 +16,4 @@ PEERS = ("llama_cpp", "onnxruntime_genai", "openvino_genai", "transformers")
 
 def subject_module(name: str) -> SubjectModule:
     """The module of kvfold or of a peer."""
-    return cast(SubjectModule, import_module(f"pipeline.bench.contenders.{name}"))
+    return cast(SubjectModule, import_module(f"kvfold.pipeline.bench.contenders.{name}"))

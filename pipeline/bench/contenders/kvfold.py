@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.bench.contender import Generation, Limits
+from kvfold.pipeline.bench.contender import Generation, Limits
 
 if TYPE_CHECKING:
-    from runtime import LLM
-    from runtime.memory.paged_sequence import Sequence as CachedSequence
-    from runtime.scheduler.request import Prompt
+    from kvfold.runtime.llm import LLM
+    from kvfold.runtime.memory.paged_sequence import Sequence as CachedSequence
+    from kvfold.runtime.scheduler.request import Prompt
 
 TITLE = "kvfold"
 WEIGHTS = "int8"
@@ -27,9 +27,9 @@ def prepare(source: Path, target: Path) -> None:
 
 def load(model: Path, limits: Limits) -> KvfoldSubject:
     """Load a bundle with pools for twice the tokens in use at once, as OpenVINO GenAI gets."""
-    from runtime import LLM
-    from runtime.bundle import open_bundle
-    from runtime.runtime_config import RuntimeConfig
+    from kvfold.runtime.bundle import open_bundle
+    from kvfold.runtime.llm import LLM
+    from kvfold.runtime.runtime_config import RuntimeConfig
 
     budget = 2 * open_bundle(model).plan.kv_bytes(limits.cache_tokens)
     config = RuntimeConfig(kv_cache_bytes=budget, max_num_seqs=limits.sequences, threads=limits.threads)
@@ -45,7 +45,7 @@ class KvfoldSubject:
 
     def generate(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> Generation:
         """See `Subject.generate`; a single prompt's sequence is kept for the next call."""
-        from runtime.sampling.sampling import SamplingParams
+        from kvfold.runtime.sampling.sampling import SamplingParams
 
         params = SamplingParams(max_tokens=new_tokens, ignore_eos=True)
         single = len(prompts) == 1
@@ -67,7 +67,7 @@ class KvfoldSubject:
         """Go on from the kept sequence where the prompt begins with exactly its tokens, else give it back."""
         import numpy as np
 
-        from runtime.scheduler.request import Prompt
+        from kvfold.runtime.scheduler.request import Prompt
 
         tokens = np.array(prompt, np.int64)
         kept, self._kept = self._kept, None

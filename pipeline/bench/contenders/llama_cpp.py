@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.bench.common_prefix import common_prefix
-from pipeline.bench.contender import Generation, Limits
+from kvfold.pipeline.bench.common_prefix import common_prefix
+from kvfold.pipeline.bench.contender import Generation, Limits
 
 TITLE = "llama.cpp"
 WEIGHTS = "Q8_0"
@@ -23,7 +23,7 @@ MODEL = "model-q8_0.gguf"
 
 def prepare(source: Path, target: Path) -> None:
     """Write a GGUF with Q8_0 matrices."""
-    from pipeline.bench.models.gguf_from_huggingface import write_gguf
+    from kvfold.pipeline.bench.models.gguf_from_huggingface import write_gguf
 
     write_gguf(source, target / MODEL)
 

@@ -10,7 +10,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.bench.contender import Generation, Limits
+from kvfold.pipeline.bench.contender import Generation, Limits
 
 if TYPE_CHECKING:
     from openvino_genai import ContinuousBatchingPipeline

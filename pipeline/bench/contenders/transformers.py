@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.bench.common_prefix import common_prefix
-from pipeline.bench.contender import Generation, Limits
+from kvfold.pipeline.bench.common_prefix import common_prefix
+from kvfold.pipeline.bench.contender import Generation, Limits
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel

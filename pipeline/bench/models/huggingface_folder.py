@@ -7,9 +7,9 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from export.checkpoint import Checkpoint
-from export.model.families import FAMILIES
-from export.model.model_config import ModelConfig
+from kvfold.export.checkpoint import Checkpoint
+from kvfold.export.model.families import FAMILIES
+from kvfold.export.model.model_config import ModelConfig
 
 
 def write_huggingface_folder(checkpoint: Checkpoint, folder: Path) -> None:

@@ -6,10 +6,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from export.checkpoint import Checkpoint
-from pipeline.bench.models.huggingface_folder import write_huggingface_folder
-from pipeline.bench.processes.jobs import Prepare
-from pipeline.bench.processes.process import run_job
+from kvfold.export.checkpoint import Checkpoint
+from kvfold.pipeline.bench.models.huggingface_folder import write_huggingface_folder
+from kvfold.pipeline.bench.processes.jobs import Prepare
+from kvfold.pipeline.bench.processes.process import run_job
 
 
 class PreparedModels:

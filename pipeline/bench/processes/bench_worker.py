@@ -10,10 +10,10 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-from pipeline.bench.contenders import subject_module
-from pipeline.bench.processes.jobs import Answer, Job, Measure, Prepare, read_job, write_answer
-from pipeline.bench.run_workloads import measure
-from pipeline.bench.workloads import LOAD, MEMORY, SETS
+from kvfold.pipeline.bench.contenders import subject_module
+from kvfold.pipeline.bench.processes.jobs import Answer, Job, Measure, Prepare, read_job, write_answer
+from kvfold.pipeline.bench.run_workloads import measure
+from kvfold.pipeline.bench.workloads import LOAD, MEMORY, SETS
 
 STATUS = Path("/proc/self/status")
 

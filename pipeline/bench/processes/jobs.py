@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.bench.contender import Limits
+from kvfold.pipeline.bench.contender import Limits
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-import pipeline
-from pipeline.bench.processes.jobs import Answer, Job, read_answer, write_job
+import kvfold
+from kvfold.pipeline.bench.processes.jobs import Answer, Job, read_answer, write_job
 
-ROOT = Path(pipeline.__file__).parent.parent
+ROOT = Path(kvfold.__file__).parents[1]
 # The peer's Python must see our worker but none of our environment's packages, so the path that leads to
 # the worker is taken away again; kvfold's own Python keeps it.
 BOOTSTRAP = (
-    "import sys; sys.path.insert(0, {root!r}); from pipeline.bench.processes import bench_worker; "
+    "import sys; sys.path.insert(0, {root!r}); from kvfold.pipeline.bench.processes import bench_worker; "
     "{forget}bench_worker.main()"
 )
 FORGET = "sys.path.pop(0); "

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 
-from pipeline.recipe.recipe import Recipe
-from plugins.contract.errors import TargetError
+from kvfold.pipeline.recipe.recipe import Recipe
+from kvfold.plugins.contract.errors import TargetError
 
 # Distributions whose version changes what is built.
 _PACKAGES = ("tensorrt", "tensorrt-rtx-cu13", "triton")
@@ -19,7 +19,7 @@ def architectures_of(recipe: Recipe) -> tuple[int, ...]:
     """
     if recipe.target == "tensorrt-rtx" and recipe.tensorrt.architectures:
         return recipe.tensorrt.architectures
-    from runtime.engine.tensorrt.device import Device
+    from kvfold.runtime.engine.tensorrt.device import Device
 
     try:
         device = Device.open()

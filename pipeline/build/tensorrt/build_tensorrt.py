@@ -10,25 +10,25 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from export.graph.lower_tensorrt import lower_for_tensorrt
-from export.graph.model_files import MODEL_FILE, load_model
-from export.quantize.precision import Quantization
-from pipeline.build.engine_facts import engine_config
-from pipeline.build.tensorrt.architectures import architectures_of
-from pipeline.build.tensorrt.build_job import BuildJob, BuildResult
-from pipeline.build.tensorrt.limits import decode_limits, max_pages, prefill_limits, profile_shapes
-from pipeline.build.tensorrt.read_log import differences, read_layers
-from pipeline.build.tensorrt.run_worker import run_worker
-from pipeline.build.tensorrt.kernel_specs import attention_nodes, spec_of
-from pipeline.workspace.workspace import MODEL_CACHE, Workspace
-from pipeline.workspace.write_bundle import STAGING
-from plugins.cuda.attention_spec import variants_of
-from plugins.cuda.compile_kernels import compile_library
-from plugins.cuda.kernel_library import KernelLibrary
-from plugins.contract.errors import TargetError
-from plugins.tensorrt.node_form import PLUGIN_NAME, PLUGIN_NAMESPACE, PLUGIN_VERSION
-from runtime.bundle import ONNX_MODEL, QUANTIZATION, SCALES
-from runtime.engine.engine_config import KERNELS_FOLDER, PLAN_FILE, StepLimits, TensorRTFacts
+from kvfold.export.graph.lower_tensorrt import lower_for_tensorrt
+from kvfold.export.graph.model_files import MODEL_FILE, load_model
+from kvfold.export.quantize.precision import Quantization
+from kvfold.pipeline.build.engine_facts import engine_config
+from kvfold.pipeline.build.tensorrt.architectures import architectures_of
+from kvfold.pipeline.build.tensorrt.build_job import BuildJob, BuildResult
+from kvfold.pipeline.build.tensorrt.limits import decode_limits, max_pages, prefill_limits, profile_shapes
+from kvfold.pipeline.build.tensorrt.read_log import differences, read_layers
+from kvfold.pipeline.build.tensorrt.run_worker import run_worker
+from kvfold.pipeline.build.tensorrt.kernel_specs import attention_nodes, spec_of
+from kvfold.pipeline.workspace.workspace import MODEL_CACHE, Workspace
+from kvfold.pipeline.workspace.write_bundle import STAGING
+from kvfold.plugins.cuda.attention_spec import variants_of
+from kvfold.plugins.cuda.compile_kernels import compile_library
+from kvfold.plugins.cuda.kernel_library import KernelLibrary
+from kvfold.plugins.contract.errors import TargetError
+from kvfold.plugins.tensorrt.node_form import PLUGIN_NAME, PLUGIN_NAMESPACE, PLUGIN_VERSION
+from kvfold.runtime.bundle import ONNX_MODEL, QUANTIZATION, SCALES
+from kvfold.runtime.engine.engine_config import KERNELS_FOLDER, PLAN_FILE, StepLimits, TensorRTFacts
 
 LOG_FILE = "build.log"
 _LIBRARIES: dict[str, Literal["tensorrt", "tensorrt_rtx"]] = {

@@ -1,4 +1,4 @@
-"""The process that builds a plan: `python -m pipeline.build.tensorrt.build_worker` with a BuildJob on stdin.
+"""The process that builds a plan: run as a module, with a BuildJob on stdin.
 
 A crash of the library ends this process and no other. It writes a WorkerMessage a line to stdout; everything
 that the library logs goes to stderr. The plan is saved as bytes: an engine object needs a GPU.
@@ -27,11 +27,11 @@ from polygraphy.backend.trt import (
 )
 from polygraphy.logger import G_LOGGER
 
-from pipeline.build.tensorrt.build_job import BuildJob, BuildResult, WorkerMessage
-from pipeline.build.tensorrt.build_phases import progress_monitor
-from plugins.cuda.kernel_library import KernelLibrary
-from plugins.contract.errors import KvfoldError
-from plugins.tensorrt.load_plugins import load_plugins
+from kvfold.pipeline.build.tensorrt.build_job import BuildJob, BuildResult, WorkerMessage
+from kvfold.pipeline.build.tensorrt.build_phases import progress_monitor
+from kvfold.plugins.cuda.kernel_library import KernelLibrary
+from kvfold.plugins.contract.errors import KvfoldError
+from kvfold.plugins.tensorrt.load_plugins import load_plugins
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from plugins.cuda.attention_spec import ActivationDtype, AttentionSpec
-from plugins.contract.fold_plan import FoldPlan
-from plugins.tensorrt.attributes import read_node
-from plugins.tensorrt.node_form import PLUGIN_NAME, PLUGIN_NAMESPACE
+from kvfold.plugins.cuda.attention_spec import ActivationDtype, AttentionSpec
+from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.plugins.tensorrt.attributes import read_node
+from kvfold.plugins.tensorrt.node_form import PLUGIN_NAME, PLUGIN_NAMESPACE
 
 
 def attention_nodes(model: ir.Model) -> list[ir.Node]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pipeline.recipe.recipe import TensorRTSection
-from pipeline.build.tensorrt.build_job import ShapeRange
-from plugins.contract import step
-from plugins.contract.fold_plan import FoldPlan
-from runtime.engine.engine_config import StepLimits
+from kvfold.pipeline.recipe.recipe import TensorRTSection
+from kvfold.pipeline.build.tensorrt.build_job import ShapeRange
+from kvfold.plugins.contract import step
+from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.runtime.engine.engine_config import StepLimits
 
 # A typical step, which tactics are chosen for: that of a small server.
 TYPICAL_SEQUENCES = 8

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -11,11 +10,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline.workspace.stage import SOURCE_ROOT
-from pipeline.build.tensorrt.build_job import BuildJob, BuildResult, WorkerMessage
-from pipeline.build.tensorrt.read_log import describe_failure
-from plugins.contract.errors import KernelError, TargetError
-from plugins.tensorrt.library_path import environment_for
+from kvfold.pipeline.build.tensorrt.build_job import BuildJob, BuildResult, WorkerMessage
+from kvfold.pipeline.build.tensorrt.read_log import describe_failure
+from kvfold.plugins.contract.errors import KernelError, TargetError
+from kvfold.plugins.tensorrt.library_path import environment_for
 
 
 def run_worker(
@@ -38,9 +36,7 @@ def run_worker(
     with tempfile.TemporaryDirectory() as links, log.open("w") as stderr:
         environment = environment_for(job.library, Path(links))
         environment["POLYGRAPHY_USE_TENSORRT_RTX"] = str(int(job.library == "tensorrt_rtx"))
-        # kvfold's own modules, whatever the working directory holds.
-        environment["PYTHONPATH"] = os.pathsep.join([str(SOURCE_ROOT), environment.get("PYTHONPATH", "")])
-        command = [sys.executable, "-P", "-m", "pipeline.build.tensorrt.build_worker"]
+        command = [sys.executable, "-P", "-m", "kvfold.pipeline.build.tensorrt.build_worker"]
         pipe = subprocess.PIPE
         with subprocess.Popen(
             command, env=environment, text=True, stdin=pipe, stdout=pipe, stderr=stderr

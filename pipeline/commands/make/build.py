@@ -7,13 +7,13 @@ from pathlib import Path
 import click
 from rich import get_console
 
-from pipeline.commands.options.recipe_arguments import (
+from kvfold.pipeline.commands.options.recipe_arguments import (
     bundle_path,
     output_option,
     recipe_argument,
     target_options,
 )
-from runtime.llm import DEFAULT_TARGET
+from kvfold.runtime.llm import DEFAULT_TARGET
 
 
 @click.command("build")
@@ -29,7 +29,7 @@ def command(recipe: str, output: Path | None, target: str | None, architectures:
       kvfold build identity                                   nothing folded: the baseline
       kvfold build --target tensorrt-rtx --sm 80,86,89,120    plans for four GPU generations; needs no GPU
     """
-    from pipeline.bring_up_to_date import bring_up_to_date
+    from kvfold.pipeline.bring_up_to_date import bring_up_to_date
 
     root = bundle_path(recipe, output)
     built = bring_up_to_date(recipe, root, "build", target, architectures).target

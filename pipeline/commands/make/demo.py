@@ -7,9 +7,10 @@ from pathlib import Path
 import click
 from rich import get_console
 
-from pipeline.commands.options.recipe_arguments import bundle_path, output_option, recipe_argument
-from pipeline.commands.use.run import stream_turn
-from runtime import LLM, SamplingParams
+from kvfold.pipeline.commands.options.recipe_arguments import bundle_path, output_option, recipe_argument
+from kvfold.pipeline.commands.use.run import stream_turn
+from kvfold.runtime.llm import LLM
+from kvfold.runtime.sampling.sampling import SamplingParams
 
 # Each turn leans on the one before, so the cache has something to give. Simple, as the model is small.
 SYSTEM = "You are a helpful assistant."
@@ -34,9 +35,9 @@ def command(recipe: str, output: Path | None) -> None:
       kvfold demo             SmolLM2-135M-Instruct with 20 times less KV, healed by training
       kvfold demo horizon     the same model, five layers of six see 1,024 tokens, int8 KV
     """
-    from pipeline.bring_up_to_date import bring_up_to_date
-    from pipeline.report.report_results import page_file, read_results, require_passed
-    from pipeline.show.tables import kv_bytes_table, quality_table, turns_table, verdict_table
+    from kvfold.pipeline.bring_up_to_date import bring_up_to_date
+    from kvfold.pipeline.report.report_results import page_file, read_results, require_passed
+    from kvfold.pipeline.show.tables import kv_bytes_table, quality_table, turns_table, verdict_table
 
     root = bundle_path(recipe, output)
     target = bring_up_to_date(recipe, root, "report").target

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from rich import get_console
 
-from pipeline.commands.options.recipe_arguments import (
+from kvfold.pipeline.commands.options.recipe_arguments import (
     bundle_path,
     output_option,
     recipe_argument,
@@ -27,7 +27,7 @@ def command(recipe: str, output: Path | None) -> None:
       kvfold export mqa                   a shipped recipe
       kvfold export my.yaml -o /tmp/mine  your own recipe, into a folder of your choice
     """
-    from pipeline.bring_up_to_date import bring_up_to_date
+    from kvfold.pipeline.bring_up_to_date import bring_up_to_date
 
     root = bundle_path(recipe, output)
     bring_up_to_date(recipe, root, "onnx")

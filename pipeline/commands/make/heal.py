@@ -11,7 +11,7 @@ import click
 from rich import get_console
 from rich.table import Table
 
-from pipeline.commands.options.recipe_arguments import (
+from kvfold.pipeline.commands.options.recipe_arguments import (
     bundle_path,
     output_option,
     recipe_argument,
@@ -33,11 +33,11 @@ def command(recipe: str, output: Path | None) -> None:
       kvfold heal my.yaml                  fold, train, show the loss
       kvfold heal my.yaml -o /tmp/mine     into a folder of your choice
     """
-    from pipeline.bring_up_to_date import bring_up_to_date
-    from pipeline.recipe.load_recipe import load_recipe
-    from pipeline.recipe.recipe import HealSection
-    from pipeline.workspace.workspace import ADAPTER, HEAL_LOSSES
-    from plugins.contract.errors import RecipeError
+    from kvfold.pipeline.bring_up_to_date import bring_up_to_date
+    from kvfold.pipeline.recipe.load_recipe import load_recipe
+    from kvfold.pipeline.recipe.recipe import HealSection
+    from kvfold.pipeline.workspace.workspace import ADAPTER, HEAL_LOSSES
+    from kvfold.plugins.contract.errors import RecipeError
 
     if not isinstance(load_recipe(recipe).heal, HealSection):
         raise RecipeError(

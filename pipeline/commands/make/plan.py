@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import click
 from rich import get_console
 
-from pipeline.commands.options.recipe_arguments import recipe_argument
+from kvfold.pipeline.commands.options.recipe_arguments import recipe_argument
 
 if TYPE_CHECKING:
-    from export.search.space import Target
+    from kvfold.export.search.space import Target
 
 
 class TargetType(click.ParamType["Target"]):
@@ -21,7 +21,7 @@ class TargetType(click.ParamType["Target"]):
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> Target:
         """Refuse what is no BYTES@LENGTH."""
-        from pipeline.studies.search.goal import parse_target
+        from kvfold.pipeline.studies.search.goal import parse_target
 
         try:
             return parse_target(value)
@@ -77,8 +77,8 @@ def command(
     """
     if not targets and max_kl is None:
         raise click.UsageError("Say what the plan must reach: --target-bytes, --max-kl, or both.")
-    from pipeline.studies.search.goal import make_goal
-    from pipeline.studies.search.run_search import run_search
+    from kvfold.pipeline.studies.search.goal import make_goal
+    from kvfold.pipeline.studies.search.run_search import run_search
 
     goal = make_goal(targets, max_kl, share_distant_globals)
     run_search(recipe, goal, output, get_console())

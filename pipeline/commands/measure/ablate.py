@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from rich import get_console
 
-from pipeline.commands.options.recipe_arguments import RecipeType, bundle_path, output_option
+from kvfold.pipeline.commands.options.recipe_arguments import RecipeType, bundle_path, output_option
 
 
 @click.command("ablate")
@@ -26,8 +26,8 @@ def command(recipe: str, output: Path | None) -> None:
       kvfold ablate mqa                     one KV head
       kvfold ablate character -o /tmp/mine  heads, and layers that share
     """
-    from pipeline.studies.ablation.ablation import MARKDOWN, RESULTS, measure_ablation
-    from pipeline.studies.ablation.ablation_tables import ablation_tables
+    from kvfold.pipeline.studies.ablation.ablation import MARKDOWN, RESULTS, measure_ablation
+    from kvfold.pipeline.studies.ablation.ablation_tables import ablation_tables
 
     root = bundle_path(recipe, output)
     ablation = measure_ablation(recipe, root)

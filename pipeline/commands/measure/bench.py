@@ -7,11 +7,11 @@ from pathlib import Path
 import click
 from rich import get_console
 
-from pipeline.bench.bench_settings import BenchSettings
-from pipeline.bench.contenders import PEERS
-from pipeline.commands.options.recipe_arguments import bundle_path, output_option, recipe_argument
-from pipeline.workspace.workspace import MODEL_CACHE
-from plugins.contract.errors import BundleError
+from kvfold.pipeline.bench.bench_settings import BenchSettings
+from kvfold.pipeline.bench.contenders import PEERS
+from kvfold.pipeline.commands.options.recipe_arguments import bundle_path, output_option, recipe_argument
+from kvfold.pipeline.workspace.workspace import MODEL_CACHE
+from kvfold.plugins.contract.errors import BundleError
 
 DEFAULTS = BenchSettings()
 
@@ -91,11 +91,11 @@ def command(
       kvfold bench --peers none --quick
       kvfold bench --peer-python .venv-peers/bin/python
     """
-    from pipeline.bench.bench import run_bench
-    from pipeline.bench.bench_table import draw_table, write_markdown
-    from pipeline.bench.models.prepared import PreparedModels
-    from pipeline.bring_up_to_date import bring_up_to_date
-    from pipeline.workspace.workspace import Workspace
+    from kvfold.pipeline.bench.bench import run_bench
+    from kvfold.pipeline.bench.bench_table import draw_table, write_markdown
+    from kvfold.pipeline.bench.models.prepared import PreparedModels
+    from kvfold.pipeline.bring_up_to_date import bring_up_to_date
+    from kvfold.pipeline.workspace.workspace import Workspace
 
     names, required = peers
     settings = BenchSettings(names, required, peer_python, threads, rounds, "quick" if quick else "full")

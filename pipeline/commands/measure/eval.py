@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from rich import get_console
 
-from pipeline.commands.options.recipe_arguments import (
+from kvfold.pipeline.commands.options.recipe_arguments import (
     bundle_path,
     output_option,
     recipe_argument,
@@ -32,10 +32,10 @@ def command(recipe: str, output: Path | None, target: str | None, architectures:
       kvfold eval            the recipe of the demo
       kvfold eval mqa        what one KV head costs
     """
-    from pipeline.bring_up_to_date import bring_up_to_date
-    from pipeline.quality.evaluate.evaluation import evaluation_file, read_evaluation
-    from pipeline.quality.evaluate.evaluation_tables import evaluation_tables
-    from pipeline.report.evaluation_page import write_evaluation_page
+    from kvfold.pipeline.bring_up_to_date import bring_up_to_date
+    from kvfold.pipeline.quality.evaluate.evaluation import evaluation_file, read_evaluation
+    from kvfold.pipeline.quality.evaluate.evaluation_tables import evaluation_tables
+    from kvfold.pipeline.report.evaluation_page import write_evaluation_page
 
     root = bundle_path(recipe, output)
     evaluated = bring_up_to_date(recipe, root, "evaluate", target, architectures)

@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 from rich import get_console
 
-from pipeline.commands.options.recipe_arguments import RecipeType
-from pipeline.recipe.recipe_files import BUNDLES
+from kvfold.pipeline.commands.options.recipe_arguments import RecipeType
+from kvfold.pipeline.recipe.recipe_files import BUNDLES
 
 
 @click.command("frontier")
@@ -34,9 +34,9 @@ def command(recipes: tuple[str, ...], output: Path) -> None:
       kvfold frontier                                      the shipped recipes
       kvfold frontier identity mine.yaml healed.yaml -o f  your own ladder
     """
-    from pipeline.studies.frontier.frontier import measure_frontier
-    from pipeline.studies.frontier.frontier_tables import frontier_tables
-    from pipeline.studies.frontier.ladder import SHIPPED_LADDER
+    from kvfold.pipeline.studies.frontier.frontier import measure_frontier
+    from kvfold.pipeline.studies.frontier.frontier_tables import frontier_tables
+    from kvfold.pipeline.studies.frontier.ladder import SHIPPED_LADDER
 
     frontier = measure_frontier(recipes or SHIPPED_LADDER, output)
     console = get_console()

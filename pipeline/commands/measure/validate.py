@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from rich import get_console
 
-from pipeline.commands.options.recipe_arguments import (
+from kvfold.pipeline.commands.options.recipe_arguments import (
     bundle_path,
     output_option,
     recipe_argument,
@@ -30,9 +30,9 @@ def command(recipe: str, output: Path | None, target: str | None, architectures:
       kvfold validate            the recipe of the demo
       kvfold validate identity   nothing folded: max |dlogit| against the original
     """
-    from pipeline.bring_up_to_date import bring_up_to_date
-    from pipeline.report.report_results import page_file, read_results, require_passed
-    from pipeline.show.tables import quality_table, verdict_table
+    from kvfold.pipeline.bring_up_to_date import bring_up_to_date
+    from kvfold.pipeline.report.report_results import page_file, read_results, require_passed
+    from kvfold.pipeline.show.tables import quality_table, verdict_table
 
     root = bundle_path(recipe, output)
     validated = bring_up_to_date(recipe, root, "report", target, architectures).target

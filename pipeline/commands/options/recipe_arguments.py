@@ -9,8 +9,8 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from pipeline.recipe.recipe_files import BUNDLES, DEFAULT_RECIPE, find_recipe, shipped_recipes
-from runtime.bundle import MANIFEST
+from kvfold.pipeline.recipe.recipe_files import BUNDLES, DEFAULT_RECIPE, find_recipe, shipped_recipes
+from kvfold.runtime.bundle import MANIFEST
 
 
 class RecipeType(click.ParamType[str]):

@@ -17,7 +17,7 @@ def command(shell: str) -> None:
       kvfold completion zsh  >> ~/.zshrc
       kvfold completion fish > ~/.config/fish/completions/kvfold.fish
     """
-    from pipeline.cli import cli
+    from kvfold.pipeline.cli import cli
 
     completion_class = get_completion_class(shell)
     assert completion_class is not None, "click.Choice admits only shells that click completes"

@@ -7,9 +7,9 @@ from rich import get_console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.machine.doctor.finding import Finding, Status
-from pipeline.machine.doctor.hardware import check_cpu, check_disk, check_gpu, check_memory
-from pipeline.machine.doctor.software import (
+from kvfold.pipeline.machine.doctor.finding import Finding, Status
+from kvfold.pipeline.machine.doctor.hardware import check_cpu, check_disk, check_gpu, check_memory
+from kvfold.pipeline.machine.doctor.software import (
     check_compiler,
     check_kernels,
     check_onnxruntime,
@@ -18,8 +18,8 @@ from pipeline.machine.doctor.software import (
     check_tensorrt_rtx,
     check_torch,
 )
-from pipeline.machine.targets import TARGETS, Target
-from runtime.llm import DEFAULT_TARGET
+from kvfold.pipeline.machine.targets import TARGETS, Target
+from kvfold.runtime.llm import DEFAULT_TARGET
 
 CHECKS = (
     check_python,

@@ -7,10 +7,10 @@ from pathlib import Path
 import click
 from rich import get_console
 
-from pipeline.commands.options.recipe_arguments import is_bundle, recipe_argument
-from pipeline.show.draw_plan import draw_plan
-from plugins.contract.fold_plan import FoldPlan
-from plugins.contract.plan_presets import AttentionShape
+from kvfold.pipeline.commands.options.recipe_arguments import is_bundle, recipe_argument
+from kvfold.pipeline.show.draw_plan import draw_plan
+from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.plugins.contract.plan_presets import AttentionShape
 
 
 @click.command("inspect")
@@ -28,8 +28,8 @@ def command(recipe: str) -> None:
 
 
 def _read_bundle(root: Path) -> tuple[FoldPlan, AttentionShape]:
-    from export.model.model_config import ModelConfig
-    from runtime.bundle import CONFIG, open_bundle
+    from kvfold.export.model.model_config import ModelConfig
+    from kvfold.runtime.bundle import CONFIG, open_bundle
 
     bundle = open_bundle(root)
     config = ModelConfig.model_validate_json(bundle.file(CONFIG).read_bytes())
@@ -37,8 +37,8 @@ def _read_bundle(root: Path) -> tuple[FoldPlan, AttentionShape]:
 
 
 def _read_recipe(name: str) -> tuple[FoldPlan, AttentionShape]:
-    from pipeline.recipe.load_recipe import load_recipe
-    from pipeline.workspace.workspace import Workspace
+    from kvfold.pipeline.recipe.load_recipe import load_recipe
+    from kvfold.pipeline.workspace.workspace import Workspace
 
     recipe = load_recipe(name)
     shape = Workspace(recipe, Path()).checkpoint.config.attention_shape

@@ -9,9 +9,9 @@ from rich import get_console
 from rich.console import Group
 from rich.live import Live
 
-from pipeline.machine.gpus import open_nvml, read_gpus
-from pipeline.machine.monitor_view import monitor_view
-from runtime.status import read_statuses
+from kvfold.pipeline.machine.gpus import open_nvml, read_gpus
+from kvfold.pipeline.machine.monitor_view import monitor_view
+from kvfold.runtime.status import read_statuses
 
 
 @click.command("monitor")

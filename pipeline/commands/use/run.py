@@ -8,18 +8,19 @@ import click
 from rich import get_console
 from rich.console import Console
 
-from pipeline.commands.options.recipe_arguments import (
+from kvfold.pipeline.commands.options.recipe_arguments import (
     bundle_path,
     is_bundle,
     output_option,
     recipe_argument,
     target_options,
 )
-from pipeline.commands.options.sampling_options import sampling_options
-from runtime import LLM, SamplingParams, Session
-from runtime.llm import DEFAULT_TARGET
-from runtime.metrics import Usage
-from runtime.status import published
+from kvfold.pipeline.commands.options.sampling_options import sampling_options
+from kvfold.runtime.llm import DEFAULT_TARGET, LLM
+from kvfold.runtime.metrics import Usage
+from kvfold.runtime.sampling.sampling import SamplingParams
+from kvfold.runtime.session import Session
+from kvfold.runtime.status import published
 
 
 @click.command("run")
@@ -53,7 +54,7 @@ def command(
         if architectures:
             raise click.UsageError("--sm builds an engine, and a bundle's folder runs as it is; leave it out")
     else:
-        from pipeline.bring_up_to_date import bring_up_to_date
+        from kvfold.pipeline.bring_up_to_date import bring_up_to_date
 
         root = bundle_path(recipe, output)
         target = bring_up_to_date(recipe, root, "run", target, architectures).target

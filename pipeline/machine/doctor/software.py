@@ -8,8 +8,8 @@ import subprocess
 import sys
 from importlib import import_module
 
-from pipeline.machine.doctor.finding import Finding
-from plugins.contract.errors import KernelError
+from kvfold.pipeline.machine.doctor.finding import Finding
+from kvfold.plugins.contract.errors import KernelError
 
 
 def check_python() -> Finding:
@@ -31,7 +31,7 @@ def check_compiler() -> Finding:
 
 def check_kernels() -> Finding:
     """Whether the compiled kernels load, and which instruction set they use."""
-    from plugins.cpu.cpu_library import active_isa, library_path, supported_isas
+    from kvfold.plugins.cpu.cpu_library import active_isa, library_path, supported_isas
 
     try:
         detail = f"{library_path().name} uses {active_isa()} (has {', '.join(supported_isas())})"
@@ -48,7 +48,7 @@ def check_onnxruntime() -> Finding:
     except ImportError as error:
         return Finding("ONNX Runtime", "problem", str(error), "pip install 'onnxruntime>=1.31'")
     detail = f"{onnxruntime.__version__}: {', '.join(onnxruntime.get_available_providers())}"
-    from plugins.cpu.cpu_library import register
+    from kvfold.plugins.cpu.cpu_library import register
 
     try:
         register(onnxruntime.SessionOptions())

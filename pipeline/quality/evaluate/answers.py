@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.quality.distances import negative_log_likelihood
-from pipeline.quality.evaluate.evaluation import AnswerScore
-from pipeline.quality.evaluate.question import Prompt
-from pipeline.quality.intervals import bootstrap_mean, share
-from pipeline.quality.subjects import Subject
+from kvfold.pipeline.quality.distances import negative_log_likelihood
+from kvfold.pipeline.quality.evaluate.evaluation import AnswerScore
+from kvfold.pipeline.quality.evaluate.question import Prompt
+from kvfold.pipeline.quality.intervals import bootstrap_mean, share
+from kvfold.pipeline.quality.subjects import Subject
 
 
 @dataclass(frozen=True)

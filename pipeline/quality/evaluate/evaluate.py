@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pipeline.quality.evaluate.answers import ask
-from pipeline.quality.evaluate.evaluation import BFLOAT16, Evaluation, LastWords, evaluation_file
-from pipeline.quality.evaluate.material import Material, prepare_material
-from pipeline.quality.evaluate.retrieval import measure_cell, smallest_window
-from pipeline.quality.likelihood import measure_divergences, measure_perplexity
-from pipeline.quality.subjects import Subject, TorchSubject, load_subjects, original_decoder
-from pipeline.workspace.workspace import EVALUATION_TOKENS, Workspace
-from runtime.bundle import TOKENIZER, TOKENIZER_CONFIG
-from runtime.text.tokenizer import BundleTokenizer
+from kvfold.pipeline.quality.evaluate.answers import ask
+from kvfold.pipeline.quality.evaluate.evaluation import BFLOAT16, Evaluation, LastWords, evaluation_file
+from kvfold.pipeline.quality.evaluate.material import Material, prepare_material
+from kvfold.pipeline.quality.evaluate.retrieval import measure_cell, smallest_window
+from kvfold.pipeline.quality.likelihood import measure_divergences, measure_perplexity
+from kvfold.pipeline.quality.subjects import Subject, TorchSubject, load_subjects, original_decoder
+from kvfold.pipeline.workspace.workspace import EVALUATION_TOKENS, Workspace
+from kvfold.runtime.bundle import TOKENIZER, TOKENIZER_CONFIG
+from kvfold.runtime.text.tokenizer import BundleTokenizer
 
 
 def measure(workspace: Workspace, output: Path, progress: Callable[[float], None]) -> None:
@@ -80,7 +80,7 @@ def load_bfloat16(workspace: Workspace) -> TorchSubject:
     """The original in bfloat16: what rounding alone costs."""
     import torch
 
-    from export.model.matmul_dtype import matmul_dtype, multiply_in_float32
+    from kvfold.export.model.matmul_dtype import matmul_dtype, multiply_in_float32
 
     decoder = original_decoder(workspace).to(torch.bfloat16)
     if matmul_dtype() is torch.float32:

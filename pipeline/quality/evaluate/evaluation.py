@@ -7,8 +7,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.quality.intervals import Estimate, share
-from runtime.bundle import open_bundle
+from kvfold.pipeline.quality.intervals import Estimate, share
+from kvfold.runtime.bundle import open_bundle
 
 # The original in bfloat16, whose distance from its float32 self is the noise floor.
 BFLOAT16 = "original_bfloat16"

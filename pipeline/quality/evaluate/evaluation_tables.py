@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from pipeline.quality.evaluate.evaluation import (
+from kvfold.pipeline.quality.evaluate.evaluation import (
     BFLOAT16,
     Divergences,
     Evaluation,
@@ -12,10 +12,10 @@ from pipeline.quality.evaluate.evaluation import (
     Perplexity,
     RetrievalCell,
 )
-from pipeline.quality.intervals import CONFIDENCE, Estimate
-from pipeline.quality.validate.measurements import ENGINE, FOLDED, ORIGINAL
-from pipeline.show.tables import make_table
-from pipeline.studies.cost import Cost
+from kvfold.pipeline.quality.intervals import CONFIDENCE, Estimate
+from kvfold.pipeline.quality.validate.measurements import ENGINE, FOLDED, ORIGINAL
+from kvfold.pipeline.show.tables import make_table
+from kvfold.pipeline.studies.cost import Cost
 
 SUBJECTS = (ORIGINAL, FOLDED, ENGINE)
 TITLES = {BFLOAT16: "bfloat16"}

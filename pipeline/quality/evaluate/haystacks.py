@@ -9,12 +9,12 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.quality.evaluate.question import Prompt, make_prompt
-from plugins.contract.errors import RecipeError, RequestError
-from runtime.text.tokenizer import Tokenizer
+from kvfold.pipeline.quality.evaluate.question import Prompt, make_prompt
+from kvfold.plugins.contract.errors import RecipeError, RequestError
+from kvfold.runtime.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from pipeline.recipe.evaluate_section import RetrievalSection
+    from kvfold.pipeline.recipe.evaluate_section import RetrievalSection
 
 FILLER = Path(__file__).parent / "filler.txt"
 ADJECTIVES = ("amber", "broken", "crooked", "distant", "empty", "faded", "gentle", "hollow")

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from string import punctuation, whitespace
 
-from export.calibration.documents import read_documents
-from pipeline.quality.evaluate.question import Prompt, make_prompt
-from pipeline.recipe.evaluate_section import SHIPPED_PASSAGES
-from plugins.contract.errors import RecipeError
-from plugins.contract.tokenizer_config import TokenizerConfig
-from runtime.text.tokenizer import Tokenizer
+from kvfold.export.calibration.documents import read_documents
+from kvfold.pipeline.quality.evaluate.question import Prompt, make_prompt
+from kvfold.pipeline.recipe.evaluate_section import SHIPPED_PASSAGES
+from kvfold.plugins.contract.errors import RecipeError
+from kvfold.plugins.contract.tokenizer_config import TokenizerConfig
+from kvfold.runtime.text.tokenizer import Tokenizer
 
 SHIPPED = Path(__file__).parent / "last_words.txt"
 

@@ -8,12 +8,12 @@ from math import ceil
 
 import numpy as np
 
-from pipeline.quality.evaluate.haystacks import HaystackCell, write_cells
-from pipeline.quality.evaluate.last_words import describe_passages, read_passages
-from pipeline.quality.evaluate.question import Prompt
-from pipeline.quality.likelihood import cut_windows
-from pipeline.recipe.evaluate_section import EvaluateSection
-from runtime.text.tokenizer import Tokenizer
+from kvfold.pipeline.quality.evaluate.haystacks import HaystackCell, write_cells
+from kvfold.pipeline.quality.evaluate.last_words import describe_passages, read_passages
+from kvfold.pipeline.quality.evaluate.question import Prompt
+from kvfold.pipeline.quality.likelihood import cut_windows
+from kvfold.pipeline.recipe.evaluate_section import EvaluateSection
+from kvfold.runtime.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

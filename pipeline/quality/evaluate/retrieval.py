@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from pipeline.quality.evaluate.answers import ask
-from pipeline.quality.evaluate.evaluation import RetrievalCell
-from pipeline.quality.evaluate.haystacks import HaystackCell
-from pipeline.quality.subjects import Subject
-from plugins.contract.fold_plan import FoldPlan
+from kvfold.pipeline.quality.evaluate.answers import ask
+from kvfold.pipeline.quality.evaluate.evaluation import RetrievalCell
+from kvfold.pipeline.quality.evaluate.haystacks import HaystackCell
+from kvfold.pipeline.quality.subjects import Subject
+from kvfold.plugins.contract.fold_plan import FoldPlan
 
 
 def measure_cell(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.recipe.recipe import Thresholds
+from kvfold.pipeline.recipe.recipe import Thresholds
 
 ORIGINAL, FOLDED, ENGINE = "original", "folded", "engine"
 # Five bins per decade from 1e-8 to 10 nat, and an open one at either end.

@@ -12,9 +12,9 @@ from polygraphy.comparator import Comparator, IterationResult
 from polygraphy.exception import PolygraphyException
 from polygraphy.logger import G_LOGGER
 
-from pipeline.quality.distances import Distance, measure_distance
-from pipeline.quality.subjects import INPUT_IDS, LOGITS, LOSSES, EngineSubject, Subject, load_subjects
-from pipeline.quality.validate.measurements import (
+from kvfold.pipeline.quality.distances import Distance, measure_distance
+from kvfold.pipeline.quality.subjects import INPUT_IDS, LOGITS, LOSSES, EngineSubject, Subject, load_subjects
+from kvfold.pipeline.quality.validate.measurements import (
     ENGINE,
     FOLDED,
     KL_BIN_EDGES,
@@ -24,8 +24,8 @@ from pipeline.quality.validate.measurements import (
     SubjectResult,
     measurements_file,
 )
-from pipeline.workspace.workspace import HELDOUT_TOKENS, Workspace
-from plugins.contract.errors import ValidationError
+from kvfold.pipeline.workspace.workspace import HELDOUT_TOKENS, Workspace
+from kvfold.plugins.contract.errors import ValidationError
 
 if TYPE_CHECKING:
     from polygraphy.comparator.struct import RunResults

@@ -6,18 +6,18 @@ from pathlib import Path
 
 from rich import get_console
 
-from pipeline.bring_up_to_date import bring_up_to_date
-from pipeline.recipe.load_recipe import load_recipe
-from pipeline.show.progress import stage_display
-from pipeline.studies.ablation.ablation_results import Ablation, Row
-from pipeline.studies.ablation.ablation_tables import write_markdown
-from pipeline.studies.ablation.fold_by_method import fold_by
-from pipeline.studies.cost import Yardstick, cost_stage, file_hashes, read_cost
-from pipeline.workspace.run_stages import run_stages
-from pipeline.workspace.stage import Stage
-from pipeline.workspace.workspace import Workspace
-from pipeline.workspace.write_bundle import name_disk_errors
-from plugins.contract.errors import RecipeError
+from kvfold.pipeline.bring_up_to_date import bring_up_to_date
+from kvfold.pipeline.recipe.load_recipe import load_recipe
+from kvfold.pipeline.show.progress import stage_display
+from kvfold.pipeline.studies.ablation.ablation_results import Ablation, Row
+from kvfold.pipeline.studies.ablation.ablation_tables import write_markdown
+from kvfold.pipeline.studies.ablation.fold_by_method import fold_by
+from kvfold.pipeline.studies.cost import Yardstick, cost_stage, file_hashes, read_cost
+from kvfold.pipeline.workspace.run_stages import run_stages
+from kvfold.pipeline.workspace.stage import Stage
+from kvfold.pipeline.workspace.workspace import Workspace
+from kvfold.pipeline.workspace.write_bundle import name_disk_errors
+from kvfold.plugins.contract.errors import RecipeError
 
 # In the bundle's folder, outside its manifest; what decides a measurement is in its stage's hash.
 WORK = Path("work/ablation")
@@ -34,7 +34,7 @@ def measure_ablation(name: str, root: Path) -> Ablation:
         RecipeError: the recipe is not valid, or its plan merges nothing.
         KvfoldError: whatever a stage or a fold raises; what finished before it stays.
     """
-    from export.fold.baselines import METHODS
+    from kvfold.export.fold.baselines import METHODS
 
     workspace = Workspace(load_recipe(name), root)
     _require_merging(workspace)
@@ -63,7 +63,7 @@ def measure_ablation(name: str, root: Path) -> Ablation:
 
 
 def _require_merging(workspace: Workspace) -> None:
-    from export.fold.fold import is_folded
+    from kvfold.export.fold.fold import is_folded
 
     config, recipe = workspace.checkpoint.config, workspace.recipe
     plan = recipe.build_plan(config.attention_shape)

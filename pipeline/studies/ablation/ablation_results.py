@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pipeline.quality.evaluate.evaluation import Result
-from pipeline.studies.cost import Cost
+from kvfold.pipeline.quality.evaluate.evaluation import Result
+from kvfold.pipeline.studies.cost import Cost
 
 
 class Row(Result):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from pipeline.quality.evaluate.evaluation_tables import describe_cost, format_estimate
-from pipeline.show.tables import make_table, markdown_table
-from pipeline.studies.ablation.ablation_results import Ablation
+from kvfold.pipeline.quality.evaluate.evaluation_tables import describe_cost, format_estimate
+from kvfold.pipeline.show.tables import make_table, markdown_table
+from kvfold.pipeline.studies.ablation.ablation_results import Ablation
 
 TITLES = {
     True: "Least squares around each",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.workspace.workspace import CALIBRATION_TOKENS, Workspace
+from kvfold.pipeline.workspace.workspace import CALIBRATION_TOKENS, Workspace
 
 if TYPE_CHECKING:
-    from export.model.decoder import Decoder
+    from kvfold.export.model.decoder import Decoder
 
 
 def fold_by(workspace: Workspace, method: str, ridge: float) -> Decoder:
@@ -18,9 +18,9 @@ def fold_by(workspace: Workspace, method: str, ridge: float) -> Decoder:
         method: a name of `export.fold.baselines.METHODS`.
         ridge: in place of the recipe's own.
     """
-    from export.fold.baselines import METHODS
-    from export.fold.fold import fold_weights
-    from export.model.decoder import Decoder
+    from kvfold.export.fold.baselines import METHODS
+    from kvfold.export.fold.fold import fold_weights
+    from kvfold.export.model.decoder import Decoder
 
     checkpoint, recipe = workspace.checkpoint, workspace.recipe
     plan = recipe.build_plan(checkpoint.config.attention_shape)

@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING
 
 from rich import get_console
 
-from pipeline.bring_up_to_date import bring_up_to_date
-from pipeline.show.progress import stage_display
-from pipeline.studies.cost import Yardstick, cost_stage, file_hashes, read_cost
-from pipeline.studies.frontier.frontier_picture import draw_frontier
-from pipeline.studies.frontier.frontier_tables import write_markdown
-from pipeline.studies.frontier.ladder import load_ladder
-from pipeline.studies.frontier.rungs import Frontier, Rung
-from pipeline.workspace.run_stages import run_stages
-from pipeline.workspace.stage import Stage
-from pipeline.workspace.workspace import Workspace
-from pipeline.workspace.write_bundle import name_disk_errors
-from plugins.contract.kv_bytes import kv_bytes
+from kvfold.pipeline.bring_up_to_date import bring_up_to_date
+from kvfold.pipeline.show.progress import stage_display
+from kvfold.pipeline.studies.cost import Yardstick, cost_stage, file_hashes, read_cost
+from kvfold.pipeline.studies.frontier.frontier_picture import draw_frontier
+from kvfold.pipeline.studies.frontier.frontier_tables import write_markdown
+from kvfold.pipeline.studies.frontier.ladder import load_ladder
+from kvfold.pipeline.studies.frontier.rungs import Frontier, Rung
+from kvfold.pipeline.workspace.run_stages import run_stages
+from kvfold.pipeline.workspace.stage import Stage
+from kvfold.pipeline.workspace.workspace import Workspace
+from kvfold.pipeline.workspace.write_bundle import name_disk_errors
+from kvfold.plugins.contract.kv_bytes import kv_bytes
 
 if TYPE_CHECKING:
-    from export.model.decoder import Decoder
+    from kvfold.export.model.decoder import Decoder
 
 
 def measure_frontier(names: Sequence[str], folder: Path) -> Frontier:
@@ -65,7 +65,7 @@ def _rung_stage(rung: Workspace, yardstick: Yardstick) -> Stage:
     """The plan and the weights count by content; so does whatever else folding and healing wrote."""
 
     def load() -> Decoder:
-        from export.model.decoder import Decoder
+        from kvfold.export.model.decoder import Decoder
 
         return Decoder.from_weights(rung.config, rung.plan, rung.healed)
 

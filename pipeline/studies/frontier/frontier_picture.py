@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil, floor, log2, log10
 
-from pipeline.quality.evaluate.evaluation_tables import format_estimate
-from pipeline.quality.intervals import Estimate
-from pipeline.report import charts
-from pipeline.report.charts import BOTTOM, LEFT, RIGHT, TOP, Tick
-from pipeline.report.report_page import load_template
-from pipeline.show.scale import Scale
-from pipeline.studies.frontier.rungs import SHOWN_CONTEXT, Frontier, Rung
-from plugins.contract.kv_bytes import format_bytes
+from kvfold.pipeline.quality.evaluate.evaluation_tables import format_estimate
+from kvfold.pipeline.quality.intervals import Estimate
+from kvfold.pipeline.report import charts
+from kvfold.pipeline.report.charts import BOTTOM, LEFT, RIGHT, TOP, Tick
+from kvfold.pipeline.report.report_page import load_template
+from kvfold.pipeline.show.scale import Scale
+from kvfold.pipeline.studies.frontier.rungs import SHOWN_CONTEXT, Frontier, Rung
+from kvfold.plugins.contract.kv_bytes import format_bytes
 
 # A KL below 10 to this power, nat per token, is drawn at the foot: zero has no logarithm.
 FLOOR_POWER = -4

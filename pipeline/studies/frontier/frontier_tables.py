@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from pipeline.quality.evaluate.evaluation_tables import describe_cost, format_estimate
-from pipeline.show.tables import make_table, markdown_table
-from pipeline.studies.frontier.rungs import Frontier, Rung
-from plugins.contract.kv_bytes import format_bytes
+from kvfold.pipeline.quality.evaluate.evaluation_tables import describe_cost, format_estimate
+from kvfold.pipeline.show.tables import make_table, markdown_table
+from kvfold.pipeline.studies.frontier.rungs import Frontier, Rung
+from kvfold.plugins.contract.kv_bytes import format_bytes
 
 STATED_CONTEXTS = (2048, 8192)
 

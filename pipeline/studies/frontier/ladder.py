@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.recipe.load_recipe import load_recipe
-from pipeline.recipe.recipe_files import BUNDLES
-from pipeline.workspace.workspace import Workspace
-from plugins.contract.errors import RecipeError
+from kvfold.pipeline.recipe.load_recipe import load_recipe
+from kvfold.pipeline.recipe.recipe_files import BUNDLES
+from kvfold.pipeline.workspace.workspace import Workspace
+from kvfold.plugins.contract.errors import RecipeError
 
 # Shipped recipes from the original's quality to the smallest cache.
 SHIPPED_LADDER = ("identity", "horizon", "balanced", "compact", "mqa", "character")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pipeline.quality.evaluate.evaluation import Result
-from pipeline.studies.cost import Cost
-from plugins.contract.kv_bytes import KvBytes
+from kvfold.pipeline.quality.evaluate.evaluation import Result
+from kvfold.pipeline.studies.cost import Cost
+from kvfold.plugins.contract.kv_bytes import KvBytes
 
 # Tokens of a sequence whose KV bytes the picture shows and the frontier is drawn by.
 SHOWN_CONTEXT = 8192

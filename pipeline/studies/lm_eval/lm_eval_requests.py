@@ -12,12 +12,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pipeline.quality.evaluate.answers import score_answer
-from pipeline.quality.evaluate.question import Prompt, make_prompt
-from pipeline.quality.likelihood import stream_losses
-from pipeline.quality.subjects import Subject
-from runtime.sampling.sampling import SamplingParams
-from runtime.text.tokenizer import Tokenizer
+from kvfold.pipeline.quality.evaluate.answers import score_answer
+from kvfold.pipeline.quality.evaluate.question import Prompt, make_prompt
+from kvfold.pipeline.quality.likelihood import stream_losses
+from kvfold.pipeline.quality.subjects import Subject
+from kvfold.runtime.sampling.sampling import SamplingParams
+from kvfold.runtime.text.tokenizer import Tokenizer
 
 # Token ids of prompts and how each is sampled, to the replies' texts.
 Generate = Callable[[Sequence[Sequence[int]], Sequence[SamplingParams]], list[str]]

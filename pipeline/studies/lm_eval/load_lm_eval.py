@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.quality.subjects import EngineSubject, Subject, pages_of_sequence
-from pipeline.studies.lm_eval.lm_eval_requests import Generate, HarnessModel
-from plugins.contract.errors import TargetError
-from runtime.bundle import TOKENIZER, TOKENIZER_CONFIG, open_bundle
-from runtime.engine.engine_config import EngineConfig
-from runtime.engine.load_engine import load_engine
-from runtime.llm import DEFAULT_TARGET, LLM
-from runtime.runtime_config import RuntimeConfig
-from runtime.text.tokenizer import BundleTokenizer, Tokenizer
+from kvfold.pipeline.quality.subjects import EngineSubject, Subject, pages_of_sequence
+from kvfold.pipeline.studies.lm_eval.lm_eval_requests import Generate, HarnessModel
+from kvfold.plugins.contract.errors import TargetError
+from kvfold.runtime.bundle import TOKENIZER, TOKENIZER_CONFIG, open_bundle
+from kvfold.runtime.engine.engine_config import EngineConfig
+from kvfold.runtime.engine.load_engine import load_engine
+from kvfold.runtime.llm import DEFAULT_TARGET, LLM
+from kvfold.runtime.runtime_config import RuntimeConfig
+from kvfold.runtime.text.tokenizer import BundleTokenizer, Tokenizer
 
 
 def load_harness_model(bundle: str | Path, target: str = DEFAULT_TARGET) -> Any:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from export.search.space import Target
-from plugins.contract.kv_bytes import CONTEXT_LENGTHS
+from kvfold.export.search.space import Target
+from kvfold.plugins.contract.kv_bytes import CONTEXT_LENGTHS
 
 
 @dataclass(frozen=True)

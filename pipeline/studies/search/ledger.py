@@ -8,8 +8,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 from pydantic import ValidationError as PydanticValidationError
 
-from export.search.costs import Cost
-from plugins.contract.write_aside import write_aside
+from kvfold.export.search.costs import Cost
+from kvfold.plugins.contract.write_aside import write_aside
 
 
 class LedgerFile(BaseModel):

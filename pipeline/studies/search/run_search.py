@@ -7,15 +7,15 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from pipeline.recipe.load_recipe import load_recipe
-from pipeline.recipe.recipe_files import find_recipe
-from pipeline.show.draw_plan import draw_plan
-from pipeline.show.progress import make_bars
-from pipeline.studies.search.goal import Goal
-from pipeline.studies.search.search import Found, Search
-from pipeline.studies.search.search_tables import search_tables
-from pipeline.studies.search.write_recipe import write_recipe
-from plugins.contract.errors import RecipeError
+from kvfold.pipeline.recipe.load_recipe import load_recipe
+from kvfold.pipeline.recipe.recipe_files import find_recipe
+from kvfold.pipeline.show.draw_plan import draw_plan
+from kvfold.pipeline.show.progress import make_bars
+from kvfold.pipeline.studies.search.goal import Goal
+from kvfold.pipeline.studies.search.search import Found, Search
+from kvfold.pipeline.studies.search.search_tables import search_tables
+from kvfold.pipeline.studies.search.write_recipe import write_recipe
+from kvfold.plugins.contract.errors import RecipeError
 
 
 def run_search(name: str, goal: Goal, output: Path, console: Console) -> None:

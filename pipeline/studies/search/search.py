@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from rich.progress import Progress
 
-from export.search.choose import (
+from kvfold.export.search.choose import (
     Candidate,
     Horizons,
     by_size,
@@ -27,7 +27,7 @@ from export.search.choose import (
     smallest_below,
     smallest_bytes,
 )
-from export.search.costs import (
+from kvfold.export.search.costs import (
     Change,
     Cost,
     distant_changes,
@@ -35,22 +35,22 @@ from export.search.costs import (
     layer_changes,
     make_table,
 )
-from export.search.space import PlanSpace, Solution
-from pipeline.machine.targets import TARGETS
-from pipeline.recipe.recipe import Recipe
-from pipeline.show.progress import open_bar
-from pipeline.stages.stage_inputs import fingerprint_text
-from pipeline.studies.search.goal import Goal
-from pipeline.studies.search.ledger import Ledger, globals_name
-from pipeline.studies.search.search_questions import write_questions
-from pipeline.workspace.stage import Report, hash_code
-from pipeline.workspace.workspace import Workspace, read_text
-from plugins.contract.errors import RecipeError
-from plugins.contract.fold_plan import FoldPlan, KvDtype
-from plugins.contract.version import VERSION
+from kvfold.export.search.space import PlanSpace, Solution
+from kvfold.pipeline.machine.targets import TARGETS
+from kvfold.pipeline.recipe.recipe import Recipe
+from kvfold.pipeline.show.progress import open_bar
+from kvfold.pipeline.stages.stage_inputs import fingerprint_text
+from kvfold.pipeline.studies.search.goal import Goal
+from kvfold.pipeline.studies.search.ledger import Ledger, globals_name
+from kvfold.pipeline.studies.search.search_questions import write_questions
+from kvfold.pipeline.workspace.stage import Report, hash_code
+from kvfold.pipeline.workspace.workspace import Workspace, read_text
+from kvfold.plugins.contract.errors import RecipeError
+from kvfold.plugins.contract.fold_plan import FoldPlan, KvDtype
+from kvfold.plugins.contract.version import VERSION
 
 if TYPE_CHECKING:
-    from export.search.measure_changes import Laboratory
+    from kvfold.export.search.measure_changes import Laboratory
 
 # Dials that decide a measurement; the others decide only what is chosen from them.
 MEASURING = {
@@ -203,7 +203,7 @@ class Search:
 
     def _measure(self, changes: Sequence[Change]) -> None:
         """Put the cost of each change into the ledger, where it is not there."""
-        from export.search.measure_changes import measure_changes
+        from kvfold.export.search.measure_changes import measure_changes
 
         missing = [change for change in changes if change.name not in self._ledger.file.costs]
         if missing:
@@ -223,7 +223,7 @@ class Search:
 
     def _measure_globals(self, base: frozenset[int], candidates: Collection[int]) -> dict[int, float]:
         """NLL with each candidate added, from the ledger where it is there."""
-        from export.search.measure_changes import measure_globals
+        from kvfold.export.search.measure_changes import measure_globals
 
         answers = self._ledger.file.answers
         missing = [layer for layer in candidates if globals_name(base | {layer}) not in answers]
@@ -237,7 +237,7 @@ class Search:
 
     def _measure_none(self) -> float:
         """NLL without any global layer."""
-        from export.search.measure_changes import measure_locals
+        from kvfold.export.search.measure_changes import measure_locals
 
         answers, none = self._ledger.file.answers, frozenset[int]()
         if globals_name(none) not in answers:
@@ -245,7 +245,7 @@ class Search:
         return answers[globals_name(none)]
 
     def _measure_plan(self, plan: FoldPlan) -> Cost:
-        from export.search.measure_changes import measure_plan
+        from kvfold.export.search.measure_changes import measure_plan
 
         return measure_plan(self._laboratory, plan)
 
@@ -254,9 +254,9 @@ class Search:
         """Text, prompts and the unfolded model; not needed when everything was measured before."""
         import torch
 
-        from export.search.examine import Examination
-        from export.search.measure_changes import Laboratory
-        from runtime.text.tokenizer import BundleTokenizer
+        from kvfold.export.search.examine import Examination
+        from kvfold.export.search.measure_changes import Laboratory
+        from kvfold.runtime.text.tokenizer import BundleTokenizer
 
         checkpoint, settings = self._checkpoint, self._recipe.search
         tokenizer = BundleTokenizer(checkpoint.tokenizer.backend, checkpoint.tokenizer.config)

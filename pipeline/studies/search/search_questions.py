@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from itertools import cycle, islice, product
 from typing import TYPE_CHECKING
 
-from export.search.search_settings import SearchSettings
-from pipeline.quality.evaluate.haystacks import Task, write_haystack
-from plugins.contract.errors import RecipeError
-from runtime.text.tokenizer import Tokenizer
+from kvfold.export.search.search_settings import SearchSettings
+from kvfold.pipeline.quality.evaluate.haystacks import Task, write_haystack
+from kvfold.plugins.contract.errors import RecipeError
+from kvfold.runtime.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from export.search.examine import Question
+    from kvfold.export.search.examine import Question
 
 TASKS = (Task("passkey", 1), Task("multi-key", 4))
 DEPTHS = (0.1, 0.4)  # where the asked code stands: 0 is the beginning of the prompt's text
@@ -26,7 +26,7 @@ def write_questions(settings: SearchSettings, tokenizer: Tokenizer, context: int
     """
     import torch
 
-    from export.search.examine import Question
+    from kvfold.export.search.examine import Question
 
     if settings.prompt_length > context:
         raise RecipeError(

@@ -8,10 +8,10 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from export.search.costs import Cost, is_adjacent
-from export.search.space import Option, PlanSpace
-from pipeline.show.tables import make_table
-from pipeline.studies.search.search import Found
+from kvfold.export.search.costs import Cost, is_adjacent
+from kvfold.export.search.space import Option, PlanSpace
+from kvfold.pipeline.show.tables import make_table
+from kvfold.pipeline.studies.search.search import Found
 
 CHOSEN = "bold green"
 CAPTION = """\

@@ -9,11 +9,11 @@ from typing import Any
 
 import yaml
 
-from pipeline.recipe.load_recipe import parse_recipe
-from pipeline.recipe.recipe import Recipe, WrittenPlan
-from plugins.contract.errors import RecipeError
-from plugins.contract.fold_plan import FoldPlan, LayerPlan
-from plugins.contract.write_aside import write_aside
+from kvfold.pipeline.recipe.load_recipe import parse_recipe
+from kvfold.pipeline.recipe.recipe import Recipe, WrittenPlan
+from kvfold.plugins.contract.errors import RecipeError
+from kvfold.plugins.contract.fold_plan import FoldPlan, LayerPlan
+from kvfold.plugins.contract.write_aside import write_aside
 
 DEFAULT_PAGE_SIZE = FoldPlan.model_fields["page_size"].default
 Edit = tuple[int, int, str]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from plugins.cuda.kernels.numerics import find_sequence, round_half_even
+from kvfold.plugins.cuda.kernels.numerics import find_sequence, round_half_even
 
 GRID = ("tokens", "num_heads", "one")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from plugins.cuda.kernels.numerics import (
+from kvfold.plugins.cuda.kernels.numerics import (
     find_slots,
     fold_scales,
     load_heads,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from plugins.cuda.kernels.numerics import LOG2_E
+from kvfold.plugins.cuda.kernels.numerics import LOG2_E
 
 GRID = ("sequences", "num_heads", "one")
 BLOCK: tl.constexpr = tl.constexpr(16)  # splits loaded at once

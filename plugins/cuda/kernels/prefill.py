@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from plugins.cuda.kernels.numerics import (
+from kvfold.plugins.cuda.kernels.numerics import (
     LOG2_E,
     find_sequence,
     find_slots,

@@ -1,6 +1,6 @@
 """Turns an engine's kernels into sources of the C++ library: their table, and an assembler file of cubins.
 
-CMake runs it as `python -m plugins.tensorrt.cpp.embed_kernels KERNELS OUTPUT`, so that C++ parses no JSON.
+CMake runs it as a module with the arguments KERNELS and OUTPUT, so that C++ parses no JSON.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from plugins.cuda.kernel_library import CompiledKernel, KernelLibrary
+from kvfold.plugins.cuda.kernel_library import CompiledKernel, KernelLibrary
 
 TABLE_FILE = "embedded_kernels.cc"
 CUBINS_FILE = "embedded_cubins.S"

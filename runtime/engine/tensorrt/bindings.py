@@ -7,9 +7,9 @@ from math import prod
 
 import numpy as np
 
-from plugins.contract import step as contract
-from plugins.contract.fold_plan import FoldPlan
-from runtime.engine.tensorrt.profiles import StepShape
+from kvfold.plugins.contract import step as contract
+from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.runtime.engine.tensorrt.profiles import StepShape
 
 ALIGNMENT = 256  # what TensorRT asks of a tensor's address
 _INT32 = np.dtype(np.int32)

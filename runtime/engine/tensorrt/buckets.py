@@ -12,9 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
-from plugins.contract.fold_plan import FoldPlan
-from runtime.engine.engine_config import StepLimits
-from runtime.engine.tensorrt.profiles import StepShape
+from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.runtime.engine.engine_config import StepLimits
+from kvfold.runtime.engine.tensorrt.profiles import StepShape
 
 FIRST_WIDTH = 16
 

@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from plugins.contract import step as contract
-from plugins.contract.errors import TargetError
-from runtime.engine.tensorrt.bindings import BindingTable
-from runtime.engine.tensorrt.device import Device
-from runtime.engine.tensorrt.loaded_plan import LoadedPlan
-from runtime.engine.tensorrt.pools import Pool
+from kvfold.plugins.contract import step as contract
+from kvfold.plugins.contract.errors import TargetError
+from kvfold.runtime.engine.tensorrt.bindings import BindingTable
+from kvfold.runtime.engine.tensorrt.device import Device
+from kvfold.runtime.engine.tensorrt.loaded_plan import LoadedPlan
+from kvfold.runtime.engine.tensorrt.pools import Pool
 
 
 @dataclass(frozen=True)

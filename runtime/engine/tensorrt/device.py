@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from plugins.contract.errors import TargetError
+from kvfold.plugins.contract.errors import TargetError
 
 
 class Device:

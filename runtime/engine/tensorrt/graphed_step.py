@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from runtime.engine.tensorrt.context import BoundContext
-from runtime.engine.tensorrt.device import Device
+from kvfold.runtime.engine.tensorrt.context import BoundContext
+from kvfold.runtime.engine.tensorrt.device import Device
 
 
 class GraphedStep:

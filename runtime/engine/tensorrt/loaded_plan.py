@@ -8,11 +8,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from plugins.contract.errors import TargetError
-from plugins.cuda.kernel_library import KernelLibrary
-from plugins.tensorrt.load_plugins import load_plugins
-from runtime.engine.engine_config import KERNELS_FOLDER, PLAN_FILE
-from runtime.engine.tensorrt.profiles import DECODE, PREFILL
+from kvfold.plugins.contract.errors import TargetError
+from kvfold.plugins.cuda.kernel_library import KernelLibrary
+from kvfold.plugins.tensorrt.load_plugins import load_plugins
+from kvfold.runtime.engine.engine_config import KERNELS_FOLDER, PLAN_FILE
+from kvfold.runtime.engine.tensorrt.profiles import DECODE, PREFILL
 
 
 class LoadedPlan:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from plugins.contract.errors import CapacityError
+from kvfold.plugins.contract.errors import CapacityError
 
 MIB = 1 << 20
 # Left for what cannot be asked beforehand: captured graphs, attention kernels, each context's own state. A

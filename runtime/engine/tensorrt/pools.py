@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from plugins.contract import step as contract
-from plugins.contract.errors import CapacityError
-from plugins.contract.fold_plan import FoldPlan
-from runtime.engine.tensorrt.device import Device
+from kvfold.plugins.contract import step as contract
+from kvfold.plugins.contract.errors import CapacityError
+from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.runtime.engine.tensorrt.device import Device
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from plugins.contract.errors import TargetError
-from plugins.cuda.kernel_library import KernelLibrary
-from plugins.tensorrt.node_form import PLUGIN_VERSION
-from runtime.engine.engine_config import KERNELS_FOLDER, PLAN_FILE, EngineConfig, TensorRTFacts
-from runtime.engine.tensorrt.device import Device
+from kvfold.plugins.contract.errors import TargetError
+from kvfold.plugins.cuda.kernel_library import KernelLibrary
+from kvfold.plugins.tensorrt.node_form import PLUGIN_VERSION
+from kvfold.runtime.engine.engine_config import KERNELS_FOLDER, PLAN_FILE, EngineConfig, TensorRTFacts
+from kvfold.runtime.engine.tensorrt.device import Device
 
 
 def check_files(directory: Path, config: EngineConfig) -> tuple[TensorRTFacts, KernelLibrary]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
-from plugins.contract.errors import TargetError
-from plugins.contract.fold_plan import FoldPlan
-from runtime.engine.engine_config import StepLimits, TensorRTFacts
-from runtime.engine.protocol import StepInputs
+from kvfold.plugins.contract.errors import TargetError
+from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.runtime.engine.engine_config import StepLimits, TensorRTFacts
+from kvfold.runtime.engine.protocol import StepInputs
 
 DECODE = 0
 PREFILL = 1

@@ -7,18 +7,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from plugins.contract.fold_plan import FoldPlan
-from runtime.engine.engine_config import TensorRTFacts
-from runtime.engine.protocol import StepInputs
-from runtime.engine.tensorrt.bindings import BindingTable, bind_step
-from runtime.engine.tensorrt.buckets import DecodeBuckets
-from runtime.engine.tensorrt.context import BoundContext, FixedMemory
-from runtime.engine.tensorrt.device import Device
-from runtime.engine.tensorrt.graphed_step import GraphedStep
-from runtime.engine.tensorrt.loaded_plan import LoadedPlan
-from runtime.engine.tensorrt.pools import allocate_pools
-from runtime.engine.tensorrt.profiles import DECODE, PREFILL, StepShape, choose_profile, largest_shape
-from runtime.engine.tensorrt.staging import Staging, write_step
+from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.runtime.engine.engine_config import TensorRTFacts
+from kvfold.runtime.engine.protocol import StepInputs
+from kvfold.runtime.engine.tensorrt.bindings import BindingTable, bind_step
+from kvfold.runtime.engine.tensorrt.buckets import DecodeBuckets
+from kvfold.runtime.engine.tensorrt.context import BoundContext, FixedMemory
+from kvfold.runtime.engine.tensorrt.device import Device
+from kvfold.runtime.engine.tensorrt.graphed_step import GraphedStep
+from kvfold.runtime.engine.tensorrt.loaded_plan import LoadedPlan
+from kvfold.runtime.engine.tensorrt.pools import allocate_pools
+from kvfold.runtime.engine.tensorrt.profiles import DECODE, PREFILL, StepShape, choose_profile, largest_shape
+from kvfold.runtime.engine.tensorrt.staging import Staging, write_step
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from plugins.contract import step as contract
-from runtime.engine.protocol import StepInputs
-from runtime.engine.tensorrt.bindings import BindingTable
-from runtime.engine.tensorrt.device import Device
+from kvfold.plugins.contract import step as contract
+from kvfold.runtime.engine.protocol import StepInputs
+from kvfold.runtime.engine.tensorrt.bindings import BindingTable
+from kvfold.runtime.engine.tensorrt.device import Device
 
 
 class Staging:

@@ -9,16 +9,16 @@ from weakref import finalize
 
 import numpy as np
 
-from plugins.contract.fold_plan import FoldPlan
-from plugins.cuda.kernel_library import KernelLibrary
-from runtime.engine.engine_config import PLAN_FILE, EngineConfig, TensorRTFacts
-from runtime.engine.protocol import EngineInfo, StepInputs
-from runtime.engine.tensorrt.device import Device
-from runtime.engine.tensorrt.loaded_plan import LoadedPlan
-from runtime.engine.tensorrt.memory import check_memory
-from runtime.engine.tensorrt.pools import check_pages, pool_bytes
-from runtime.engine.tensorrt.preflight import check_files, check_gpu, import_library
-from runtime.engine.tensorrt.runner import StepRunner, StepSizes
+from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.plugins.cuda.kernel_library import KernelLibrary
+from kvfold.runtime.engine.engine_config import PLAN_FILE, EngineConfig, TensorRTFacts
+from kvfold.runtime.engine.protocol import EngineInfo, StepInputs
+from kvfold.runtime.engine.tensorrt.device import Device
+from kvfold.runtime.engine.tensorrt.loaded_plan import LoadedPlan
+from kvfold.runtime.engine.tensorrt.memory import check_memory
+from kvfold.runtime.engine.tensorrt.pools import check_pages, pool_bytes
+from kvfold.runtime.engine.tensorrt.preflight import check_files, check_gpu, import_library
+from kvfold.runtime.engine.tensorrt.runner import StepRunner, StepSizes
 
 
 class TensorRTEngine:

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from export.calibration import calibration_tokens, generate
-from export.calibration.documents import read_documents
-from export.calibration.generate import TEMPERATURE, SeedPrompt, Writer, sample
-from export.calibration.step_attention import StepAttention
-from export.checkpoint import Checkpoint, load_checkpoint
-from export.model.decoder import Decoder
-from plugins.contract.errors import CalibrationError
-from plugins.contract.plan_presets import Preset, build_plan
-from plugins.contract.tokenizer_config import TokenizerConfig
+from kvfold.export.calibration import calibration_tokens, generate
+from kvfold.export.calibration.documents import read_documents
+from kvfold.export.calibration.generate import TEMPERATURE, SeedPrompt, Writer, sample
+from kvfold.export.calibration.step_attention import StepAttention
+from kvfold.export.checkpoint import Checkpoint, load_checkpoint
+from kvfold.export.model.decoder import Decoder
+from kvfold.plugins.contract.errors import CalibrationError
+from kvfold.plugins.contract.plan_presets import Preset, build_plan
+from kvfold.plugins.contract.tokenizer_config import TokenizerConfig
 from tests.export.tiny_checkpoints import random_model, write_folder
 
 TEMPLATE = "{% for m in messages %}[{{ m.role }}] {{ m.content }}<|im_end|>{% endfor %}"

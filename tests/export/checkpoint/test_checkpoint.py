@@ -11,11 +11,11 @@ import torch
 from gguf import GGMLQuantizationType
 from transformers import PreTrainedModel
 
-from export.checkpoint import Checkpoint, load_checkpoint
-from export.checkpoint.gguf_file import deinterleave
-from export.model.decoder import Decoder
-from export.model.rope import inverse_frequencies
-from plugins.contract.plan_presets import Preset, build_plan
+from kvfold.export.checkpoint import Checkpoint, load_checkpoint
+from kvfold.export.checkpoint.gguf_file import deinterleave
+from kvfold.export.model.decoder import Decoder
+from kvfold.export.model.rope import inverse_frequencies
+from kvfold.plugins.contract.plan_presets import Preset, build_plan
 from tests.export.tiny_checkpoints import CLASSES, interleave, random_model, write_folder, write_gguf
 
 LLAMA3 = {

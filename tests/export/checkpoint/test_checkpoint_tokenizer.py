@@ -10,12 +10,12 @@ import pytest
 from gguf import GGMLQuantizationType, GGUFReader
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from export.checkpoint import load_checkpoint
-from export.checkpoint.checkpoint_tokenizer import CheckpointTokenizer
-from export.checkpoint.gguf_tokenizer import tokenizer_from_gguf
-from plugins.contract.chat_template import render_chat
-from plugins.contract.errors import CheckpointError, RequestError, UnsupportedModelError
-from plugins.contract.tokenizer_config import TokenizerConfig
+from kvfold.export.checkpoint import load_checkpoint
+from kvfold.export.checkpoint.checkpoint_tokenizer import CheckpointTokenizer
+from kvfold.export.checkpoint.gguf_tokenizer import tokenizer_from_gguf
+from kvfold.plugins.contract.chat_template import render_chat
+from kvfold.plugins.contract.errors import CheckpointError, RequestError, UnsupportedModelError
+from kvfold.plugins.contract.tokenizer_config import TokenizerConfig
 from tests.export.tiny_checkpoints import random_model, tiny_tokenizer, write_folder, write_gguf
 
 # Written once with llama.cpp; `made_by` in the file says how.

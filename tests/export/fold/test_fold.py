@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from export.fold.fold import FoldedModel, fold_weights
-from export.fold.fold_settings import FoldSettings
-from export.fold.keys import complex_from_halves, halves_from_complex
-from export.fold.projections import read_heads, write_heads
-from export.model.decoder import Decoder
-from export.model.families import config_from_huggingface
-from export.model.model_config import ModelConfig
-from plugins.contract.errors import PlanError
-from plugins.contract.fold_plan import FoldPlan, LayerPlan
-from plugins.contract.plan_presets import Preset, build_plan
+from kvfold.export.fold.fold import FoldedModel, fold_weights
+from kvfold.export.fold.fold_settings import FoldSettings
+from kvfold.export.fold.keys import complex_from_halves, halves_from_complex
+from kvfold.export.fold.projections import read_heads, write_heads
+from kvfold.export.model.decoder import Decoder
+from kvfold.export.model.families import config_from_huggingface
+from kvfold.export.model.model_config import ModelConfig
+from kvfold.plugins.contract.errors import PlanError
+from kvfold.plugins.contract.fold_plan import FoldPlan, LayerPlan
+from kvfold.plugins.contract.plan_presets import Preset, build_plan
 from tests.export.tiny_checkpoints import random_model
 
 TOKENS = torch.randint(0, 97, (16, 64), generator=torch.Generator().manual_seed(1))

@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from export.fold.bank import BankStatistics, FoldedBank, Members, MergedHead
-from export.fold.baselines import METHODS, aligned_mean, joint_pca
-from export.fold.fold import FoldedModel, fold_weights
-from export.fold.fold_settings import FoldSettings
-from export.fold.keys import complex_from_halves, halves_from_complex
-from export.fold.projections import read_heads, write_heads
-from export.model.decoder import Decoder
-from export.model.model_config import ModelConfig
-from plugins.contract.plan_presets import Preset, build_plan
+from kvfold.export.fold.bank import BankStatistics, FoldedBank, Members, MergedHead
+from kvfold.export.fold.baselines import METHODS, aligned_mean, joint_pca
+from kvfold.export.fold.fold import FoldedModel, fold_weights
+from kvfold.export.fold.fold_settings import FoldSettings
+from kvfold.export.fold.keys import complex_from_halves, halves_from_complex
+from kvfold.export.fold.projections import read_heads, write_heads
+from kvfold.export.model.decoder import Decoder
+from kvfold.export.model.model_config import ModelConfig
+from kvfold.plugins.contract.plan_presets import Preset, build_plan
 from tests.export.fold.test_fold import HELD_OUT, TOKENS, Weights, make_plan, max_difference, model
 
 CLOSED_FORM = ("fitted-slots", "even-slots")

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from export.fold.bank import key_covariance
-from export.fold.keys import (
+from kvfold.export.fold.bank import key_covariance
+from kvfold.export.fold.keys import (
     choose_slots,
     complex_from_halves,
     fit_keys,
@@ -15,10 +15,10 @@ from export.fold.keys import (
     key_spectrum,
     scale_queries,
 )
-from export.fold.regression import Moments, append_one
-from export.fold.values import fit_values
-from export.model.dense_attention import DenseAttention
-from plugins.contract.fold_plan import FoldPlan, LayerPlan
+from kvfold.export.fold.regression import Moments, append_one
+from kvfold.export.fold.values import fit_values
+from kvfold.export.model.dense_attention import DenseAttention
+from kvfold.plugins.contract.fold_plan import FoldPlan, LayerPlan
 from tests.tiny_model import tiny_config
 
 MEMBERS, SIZE, INPUTS, TOKENS = 3, 8, 12, 400

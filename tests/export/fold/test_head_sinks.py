@@ -7,16 +7,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from export.fold.fold import fold_weights
-from export.fold.head_sinks import HeadSinkFit, SinklessAttention, head_sink_name
-from export.fold.projections import read_output
-from export.model.decoder import Attention, Decoder
-from export.model.dense_attention import DenseAttention
-from export.model.families import config_from_huggingface
-from export.model.residual_stream import load_block
-from plugins.contract.errors import CalibrationError
-from plugins.contract.fold_plan import FoldPlan
-from plugins.contract.plan_presets import Preset, build_plan
+from kvfold.export.fold.fold import fold_weights
+from kvfold.export.fold.head_sinks import HeadSinkFit, SinklessAttention, head_sink_name
+from kvfold.export.fold.projections import read_output
+from kvfold.export.model.decoder import Attention, Decoder
+from kvfold.export.model.dense_attention import DenseAttention
+from kvfold.export.model.families import config_from_huggingface
+from kvfold.export.model.residual_stream import load_block
+from kvfold.plugins.contract.errors import CalibrationError
+from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.plugins.contract.plan_presets import Preset, build_plan
 from tests.export.tiny_checkpoints import random_model
 from tests.tiny_model import tiny_config, tiny_decoder, tiny_plan
 

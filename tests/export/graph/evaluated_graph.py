@@ -11,14 +11,14 @@ import torch
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-from export.model.dense_attention import DenseAttention
-from export.model.model_config import ModelConfig
-from plugins.contract import step as contract
-from plugins.contract.fold_plan import FoldPlan
-from plugins.paged_attention.reference import paged_attention
-from plugins.paged_attention.schema import DOMAIN, INPUTS, OP_TYPE, Attributes
-from plugins.tensorrt.node_form import INPUTS_ATTRIBUTE
-from runtime.engine.protocol import StepInputs
+from kvfold.export.model.dense_attention import DenseAttention
+from kvfold.export.model.model_config import ModelConfig
+from kvfold.plugins.contract import step as contract
+from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.plugins.paged_attention.reference import paged_attention
+from kvfold.plugins.paged_attention.schema import DOMAIN, INPUTS, OP_TYPE, Attributes
+from kvfold.plugins.tensorrt.node_form import INPUTS_ATTRIBUTE
+from kvfold.runtime.engine.protocol import StepInputs
 from tests.paging import Pager
 from tests.tiny_model import kv_scales, tiny_decoder
 

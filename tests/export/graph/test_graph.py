@@ -10,18 +10,18 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from export.graph.linears import find_linears
-from export.graph.lower_cpu import lower_for_cpu
-from export.graph.onnx_from_decoder import export_onnx
-from export.graph.paged_decoder import PagedDecoder
-from export.model.decoder import Decoder
-from export.model.dense_attention import DenseAttention
-from export.quantize.precision import Precision
-from plugins.contract import step as contract
-from plugins.contract.errors import ExportError, TargetError
-from runtime.engine.engine_config import EngineConfig
-from runtime.engine.onnxruntime_engine import OnnxRuntimeEngine
-from runtime.engine.protocol import StepInputs
+from kvfold.export.graph.linears import find_linears
+from kvfold.export.graph.lower_cpu import lower_for_cpu
+from kvfold.export.graph.onnx_from_decoder import export_onnx
+from kvfold.export.graph.paged_decoder import PagedDecoder
+from kvfold.export.model.decoder import Decoder
+from kvfold.export.model.dense_attention import DenseAttention
+from kvfold.export.quantize.precision import Precision
+from kvfold.plugins.contract import step as contract
+from kvfold.plugins.contract.errors import ExportError, TargetError
+from kvfold.runtime.engine.engine_config import EngineConfig
+from kvfold.runtime.engine.onnxruntime_engine import OnnxRuntimeEngine
+from kvfold.runtime.engine.protocol import StepInputs
 from tests.paging import Pager
 from tests.tiny_model import VOCAB_SIZE, kv_scales, tiny_config, tiny_decoder, tiny_plan
 

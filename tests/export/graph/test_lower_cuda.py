@@ -16,14 +16,14 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from export.graph.lower_cuda import lower_for_cuda
-from export.graph.onnx_from_decoder import export_onnx
-from export.model.model_config import ModelConfig
-from plugins.contract.errors import TargetError
-from plugins.contract.fold_plan import FoldPlan
-from plugins.contract.plan_presets import Preset, build_plan
-from plugins.cuda.attention_spec import ActivationDtype
-from plugins.paged_attention.schema import INPUTS, OP_TYPE
+from kvfold.export.graph.lower_cuda import lower_for_cuda
+from kvfold.export.graph.onnx_from_decoder import export_onnx
+from kvfold.export.model.model_config import ModelConfig
+from kvfold.plugins.contract.errors import TargetError
+from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.plugins.contract.plan_presets import Preset, build_plan
+from kvfold.plugins.cuda.attention_spec import ActivationDtype
+from kvfold.plugins.paged_attention.schema import INPUTS, OP_TYPE
 from tests.export.graph.evaluated_graph import check_numbers
 from tests.tiny_model import VOCAB_SIZE, kv_scales, tiny_config, tiny_decoder, tiny_plan
 

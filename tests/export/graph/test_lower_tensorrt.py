@@ -18,19 +18,19 @@ import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
 
-from export.graph.linears import find_linears
-from export.graph.lower_tensorrt import lower_for_tensorrt
-from export.graph.model_files import save_model
-from export.graph.onnx_from_decoder import export_onnx
-from export.graph.passes import rms_norms
-from export.model.model_config import ModelConfig
-from export.quantize.precision import Precision
-from plugins.contract.errors import ExportError, TargetError
-from plugins.contract.fold_plan import FoldPlan
-from plugins.cuda.attention_spec import ActivationDtype, AttentionSpec
-from plugins.paged_attention.schema import DOMAIN, Attributes
-from plugins.tensorrt.library_path import environment_for
-from plugins.tensorrt.node_form import INPUTS_ATTRIBUTE
+from kvfold.export.graph.linears import find_linears
+from kvfold.export.graph.lower_tensorrt import lower_for_tensorrt
+from kvfold.export.graph.model_files import save_model
+from kvfold.export.graph.onnx_from_decoder import export_onnx
+from kvfold.export.graph.passes import rms_norms
+from kvfold.export.model.model_config import ModelConfig
+from kvfold.export.quantize.precision import Precision
+from kvfold.plugins.contract.errors import ExportError, TargetError
+from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.plugins.cuda.attention_spec import ActivationDtype, AttentionSpec
+from kvfold.plugins.paged_attention.schema import DOMAIN, Attributes
+from kvfold.plugins.tensorrt.library_path import environment_for
+from kvfold.plugins.tensorrt.node_form import INPUTS_ATTRIBUTE
 from tests.export.graph.evaluated_graph import check_numbers
 from tests.plugins.tensorrt.fake_kernels import fake_kernels
 from tests.root import ROOT

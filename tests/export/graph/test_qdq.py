@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from export.graph.passes import quantize_dequantize_linears
+from kvfold.export.graph.passes import quantize_dequantize_linears
 
 TOKENS, IN_FEATURES, OUT_FEATURES = 5, 24, 10
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from export.heal.heal import heal
-from export.heal.healed_adapter import save_adapter
+from kvfold.export.heal.heal import heal
+from kvfold.export.heal.healed_adapter import save_adapter
 
 
 def main(job: Path, folder: Path) -> None:

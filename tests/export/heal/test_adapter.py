@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from export.heal.heal import heal
-from export.heal.healed_adapter import load_adapter, merge, plan_hash, save_adapter
-from export.model.decoder import Decoder
-from plugins.contract.errors import AdapterError
-from plugins.contract.fold_plan import FoldPlan
-from plugins.contract.plan_presets import AttentionShape, Preset, build_plan
+from kvfold.export.heal.heal import heal
+from kvfold.export.heal.healed_adapter import load_adapter, merge, plan_hash, save_adapter
+from kvfold.export.model.decoder import Decoder
+from kvfold.plugins.contract.errors import AdapterError
+from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.plugins.contract.plan_presets import AttentionShape, Preset, build_plan
 from tests.export.heal.tiny_healing import SETTINGS, tiny_healing
 
 HEALING, FOLDED = tiny_healing(SETTINGS.model_copy(update={"layerwise_tokens": 48 * 8, "tokens": 0}))

@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from export.heal.heal import Healing
-from export.heal.objective.losses import EndToEndLoss, LayerwiseLoss
-from export.heal.objective.teacher_cache import TeacherCache
-from export.heal.starting_point import adapter_form
-from export.heal.student.student import TrainedModel
-from export.heal.training.optimizer import Optimizer
-from export.heal.training.train import backward
+from kvfold.export.heal.heal import Healing
+from kvfold.export.heal.objective.losses import EndToEndLoss, LayerwiseLoss
+from kvfold.export.heal.objective.teacher_cache import TeacherCache
+from kvfold.export.heal.starting_point import adapter_form
+from kvfold.export.heal.student.student import TrainedModel
+from kvfold.export.heal.training.optimizer import Optimizer
+from kvfold.export.heal.training.train import backward
 from tests.export.heal.tiny_healing import SETTINGS, TOKENS, tiny_healing
 
 META = torch.device("meta")
@@ -40,8 +40,8 @@ class OneDevice(TorchDispatchMode):
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Healing takes `meta`, which has no autocast and whose losses have no value, for its device."""
-    monkeypatch.setattr("export.heal.student.student.training_device", lambda: META)
-    monkeypatch.setattr("export.heal.student.student.matmul_dtype", lambda _: torch.float32)
+    monkeypatch.setattr("kvfold.export.heal.student.student.training_device", lambda: META)
+    monkeypatch.setattr("kvfold.export.heal.student.student.matmul_dtype", lambda _: torch.float32)
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda _: False)
     item = Tensor.item

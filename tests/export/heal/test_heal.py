@@ -14,13 +14,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from export.heal.heal import STEPS, Healing, heal
-from export.heal.healed_adapter import merge
-from export.heal.student.trainable import trained_names
-from export.heal.training.journal import Journal
-from export.model.decoder import Decoder
-from plugins.contract.errors import HealingError, PlanError
-from plugins.contract.plan_presets import Preset, build_plan
+from kvfold.export.heal.heal import STEPS, Healing, heal
+from kvfold.export.heal.healed_adapter import merge
+from kvfold.export.heal.student.trainable import trained_names
+from kvfold.export.heal.training.journal import Journal
+from kvfold.export.model.decoder import Decoder
+from kvfold.plugins.contract.errors import HealingError, PlanError
+from kvfold.plugins.contract.plan_presets import Preset, build_plan
 from tests.export.heal.tiny_healing import SETTINGS, TOKENS, tiny_healing
 
 

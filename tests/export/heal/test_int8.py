@@ -10,26 +10,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from export.fold.fold import fold_weights
-from export.graph.lower_cpu import lower_for_cpu
-from export.graph.onnx_from_decoder import export_onnx
-from export.heal.heal import Healing, heal
-from export.heal.healed_adapter import merge
-from export.heal.objective.losses import EndToEndLoss
-from export.heal.objective.teacher_cache import TeacherCache, pick, scored_positions
-from export.heal.student.int8_deployment import Int8Deployment
-from export.heal.student.int8_rounding import Int8Linear, Rounding
-from export.heal.student.student import TrainedModel
-from export.heal.student.trainable import trained_names
-from export.heal.student.training_attention import TrainingAttention
-from export.model.decoder import Decoder
-from export.model.dense_attention import DenseAttention
-from export.quantize.calibrate import Calibrated, calibrate
-from export.quantize.quantize_settings import QuantizeSettings
-from plugins.contract.plan_presets import Preset, build_plan
-from plugins.int8_linear.schema import ActivationBits
-from runtime.engine.engine_config import EngineConfig
-from runtime.engine.onnxruntime_engine import OnnxRuntimeEngine
+from kvfold.export.fold.fold import fold_weights
+from kvfold.export.graph.lower_cpu import lower_for_cpu
+from kvfold.export.graph.onnx_from_decoder import export_onnx
+from kvfold.export.heal.heal import Healing, heal
+from kvfold.export.heal.healed_adapter import merge
+from kvfold.export.heal.objective.losses import EndToEndLoss
+from kvfold.export.heal.objective.teacher_cache import TeacherCache, pick, scored_positions
+from kvfold.export.heal.student.int8_deployment import Int8Deployment
+from kvfold.export.heal.student.int8_rounding import Int8Linear, Rounding
+from kvfold.export.heal.student.student import TrainedModel
+from kvfold.export.heal.student.trainable import trained_names
+from kvfold.export.heal.student.training_attention import TrainingAttention
+from kvfold.export.model.decoder import Decoder
+from kvfold.export.model.dense_attention import DenseAttention
+from kvfold.export.quantize.calibrate import Calibrated, calibrate
+from kvfold.export.quantize.quantize_settings import QuantizeSettings
+from kvfold.plugins.contract.plan_presets import Preset, build_plan
+from kvfold.plugins.int8_linear.schema import ActivationBits
+from kvfold.runtime.engine.engine_config import EngineConfig
+from kvfold.runtime.engine.onnxruntime_engine import OnnxRuntimeEngine
 from tests.export.heal.tiny_healing import SETTINGS, TOKENS, tiny_healing
 from tests.export.quantize.fake_quantized import FakeQuantizedDecoder
 from tests.paging import Pager
@@ -94,7 +94,7 @@ def with_outliers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 @pytest.fixture
 def float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Matrices multiply in float32 on every machine."""
-    monkeypatch.setattr("export.heal.student.student.matmul_dtype", lambda _: torch.float32)
+    monkeypatch.setattr("kvfold.export.heal.student.student.matmul_dtype", lambda _: torch.float32)
 
 
 def mixed_model(family: str) -> tuple[Healing, dict[str, Tensor], Calibrated]:

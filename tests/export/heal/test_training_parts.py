@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from export.heal.healed_adapter import merge
-from export.heal.objective.head_kl import head_kl
-from export.heal.objective.teacher_cache import TeacherCache, pick, scored_positions
-from export.heal.starting_point import adapter_form
-from export.heal.student.low_rank import anchor, change_spectrum, fit_factors, share_ranks
-from export.heal.student.student import TrainedModel
-from export.heal.student.training_attention import TrainingAttention
-from export.heal.training.train import batches
-from export.model.decoder import Decoder
-from export.model.dense_attention import DenseAttention
+from kvfold.export.heal.healed_adapter import merge
+from kvfold.export.heal.objective.head_kl import head_kl
+from kvfold.export.heal.objective.teacher_cache import TeacherCache, pick, scored_positions
+from kvfold.export.heal.starting_point import adapter_form
+from kvfold.export.heal.student.low_rank import anchor, change_spectrum, fit_factors, share_ranks
+from kvfold.export.heal.student.student import TrainedModel
+from kvfold.export.heal.student.training_attention import TrainingAttention
+from kvfold.export.heal.training.train import batches
+from kvfold.export.model.decoder import Decoder
+from kvfold.export.model.dense_attention import DenseAttention
 from tests.export.heal.tiny_healing import TOKENS, tiny_healing
 from tests.tiny_model import tiny_config, tiny_decoder, tiny_plan
 
@@ -29,7 +29,7 @@ def test_attention_and_its_gradients_are_dense_attention_s(
     length: int, block: int, head_sink: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Windows are 32, with 4 sinks or learned ones; layers share caches, so gradients meet in the donor's."""
-    monkeypatch.setattr("export.heal.student.block_attention.BLOCK", block)
+    monkeypatch.setattr("kvfold.export.heal.student.block_attention.BLOCK", block)
     config = tiny_config()
     plan = tiny_plan(config, "character", head_sink=head_sink)
     decoder = tiny_decoder(config, plan).requires_grad_(True)
@@ -48,7 +48,7 @@ def test_attention_and_its_gradients_are_dense_attention_s(
 
 
 def test_more_sinks_than_the_window_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("export.heal.student.block_attention.BLOCK", 16)
+    monkeypatch.setattr("kvfold.export.heal.student.block_attention.BLOCK", 16)
     config = tiny_config()
     plan = tiny_plan(config, "character")
     layer = plan.layers[0].model_copy(update={"sliding_window": 8, "sink_size": 20})
@@ -117,7 +117,7 @@ def interrupt(fraction: float) -> None:
 
 
 def test_the_model_in_training_computes_what_its_weights_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("export.heal.student.student.matmul_dtype", lambda _: torch.float32)
+    monkeypatch.setattr("kvfold.export.heal.student.student.matmul_dtype", lambda _: torch.float32)
     healing, folded = tiny_healing()
     expected = Decoder.from_weights(healing.config, healing.plan, folded).model(
         TOKENS, DenseAttention(healing.config, healing.plan)
@@ -128,7 +128,7 @@ def test_the_model_in_training_computes_what_its_weights_say(monkeypatch: pytest
 
 def test_the_model_in_training_computes_what_its_adapter_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """Factors and changes of low rank included; what is left is the adapter's rounding to float16."""
-    monkeypatch.setattr("export.heal.student.student.matmul_dtype", lambda _: torch.float32)
+    monkeypatch.setattr("kvfold.export.heal.student.student.matmul_dtype", lambda _: torch.float32)
     healing, folded = tiny_healing()
     config, plan = healing.config, healing.plan
     form = adapter_form(config, healing.base, folded, plan, TOKENS, rank=8)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from export.fold.fold import fold_weights
-from export.fold.fold_settings import FoldSettings
-from export.heal.heal import Healing
-from export.heal.heal_settings import HealSettings
-from export.model.families import config_from_huggingface
-from plugins.contract.fold_plan import FoldPlan
-from plugins.contract.plan_presets import Preset, build_plan
+from kvfold.export.fold.fold import fold_weights
+from kvfold.export.fold.fold_settings import FoldSettings
+from kvfold.export.heal.heal import Healing
+from kvfold.export.heal.heal_settings import HealSettings
+from kvfold.export.model.families import config_from_huggingface
+from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.plugins.contract.plan_presets import Preset, build_plan
 from tests.export.tiny_checkpoints import random_model
 
 TOKENS = torch.randint(0, 97, (24, 48), generator=torch.Generator().manual_seed(1))

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from export.checkpoint.gguf_config import GgufTensorFacts, config_from_gguf
-from export.model.families import config_from_huggingface
-from export.model.model_config import LinearRope, Llama3Rope
-from plugins.contract.errors import CheckpointError, UnsupportedModelError
+from kvfold.export.checkpoint.gguf_config import GgufTensorFacts, config_from_gguf
+from kvfold.export.model.families import config_from_huggingface
+from kvfold.export.model.model_config import LinearRope, Llama3Rope
+from kvfold.plugins.contract.errors import CheckpointError, UnsupportedModelError
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

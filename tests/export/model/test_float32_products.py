@@ -7,9 +7,9 @@ import copy
 import torch
 from torch import nn
 
-from export.model.decoder import Decoder
-from export.model.families import config_from_huggingface
-from export.model.matmul_dtype import multiply_in_float32
+from kvfold.export.model.decoder import Decoder
+from kvfold.export.model.families import config_from_huggingface
+from kvfold.export.model.matmul_dtype import multiply_in_float32
 from tests.export.tiny_checkpoints import random_model
 from tests.tiny_model import tiny_plan
 

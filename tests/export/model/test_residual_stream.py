@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from export.model.decoder import Decoder
-from export.model.families import config_from_huggingface
-from export.model.mapped_tensor import map_tensor
-from export.model.residual_stream import ResidualStream, load_block
+from kvfold.export.model.decoder import Decoder
+from kvfold.export.model.families import config_from_huggingface
+from kvfold.export.model.mapped_tensor import map_tensor
+from kvfold.export.model.residual_stream import ResidualStream, load_block
 from tests.export.tiny_checkpoints import random_model
 from tests.tiny_model import tiny_plan
 

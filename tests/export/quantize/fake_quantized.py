@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from export.model.decoder import Decoder
-from export.model.dense_attention import DenseAttention
-from export.model.model_config import ModelConfig
-from export.quantize.calibrate import Calibrated
-from export.quantize.int8 import FakeInt8Linear
-from plugins.contract.fold_plan import FoldPlan
-from plugins.int8_linear.schema import ActivationBits
+from kvfold.export.model.decoder import Decoder
+from kvfold.export.model.dense_attention import DenseAttention
+from kvfold.export.model.model_config import ModelConfig
+from kvfold.export.quantize.calibrate import Calibrated
+from kvfold.export.quantize.int8 import FakeInt8Linear
+from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.plugins.int8_linear.schema import ActivationBits
 
 
 class FakeQuantizedDecoder(nn.Module):

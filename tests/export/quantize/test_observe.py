@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from export.model.families import config_from_huggingface
-from export.quantize.observe import LinearInput, observe
-from plugins.contract.fold_plan import FoldPlan, LayerPlan
+from kvfold.export.model.families import config_from_huggingface
+from kvfold.export.quantize.observe import LinearInput, observe
+from kvfold.plugins.contract.fold_plan import FoldPlan, LayerPlan
 from tests.export.tiny_checkpoints import random_model
 
 

@@ -6,17 +6,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from export.model.decoder import Decoder
-from export.model.dense_attention import DenseAttention
-from export.model.families import config_from_huggingface
-from export.model.model_config import ModelConfig
-from export.quantize.calibrate import Calibrated, calibrate
-from export.quantize.int8 import FakeInt8Linear, linear_weight
-from export.quantize.quantize_settings import QuantizeSettings
-from plugins.contract.fold_plan import FoldPlan, LayerPlan
-from plugins.int8_linear.inputs import Case, make_inputs
-from plugins.int8_linear.packing import quantize_weight
-from plugins.int8_linear.reference import int8_linear
+from kvfold.export.model.decoder import Decoder
+from kvfold.export.model.dense_attention import DenseAttention
+from kvfold.export.model.families import config_from_huggingface
+from kvfold.export.model.model_config import ModelConfig
+from kvfold.export.quantize.calibrate import Calibrated, calibrate
+from kvfold.export.quantize.int8 import FakeInt8Linear, linear_weight
+from kvfold.export.quantize.quantize_settings import QuantizeSettings
+from kvfold.plugins.contract.fold_plan import FoldPlan, LayerPlan
+from kvfold.plugins.int8_linear.inputs import Case, make_inputs
+from kvfold.plugins.int8_linear.packing import quantize_weight
+from kvfold.plugins.int8_linear.reference import int8_linear
 from tests.export.quantize.fake_quantized import FakeQuantizedDecoder
 from tests.export.tiny_checkpoints import random_model
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from export.search.choose import (
+from kvfold.export.search.choose import (
     Horizons,
     by_size,
     choose_banks,
@@ -24,11 +24,11 @@ from export.search.choose import (
     smallest_below,
     smallest_bytes,
 )
-from export.search.costs import Change, Cost, CostTable, guess_bank, make_table
-from export.search.search_settings import SearchSettings
-from export.search.space import PlanSpace, Solution, Target
-from plugins.contract.errors import PlanError
-from plugins.contract.plan_presets import AttentionShape
+from kvfold.export.search.costs import Change, Cost, CostTable, guess_bank, make_table
+from kvfold.export.search.search_settings import SearchSettings
+from kvfold.export.search.space import PlanSpace, Solution, Target
+from kvfold.plugins.contract.errors import PlanError
+from kvfold.plugins.contract.plan_presets import AttentionShape
 
 NLL = 1.0
 WINDOWS = (128, 256)

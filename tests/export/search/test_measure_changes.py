@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from export.fold.fold_settings import FoldSettings
-from export.model.decoder import Decoder
-from export.model.families import config_from_huggingface
-from export.search.costs import Change, Cost, distant_changes, large_banks, layer_changes
-from export.search.examine import Examination, Question
-from export.search.measure_changes import (
+from kvfold.export.fold.fold_settings import FoldSettings
+from kvfold.export.model.decoder import Decoder
+from kvfold.export.model.families import config_from_huggingface
+from kvfold.export.search.costs import Change, Cost, distant_changes, large_banks, layer_changes
+from kvfold.export.search.examine import Examination, Question
+from kvfold.export.search.measure_changes import (
     Laboratory,
     measure_changes,
     measure_globals,
@@ -23,8 +23,8 @@ from export.search.measure_changes import (
     measure_plan,
     with_windows,
 )
-from export.search.search_settings import SearchSettings
-from plugins.contract.fold_plan import FoldPlan
+from kvfold.export.search.search_settings import SearchSettings
+from kvfold.plugins.contract.fold_plan import FoldPlan
 from tests.export.tiny_checkpoints import random_model
 
 SETTINGS = SearchSettings(

@@ -13,18 +13,18 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-import pipeline
-from pipeline.bench.bench import run_bench
-from pipeline.bench.bench_results import BenchResult
-from pipeline.bench.bench_settings import BenchSettings
-from pipeline.bench.contender import Limits
-from pipeline.bench.contenders import KVFOLD, PEERS, subject_module
-from pipeline.bench.models.prepared import PreparedModels
-from pipeline.bench.processes import bench_worker as worker
-from pipeline.bench.processes import jobs, process
-from pipeline.bench.processes.process import WorkerError, run_job
-from pipeline.commands.measure.bench import command
-from plugins.contract.errors import TargetError
+from kvfold.pipeline.bench.bench import run_bench
+from kvfold.pipeline.bench.bench_results import BenchResult
+from kvfold.pipeline.bench.bench_settings import BenchSettings
+from kvfold.pipeline.bench.contender import Limits
+from kvfold.pipeline.bench.contenders import KVFOLD, PEERS, subject_module
+from kvfold.pipeline.bench.models.prepared import PreparedModels
+from kvfold.pipeline.bench.processes import bench_worker as worker
+from kvfold.pipeline.bench.processes import jobs, process
+from kvfold.pipeline.bench.processes.process import WorkerError, run_job
+from kvfold.pipeline.commands.measure.bench import command
+from kvfold.plugins.contract.errors import TargetError
+from tests.root import ROOT
 from tests.runtime.harness import PLANS
 
 VOCAB = 5000
@@ -67,8 +67,8 @@ def test_subject_modules_import_no_engine() -> None:
         "{'torch', 'numpy', 'transformers', 'llama_cpp', 'onnxruntime_genai', 'openvino', 'onnxruntime'}"
     )
     code = (
-        "import sys; from pipeline.bench.processes import bench_worker; "
-        "from pipeline.bench.contenders import subject_module; "
+        "import sys; from kvfold.pipeline.bench.processes import bench_worker; "
+        "from kvfold.pipeline.bench.contenders import subject_module; "
         f"[subject_module(name) for name in ({names})]; print({engines} & set(sys.modules))"
     )
     run = subprocess.run([PYTHON, "-c", code], capture_output=True, text=True, check=True, cwd=process.ROOT)
@@ -77,7 +77,7 @@ def test_subject_modules_import_no_engine() -> None:
 
 FAKE = """
 import time
-from pipeline.bench.contender import Generation
+from kvfold.pipeline.bench.contender import Generation
 
 TITLE, WEIGHTS, PACKAGE, INSTALL = "Fake", "int8", "pip", "pip install pip"
 
@@ -101,9 +101,10 @@ def load(model, limits):
 @pytest.fixture
 def fake_subjects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers whose kvfold and llama_cpp need no engine, and whose openvino_genai is not installed."""
-    package = tmp_path / "root" / "pipeline"
-    shutil.copytree(Path(pipeline.__file__).parent / "bench", package / "bench")
-    (package / "__init__.py").touch()
+    package = tmp_path / "root" / "kvfold" / "pipeline"
+    shutil.copytree(ROOT / "pipeline" / "bench", package / "bench")
+    for folder in (package, package.parent):
+        (folder / "__init__.py").touch()
     for name in (KVFOLD, "llama_cpp"):
         (package / "bench" / "contenders" / f"{name}.py").write_text(FAKE)
     absent = FAKE.replace('"pip",', '"kvfold-bench-absent",')

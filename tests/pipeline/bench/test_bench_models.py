@@ -11,13 +11,13 @@ import torch
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
-from export.checkpoint import Checkpoint, load_checkpoint
-from pipeline.bench.models import prepared
-from pipeline.bench.models.gguf_from_huggingface import write_gguf
-from pipeline.bench.models.huggingface_folder import write_huggingface_folder
-from pipeline.bench.models.prepared import PreparedModels
-from pipeline.bench.processes.jobs import Answer, Job, Prepare
-from pipeline.bench.processes.process import WorkerError
+from kvfold.export.checkpoint import Checkpoint, load_checkpoint
+from kvfold.pipeline.bench.models import prepared
+from kvfold.pipeline.bench.models.gguf_from_huggingface import write_gguf
+from kvfold.pipeline.bench.models.huggingface_folder import write_huggingface_folder
+from kvfold.pipeline.bench.models.prepared import PreparedModels
+from kvfold.pipeline.bench.processes.jobs import Answer, Job, Prepare
+from kvfold.pipeline.bench.processes.process import WorkerError
 from tests.export.tiny_checkpoints import interleave, random_model, write_folder
 
 LLAMA3 = {

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipeline.bench import workloads
-from pipeline.bench.bench_results import BenchResult, SubjectResult
-from pipeline.bench.bench_table import draw_table, format_value, write_markdown
-from pipeline.bench.describe_machine import Machine
-from pipeline.bench.describe_plan import describe_plan
-from plugins.contract.plan_presets import AttentionShape, Preset, build_plan
+from kvfold.pipeline.bench import workloads
+from kvfold.pipeline.bench.bench_results import BenchResult, SubjectResult
+from kvfold.pipeline.bench.bench_table import draw_table, format_value, write_markdown
+from kvfold.pipeline.bench.describe_machine import Machine
+from kvfold.pipeline.bench.describe_plan import describe_plan
+from kvfold.plugins.contract.plan_presets import AttentionShape, Preset, build_plan
 
 
 def result_of_two() -> BenchResult:

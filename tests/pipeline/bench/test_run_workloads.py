@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 import pytest
 
-from pipeline.bench import run_workloads as measure
-from pipeline.bench import workloads
-from pipeline.bench.bench import ROUNDING, needed_limits
-from pipeline.bench.bench_settings import BenchSettings
-from pipeline.bench.common_prefix import common_prefix
-from pipeline.bench.contender import Generation
-from pipeline.bench.contenders.kvfold import KvfoldSubject
-from runtime.sampling.sampling import SamplingParams
+from kvfold.pipeline.bench import run_workloads as measure
+from kvfold.pipeline.bench import workloads
+from kvfold.pipeline.bench.bench import ROUNDING, needed_limits
+from kvfold.pipeline.bench.bench_settings import BenchSettings
+from kvfold.pipeline.bench.common_prefix import common_prefix
+from kvfold.pipeline.bench.contender import Generation
+from kvfold.pipeline.bench.contenders.kvfold import KvfoldSubject
+from kvfold.runtime.sampling.sampling import SamplingParams
 from tests.runtime.harness import PLANS, check, in_use, make_llm, make_prompts
 
 VOCAB = 5000

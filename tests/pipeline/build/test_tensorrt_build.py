@@ -11,18 +11,18 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.recipe.load_recipe import load_recipe
-from pipeline.recipe.recipe import Recipe
-from pipeline.workspace.run_stages import run_stages
-from pipeline.workspace.stage import SOURCE_ROOT
-from pipeline.stages.stages import STAGES, build_stage
-from pipeline.build.tensorrt import build_tensorrt as module
-from pipeline.build.tensorrt.architectures import build_settings
-from plugins.cuda.kernel_library import KernelLibrary
-from plugins.contract.errors import KernelError, RecipeError, TargetError
-from runtime import LLM
-from runtime.bundle import open_bundle
-from runtime.engine.engine_config import EngineConfig
+from kvfold.pipeline.recipe.load_recipe import load_recipe
+from kvfold.pipeline.recipe.recipe import Recipe
+from kvfold.pipeline.workspace.run_stages import run_stages
+from kvfold.pipeline.workspace.stage import SOURCE_ROOT
+from kvfold.pipeline.stages.stages import STAGES, build_stage
+from kvfold.pipeline.build.tensorrt import build_tensorrt as module
+from kvfold.pipeline.build.tensorrt.architectures import build_settings
+from kvfold.plugins.cuda.kernel_library import KernelLibrary
+from kvfold.plugins.contract.errors import KernelError, RecipeError, TargetError
+from kvfold import LLM
+from kvfold.runtime.bundle import open_bundle
+from kvfold.runtime.engine.engine_config import EngineConfig
 from tests.pipeline.fake_stages import QuietDisplay
 from tests.pipeline.tiny_recipe import write_tiny_recipe
 
@@ -133,7 +133,7 @@ def test_a_failed_check_of_the_log_keeps_the_log(
 def test_another_version_of_the_library_builds_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = load_recipe(str(folder / "tiny.yaml"), TARGET, ARCHITECTURES)
     before = build_settings(recipe)
-    monkeypatch.setattr("pipeline.build.tensorrt.architectures.version", lambda package: "9.9")
+    monkeypatch.setattr("kvfold.pipeline.build.tensorrt.architectures.version", lambda package: "9.9")
     assert build_settings(recipe) != before
 
 
@@ -141,13 +141,13 @@ def test_the_worker_ends_when_the_pipeline_is_killed(folder: Path, bundle: Path)
     """Killed without a chance to clean up, in the middle of a build: no orphan goes on compiling."""
     root = shutil.copytree(bundle, folder / "killed")
     options = ["-o", str(root), "--target", TARGET, "--sm", "80"]
-    command = [sys.executable, "-m", "pipeline.cli", "build", str(folder / "tiny.yaml"), *options]
+    command = [sys.executable, "-m", "kvfold.pipeline.cli", "build", str(folder / "tiny.yaml"), *options]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=SOURCE_ROOT) as pipeline:
         workers: list[psutil.Process] = []
         while not workers and pipeline.poll() is None:
             with suppress(psutil.NoSuchProcess):  # a compiler's process that has just ended
                 children = psutil.Process(pipeline.pid).children()
-                workers = [child for child in children if "pipeline.build.tensorrt.build_worker" in child.cmdline()]
+                workers = [child for child in children if "kvfold.pipeline.build.tensorrt.build_worker" in child.cmdline()]
         assert workers, "the build ended before its worker was seen"
         pipeline.kill()
     psutil.wait_procs(workers, timeout=10)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.recipe.recipe import TensorRTSection
-from pipeline.build.tensorrt.limits import (
+from kvfold.pipeline.recipe.recipe import TensorRTSection
+from kvfold.pipeline.build.tensorrt.limits import (
     MAX_POOL_ELEMENTS,
     decode_limits,
     max_pages,
     prefill_limits,
     profile_shapes,
 )
-from pipeline.build.tensorrt.build_phases import Phases
-from plugins.contract import step
-from plugins.contract.fold_plan import FoldPlan
-from plugins.contract.plan_presets import AttentionShape, Preset, build_plan
+from kvfold.pipeline.build.tensorrt.build_phases import Phases
+from kvfold.plugins.contract import step
+from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.plugins.contract.plan_presets import AttentionShape, Preset, build_plan
 
 SECTION = TensorRTSection(architectures=(80,), max_num_batched_tokens=1024, max_num_seqs=16)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.build.tensorrt.read_log import describe_failure, differences, read_layers
+from kvfold.pipeline.build.tensorrt.read_log import describe_failure, differences, read_layers
 
 QKV, HEAD, ATTENTION = "model.layers.0.self_attn.qkv_proj", "lm_head", "model.layers.0.self_attn"
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from pipeline.cli import COMMANDS, cli, main
-from plugins.contract.errors import RecipeError, ValidationError
+from kvfold.pipeline.cli import COMMANDS, cli, main
+from kvfold.plugins.contract.errors import RecipeError, ValidationError
 
 
 def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -24,9 +24,9 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 def test_help_names_every_command_and_imports_none() -> None:
     code = (
-        "import sys; from click.testing import CliRunner; from pipeline.cli import cli;"
+        "import sys; from click.testing import CliRunner; from kvfold.pipeline.cli import cli;"
         "print(CliRunner().invoke(cli, ['--help']).output);"
-        "sys.exit(bool({'torch', 'onnxruntime', 'pipeline.recipe.recipe', 'rich'} & set(sys.modules)))"
+        "sys.exit(bool({'torch', 'onnxruntime', 'kvfold.pipeline.recipe.recipe', 'rich'} & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
@@ -64,8 +64,8 @@ def test_a_folder_without_a_manifest_shadows_no_shipped_recipe(
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "horizon").mkdir()
-    monkeypatch.setattr("pipeline.recipe.load_recipe.load_recipe", stop)
-    monkeypatch.setattr("pipeline.bring_up_to_date.bring_up_to_date", stop)
+    monkeypatch.setattr("kvfold.pipeline.recipe.load_recipe.load_recipe", stop)
+    monkeypatch.setattr("kvfold.pipeline.bring_up_to_date.bring_up_to_date", stop)
     result = CliRunner().invoke(cli, [name, "horizon"])
     assert str(result.exception) == "looked up the recipe horizon"
 
@@ -83,14 +83,14 @@ def test_exit_codes(monkeypatch: pytest.MonkeyPatch, error: BaseException, code:
     def fail(*arguments: object, **options: object) -> None:
         raise error
 
-    monkeypatch.setattr("pipeline.bring_up_to_date.bring_up_to_date", fail)
+    monkeypatch.setattr("kvfold.pipeline.bring_up_to_date.bring_up_to_date", fail)
     assert run_main(monkeypatch, "validate", "horizon") == code
 
 
 def test_a_target_that_cannot_run_here_says_so_before_any_work(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    from pipeline.machine.targets import TARGETS, Target
+    from kvfold.pipeline.machine.targets import TARGETS, Target
 
     cpu = TARGETS["cpu"]
     broken = Target(cpu.name, cpu.description, lambda: "no compiler; install g++", cpu.why_not_run)
@@ -109,7 +109,7 @@ def test_completion_scripts(shell: str) -> None:
 
 def test_the_shell_completes_shipped_recipes() -> None:
     environment = {"_KVFOLD_COMPLETE": "bash_complete", "COMP_WORDS": "kvfold build i", "COMP_CWORD": "2"}
-    code = "from pipeline.cli import main; main()"
+    code = "from kvfold.pipeline.cli import main; main()"
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
     )
@@ -139,7 +139,7 @@ def test_chatting_with_a_built_bundle_needs_no_torch() -> None:
 
 def test_reading_a_recipe_and_a_report_needs_no_torch() -> None:
     code = (
-        "import sys; from pipeline.recipe.load_recipe import load_recipe;"
+        "import sys; from kvfold.pipeline.recipe.load_recipe import load_recipe;"
         "import pipeline.stages.stages, pipeline.report.report_page;"
         "load_recipe('horizon'); print({'torch', 'onnx', 'polygraphy'} & set(sys.modules))"
     )

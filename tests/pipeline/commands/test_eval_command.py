@@ -11,13 +11,13 @@ import pytest
 from click.testing import CliRunner, Result
 from markupsafe import escape
 
-from pipeline.cli import cli
-from pipeline.quality.evaluate.evaluation import BFLOAT16, Evaluation, evaluation_file, read_evaluation
-from pipeline.quality.evaluate.evaluation_tables import evaluation_tables
-from pipeline.quality.validate.measurements import ENGINE, FOLDED, ORIGINAL
-from pipeline.recipe.load_recipe import load_recipe
-from pipeline.studies.lm_eval.load_lm_eval import load_harness_model
-from plugins.contract.errors import BundleError, RecipeError
+from kvfold.pipeline.cli import cli
+from kvfold.pipeline.quality.evaluate.evaluation import BFLOAT16, Evaluation, evaluation_file, read_evaluation
+from kvfold.pipeline.quality.evaluate.evaluation_tables import evaluation_tables
+from kvfold.pipeline.quality.validate.measurements import ENGINE, FOLDED, ORIGINAL
+from kvfold.pipeline.recipe.load_recipe import load_recipe
+from kvfold.pipeline.studies.lm_eval.load_lm_eval import load_harness_model
+from kvfold.plugins.contract.errors import BundleError, RecipeError
 from tests.pipeline.studies.test_lm_eval import LM, Instance
 from tests.pipeline.tiny_recipe import RECIPE, write_tiny_recipe
 

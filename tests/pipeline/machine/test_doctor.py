@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from pipeline.machine.doctor.software import check_compiler
+from kvfold.pipeline.machine.doctor.software import check_compiler
 
 
 def test_no_compiler_is_a_problem_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

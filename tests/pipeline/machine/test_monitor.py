@@ -12,12 +12,12 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from pipeline.commands.use.monitor import command
-from pipeline.machine import gpus
-from pipeline.machine.gpus import Gpu, open_nvml
-from pipeline.machine.monitor_view import monitor_view
-from runtime import status
-from runtime.status import EngineStatus, published, read_statuses
+from kvfold.pipeline.commands.use.monitor import command
+from kvfold.pipeline.machine import gpus
+from kvfold.pipeline.machine.gpus import Gpu, open_nvml
+from kvfold.pipeline.machine.monitor_view import monitor_view
+from kvfold.runtime import status
+from kvfold.runtime.status import EngineStatus, published, read_statuses
 from tests.runtime.harness import PLANS, make_llm
 
 

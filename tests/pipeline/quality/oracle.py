@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.quality.subjects import Subject
+from kvfold.pipeline.quality.subjects import Subject
 
 
 class CopyingSubject(Subject):

@@ -7,7 +7,7 @@ from math import comb
 import numpy as np
 import pytest
 
-from pipeline.quality.intervals import (
+from kvfold.pipeline.quality.intervals import (
     Estimate,
     bootstrap_exp_mean,
     bootstrap_mean,

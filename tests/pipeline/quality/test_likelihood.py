@@ -8,11 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.quality.evaluate.evaluation import BFLOAT16, Divergence
-from pipeline.quality.likelihood import cut_windows, measure_divergences, measure_perplexity, stream_losses
-from pipeline.quality.subjects import BLOCK_TOKENS, EngineSubject, Subject, TorchSubject, blocks
-from pipeline.quality.validate.measurements import ENGINE, FOLDED, ORIGINAL
-from plugins.contract.errors import ValidationError
+from kvfold.pipeline.quality.evaluate.evaluation import BFLOAT16, Divergence
+from kvfold.pipeline.quality.likelihood import (
+    cut_windows,
+    measure_divergences,
+    measure_perplexity,
+    stream_losses,
+)
+from kvfold.pipeline.quality.subjects import BLOCK_TOKENS, EngineSubject, Subject, TorchSubject, blocks
+from kvfold.pipeline.quality.validate.measurements import ENGINE, FOLDED, ORIGINAL
+from kvfold.plugins.contract.errors import ValidationError
 from tests.runtime.synthetic_engine import SyntheticEngine, make_plan
 from tests.tiny_model import VOCAB_SIZE, tiny_config, tiny_decoder, tiny_plan
 

@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.quality.evaluate.answers import ask, score_answer
-from pipeline.quality.evaluate.evaluation import RetrievalCell
-from pipeline.quality.evaluate.haystacks import Haystack, Task, write_cells, write_haystack
-from pipeline.quality.evaluate.last_words import SHIPPED, read_passages
-from pipeline.quality.evaluate.question import Prompt, make_prompt
-from pipeline.quality.evaluate.retrieval import measure_cell, smallest_window
-from pipeline.quality.likelihood import stream_losses
-from pipeline.quality.subjects import TorchSubject
-from pipeline.recipe.evaluate_section import SHIPPED_PASSAGES, RetrievalSection
-from plugins.contract.errors import CalibrationError, RecipeError, RequestError
+from kvfold.pipeline.quality.evaluate.answers import ask, score_answer
+from kvfold.pipeline.quality.evaluate.evaluation import RetrievalCell
+from kvfold.pipeline.quality.evaluate.haystacks import Haystack, Task, write_cells, write_haystack
+from kvfold.pipeline.quality.evaluate.last_words import SHIPPED, read_passages
+from kvfold.pipeline.quality.evaluate.question import Prompt, make_prompt
+from kvfold.pipeline.quality.evaluate.retrieval import measure_cell, smallest_window
+from kvfold.pipeline.quality.likelihood import stream_losses
+from kvfold.pipeline.quality.subjects import TorchSubject
+from kvfold.pipeline.recipe.evaluate_section import SHIPPED_PASSAGES, RetrievalSection
+from kvfold.plugins.contract.errors import CalibrationError, RecipeError, RequestError
 from tests.pipeline.quality.oracle import CopyingSubject
 from tests.runtime.byte_tokenizer import VOCAB, ByteTokenizer
 from tests.tiny_model import tiny_config, tiny_decoder, tiny_plan

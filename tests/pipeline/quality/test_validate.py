@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.quality.distances import measure_distance, negative_log_likelihood
-from pipeline.quality.subjects import Subject, pages_of_sequence
-from pipeline.quality.validate.measurements import ENGINE, FOLDED, ORIGINAL, Measurements, judge
-from pipeline.quality.validate.validate import compare
-from pipeline.recipe.recipe import Thresholds
-from plugins.contract.errors import ValidationError
-from plugins.contract.plan_presets import AttentionShape, Preset, build_plan
-from runtime.runtime_config import RuntimeConfig, pages_for
+from kvfold.pipeline.quality.distances import measure_distance, negative_log_likelihood
+from kvfold.pipeline.quality.subjects import Subject, pages_of_sequence
+from kvfold.pipeline.quality.validate.measurements import ENGINE, FOLDED, ORIGINAL, Measurements, judge
+from kvfold.pipeline.quality.validate.validate import compare
+from kvfold.pipeline.recipe.recipe import Thresholds
+from kvfold.plugins.contract.errors import ValidationError
+from kvfold.plugins.contract.plan_presets import AttentionShape, Preset, build_plan
+from kvfold.runtime.runtime_config import RuntimeConfig, pages_for
 
 VOCAB = 8
 

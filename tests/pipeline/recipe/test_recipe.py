@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.recipe.load_recipe import load_recipe
-from pipeline.recipe.recipe import Recipe, WrittenPlan
-from pipeline.recipe.recipe_files import shipped_recipes
-from plugins.contract.errors import PlanError, RecipeError
-from plugins.contract.plan_presets import AttentionShape, Preset
+from kvfold.pipeline.recipe.load_recipe import load_recipe
+from kvfold.pipeline.recipe.recipe import Recipe, WrittenPlan
+from kvfold.pipeline.recipe.recipe_files import shipped_recipes
+from kvfold.plugins.contract.errors import PlanError, RecipeError
+from kvfold.plugins.contract.plan_presets import AttentionShape, Preset
 
 SHAPE = AttentionShape(num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=2, head_dim=16)
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from export.checkpoint import load_checkpoint
-from export.heal.healed_adapter import load_adapter, merge
-from export.model.decoder import Decoder
-from pipeline.recipe.load_recipe import load_recipe
+from kvfold.export.checkpoint import load_checkpoint
+from kvfold.export.heal.healed_adapter import load_adapter, merge
+from kvfold.export.model.decoder import Decoder
+from kvfold.pipeline.recipe.load_recipe import load_recipe
 from tests.root import ROOT
 
 ADAPTERS = ROOT / "pipeline/recipe/adapters"

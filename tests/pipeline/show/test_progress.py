@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress
 
-from pipeline.show.progress import StageDisplay, format_seconds, stage_display
+from kvfold.pipeline.show.progress import StageDisplay, format_seconds, stage_display
 from tests.pipeline.fake_stages import fake_stages
 
 
@@ -21,7 +21,7 @@ def test_durations(seconds: float, text: str) -> None:
 
 def test_a_stage_that_resumes_counts_its_pace_from_where_it_began(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([100.0, 110.0])
-    monkeypatch.setattr("pipeline.show.progress.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("kvfold.pipeline.show.progress.time.perf_counter", lambda: next(clock))
     progress = Progress(console=Console(file=io.StringIO()))
     report = StageDisplay(progress.console, progress).started(fake_stages([])[0], "not done yet", None)
     report(0.8)

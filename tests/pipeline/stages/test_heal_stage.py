@@ -8,13 +8,19 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from pipeline.cli import cli
-from pipeline.recipe.load_recipe import load_recipe
-from pipeline.stages.stages import STAGES
-from pipeline.workspace.run_stages import run_stages
-from pipeline.workspace.workspace import ADAPTER, FOLDED_WEIGHTS, HEAL_LOSSES, HEALED_WEIGHTS, Workspace
-from plugins.contract.errors import AdapterError, RecipeError
-from runtime.bundle import open_bundle
+from kvfold.pipeline.cli import cli
+from kvfold.pipeline.recipe.load_recipe import load_recipe
+from kvfold.pipeline.stages.stages import STAGES
+from kvfold.pipeline.workspace.run_stages import run_stages
+from kvfold.pipeline.workspace.workspace import (
+    ADAPTER,
+    FOLDED_WEIGHTS,
+    HEAL_LOSSES,
+    HEALED_WEIGHTS,
+    Workspace,
+)
+from kvfold.plugins.contract.errors import AdapterError, RecipeError
+from kvfold.runtime.bundle import open_bundle
 from tests.pipeline.fake_stages import QuietDisplay
 from tests.pipeline.tiny_recipe import RECIPE, write_tiny_recipe
 

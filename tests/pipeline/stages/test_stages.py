@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from export.quantize.quantize_settings import QuantizeSettings
-from pipeline.recipe.recipe import DEMO_MODEL, HealSection, ModelSection
-from pipeline.stages import stage_work
-from pipeline.stages.stage_inputs import EVERY_STAGE
-from pipeline.stages.stages import STAGES
-from pipeline.studies.ablation.ablation import METHOD_CODE
-from pipeline.studies.cost import Yardstick, cost_stage
-from pipeline.studies.search.search import MEASURING_CODE
-from pipeline.workspace.stage import SOURCE_ROOT, Stage
-from pipeline.workspace.workspace import Workspace
+from kvfold.export.quantize.quantize_settings import QuantizeSettings
+from kvfold.pipeline.recipe.recipe import DEMO_MODEL, HealSection, ModelSection
+from kvfold.pipeline.stages import stage_work
+from kvfold.pipeline.stages.stage_inputs import EVERY_STAGE
+from kvfold.pipeline.stages.stages import STAGES
+from kvfold.pipeline.studies.ablation.ablation import METHOD_CODE
+from kvfold.pipeline.studies.cost import Yardstick, cost_stage
+from kvfold.pipeline.studies.search.search import MEASURING_CODE
+from kvfold.pipeline.workspace.stage import SOURCE_ROOT, Stage
+from kvfold.pipeline.workspace.workspace import Workspace
 from tests.pipeline.fake_stages import fake_recipe
 
 # Not followed: errors, and how a file is put in place, decide no result; settings, file names and the version

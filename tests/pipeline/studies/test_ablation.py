@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from export.fold.baselines import METHODS
-from pipeline.cli import cli
-from pipeline.studies.ablation.ablation import MARKDOWN, RESULTS, WORK
-from pipeline.studies.ablation.ablation_results import Ablation
-from plugins.contract.errors import RecipeError
+from kvfold.export.fold.baselines import METHODS
+from kvfold.pipeline.cli import cli
+from kvfold.pipeline.studies.ablation.ablation import MARKDOWN, RESULTS, WORK
+from kvfold.pipeline.studies.ablation.ablation_results import Ablation
+from kvfold.plugins.contract.errors import RecipeError
 from tests.pipeline.tiny_recipe import RECIPE, write_tiny_recipe
 
 EVALUATE = """

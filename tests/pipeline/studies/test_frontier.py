@@ -10,19 +10,19 @@ from xml.etree import ElementTree
 import pytest
 from click.testing import CliRunner, Result
 
-from pipeline.bring_up_to_date import bring_up_to_date
-from pipeline.cli import cli
-from pipeline.quality.evaluate.evaluation import Divergence, Divergences, Perplexity
-from pipeline.quality.intervals import Estimate
-from pipeline.quality.validate.measurements import FOLDED, ORIGINAL
-from pipeline.recipe.recipe_files import shipped_recipes
-from pipeline.studies.cost import Cost
-from pipeline.studies.frontier.frontier_picture import draw_frontier
-from pipeline.studies.frontier.ladder import SHIPPED_LADDER, load_ladder
-from pipeline.studies.frontier.rungs import SHOWN_CONTEXT, Frontier, Rung
-from pipeline.workspace.workspace import ADAPTER
-from plugins.contract.errors import RecipeError
-from plugins.contract.kv_bytes import KvBytes
+from kvfold.pipeline.bring_up_to_date import bring_up_to_date
+from kvfold.pipeline.cli import cli
+from kvfold.pipeline.quality.evaluate.evaluation import Divergence, Divergences, Perplexity
+from kvfold.pipeline.quality.intervals import Estimate
+from kvfold.pipeline.quality.validate.measurements import FOLDED, ORIGINAL
+from kvfold.pipeline.recipe.recipe_files import shipped_recipes
+from kvfold.pipeline.studies.cost import Cost
+from kvfold.pipeline.studies.frontier.frontier_picture import draw_frontier
+from kvfold.pipeline.studies.frontier.ladder import SHIPPED_LADDER, load_ladder
+from kvfold.pipeline.studies.frontier.rungs import SHOWN_CONTEXT, Frontier, Rung
+from kvfold.pipeline.workspace.workspace import ADAPTER
+from kvfold.plugins.contract.errors import RecipeError
+from kvfold.plugins.contract.kv_bytes import KvBytes
 from tests.export.tiny_checkpoints import random_model, write_folder
 from tests.pipeline.stages.test_heal_stage import HEAL
 from tests.pipeline.tiny_recipe import RECIPE, write_tiny_recipe

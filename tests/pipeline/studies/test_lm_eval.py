@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.quality.subjects import Subject, TorchSubject
-from pipeline.studies.lm_eval.lm_eval_requests import Generate, HarnessModel, sampling_params
-from pipeline.studies.lm_eval.load_lm_eval import harness_model
-from plugins.contract.errors import RequestError, TargetError
-from runtime.sampling.sampling import SamplingParams
-from runtime.text.detokenize import Detokenizer
-from runtime.text.tokenizer import Tokenizer
+from kvfold.pipeline.quality.subjects import Subject, TorchSubject
+from kvfold.pipeline.studies.lm_eval.lm_eval_requests import Generate, HarnessModel, sampling_params
+from kvfold.pipeline.studies.lm_eval.load_lm_eval import harness_model
+from kvfold.plugins.contract.errors import RequestError, TargetError
+from kvfold.runtime.sampling.sampling import SamplingParams
+from kvfold.runtime.text.detokenize import Detokenizer
+from kvfold.runtime.text.tokenizer import Tokenizer
 from tests.pipeline.quality.oracle import CopyingSubject
 from tests.runtime.byte_tokenizer import VOCAB, ByteTokenizer
 from tests.tiny_model import tiny_config, tiny_decoder, tiny_plan

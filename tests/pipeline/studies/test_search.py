@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from export.search.costs import Change, Cost
-from export.search.measure_changes import Station
-from pipeline.cli import cli
-from pipeline.recipe.load_recipe import load_recipe
-from pipeline.recipe.recipe import WrittenPlan
-from pipeline.studies.search.ledger import LedgerFile
-from plugins.contract.errors import PlanError, RecipeError
-from plugins.contract.plan_presets import AttentionShape
+from kvfold.export.search.costs import Change, Cost
+from kvfold.export.search.measure_changes import Station
+from kvfold.pipeline.cli import cli
+from kvfold.pipeline.recipe.load_recipe import load_recipe
+from kvfold.pipeline.recipe.recipe import WrittenPlan
+from kvfold.pipeline.studies.search.ledger import LedgerFile
+from kvfold.plugins.contract.errors import PlanError, RecipeError
+from kvfold.plugins.contract.plan_presets import AttentionShape
 from tests.pipeline.tiny_recipe import RECIPE, write_tiny_recipe
 
 SEARCH = """
@@ -83,7 +83,7 @@ def test_nothing_is_measured_twice(first: Result, folder: Path, monkeypatch: pyt
         raise AssertionError("measured again")
 
     for name in ("measure_changes", "measure_globals", "measure_locals", "measure_plan"):
-        monkeypatch.setattr(f"export.search.measure_changes.{name}", refuse)
+        monkeypatch.setattr(f"kvfold.export.search.measure_changes.{name}", refuse)
     again = plan(folder, "--target-bytes", "300@1k")
     assert again.exit_code == 0, again.output
     assert again.output == first.output[-len(again.output) :]

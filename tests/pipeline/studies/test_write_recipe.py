@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from export.search.space import Target
-from pipeline.recipe.load_recipe import load_recipe
-from pipeline.recipe.recipe import WrittenPlan
-from pipeline.studies.search.goal import make_goal, parse_target
-from pipeline.studies.search.write_recipe import write_recipe
-from plugins.contract.fold_plan import FoldPlan, LayerPlan
+from kvfold.export.search.space import Target
+from kvfold.pipeline.recipe.load_recipe import load_recipe
+from kvfold.pipeline.recipe.recipe import WrittenPlan
+from kvfold.pipeline.studies.search.goal import make_goal, parse_target
+from kvfold.pipeline.studies.search.write_recipe import write_recipe
+from kvfold.plugins.contract.fold_plan import FoldPlan, LayerPlan
 
 LAYERS = (
     LayerPlan(donor=0, num_key_value_heads=1, sliding_window=32, sink_size=4, kv_dtype="int8"),

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.workspace.run_stages import run_stages
-from plugins.contract.errors import BundleError
-from plugins.contract.version import VERSION
-from runtime.bundle import open_bundle
+from kvfold.pipeline.workspace.run_stages import run_stages
+from kvfold.plugins.contract.errors import BundleError
+from kvfold.plugins.contract.version import VERSION
+from kvfold.runtime.bundle import open_bundle
 from tests.pipeline.fake_stages import QuietDisplay, fake_recipe, fake_stages
 
 

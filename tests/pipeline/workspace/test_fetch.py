@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.workspace import fetch
-from plugins.contract.errors import FetchError
+from kvfold.pipeline.workspace import fetch
+from kvfold.plugins.contract.errors import FetchError
 
 
 def serve(

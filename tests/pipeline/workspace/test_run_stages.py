@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from pipeline.recipe.recipe import Recipe
-from pipeline.workspace.run_stages import run_stages
-from pipeline.workspace.stage import dependents, requirements
-from pipeline.workspace.workspace import Workspace
-from plugins.contract.errors import BundleError
-from plugins.contract.version import VERSION
-from runtime.bundle import open_bundle
+from kvfold.pipeline.recipe.recipe import Recipe
+from kvfold.pipeline.workspace.run_stages import run_stages
+from kvfold.pipeline.workspace.stage import dependents, requirements
+from kvfold.pipeline.workspace.workspace import Workspace
+from kvfold.plugins.contract.errors import BundleError
+from kvfold.plugins.contract.version import VERSION
+from kvfold.runtime.bundle import open_bundle
 from tests.pipeline.fake_stages import QuietDisplay, contents, fake_recipe, fake_stages
 
 ALL = ["first", "second", "third", "branch"]
@@ -210,7 +210,7 @@ SLOW_RUN = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from pathlib import Path
-from pipeline.workspace.run_stages import run_stages
+from kvfold.pipeline.workspace.run_stages import run_stages
 from tests.pipeline.fake_stages import QuietDisplay, fake_recipe, fake_stages
 class Slow(QuietDisplay):
     def started(self, stage, why, expected_seconds):

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from plugins.contract.errors import PlanError
-from plugins.contract.fold_plan import FoldPlan
-from plugins.contract.plan_presets import AttentionShape, Preset, PresetName, build_plan
+from kvfold.plugins.contract.errors import PlanError
+from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.plugins.contract.plan_presets import AttentionShape, Preset, PresetName, build_plan
 
 SMOLLM2 = AttentionShape(30, 9, 3, 64)
 GLOBAL: dict[str, Any] = {"donor": 0, "num_key_value_heads": 3}

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from plugins.cpu import cpu_library as library
+from kvfold.plugins.cpu import cpu_library as library
 
 
 @pytest.fixture(params=("portable", "avx2", "avx512vnni"))

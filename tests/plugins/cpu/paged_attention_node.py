@@ -10,10 +10,10 @@ import onnxruntime
 import torch
 from onnx import helper
 
-from plugins.cpu import cpu_library as library
-from plugins.paged_attention.inputs import Inputs
-from plugins.paged_attention.reference import paged_attention
-from plugins.paged_attention.schema import DOMAIN, INPUTS, OP_TYPE, OPSET, OUTPUTS
+from kvfold.plugins.cpu import cpu_library as library
+from kvfold.plugins.paged_attention.inputs import Inputs
+from kvfold.plugins.paged_attention.reference import paged_attention
+from kvfold.plugins.paged_attention.schema import DOMAIN, INPUTS, OP_TYPE, OPSET, OUTPUTS
 
 CACHES = OUTPUTS[1:]
 

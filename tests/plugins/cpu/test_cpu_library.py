@@ -7,8 +7,8 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
-from plugins.contract.errors import KernelError
-from plugins.cpu import cpu_library as library
+from kvfold.plugins.contract.errors import KernelError
+from kvfold.plugins.cpu import cpu_library as library
 
 
 def test_registers_and_reports_its_instruction_sets() -> None:

@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from plugins.cpu import cpu_library as library
-from plugins.int8_linear import reference, schema, tolerances
-from plugins.int8_linear.inputs import Case, Inputs, make_inputs
-from plugins.int8_linear.packing import pack_weight, quantize_weight
-from plugins.int8_linear.schema import ActivationBits, InputActivation
+from kvfold.plugins.cpu import cpu_library as library
+from kvfold.plugins.int8_linear import reference, schema, tolerances
+from kvfold.plugins.int8_linear.inputs import Case, Inputs, make_inputs
+from kvfold.plugins.int8_linear.packing import pack_weight, quantize_weight
+from kvfold.plugins.int8_linear.schema import ActivationBits, InputActivation
 
 
 def session(

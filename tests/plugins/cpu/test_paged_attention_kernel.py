@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from plugins.paged_attention import tolerances
-from plugins.paged_attention.inputs import Case, Inputs, make_inputs
-from plugins.paged_attention.schema import OUTPUTS
+from kvfold.plugins.paged_attention import tolerances
+from kvfold.plugins.paged_attention.inputs import Case, Inputs, make_inputs
+from kvfold.plugins.paged_attention.schema import OUTPUTS
 from tests.plugins.attention_cases import cases
 from tests.plugins.cpu.paged_attention_node import CACHES, expected, node_of, relative_error, run, session_of
 

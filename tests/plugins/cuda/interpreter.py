@@ -17,11 +17,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from plugins.cuda.attention_spec import ActivationDtype, AttentionSpec, CacheDtype, KernelName, variant_of
-from plugins.cuda.launches import WORKSPACE, Shapes, kernels_for, numbers, workspace_sizes
-from plugins.paged_attention.inputs import Inputs
-from plugins.paged_attention.reference import paged_attention
-from plugins.paged_attention.schema import INPUTS
+from kvfold.plugins.cuda.attention_spec import (
+    ActivationDtype,
+    AttentionSpec,
+    CacheDtype,
+    KernelName,
+    variant_of,
+)
+from kvfold.plugins.cuda.launches import WORKSPACE, Shapes, kernels_for, numbers, workspace_sizes
+from kvfold.plugins.paged_attention.inputs import Inputs
+from kvfold.plugins.paged_attention.reference import paged_attention
+from kvfold.plugins.paged_attention.schema import INPUTS
 
 TORCH_TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 ACTIVATIONS = ("query", "key", "value")
@@ -184,7 +190,7 @@ def move_ids(buffers: dict[str, Any], page_size: int, first_page: int) -> None:
 
 
 def _launch(name: KernelName, values: dict[str, Any]) -> None:
-    module = importlib.import_module(f"plugins.cuda.{name}")
+    module = importlib.import_module(f"kvfold.plugins.cuda.{name}")
     kernel = getattr(module, name)
     grid = tuple(values[axis] for axis in module.GRID)
     kernel[grid](**{parameter: values[parameter] for parameter in kernel.arg_names})

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from plugins.contract.errors import KernelError
-from plugins.cuda.attention_spec import ARCHITECTURES, AttentionSpec, Variant, variant_of, variants_of
-from plugins.cuda.compile_kernels import Cubin, compile_library, compile_variant
-from plugins.cuda.kernel_library import KernelLibrary
-from plugins.cuda.tuning import SHARED_LIMIT
-from plugins.paged_attention.schema import Attributes, QuantType
+from kvfold.plugins.contract.errors import KernelError
+from kvfold.plugins.cuda.attention_spec import ARCHITECTURES, AttentionSpec, Variant, variant_of, variants_of
+from kvfold.plugins.cuda.compile_kernels import Cubin, compile_library, compile_variant
+from kvfold.plugins.cuda.kernel_library import KernelLibrary
+from kvfold.plugins.cuda.tuning import SHARED_LIMIT
+from kvfold.plugins.paged_attention.schema import Attributes, QuantType
 
 # Local memory of one thread: a few registers that ptxas moved aside, not a tile that did not fit.
 MAX_SPILL_BYTES = 16

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plugins.cuda.attention_spec import ACTIVATION_DTYPES, HEAD_SIZES, ActivationDtype
-from plugins.cuda.launches import kernels_for
-from plugins.paged_attention import tolerances
-from plugins.paged_attention.inputs import Case, Inputs, make_inputs
+from kvfold.plugins.cuda.attention_spec import ACTIVATION_DTYPES, HEAD_SIZES, ActivationDtype
+from kvfold.plugins.cuda.launches import kernels_for
+from kvfold.plugins.paged_attention import tolerances
+from kvfold.plugins.paged_attention.inputs import Case, Inputs, make_inputs
 from tests.plugins.attention_cases import cases
 from tests.plugins.cpu.paged_attention_node import relative_error
 from tests.plugins.cuda.interpreter import Tiles, expected, run, shapes_of

@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from plugins.cuda.attention_spec import AttentionSpec
-from plugins.paged_attention.schema import DOMAIN, OP_TYPE, OPSET, Attributes
-from plugins.tensorrt.attributes import Node
+from kvfold.plugins.cuda.attention_spec import AttentionSpec
+from kvfold.plugins.paged_attention.schema import DOMAIN, OP_TYPE, OPSET, Attributes
+from kvfold.plugins.tensorrt.attributes import Node
 
 ATTRIBUTES = Attributes(
     num_heads=6,

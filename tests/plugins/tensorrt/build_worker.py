@@ -14,9 +14,9 @@ from typing import Any
 
 import tensorrt_rtx as trt
 
-from plugins.contract.errors import KvfoldError
-from plugins.cuda.kernel_library import KernelLibrary
-from plugins.tensorrt.load_plugins import load_plugins
+from kvfold.plugins.contract.errors import KvfoldError
+from kvfold.plugins.cuda.kernel_library import KernelLibrary
+from kvfold.plugins.tensorrt.load_plugins import load_plugins
 
 
 class Log(trt.ILogger):  # type: ignore[misc]  # the bindings have no annotations

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from plugins.cuda.launches import FLOATS, INTEGERS
+from kvfold.plugins.cuda.launches import FLOATS, INTEGERS
 from tests.plugins.tensorrt.attention_models import SPEC
 from tests.plugins.tensorrt.fake_kernels import fake_kernels
 from tests.plugins.tensorrt.tensorrt_headers import fetch_tensorrt_headers

@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from plugins.cuda.attention_spec import AttentionSpec, variants_of
-from plugins.cuda.kernel_library import CompiledKernel, KernelLibrary
+from kvfold.plugins.cuda.attention_spec import AttentionSpec, variants_of
+from kvfold.plugins.cuda.kernel_library import CompiledKernel, KernelLibrary
 
 # Of each kernel: what it takes, its grid, and constants, in the words of `plugins.cuda.launches`.
 KERNELS: dict[str, tuple[str, tuple[str, str, str], dict[str, int]]] = {

@@ -8,10 +8,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from plugins.contract.errors import KernelError
-from plugins.cuda.kernel_library import KernelLibrary
-from plugins.cuda.launches import Shapes
-from plugins.tensorrt.launcher import Launcher
+from kvfold.plugins.contract.errors import KernelError
+from kvfold.plugins.cuda.kernel_library import KernelLibrary
+from kvfold.plugins.cuda.launches import Shapes
+from kvfold.plugins.tensorrt.launcher import Launcher
 from tests.plugins.tensorrt.attention_models import PRODUCER, SPEC
 
 DECODE = Shapes(tokens=5, sequences=5, table_width=12)

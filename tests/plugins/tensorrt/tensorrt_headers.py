@@ -7,7 +7,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from pipeline.workspace.fetch import download_wheel
+from kvfold.pipeline.workspace.fetch import download_wheel
 
 # A package that holds the headers of TensorRT 10.14 among other things; 0.2 MB, never installed.
 REQUIREMENT = "kernel-lens==2.0.1"

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from plugins.contract.errors import KernelError
-from plugins.paged_attention.schema import Attributes
-from plugins.tensorrt.attributes import read_node
+from kvfold.plugins.contract.errors import KernelError
+from kvfold.plugins.paged_attention.schema import Attributes
+from kvfold.plugins.tensorrt.attributes import read_node
 from tests.plugins.tensorrt.attention_models import CONSUMER, DONOR, PRODUCER
 
 

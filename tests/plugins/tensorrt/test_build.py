@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from plugins.cuda.attention_spec import AttentionSpec
-from plugins.cuda.kernel_library import KernelLibrary
-from plugins.cuda.launches import Shapes, workspace_sizes
-from plugins.tensorrt.library_path import environment_for
+from kvfold.plugins.cuda.attention_spec import AttentionSpec
+from kvfold.plugins.cuda.kernel_library import KernelLibrary
+from kvfold.plugins.cuda.launches import Shapes, workspace_sizes
+from kvfold.plugins.tensorrt.library_path import environment_for
 from tests.plugins.tensorrt.attention_models import CONSUMER, PRODUCER, SPEC, Model, Shape
 from tests.plugins.tensorrt.fake_kernels import fake_kernels
 from tests.root import ROOT

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from plugins.contract.errors import KernelError
-from plugins.cuda.kernel_library import KernelLibrary
-from plugins.cuda.launches import Shapes, workspace_sizes
-from plugins.tensorrt.calls import Launch, resolve, workspace_bytes
+from kvfold.plugins.contract.errors import KernelError
+from kvfold.plugins.cuda.kernel_library import KernelLibrary
+from kvfold.plugins.cuda.launches import Shapes, workspace_sizes
+from kvfold.plugins.tensorrt.calls import Launch, resolve, workspace_bytes
 from tests.plugins.tensorrt.attention_models import CONSUMER, DONOR, PRODUCER, SPEC
 from tests.plugins.tensorrt.fake_kernels import fake_kernels
 

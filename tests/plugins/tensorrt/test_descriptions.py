@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from plugins.contract.errors import KernelError
-from plugins.cuda.launches import Shapes
-from plugins.tensorrt.attributes import Node
-from plugins.tensorrt.descriptions import Tensor, shapes_of, spec_of
+from kvfold.plugins.contract.errors import KernelError
+from kvfold.plugins.cuda.launches import Shapes
+from kvfold.plugins.tensorrt.attributes import Node
+from kvfold.plugins.tensorrt.descriptions import Tensor, shapes_of, spec_of
 from tests.plugins.tensorrt.attention_models import CONSUMER, DONOR, PRODUCER, SPEC
 
 TENSORS = {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from plugins.tensorrt.library_path import environment_for
+from kvfold.plugins.tensorrt.library_path import environment_for
 
 
 @pytest.fixture

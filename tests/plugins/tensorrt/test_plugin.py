@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from plugins.contract.errors import KernelError
-from plugins.cuda.attention_spec import AttentionSpec
-from plugins.cuda.launches import Shapes
-from plugins.tensorrt import load_plugins as load_plugins_module
-from plugins.tensorrt.fields import write_fields
-from plugins.tensorrt.host import Host
-from plugins.tensorrt.load_plugins import load_plugins
-from plugins.tensorrt.node_form import PLUGIN_NAME, PLUGIN_NAMESPACE, PLUGIN_VERSION
-from plugins.tensorrt.saved_node import saved_values
+from kvfold.plugins.contract.errors import KernelError
+from kvfold.plugins.cuda.attention_spec import AttentionSpec
+from kvfold.plugins.cuda.launches import Shapes
+from kvfold.plugins.tensorrt import load_plugins as load_plugins_module
+from kvfold.plugins.tensorrt.fields import write_fields
+from kvfold.plugins.tensorrt.host import Host
+from kvfold.plugins.tensorrt.load_plugins import load_plugins
+from kvfold.plugins.tensorrt.node_form import PLUGIN_NAME, PLUGIN_NAMESPACE, PLUGIN_VERSION
+from kvfold.plugins.tensorrt.saved_node import saved_values
 from tests.plugins.tensorrt.attention_models import CONSUMER, PRODUCER, SPEC
 from tests.plugins.tensorrt.fake_kernels import fake_kernels
 

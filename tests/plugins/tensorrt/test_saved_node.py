@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from plugins.contract.errors import KernelError
-from plugins.tensorrt.saved_node import KERNELS_FIELD, read_saved_node, saved_values
+from kvfold.plugins.contract.errors import KernelError
+from kvfold.plugins.tensorrt.saved_node import KERNELS_FIELD, read_saved_node, saved_values
 from tests.plugins.tensorrt.attention_models import CONSUMER, DONOR, PRODUCER
 
 OWN, OTHER = "0123456789abcdef" * 4, "0123456789ab" + "f" * 52

@@ -13,12 +13,12 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from plugins.contract import step as contract
-from plugins.contract.errors import TargetError
-from plugins.contract.fold_plan import FoldPlan, KvDtype, LayerPlan
-from runtime.engine.engine_config import EngineConfig
-from runtime.engine.onnxruntime_engine import DEVICES, MODEL_FILE, OnnxRuntimeEngine
-from runtime.engine.protocol import EngineInfo
+from kvfold.plugins.contract import step as contract
+from kvfold.plugins.contract.errors import TargetError
+from kvfold.plugins.contract.fold_plan import FoldPlan, KvDtype, LayerPlan
+from kvfold.runtime.engine.engine_config import EngineConfig
+from kvfold.runtime.engine.onnxruntime_engine import DEVICES, MODEL_FILE, OnnxRuntimeEngine
+from kvfold.runtime.engine.protocol import EngineInfo
 from tests.paging import Pager
 
 CACHE = (1, 16, 1, 2)

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plugins.contract.fold_plan import FoldPlan
-from runtime.engine.protocol import EngineInfo
-from runtime.memory.horizon import Horizon, horizons
-from runtime.memory.kv_memory import KvMemory, Prefix
-from runtime.memory.page_pool import PagePool
-from runtime.memory.paged_sequence import Sequence
-from runtime.runtime_config import RuntimeConfig, pages_for
+from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.runtime.engine.protocol import EngineInfo
+from kvfold.runtime.memory.horizon import Horizon, horizons
+from kvfold.runtime.memory.kv_memory import KvMemory, Prefix
+from kvfold.runtime.memory.page_pool import PagePool
+from kvfold.runtime.memory.paged_sequence import Sequence
+from kvfold.runtime.runtime_config import RuntimeConfig, pages_for
 from tests.runtime.harness import PLANS
 from tests.runtime.synthetic_engine import make_plan, visible_positions
 

@@ -9,8 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plugins.contract.errors import KvfoldError, RequestError
-from runtime.sampling.sampling import Sampler, SamplingParams, candidates, largest, penalize, token_logprob
+from kvfold.plugins.contract.errors import KvfoldError, RequestError
+from kvfold.runtime.sampling.sampling import (
+    Sampler,
+    SamplingParams,
+    candidates,
+    largest,
+    penalize,
+    token_logprob,
+)
 
 LOGITS = np.random.default_rng(0).normal(0, 2, 50).astype(np.float32)
 NOTHING = np.empty(0, np.int64)

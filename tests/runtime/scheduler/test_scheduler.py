@@ -7,13 +7,13 @@ from time import perf_counter
 import numpy as np
 import pytest
 
-from plugins.contract.errors import KvfoldError
-from runtime.engine.protocol import EngineInfo, StepInputs
-from runtime.generation import Reply
-from runtime.llm import LLM
-from runtime.sampling.sampling import SamplingParams
-from runtime.scheduler.request import Prompt
-from runtime.scheduler.scheduler import MAX_OVERTAKEN
+from kvfold.plugins.contract.errors import KvfoldError
+from kvfold.runtime.engine.protocol import EngineInfo, StepInputs
+from kvfold.runtime.generation import Reply
+from kvfold.runtime.llm import LLM
+from kvfold.runtime.sampling.sampling import SamplingParams
+from kvfold.runtime.scheduler.request import Prompt
+from kvfold.runtime.scheduler.scheduler import MAX_OVERTAKEN
 from tests.runtime.byte_tokenizer import VOCAB, ByteTokenizer
 from tests.runtime.harness import PLANS, check, in_use, make_llm
 from tests.runtime.synthetic_engine import SyntheticEngine, expected_tokens, make_plan

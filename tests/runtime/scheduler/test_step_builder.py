@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from runtime.memory.paged_sequence import Sequence
-from runtime.scheduler.step_builder import Chunk, StepBuilder
+from kvfold.runtime.memory.paged_sequence import Sequence
+from kvfold.runtime.scheduler.step_builder import Chunk, StepBuilder
 
 
 def sequence(first: int, pages: list[int]) -> Sequence:

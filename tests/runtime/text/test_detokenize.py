@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from plugins.contract.errors import BundleError, RequestError
-from plugins.contract.tokenizer_config import TokenizerConfig
-from runtime.text.detokenize import Detokenizer
-from runtime.text.tokenizer import BundleTokenizer
+from kvfold.plugins.contract.errors import BundleError, RequestError
+from kvfold.plugins.contract.tokenizer_config import TokenizerConfig
+from kvfold.runtime.text.detokenize import Detokenizer
+from kvfold.runtime.text.tokenizer import BundleTokenizer
 from tests.runtime.byte_tokenizer import ByteTokenizer
 
 BYTES = ByteTokenizer()

@@ -9,9 +9,9 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from plugins.contract.errors import BundleError
-from plugins.contract.tokenizer_config import TokenizerConfig
-from runtime.text.tokenizer import BundleTokenizer
+from kvfold.plugins.contract.errors import BundleError
+from kvfold.plugins.contract.tokenizer_config import TokenizerConfig
+from kvfold.runtime.text.tokenizer import BundleTokenizer
 
 
 def save(folder: Path, config: TokenizerConfig, *, truncate: bool = False, pad: bool = False) -> None:

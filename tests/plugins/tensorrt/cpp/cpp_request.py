@@ -7,14 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from plugins.contract.errors import KernelError
-from plugins.cuda.attention_spec import variants_of
-from plugins.cuda.kernel_library import KernelLibrary
-from plugins.paged_attention.schema import INPUTS, Attributes
-from plugins.tensorrt.attributes import read_node
-from plugins.tensorrt.calls import Launch, resolve, workspace_bytes
-from plugins.tensorrt.descriptions import Tensor, shapes_of, spec_of
-from plugins.tensorrt.node_form import SLOTS
+from kvfold.plugins.contract.errors import KernelError
+from kvfold.plugins.cuda.attention_spec import variants_of
+from kvfold.plugins.cuda.kernel_library import KernelLibrary
+from kvfold.plugins.paged_attention.schema import INPUTS, Attributes
+from kvfold.plugins.tensorrt.attributes import read_node
+from kvfold.plugins.tensorrt.calls import Launch, resolve, workspace_bytes
+from kvfold.plugins.tensorrt.descriptions import Tensor, shapes_of, spec_of
+from kvfold.plugins.tensorrt.node_form import SLOTS
 
 _SETTINGS = ("architecture", "workspace", "stream", "kernels")
 

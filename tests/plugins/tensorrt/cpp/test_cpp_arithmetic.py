@@ -16,11 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plugins.cuda.attention_spec import HEAD_SIZES, PAGE_SIZES, AttentionSpec
-from plugins.cuda.kernel_library import KernelLibrary
-from plugins.paged_attention.schema import INPUTS, OUTPUTS, Attributes
-from plugins.tensorrt.cpp.embed_kernels import CUBINS_FILE, TABLE_FILE, embed
-from plugins.tensorrt.node_form import INPUTS_ATTRIBUTE, SLOTS
+from kvfold.plugins.cuda.attention_spec import HEAD_SIZES, PAGE_SIZES, AttentionSpec
+from kvfold.plugins.cuda.kernel_library import KernelLibrary
+from kvfold.plugins.paged_attention.schema import INPUTS, OUTPUTS, Attributes
+from kvfold.plugins.tensorrt.cpp.embed_kernels import CUBINS_FILE, TABLE_FILE, embed
+from kvfold.plugins.tensorrt.node_form import INPUTS_ATTRIBUTE, SLOTS
 from tests.plugins.tensorrt.conftest import PLUGINS, run
 from tests.plugins.tensorrt.cpp.cpp_request import Request, python_answer, tensors_of
 from tests.plugins.tensorrt.fake_kernels import fake_kernels

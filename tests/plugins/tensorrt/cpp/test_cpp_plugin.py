@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from plugins.tensorrt.attributes import Node
-from plugins.tensorrt.library_path import environment_for
+from kvfold.plugins.tensorrt.attributes import Node
+from kvfold.plugins.tensorrt.library_path import environment_for
 from tests.plugins.tensorrt.attention_models import CONSUMER, PRODUCER, Model
 from tests.plugins.tensorrt.test_build import DECODE, PREFILL, WRONG, profile
 from tests.plugins.tensorrt.tools import CMAKE

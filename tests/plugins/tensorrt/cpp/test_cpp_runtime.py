@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from plugins.contract.errors import KernelError
-from plugins.cuda.kernel_library import KernelLibrary
-from plugins.tensorrt.attributes import Node
-from plugins.tensorrt.calls import Launch
-from plugins.tensorrt.fields import write_fields
-from plugins.tensorrt.saved_node import KERNELS_FIELD, read_saved_node, saved_values
+from kvfold.plugins.contract.errors import KernelError
+from kvfold.plugins.cuda.kernel_library import KernelLibrary
+from kvfold.plugins.tensorrt.attributes import Node
+from kvfold.plugins.tensorrt.calls import Launch
+from kvfold.plugins.tensorrt.fields import write_fields
+from kvfold.plugins.tensorrt.saved_node import KERNELS_FIELD, read_saved_node, saved_values
 from tests.plugins.tensorrt.attention_models import CONSUMER, PRODUCER, SPEC
 from tests.plugins.tensorrt.cpp.cpp_request import Request, launches_of, tensors_of
 

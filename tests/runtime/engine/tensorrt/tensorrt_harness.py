@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from plugins.contract.fold_plan import FoldPlan
-from plugins.cuda.kernel_library import CompiledKernel, KernelLibrary
-from plugins.tensorrt.node_form import PLUGIN_VERSION
-from runtime.engine.engine_config import EngineConfig, StepLimits, TensorRTFacts
-from runtime.engine.tensorrt import loaded_plan
-from runtime.engine.tensorrt.device import Device
-from runtime.engine.tensorrt.tensorrt_engine import TensorRTEngine
+from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.plugins.cuda.kernel_library import CompiledKernel, KernelLibrary
+from kvfold.plugins.tensorrt.node_form import PLUGIN_VERSION
+from kvfold.runtime.engine.engine_config import EngineConfig, StepLimits, TensorRTFacts
+from kvfold.runtime.engine.tensorrt import loaded_plan
+from kvfold.runtime.engine.tensorrt.device import Device
+from kvfold.runtime.engine.tensorrt.tensorrt_engine import TensorRTEngine
 from tests.runtime.engine.tensorrt.cuda_stand_in import StandInDriver
 from tests.runtime.engine.tensorrt.tensorrt_stand_in import Model, StandInTensorRT
 

@@ -17,10 +17,10 @@ from weakref import WeakSet, finalize, ref
 
 import numpy as np
 
-from plugins.contract import step as contract
-from plugins.contract.fold_plan import FoldPlan
-from runtime.engine.engine_config import StepLimits
-from runtime.engine.protocol import GroupTables, StepInputs
+from kvfold.plugins.contract import step as contract
+from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.runtime.engine.engine_config import StepLimits
+from kvfold.runtime.engine.protocol import GroupTables, StepInputs
 from tests.runtime.engine.tensorrt.cuda_stand_in import StandInDriver
 from tests.runtime.synthetic_engine import SyntheticEngine
 

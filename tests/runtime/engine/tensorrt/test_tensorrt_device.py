@@ -8,8 +8,8 @@ import re
 import numpy as np
 import pytest
 
-from plugins.contract.errors import TargetError
-from runtime.engine.tensorrt.device import Device
+from kvfold.plugins.contract.errors import TargetError
+from kvfold.runtime.engine.tensorrt.device import Device
 from tests.runtime.engine.tensorrt import tensorrt_stand_in
 from tests.runtime.engine.tensorrt.cuda_stand_in import StandInDriver, Status
 

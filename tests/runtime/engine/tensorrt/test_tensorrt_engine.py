@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from plugins.contract import step as contract
-from plugins.contract.errors import CapacityError, TargetError
-from plugins.contract.fold_plan import FoldPlan
-from runtime.engine.protocol import GroupTables, StepInputs
-from runtime.engine.tensorrt.tensorrt_engine import TensorRTEngine
-from runtime.llm import LLM
-from runtime.runtime_config import RuntimeConfig
-from runtime.sampling.sampling import SamplingParams
+from kvfold.plugins.contract import step as contract
+from kvfold.plugins.contract.errors import CapacityError, TargetError
+from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.runtime.engine.protocol import GroupTables, StepInputs
+from kvfold.runtime.engine.tensorrt.tensorrt_engine import TensorRTEngine
+from kvfold.runtime.llm import LLM
+from kvfold.runtime.runtime_config import RuntimeConfig
+from kvfold.runtime.sampling.sampling import SamplingParams
 from tests.runtime.byte_tokenizer import VOCAB, ByteTokenizer
 from tests.runtime.engine.tensorrt.cuda_stand_in import StandInDriver, Status
 from tests.runtime.engine.tensorrt.tensorrt_harness import Machine, make_config, make_facts

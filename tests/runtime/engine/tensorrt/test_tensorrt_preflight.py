@@ -10,12 +10,12 @@ from types import ModuleType
 
 import pytest
 
-from plugins.contract.errors import CapacityError, KernelError, TargetError
-from runtime.engine.engine_config import EngineConfig
-from runtime.engine.tensorrt.device import Device
-from runtime.engine.tensorrt.memory import MARGIN, check_memory
-from runtime.engine.tensorrt.pools import pool_bytes
-from runtime.engine.tensorrt.preflight import check_files, check_gpu, import_library
+from kvfold.plugins.contract.errors import CapacityError, KernelError, TargetError
+from kvfold.runtime.engine.engine_config import EngineConfig
+from kvfold.runtime.engine.tensorrt.device import Device
+from kvfold.runtime.engine.tensorrt.memory import MARGIN, check_memory
+from kvfold.runtime.engine.tensorrt.pools import pool_bytes
+from kvfold.runtime.engine.tensorrt.preflight import check_files, check_gpu, import_library
 from tests.runtime.engine.tensorrt.cuda_stand_in import StandInDriver
 from tests.runtime.engine.tensorrt.tensorrt_harness import VERSION, make_config, make_facts, write_engine
 from tests.runtime.synthetic_engine import make_plan

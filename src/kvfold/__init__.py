@@ -1,0 +1,36 @@
+"""kvfold: fold the KV cache of a pretrained LLM, and run the result.
+
+This is what a user imports: `from kvfold import LLM, SamplingParams, Session`. A name is looked up on its
+first use, so that importing one part loads no other. The parts, `kvfold.runtime`, `kvfold.export`,
+`kvfold.plugins` and `kvfold.pipeline`, are the folders at the top of the repository, linked here.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kvfold.runtime.generation import Completion, TextChunk
+    from kvfold.runtime.llm import LLM
+    from kvfold.runtime.runtime_config import RuntimeConfig
+    from kvfold.runtime.sampling.sampling import SamplingParams
+    from kvfold.runtime.session import Session
+
+__all__ = ["LLM", "Completion", "RuntimeConfig", "SamplingParams", "Session", "TextChunk"]
+
+_HOMES = {
+    "LLM": "kvfold.runtime.llm",
+    "Completion": "kvfold.runtime.generation",
+    "RuntimeConfig": "kvfold.runtime.runtime_config",
+    "SamplingParams": "kvfold.runtime.sampling.sampling",
+    "Session": "kvfold.runtime.session",
+    "TextChunk": "kvfold.runtime.generation",
+}
+
+
+def __getattr__(name: str) -> object:
+    """The public name, from the module it lives in."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'kvfold' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
