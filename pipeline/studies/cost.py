@@ -9,12 +9,13 @@ from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvfold.pipeline.quality.evaluate.evaluation import Divergences, Perplexity, Result
+from kvfold.pipeline.quality.evaluate.evaluation import Divergences, Perplexity
 from kvfold.pipeline.quality.intervals import Estimate
 from kvfold.pipeline.quality.validate.measurements import FOLDED, ORIGINAL
 from kvfold.pipeline.stages.stages import STAGES, evaluate_stage
 from kvfold.pipeline.workspace.stage import Report, Stage
 from kvfold.pipeline.workspace.workspace import EVALUATION_TOKENS, Workspace
+from kvfold.plugins.contract.record import Record
 from kvfold.runtime.bundle import open_bundle
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 _EVALUATE = next(stage for stage in STAGES if stage.name == evaluate_stage("cpu"))
 
 
-class Cost(Result):
+class Cost(Record):
     """A folded model against the original, both in float; what int8 adds is not in it.
 
     Attributes:
