@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from pydantic import ValidationError as PydanticValidationError
 
 from kvfold.plugins.contract.errors import BundleError
 from kvfold.plugins.contract.fold_plan import FoldPlan, describe_errors
+from kvfold.plugins.contract.record import Record
 from kvfold.plugins.contract.version import VERSION
 
 MANIFEST = "manifest.json"
@@ -31,7 +32,7 @@ ONNX_MODEL = "model.onnx"
 Verification = Literal["size", "full"]
 
 
-class FileRecord(BaseModel):
+class FileRecord(Record):
     """One file of a bundle.
 
     Attributes:
@@ -40,14 +41,12 @@ class FileRecord(BaseModel):
         mtime_ns: modification time when recorded; while it stays the same the content is not hashed again.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     size: int = Field(ge=0)
     sha256: str
     mtime_ns: int
 
 
-class StageRecord(BaseModel):
+class StageRecord(Record):
     """One finished stage.
 
     Attributes:
@@ -56,14 +55,12 @@ class StageRecord(BaseModel):
         seconds: how long it took.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     hash: str
     files: dict[str, FileRecord]
     seconds: float = Field(ge=0)
 
 
-class Manifest(BaseModel):
+class Manifest(Record):
     """What a bundle holds: the finished stages, and the tools that made them.
 
     Attributes:
@@ -71,8 +68,6 @@ class Manifest(BaseModel):
         stages: finished stages whose files belong together.
         seconds: how long each stage last took, kept when its record goes; progress estimates from it.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kvfold_version: str
     tools: dict[str, str] = Field(default_factory=dict)

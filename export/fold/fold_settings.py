@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from kvfold.plugins.contract.record import Record
 
 
-class FoldSettings(BaseModel):
+class FoldSettings(Record):
     """Dials of the fold.
 
     Attributes:
@@ -17,8 +19,6 @@ class FoldSettings(BaseModel):
             `even` gives each frequency one. Fitted ones keep more of the logits' power, but without healing
             SmolLM2 was no better for it (docs/folding.md).
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     ridge: float = Field(default=1e-3, gt=0)
     rope_slots: Literal["fitted", "even"] = "even"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from kvfold.plugins.contract.record import Record
 
 
-class HealSettings(BaseModel):
+class HealSettings(Record):
     """Dials of healing; the text it trains on is the recipe's `heal.text`.
 
     Attributes:
@@ -35,8 +37,6 @@ class HealSettings(BaseModel):
         seed: of the order of sequences and of the scored positions.
         checkpoint_seconds: between two checkpoints; it decides nothing but what a kill costs.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     layerwise_tokens: int = Field(default=300_000, ge=0)
     tokens: int = Field(default=1_000_000, ge=0)

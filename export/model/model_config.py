@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from kvfold.plugins.contract.plan_presets import AttentionShape
+from kvfold.plugins.contract.record import Record
 
 
-class LinearRope(BaseModel):
+class LinearRope(Record):
     """Positions divided by `factor` (position interpolation, arXiv 2306.15595)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     rope_type: Literal["linear"] = "linear"
     factor: float = Field(gt=0)
 
 
-class Llama3Rope(BaseModel):
+class Llama3Rope(Record):
     """Llama 3.1: low frequencies divided by `factor`, high ones kept, a ramp in between."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     rope_type: Literal["llama3"] = "llama3"
     factor: float = Field(gt=0)
@@ -33,7 +30,7 @@ class Llama3Rope(BaseModel):
 RopeScaling = Annotated[LinearRope | Llama3Rope, Field(discriminator="rope_type")]
 
 
-class ModelConfig(BaseModel):
+class ModelConfig(Record):
     """Everything the decoder needs to know of a checkpoint.
 
     Attributes:
@@ -41,8 +38,6 @@ class ModelConfig(BaseModel):
         attention_bias: whether q, k and v have a bias (qwen2).
         qk_norm: whether q and k pass an RMSNorm per head before RoPE (qwen3).
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     family: str
     vocab_size: int = Field(ge=1)

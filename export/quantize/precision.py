@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from kvfold.plugins.contract.record import Record
 
 # int8: weights and activations. int8_a16: int8 weights, 16-bit activations (two int8 planes).
 Precision = Literal["int8", "int8_a16", "float32"]
 
 
-class LinearPrecision(BaseModel):
+class LinearPrecision(Record):
     """One linear.
 
     Attributes:
@@ -20,17 +20,13 @@ class LinearPrecision(BaseModel):
         deployed_error: the same in its own precision; 0 in float32.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     precision: Precision
     relative_error: float | None = None
     deployed_error: float = 0.0
 
 
-class Quantization(BaseModel):
+class Quantization(Record):
     """Every linear of the model, by its module path in the decoder."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     linears: dict[str, LinearPrecision]
 

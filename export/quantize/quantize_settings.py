@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from kvfold.plugins.contract.record import Record
 
 
-class QuantizeSettings(BaseModel):
+class QuantizeSettings(Record):
     """Dials of int8 calibration; whether the KV cache is int8 is the plan's `kv_dtype`.
 
     Attributes:
@@ -20,8 +22,6 @@ class QuantizeSettings(BaseModel):
             stays in float32 and is listed. ONNX Runtime's float product may round differently with
             the number of rows, so cold and warm runs are then equal up to float rounding only.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     linears: Literal["int8", "none"] = "int8"
     smooth: bool = True

@@ -6,23 +6,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
-
 from kvfold.export.model.model_config import ModelConfig
+from kvfold.plugins.contract.record import Record
 
 LARGEST_GROUP = 3
 Kind = Literal["windowed", "bank", "int8"]
 
 
-class Cost(BaseModel):
+class Cost(Record):
     """What a changed model loses, before any healing.
 
     Attributes:
         kl: mean KL(unfolded || changed) in nat a token of text.
         nll: mean -log p of the answers in nat, the unfolded model has one too; None where nothing was asked.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kl: float
     nll: float | None = None

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from kvfold.plugins.contract.record import Record
 
 Window = Annotated[int, Field(ge=1)]
 
 
-class SearchSettings(BaseModel):
+class SearchSettings(Record):
     """Dials of the search.
 
     Attributes:
@@ -29,8 +31,6 @@ class SearchSettings(BaseModel):
             wider, nor are answers asked of it; rounding in bfloat16 alone moves a measurement by some 0.001.
         plans: whole plans that are folded and measured, at most.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     sliding_windows: tuple[Window, ...] = Field(default=(32, 64, 128, 256, 512), min_length=1)
     sink_size: int = Field(default=4, ge=0)

@@ -8,7 +8,8 @@ from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+
+from kvfold.plugins.contract.record import Record
 
 CONFIDENCE = 0.95
 REPLICATES = 1_000
@@ -20,10 +21,8 @@ Float64 = NDArray[np.float64]
 Statistic = Callable[[Float64], Float64]
 
 
-class Estimate(BaseModel):
+class Estimate(Record):
     """A measured value and its interval; none where too few windows cannot tell of their spread."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     value: float
     low: float | None = None

@@ -6,12 +6,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from kvfold.pipeline.recipe.recipe_sections import Section, TextSection
+from kvfold.pipeline.recipe.recipe_sections import TextSection
+from kvfold.plugins.contract.record import Record
 
 SHIPPED_PASSAGES = "shipped"
 
 
-class RetrievalSection(Section):
+class RetrievalSection(Record):
     """Codes hidden in long prompts, and asked for at their ends.
 
     Attributes:

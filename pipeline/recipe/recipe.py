@@ -17,15 +17,16 @@ from kvfold.export.quantize.quantize_settings import QuantizeSettings
 from kvfold.export.search.search_settings import SearchSettings
 from kvfold.pipeline.machine.targets import TARGETS
 from kvfold.pipeline.recipe.evaluate_section import EvaluateSection
-from kvfold.pipeline.recipe.recipe_sections import Section, Texts, TextSection
+from kvfold.pipeline.recipe.recipe_sections import Texts, TextSection
 from kvfold.plugins.contract.errors import PlanError
 from kvfold.plugins.contract.fold_plan import FoldPlan, KvDtype, LayerPlan, describe_errors
 from kvfold.plugins.contract.plan_presets import AttentionShape, Preset, build_plan
+from kvfold.plugins.contract.record import Record
 
 DEMO_MODEL = "demo"
 
 
-class ModelSection(Section):
+class ModelSection(Record):
     """The checkpoint to fold.
 
     Attributes:
@@ -36,7 +37,7 @@ class ModelSection(Section):
     source: str = Field(min_length=1)
 
 
-class WrittenPlan(Section):
+class WrittenPlan(Record):
     """A plan written by hand, one entry per decoder layer.
 
     Attributes:
@@ -77,7 +78,7 @@ class HealSection(HealSettings):
     text: Texts = (TextSection(tokens=262_144, sequence_length=1_024, seed=2),)
 
 
-class AdapterSection(Section):
+class AdapterSection(Record):
     """Healing that was done before: folding takes its result from an adapter and needs no text.
 
     Attributes:
@@ -87,7 +88,7 @@ class AdapterSection(Section):
     adapter: str = Field(min_length=1)
 
 
-class Thresholds(Section):
+class Thresholds(Record):
     """What `kvfold validate` demands; None does not check.
 
     Attributes:
@@ -139,7 +140,7 @@ class SearchSection(SearchSettings):
         return self
 
 
-class TensorRTSection(Section):
+class TensorRTSection(Record):
     """How TensorRT plans are built; other targets have no use for it.
 
     Attributes:
@@ -193,7 +194,7 @@ HealingSection = Annotated[
 ]
 
 
-class Recipe(Section):
+class Recipe(Record):
     """A whole recipe. `load_recipe` makes one; relative paths are already resolved.
 
     Attributes:

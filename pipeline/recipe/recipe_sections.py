@@ -1,11 +1,13 @@
-"""What the sections of a recipe are made of: their base, and texts as sequences of tokens."""
+"""What the sections of a recipe share: texts as sequences of tokens."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from kvfold.plugins.contract.record import Record
 
 GENERATE = "generate"
 # Conversations from the package index: those to train on, and those held out from training.
@@ -18,13 +20,7 @@ KEYWORDS = {
 }
 
 
-class Section(BaseModel):
-    """Base of every part of a recipe: frozen, and unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class TextSection(Section):
+class TextSection(Record):
     """Where token sequences come from.
 
     Attributes:

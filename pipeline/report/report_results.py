@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
 from kvfold.export.quantize.precision import Quantization
 from kvfold.pipeline.quality.validate.measurements import Measurements, Verdict
 from kvfold.plugins.contract.errors import ValidationError
 from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.plugins.contract.kv_bytes import KvBytes
 from kvfold.plugins.contract.plan_presets import AttentionShape
+from kvfold.plugins.contract.record import Record
 from kvfold.runtime.bundle import open_bundle
 
 
@@ -25,10 +24,8 @@ def page_file(target: str) -> str:
     return f"report/{target}/index.html"
 
 
-class Results(BaseModel):
+class Results(Record):
     """`results.json`: everything the report page shows, for other programs to read."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     recipe: str
     plan: FoldPlan

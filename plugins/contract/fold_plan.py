@@ -14,17 +14,18 @@ from functools import cached_property
 from math import ceil
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from pydantic import ValidationError as PydanticValidationError
 
 from kvfold.plugins.contract.errors import PlanError
+from kvfold.plugins.contract.record import Record
 
 KvDtype = Literal["float32", "float16", "bfloat16", "int8"]
 ITEMSIZE: dict[KvDtype, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 BASELINE_ITEMSIZE = ITEMSIZE["bfloat16"]
 
 
-class LayerPlan(BaseModel):
+class LayerPlan(Record):
     """How one decoder layer attends.
 
     Attributes:
@@ -40,8 +41,6 @@ class LayerPlan(BaseModel):
             none. None is each frequency once, in order. Folding fills it in; it costs no bytes.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     donor: int = Field(ge=0)
     num_key_value_heads: int = Field(ge=1)
     sliding_window: int | None = Field(default=None, ge=1)
@@ -51,10 +50,8 @@ class LayerPlan(BaseModel):
     rope_slots: tuple[int, ...] | None = None
 
 
-class Bank(BaseModel):
+class Bank(Record):
     """One stored KV tensor pair; it belongs to the producer layer `layer`."""
-
-    model_config = ConfigDict(frozen=True)
 
     layer: int
     group: str
@@ -74,10 +71,8 @@ class Bank(BaseModel):
         return 2 * self.num_key_value_heads * self.head_dim * ITEMSIZE[self.kv_dtype]
 
 
-class HorizonGroup(BaseModel):
+class HorizonGroup(Record):
     """Layers with the same horizon: they share one block table and one page pool."""
-
-    model_config = ConfigDict(frozen=True)
 
     name: str
     sliding_window: int | None
@@ -102,7 +97,7 @@ class HorizonGroup(BaseModel):
         return min(pages, bound)
 
 
-class FoldPlan(BaseModel):
+class FoldPlan(Record):
     """The folded attention of a whole model.
 
     Laws, checked on construction (PlanError when loaded through `parse` or `build_plan`):
@@ -111,8 +106,6 @@ class FoldPlan(BaseModel):
         heads; only a windowed layer has sinks, tokens or learned logits, not both; a page is a power of
         two of at least 16 tokens.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     num_attention_heads: int = Field(ge=1)
     head_dim: int = Field(ge=2)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from pydantic import ValidationError as PydanticValidationError
 
 from kvfold.plugins.contract.errors import PlanError
 from kvfold.plugins.contract.fold_plan import BASELINE_ITEMSIZE, FoldPlan, KvDtype, LayerPlan, describe_errors
+from kvfold.plugins.contract.record import Record
 
 PresetName = Literal["identity", "horizon", "mqa", "character"]
 
@@ -29,7 +30,7 @@ class AttentionShape:
         return self.num_hidden_layers * per_token * context_length
 
 
-class Preset(BaseModel):
+class Preset(Record):
     """A preset and its dials.
 
     Attributes:
@@ -42,8 +43,6 @@ class Preset(BaseModel):
         global_every: one layer in so many is global, the last of each run.
         kv_dtype: cache storage; None takes the preset's own (float32 for identity and mqa, else int8).
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     preset: PresetName
     sliding_window: int = Field(default=1024, ge=1)

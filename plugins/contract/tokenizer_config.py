@@ -7,16 +7,17 @@ tokens (`add_special_tokens=False`); `add_bos_token` says whether a plain prompt
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from pydantic import ValidationError as PydanticValidationError
 
 from kvfold.plugins.contract.errors import BundleError
 from kvfold.plugins.contract.fold_plan import describe_errors
+from kvfold.plugins.contract.record import Record
 
 FILE_NAME = "tokenizer_config.json"
 
 
-class TokenizerConfig(BaseModel):
+class TokenizerConfig(Record):
     """The tokenizer's special tokens and chat template.
 
     Attributes:
@@ -27,13 +28,11 @@ class TokenizerConfig(BaseModel):
         special_tokens: texts the template may name, for example bos_token, eos_token, unk_token.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     bos_token_id: int | None = Field(default=None, ge=0)
     add_bos_token: bool = False
     eos_token_ids: tuple[int, ...] = ()
     chat_template: str | None = None
-    special_tokens: dict[str, str] = {}
+    special_tokens: dict[str, str] = Field(default_factory=dict)
 
     @classmethod
     def parse(cls, text: str | bytes) -> TokenizerConfig:

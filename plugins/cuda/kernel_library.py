@@ -12,15 +12,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field, ValidationError
 
 from kvfold.plugins.contract.errors import KernelError
 from kvfold.plugins.contract.fold_plan import describe_errors
+from kvfold.plugins.contract.record import Record
 
 KERNELS_FILE = "kernels.json"
 
 
-class CompiledKernel(BaseModel):
+class CompiledKernel(Record):
     """One cubin.
 
     Attributes:
@@ -39,8 +40,6 @@ class CompiledKernel(BaseModel):
         constants: tile sizes that the launcher must know (`tokens_per_tile`, `split_keys`), by name.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     variant: str
     architecture: int
     symbol: str
@@ -52,18 +51,16 @@ class CompiledKernel(BaseModel):
     spill_bytes: int
     arguments: tuple[str, ...]
     grid: tuple[str, str, str]
-    constants: dict[str, int] = {}
+    constants: dict[str, int] = Field(default_factory=dict)
 
 
-class KernelLibrary(BaseModel):
+class KernelLibrary(Record):
     """The kernels of one engine.
 
     Attributes:
         triton: version that compiled them.
         kernels: all variants for all architectures.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     triton: str
     kernels: tuple[CompiledKernel, ...]

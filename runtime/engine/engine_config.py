@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from kvfold.plugins.contract.errors import BundleError
 from kvfold.plugins.contract.fold_plan import FoldPlan, describe_errors
+from kvfold.plugins.contract.record import Record
 from kvfold.runtime.engine.protocol import EngineInfo
 
 ENGINE_FILE = "engine.json"
@@ -18,7 +19,7 @@ PLAN_FILE = "model.plan"
 KERNELS_FOLDER = "kernels"
 
 
-class StepLimits(BaseModel):
+class StepLimits(Record):
     """The steps that one optimisation profile of a TensorRT engine takes.
 
     Attributes:
@@ -28,15 +29,13 @@ class StepLimits(BaseModel):
         max_logits: largest R, rows whose logits are wanted.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     max_tokens: int = Field(ge=1)
     max_sequences: int = Field(ge=1)
     max_table_width: dict[str, int]
     max_logits: int = Field(ge=1)
 
 
-class TensorRTFacts(BaseModel):
+class TensorRTFacts(Record):
     """What a TensorRT plan was built with, and so what it takes to run it.
 
     Attributes:
@@ -54,8 +53,6 @@ class TensorRTFacts(BaseModel):
         peak_build_bytes: largest resident memory of the build's process.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     library: Literal["tensorrt", "tensorrt_rtx"]
     version: str
     architectures: tuple[int, ...]
@@ -72,7 +69,7 @@ class TensorRTFacts(BaseModel):
     peak_build_bytes: int
 
 
-class EngineConfig(BaseModel):
+class EngineConfig(Record):
     """Facts of one built engine.
 
     Attributes:
@@ -83,8 +80,6 @@ class EngineConfig(BaseModel):
         passes: how often each graph pass matched when the graph was lowered.
         tensorrt: of a TensorRT plan; absent for other targets.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     target: str
     vocab_size: int = Field(ge=1)

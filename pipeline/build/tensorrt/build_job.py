@@ -1,17 +1,17 @@
 """BuildJob and BuildResult: what the pipeline asks of the process that builds a plan, and its answer."""
 
 from __future__ import annotations
+from kvfold.plugins.contract.record import Record
 
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
 
 # Smallest, typical and largest shape of one graph input.
 ShapeRange = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
 
-class BuildJob(BaseModel):
+class BuildJob(Record):
     """One plan to build.
 
     Attributes:
@@ -24,8 +24,6 @@ class BuildJob(BaseModel):
         timing_cache: kept between builds, where the library times its kernels.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     library: Literal["tensorrt", "tensorrt_rtx"]
     model: Path
     plan: Path
@@ -35,7 +33,7 @@ class BuildJob(BaseModel):
     timing_cache: Path | None = None
 
 
-class BuildResult(BaseModel):
+class BuildResult(Record):
     """What a finished build says of itself.
 
     Attributes:
@@ -44,17 +42,13 @@ class BuildResult(BaseModel):
         peak_bytes: largest resident memory of the process.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     version: str
     seconds: float
     peak_bytes: int
 
 
-class WorkerMessage(BaseModel):
+class WorkerMessage(Record):
     """A line that the building process writes: progress 0..1, its result, or an error of a plugin's node."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     progress: float | None = None
     result: BuildResult | None = None

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
 from kvfold.pipeline.quality.intervals import Estimate, share
+from kvfold.plugins.contract.record import Record
 from kvfold.runtime.bundle import open_bundle
 
 # The original in bfloat16, whose distance from its float32 self is the noise floor.
@@ -19,13 +18,7 @@ def evaluation_file(target: str) -> str:
     return f"report/{target}/evaluation.json"
 
 
-class Result(BaseModel):
-    """Base of every part: frozen, and unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Perplexity(Result):
+class Perplexity(Record):
     """Perplexity in windows of one length, by subject.
 
     Attributes:
@@ -40,7 +33,7 @@ class Perplexity(Result):
     ratios: dict[str, Estimate]
 
 
-class Divergence(Result):
+class Divergence(Record):
     """A candidate's next-token distributions against the original's.
 
     Attributes:
@@ -62,7 +55,7 @@ class Divergence(Result):
     flips_gained: Estimate
 
 
-class Divergences(Result):
+class Divergences(Record):
     """All candidates over the same tokens.
 
     Attributes:
@@ -77,7 +70,7 @@ class Divergences(Result):
     candidates: tuple[Divergence, ...]
 
 
-class AnswerScore(Result):
+class AnswerScore(Record):
     """How one subject answered a set of prompts.
 
     Attributes:
@@ -91,7 +84,7 @@ class AnswerScore(Result):
     nll: Estimate
 
 
-class RetrievalCell(Result):
+class RetrievalCell(Record):
     """One task at one length and depth.
 
     Attributes:
@@ -113,7 +106,7 @@ class RetrievalCell(Result):
     subjects: dict[str, AnswerScore]
 
 
-class RetrievalShare(Result):
+class RetrievalShare(Record):
     """Cells of one task taken together, inside or outside of the window."""
 
     task: str
@@ -122,7 +115,7 @@ class RetrievalShare(Result):
     subjects: dict[str, Estimate]
 
 
-class LastWords(Result):
+class LastWords(Record):
     """Last words of passages.
 
     Attributes:
@@ -135,7 +128,7 @@ class LastWords(Result):
     subjects: dict[str, AnswerScore]
 
 
-class Evaluation(Result):
+class Evaluation(Record):
     """Everything that `kvfold eval` measured. Subjects: original (the control), folded, engine.
 
     Attributes:

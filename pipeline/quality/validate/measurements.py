@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from kvfold.pipeline.recipe.recipe import Thresholds
+from kvfold.plugins.contract.record import Record
 
 ORIGINAL, FOLDED, ENGINE = "original", "folded", "engine"
 # Five bins per decade from 1e-8 to 10 nat, and an open one at either end.
@@ -17,7 +17,7 @@ def measurements_file(target: str) -> str:
     return f"report/{target}/measurements.json"
 
 
-class SubjectResult(BaseModel):
+class SubjectResult(Record):
     """One subject on its own.
 
     Attributes:
@@ -25,21 +25,17 @@ class SubjectResult(BaseModel):
         tokens_per_second: over all logits of the text; not a benchmark, it shares the machine.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     perplexity: float
     tokens_per_second: float
 
 
-class Comparison(BaseModel):
+class Comparison(Record):
     """A candidate against a reference, KL(reference || candidate) in nat per token.
 
     Attributes:
         kl_histogram: positions per bin of `KL_BIN_EDGES`, the first bin open below, the last above.
         top1_agreement: share of positions with the same likeliest token, 0..1.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     reference: str
     candidate: str
@@ -52,7 +48,7 @@ class Comparison(BaseModel):
     max_logit_difference: float
 
 
-class Measurements(BaseModel):
+class Measurements(Record):
     """Everything that `kvfold validate` measured.
 
     Attributes:
@@ -61,8 +57,6 @@ class Measurements(BaseModel):
         sequence_length: tokens per sequence.
         reused_tokens: positions of the engine's later turns that were served from its cache.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     text: str
     tokens: int
@@ -80,10 +74,8 @@ class Measurements(BaseModel):
         return self.subjects[subject].perplexity / self.subjects[ORIGINAL].perplexity
 
 
-class Verdict(BaseModel):
+class Verdict(Record):
     """One threshold of the recipe: what was measured, what is demanded, whether it is met."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     threshold: str
     meaning: str

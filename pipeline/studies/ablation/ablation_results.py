@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from kvfold.pipeline.quality.evaluate.evaluation import Result
 from kvfold.pipeline.studies.cost import Cost
+from kvfold.plugins.contract.record import Record
 
 
-class Row(Result):
+class Row(Record):
     """One way under the recipe's plan.
 
     Attributes:
@@ -21,7 +21,7 @@ class Row(Result):
     cost: Cost
 
 
-class Ablation(Result):
+class Ablation(Record):
     """All of them.
 
     Attributes:

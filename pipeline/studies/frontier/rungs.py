@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from kvfold.pipeline.quality.evaluate.evaluation import Result
 from kvfold.pipeline.studies.cost import Cost
 from kvfold.plugins.contract.kv_bytes import KvBytes
+from kvfold.plugins.contract.record import Record
 
 # Tokens of a sequence whose KV bytes the picture shows and the frontier is drawn by.
 SHOWN_CONTEXT = 8192
 
 
-class Rung(Result):
+class Rung(Record):
     """One recipe's plan: what it keeps and what that costs.
 
     Attributes:
@@ -33,7 +33,7 @@ class Rung(Result):
         return self.kv(SHOWN_CONTEXT).folded
 
 
-class Frontier(Result):
+class Frontier(Record):
     """A ladder, the largest cache first.
 
     Attributes:

@@ -28,6 +28,7 @@ BY_VALUE = {
     "export/search/search_settings.py",
     "plugins/__init__.py",
     "plugins/contract/errors.py",
+    "plugins/contract/record.py",
     "plugins/contract/version.py",
     "plugins/contract/write_aside.py",
     "pipeline/recipe/recipe.py",
