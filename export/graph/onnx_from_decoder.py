@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,10 @@ def _to_onnx(module: PagedDecoder, plan: FoldPlan) -> ir.Model:
     onnx_schema.register()
     inputs, shapes = _example_step(plan)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision is absent
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        # torch warns of its own deprecations and of axes with equal names: nothing a user can act on.
+        warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
+        warnings.filterwarnings("ignore", message="# The axis name", category=UserWarning)
         program = torch.onnx.export(
             module.eval(),
             tuple(inputs),

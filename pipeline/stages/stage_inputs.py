@@ -7,6 +7,7 @@ from pathlib import Path
 from kvfold.pipeline.recipe.evaluate_section import SHIPPED_PASSAGES
 from kvfold.pipeline.recipe.recipe import DEMO_MODEL, HealSection, Recipe
 from kvfold.pipeline.recipe.recipe_sections import KEYWORDS, Texts, TextSection
+from kvfold.pipeline.texts.text_code import TEXT_CODE
 from kvfold.runtime.bundle import TOKENIZER, hash_file
 
 # Source that a stage's result comes from; tests/pipeline/stages/test_stages.py follows the imports.
@@ -18,7 +19,7 @@ EVERY_STAGE = (
 )
 MODEL = (*EVERY_STAGE, "export/model", "plugins/contract/fold_plan.py", "plugins/contract/plan_presets.py")
 CHECKPOINT = (*MODEL, "export/checkpoint", "plugins/contract/tokenizer_config.py")
-TEXT = (*CHECKPOINT, "export/calibration", "pipeline/workspace/fetch.py", "plugins/contract/chat_template.py")
+TEXT = (*CHECKPOINT, *TEXT_CODE)
 HEAL = (*CHECKPOINT, "export/fold", "export/heal", "export/quantize", "plugins/int8_linear")
 GRAPH = (
     *MODEL,

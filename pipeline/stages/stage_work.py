@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import warnings
 from pathlib import Path
 
 from kvfold.pipeline.recipe.recipe import HealSection
@@ -24,8 +23,8 @@ from kvfold.pipeline.workspace.workspace import (
     HELDOUT_TOKENS,
     SOURCE,
     TRAINING_TOKENS,
+    WRITER_FOLDER,
     Workspace,
-    read_text,
 )
 from kvfold.runtime.bundle import CONFIG, FOLD_PLAN, QUANTIZATION, SCALES, WEIGHTS, hash_file
 
@@ -40,33 +39,32 @@ def run_checkpoint(workspace: Workspace, output: Path, progress: Progress) -> No
 
 def run_calibration(workspace: Workspace, output: Path, progress: Progress) -> None:
     """Token sequences to calibrate on."""
-    _write_tokens(workspace, workspace.recipe.calibration, output / CALIBRATION_TOKENS)
+    _write_tokens(workspace, workspace.recipe.calibration, output / CALIBRATION_TOKENS, progress)
 
 
 def run_heldout(workspace: Workspace, output: Path, progress: Progress) -> None:
     """Token sequences to validate on."""
-    _write_tokens(workspace, (workspace.recipe.validate_on,), output / HELDOUT_TOKENS)
+    _write_tokens(workspace, (workspace.recipe.validate_on,), output / HELDOUT_TOKENS, progress)
 
 
 def run_evaltext(workspace: Workspace, output: Path, progress: Progress) -> None:
     """Token sequences to evaluate on."""
-    _write_tokens(workspace, (workspace.recipe.evaluate,), output / EVALUATION_TOKENS)
+    _write_tokens(workspace, (workspace.recipe.evaluate,), output / EVALUATION_TOKENS, progress)
 
 
 def run_training(workspace: Workspace, output: Path, progress: Progress) -> None:
     """A recipe that trains nothing needs no text: the stage writes no file."""
     if isinstance(workspace.recipe.heal, HealSection):
-        _write_tokens(workspace, workspace.recipe.heal.text, output / TRAINING_TOKENS)
+        _write_tokens(workspace, workspace.recipe.heal.text, output / TRAINING_TOKENS, progress)
 
 
-def _write_tokens(workspace: Workspace, sections: Texts, path: Path) -> None:
+def _write_tokens(workspace: Workspace, sections: Texts, path: Path, progress: Progress) -> None:
     """Token sequences int64 [N, sequence_length], kept because the model may have to write them."""
-    import torch
     from safetensors.torch import save_file
 
-    tokens = torch.cat([read_text(section, workspace.checkpoint) for section in sections])
-    if len(sections) > 1:
-        tokens = tokens[torch.randperm(len(tokens), generator=torch.Generator().manual_seed(0))]
+    from kvfold.pipeline.texts.texts import read_texts
+
+    tokens = read_texts(sections, workspace.checkpoint, workspace.root / WRITER_FOLDER, progress)
     path.parent.mkdir()
     save_file({"tokens": tokens.contiguous()}, path)
 
@@ -144,11 +142,7 @@ def run_onnx(workspace: Workspace, output: Path, progress: Progress) -> None:
     from kvfold.export.model.decoder import Decoder
 
     decoder = Decoder.from_weights(workspace.config, workspace.plan, workspace.tensors(WEIGHTS))
-    with warnings.catch_warnings():
-        # torch warns of its own deprecations and of axes with equal names: nothing a user can act on.
-        warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
-        warnings.filterwarnings("ignore", message="# The axis name", category=UserWarning)
-        export_onnx(decoder, workspace.tensors(SCALES), output)
+    export_onnx(decoder, workspace.tensors(SCALES), output)
 
 
 def _engine_folder(workspace: Workspace, output: Path) -> Path:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvfold.pipeline.recipe.recipe import DEMO_MODEL, HealSection, Recipe
-from kvfold.pipeline.recipe.recipe_sections import SHAREGPT, SHAREGPT_HELD_OUT, TextSection
 from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.runtime.bundle import CONFIG, FOLD_PLAN
 
@@ -30,6 +29,7 @@ HEALED_WEIGHTS = "work/healed.safetensors"
 HEAL_LOSSES = "work/heal_loss.jsonl"
 ADAPTER = "adapter.safetensors"
 HEAL_FOLDER = "work/heal"  # snapshots of a training that is not finished; no stage's file
+WRITER_FOLDER = "work/writer"  # the engine and the rows of texts that the model writes; no stage's file
 MODEL_CACHE = Path(".cache")
 
 
@@ -78,20 +78,3 @@ def model_source(recipe: Recipe) -> str:
     from kvfold.pipeline.workspace.fetch import fetch_demo_model
 
     return str(fetch_demo_model(MODEL_CACHE))
-
-
-def read_text(section: TextSection, checkpoint: Checkpoint) -> Tensor:
-    """The sequences of a section, int64 [N, sequence_length]; fetches conversations not there yet.
-
-    Raises:
-        CalibrationError: the text is missing, unreadable or too short.
-        FetchError: the conversations cannot be had.
-    """
-    from kvfold.export.calibration import calibration_tokens
-
-    source = section.source
-    if source in (SHAREGPT, SHAREGPT_HELD_OUT):
-        from kvfold.pipeline.workspace.fetch import fetch_conversations
-
-        source = str(fetch_conversations(MODEL_CACHE, held_out=source == SHAREGPT_HELD_OUT))
-    return calibration_tokens(source, checkpoint, section.tokens, section.sequence_length, section.seed)

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from string import punctuation, whitespace
 
-from kvfold.export.calibration.documents import read_documents
 from kvfold.pipeline.quality.evaluate.question import Prompt, make_prompt
 from kvfold.pipeline.recipe.evaluate_section import SHIPPED_PASSAGES
+from kvfold.pipeline.texts.documents import read_documents
 from kvfold.plugins.contract.errors import RecipeError
 from kvfold.plugins.contract.tokenizer_config import TokenizerConfig
 from kvfold.runtime.text.tokenizer import Tokenizer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -43,8 +44,9 @@ from kvfold.pipeline.stages.stage_inputs import fingerprint_text
 from kvfold.pipeline.studies.search.goal import Goal
 from kvfold.pipeline.studies.search.ledger import Ledger, globals_name
 from kvfold.pipeline.studies.search.search_questions import write_questions
+from kvfold.pipeline.texts.text_code import TEXT_CODE
 from kvfold.pipeline.workspace.stage import hash_code
-from kvfold.pipeline.workspace.workspace import Workspace, read_text
+from kvfold.pipeline.workspace.workspace import Workspace
 from kvfold.plugins.contract.errors import RecipeError
 from kvfold.plugins.contract.fold_plan import FoldPlan, KvDtype
 from kvfold.plugins.contract.version import VERSION
@@ -57,19 +59,14 @@ MEASURING = {
     *("kl_tokens", "prompts", "prompt_length", "measured_window", "sink_size", "negligible_int8_kl"),
 }
 MEASURING_CODE = (
+    *TEXT_CODE,
     *("export/search/costs.py", "export/search/examine.py", "export/search/measure_changes.py"),
-    *("export/calibration", "export/checkpoint", "export/fold", "export/model", "export/quantize"),
+    *("export/fold", "export/quantize", "runtime/text/tokenizer.py"),
     *(
         "export/heal/student/block_attention.py",
         "export/heal/objective/head_kl.py",
         "export/heal/student/int8_rounding.py",
-    ),
-    *("export/heal/student/training_attention.py", "plugins/int8_linear"),
-    *("plugins/contract/fold_plan.py", "plugins/contract/plan_presets.py"),
-    *(
-        "plugins/contract/chat_template.py",
-        "plugins/contract/tokenizer_config.py",
-        "runtime/text/tokenizer.py",
+        "export/heal/student/training_attention.py",
     ),
     *(
         "pipeline/quality/evaluate/question.py",
@@ -263,12 +260,22 @@ class Search:
         questions = list(write_questions(settings, tokenizer, self._config.max_position_embeddings))
         text = settings.text
         if not self._ledger.file.tokens:
-            self._ledger.put_tokens(read_text(text, checkpoint).tolist())
+            self._read_text()
         tokens = torch.tensor(self._ledger.file.tokens)
         held_out = spread(len(tokens), ceil(settings.kl_tokens / text.sequence_length))
         rest = [row for row in range(len(tokens)) if row not in held_out]
         examination = Examination(self._config, checkpoint.weights, tokens[held_out], questions)
         return Laboratory(examination, tokens[rest], self._recipe.fold, settings)
+
+    def _read_text(self) -> None:
+        """Put the text into the ledger; what a model needs to write it is not kept."""
+        from kvfold.pipeline.texts.texts import read_texts
+
+        folder = self._ledger.path.with_suffix(".writer")
+        with self._bar("text", "preparing the text") as progress:
+            tokens = read_texts((self._recipe.search.text,), self._checkpoint, folder, progress)
+        self._ledger.put_tokens(tokens.tolist())
+        shutil.rmtree(folder, ignore_errors=True)
 
     def _key(self) -> str:
         settings = self._recipe.search

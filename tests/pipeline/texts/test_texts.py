@@ -1,4 +1,4 @@
-"""Calibration tokens: packed from files, sampled from the model, and refused with a reason."""
+"""Texts from files: packed, drawn, shuffled into one, and refused with a reason."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
+from torch import Tensor
 
-from kvfold.export.calibration import calibration_tokens, generate
-from kvfold.export.calibration.documents import read_documents
-from kvfold.export.calibration.generate import TEMPERATURE, SeedPrompt, Writer, sample
-from kvfold.export.calibration.step_attention import StepAttention
 from kvfold.export.checkpoint import Checkpoint, load_checkpoint
-from kvfold.export.model.decoder import Decoder
+from kvfold.pipeline.recipe.recipe_sections import TextSection
+from kvfold.pipeline.texts.documents import read_documents
+from kvfold.pipeline.texts.texts import read_texts
 from kvfold.plugins.contract.errors import CalibrationError
-from kvfold.plugins.contract.plan_presets import Preset, build_plan
 from kvfold.plugins.contract.tokenizer_config import TokenizerConfig
 from tests.export.tiny_checkpoints import random_model, write_folder
 
@@ -30,10 +29,16 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return load_checkpoint(folder)
 
 
+def read(checkpoint: Checkpoint, path: Path, tokens: int, length: int, seed: int = 0) -> Tensor:
+    """The text of a file; what only a writing model needs is not touched."""
+    section = TextSection(source=str(path), tokens=tokens, sequence_length=length, seed=seed)
+    return read_texts((section,), checkpoint, path.parent / "writer", lambda fraction, note="": None)
+
+
 def test_text_is_packed_in_order(checkpoint: Checkpoint, tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("0123456789" * 10)
-    tokens = calibration_tokens(path, checkpoint, 90, 10, seed=0)
+    tokens = read(checkpoint, path, 90, 10)
     assert tokens.shape == (9, 10)
     assert tokens.dtype == torch.int64
     assert torch.equal(tokens, torch.arange(16, 26).expand(9, 10))
@@ -42,7 +47,7 @@ def test_text_is_packed_in_order(checkpoint: Checkpoint, tmp_path: Path) -> None
 def test_long_text_is_drawn_by_seed(checkpoint: Checkpoint, tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("".join(chr(97 + index // 26) + chr(97 + index % 26) for index in range(500)))
-    drawn = [calibration_tokens(path, checkpoint, 60, 20, seed) for seed in (1, 1, 2)]
+    drawn = [read(checkpoint, path, 60, 20, seed) for seed in (1, 1, 2)]
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
 
@@ -112,58 +117,27 @@ def test_unusable_file_is_refused(
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(CalibrationError, match=named):
-        calibration_tokens(tmp_path / name, checkpoint, 20, 16, seed=0)
+        read(checkpoint, tmp_path / name, 20, 16)
 
 
-@pytest.mark.parametrize(("tokens", "length"), [(0, 16), (16, 1), (16, 257)])
-def test_senseless_sizes_are_refused(tokens: int, length: int, checkpoint: Checkpoint) -> None:
+def test_sequences_beyond_the_context_are_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match="2 to 256 tokens"):
-        calibration_tokens("generate", checkpoint, tokens, length, seed=0)
+        read(checkpoint, tmp_path / "a.txt", 16, 257)
 
 
-def test_generated_text_starts_with_prompts_and_follows_the_seed(checkpoint: Checkpoint) -> None:
-    first, again, other = (calibration_tokens("generate", checkpoint, 1000, 100, seed) for seed in (1, 1, 2))
-    assert first.shape == (10, 100)
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-    assert int(first.max()) < 97
+@pytest.mark.parametrize(("tokens", "length"), [(0, 16), (16, 1)])
+def test_senseless_sizes_are_refused(tokens: int, length: int) -> None:
+    with pytest.raises(ValidationError):
+        TextSection(tokens=tokens, sequence_length=length)
 
 
-def test_groups_are_bounded_by_their_caches(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    decoder = generate._fast_decoder(checkpoint)
-    row = StepAttention.row_bytes(decoder, 20)
-    mixer = StepAttention(decoder, rows=3, length=20)
-    assert 3 * row == mixer.keys.nbytes + mixer.values.nbytes
-    monkeypatch.setattr(generate, "CACHE_BYTES", 3 * row)
-    assert generate._group_sizes(7, row) == [3, 2, 2]
-    assert generate._group_sizes(2, 4 * row) == [1, 1]
-    assert calibration_tokens("generate", checkpoint, 140, 20, seed=0).shape == (7, 20)
-
-
-def test_a_row_goes_on_with_the_next_prompt_in_the_same_context() -> None:
-    writer = Writer(iter([SeedPrompt([1, 2], [9]), SeedPrompt([9], [3, 4])]), ends={7})
-    assert [writer.choose(token) for token in (0, 0, 5, 7, 0, 0, 6)] == [1, 2, 5, 7, 3, 4, 6]
-
-
-def test_a_further_chat_prompt_is_the_conversations_next_turn(checkpoint: Checkpoint) -> None:
-    prompt = generate._seed_prompt(checkpoint, "> Hi there")
-    turn = checkpoint.tokenizer.encode("[user] Hi there<|im_end|>")
-    assert prompt.first == turn
-    assert prompt.later == turn  # neither the reply, nor the end that the model writes itself
-
-
-def test_step_attention_equals_whole_sequences(checkpoint: Checkpoint) -> None:
-    plan = build_plan(Preset(preset="identity"), checkpoint.config.attention_shape)
-    decoder = Decoder.from_weights(checkpoint.config, plan, checkpoint.weights)
-    input_ids = torch.randint(0, 97, (3, 20), generator=torch.Generator().manual_seed(0))
-    mixer = StepAttention(decoder, rows=3, length=20)
-    with torch.inference_mode():
-        steps = [decoder(input_ids[:, step, None], mixer) for step in range(20)]
-        torch.testing.assert_close(torch.cat(steps, dim=1), decoder(input_ids), atol=1e-4, rtol=1e-4)
-
-
-def test_samples_follow_the_distribution() -> None:
-    chances = torch.tensor([0.1, 0.2, 0.0, 0.7])
-    logits = (chances.log() * TEMPERATURE).expand(100_000, 4)
-    drawn = sample(logits, torch.Generator().manual_seed(0))
-    torch.testing.assert_close(drawn.bincount(minlength=4) / 100_000, chances, atol=0.01, rtol=0)
+def test_several_texts_are_shuffled_into_one(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    sections = []
+    for letter, tokens in (("a", 200), ("b", 100)):
+        (tmp_path / letter).with_suffix(".txt").write_text(letter * 500)
+        source = str(tmp_path / f"{letter}.txt")
+        sections.append(TextSection(source=source, tokens=tokens, sequence_length=10))
+    tokens = read_texts(tuple(sections), checkpoint, tmp_path, lambda fraction, note="": None)
+    letters = tokens[:, 0].tolist()
+    assert sorted(letters) == [65] * 20 + [66] * 10
+    assert letters != sorted(letters)

@@ -1,0 +1,104 @@
+"""read_texts: the one entry to a recipe's texts, whatever they come from."""
+
+from __future__ import annotations
+
+from math import ceil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from kvfold.pipeline.recipe.recipe_sections import GENERATE, SHAREGPT, SHAREGPT_HELD_OUT, Texts, TextSection
+from kvfold.pipeline.texts.documents import read_documents
+from kvfold.pipeline.texts.writer import write_text
+from kvfold.pipeline.workspace.fetch import fetch_conversations
+from kvfold.pipeline.workspace.workspace import MODEL_CACHE
+from kvfold.plugins.contract.errors import CalibrationError
+
+if TYPE_CHECKING:
+    from kvfold.export.checkpoint import Checkpoint
+    from kvfold.pipeline.show.progress import Progress
+
+# A file is read until it gave this many times the tokens asked for; sequences are drawn from those.
+POOL = 8
+
+
+def read_texts(sections: Texts, checkpoint: Checkpoint, folder: Path, progress: Progress) -> Tensor:
+    """At least the tokens that each section asks for, int64 [N, sequence_length]; several are shuffled.
+
+    The same sections give the same ids, but for chats under a template that writes today's date.
+    Conversations not there yet are fetched.
+
+    Args:
+        sections: of one sequence_length.
+        checkpoint: whose tokenizer (and, for `generate`, weights) are used.
+        folder: the writer's, as for `write_text`; made when a section asks for text that the model writes.
+        progress: told while the model writes.
+
+    Raises:
+        CalibrationError: a file is missing, unreadable, malformed or too short, or the sequences are longer
+            than the model's context.
+        FetchError: the conversations cannot be had.
+        KvfoldError: what the writer raises.
+    """
+    total = sum(section.tokens for section in sections)
+    texts, done = [], 0
+    for section in sections:
+        share = _Share(progress, done / total, section.tokens / total)
+        texts.append(_read_text(section, checkpoint, folder, share))
+        done += section.tokens
+    tokens = torch.cat(texts)
+    if len(sections) > 1:
+        tokens = tokens[torch.randperm(len(tokens), generator=torch.Generator().manual_seed(0))]
+    return tokens
+
+
+class _Share:
+    """The progress of one section as a part of the whole."""
+
+    def __init__(self, progress: Progress, start: float, size: float) -> None:
+        self._progress = progress
+        self._start = start
+        self._size = size
+
+    def __call__(self, fraction: float, note: str = "") -> None:
+        self._progress(self._start + fraction * self._size, note)
+
+
+def _read_text(section: TextSection, checkpoint: Checkpoint, folder: Path, progress: Progress) -> Tensor:
+    length, longest = section.sequence_length, checkpoint.config.max_position_embeddings
+    if length > longest:
+        raise CalibrationError(
+            f"a text is asked for in sequences of {length} tokens, the model's context is {longest}; set a "
+            f"sequence_length of 2 to {longest} tokens"
+        )
+    if section.source == GENERATE:
+        return torch.from_numpy(write_text(section, checkpoint, folder, progress))
+    path = Path(section.source)
+    if section.source in (SHAREGPT, SHAREGPT_HELD_OUT):
+        path = fetch_conversations(MODEL_CACHE, held_out=section.source == SHAREGPT_HELD_OUT)
+    count = ceil(section.tokens / length)
+    sequences = _read_sequences(path, checkpoint, count, length)
+    order = torch.randperm(len(sequences), generator=torch.Generator().manual_seed(section.seed))
+    return sequences[order[:count].sort().values]
+
+
+def _read_sequences(path: Path, checkpoint: Checkpoint, count: int, sequence_length: int) -> Tensor:
+    """Sequences packed from a file's documents, between `count` and POOL * count of them."""
+    tokenizer = checkpoint.tokenizer
+    start = tokenizer.config.bos_token_id if tokenizer.config.add_bos_token else None
+    ids: list[int] = []
+    for document in read_documents(path, tokenizer.config):
+        ids += [start] if start is not None and document.needs_bos else []
+        ids += tokenizer.encode(document.text)
+        if len(ids) >= POOL * count * sequence_length:
+            break
+    found, needed = len(ids), count * sequence_length
+    if found < needed:
+        raise CalibrationError(
+            f"{path} gives {found} tokens, {needed} are needed; add text, ask for fewer calibration tokens, "
+            f'or use "{GENERATE}"'
+        )
+    whole = found // sequence_length
+    return torch.tensor(ids[: whole * sequence_length]).reshape(whole, sequence_length)

@@ -1,0 +1,167 @@
+"""Text that the model writes itself, so that nothing must be downloaded.
+
+A row is one sequence and one context: it starts with a seed prompt, and when the model ends its reply or
+its text, the next prompt follows, as the conversation's next turn or as the next document. Rows run side by
+side through the runtime's scheduler, piece by piece: a piece is a request that goes on from the cache of the
+one before it, drawn by a seed of its own. So a row depends on nothing beside it, and one that was
+interrupted goes on with the draws that it would have had.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import deque
+from collections.abc import Sequence
+from math import ceil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kvfold.pipeline.recipe.recipe_sections import TextSection
+from kvfold.pipeline.texts.prompts import Prompts
+from kvfold.pipeline.texts.writer_engine import load_writer_engine, unfolded_plan, writer_key
+from kvfold.pipeline.texts.written_rows import Row, RowsFile
+from kvfold.runtime.engine.protocol import Engine
+from kvfold.runtime.runtime_config import RuntimeConfig
+from kvfold.runtime.sampling.sampling import SamplingParams
+from kvfold.runtime.scheduler.request import Prompt, Request
+from kvfold.runtime.scheduler.scheduler import Scheduler
+
+if TYPE_CHECKING:
+    from kvfold.export.checkpoint import Checkpoint
+    from kvfold.pipeline.show.progress import Progress
+    from kvfold.plugins.contract.fold_plan import FoldPlan
+
+KV_BYTES = 2**30  # cache of the rows that are written together; one row may need more
+MAX_ROWS = 64  # beyond this a step takes longer by as much as it writes more
+PIECE = 64  # tokens that a kill costs a row at most
+TEMPERATURE = 0.8
+
+
+def write_text(section: TextSection, checkpoint: Checkpoint, folder: Path, progress: Progress) -> np.ndarray:
+    """Token ids, int64 [count, sequence_length], sampled from the unfolded model: at least `section.tokens`.
+
+    The same seed gives the same ids on the same machine, also after a kill; other CPUs may round differently.
+
+    Args:
+        section: of sequences that fit the model's context.
+        checkpoint: the model, and its tokenizer.
+        folder: keeps the engine and the rows written so far; of another checkpoint or code, nothing.
+        progress: told the share of the tokens that are written.
+
+    Raises:
+        CalibrationError: the vocabulary has no token for any prompt.
+        ExportError, BundleError, KernelError: the engine cannot be made or loaded on this machine.
+    """
+    own = folder / writer_key(checkpoint)
+    for other in folder.iterdir() if folder.exists() else ():
+        if other != own:
+            shutil.rmtree(other)
+    own.mkdir(parents=True, exist_ok=True)
+    length = section.sequence_length
+    prompts = Prompts(checkpoint.tokenizer, section.seed)
+    file = RowsFile(own / f"seed-{section.seed}-length-{length}.jsonl")
+    rows = [Row(index) for index in range(ceil(section.tokens / length))]
+    for index, piece in file.read():
+        if index < len(rows):  # it may hold more, of a longer text
+            rows[index].add(piece, prompts.ends)
+    if any(len(row.tokens) < length for row in rows):
+        progress(0.0, "preparing the model to write")
+        plan = unfolded_plan(checkpoint)
+        together = min(len(rows), MAX_ROWS, max(1, KV_BYTES // plan.kv_bytes(length)))
+        engine = load_writer_engine(checkpoint, plan, own, _num_pages(plan, together, length))
+        Writer(engine, together, section, prompts, file).write(rows, progress)
+    return np.array([row.tokens for row in rows])
+
+
+def _num_pages(plan: FoldPlan, rows: int, length: int) -> dict[str, int]:
+    """Pages for so many rows, and the reserve that the scheduler wants for the others where it admits one."""
+    return {group.name: rows * (ceil(length / plan.page_size) + 1) for group in plan.groups}
+
+
+class Writer:
+    """Brings rows to their length, as many side by side as it has room for."""
+
+    def __init__(
+        self, engine: Engine, together: int, section: TextSection, prompts: Prompts, file: RowsFile
+    ) -> None:
+        """A writer of one text.
+
+        Args:
+            engine: the unfolded model, with pages for so many rows.
+            together: rows that are written side by side.
+            section: its seed and its sequence_length.
+            prompts: of the section's seed.
+            file: keeps each piece.
+        """
+        self._scheduler = Scheduler(engine, RuntimeConfig(max_num_seqs=together))
+        self._together = together
+        self._section = section
+        self._prompts = prompts
+        self._file = file
+        self._running: dict[Request, Row] = {}
+        self._written = 0
+
+    def write(self, rows: Sequence[Row], progress: Progress) -> None:
+        """Write what each row lacks."""
+        length = self._section.sequence_length
+        waiting = deque(row for row in rows if len(row.tokens) < length)
+        total, found = len(rows) * length, sum(len(row.tokens) for row in rows)
+        self._written, start = found, time.perf_counter()
+        while waiting or self._running:
+            while waiting and len(self._running) < self._together:
+                self._begin_piece(waiting.popleft())
+            for request in self._scheduler.step():
+                self._written += 1
+                if request.finish_reason is not None:
+                    self._end_piece(request)
+            pace = (self._written - found) / (time.perf_counter() - start)
+            note = f"{self._written:,} of {total:,} tokens, {pace:,.0f} tokens/s"
+            progress(self._written / total, note)
+
+    def _begin_piece(self, row: Row) -> None:
+        """Let the model go on with a row, after a prompt where it wants one; a full row is done."""
+        room = self._section.sequence_length - len(row.tokens)
+        given = self._prompts.give(row.index, row.turn)[:room] if row.wants_prompt else []
+        ids = row.tokens + given
+        self._written += len(given)
+        if len(given) < room:
+            self._submit(row, ids, min(PIECE, room - len(given)))
+            return
+        if given:
+            self._keep(row, given)
+        if row.kept is not None:
+            self._scheduler.discard(row.kept)
+            row.kept = None
+
+    def _submit(self, row: Row, ids: list[int], max_tokens: int) -> None:
+        seed = np.random.SeedSequence((self._section.seed, row.index, len(ids))).generate_state(1, np.uint64)
+        request = Request(
+            Prompt(np.array(ids), kept=row.kept),
+            SamplingParams(temperature=TEMPERATURE, seed=int(seed[0]), max_tokens=max_tokens),
+            _Unread(),
+            self._prompts.ends,
+            self._scheduler.engine.info,
+            keep=True,
+        )
+        self._running[request] = row
+        self._scheduler.submit(request)
+
+    def _end_piece(self, request: Request) -> None:
+        row = self._running.pop(request)
+        row.kept = request.sequence
+        self._keep(row, request.tokens[len(row.tokens) : request.length].tolist())
+        self._begin_piece(row)
+
+    def _keep(self, row: Row, piece: list[int]) -> None:
+        row.add(piece, self._prompts.ends)
+        self._file.append(row.index, piece)
+
+
+class _Unread:
+    """Takes a reply's tokens where nobody wants its text."""
+
+    def push(self, token_id: int) -> bool:
+        return False

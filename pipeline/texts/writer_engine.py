@@ -1,0 +1,81 @@
+"""The engine that writes texts: the unfolded checkpoint for the CPU, with linears and cache in float32."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kvfold.pipeline.texts.text_code import TEXT_CODE
+from kvfold.pipeline.workspace.stage import hash_code
+from kvfold.pipeline.workspace.write_bundle import sync
+from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.plugins.contract.plan_presets import Preset, build_plan
+from kvfold.plugins.contract.version import VERSION
+from kvfold.runtime.engine.engine_config import EngineConfig
+from kvfold.runtime.engine.onnxruntime_engine import OnnxRuntimeEngine
+
+if TYPE_CHECKING:
+    from kvfold.export.checkpoint import Checkpoint
+
+ENGINE_FOLDER = "engine"
+
+
+def unfolded_plan(checkpoint: Checkpoint) -> FoldPlan:
+    """Nothing folded, the cache in float32."""
+    return build_plan(Preset(preset="identity", kv_dtype="float32"), checkpoint.config.attention_shape)
+
+
+def writer_key(checkpoint: Checkpoint) -> str:
+    """Names all that decides what the checkpoint writes: its files, and kvfold's code."""
+    parts = (VERSION, hash_code(TEXT_CODE), checkpoint.fingerprint)
+    return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
+
+
+def load_writer_engine(
+    checkpoint: Checkpoint, plan: FoldPlan, folder: Path, num_pages: Mapping[str, int]
+) -> OnnxRuntimeEngine:
+    """The engine in `folder`, made where it is not there: as large as the model in float32.
+
+    Args:
+        checkpoint: the unfolded model.
+        plan: its `unfolded_plan`.
+        folder: the writer's, of this checkpoint and this code; a kill leaves a whole engine in it, or none.
+        num_pages: pages of each horizon group's pool.
+
+    Raises:
+        ExportError: the model's graph is not what it must be.
+        BundleError, KernelError: the engine cannot be loaded on this machine.
+    """
+    directory = folder / ENGINE_FOLDER
+    if not directory.exists():
+        aside = directory.with_suffix(".aside")
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        _build(checkpoint, plan, aside)
+        for path in (*aside.iterdir(), aside):
+            sync(path)
+        aside.replace(directory)
+    return OnnxRuntimeEngine.load(directory, plan, num_pages)
+
+
+def _build(checkpoint: Checkpoint, plan: FoldPlan, directory: Path) -> None:
+    """Write model.onnx, its data and engine.json into an existing folder. Heavy imports happen inside."""
+    from kvfold.export.graph.lower_cpu import lower_for_cpu
+    from kvfold.export.graph.onnx_from_decoder import export_onnx
+    from kvfold.export.model.decoder import Decoder
+
+    neutral = directory / "neutral"
+    neutral.mkdir()
+    decoder = Decoder.from_weights(checkpoint.config, plan, checkpoint.weights)
+    passes = lower_for_cpu(export_onnx(decoder, {}, neutral), directory, plan, precision={})
+    shutil.rmtree(neutral)
+    EngineConfig(
+        target="cpu",
+        vocab_size=checkpoint.config.vocab_size,
+        max_context_length=checkpoint.config.max_position_embeddings,
+        fingerprint=writer_key(checkpoint),
+        passes=passes,
+    ).save(directory)
