@@ -70,8 +70,8 @@ def _read_text(section: TextSection, checkpoint: Checkpoint, folder: Path, progr
     length, longest = section.sequence_length, checkpoint.config.max_position_embeddings
     if length > longest:
         raise CalibrationError(
-            f"a text is asked for in sequences of {length} tokens, the model's context is {longest}; set a "
-            f"sequence_length of 2 to {longest} tokens"
+            f"a text cannot be had in sequences of {length}; the model's context allows sequences of 2 to "
+            f"{longest} tokens: set sequence_length"
         )
     if section.source == GENERATE:
         return torch.from_numpy(write_text(section, checkpoint, folder, progress))

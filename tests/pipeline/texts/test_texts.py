@@ -121,7 +121,7 @@ def test_unusable_file_is_refused(
 
 
 def test_sequences_beyond_the_context_are_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    with pytest.raises(CalibrationError, match="2 to 256 tokens"):
+    with pytest.raises(CalibrationError, match="sequences of 2 to 256 tokens"):
         read(checkpoint, tmp_path / "a.txt", 16, 257)
 
 
@@ -134,10 +134,10 @@ def test_senseless_sizes_are_refused(tokens: int, length: int) -> None:
 def test_several_texts_are_shuffled_into_one(checkpoint: Checkpoint, tmp_path: Path) -> None:
     sections = []
     for letter, tokens in (("a", 200), ("b", 100)):
-        (tmp_path / letter).with_suffix(".txt").write_text(letter * 500)
-        source = str(tmp_path / f"{letter}.txt")
-        sections.append(TextSection(source=source, tokens=tokens, sequence_length=10))
-    tokens = read_texts(tuple(sections), checkpoint, tmp_path, lambda fraction, note="": None)
-    letters = tokens[:, 0].tolist()
+        path = tmp_path / f"{letter}.txt"
+        path.write_text(letter * 500)
+        sections.append(TextSection(source=str(path), tokens=tokens, sequence_length=10))
+    sequences = read_texts(tuple(sections), checkpoint, tmp_path, lambda fraction, note="": None)
+    letters = sequences[:, 0].tolist()
     assert sorted(letters) == [65] * 20 + [66] * 10
     assert letters != sorted(letters)
