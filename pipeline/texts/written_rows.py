@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,21 +43,26 @@ class RowsFile:
         """The file of one text; it is made with the first piece."""
         self._path = path
 
-    def read(self) -> Iterator[tuple[int, list[int]]]:
-        """Every whole piece; the half of one that a kill may leave at the end is cut off."""
+    def read(self, count: int, ends: Collection[int]) -> list[Row]:
+        """The first `count` rows as far as they are written; what a kill left of half a piece is cut off.
+
+        It may hold more rows, of a longer text.
+        """
+        rows, whole = [Row(index) for index in range(count)], 0
         if not self._path.exists():
-            return
-        whole = 0
+            return rows
         for line in self._path.read_bytes().splitlines(keepends=True):
             try:
-                row, ids = json.loads(line)
+                index, piece = json.loads(line)
             except ValueError:
                 break
             if not line.endswith(b"\n"):
                 break
             whole += len(line)
-            yield row, ids
+            if index < count:
+                rows[index].add(piece, ends)
         os.truncate(self._path, whole)
+        return rows
 
     def append(self, row: int, ids: Sequence[int]) -> None:
         """Keep a piece."""
