@@ -28,6 +28,7 @@ WEIGHTS = "model.safetensors"
 SCALES = "scales.safetensors"
 QUANTIZATION = "quantization.json"
 ONNX_MODEL = "model.onnx"
+ONNX_DATA = "model.onnx.data"
 
 Verification = Literal["size", "full"]
 

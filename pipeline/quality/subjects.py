@@ -19,6 +19,7 @@ from polygraphy.common import TensorMetadata
 
 from kvfold.pipeline.quality.distances import negative_log_likelihood
 from kvfold.pipeline.quality.validate.measurements import ENGINE, FOLDED, ORIGINAL
+from kvfold.pipeline.workspace.read_checkpoint import read_checkpoint
 from kvfold.pipeline.workspace.workspace import Workspace
 from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.plugins.contract.plan_presets import Preset, build_plan
@@ -200,7 +201,7 @@ def original_decoder(workspace: Workspace) -> Decoder:
     from kvfold.export.model.decoder import Decoder
 
     identity = build_plan(Preset(preset="identity"), workspace.config.attention_shape)
-    return Decoder.from_weights(workspace.config, identity, workspace.checkpoint.weights)
+    return Decoder.from_weights(workspace.config, identity, read_checkpoint(workspace).weights)
 
 
 def pages_of_sequence(plan: FoldPlan, length: int, chunk: int) -> dict[str, int]:

@@ -10,7 +10,7 @@ from rich import get_console
 from kvfold.pipeline.bench.bench_settings import BenchSettings
 from kvfold.pipeline.bench.contenders import PEERS
 from kvfold.pipeline.commands.options.recipe_arguments import bundle_path, output_option, recipe_argument
-from kvfold.pipeline.workspace.workspace import MODEL_CACHE
+from kvfold.pipeline.workspace.fetch import MODEL_CACHE
 from kvfold.plugins.contract.errors import BundleError
 
 DEFAULTS = BenchSettings()
@@ -95,6 +95,7 @@ def command(
     from kvfold.pipeline.bench.bench_table import draw_table, write_markdown
     from kvfold.pipeline.bench.models.prepared import PreparedModels
     from kvfold.pipeline.bring_up_to_date import bring_up_to_date
+    from kvfold.pipeline.workspace.read_checkpoint import read_checkpoint
     from kvfold.pipeline.workspace.workspace import Workspace
 
     names, required = peers
@@ -102,7 +103,7 @@ def command(
     root = bundle_path(recipe, output)
     loaded = bring_up_to_date(recipe, root, "build", target="cpu")
     workspace = Workspace(loaded, root)
-    checkpoint = workspace.checkpoint
+    checkpoint = read_checkpoint(workspace)
     models = PreparedModels(work, checkpoint)
     console = get_console()
     result = run_bench(root, workspace.plan, models, checkpoint.config.vocab_size, settings, console)
