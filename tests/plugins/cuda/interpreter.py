@@ -190,7 +190,7 @@ def move_ids(buffers: dict[str, Any], page_size: int, first_page: int) -> None:
 
 
 def _launch(name: KernelName, values: dict[str, Any]) -> None:
-    module = importlib.import_module(f"kvfold.plugins.cuda.{name}")
+    module = importlib.import_module(f"kvfold.plugins.cuda.kernels.{name}")
     kernel = getattr(module, name)
     grid = tuple(values[axis] for axis in module.GRID)
     kernel[grid](**{parameter: values[parameter] for parameter in kernel.arg_names})
