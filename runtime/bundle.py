@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -119,7 +120,7 @@ class Bundle:
             self.file(file)
         return self.root / name
 
-    @property
+    @cached_property
     def plan(self) -> FoldPlan:
         """The FoldPlan of `fold.json`."""
         return FoldPlan.parse(self.file(FOLD_PLAN).read_bytes())

@@ -58,15 +58,14 @@ class LLM:
             CapacityError: `kv_cache_bytes` is too small to run anything, or more than the GPU has.
         """
         from kvfold.runtime.bundle import TOKENIZER, TOKENIZER_CONFIG, open_bundle
-        from kvfold.runtime.engine.engine_config import EngineConfig
+        from kvfold.runtime.engine.engine_files import open_engine
         from kvfold.runtime.engine.load_engine import load_engine
 
         opened = open_bundle(bundle)
-        directory, plan = opened.directory(f"engine/{target}"), opened.plan
-        facts = EngineConfig.load(directory)
-        config = config or _default_config(facts)
-        pages = pages_for(plan, config, facts.max_context_length)
-        engine = load_engine(directory, plan, pages, config)
+        files = open_engine(opened, target)
+        config = config or _default_config(files.config)
+        pages = pages_for(files.plan, config, files.config.max_context_length)
+        engine = load_engine(files, pages, config.max_num_batched_tokens, config.max_num_seqs, config.threads)
         tokenizer = BundleTokenizer.load(opened.file(TOKENIZER), opened.file(TOKENIZER_CONFIG))
         return cls(engine, tokenizer, config)
 

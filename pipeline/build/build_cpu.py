@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from kvfold.export.graph.lower_cpu import lower_for_cpu
-from kvfold.export.quantize.precision import Quantization
 from kvfold.pipeline.build.engine_facts import engine_config
 from kvfold.pipeline.workspace.workspace import Workspace
-from kvfold.runtime.bundle import ONNX_MODEL, QUANTIZATION
+from kvfold.runtime.bundle import ONNX_MODEL
 
 
 def build_cpu(workspace: Workspace, directory: Path) -> None:
@@ -18,7 +17,6 @@ def build_cpu(workspace: Workspace, directory: Path) -> None:
         ExportError: a graph pass did not find what it must.
         TargetError: the plan stores a cache in a type that the CPU kernels do not read.
     """
-    root = workspace.root
-    quantization = Quantization.model_validate_json((root / QUANTIZATION).read_bytes())
-    passes = lower_for_cpu(root / ONNX_MODEL, directory, workspace.plan, quantization.precision)
+    model, precision = workspace.root / ONNX_MODEL, workspace.quantization.precision
+    passes = lower_for_cpu(model, directory, workspace.plan, precision)
     engine_config(workspace, passes).save(directory)

@@ -181,13 +181,13 @@ def load_subjects(
         KvfoldError: the bundle's weights or its engine cannot be loaded.
     """
     from kvfold.export.model.decoder import Decoder
+    from kvfold.runtime.engine.engine_files import EngineFiles
     from kvfold.runtime.engine.load_engine import load_engine
-    from kvfold.runtime.runtime_config import RuntimeConfig
 
     config, plan = workspace.config, workspace.plan
     pages = pages_of_sequence(plan, longest, prefill_chunk)
-    batch = RuntimeConfig(max_num_batched_tokens=prefill_chunk, max_num_seqs=1)
-    engine = load_engine(workspace.root / "engine" / workspace.recipe.target, plan, pages, batch)
+    files = EngineFiles.read(workspace.root / "engine" / workspace.recipe.target, plan)
+    engine = load_engine(files, pages, max_num_batched_tokens=prefill_chunk, max_num_seqs=1)
     return (
         TorchSubject(ORIGINAL, original_decoder(workspace)),
         TorchSubject(FOLDED, Decoder.from_weights(config, plan, workspace.tensors(WEIGHTS))),

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 from kvfold.pipeline.recipe.recipe import DEMO_MODEL, HealSection, Recipe
 from kvfold.pipeline.recipe.recipe_sections import SHAREGPT, SHAREGPT_HELD_OUT, TextSection
 from kvfold.plugins.contract.fold_plan import FoldPlan
-from kvfold.runtime.bundle import CONFIG, FOLD_PLAN
+from kvfold.runtime.bundle import CONFIG, FOLD_PLAN, QUANTIZATION
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from kvfold.export.checkpoint import Checkpoint
     from kvfold.export.model.model_config import ModelConfig
+    from kvfold.export.quantize.precision import Quantization
 
 # Files that stages hand to each other; no engine needs them.
 SOURCE = "source.json"
@@ -58,6 +59,13 @@ class Workspace:
     def plan(self) -> FoldPlan:
         """The FoldPlan, from the bundle."""
         return FoldPlan.parse((self.root / FOLD_PLAN).read_bytes())
+
+    @cached_property
+    def quantization(self) -> Quantization:
+        """The precision of every linear, from the bundle."""
+        from kvfold.export.quantize.precision import Quantization
+
+        return Quantization.model_validate_json((self.root / QUANTIZATION).read_bytes())
 
     @property
     def healed(self) -> Mapping[str, Tensor]:

@@ -17,9 +17,9 @@ from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKern
 
 from kvfold.plugins.contract import step as contract
 from kvfold.plugins.contract.errors import BundleError, TargetError
-from kvfold.plugins.contract.fold_plan import ITEMSIZE, FoldPlan, KvDtype
+from kvfold.plugins.contract.fold_plan import ITEMSIZE, KvDtype
 from kvfold.plugins.cpu.cpu_library import register
-from kvfold.runtime.engine.engine_config import EngineConfig
+from kvfold.runtime.engine.engine_files import EngineFiles
 from kvfold.runtime.engine.protocol import EngineInfo, StepInputs
 
 MODEL_FILE = "model.onnx"
@@ -54,14 +54,11 @@ class OnnxRuntimeEngine:
         self._logits: dict[int, ort.OrtValue] = {}
 
     @classmethod
-    def load(
-        cls, directory: Path, plan: FoldPlan, num_pages: Mapping[str, int], threads: int = 0
-    ) -> OnnxRuntimeEngine:
+    def load(cls, files: EngineFiles, num_pages: Mapping[str, int], threads: int = 0) -> OnnxRuntimeEngine:
         """Load `engine/cpu` or `engine/cuda` of a bundle.
 
         Args:
-            directory: the engine's directory.
-            plan: the bundle's FoldPlan.
+            files: of the engine.
             num_pages: pages of each horizon group's pool.
             threads: intra-op threads; 0 takes one for each physical core.
 
@@ -70,11 +67,9 @@ class OnnxRuntimeEngine:
             KernelError: the CPU kernel library is missing or refused.
             TargetError: this machine's ONNX Runtime has no CUDA provider, or it does not start.
         """
-        config = EngineConfig.load(directory)
-        device = DEVICES[config.target]
-        session = _open_session(directory / MODEL_FILE, device, threads)
-        info = config.info(plan, num_pages)
-        return cls(session, info, device)
+        device = DEVICES[files.config.target]
+        session = _open_session(files.directory / MODEL_FILE, device, threads)
+        return cls(session, files.info(num_pages), device)
 
     @property
     def info(self) -> EngineInfo:

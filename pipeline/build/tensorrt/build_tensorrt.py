@@ -12,7 +12,6 @@ import onnx_ir as ir
 
 from kvfold.export.graph.lower_tensorrt import lower_for_tensorrt
 from kvfold.export.graph.model_files import MODEL_FILE, load_model
-from kvfold.export.quantize.precision import Quantization
 from kvfold.pipeline.build.engine_facts import engine_config
 from kvfold.pipeline.build.tensorrt.architectures import architectures_of
 from kvfold.pipeline.build.tensorrt.build_job import BuildJob, BuildResult
@@ -27,7 +26,7 @@ from kvfold.plugins.cuda.compile_kernels import compile_library
 from kvfold.plugins.cuda.kernel_library import KernelLibrary
 from kvfold.plugins.contract.errors import TargetError
 from kvfold.plugins.tensorrt.node_form import PLUGIN_NAME, PLUGIN_NAMESPACE, PLUGIN_VERSION
-from kvfold.runtime.bundle import ONNX_MODEL, QUANTIZATION, SCALES
+from kvfold.runtime.bundle import ONNX_MODEL, SCALES
 from kvfold.runtime.engine.engine_config import KERNELS_FOLDER, PLAN_FILE, StepLimits, TensorRTFacts
 
 LOG_FILE = "build.log"
@@ -54,7 +53,7 @@ def build_tensorrt(workspace: Workspace, directory: Path, progress: Callable[[fl
     prefill = prefill_limits(section, workspace.plan, context_length, chunk)
     architectures = architectures_of(workspace.recipe)
     log_of_failure = root / f"{workspace.recipe.target}-{LOG_FILE}"
-    precision = Quantization.model_validate_json((root / QUANTIZATION).read_bytes()).precision
+    precision = workspace.quantization.precision
     with tempfile.TemporaryDirectory(dir=root / STAGING) as folder:
         lowered = Path(folder)
         passes = lower_for_tensorrt(

@@ -20,6 +20,7 @@ from kvfold.export.quantize.precision import Precision
 from kvfold.plugins.contract import step as contract
 from kvfold.plugins.contract.errors import ExportError, TargetError
 from kvfold.runtime.engine.engine_config import EngineConfig
+from kvfold.runtime.engine.engine_files import EngineFiles
 from kvfold.runtime.engine.onnxruntime_engine import OnnxRuntimeEngine
 from kvfold.runtime.engine.protocol import StepInputs
 from tests.paging import Pager
@@ -79,11 +80,9 @@ def build_cpu_engine(
     engine_directory.mkdir()
     names = {linear.name: precision for linear in find_linears(ir.load(graph))}
     lower_for_cpu(graph, engine_directory, decoder.plan, names)
-    EngineConfig(target="cpu", vocab_size=VOCAB_SIZE, max_context_length=256, fingerprint="test").save(
-        engine_directory
-    )
+    config = EngineConfig(target="cpu", vocab_size=VOCAB_SIZE, max_context_length=256, fingerprint="test")
     pages = {group.name: NUM_PAGES for group in decoder.plan.groups}
-    return OnnxRuntimeEngine.load(engine_directory, decoder.plan, pages, threads=2)
+    return OnnxRuntimeEngine.load(EngineFiles(engine_directory, config, decoder.plan), pages, threads=2)
 
 
 def tokens_for(seed: int) -> np.ndarray:

@@ -29,6 +29,7 @@ from kvfold.export.quantize.quantize_settings import QuantizeSettings
 from kvfold.plugins.contract.plan_presets import Preset, build_plan
 from kvfold.plugins.int8_linear.schema import ActivationBits
 from kvfold.runtime.engine.engine_config import EngineConfig
+from kvfold.runtime.engine.engine_files import EngineFiles
 from kvfold.runtime.engine.onnxruntime_engine import OnnxRuntimeEngine
 from tests.export.heal.tiny_healing import SETTINGS, TOKENS, tiny_healing
 from tests.export.quantize.fake_quantized import FakeQuantizedDecoder
@@ -140,9 +141,8 @@ def test_the_student_is_the_engine(tmp_path: Path) -> None:
     (tmp_path / "cpu").mkdir()
     lower_for_cpu(graph, tmp_path / "cpu", healing.plan, deployed.precision.precision)
     facts = EngineConfig(target="cpu", vocab_size=97, max_context_length=256, fingerprint="test")
-    facts.save(tmp_path / "cpu")
     pages = {group.name: 16 for group in healing.plan.groups}
-    engine = OnnxRuntimeEngine.load(tmp_path / "cpu", healing.plan, pages, threads=2)
+    engine = OnnxRuntimeEngine.load(EngineFiles(tmp_path / "cpu", facts, healing.plan), pages, threads=2)
     distances, divergences = [], []
     for tokens in TOKENS[:4]:
         found = torch.from_numpy(engine.execute(Pager(healing.plan, 16).step({0: tokens.tolist()})).copy())

@@ -17,6 +17,7 @@ from kvfold.plugins.contract import step as contract
 from kvfold.plugins.contract.errors import TargetError
 from kvfold.plugins.contract.fold_plan import FoldPlan, KvDtype, LayerPlan
 from kvfold.runtime.engine.engine_config import EngineConfig
+from kvfold.runtime.engine.engine_files import EngineFiles
 from kvfold.runtime.engine.onnxruntime_engine import DEVICES, MODEL_FILE, OnnxRuntimeEngine
 from kvfold.runtime.engine.protocol import EngineInfo
 from tests.paging import Pager
@@ -108,7 +109,7 @@ def cuda_engine(directory: Path) -> Path:
 
 
 def load(directory: Path) -> None:
-    OnnxRuntimeEngine.load(directory, one_layer("float16"), {"global": 1})
+    OnnxRuntimeEngine.load(EngineFiles.read(directory, one_layer("float16")), {"global": 1})
 
 
 def test_a_machine_without_the_cuda_provider_says_what_to_install(

@@ -12,6 +12,7 @@ import pytest
 
 from kvfold.plugins.contract.errors import CapacityError, KernelError, TargetError
 from kvfold.runtime.engine.engine_config import EngineConfig
+from kvfold.runtime.engine.engine_files import EngineFiles
 from kvfold.runtime.engine.tensorrt.device import Device
 from kvfold.runtime.engine.tensorrt.memory import MARGIN, check_memory
 from kvfold.runtime.engine.tensorrt.pools import pool_bytes
@@ -26,7 +27,7 @@ AGAIN = "`kvfold build RECIPE --target tensorrt-rtx --sm 80,89`"
 
 def test_a_whole_engine_passes(tmp_path: Path) -> None:
     config = make_config(make_facts(PLAN))
-    facts, kernels = check_files(write_engine(tmp_path / "engine", config), config)
+    facts, kernels = check_files(EngineFiles(write_engine(tmp_path / "engine", config), config, PLAN))
     assert facts == config.tensorrt
     assert kernels.sha256 == facts.kernels_sha256
 
@@ -54,7 +55,7 @@ def test_files_that_do_not_belong_together_are_refused(
     directory = write_engine(tmp_path / "engine", config)
     damage(directory)
     with pytest.raises(TargetError, match=re.escape(message)):
-        check_files(directory, config)
+        check_files(EngineFiles(directory, config, PLAN))
 
 
 def test_a_damaged_cubin_is_a_kernel_error(tmp_path: Path) -> None:
@@ -62,7 +63,7 @@ def test_a_damaged_cubin_is_a_kernel_error(tmp_path: Path) -> None:
     directory = write_engine(tmp_path / "engine", config)
     (directory / "kernels" / "append.cubin").write_bytes(b"other")
     with pytest.raises(KernelError, match="not the recorded kernel"):
-        check_files(directory, config)
+        check_files(EngineFiles(directory, config, PLAN))
 
 
 def test_a_library_of_another_version_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
