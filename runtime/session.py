@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from kvfold.plugins.contract.errors import RequestError
-from kvfold.runtime.generation import Completion, Reply, TextChunk
+from kvfold.runtime.generation import Completion, Reply, TextChunk, TextGenerator
 from kvfold.runtime.memory.paged_sequence import Sequence as CachedSequence
 from kvfold.runtime.sampling.sampling import SamplingParams
 from kvfold.runtime.scheduler.request import Prompt
@@ -25,7 +25,6 @@ from kvfold.runtime.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from kvfold.plugins.contract.chat_template import Message
-    from kvfold.runtime.llm import LLM
 
 
 class Session:
@@ -37,9 +36,9 @@ class Session:
             print(session.send("And a page of it?").text)
     """
 
-    def __init__(self, llm: LLM, system: str | None = None) -> None:
-        """An empty conversation with an optional system message."""
-        self._generator = llm.generator
+    def __init__(self, generator: TextGenerator, system: str | None = None) -> None:
+        """An empty conversation with an optional system message; `LLM.session` is the usual way."""
+        self._generator = generator
         self._messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
         self._known = Known("", [])
         self._kept: CachedSequence | None = None

@@ -20,11 +20,10 @@ from polygraphy.common import TensorMetadata
 from kvfold.pipeline.quality.distances import negative_log_likelihood
 from kvfold.pipeline.quality.validate.measurements import ENGINE, FOLDED, ORIGINAL
 from kvfold.pipeline.workspace.workspace import Workspace
-from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.plugins.contract.plan_presets import Preset, build_plan
 from kvfold.runtime.bundle import WEIGHTS
 from kvfold.runtime.engine.protocol import Engine
-from kvfold.runtime.memory.horizon import horizons
+from kvfold.runtime.memory.budget import pages_of_sequence
 from kvfold.runtime.memory.kv_memory import KvMemory, Prefix
 from kvfold.runtime.memory.paged_sequence import Sequence
 from kvfold.runtime.scheduler.step_builder import Chunk, StepBuilder
@@ -201,11 +200,3 @@ def original_decoder(workspace: Workspace) -> Decoder:
 
     identity = build_plan(Preset(preset="identity"), workspace.config.attention_shape)
     return Decoder.from_weights(workspace.config, identity, workspace.checkpoint.weights)
-
-
-def pages_of_sequence(plan: FoldPlan, length: int, chunk: int) -> dict[str, int]:
-    """Pages of each group's pool that hold one sequence, whatever its bytes.
-
-    Local groups hold it twice: the running window, and the tail that the last turn left in the tree.
-    """
-    return {law.name: law.peak_pages(length, chunk) * (2 if law.is_local else 1) for law in horizons(plan)}

@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from kvfold.pipeline.quality.subjects import EngineSubject, Subject, pages_of_sequence
+from kvfold.pipeline.quality.subjects import EngineSubject, Subject
 from kvfold.pipeline.studies.lm_eval.lm_eval_requests import Generate, HarnessModel
 from kvfold.plugins.contract.errors import TargetError
 from kvfold.runtime.bundle import TOKENIZER, TOKENIZER_CONFIG, open_bundle
 from kvfold.runtime.engine.engine_files import open_engine
 from kvfold.runtime.engine.load_engine import load_engine
 from kvfold.runtime.llm import DEFAULT_TARGET, LLM
-from kvfold.runtime.runtime_config import RuntimeConfig, pages_for
+from kvfold.runtime.memory.budget import pages_for, pages_of_sequence
+from kvfold.runtime.runtime_config import RuntimeConfig
 from kvfold.runtime.text.tokenizer import BundleTokenizer, Tokenizer
 
 
