@@ -11,9 +11,9 @@ from kvfold.pipeline.build.tensorrt.architectures import architectures_of
 from kvfold.pipeline.machine.targets import TARGETS
 from kvfold.pipeline.recipe.load_recipe import load_recipe
 from kvfold.pipeline.recipe.recipe import Recipe
-from kvfold.pipeline.show.progress import stage_display
 from kvfold.pipeline.stages.stages import STAGES, build_stage, evaluate_stage, report_stage
 from kvfold.pipeline.workspace.run_stages import run_stages
+from kvfold.pipeline.workspace.stage_display import stage_display
 from kvfold.plugins.contract.errors import TargetError
 
 # The first ones make no engine: the target does not matter.

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 from kvfold.pipeline.recipe.recipe import HealSection
 from kvfold.pipeline.recipe.recipe_sections import Texts
+from kvfold.pipeline.show.progress import Progress
 from kvfold.pipeline.stages.stage_inputs import HEAL, describe_heal
-from kvfold.pipeline.workspace.stage import Report, hash_code
+from kvfold.pipeline.workspace.stage import hash_code
 from kvfold.pipeline.workspace.workspace import (
     ADAPTER,
     CALIBRATION_TOKENS,
@@ -28,8 +28,6 @@ from kvfold.pipeline.workspace.workspace import (
     read_text,
 )
 from kvfold.runtime.bundle import CONFIG, FOLD_PLAN, QUANTIZATION, SCALES, WEIGHTS, hash_file
-
-Progress = Callable[[float], None]
 
 
 def run_checkpoint(workspace: Workspace, output: Path, progress: Progress) -> None:
@@ -95,7 +93,7 @@ def run_fold(workspace: Workspace, output: Path, progress: Progress) -> None:
     save_file({name: weight.contiguous() for name, weight in folded.weights.items()}, output / FOLDED_WEIGHTS)
 
 
-def run_heal(workspace: Workspace, output: Path, progress: Report) -> None:
+def run_heal(workspace: Workspace, output: Path, progress: Progress) -> None:
     """Without a section to train by, no file: quantize then reads the folded weights."""
     settings = workspace.recipe.heal
     if not isinstance(settings, HealSection):

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from kvfold.pipeline.quality.evaluate.evaluation import Divergences, Perplexity
 from kvfold.pipeline.quality.intervals import Estimate
 from kvfold.pipeline.quality.validate.measurements import FOLDED, ORIGINAL
+from kvfold.pipeline.show.progress import Progress
 from kvfold.pipeline.stages.stages import STAGES, evaluate_stage
-from kvfold.pipeline.workspace.stage import Report, Stage
+from kvfold.pipeline.workspace.stage import Stage
 from kvfold.pipeline.workspace.workspace import EVALUATION_TOKENS, Workspace
 from kvfold.plugins.contract.record import Record
 from kvfold.runtime.bundle import open_bundle
@@ -113,7 +114,7 @@ def cost_stage(
         code: source files or folders that make it, where it is not read from a bundle.
     """
 
-    def run(workspace: Workspace, output: Path, progress: Report) -> None:
+    def run(workspace: Workspace, output: Path, progress: Progress) -> None:
         path = output / f"{name}.json"
         path.parent.mkdir(parents=True)
         path.write_text(yardstick.measure(load(), progress).model_dump_json(indent=1) + "\n")

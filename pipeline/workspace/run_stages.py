@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Protocol
 
 from kvfold.pipeline.recipe.recipe import Recipe
-from kvfold.pipeline.workspace.stage import Report, Stage, dependents, hash_stage, requirements
+from kvfold.pipeline.show.progress import Progress
+from kvfold.pipeline.workspace.stage import Stage, dependents, hash_stage, requirements
 from kvfold.pipeline.workspace.tool_versions import tool_versions
 from kvfold.pipeline.workspace.workspace import Workspace
 from kvfold.pipeline.workspace.write_bundle import BundleWriter, name_disk_errors, open_writer, record_files
@@ -22,7 +23,7 @@ class Display(Protocol):
         """A stage is up to date."""
         ...
 
-    def started(self, stage: Stage, why: str, expected_seconds: float | None) -> Report:
+    def started(self, stage: Stage, why: str, expected_seconds: float | None) -> Progress:
         """A stage begins; returns the function that it reports its fraction done to."""
         ...
 

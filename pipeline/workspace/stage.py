@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
+from kvfold.pipeline.show.progress import Progress
 from kvfold.plugins.contract.version import VERSION
 from kvfold.runtime.bundle import Manifest
 
@@ -19,14 +20,6 @@ if TYPE_CHECKING:
 
 SOURCE_ROOT = Path(__file__).parents[2]
 SOURCE_SUFFIXES = (".py", ".cc", ".h", ".j2", ".txt")
-
-
-class Report(Protocol):
-    """Takes how far a stage is."""
-
-    def __call__(self, fraction: float, note: str = "") -> None:
-        """The fraction 0..1 done, and what the stage has to say at present, such as a loss."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -49,7 +42,7 @@ class Stage:
     needs: tuple[str, ...]
     settings: Callable[[Recipe], object]
     code: tuple[str, ...]
-    run: Callable[[Workspace, Path, Report], None]
+    run: Callable[[Workspace, Path, Progress], None]
     target: str | None = None
 
 

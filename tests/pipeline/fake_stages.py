@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kvfold.pipeline.recipe.recipe import ModelSection, Recipe
-from kvfold.pipeline.workspace.stage import Report, Stage
+from kvfold.pipeline.show.progress import Progress
+from kvfold.pipeline.workspace.stage import Stage
 from kvfold.pipeline.workspace.workspace import Workspace
 from kvfold.plugins.contract.plan_presets import Preset
 
@@ -46,7 +47,7 @@ class QuietDisplay:
     def skipped(self, stage: Stage) -> None:
         """Nothing."""
 
-    def started(self, stage: Stage, why: str, expected_seconds: float | None) -> Report:
+    def started(self, stage: Stage, why: str, expected_seconds: float | None) -> Progress:
         """Nothing."""
         return lambda fraction, note="": None
 

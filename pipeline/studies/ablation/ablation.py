@@ -8,13 +8,13 @@ from rich import get_console
 
 from kvfold.pipeline.bring_up_to_date import bring_up_to_date
 from kvfold.pipeline.recipe.load_recipe import load_recipe
-from kvfold.pipeline.show.progress import stage_display
 from kvfold.pipeline.studies.ablation.ablation_results import Ablation, Row
 from kvfold.pipeline.studies.ablation.ablation_tables import write_markdown
 from kvfold.pipeline.studies.ablation.fold_by_method import fold_by
 from kvfold.pipeline.studies.cost import Yardstick, cost_stage, file_hashes, read_cost
 from kvfold.pipeline.workspace.run_stages import run_stages
 from kvfold.pipeline.workspace.stage import Stage
+from kvfold.pipeline.workspace.stage_display import stage_display
 from kvfold.pipeline.workspace.workspace import Workspace
 from kvfold.pipeline.workspace.write_bundle import name_disk_errors
 from kvfold.plugins.contract.errors import RecipeError

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from rich import get_console
 
 from kvfold.pipeline.bring_up_to_date import bring_up_to_date
-from kvfold.pipeline.show.progress import stage_display
 from kvfold.pipeline.studies.cost import Yardstick, cost_stage, file_hashes, read_cost
 from kvfold.pipeline.studies.frontier.frontier_picture import draw_frontier
 from kvfold.pipeline.studies.frontier.frontier_tables import write_markdown
@@ -17,6 +16,7 @@ from kvfold.pipeline.studies.frontier.ladder import load_ladder
 from kvfold.pipeline.studies.frontier.rungs import Frontier, Rung
 from kvfold.pipeline.workspace.run_stages import run_stages
 from kvfold.pipeline.workspace.stage import Stage
+from kvfold.pipeline.workspace.stage_display import stage_display
 from kvfold.pipeline.workspace.workspace import Workspace
 from kvfold.pipeline.workspace.write_bundle import name_disk_errors
 from kvfold.plugins.contract.kv_bytes import kv_bytes

@@ -12,7 +12,7 @@ from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.progress import Progress
+from rich.progress import Progress as Bars
 
 from kvfold.export.search.choose import (
     Candidate,
@@ -38,12 +38,12 @@ from kvfold.export.search.costs import (
 from kvfold.export.search.space import PlanSpace, Solution
 from kvfold.pipeline.machine.targets import TARGETS
 from kvfold.pipeline.recipe.recipe import Recipe
-from kvfold.pipeline.show.progress import open_bar
+from kvfold.pipeline.show.progress import Progress, open_bar
 from kvfold.pipeline.stages.stage_inputs import fingerprint_text
 from kvfold.pipeline.studies.search.goal import Goal
 from kvfold.pipeline.studies.search.ledger import Ledger, globals_name
 from kvfold.pipeline.studies.search.search_questions import write_questions
-from kvfold.pipeline.workspace.stage import Report, hash_code
+from kvfold.pipeline.workspace.stage import hash_code
 from kvfold.pipeline.workspace.workspace import Workspace, read_text
 from kvfold.plugins.contract.errors import RecipeError
 from kvfold.plugins.contract.fold_plan import FoldPlan, KvDtype
@@ -104,7 +104,7 @@ class Found:
 class Search:
     """One search; what it measures goes into a ledger, and what is there is not measured again."""
 
-    def __init__(self, recipe: Recipe, goal: Goal, ledger: Path, bars: Progress) -> None:
+    def __init__(self, recipe: Recipe, goal: Goal, ledger: Path, bars: Bars) -> None:
         """Read the checkpoint's header and the ledger.
 
         Raises:
@@ -156,11 +156,11 @@ class Search:
 
     def _choose(self, space: PlanSpace, globals_: frozenset[int]) -> Candidate:
         targets, max_kl, limit = self._goal.targets, self._goal.max_kl, self._recipe.search.plans
-        with self._bar("plans", "folding and measuring whole plans") as report:
+        with self._bar("plans", "folding and measuring whole plans") as progress:
 
             def measure(solution: Solution) -> Cost:
                 plan = space.plan(solution)
-                report(len(self._plans) / limit, f"plan {len(self._plans) + 1} of at most {limit}")
+                progress(len(self._plans) / limit, f"plan {len(self._plans) + 1} of at most {limit}")
                 cost = self._ledger.cost(plan_name(plan), lambda: self._measure_plan(plan))
                 self._plans.append(Candidate(solution, cost))
                 return cost
@@ -209,12 +209,12 @@ class Search:
         if missing:
             total = sum(self._work(change) for change in changes)
             done = total - sum(self._work(change) for change in missing)
-            with self._bar("layers", "reading the text") as report:
-                report(done / total)
+            with self._bar("layers", "reading the text") as progress:
+                progress(done / total)
                 for change, cost in measure_changes(self._laboratory, missing):
                     self._ledger.put_cost(change.name, cost)
                     done += self._work(change)
-                    report(done / total, f"{change.name}: KL {cost.kl:.4f}")
+                    progress(done / total, f"{change.name}: KL {cost.kl:.4f}")
 
     def _work(self, change: Change) -> int:
         """How long a measurement takes, relative to others: the fold, then the layers that are left."""
@@ -229,10 +229,10 @@ class Search:
         missing = [layer for layer in candidates if globals_name(base | {layer}) not in answers]
         if missing:
             doing = f"{len(base)} global so far, {len(candidates)} candidates"
-            with self._bar("globals", doing) as report:
+            with self._bar("globals", doing) as progress:
                 for layer, nll in measure_globals(self._laboratory, base, missing):
                     self._ledger.put_answers(base | {layer}, nll)
-                    report((missing.index(layer) + 1) / len(missing))
+                    progress((missing.index(layer) + 1) / len(missing))
         return {layer: answers[globals_name(base | {layer})] for layer in candidates}
 
     def _measure_none(self) -> float:
@@ -280,10 +280,10 @@ class Search:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     @contextmanager
-    def _bar(self, name: str, doing: str) -> Iterator[Report]:
-        task, report = open_bar(self._bars, name, doing)
+    def _bar(self, name: str, doing: str) -> Iterator[Progress]:
+        task, progress = open_bar(self._bars, name, doing)
         try:
-            yield report
+            yield progress
         finally:
             self._bars.remove_task(task)
 

@@ -15,7 +15,7 @@ TABLE_FILE = "embedded_kernels.cc"
 CUBINS_FILE = "embedded_cubins.S"
 _TABLE = """\
 // Written by embed_kernels.py.
-#include "kernel_library.h"
+#include "cuda/cpp/kernel_library.h"
 
 namespace kvfold {{
 namespace {{

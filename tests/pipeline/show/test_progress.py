@@ -1,4 +1,4 @@
-"""Progress in the terminal: what was skipped, why a stage runs again, and how long it took."""
+"""Progress bars in the terminal: how long something took, and how long it will still take."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import io
 
 import pytest
 from rich.console import Console
-from rich.progress import Progress
 
-from kvfold.pipeline.show.progress import StageDisplay, format_seconds, stage_display
-from tests.pipeline.fake_stages import fake_stages
+from kvfold.pipeline.show.progress import format_seconds, make_bars, open_bar
 
 
 @pytest.mark.parametrize(
@@ -19,31 +17,13 @@ def test_durations(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
 
 
-def test_a_stage_that_resumes_counts_its_pace_from_where_it_began(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_work_that_resumes_counts_its_pace_from_where_it_began(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([100.0, 110.0])
     monkeypatch.setattr("kvfold.pipeline.show.progress.time.perf_counter", lambda: next(clock))
-    progress = Progress(console=Console(file=io.StringIO()))
-    report = StageDisplay(progress.console, progress).started(fake_stages([])[0], "not done yet", None)
-    report(0.8)
-    assert progress.tasks[0].fields["left"] == ""
-    report(0.9, "loss 1.5")
-    assert progress.tasks[0].fields["left"] == "10 s left"
-    assert progress.tasks[0].fields["doing"] == "loss 1.5"
-
-
-def test_a_line_per_stage() -> None:
-    first, second, third, _ = fake_stages([])
-    console = Console(file=io.StringIO(), width=100)
-    with stage_display(console) as display:
-        display.skipped(first)
-        report = display.started(second, "not done yet", None)
-        report(0.5)
-        display.finished(second, 12.0)
-        display.started(third, "second/b.txt is truncated", 3.0)
-        display.finished(third, 0.5)
-    assert isinstance(console.file, io.StringIO)
-    printed = console.file.getvalue()
-    assert "= first       unchanged" in printed
-    assert "+ second      12 s" in printed
-    assert "again: second/b.txt is truncated" in printed
-    assert "again: not done yet" not in printed
+    bars = make_bars(Console(file=io.StringIO()))
+    _, progress = open_bar(bars, "heal", "training")
+    progress(0.8)
+    assert bars.tasks[0].fields["left"] == ""
+    progress(0.9, "loss 1.5")
+    assert bars.tasks[0].fields["left"] == "10 s left"
+    assert bars.tasks[0].fields["doing"] == "loss 1.5"
