@@ -28,7 +28,6 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 WEIGHTS = "model.safetensors"
 SCALES = "scales.safetensors"
 QUANTIZATION = "quantization.json"
-ONNX_MODEL = "model.onnx"
 
 Verification = Literal["size", "full"]
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-MODEL_FILE = "model.onnx"
 DATA_SUFFIX = ".data"
 
 

@@ -11,7 +11,7 @@ from kvfold.export.graph.lower_cuda import lower_for_cuda
 from kvfold.pipeline.build.engine_facts import engine_config
 from kvfold.pipeline.workspace.workspace import Workspace
 from kvfold.plugins.cuda.attention_spec import ActivationDtype
-from kvfold.runtime.bundle import ONNX_MODEL
+from kvfold.plugins.contract.step import MODEL_FILE
 
 
 def build_cuda(workspace: Workspace, directory: Path) -> None:
@@ -26,5 +26,5 @@ def build_cuda(workspace: Workspace, directory: Path) -> None:
     plan = workspace.plan
     stores_bfloat16 = any(bank.kv_dtype == "bfloat16" for bank in plan.banks)
     dtype: ActivationDtype = "bfloat16" if stores_bfloat16 else "float16"
-    passes = lower_for_cuda(workspace.root / ONNX_MODEL, directory, plan, dtype)
+    passes = lower_for_cuda(workspace.root / MODEL_FILE, directory, plan, dtype)
     engine_config(workspace, passes).save(directory)

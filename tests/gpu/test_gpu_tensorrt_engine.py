@@ -14,7 +14,7 @@ from kvfold.runtime.engine.onnxruntime_engine import OnnxRuntimeEngine
 from kvfold.runtime.engine.protocol import GroupTables, StepInputs
 from kvfold.runtime.engine.tensorrt import tensorrt_engine as engine_module
 from kvfold.runtime.engine.tensorrt.device import Device
-from kvfold.runtime.engine.tensorrt.memory import MARGIN, MIB, check_memory
+from kvfold.runtime.engine.tensorrt.gpu_memory import MARGIN, MIB, check_memory
 from kvfold.runtime.engine.tensorrt.tensorrt_engine import TensorRTEngine
 from tests.gpu.conftest import RecordProperty
 from tests.gpu.distances import MAX_KL_TO_CPU, MAX_KL_TO_FOLDED, check_logits

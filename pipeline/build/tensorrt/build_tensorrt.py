@@ -11,7 +11,7 @@ from typing import Literal
 import onnx_ir as ir
 
 from kvfold.export.graph.lower_tensorrt import lower_for_tensorrt
-from kvfold.export.graph.model_files import MODEL_FILE, load_model
+from kvfold.export.graph.model_files import load_model
 from kvfold.pipeline.build.engine_facts import engine_config
 from kvfold.pipeline.build.tensorrt.architectures import architectures_of
 from kvfold.pipeline.build.tensorrt.build_job import BuildJob, BuildResult
@@ -26,7 +26,8 @@ from kvfold.plugins.cuda.compile_kernels import compile_library
 from kvfold.plugins.cuda.kernel_library import KernelLibrary
 from kvfold.plugins.contract.errors import TargetError
 from kvfold.plugins.tensorrt.node_form import PLUGIN_NAME, PLUGIN_NAMESPACE, PLUGIN_VERSION
-from kvfold.runtime.bundle import ONNX_MODEL, SCALES
+from kvfold.runtime.bundle import SCALES
+from kvfold.plugins.contract.step import MODEL_FILE
 from kvfold.runtime.engine.engine_config import KERNELS_FOLDER, PLAN_FILE, StepLimits, TensorRTFacts
 
 LOG_FILE = "build.log"
@@ -57,7 +58,7 @@ def build_tensorrt(workspace: Workspace, directory: Path, progress: Callable[[fl
     with tempfile.TemporaryDirectory(dir=root / STAGING) as folder:
         lowered = Path(folder)
         passes = lower_for_tensorrt(
-            root / ONNX_MODEL,
+            root / MODEL_FILE,
             lowered,
             workspace.plan,
             precision,

@@ -12,13 +12,13 @@ import numpy as np
 from kvfold.plugins.cuda.kernel_library import KernelLibrary
 from kvfold.runtime.engine.engine_config import PLAN_FILE, TensorRTFacts
 from kvfold.runtime.engine.engine_files import EngineFiles
+from kvfold.runtime.engine.kv_pools import kv_pools
 from kvfold.runtime.engine.protocol import EngineInfo, StepInputs
 from kvfold.runtime.engine.tensorrt.device import Device
+from kvfold.runtime.engine.tensorrt.gpu_memory import StepSizes, check_memory, check_pages
 from kvfold.runtime.engine.tensorrt.loaded_plan import LoadedPlan
-from kvfold.runtime.engine.tensorrt.memory import check_memory
-from kvfold.runtime.engine.tensorrt.pools import check_pages, pool_bytes
 from kvfold.runtime.engine.tensorrt.preflight import check_files, check_gpu, import_library
-from kvfold.runtime.engine.tensorrt.runner import StepRunner, StepSizes
+from kvfold.runtime.engine.tensorrt.runner import StepRunner
 
 
 class TensorRTEngine:
@@ -79,14 +79,14 @@ class TensorRTEngine:
         """Count the memory before the plan takes its weights, and again when it has told its workspace."""
         check_pages(info.num_pages, facts.max_pages)
         sizes = StepSizes.of(facts, info.plan, info.vocab_size)
-        pools = pool_bytes(info.plan, info.num_pages)
+        pools = sum(pool.nbytes for pool in kv_pools(info))
         free, weights = device.free_bytes(), (directory / PLAN_FILE).stat().st_size
         parts = {"weights": weights, "KV pools": pools, "step inputs": sizes.inputs, "logits": sizes.logits}
         check_memory(parts, free)
         loaded = LoadedPlan(trt, directory, kernels, device.architecture)
         weights = max(weights, free - device.free_bytes())
         check_memory(parts | {"weights": weights, "workspace": loaded.workspace_bytes}, free)
-        runner = StepRunner(device, loaded, facts, info.plan, info.num_pages, sizes)
+        runner = StepRunner(device, loaded, facts, info, sizes)
         return cls(runner, info, device.allocate_pinned(sizes.logits))
 
     @property
