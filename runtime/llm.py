@@ -15,9 +15,10 @@ from kvfold.runtime.generation import Completion, TextChunk, TextGenerator
 from kvfold.runtime.memory.budget import pages_for
 from kvfold.runtime.metrics import Metrics, PoolUsage
 from kvfold.runtime.runtime_config import RuntimeConfig
-from kvfold.runtime.sampling.sampling import SamplingParams
+from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.scheduler.request import Prompt
-from kvfold.runtime.session import Session, chat_prompt
+from kvfold.runtime.session import Session
+from kvfold.runtime.text.chat import encode_chat
 from kvfold.runtime.text.tokenizer import BundleTokenizer, Tokenizer
 
 if TYPE_CHECKING:
@@ -119,7 +120,8 @@ class LLM:
         Raises:
             RequestError: the model has no chat template, or refuses the messages; else as for `generate`.
         """
-        prompt, _ = chat_prompt(self.generator.tokenizer, messages)
+        chat = encode_chat(self.generator.tokenizer, messages)
+        prompt = Prompt(np.asarray(chat.token_ids, np.int64), chat.shared_length)
         return self.generator.run([self.generator.prepare(prompt, params or SamplingParams())])[0]
 
     def session(self, system: str | None = None) -> Session:
