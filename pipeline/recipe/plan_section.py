@@ -8,12 +8,11 @@ from pydantic import Discriminator, Field, Tag
 from pydantic import ValidationError as PydanticValidationError
 
 from kvfold.plugins.contract.errors import PlanError
-from kvfold.plugins.contract.fold_plan import FoldPlan, KvDtype, LayerPlan, describe_errors
-from kvfold.plugins.contract.plan_presets import AttentionShape, Preset, build_plan
-from kvfold.plugins.contract.record import Record
+from kvfold.plugins.contract.fold_plan import FoldPlan, LayerPlan, describe_errors
+from kvfold.plugins.contract.plan_presets import AttentionShape, Preset, UnboundPlan, build_plan
 
 
-class WrittenPlan(Record):
+class WrittenPlan(UnboundPlan):
     """A plan written by hand, one entry per decoder layer.
 
     Attributes:
@@ -25,19 +24,9 @@ class WrittenPlan(Record):
     layers: tuple[LayerPlan, ...] = Field(min_length=1)
 
     @property
-    def has_sinks(self) -> bool:
-        """Whether local layers see the first tokens."""
-        return any(layer.sink_size for layer in self.layers)
-
-    @property
-    def head_sink_window(self) -> int:
-        """Longest window of the layers with head sinks, in tokens; 0 where there are none."""
-        return max((layer.sliding_window or 0 for layer in self.layers if layer.head_sink), default=0)
-
-    @property
-    def kv_dtypes(self) -> set[KvDtype]:
-        """Types of the caches."""
-        return {layer.kv_dtype for layer in self.layers}
+    def layer_kinds(self) -> tuple[LayerPlan, ...]:
+        """The layers themselves."""
+        return self.layers
 
 
 def _plan_kind(value: Any) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from kvfold.pipeline.build.engine_facts import engine_config
 from kvfold.pipeline.build.engine_folder import engine_folder, engine_stage
-from kvfold.runtime.bundle import ONNX_MODEL
+from kvfold.plugins.contract.step import MODEL_FILE
 
 if TYPE_CHECKING:
     from kvfold.pipeline.workspace.stage import Job, Stage
@@ -23,7 +23,7 @@ def run(workspace: Workspace, job: Job) -> None:
     from kvfold.export.graph.lower_cpu import lower_for_cpu
 
     directory, precision = engine_folder(workspace, job), workspace.quantization.precision
-    passes = lower_for_cpu(workspace.root / ONNX_MODEL, directory, workspace.plan, precision)
+    passes = lower_for_cpu(workspace.root / MODEL_FILE, directory, workspace.plan, precision)
     engine_config(workspace, passes).save(directory)
 
 

@@ -6,7 +6,8 @@ import warnings
 from typing import TYPE_CHECKING
 
 from kvfold.pipeline.workspace.stage import Job, Stage
-from kvfold.runtime.bundle import ONNX_DATA, ONNX_MODEL, SCALES, WEIGHTS
+from kvfold.plugins.contract.step import DATA_SUFFIX, MODEL_FILE
+from kvfold.runtime.bundle import SCALES, WEIGHTS
 
 if TYPE_CHECKING:
     from kvfold.pipeline.workspace.workspace import Workspace
@@ -30,7 +31,7 @@ STAGE = Stage(
     doing="exporting the graph",
     needs=("checkpoint", "fold", "quantize"),
     settings=lambda recipe: None,
-    files=(ONNX_MODEL, ONNX_DATA),
+    files=(MODEL_FILE, MODEL_FILE + DATA_SUFFIX),
     run=run,
     modules=(__name__,),
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from kvfold.export.graph.lower_tensorrt import lower_for_tensorrt
-from kvfold.export.graph.model_files import MODEL_FILE, load_model
+from kvfold.export.graph.model_files import load_model
 from kvfold.pipeline.build.engine_facts import engine_config
 from kvfold.pipeline.build.tensorrt.architectures import architectures_of
 from kvfold.pipeline.build.tensorrt.build_job import BuildJob, BuildResult
@@ -23,11 +23,12 @@ from kvfold.pipeline.workspace.fetch import MODEL_CACHE
 from kvfold.pipeline.workspace.workspace import Workspace
 from kvfold.pipeline.workspace.write_bundle import STAGING
 from kvfold.plugins.contract.errors import TargetError
+from kvfold.plugins.contract.step import MODEL_FILE
 from kvfold.plugins.cuda.attention_spec import variants_of
 from kvfold.plugins.cuda.compile_kernels import compile_library
 from kvfold.plugins.cuda.kernel_library import KernelLibrary
 from kvfold.plugins.tensorrt.node_form import PLUGIN_NAME, PLUGIN_NAMESPACE, PLUGIN_VERSION
-from kvfold.runtime.bundle import ONNX_MODEL, SCALES
+from kvfold.runtime.bundle import SCALES
 from kvfold.runtime.engine.engine_config import KERNELS_FOLDER, PLAN_FILE, StepLimits, TensorRTFacts
 
 LOG_FILE = "build.log"
@@ -54,7 +55,7 @@ def build_plan(workspace: Workspace, directory: Path, progress: Callable[[float]
     with tempfile.TemporaryDirectory(dir=root / STAGING) as folder:
         lowered = Path(folder)
         passes = lower_for_tensorrt(
-            root / ONNX_MODEL,
+            root / MODEL_FILE,
             lowered,
             workspace.plan,
             precision,

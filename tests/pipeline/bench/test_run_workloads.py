@@ -13,7 +13,7 @@ from kvfold.pipeline.bench.bench_settings import BenchSettings
 from kvfold.pipeline.bench.common_prefix import common_prefix
 from kvfold.pipeline.bench.contender import Generation
 from kvfold.pipeline.bench.contenders.kvfold import KvfoldSubject
-from kvfold.runtime.sampling.sampling import SamplingParams
+from kvfold.runtime.sampling.params import SamplingParams
 from tests.runtime.harness import PLANS, check, in_use, make_llm, make_prompts
 
 VOCAB = 5000

@@ -16,7 +16,7 @@ from kvfold.pipeline.quality.subjects import Subject, TorchSubject
 from kvfold.pipeline.studies.lm_eval.lm_eval_requests import Generate, HarnessModel, sampling_params
 from kvfold.pipeline.studies.lm_eval.load_lm_eval import harness_model
 from kvfold.plugins.contract.errors import RequestError, TargetError
-from kvfold.runtime.sampling.sampling import SamplingParams
+from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.text.detokenize import Detokenizer
 from kvfold.runtime.text.tokenizer import Tokenizer
 from tests.pipeline.quality.oracle import CopyingSubject
