@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvfold.pipeline.quality.distances import negative_log_likelihood
 from kvfold.pipeline.quality.evaluate.evaluation import AnswerScore
 from kvfold.pipeline.quality.evaluate.question import Prompt
 from kvfold.pipeline.quality.intervals import bootstrap_mean, share
+from kvfold.pipeline.quality.logit_distances import negative_log_likelihood
 from kvfold.pipeline.quality.subjects import Subject
 
 

@@ -133,14 +133,16 @@ def test_doctor_names_what_it_looked_at() -> None:
 
 
 def test_chatting_with_a_built_bundle_needs_no_torch() -> None:
-    code = "import sys, pipeline.commands.use.run; sys.exit(bool({'torch', 'onnx'} & set(sys.modules)))"
+    code = (
+        "import sys, kvfold.pipeline.commands.use.run; sys.exit(bool({'torch', 'onnx'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_reading_a_recipe_and_a_report_needs_no_torch() -> None:
     code = (
         "import sys; from kvfold.pipeline.recipe.load_recipe import load_recipe;"
-        "import pipeline.stages.stages, pipeline.report.report_page;"
+        "import kvfold.pipeline.stages.stages, kvfold.pipeline.report.report_page;"
         "load_recipe('horizon'); print({'torch', 'onnx', 'polygraphy'} & set(sys.modules))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
