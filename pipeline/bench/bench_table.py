@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from kvfold.pipeline.bench.bench_results import BenchResult, SubjectResult
-from kvfold.pipeline.bench.workloads import Metric
+from kvfold.pipeline.bench.bench_results import BenchResult, ContenderResult
+from kvfold.pipeline.bench.workloads.workloads import Metric
 from kvfold.pipeline.show.table import Cell, Table
 
 
 def bench_table(result: BenchResult) -> Table:
-    """Subjects as rows, medians as cells, the best of each column marked."""
+    """Contenders as rows, medians as cells, the best of each column marked."""
     return Table.of(
         "",
-        ("subject", "weights", *(f"{metric.title}\n{metric.unit}" for metric in result.metrics)),
+        ("contender", "weights", *(f"{metric.title}\n{metric.unit}" for metric in result.metrics)),
         (
             (
-                f"{subject.title} {subject.version}",
-                subject.weights,
-                *(_cell(result, subject, metric) for metric in result.metrics),
+                f"{contender.title} {contender.version}",
+                contender.weights,
+                *(_cell(result, contender, metric) for metric in result.metrics),
             )
-            for subject in result.subjects
+            for contender in result.contenders
         ),
         describe(result),
     )
@@ -26,15 +26,15 @@ def bench_table(result: BenchResult) -> Table:
 
 def metric_table(result: BenchResult) -> Table:
     """Metrics as rows, so that the table stays narrow; who was not measured stands in the note."""
-    failed = [f"{subject.title} failed: {subject.failure}" for subject in result.subjects if subject.failure]
+    failed = [f"{each.title} failed: {each.failure}" for each in result.contenders if each.failure]
     absent = [f"Not measured: {reason.splitlines()[0]}" for reason in (*result.skipped, *failed)]
     return Table.of(
         "",
-        ("", *(f"{subject.title} {subject.version} ({subject.weights})" for subject in result.subjects)),
+        ("", *(f"{each.title} {each.version} ({each.weights})" for each in result.contenders)),
         (
             (
                 f"{metric.title}, {metric.unit}",
-                *(_cell(result, subject, metric) for subject in result.subjects),
+                *(_cell(result, contender, metric) for contender in result.contenders),
             )
             for metric in result.metrics
         ),
@@ -60,7 +60,7 @@ def format_value(value: float | None) -> str:
     return f"{value:,.{digits}f}"
 
 
-def _cell(result: BenchResult, subject: SubjectResult, metric: Metric) -> Cell:
-    value = subject.median(metric.key)
+def _cell(result: BenchResult, contender: ContenderResult, metric: Metric) -> Cell:
+    value = contender.median(metric.key)
     best = value is not None and value == result.best(metric)
     return Cell(format_value(value), "good" if best else None)

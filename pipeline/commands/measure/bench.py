@@ -60,7 +60,7 @@ class PeersType(click.ParamType[tuple[tuple[str, ...], bool]]):
     type=click.IntRange(min=1),
     default=DEFAULTS.rounds,
     show_default=True,
-    help="Fresh processes of each subject; medians are over them.",
+    help="Fresh processes of each contender; medians are over them.",
 )
 @click.option("--quick", is_flag=True, help="Short contexts only: a minute's look, not figures to publish.")
 @click.option(
@@ -93,7 +93,7 @@ def command(
     """
     from kvfold.pipeline.bench.bench import run_bench
     from kvfold.pipeline.bench.bench_table import bench_table, metric_table
-    from kvfold.pipeline.bench.models.prepared import PreparedModels
+    from kvfold.pipeline.bench.prepared_models import PreparedModels
     from kvfold.pipeline.bring_up_to_date import bring_up_to_date
     from kvfold.pipeline.show.markdown import write_table
     from kvfold.pipeline.show.terminal import draw_table
