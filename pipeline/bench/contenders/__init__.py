@@ -1,4 +1,4 @@
-"""The engines under test, one module each, all alike (`contender`): TITLE, WEIGHTS, PACKAGE, INSTALL, prepare, load.
+"""The engines under test, a module each, all alike: TITLE, WEIGHTS, PACKAGE, INSTALL, prepare and load.
 
 Importing a module imports no engine: that happens in `prepare` and `load`, inside a worker process.
 """

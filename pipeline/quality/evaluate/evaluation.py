@@ -17,7 +17,7 @@ def evaluation_file(target: str) -> str:
 
 
 class AnswerScore(Record):
-    """How one subject answered a set of prompts.
+    """How one subject answered a set of questions.
 
     Attributes:
         correct: answers of which every token was the likeliest one.
@@ -35,12 +35,12 @@ class RetrievalCell(Record):
 
     Attributes:
         task: `passkey` (one code) or `multi-key` (several, one is asked for).
-        length: tokens of a prompt at most.
+        length: tokens of a question at most.
         depth: where the code stands, 0..1.
         distance: tokens from the code's first to the answer's last, the longest of the trials.
         inside: whether that is within the smallest window: where not, only layers with wider windows or none
             reach the code, in one of the trials at least.
-        trials: prompts.
+        trials: questions.
     """
 
     task: str

@@ -72,7 +72,7 @@ MEASURING_CODE = (
         "runtime/text/tokenizer.py",
     ),
     *(
-        "pipeline/quality/evaluate/question.py",
+        "export/search/question.py",
         "pipeline/quality/evaluate/haystacks.py",
         "pipeline/quality/evaluate/filler.txt",
     ),

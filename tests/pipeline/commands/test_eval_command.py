@@ -16,7 +16,7 @@ from kvfold.pipeline.quality.evaluate.evaluation import Evaluation, evaluation_f
 from kvfold.pipeline.quality.evaluate.evaluation_tables import evaluation_tables
 from kvfold.pipeline.quality.subject_names import BFLOAT16, ENGINE, FOLDED, ORIGINAL
 from kvfold.pipeline.recipe.load_recipe import load_recipe
-from kvfold.pipeline.studies.lm_eval.load_lm_eval import load_harness_model
+from kvfold.pipeline.studies.lm_eval.lm_eval_model import load_lm_eval_model
 from kvfold.plugins.contract.errors import BundleError, RecipeError
 from tests.pipeline.studies.test_lm_eval import LM, Instance
 from tests.pipeline.tiny_recipe import RECIPE, write_tiny_recipe
@@ -143,7 +143,7 @@ def test_other_passages_are_measured_again(evaluation: Evaluation, folder: Path)
     assert read_evaluation(folder / "bundle").perplexity == evaluation.perplexity
 
 
-def test_the_harness_takes_the_bundle(
+def test_lm_eval_takes_the_bundle(
     evaluation: Evaluation, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both its engine's halves: scores from the subject, replies from the LLM."""
@@ -151,7 +151,7 @@ def test_the_harness_takes_the_bundle(
     modules["lm_eval.api.model"].LM = LM  # type: ignore[attr-defined]  # a module made by hand
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
-    lm = load_harness_model(folder / "bundle")
+    lm = load_lm_eval_model(folder / "bundle")
     context = "a cab and a tab and a"
     (reply,) = lm.generate_until([Instance((context, {"until": [], "max_gen_toks": 3}))])
     said = reply.replace(" ", "")  # the tiny tokenizer has no decoder: its tokens are joined by spaces
