@@ -8,9 +8,9 @@ from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvfold.pipeline.quality.evaluate.evaluation import Divergences, Perplexity
-from kvfold.pipeline.quality.intervals import Estimate
-from kvfold.pipeline.quality.validate.measurements import FOLDED, ORIGINAL
+from kvfold.pipeline.quality.intervals import CONFIDENCE, Estimate, format_estimate
+from kvfold.pipeline.quality.likelihood_results import Divergences, Perplexity
+from kvfold.pipeline.quality.subject_names import FOLDED, ORIGINAL
 from kvfold.pipeline.workspace.stage import Job, Stage
 from kvfold.pipeline.workspace.workspace import EVALUATION_TOKENS, Workspace
 from kvfold.plugins.contract.record import Record
@@ -48,6 +48,15 @@ class Cost(Record):
     def kl(self) -> Estimate:
         """Mean KL(original || folded) in nat per token."""
         return self.divergences.candidates[0].kl_mean
+
+    def describe(self, text: str) -> str:
+        """How it was measured, on a text named `text`, and what the original reaches there."""
+        original = format_estimate(self.perplexity.subjects[ORIGINAL], ".2f")
+        return (
+            f"original's perplexity {original}, {CONFIDENCE:.0%} intervals; "
+            f"{self.perplexity.windows} windows of {self.perplexity.length:,} tokens "
+            f"({self.divergences.tokens:,} for KL); text: {text}"
+        )
 
 
 class Yardstick:

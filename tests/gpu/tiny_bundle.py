@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from kvfold.pipeline.quality.subject_names import FOLDED
 from kvfold.pipeline.quality.subjects import TorchSubject
-from kvfold.pipeline.quality.validate.measurements import FOLDED
 from kvfold.pipeline.recipe.load_recipe import load_recipe
 from kvfold.pipeline.recipe.recipe import Recipe
 from kvfold.pipeline.stages.order import STAGES

@@ -188,7 +188,7 @@ def test_validate_prints_its_tables_and_fails_on_a_missed_threshold(folder: Path
     missed = invoke("validate", str(folder / "strict.yaml"), "--output", str(small))
     assert isinstance(missed.exception, ValidationError)
     assert "max_engine_kl" in str(missed.exception)
-    assert (small / "report" / "cpu" / "index.html").read_text().count('class="missed"') == 1
+    assert (small / "report" / "cpu" / "index.html").read_text().count('class="bad"') == 1
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ from rich import get_console
 from kvfold.pipeline.bring_up_to_date import bring_up_to_date
 from kvfold.pipeline.recipe.load_recipe import load_recipe
 from kvfold.pipeline.recipe.plan_section import plan_for
+from kvfold.pipeline.show.markdown import write_table
 from kvfold.pipeline.studies.ablation import fold_by_method
 from kvfold.pipeline.studies.ablation.ablation_results import Ablation, Row
-from kvfold.pipeline.studies.ablation.ablation_tables import write_markdown
+from kvfold.pipeline.studies.ablation.ablation_tables import whole_ablation_table
 from kvfold.pipeline.studies.cost import Yardstick, cost_stage, file_hashes, read_cost
 from kvfold.pipeline.workspace.read_checkpoint import read_checkpoint
 from kvfold.pipeline.workspace.run_stages import run_stages
@@ -59,7 +60,7 @@ def measure_ablation(name: str, root: Path) -> Ablation:
     with name_disk_errors(root):
         (root / RESULTS).parent.mkdir(exist_ok=True)
         (root / RESULTS).write_text(ablation.model_dump_json(indent=1) + "\n")
-        (root / MARKDOWN).write_text(write_markdown(ablation), encoding="utf-8")
+        (root / MARKDOWN).write_text(write_table(whole_ablation_table(ablation)), encoding="utf-8")
     return ablation
 
 

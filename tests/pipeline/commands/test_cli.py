@@ -133,7 +133,9 @@ def test_doctor_names_what_it_looked_at() -> None:
 
 
 def test_chatting_with_a_built_bundle_needs_no_torch() -> None:
-    code = "import sys, kvfold.pipeline.commands.use.run;sys.exit(bool({'torch', 'onnx'} & set(sys.modules)))"
+    code = (
+        "import sys, kvfold.pipeline.commands.use.run; sys.exit(bool({'torch', 'onnx'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
