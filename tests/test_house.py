@@ -147,7 +147,7 @@ def test_rooms_and_files_form_no_circle() -> None:
 
 
 def circle(pairs: set[tuple[str, str]]) -> list[str]:
-    """Names that stand in a circle, or lead to one: what is left when leaves are taken away, again and again."""
+    """Names in a circle, or that lead to one: what is left when leaves are taken away, again and again."""
     while pairs:
         sources = {a for a, _ in pairs}
         kept = {(a, b) for a, b in pairs if b in sources}
