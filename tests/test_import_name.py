@@ -31,7 +31,8 @@ USE = """
 import sys
 import kvfold
 from kvfold import LLM, SamplingParams, Session
-print(LLM.load("bundle").generate("a cab", SamplingParams(max_tokens=4, ignore_eos=True))[0].usage.completion_tokens)
+params = SamplingParams(max_tokens=4, ignore_eos=True)
+print(LLM.load("bundle").generate("a cab", params)[0].usage.completion_tokens)
 import plugins, pipeline, runtime, export, tests  # the user's own
 assert {module.MINE for module in (plugins, pipeline, runtime, export, tests)} == {"mine"}
 assert not [name for name in sys.modules if name.startswith(("runtime.", "plugins.", "pipeline.", "export."))]
