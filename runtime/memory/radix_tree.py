@@ -12,7 +12,7 @@ checkpoints, least recently used first; whole nodes only from the leaves, least 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence as Rows
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -28,7 +28,7 @@ class RadixTree:
     the root is named by the engine's fingerprint, and nothing needs to compare it.
     """
 
-    def __init__(self, fingerprint: str, horizons: Rows[Horizon], pools: Rows[PagePool]) -> None:
+    def __init__(self, fingerprint: str, horizons: Sequence[Horizon], pools: Sequence[PagePool]) -> None:
         """An empty tree over the pools, which stay owned by the caller."""
         self.root = Node(fingerprint.encode(), None, len(horizons))
         self.evicted_pages = 0
@@ -56,7 +56,7 @@ class RadixTree:
             node = child
         return path
 
-    def usable(self, path: Rows[Node]) -> int:
+    def usable(self, path: Sequence[Node]) -> int:
         """Pages of the longest hit along a path: the last length with sinks and tails complete."""
         if not self._locals:
             return len(path)
@@ -75,7 +75,7 @@ class RadixTree:
                 hit = depth
         return hit
 
-    def touch(self, path: Rows[Node]) -> None:
+    def touch(self, path: Sequence[Node]) -> None:
         """Mark a path as just used."""
         self._clock += 1
         for node in path:
@@ -84,7 +84,7 @@ class RadixTree:
     # Insertion
 
     def insert(
-        self, tokens: np.ndarray, tables: Rows[np.ndarray], num_pages: int, shared: bool = False
+        self, tokens: np.ndarray, tables: Sequence[np.ndarray], num_pages: int, shared: bool = False
     ) -> None:
         """Cache the first `num_pages` pages and make their end a checkpoint.
 
@@ -128,7 +128,7 @@ class RadixTree:
         self._pools[group].release(mine)
         table[position] = cached
 
-    def mark(self, path: Rows[Node]) -> None:
+    def mark(self, path: Sequence[Node]) -> None:
         """Make the end of a path, whose tails are complete, a checkpoint."""
         end = path[-1]
         if end.checkpoint:
@@ -197,7 +197,7 @@ class RadixTree:
         if parent is not self.root and not parent.children:
             self._queue(parent)
 
-    def _unmark(self, path: Rows[Node]) -> None:
+    def _unmark(self, path: Sequence[Node]) -> None:
         """Drop a checkpoint and the local pages that nothing else needs."""
         end = path[-1]
         end.checkpoint = end.shared = False
