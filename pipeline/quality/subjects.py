@@ -17,8 +17,9 @@ import numpy as np
 from polygraphy.backend.base import BaseRunner
 from polygraphy.common import TensorMetadata
 
-from kvfold.pipeline.quality.distances import negative_log_likelihood
-from kvfold.pipeline.quality.validate.measurements import ENGINE, FOLDED, ORIGINAL
+from kvfold.pipeline.quality.logit_distances import negative_log_likelihood
+from kvfold.pipeline.quality.subject_names import ENGINE, FOLDED, ORIGINAL
+from kvfold.pipeline.workspace.read_checkpoint import read_checkpoint
 from kvfold.pipeline.workspace.workspace import Workspace
 from kvfold.plugins.contract.plan_presets import Preset, build_plan
 from kvfold.runtime.bundle import WEIGHTS
@@ -199,4 +200,4 @@ def original_decoder(workspace: Workspace) -> Decoder:
     from kvfold.export.model.decoder import Decoder
 
     identity = build_plan(Preset(preset="identity"), workspace.config.attention_shape)
-    return Decoder.from_weights(workspace.config, identity, workspace.checkpoint.weights)
+    return Decoder.from_weights(workspace.config, identity, read_checkpoint(workspace).weights)

@@ -21,6 +21,7 @@ from __future__ import annotations
 from kvfold.plugins.contract.fold_plan import FoldPlan
 
 MODEL_FILE = "model.onnx"
+DATA_SUFFIX = ".data"  # of the file beside a graph that holds its tensors
 INPUT_IDS = "input_ids"
 CUMULATIVE_SEQUENCE_LENGTH = "cumulative_sequence_length"
 PAST_SEQLENS = "past_seqlens"

@@ -15,9 +15,9 @@ from kvfold import LLM, SamplingParams
 from kvfold.pipeline.cli import cli
 from kvfold.pipeline.recipe.load_recipe import load_recipe
 from kvfold.pipeline.report.report_results import read_results
-from kvfold.pipeline.stages.stages import STAGES, report_stage
+from kvfold.pipeline.stages.order import STAGES
 from kvfold.pipeline.workspace.run_stages import StageOutcome, run_stages
-from kvfold.pipeline.workspace.stage import requirements
+from kvfold.pipeline.workspace.stage import requirements, target_stage
 from kvfold.plugins.contract.errors import BundleError, KvfoldError, ValidationError
 from kvfold.runtime.bundle import open_bundle
 from tests.export.tiny_checkpoints import random_model, write_folder
@@ -36,7 +36,7 @@ validate:
   thresholds: {max_perplexity_ratio: null, max_engine_kl: %s, max_logit_difference: %s}
 """
 WORDS = ("the", "a", "cab", "tab", "dab", "of", "folded", "cache", "abacus")
-REPORT = report_stage("cpu")
+REPORT = target_stage("report", "cpu")
 ALL = {REPORT, *requirements(REPORT, STAGES)}
 
 
@@ -188,7 +188,7 @@ def test_validate_prints_its_tables_and_fails_on_a_missed_threshold(folder: Path
     missed = invoke("validate", str(folder / "strict.yaml"), "--output", str(small))
     assert isinstance(missed.exception, ValidationError)
     assert "max_engine_kl" in str(missed.exception)
-    assert (small / "report" / "cpu" / "index.html").read_text().count('class="missed"') == 1
+    assert (small / "report" / "cpu" / "index.html").read_text().count('class="bad"') == 1
 
 
 @pytest.mark.parametrize(

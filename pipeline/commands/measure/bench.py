@@ -10,7 +10,7 @@ from rich import get_console
 from kvfold.pipeline.bench.bench_settings import BenchSettings
 from kvfold.pipeline.bench.contenders import PEERS
 from kvfold.pipeline.commands.options.recipe_arguments import bundle_path, output_option, recipe_argument
-from kvfold.pipeline.workspace.workspace import MODEL_CACHE
+from kvfold.pipeline.workspace.fetch import MODEL_CACHE
 from kvfold.plugins.contract.errors import BundleError
 
 DEFAULTS = BenchSettings()
@@ -60,7 +60,7 @@ class PeersType(click.ParamType[tuple[tuple[str, ...], bool]]):
     type=click.IntRange(min=1),
     default=DEFAULTS.rounds,
     show_default=True,
-    help="Fresh processes of each subject; medians are over them.",
+    help="Fresh processes of each contender; medians are over them.",
 )
 @click.option("--quick", is_flag=True, help="Short contexts only: a minute's look, not figures to publish.")
 @click.option(
@@ -92,9 +92,12 @@ def command(
       kvfold bench --peer-python .venv-peers/bin/python
     """
     from kvfold.pipeline.bench.bench import run_bench
-    from kvfold.pipeline.bench.bench_table import draw_table, write_markdown
-    from kvfold.pipeline.bench.models.prepared import PreparedModels
+    from kvfold.pipeline.bench.bench_table import bench_table, metric_table
+    from kvfold.pipeline.bench.prepared_models import PreparedModels
     from kvfold.pipeline.bring_up_to_date import bring_up_to_date
+    from kvfold.pipeline.show.markdown import write_table
+    from kvfold.pipeline.show.terminal import draw_table
+    from kvfold.pipeline.workspace.read_checkpoint import read_checkpoint
     from kvfold.pipeline.workspace.workspace import Workspace
 
     names, required = peers
@@ -102,16 +105,16 @@ def command(
     root = bundle_path(recipe, output)
     loaded = bring_up_to_date(recipe, root, "build", target="cpu")
     workspace = Workspace(loaded, root)
-    checkpoint = workspace.checkpoint
+    checkpoint = read_checkpoint(workspace)
     models = PreparedModels(work, checkpoint)
     console = get_console()
     result = run_bench(root, workspace.plan, models, checkpoint.config.vocab_size, settings, console)
-    console.print(draw_table(result))
+    console.print(draw_table(bench_table(result), framed=True))
     report = root / "report"
     try:
         report.mkdir(exist_ok=True)
         result.save(report / "bench.json")
-        (report / "bench.md").write_text(write_markdown(result), encoding="utf-8")
+        (report / "bench.md").write_text(write_table(metric_table(result)), encoding="utf-8")
     except OSError as error:
         raise BundleError(f"{report} cannot be written ({error.strerror}); check its permissions") from error
     console.print(f"Wrote {report / 'bench.json'} and bench.md")

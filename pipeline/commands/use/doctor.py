@@ -60,13 +60,13 @@ def command() -> None:
 
 def _check_target(target: Target) -> Finding:
     """What can be done with a target here; only the default one must work everywhere."""
-    subject, build, run = f"target {target.name}", target.why_not_build(), target.why_not_run()
+    part, build, run = f"target {target.name}", target.why_not_build(), target.why_not_run()
     if build is None and run is None:
-        return Finding(subject, "ok", target.description)
+        return Finding(part, "ok", target.description)
     if target.name == DEFAULT_TARGET:
-        return Finding(subject, "problem", str(run or build))
+        return Finding(part, "problem", str(run or build))
     reasons = [f"cannot be {what} here: {why}" for what, why in (("built", build), ("run", run)) if why]
-    return Finding(subject, "absent", f"{target.description}; {'; '.join(dict.fromkeys(reasons))}")
+    return Finding(part, "absent", f"{target.description}; {'; '.join(dict.fromkeys(reasons))}")
 
 
 def _table(findings: list[Finding]) -> Table:
@@ -76,5 +76,5 @@ def _table(findings: list[Finding]) -> Table:
         detail = Text(finding.detail)
         if finding.action:
             detail.append(f"\n-> {finding.action}", style="yellow")
-        table.add_row(Text(mark, style=style), Text(finding.subject, style="bold"), detail)
+        table.add_row(Text(mark, style=style), Text(finding.part, style="bold"), detail)
     return table

@@ -79,15 +79,15 @@ def check_tensorrt_rtx() -> Finding:
     return _check_module("TensorRT-RTX", "tensorrt_rtx", "tensorrt-rtx")
 
 
-def _check_module(subject: str, module: str, extra: str) -> Finding:
+def _check_module(part: str, module: str, extra: str) -> Finding:
     """Whether a module imports; a broken installation is told apart from none."""
     try:
         loaded = import_module(module)
     except ModuleNotFoundError:
         action = f"for `--target {extra}`: pip install 'kvfold[export,{extra}]'"
-        return Finding(subject, "absent", "not installed", action)
+        return Finding(part, "absent", "not installed", action)
     except (ImportError, OSError) as error:  # OSError: one of its shared libraries is missing
         return Finding(
-            subject, "problem", f"installed but does not import: {error}", f"reinstall kvfold[{extra}]"
+            part, "problem", f"installed but does not import: {error}", f"reinstall kvfold[{extra}]"
         )
-    return Finding(subject, "ok", str(getattr(loaded, "__version__", "unknown version")))
+    return Finding(part, "ok", str(getattr(loaded, "__version__", "unknown version")))

@@ -14,7 +14,7 @@ from kvfold.export.fold.fold_settings import FoldSettings
 from kvfold.export.model.decoder import Decoder
 from kvfold.export.model.families import config_from_huggingface
 from kvfold.export.search.costs import Change, Cost, distant_changes, large_banks, layer_changes
-from kvfold.export.search.examine import Examination, Question
+from kvfold.export.search.examine import Examination
 from kvfold.export.search.measure_changes import (
     Laboratory,
     measure_changes,
@@ -23,6 +23,7 @@ from kvfold.export.search.measure_changes import (
     measure_plan,
     with_windows,
 )
+from kvfold.export.search.question import Question
 from kvfold.export.search.search_settings import SearchSettings
 from kvfold.plugins.contract.fold_plan import FoldPlan
 from tests.export.tiny_checkpoints import random_model
@@ -43,7 +44,7 @@ def laboratory(family: str = "llama") -> Laboratory:
     """A random model of four layers; its text is longer than the window."""
     model = random_model(family, num_hidden_layers=LAYERS)
     config = config_from_huggingface(model.config.to_dict())
-    questions = [Question(random_ids(length, seed=length), length - 5) for length in (60, 71)]
+    questions = [Question(random_ids(length, seed=length).numpy(), length - 5) for length in (60, 71)]
     examination = Examination(config, dict(model.state_dict()), random_ids(6, 40, seed=1), questions)
     return Laboratory(examination, random_ids(16, 64, seed=2), FoldSettings(), SETTINGS)
 

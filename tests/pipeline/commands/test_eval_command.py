@@ -12,11 +12,11 @@ from click.testing import CliRunner, Result
 from markupsafe import escape
 
 from kvfold.pipeline.cli import cli
-from kvfold.pipeline.quality.evaluate.evaluation import BFLOAT16, Evaluation, evaluation_file, read_evaluation
+from kvfold.pipeline.quality.evaluate.evaluation import Evaluation, evaluation_file, read_evaluation
 from kvfold.pipeline.quality.evaluate.evaluation_tables import evaluation_tables
-from kvfold.pipeline.quality.validate.measurements import ENGINE, FOLDED, ORIGINAL
+from kvfold.pipeline.quality.subject_names import BFLOAT16, ENGINE, FOLDED, ORIGINAL
 from kvfold.pipeline.recipe.load_recipe import load_recipe
-from kvfold.pipeline.studies.lm_eval.load_lm_eval import load_harness_model
+from kvfold.pipeline.studies.lm_eval.lm_eval_model import load_lm_eval_model
 from kvfold.plugins.contract.errors import BundleError, RecipeError
 from tests.pipeline.studies.test_lm_eval import LM, Instance
 from tests.pipeline.tiny_recipe import RECIPE, write_tiny_recipe
@@ -121,8 +121,8 @@ def test_the_tables_say_it(first: Result) -> None:
 def test_the_page_says_it_and_loads_nothing(evaluation: Evaluation, folder: Path) -> None:
     page = (folder / "bundle/report/cpu/evaluation.html").read_text()
     for table in evaluation_tables(evaluation):
-        assert escape(str(table.title).strip()) in page
-        assert all(f"<td>{escape(cell)}</td>" in page for cell in map(str, table.columns[-1].cells))
+        assert escape(table.title) in page
+        assert all(f"<td>{escape(row[-1].text)}</td>" in page for row in table.rows)
     for row in evaluation.perplexity:
         assert f"<b>{row.ratios[ENGINE].value:.3f}\u00d7</b>" in page
     assert "<script" not in page and "http" not in page and str(folder) not in page
@@ -143,7 +143,7 @@ def test_other_passages_are_measured_again(evaluation: Evaluation, folder: Path)
     assert read_evaluation(folder / "bundle").perplexity == evaluation.perplexity
 
 
-def test_the_harness_takes_the_bundle(
+def test_lm_eval_takes_the_bundle(
     evaluation: Evaluation, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both its engine's halves: scores from the subject, replies from the LLM."""
@@ -151,7 +151,7 @@ def test_the_harness_takes_the_bundle(
     modules["lm_eval.api.model"].LM = LM  # type: ignore[attr-defined]  # a module made by hand
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
-    lm = load_harness_model(folder / "bundle")
+    lm = load_lm_eval_model(folder / "bundle")
     context = "a cab and a tab and a"
     (reply,) = lm.generate_until([Instance((context, {"until": [], "max_gen_toks": 3}))])
     said = reply.replace(" ", "")  # the tiny tokenizer has no decoder: its tokens are joined by spaces

@@ -12,9 +12,9 @@ from click.testing import CliRunner, Result
 
 from kvfold.pipeline.bring_up_to_date import bring_up_to_date
 from kvfold.pipeline.cli import cli
-from kvfold.pipeline.quality.evaluate.evaluation import Divergence, Divergences, Perplexity
 from kvfold.pipeline.quality.intervals import Estimate
-from kvfold.pipeline.quality.validate.measurements import FOLDED, ORIGINAL
+from kvfold.pipeline.quality.likelihood_results import Divergence, Divergences, Perplexity
+from kvfold.pipeline.quality.subject_names import FOLDED, ORIGINAL
 from kvfold.pipeline.recipe.recipe_files import shipped_recipes
 from kvfold.pipeline.studies.cost import Cost
 from kvfold.pipeline.studies.frontier.frontier_picture import draw_frontier

@@ -10,7 +10,7 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Limits:
-    """What a subject is loaded for.
+    """What a contender is loaded for.
 
     Attributes:
         threads: compute threads.
@@ -57,25 +57,25 @@ class Generation:
         return count / (closed - opened)
 
 
-class Subject(Protocol):
+class Contender(Protocol):
     """A loaded engine."""
 
     def generate(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> Generation:
         """Decode greedily, all prompts at once, exactly `new_tokens` each, whatever the end token says.
 
-        Where a single prompt continues the previous call's prompt and reply, the subject may keep that
+        Where a single prompt continues the previous call's prompt and reply, the contender may keep that
         part of its cache, as its users would.
         """
         ...
 
 
-class SubjectModule(Protocol):
+class ContenderModule(Protocol):
     """A module of `pipeline.bench.contenders`; importing it imports no engine.
 
     Attributes:
         TITLE: name in the table.
         WEIGHTS: how it stores the weights, for the table.
-        PACKAGE: distribution whose version is reported, and by whose absence the subject is skipped.
+        PACKAGE: distribution whose version is reported, and by whose absence the contender is skipped.
         INSTALL: what to type when it is absent.
     """
 
@@ -88,6 +88,6 @@ class SubjectModule(Protocol):
         """Convert the Hugging Face folder `source` into the existing folder `target`."""
         ...
 
-    def load(self, model: Path, limits: Limits) -> Subject:
+    def load(self, model: Path, limits: Limits) -> Contender:
         """Load what `prepare` wrote."""
         ...

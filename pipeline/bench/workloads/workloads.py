@@ -80,7 +80,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class SecondTurn:
-    """A conversation's second turn, whose first turn the subject may still have in its cache.
+    """A conversation's second turn, whose first turn the contender may still have in its cache.
 
     Attributes:
         conversation: tokens of the first turn's prompt.
@@ -135,7 +135,7 @@ def list_metrics(workloads: Sequence[Workload]) -> list[Metric]:
 
 
 def write_prompt(length: int, vocab_size: int, seed: str) -> list[int]:
-    """Ordinary token ids, the same for every subject; another seed shares no prefix, so caches stay cold."""
+    """Ordinary token ids, the same for all contenders; another seed shares no prefix, so caches stay cold."""
     generator = random.Random(seed)
     first = min(FIRST_ORDINARY_TOKEN, vocab_size - 1)
     return [generator.randrange(first, vocab_size) for _ in range(length)]

@@ -19,7 +19,7 @@ class PreparedModels:
         self._root = (work / checkpoint.fingerprint[:12]).resolve()
         self._checkpoint = checkpoint
 
-    def prepare(self, subject: str, version: str, python: Path) -> Path:
+    def prepare(self, contender: str, version: str, python: Path) -> Path:
         """The model of a peer; converted by the peer's own tools when it is not there yet.
 
         Raises:
@@ -30,9 +30,9 @@ class PreparedModels:
         )
 
         def convert(folder: Path) -> None:
-            run_job(Prepare(subject, str(source), str(folder)), python)
+            run_job(Prepare(contender, str(source), str(folder)), python)
 
-        return self._finish(f"{subject}-{version}", convert)
+        return self._finish(f"{contender}-{version}", convert)
 
     def _finish(self, name: str, write: Callable[[Path], None]) -> Path:
         """Write a folder aside and rename it, so that a folder that exists is whole."""

@@ -1,9 +1,21 @@
-"""Axes for the charts: a data range mapped to pixels, and round ticks on it."""
+"""What all charts share: their frame, and axes that map a data range to pixels and have round ticks."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil, floor, log10
+
+# The frame's size and where its plot stands, in pixels.
+WIDTH, HEIGHT = 640, 300
+LEFT, RIGHT, TOP, BOTTOM = 80, 616, 16, 262
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A mark on an axis: its pixel and label."""
+
+    at: float
+    label: str
 
 
 @dataclass(frozen=True)

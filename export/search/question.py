@@ -9,15 +9,15 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Prompt:
+class Question:
     """Token ids int64 [L] whose last ones, from `answer` on, are the answer."""
 
     token_ids: np.ndarray
     answer: int
 
 
-def make_prompt(encode: Callable[[str], list[int]], context: str, answer: str) -> Prompt:
-    """A prompt whose tokens are those of the joined text.
+def make_question(encode: Callable[[str], list[int]], context: str, answer: str) -> Question:
+    """A question whose tokens are those of the joined text.
 
     Where a token reaches over the border, it counts to the answer; at least one token is context.
     """
@@ -25,4 +25,4 @@ def make_prompt(encode: Callable[[str], list[int]], context: str, answer: str) -
     shared = 0
     while shared < min(len(before), len(whole) - 1) and before[shared] == whole[shared]:
         shared += 1
-    return Prompt(np.array(whole, np.int64), max(1, shared))
+    return Question(np.array(whole, np.int64), max(1, shared))

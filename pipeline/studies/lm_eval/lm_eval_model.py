@@ -1,4 +1,4 @@
-"""Join HarnessModel with lm-evaluation-harness, which is imported here and nowhere else."""
+"""Join LmEvalModel with lm-evaluation-harness, which is imported here and nowhere else."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kvfold.pipeline.quality.subjects import EngineSubject, Subject
-from kvfold.pipeline.studies.lm_eval.lm_eval_requests import Generate, HarnessModel
+from kvfold.pipeline.studies.lm_eval.lm_eval_requests import Generate, LmEvalModel
 from kvfold.plugins.contract.errors import TargetError
 from kvfold.runtime.bundle import TOKENIZER, TOKENIZER_CONFIG, open_bundle
 from kvfold.runtime.engine.engine_files import open_engine
@@ -17,12 +17,12 @@ from kvfold.runtime.runtime_config import RuntimeConfig
 from kvfold.runtime.text.tokenizer import BundleTokenizer, Tokenizer
 
 
-def load_harness_model(bundle: str | Path, target: str = DEFAULT_TARGET) -> Any:
+def load_lm_eval_model(bundle: str | Path, target: str = DEFAULT_TARGET) -> Any:
     """A bundle's engine as a model of lm-evaluation-harness.
 
     Example:
         from lm_eval import simple_evaluate
-        simple_evaluate(model=load_harness_model("bundles/compact"), tasks=["hellaswag"])
+        simple_evaluate(model=load_lm_eval_model("bundles/compact"), tasks=["hellaswag"])
 
     Args:
         bundle: the bundle's folder.
@@ -47,19 +47,21 @@ def load_harness_model(bundle: str | Path, target: str = DEFAULT_TARGET) -> Any:
         return [completion.text for completion in llm.generate(*requests)]
 
     subject = EngineSubject("engine", scorer, chunk)
-    return harness_model(subject, generate, tokenizer, context, str(bundle))
+    return as_lm_eval_model(subject, generate, tokenizer, context, str(bundle))
 
 
-def harness_model(subject: Subject, generate: Generate, tokenizer: Tokenizer, context: int, name: str) -> Any:
+def as_lm_eval_model(
+    subject: Subject, generate: Generate, tokenizer: Tokenizer, context: int, name: str
+) -> Any:
     """Any subject as a model of lm-evaluation-harness; arguments and errors as above."""
     try:
         from lm_eval.api.model import LM
     except ImportError as error:
         raise TargetError(
-            f"lm-evaluation-harness is not installed ({error}); run `pip install 'kvfold[harness]'`"
+            f"lm-evaluation-harness is not installed ({error}); run `pip install 'kvfold[lm-eval]'`"
         ) from error
 
-    class KvfoldLM(HarnessModel, LM):  # type: ignore[misc]  # the harness may be absent, so its type is unknown
-        """Ours answers; the harness's base has its ranks and its cache."""
+    class KvfoldLM(LmEvalModel, LM):  # type: ignore[misc]  # lm_eval may be absent, so its type is unknown
+        """Ours answers; lm_eval's base has its ranks and its cache."""
 
     return KvfoldLM(subject, generate, tokenizer, context, name)
