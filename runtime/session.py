@@ -18,7 +18,7 @@ import numpy as np
 
 from kvfold.plugins.contract.errors import RequestError
 from kvfold.runtime.generation import Completion, Reply, TextChunk, TextGenerator
-from kvfold.runtime.memory.paged_sequence import Sequence as CachedSequence
+from kvfold.runtime.memory.paged_sequence import PagedSequence
 from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.scheduler.request import Prompt
 from kvfold.runtime.text.chat import EncodedChat, encode_chat
@@ -41,7 +41,7 @@ class Session:
         self._generator = generator
         self._messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
         self._known = EncodedChat("", [])
-        self._kept: CachedSequence | None = None
+        self._kept: PagedSequence | None = None
         self._turn: Reply | None = None
         self._closed = False
 

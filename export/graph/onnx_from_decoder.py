@@ -21,7 +21,7 @@ from kvfold.plugins.contract import step
 from kvfold.plugins.contract.errors import ExportError
 from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.plugins.contract.step import MODEL_FILE
-from kvfold.plugins.paged_attention import onnx_schema
+from kvfold.plugins.paged_attention.onnx_schema import register_schema
 from kvfold.plugins.paged_attention.schema import DOMAIN, INPUTS, OP_TYPE, OPSET, OUTPUTS, Attributes
 
 ONNX_OPSET = 23  # the first with RMSNormalization
@@ -56,7 +56,7 @@ def export_onnx(decoder: Decoder, scales: Mapping[str, Tensor], directory: Path)
 
 
 def _to_onnx(module: PagedDecoder, plan: FoldPlan) -> ir.Model:
-    onnx_schema.register()
+    register_schema()
     inputs, shapes = _example_step(plan)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision is absent
     with torch.no_grad():

@@ -10,7 +10,7 @@ from kvfold.export.model.model_config import ModelConfig
 from kvfold.plugins.contract.record import Record
 
 LARGEST_GROUP = 3
-Kind = Literal["windowed", "bank", "int8"]
+ChangeKind = Literal["windowed", "bank", "int8"]
 
 
 class Cost(Record):
@@ -38,7 +38,7 @@ class Change(NamedTuple):
         window: tokens, where it is windowed.
     """
 
-    kind: Kind
+    kind: ChangeKind
     layers: tuple[int, ...]
     window: int | None = None
 
@@ -112,7 +112,7 @@ def guess_bank(banks: Mapping[tuple[int, ...], Cost], layers: tuple[int, ...]) -
     return Cost(kl=max(sum(banks[part].kl for part in pair if part in banks) for pair in parts))
 
 
-def make_table(
+def cost_table(
     unfolded_nll: float, measured: Mapping[Change, Cost], others: Iterable[Change] = ()
 ) -> CostTable:
     """The table of measured changes, and of other banks by guess."""

@@ -16,12 +16,12 @@ from kvfold.export.heal.student.training_attention import TrainingAttention
 from kvfold.export.model.decoder import Block, Decoder
 from kvfold.export.model.matmul_dtype import matmul_dtype
 from kvfold.export.model.model_config import ModelConfig
+from kvfold.export.model.residual_stream import sequences_per_batch
 from kvfold.export.search.costs import Cost
 from kvfold.export.search.question import Question
 from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.plugins.contract.plan_presets import Preset, build_plan
 
-TOKENS_PER_BATCH = 2048
 KL_STRIDE = 4  # KL is measured at one position of so many
 
 
@@ -85,7 +85,7 @@ class Examination:
         self.weights = weights
         self.identity = build_plan(Preset(preset="identity"), config.attention_shape)
         self.original = Decoder.from_weights(config, self.identity, weights).to(matmul_dtype())
-        self._text = torch.split(text, max(1, TOKENS_PER_BATCH // text.shape[1]))
+        self._text = torch.split(text, sequences_per_batch(text.shape[1]))
         self._questions = questions
         self._reference = [
             self._scored(final).clone() for final in self.read_text(self.original).finish(self.identity)

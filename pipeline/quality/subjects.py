@@ -26,7 +26,7 @@ from kvfold.runtime.bundle import WEIGHTS
 from kvfold.runtime.engine.protocol import Engine
 from kvfold.runtime.memory.budget import pages_of_sequence
 from kvfold.runtime.memory.kv_memory import KvMemory, Prefix
-from kvfold.runtime.memory.paged_sequence import Sequence
+from kvfold.runtime.memory.paged_sequence import PagedSequence
 from kvfold.runtime.scheduler.step_builder import Chunk, StepBuilder
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ class EngineSubject(Subject):
             yield np.concatenate([found.copy() for _, found in self._run(memory, sequence, rows.stop)])
 
     def _run(
-        self, memory: KvMemory, sequence: Sequence, end: int, every_row: bool = True
+        self, memory: KvMemory, sequence: PagedSequence, end: int, every_row: bool = True
     ) -> Iterator[tuple[int, np.ndarray]]:
         """Compute up to `end`: the first position of each step and its logits, which the next overwrites."""
         for start in range(sequence.num_computed, end, self._chunk):

@@ -17,7 +17,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKern
 from kvfold.plugins.contract import step as contract
 from kvfold.plugins.contract.errors import BundleError, TargetError
 from kvfold.plugins.contract.fold_plan import KvDtype
-from kvfold.plugins.cpu.cpu_library import register
+from kvfold.plugins.cpu.cpu_library import register_ops
 from kvfold.runtime.engine.engine_files import EngineFiles
 from kvfold.runtime.engine.kv_pools import kv_pools
 from kvfold.runtime.engine.protocol import EngineInfo, StepInputs
@@ -112,7 +112,7 @@ def _open_session(path: Path, provider: Provider, threads: int) -> ort.Inference
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     if provider == _CPU:
-        register(options)
+        register_ops(options)
     else:
         ort.preload_dlls()  # CUDA and cuDNN from NVIDIA's wheels, where the system has none
     try:

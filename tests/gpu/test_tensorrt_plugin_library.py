@@ -14,8 +14,8 @@ from tests.gpu.conftest import skip
 from tests.gpu.engines import read_in_new_process, tensorrt_engine
 from tests.gpu.read_texts import read_texts
 from tests.gpu.tiny_bundle import TinyBundle
-from tests.plugins.tensorrt.tensorrt_headers import fetch_tensorrt_headers
-from tests.plugins.tensorrt.tools import CMAKE
+from tests.plugins.tensorrt.cpp.compilers import CMAKE
+from tests.plugins.tensorrt.cpp.tensorrt_headers import fetch_tensorrt_headers
 from tests.root import ROOT
 
 

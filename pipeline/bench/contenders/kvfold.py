@@ -11,7 +11,7 @@ from kvfold.pipeline.bench.contenders.contender import Generation, Limits
 
 if TYPE_CHECKING:
     from kvfold.runtime.llm import LLM
-    from kvfold.runtime.memory.paged_sequence import Sequence as CachedSequence
+    from kvfold.runtime.memory.paged_sequence import PagedSequence
     from kvfold.runtime.scheduler.request import Prompt
 
 TITLE = "kvfold"
@@ -41,7 +41,7 @@ class KvfoldContender:
 
     def __init__(self, llm: LLM) -> None:
         self._generator = llm.generator
-        self._kept: CachedSequence | None = None
+        self._kept: PagedSequence | None = None
 
     def generate(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> Generation:
         """See `Contender.generate`; a single prompt's sequence is kept for the next call."""

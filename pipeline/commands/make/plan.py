@@ -11,15 +11,15 @@ from rich import get_console
 from kvfold.pipeline.commands.options.recipe_arguments import recipe_argument
 
 if TYPE_CHECKING:
-    from kvfold.export.search.space import Target
+    from kvfold.export.search.space import SizeTarget
 
 
-class TargetType(click.ParamType["Target"]):
+class TargetType(click.ParamType["SizeTarget"]):
     """Bytes per token at a length."""
 
     name = "target"
 
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> Target:
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> SizeTarget:
         """Refuse what is no BYTES@LENGTH."""
         from kvfold.pipeline.studies.search.goal import parse_target
 
@@ -58,7 +58,7 @@ class TargetType(click.ParamType["Target"]):
 )
 def command(
     recipe: str,
-    targets: tuple[Target, ...],
+    targets: tuple[SizeTarget, ...],
     max_kl: float | None,
     share_distant_globals: bool,
     output: Path,

@@ -48,10 +48,10 @@ def check_onnxruntime() -> Finding:
     except ImportError as error:
         return Finding("ONNX Runtime", "problem", str(error), "pip install 'onnxruntime>=1.31'")
     detail = f"{onnxruntime.__version__}: {', '.join(onnxruntime.get_available_providers())}"
-    from kvfold.plugins.cpu.cpu_library import register
+    from kvfold.plugins.cpu.cpu_library import register_ops
 
     try:
-        register(onnxruntime.SessionOptions())
+        register_ops(onnxruntime.SessionOptions())
     except KernelError as error:
         what, _, action = str(error).partition("; ")
         return Finding("ONNX Runtime", "problem", f"{detail}; {what}", action)

@@ -1,7 +1,7 @@
 """Builds a plan in a process of its own and says in JSON what became of it.
 
 `python -m tests.plugins.tensorrt.plan_build_worker FOLDER ARCHITECTURES [no-alias]`: the folder has
-profiles.json (one object of shapes by input for each profile) and kernels/, and gets result.json.
+model.onnx, profiles.json (one object of shapes by input for each profile) and kernels/, and gets result.json.
 """
 
 from __future__ import annotations
