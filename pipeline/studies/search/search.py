@@ -30,7 +30,7 @@ from kvfold.export.search.choose import (
 from kvfold.export.search.costs import (
     Change,
     Cost,
-    cost_table,
+    CostTable,
     distant_changes,
     large_banks,
     layer_changes,
@@ -171,7 +171,7 @@ class Search:
         known = {change: costs[change.name] for change in (*changes, *larger) if change.name in costs}
         return PlanSpace(
             shape=self._config.attention_shape,
-            table=cost_table(self._unfolded, known, larger),
+            table=CostTable.of(self._unfolded, known, larger),
             settings=self._recipe.search,
             wide=self._recipe.float_dtype,
             page_size=self._recipe.page_size,

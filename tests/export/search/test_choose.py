@@ -24,7 +24,7 @@ from kvfold.export.search.choose import (
     smallest_below,
     smallest_bytes,
 )
-from kvfold.export.search.costs import Change, Cost, CostTable, cost_table, guess_bank
+from kvfold.export.search.costs import Change, Cost, CostTable, guess_bank
 from kvfold.export.search.search_settings import SearchSettings
 from kvfold.export.search.space import PlanSpace, SizeTarget, Solution
 from kvfold.plugins.contract.errors import PlanError
@@ -151,7 +151,7 @@ def test_guessing_large_banks_misses_nothing(seed: int, globals_: frozenset[int]
 
     def space() -> PlanSpace:
         known = small | {change: truth[change.layers] for change in measured}
-        table = cost_table(NLL, known, [Change("bank", layers) for layers in truth])
+        table = CostTable.of(NLL, known, [Change("bank", layers) for layers in truth])
         return replace(whole, table=replace(table, windowed=whole.table.windowed, int8=whole.table.int8))
 
     settled = settle(space, lambda guess: [choose_banks(guess, globals_, targets)], measured.extend)
