@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kvfold.export.search.space import Target
+from kvfold.export.search.choose import smallest_bytes
+from kvfold.export.search.space import PlanSpace, Target
 from kvfold.plugins.contract.kv_bytes import CONTEXT_LENGTHS
 
 
@@ -27,6 +28,13 @@ class Goal:
     def lengths(self) -> tuple[int, ...]:
         """Lengths whose bytes count, ascending; without targets the longest that kvfold's reports state."""
         return tuple(target.length for target in self.targets) or CONTEXT_LENGTHS[-1:]
+
+    def fits(self, space: PlanSpace, globals_: frozenset[int]) -> bool:
+        """Whether some plan with these globals meets every target."""
+        if not self.targets:
+            return True
+        held = zip(self.targets, smallest_bytes(space, globals_), strict=True)
+        return all(target.holds(least) for target, least in held)
 
 
 def make_goal(targets: tuple[Target, ...], max_kl: float | None, share_distant_globals: bool) -> Goal:
