@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _EVALUATE = next(stage for stage in STAGES if stage.name == evaluate_stage("cpu"))
 
 
-class Cost(Record):
+class FoldCost(Record):
     """A folded model against the original, both in float; what int8 adds is not in it.
 
     Attributes:
@@ -92,7 +92,7 @@ class Yardstick:
 
         return TorchSubject(ORIGINAL, original_decoder(self._workspace))
 
-    def measure(self, decoder: Decoder, progress: Callable[[float], None]) -> Cost:
+    def measure(self, decoder: Decoder, progress: Callable[[float], None]) -> FoldCost:
         """Hold a folded model against the original.
 
         Raises:
@@ -107,13 +107,13 @@ class Yardstick:
         tick = Meter(2 * self._windows.size, progress)
         divergences, losses = measure_divergences(compared, self._original, (folded,), tick)
         perplexity = measure_perplexity(self._windows, (self._original, folded), tick, losses)
-        return Cost(perplexity=perplexity, divergences=divergences)
+        return FoldCost(perplexity=perplexity, divergences=divergences)
 
 
 def cost_stage(
     name: str, yardstick: Yardstick, load: Callable[[], Decoder], inputs: object, code: tuple[str, ...] = ()
 ) -> Stage:
-    """A stage of its own folder that writes a folded model's Cost to `<name>.json`.
+    """A stage of its own folder that writes a folded model's FoldCost to `<name>.json`.
 
     Args:
         name: of the stage.
@@ -140,9 +140,9 @@ def cost_stage(
     )
 
 
-def read_cost(folder: Path, name: str) -> Cost:
+def read_cost(folder: Path, name: str) -> FoldCost:
     """What the stage `name` wrote into its folder."""
-    return Cost.model_validate_json((folder / f"{name}.json").read_bytes())
+    return FoldCost.model_validate_json((folder / f"{name}.json").read_bytes())
 
 
 def file_hashes(root: Path, *stages: str) -> dict[str, str]:

@@ -16,7 +16,7 @@ from kvfold.pipeline.quality.intervals import Estimate
 from kvfold.pipeline.quality.likelihood_results import Divergence, Divergences, Perplexity
 from kvfold.pipeline.quality.subject_names import FOLDED, ORIGINAL
 from kvfold.pipeline.recipe.recipe_files import shipped_recipes
-from kvfold.pipeline.studies.cost import Cost
+from kvfold.pipeline.studies.cost import FoldCost
 from kvfold.pipeline.studies.frontier.frontier_picture import draw_frontier
 from kvfold.pipeline.studies.frontier.ladder import SHIPPED_LADDER, load_ladder
 from kvfold.pipeline.studies.frontier.rungs import SHOWN_CONTEXT, Frontier, Rung
@@ -190,7 +190,7 @@ def made_up(recipe: str, size: int, kl: float, interval: float | None = None) ->
     perplexity = Perplexity(length=8, windows=1, subjects=subjects, ratios={FOLDED: estimate(1 + kl)})
     divergences = Divergences(length=8, windows=1, tokens=8, candidates=(divergence,))
     kv = tuple(KvBytes(length, 1 << 20, size) for length in (2048, SHOWN_CONTEXT))
-    return Rung(recipe=recipe, kv_bytes=kv, cost=Cost(perplexity=perplexity, divergences=divergences))
+    return Rung(recipe=recipe, kv_bytes=kv, cost=FoldCost(perplexity=perplexity, divergences=divergences))
 
 
 @pytest.mark.parametrize("interval", [None, 0.5])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kvfold.export.search.space import Target
+from kvfold.export.search.space import ByteTarget
 from kvfold.pipeline.recipe.load_recipe import load_recipe
 from kvfold.pipeline.recipe.recipe import WrittenPlan
 from kvfold.pipeline.studies.search.goal import make_goal, parse_target
@@ -108,12 +108,12 @@ def test_anchors_and_aliases_may_stand_in_a_recipe(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "target"),
     [
-        ("2048@8k", Target(2048, 8192)),
-        ("1.5k@2048", Target(1536, 2048)),
-        ("0.5K@1K", Target(512, 1024)),
+        ("2048@8k", ByteTarget(2048, 8192)),
+        ("1.5k@2048", ByteTarget(1536, 2048)),
+        ("0.5K@1K", ByteTarget(512, 1024)),
     ],
 )
-def test_targets(text: str, target: Target) -> None:
+def test_targets(text: str, target: ByteTarget) -> None:
     assert parse_target(text) == target
 
 
@@ -124,5 +124,5 @@ def test_what_is_no_target_is_refused(text: str) -> None:
 
 
 def test_lengths_of_a_goal() -> None:
-    assert make_goal((Target(9, 8192), Target(5, 1024)), None, False).lengths == (1024, 8192)
+    assert make_goal((ByteTarget(9, 8192), ByteTarget(5, 1024)), None, False).lengths == (1024, 8192)
     assert make_goal((), 0.1, False).lengths == (8192,)
