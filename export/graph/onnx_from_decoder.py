@@ -14,12 +14,13 @@ from onnxscript.values import Opset
 from torch import Tensor
 from torch.export import Dim
 
-from kvfold.export.graph.model_files import MODEL_FILE, save_model
+from kvfold.export.graph.model_files import save_model
 from kvfold.export.graph.paged_decoder import PagedDecoder
 from kvfold.export.model.decoder import Decoder
 from kvfold.plugins.contract import step
 from kvfold.plugins.contract.errors import ExportError
 from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.plugins.contract.step import MODEL_FILE
 from kvfold.plugins.paged_attention import onnx_schema
 from kvfold.plugins.paged_attention.schema import DOMAIN, INPUTS, OP_TYPE, OPSET, OUTPUTS, Attributes
 

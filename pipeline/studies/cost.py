@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cached_property
 from math import ceil
 from pathlib import Path
@@ -12,9 +11,7 @@ from typing import TYPE_CHECKING
 from kvfold.pipeline.quality.intervals import CONFIDENCE, Estimate, format_estimate
 from kvfold.pipeline.quality.likelihood_results import Divergences, Perplexity
 from kvfold.pipeline.quality.subject_names import FOLDED, ORIGINAL
-from kvfold.pipeline.show.progress import Progress
-from kvfold.pipeline.stages.stages import STAGES, evaluate_stage
-from kvfold.pipeline.workspace.stage import Stage
+from kvfold.pipeline.workspace.stage import Job, Stage
 from kvfold.pipeline.workspace.workspace import EVALUATION_TOKENS, Workspace
 from kvfold.plugins.contract.record import Record
 from kvfold.runtime.bundle import open_bundle
@@ -24,8 +21,6 @@ if TYPE_CHECKING:
 
     from kvfold.export.model.decoder import Decoder
     from kvfold.pipeline.quality.subjects import TorchSubject
-
-_EVALUATE = next(stage for stage in STAGES if stage.name == evaluate_stage("cpu"))
 
 
 class FoldCost(Record):
@@ -111,7 +106,11 @@ class Yardstick:
 
 
 def cost_stage(
-    name: str, yardstick: Yardstick, load: Callable[[], Decoder], inputs: object, code: tuple[str, ...] = ()
+    name: str,
+    yardstick: Yardstick,
+    load: Callable[[], Decoder],
+    inputs: object,
+    modules: tuple[str, ...] = (),
 ) -> Stage:
     """A stage of its own folder that writes a folded model's FoldCost to `<name>.json`.
 
@@ -120,23 +119,23 @@ def cost_stage(
         yardstick: what the model is held against.
         load: makes the model.
         inputs: everything that decides the model, by content.
-        code: source files or folders that make it, where it is not read from a bundle.
+        modules: what makes it, where it is not read from a bundle.
     """
 
-    def run(workspace: Workspace, output: Path, progress: Progress) -> None:
-        path = output / f"{name}.json"
+    def run(workspace: Workspace, job: Job) -> None:
+        path = job.output / file
         path.parent.mkdir(parents=True)
-        path.write_text(yardstick.measure(load(), progress).model_dump_json(indent=1) + "\n")
+        path.write_text(yardstick.measure(load(), job.progress).model_dump_json(indent=1) + "\n")
 
-    return replace(
-        _EVALUATE,
+    file = f"{name}.json"
+    return Stage(
         name=name,
         doing="measuring perplexity and KL",
         needs=(),
         settings=lambda recipe: [yardstick.fingerprint, inputs],
-        code=(*_EVALUATE.code, "pipeline/studies/cost.py", "pipeline/workspace/stage.py", *code),
+        files=(file,),
         run=run,
-        target=None,
+        modules=(__name__, *modules),
     )
 
 

@@ -14,7 +14,9 @@ from kvfold.runtime.engine.protocol import EngineInfo
 from kvfold.runtime.memory.kv_memory import Prefix
 from kvfold.runtime.memory.paged_sequence import Sequence
 from kvfold.runtime.metrics import Usage
-from kvfold.runtime.sampling.sampling import Sampler, SamplingParams, TokenLogprob, token_logprob
+from kvfold.runtime.sampling.logprobs import TokenLogprob, token_logprob
+from kvfold.runtime.sampling.params import SamplingParams
+from kvfold.runtime.sampling.sampler import Sampler
 
 FinishReason = Literal["stop", "length", "cancelled"]
 

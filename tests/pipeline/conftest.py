@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kvfold.pipeline.stages.stages import STAGES
+from kvfold.pipeline.stages.order import STAGES
 from kvfold.pipeline.workspace.stage import requirements
 from tests.pipeline.tiny_bundles import REPORT, run_recipe, write_recipes
 

@@ -6,8 +6,9 @@ import random
 from pathlib import Path
 
 from kvfold.pipeline.recipe.load_recipe import load_recipe
-from kvfold.pipeline.stages.stages import STAGES, report_stage
+from kvfold.pipeline.stages.order import STAGES
 from kvfold.pipeline.workspace.run_stages import StageOutcome, run_stages
+from kvfold.pipeline.workspace.stage import target_stage
 from tests.export.tiny_checkpoints import random_model, write_folder
 from tests.pipeline.fake_stages import QuietDisplay
 
@@ -24,7 +25,7 @@ validate:
   thresholds: {max_perplexity_ratio: null, max_engine_kl: %s, max_logit_difference: %s}
 """
 WORDS = ("the", "a", "cab", "tab", "dab", "of", "folded", "cache", "abacus")
-REPORT = report_stage("cpu")
+REPORT = target_stage("report", "cpu")
 
 
 def write_recipes(folder: Path) -> None:

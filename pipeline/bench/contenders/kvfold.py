@@ -45,7 +45,7 @@ class KvfoldContender:
 
     def generate(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> Generation:
         """See `Contender.generate`; a single prompt's sequence is kept for the next call."""
-        from kvfold.runtime.sampling.sampling import SamplingParams
+        from kvfold.runtime.sampling.params import SamplingParams
 
         params = SamplingParams(max_tokens=new_tokens, ignore_eos=True)
         single = len(prompts) == 1

@@ -1,11 +1,11 @@
 """BuildJob and BuildResult: what the pipeline asks of the process that builds a plan, and its answer."""
 
 from __future__ import annotations
-from kvfold.plugins.contract.record import Record
 
 from pathlib import Path
 from typing import Literal
 
+from kvfold.plugins.contract.record import Record
 
 # Smallest, typical and largest shape of one graph input.
 ShapeRange = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]

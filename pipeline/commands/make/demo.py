@@ -10,7 +10,7 @@ from rich import get_console
 from kvfold.pipeline.commands.options.recipe_arguments import bundle_path, output_option, recipe_argument
 from kvfold.pipeline.commands.use.run import stream_turn
 from kvfold.runtime.llm import LLM
-from kvfold.runtime.sampling.sampling import SamplingParams
+from kvfold.runtime.sampling.params import SamplingParams
 
 # Each turn leans on the one before, so the cache has something to give. Simple, as the model is small.
 SYSTEM = "You are a helpful assistant."

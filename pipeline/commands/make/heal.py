@@ -37,11 +37,10 @@ def command(recipe: str, output: Path | None) -> None:
     """
     from kvfold.pipeline.bring_up_to_date import bring_up_to_date
     from kvfold.pipeline.recipe.load_recipe import load_recipe
-    from kvfold.pipeline.recipe.recipe import HealSection
     from kvfold.pipeline.workspace.workspace import ADAPTER, HEAL_LOSSES
     from kvfold.plugins.contract.errors import RecipeError
 
-    if not isinstance(load_recipe(recipe).heal, HealSection):
+    if load_recipe(recipe).training is None:
         raise RecipeError(
             f"recipe {recipe} has nothing to train by; add a section to it, for example "
             "`heal: {tokens: 1000000, text: {source: my.jsonl, tokens: 1000000}}`"

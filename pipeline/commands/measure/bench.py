@@ -10,7 +10,7 @@ from rich import get_console
 from kvfold.pipeline.bench.bench_settings import BenchSettings
 from kvfold.pipeline.commands.options.bench_options import bench_options
 from kvfold.pipeline.commands.options.recipe_arguments import bundle_path, output_option, recipe_argument
-from kvfold.pipeline.workspace.workspace import MODEL_CACHE
+from kvfold.pipeline.workspace.fetch import MODEL_CACHE
 from kvfold.plugins.contract.errors import BundleError
 
 
@@ -43,12 +43,13 @@ def command(recipe: str, output: Path | None, settings: BenchSettings, work: Pat
     from kvfold.pipeline.bring_up_to_date import bring_up_to_date
     from kvfold.pipeline.show.markdown import write_table
     from kvfold.pipeline.show.terminal import draw_table
+    from kvfold.pipeline.workspace.read_checkpoint import read_checkpoint
     from kvfold.pipeline.workspace.workspace import Workspace
 
     root = bundle_path(recipe, output)
     loaded = bring_up_to_date(recipe, root, "build", target="cpu")
     workspace = Workspace(loaded, root)
-    checkpoint = workspace.checkpoint
+    checkpoint = read_checkpoint(workspace)
     models = PreparedModels(work, checkpoint)
     console = get_console()
     result = run_bench(root, workspace.plan, models, checkpoint.config.vocab_size, settings, console)

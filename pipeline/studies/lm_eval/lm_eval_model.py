@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from kvfold.pipeline.quality.subjects import EngineSubject, Subject, pages_of_sequence
+from kvfold.pipeline.quality.subjects import EngineSubject, Subject
 from kvfold.pipeline.studies.lm_eval.lm_eval_requests import Generate, LmEvalModel
 from kvfold.plugins.contract.errors import TargetError
 from kvfold.runtime.bundle import TOKENIZER, TOKENIZER_CONFIG, open_bundle
-from kvfold.runtime.engine.engine_config import EngineConfig
+from kvfold.runtime.engine.engine_files import open_engine
 from kvfold.runtime.engine.load_engine import load_engine
 from kvfold.runtime.llm import DEFAULT_TARGET, LLM
+from kvfold.runtime.memory.budget import pages_for, pages_of_sequence
 from kvfold.runtime.runtime_config import RuntimeConfig
 from kvfold.runtime.text.tokenizer import BundleTokenizer, Tokenizer
 
@@ -32,12 +33,15 @@ def load_lm_eval_model(bundle: str | Path, target: str = DEFAULT_TARGET) -> Any:
         BundleError: there is no bundle, it is damaged, or it has no engine for the target.
     """
     opened, config = open_bundle(bundle), RuntimeConfig()
-    directory, plan = opened.directory(f"engine/{target}"), opened.plan
-    context, chunk = EngineConfig.load(directory).max_context_length, config.max_num_batched_tokens
+    files = open_engine(opened, target)
+    plan, context, chunk = files.plan, files.config.max_context_length, config.max_num_batched_tokens
     tokenizer = BundleTokenizer.load(opened.file(TOKENIZER), opened.file(TOKENIZER_CONFIG))
     # Two engines, as a subject's pages are not the LLM's: each has pools of its own.
-    scorer = load_engine(directory, plan, pages_of_sequence(plan, context, chunk), config)
-    llm = LLM.load(bundle, config, target)
+    scorer, answerer = (
+        load_engine(files, pages, chunk, config.max_num_seqs)
+        for pages in (pages_of_sequence(plan, context, chunk), pages_for(plan, config, context))
+    )
+    llm = LLM(answerer, tokenizer, config)
 
     def generate(*requests: Any) -> list[str]:
         return [completion.text for completion in llm.generate(*requests)]

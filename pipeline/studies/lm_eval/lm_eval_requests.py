@@ -16,7 +16,7 @@ from kvfold.export.search.question import Question, make_question
 from kvfold.pipeline.quality.evaluate.answers import score_answer
 from kvfold.pipeline.quality.likelihood import stream_losses
 from kvfold.pipeline.quality.subjects import Subject
-from kvfold.runtime.sampling.sampling import SamplingParams
+from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.text.tokenizer import Tokenizer
 
 # Token ids of prompts and how each is sampled, to the replies' texts.

@@ -1,11 +1,10 @@
-"""What a searched plan demands of a recipe, and what the recipe's target demands of the plan."""
+"""Which recipes can take a searched plan."""
 
 from __future__ import annotations
 
 from kvfold.pipeline.machine.targets import TARGETS
 from kvfold.pipeline.recipe.recipe import Recipe
 from kvfold.plugins.contract.errors import RecipeError
-from kvfold.plugins.contract.fold_plan import KvDtype
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -20,10 +19,3 @@ def check_recipe(recipe: Recipe) -> None:
             f"target {recipe.target} cannot keep a sequence's first tokens in sight under a window; set "
             "search.sink_size: 0, or choose another target"
         )
-
-
-def wide_dtype(recipe: Recipe) -> KvDtype:
-    """The float cache of the recipe's target."""
-    if recipe.target in ("tensorrt", "tensorrt-rtx"):
-        return recipe.tensorrt.activation_dtype
-    return next(dtype for dtype in TARGETS[recipe.target].kv_dtypes if dtype != "int8")

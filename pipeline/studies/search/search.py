@@ -37,13 +37,14 @@ from kvfold.export.search.costs import (
 from kvfold.export.search.space import PlanSpace, Solution
 from kvfold.pipeline.recipe.recipe import Recipe
 from kvfold.pipeline.show.progress import Progress, open_bar
-from kvfold.pipeline.stages.stage_inputs import fingerprint_text
-from kvfold.pipeline.studies.search.check_recipe import check_recipe, wide_dtype
+from kvfold.pipeline.studies.search.check_recipe import check_recipe
 from kvfold.pipeline.studies.search.found import Found
 from kvfold.pipeline.studies.search.goal import Goal
 from kvfold.pipeline.studies.search.ledger import Ledger, globals_name
 from kvfold.pipeline.studies.search.search_questions import write_questions
-from kvfold.pipeline.workspace.stage import hash_code
+from kvfold.pipeline.texts.text_stage import fingerprint_text
+from kvfold.pipeline.workspace.read_checkpoint import read_checkpoint
+from kvfold.pipeline.workspace.sources import hash_sources
 from kvfold.pipeline.workspace.workspace import Workspace, read_text
 from kvfold.plugins.contract.errors import RecipeError
 from kvfold.plugins.contract.fold_plan import FoldPlan
@@ -56,27 +57,11 @@ if TYPE_CHECKING:
 MEASURING = {
     *("kl_tokens", "prompts", "prompt_length", "measured_window", "sink_size", "negligible_int8_kl"),
 }
-MEASURING_CODE = (
-    *("export/search/costs.py", "export/search/examine.py", "export/search/measure_changes.py"),
-    *("export/calibration", "export/checkpoint", "export/fold", "export/model", "export/quantize"),
-    *(
-        "export/heal/student/block_attention.py",
-        "export/heal/objective/head_kl.py",
-        "export/heal/student/int8_rounding.py",
-    ),
-    *("export/heal/student/training_attention.py", "plugins/int8_linear"),
-    *("plugins/contract/fold_plan.py", "plugins/contract/plan_presets.py"),
-    *(
-        "plugins/contract/chat_template.py",
-        "plugins/contract/tokenizer_config.py",
-        "runtime/text/tokenizer.py",
-    ),
-    *(
-        "export/search/question.py",
-        "pipeline/quality/evaluate/haystacks.py",
-        "pipeline/quality/evaluate/filler.txt",
-    ),
-    "pipeline/studies/search/search_questions.py",
+# What measures, and what is read: a change of what these are made from measures anew.
+MEASURING_MODULES = (
+    "kvfold.export.search.measure_changes",
+    "kvfold.pipeline.studies.search.search_questions",
+    "kvfold.pipeline.texts.text_stage",
 )
 
 
@@ -92,7 +77,7 @@ class Search:
         """
         check_recipe(recipe)
         self._recipe, self._goal, self._bars = recipe, goal, bars
-        self._checkpoint = Workspace(recipe, Path()).checkpoint
+        self._checkpoint = read_checkpoint(Workspace(recipe, Path()))
         self._config = self._checkpoint.config
         self._ledger = Ledger(ledger, self._key())
         self._plans: list[Candidate] = []
@@ -167,7 +152,7 @@ class Search:
             shape=self._config.attention_shape,
             table=make_table(self._unfolded, known, larger),
             settings=self._recipe.search,
-            wide=wide_dtype(self._recipe),
+            wide=self._recipe.float_dtype,
             page_size=self._recipe.page_size,
             lengths=self._goal.lengths,
             share_distant_globals=self._goal.share_distant_globals,
@@ -252,7 +237,7 @@ class Search:
     def _key(self) -> str:
         settings = self._recipe.search
         parts = [
-            *(VERSION, hash_code(MEASURING_CODE), self._checkpoint.fingerprint),
+            *(VERSION, hash_sources(MEASURING_MODULES), self._checkpoint.fingerprint),
             *(fingerprint_text(settings.text), settings.model_dump(mode="json", include=MEASURING)),
             self._recipe.fold.model_dump(mode="json"),
         ]

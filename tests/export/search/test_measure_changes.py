@@ -27,6 +27,7 @@ from kvfold.export.search.question import Question
 from kvfold.export.search.search_settings import SearchSettings
 from kvfold.plugins.contract.fold_plan import FoldPlan
 from tests.export.tiny_checkpoints import random_model
+from tests.tiny_model import dense_logits
 
 SETTINGS = SearchSettings(
     sliding_windows=(16, 24), measured_window=16, prompt_length=128, negligible_int8_kl=0.0
@@ -101,7 +102,7 @@ def test_an_answer_s_nll_is_the_model_s_own() -> None:
     total = 0.0
     for length in (60, 71):
         ids = random_ids(length, seed=length)
-        log_p = decoder(ids[None])[0].log_softmax(-1)
+        log_p = dense_logits(decoder, ids[None])[0].log_softmax(-1)
         total -= sum(float(log_p[i - 1, ids[i]]) for i in range(length - 5, length))
     assert examination.unfolded().nll == pytest.approx(total / 2, rel=0.02)  # bfloat16 against float32
 

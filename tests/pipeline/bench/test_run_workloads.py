@@ -12,7 +12,7 @@ from kvfold.pipeline.bench.contenders.common_prefix import common_prefix
 from kvfold.pipeline.bench.contenders.contender import Generation
 from kvfold.pipeline.bench.contenders.kvfold import KvfoldContender
 from kvfold.pipeline.bench.workloads import run_workloads, workloads
-from kvfold.runtime.sampling.sampling import SamplingParams
+from kvfold.runtime.sampling.params import SamplingParams
 from tests.runtime.harness import PLANS, check, in_use, make_llm, make_prompts
 
 VOCAB = 5000

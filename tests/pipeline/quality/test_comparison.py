@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 
 from kvfold.pipeline.quality.logit_distances import measure_distance, negative_log_likelihood
 from kvfold.pipeline.quality.subject_names import ENGINE, FOLDED, ORIGINAL
-from kvfold.pipeline.quality.subjects import Subject, pages_of_sequence
+from kvfold.pipeline.quality.subjects import Subject
 from kvfold.pipeline.quality.validate.measurements import Measurements, judge
 from kvfold.pipeline.quality.validate.validate import compare
 from kvfold.pipeline.recipe.recipe import Thresholds
 from kvfold.plugins.contract.errors import ValidationError
 from kvfold.plugins.contract.plan_presets import AttentionShape, Preset, build_plan
-from kvfold.runtime.runtime_config import RuntimeConfig, pages_for
+from kvfold.runtime.memory.budget import pages_for, pages_of_sequence
+from kvfold.runtime.runtime_config import RuntimeConfig
 
 VOCAB = 8
 

@@ -17,7 +17,7 @@ from kvfold.pipeline.quality.subjects import Subject, TorchSubject
 from kvfold.pipeline.studies.lm_eval.lm_eval_model import as_lm_eval_model, load_lm_eval_model
 from kvfold.pipeline.studies.lm_eval.lm_eval_requests import Generate, LmEvalModel, sampling_params
 from kvfold.plugins.contract.errors import RequestError, TargetError
-from kvfold.runtime.sampling.sampling import SamplingParams
+from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.text.detokenize import Detokenizer
 from kvfold.runtime.text.tokenizer import Tokenizer
 from tests.pipeline.quality.oracle import CopyingSubject

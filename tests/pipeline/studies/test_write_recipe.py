@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kvfold.pipeline.recipe.load_recipe import load_recipe
-from kvfold.pipeline.recipe.recipe import WrittenPlan
+from kvfold.pipeline.recipe.plan_section import WrittenPlan
 from kvfold.pipeline.studies.search.write_recipe import write_recipe
 from kvfold.plugins.contract.fold_plan import FoldPlan, LayerPlan
 

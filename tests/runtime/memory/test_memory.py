@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 
 from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.runtime.engine.protocol import EngineInfo
+from kvfold.runtime.memory.budget import pages_for
 from kvfold.runtime.memory.horizon import Horizon, horizons
 from kvfold.runtime.memory.kv_memory import KvMemory, Prefix
 from kvfold.runtime.memory.page_pool import PagePool
 from kvfold.runtime.memory.paged_sequence import Sequence
-from kvfold.runtime.runtime_config import RuntimeConfig, pages_for
+from kvfold.runtime.runtime_config import RuntimeConfig
 from tests.runtime.harness import PLANS
 from tests.runtime.synthetic_engine import make_plan, visible_positions
 

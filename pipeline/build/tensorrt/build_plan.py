@@ -1,4 +1,4 @@
-"""Build `engine/tensorrt` or `engine/tensorrt-rtx`: lowered graph, kernels, plan, and the facts of it."""
+"""Build a TensorRT plan: lowered graph, kernels, plan, and the facts of it."""
 
 from __future__ import annotations
 
@@ -6,40 +6,37 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import onnx_ir as ir
 
 from kvfold.export.graph.lower_tensorrt import lower_for_tensorrt
-from kvfold.export.graph.model_files import MODEL_FILE, load_model
-from kvfold.export.quantize.precision import Quantization
+from kvfold.export.graph.model_files import load_model
 from kvfold.pipeline.build.engine_facts import engine_config
 from kvfold.pipeline.build.tensorrt.architectures import architectures_of
 from kvfold.pipeline.build.tensorrt.build_job import BuildJob, BuildResult
+from kvfold.pipeline.build.tensorrt.kernel_specs import attention_nodes, spec_of
 from kvfold.pipeline.build.tensorrt.limits import decode_limits, max_pages, prefill_limits, profile_shapes
 from kvfold.pipeline.build.tensorrt.read_log import differences, read_layers
 from kvfold.pipeline.build.tensorrt.run_worker import run_worker
-from kvfold.pipeline.build.tensorrt.kernel_specs import attention_nodes, spec_of
-from kvfold.pipeline.workspace.workspace import MODEL_CACHE, Workspace
+from kvfold.pipeline.machine.targets import TARGETS, TensorRTLibrary
+from kvfold.pipeline.workspace.fetch import MODEL_CACHE
+from kvfold.pipeline.workspace.workspace import Workspace
 from kvfold.pipeline.workspace.write_bundle import STAGING
+from kvfold.plugins.contract.errors import TargetError
+from kvfold.plugins.contract.step import MODEL_FILE
 from kvfold.plugins.cuda.attention_spec import variants_of
 from kvfold.plugins.cuda.compile_kernels import compile_library
 from kvfold.plugins.cuda.kernel_library import KernelLibrary
-from kvfold.plugins.contract.errors import TargetError
 from kvfold.plugins.tensorrt.node_form import PLUGIN_NAME, PLUGIN_NAMESPACE, PLUGIN_VERSION
-from kvfold.runtime.bundle import ONNX_MODEL, QUANTIZATION, SCALES
+from kvfold.runtime.bundle import SCALES
 from kvfold.runtime.engine.engine_config import KERNELS_FOLDER, PLAN_FILE, StepLimits, TensorRTFacts
 
 LOG_FILE = "build.log"
-_LIBRARIES: dict[str, Literal["tensorrt", "tensorrt_rtx"]] = {
-    "tensorrt": "tensorrt",
-    "tensorrt-rtx": "tensorrt_rtx",
-}
 # Of the whole build, by a first run on one core: Triton takes most.
 _KERNELS_SHARE = 0.6
 
 
-def build_tensorrt(workspace: Workspace, directory: Path, progress: Callable[[float], None]) -> None:
+def build_plan(workspace: Workspace, directory: Path, progress: Callable[[float], None]) -> None:
     """Write model.plan, kernels/, build.log and engine.json into an existing folder.
 
     Raises:
@@ -54,11 +51,11 @@ def build_tensorrt(workspace: Workspace, directory: Path, progress: Callable[[fl
     prefill = prefill_limits(section, workspace.plan, context_length, chunk)
     architectures = architectures_of(workspace.recipe)
     log_of_failure = root / f"{workspace.recipe.target}-{LOG_FILE}"
-    precision = Quantization.model_validate_json((root / QUANTIZATION).read_bytes()).precision
+    precision = workspace.quantization.precision
     with tempfile.TemporaryDirectory(dir=root / STAGING) as folder:
         lowered = Path(folder)
         passes = lower_for_tensorrt(
-            root / ONNX_MODEL,
+            root / MODEL_FILE,
             lowered,
             workspace.plan,
             precision,
@@ -80,6 +77,12 @@ def build_tensorrt(workspace: Workspace, directory: Path, progress: Callable[[fl
     unconfirmed = _check_log(job, directory, log_of_failure, linears, model)
     facts = _facts(workspace, kernels, architectures, (decode, prefill), linears, unconfirmed, result)
     engine_config(workspace, passes, facts).save(directory)
+
+
+def _library(workspace: Workspace) -> TensorRTLibrary:
+    library = TARGETS[workspace.recipe.target].library
+    assert library is not None, "the target builds plans"
+    return library
 
 
 def _activation_scales(workspace: Workspace) -> dict[str, float]:
@@ -116,7 +119,7 @@ def _job(
     architectures: tuple[int, ...],
     limits: tuple[StepLimits, StepLimits],
 ) -> BuildJob:
-    library = _LIBRARIES[workspace.recipe.target]
+    library = _library(workspace)
     return BuildJob(
         library=library,
         model=lowered / MODEL_FILE,
@@ -140,7 +143,7 @@ def _facts(
 ) -> TensorRTFacts:
     decode, prefill = limits
     return TensorRTFacts(
-        library=_LIBRARIES[workspace.recipe.target],
+        library=_library(workspace),
         version=result.version,
         architectures=architectures,
         plugin=f"{PLUGIN_NAMESPACE}::{PLUGIN_NAME}",

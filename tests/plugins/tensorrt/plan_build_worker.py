@@ -1,6 +1,6 @@
 """Builds a plan in a process of its own and says in JSON what became of it.
 
-`python -m tests.plugins.tensorrt.build_worker FOLDER ARCHITECTURES [no-alias]`: the folder has model.onnx,
+`python -m tests.plugins.tensorrt.plan_build_worker FOLDER ARCHITECTURES [no-alias]`: the folder has model.onnx,
 profiles.json (one object of shapes by input for each profile) and kernels/, and gets result.json.
 """
 

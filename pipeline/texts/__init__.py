@@ -1,0 +1,1 @@
+"""A recipe's texts as token sequences."""
