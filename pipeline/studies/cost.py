@@ -8,7 +8,7 @@ from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvfold.pipeline.quality.intervals import CONFIDENCE, Estimate, format_estimate
+from kvfold.pipeline.quality.intervals import Estimate
 from kvfold.pipeline.quality.likelihood_results import Divergences, Perplexity
 from kvfold.pipeline.quality.subject_names import FOLDED, ORIGINAL
 from kvfold.pipeline.workspace.stage import Job, Stage
@@ -48,15 +48,6 @@ class FoldCost(Record):
     def kl(self) -> Estimate:
         """Mean KL(original || folded) in nat per token."""
         return self.divergences.candidates[0].kl_mean
-
-    def describe(self, text: str) -> str:
-        """How it was measured, on a text named `text`, and what the original reaches there."""
-        original = format_estimate(self.perplexity.subjects[ORIGINAL], ".2f")
-        return (
-            f"original's perplexity {original}, {CONFIDENCE:.0%} intervals; "
-            f"{self.perplexity.windows} windows of {self.perplexity.length:,} tokens "
-            f"({self.divergences.tokens:,} for KL); text: {text}"
-        )
 
 
 class Yardstick:
