@@ -105,14 +105,6 @@ def share(correct: int, trials: int) -> Estimate:
     )
 
 
-def format_estimate(estimate: Estimate, form: str) -> str:
-    """`1.023 (1.019, 1.028)`; the value alone where there is no interval."""
-    value = format(estimate.value, form)
-    if estimate.low is None or estimate.high is None:
-        return value
-    return f"{value} ({format(estimate.low, form)}, {format(estimate.high, form)})"
-
-
 def student_quantile(level: float, degrees: int) -> float:
     """Student's t by the Cornish-Fisher expansion (Abramowitz and Stegun 26.7.5); 1 % off at 3 degrees."""
     z = NormalDist().inv_cdf(level)

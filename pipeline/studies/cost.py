@@ -8,7 +8,7 @@ from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvfold.pipeline.quality.intervals import CONFIDENCE, Estimate, format_estimate
+from kvfold.pipeline.quality.intervals import Estimate
 from kvfold.pipeline.quality.likelihood_results import Divergences, Perplexity
 from kvfold.pipeline.quality.subject_names import FOLDED, ORIGINAL
 from kvfold.pipeline.workspace.stage import Job, Stage
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from kvfold.pipeline.quality.subjects import TorchSubject
 
 
-class Cost(Record):
+class FoldCost(Record):
     """A folded model against the original, both in float; what int8 adds is not in it.
 
     Attributes:
@@ -48,15 +48,6 @@ class Cost(Record):
     def kl(self) -> Estimate:
         """Mean KL(original || folded) in nat per token."""
         return self.divergences.candidates[0].kl_mean
-
-    def describe(self, text: str) -> str:
-        """How it was measured, on a text named `text`, and what the original reaches there."""
-        original = format_estimate(self.perplexity.subjects[ORIGINAL], ".2f")
-        return (
-            f"original's perplexity {original}, {CONFIDENCE:.0%} intervals; "
-            f"{self.perplexity.windows} windows of {self.perplexity.length:,} tokens "
-            f"({self.divergences.tokens:,} for KL); text: {text}"
-        )
 
 
 class Yardstick:
@@ -87,7 +78,7 @@ class Yardstick:
 
         return TorchSubject(ORIGINAL, original_decoder(self._workspace))
 
-    def measure(self, decoder: Decoder, progress: Callable[[float], None]) -> Cost:
+    def measure(self, decoder: Decoder, progress: Callable[[float], None]) -> FoldCost:
         """Hold a folded model against the original.
 
         Raises:
@@ -102,7 +93,7 @@ class Yardstick:
         tick = Meter(2 * self._windows.size, progress)
         divergences, losses = measure_divergences(compared, self._original, (folded,), tick)
         perplexity = measure_perplexity(self._windows, (self._original, folded), tick, losses)
-        return Cost(perplexity=perplexity, divergences=divergences)
+        return FoldCost(perplexity=perplexity, divergences=divergences)
 
 
 def cost_stage(
@@ -112,7 +103,7 @@ def cost_stage(
     inputs: object,
     modules: tuple[str, ...] = (),
 ) -> Stage:
-    """A stage of its own folder that writes a folded model's Cost to `<name>.json`.
+    """A stage of its own folder that writes a folded model's FoldCost to `<name>.json`.
 
     Args:
         name: of the stage.
@@ -139,9 +130,9 @@ def cost_stage(
     )
 
 
-def read_cost(folder: Path, name: str) -> Cost:
+def read_cost(folder: Path, name: str) -> FoldCost:
     """What the stage `name` wrote into its folder."""
-    return Cost.model_validate_json((folder / f"{name}.json").read_bytes())
+    return FoldCost.model_validate_json((folder / f"{name}.json").read_bytes())
 
 
 def file_hashes(root: Path, *stages: str) -> dict[str, str]:

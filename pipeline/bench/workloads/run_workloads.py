@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kvfold.pipeline.bench.contenders.contender import Contender
-from kvfold.pipeline.bench.workloads.workloads import Batch, Completion, SecondTurn, Workload, write_prompt
+from kvfold.pipeline.bench.workloads.workloads import Batch, SecondTurn, Single, Workload, write_prompt
 
 WARM_UP: tuple[Workload, ...] = (
-    Completion(context=128, new_tokens=4),
+    Single(context=128, new_tokens=4),
     Batch(sequences=8, context=16, new_tokens=4),
 )
 
@@ -29,8 +29,8 @@ def run_workload(contender: Contender, workload: Workload, vocab_size: int, seed
     """One sample of each metric of one workload."""
     keys = [metric.key for metric in workload.metrics]
     match workload:
-        case Completion():
-            values = _complete(contender, workload, write_prompt(workload.context, vocab_size, seed))
+        case Single():
+            values = _run_single(contender, workload, write_prompt(workload.context, vocab_size, seed))
         case Batch(sequences, context, new_tokens):
             prompts = [write_prompt(context, vocab_size, f"{seed} {index}") for index in range(sequences)]
             values = [contender.generate(prompts, new_tokens + 1).decode_rate]
@@ -39,7 +39,7 @@ def run_workload(contender: Contender, workload: Workload, vocab_size: int, seed
     return dict(zip(keys, values, strict=True))
 
 
-def _complete(contender: Contender, workload: Completion, prompt: list[int]) -> list[float]:
+def _run_single(contender: Contender, workload: Single, prompt: list[int]) -> list[float]:
     generation = contender.generate([prompt], workload.new_tokens + 1)
     prefill = workload.context / generation.time_to_first_token
     return [prefill, generation.decode_rate] if workload.new_tokens else [prefill]

@@ -29,7 +29,7 @@ class Metric:
 
 
 @dataclass(frozen=True)
-class Completion:
+class Single:
     """One sequence with a cold cache: prefill of its context, then decoding after it.
 
     Attributes:
@@ -106,19 +106,19 @@ class SecondTurn:
         return self.conversation + self.reply + self.message + 1
 
 
-Workload = Completion | Batch | SecondTurn
+Workload = Single | Batch | SecondTurn
 
 FULL: tuple[Workload, ...] = (
-    Completion(context=128, new_tokens=64),
-    Completion(context=512, new_tokens=0),
-    Completion(context=2048, new_tokens=64),
-    Completion(context=7000, new_tokens=64),
+    Single(context=128, new_tokens=64),
+    Single(context=512, new_tokens=0),
+    Single(context=2048, new_tokens=64),
+    Single(context=7000, new_tokens=64),
     Batch(sequences=8, context=128, new_tokens=64),
     SecondTurn(conversation=2000, reply=16, message=64),
 )
 QUICK: tuple[Workload, ...] = (
-    Completion(context=128, new_tokens=16),
-    Completion(context=512, new_tokens=0),
+    Single(context=128, new_tokens=16),
+    Single(context=512, new_tokens=0),
     Batch(sequences=8, context=128, new_tokens=16),
     SecondTurn(conversation=500, reply=4, message=64),
 )

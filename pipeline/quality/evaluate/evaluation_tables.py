@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kvfold.pipeline.quality.evaluate.evaluation import AnswerScore, Evaluation, LastWords, RetrievalCell
-from kvfold.pipeline.quality.intervals import CONFIDENCE, format_estimate
+from kvfold.pipeline.quality.format_estimate import format_estimate
+from kvfold.pipeline.quality.intervals import CONFIDENCE
 from kvfold.pipeline.quality.likelihood_results import Divergences, Perplexity
 from kvfold.pipeline.quality.subject_names import BFLOAT16, ENGINE, FOLDED, ORIGINAL
 from kvfold.pipeline.show.table import Table

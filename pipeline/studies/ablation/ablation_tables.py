@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from kvfold.pipeline.quality.intervals import format_estimate
+from kvfold.pipeline.quality.format_estimate import format_estimate
 from kvfold.pipeline.show.table import Table
 from kvfold.pipeline.studies.ablation.ablation_results import Ablation
+from kvfold.pipeline.studies.describe_cost import describe_cost
 
 
 def ablation_tables(ablation: Ablation) -> tuple[Table, Table]:
@@ -59,5 +60,5 @@ def whole_ablation_table(ablation: Ablation) -> Table:
 
 def describe(ablation: Ablation) -> str:
     """What was folded and on what it was measured."""
-    measured = ablation.rows[0].cost.describe(ablation.text)
+    measured = describe_cost(ablation.rows[0].cost, ablation.text)
     return f"Recipe {ablation.recipe}, float, not healed; {measured}."

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil, floor, log2, log10
 
-from kvfold.pipeline.quality.intervals import Estimate, format_estimate
+from kvfold.pipeline.quality.format_estimate import format_estimate
+from kvfold.pipeline.quality.intervals import Estimate
 from kvfold.pipeline.show import axes
 from kvfold.pipeline.show.axes import BOTTOM, LEFT, RIGHT, TOP, Scale, Tick
 from kvfold.pipeline.show.html import load_template

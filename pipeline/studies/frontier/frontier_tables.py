@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from kvfold.pipeline.quality.intervals import format_estimate
+from kvfold.pipeline.quality.format_estimate import format_estimate
 from kvfold.pipeline.show.table import Cell, Table
+from kvfold.pipeline.studies.describe_cost import describe_cost
 from kvfold.pipeline.studies.frontier.rungs import Frontier, Rung
 from kvfold.plugins.contract.kv_bytes import format_bytes
 
@@ -50,7 +51,7 @@ def whole_frontier_table(frontier: Frontier) -> Table:
 
 def describe(frontier: Frontier) -> str:
     """What perplexity and KL were measured on."""
-    return f"Float fold; {frontier.rungs[0].cost.describe(frontier.text)}"
+    return f"Float fold; {describe_cost(frontier.rungs[0].cost, frontier.text)}"
 
 
 def _marked(frontier: Frontier, rung: Rung, cells: list[str]) -> list[Cell]:

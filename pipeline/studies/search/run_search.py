@@ -12,8 +12,9 @@ from kvfold.pipeline.recipe.recipe_files import find_recipe
 from kvfold.pipeline.show.draw_plan import draw_plan
 from kvfold.pipeline.show.progress import make_bars
 from kvfold.pipeline.show.terminal import draw_table
+from kvfold.pipeline.studies.search.found import Found
 from kvfold.pipeline.studies.search.goal import Goal
-from kvfold.pipeline.studies.search.search import Found, Search
+from kvfold.pipeline.studies.search.search import Search
 from kvfold.pipeline.studies.search.search_tables import search_tables
 from kvfold.pipeline.studies.search.write_recipe import write_recipe
 from kvfold.plugins.contract.errors import RecipeError

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from math import ceil
 from pathlib import Path
@@ -25,7 +25,6 @@ from kvfold.export.search.choose import (
     refine,
     settle,
     smallest_below,
-    smallest_bytes,
 )
 from kvfold.export.search.costs import (
     Change,
@@ -36,9 +35,10 @@ from kvfold.export.search.costs import (
     layer_changes,
 )
 from kvfold.export.search.space import PlanSpace, Solution
-from kvfold.pipeline.machine.targets import TARGETS
 from kvfold.pipeline.recipe.recipe import Recipe
 from kvfold.pipeline.show.progress import Progress, open_bar
+from kvfold.pipeline.studies.search.check_recipe import check_recipe
+from kvfold.pipeline.studies.search.found import Found
 from kvfold.pipeline.studies.search.goal import Goal
 from kvfold.pipeline.studies.search.ledger import Ledger, globals_name
 from kvfold.pipeline.studies.search.search_questions import write_questions
@@ -63,27 +63,6 @@ MEASURING_MODULES = (
     "kvfold.pipeline.studies.search.search_questions",
     "kvfold.pipeline.texts.text_stage",
 )
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a search came to.
-
-    Attributes:
-        plan: the chosen one.
-        solution: its banks, with what they were predicted to cost.
-        cost: what it was measured to cost.
-        plans: every whole plan that was measured.
-        horizons: the globals of the plan; with measured windows, and nothing else folded.
-        space: the costs of all changes, and what was allowed.
-    """
-
-    plan: FoldPlan
-    solution: Solution
-    cost: Cost
-    plans: tuple[Candidate, ...]
-    horizons: Horizons
-    space: PlanSpace
 
 
 class Search:
@@ -119,7 +98,7 @@ class Search:
             self._config.num_hidden_layers,
             self._measure_none(),
             self._unfolded + self._recipe.search.max_retrieval_loss,
-            lambda globals_: fits(space, globals_, self._goal),
+            lambda globals_: self._goal.fits(space, globals_),
             self._measure_globals,
         )
         space = settle(lambda: self._space(changes), partial(self._best, trail), self._measure)
@@ -271,28 +250,6 @@ class Search:
             yield progress
         finally:
             self._bars.remove_task(task)
-
-
-def check_recipe(recipe: Recipe) -> None:
-    """Raise RecipeError where the recipe cannot take another plan, or its target not the searched one."""
-    if recipe.adapter:
-        raise RecipeError(
-            f"recipe {recipe.name} takes weights from an adapter, {recipe.adapter.name}, which belongs to "
-            "its present plan; remove heal.adapter or heal.start"
-        )
-    if recipe.search.sink_size and not TARGETS[recipe.target].keeps_sinks:
-        raise RecipeError(
-            f"target {recipe.target} cannot keep a sequence's first tokens in sight under a window; set "
-            "search.sink_size: 0, or choose another target"
-        )
-
-
-def fits(space: PlanSpace, globals_: frozenset[int], goal: Goal) -> bool:
-    """Whether some plan with these globals meets every target."""
-    if not goal.targets:
-        return True
-    held = zip(goal.targets, smallest_bytes(space, globals_), strict=True)
-    return all(target.holds(least) for target, least in held)
 
 
 def spread(count: int, wanted: int) -> list[int]:

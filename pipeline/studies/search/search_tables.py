@@ -8,7 +8,7 @@ from kvfold.export.search.choose import Candidate
 from kvfold.export.search.costs import Cost, is_adjacent
 from kvfold.export.search.space import Option, PlanSpace
 from kvfold.pipeline.show.table import Cell, Table
-from kvfold.pipeline.studies.search.search import Found
+from kvfold.pipeline.studies.search.found import Found
 
 CAPTION = """\
 A cell: KL to the unfolded model in nat a token of text, then by how much the NLL

@@ -26,7 +26,7 @@ from kvfold.export.search.choose import (
 )
 from kvfold.export.search.costs import Change, Cost, CostTable, guess_bank
 from kvfold.export.search.search_settings import SearchSettings
-from kvfold.export.search.space import PlanSpace, SizeTarget, Solution
+from kvfold.export.search.space import ByteTarget, PlanSpace, Solution
 from kvfold.plugins.contract.errors import PlanError
 from kvfold.plugins.contract.plan_presets import AttentionShape
 
@@ -60,11 +60,11 @@ def make_space(seed: int, layers: int = 7, heads: int = 3, lengths: tuple[int, .
     )
 
 
-def make_targets(space: PlanSpace, globals_: frozenset[int], slack: float) -> list[SizeTarget]:
+def make_targets(space: PlanSpace, globals_: frozenset[int], slack: float) -> list[ByteTarget]:
     """Targets of every length, `slack` times what the smallest plan takes there."""
     smallest = smallest_bytes(space, globals_)
     pairs = zip(space.lengths, smallest, strict=True)
-    return [SizeTarget(slack * least / length, length) for length, least in pairs]
+    return [ByteTarget(slack * least / length, length) for length, least in pairs]
 
 
 horizons = st.sets(st.integers(0, 6)).map(frozenset)
@@ -102,7 +102,7 @@ def test_an_unreachable_target_names_the_smallest(seed: int, globals_: frozenset
         PlanError, match=rf"smallest reaches {least / length:.1f} bytes a token at {length:,}"
     ):
         choose_banks(space, globals_, [target])
-    assert choose_banks(space, globals_, [SizeTarget(least / length, length)]).kv_bytes == (least,)
+    assert choose_banks(space, globals_, [ByteTarget(least / length, length)]).kv_bytes == (least,)
 
 
 def every_solution(space: PlanSpace, globals_: frozenset[int]) -> list[Solution]:

@@ -29,7 +29,7 @@ def result_of_two() -> BenchResult:
         threads=2,
         rounds=3,
         plan="5 layers keep 2 KV banks",
-        metrics=[*workloads.Completion(512, 0).metrics, workloads.LOAD, workloads.MEMORY],
+        metrics=[*workloads.Single(512, 0).metrics, workloads.LOAD, workloads.MEMORY],
         contenders=[slow, fast],
         skipped=[],
     )

@@ -35,12 +35,12 @@ class Clockwork:
 
 
 def test_completion_times_prefill_and_decode_apart() -> None:
-    values = run_workloads.run_workload(Clockwork(), workloads.Completion(128, 16), VOCAB, "a")
+    values = run_workloads.run_workload(Clockwork(), workloads.Single(128, 16), VOCAB, "a")
     assert values == pytest.approx({"prefill_128": 1000.0, "decode_128": 100.0})
 
 
 def test_prefill_alone_gives_one_metric() -> None:
-    values = run_workloads.run_workload(Clockwork(), workloads.Completion(512, 0), VOCAB, "a")
+    values = run_workloads.run_workload(Clockwork(), workloads.Single(512, 0), VOCAB, "a")
     assert values == pytest.approx({"prefill_512": 1000.0})
 
 
@@ -69,7 +69,7 @@ def test_second_turn_pays_for_its_new_tokens_only() -> None:
 
 def test_measure_warms_up_first() -> None:
     contender = Clockwork()
-    values = run_workloads.measure(contender, [workloads.Completion(128, 16)], VOCAB, "a")
+    values = run_workloads.measure(contender, [workloads.Single(128, 16)], VOCAB, "a")
     assert len(contender.calls) == len(run_workloads.WARM_UP) + 1
     assert contender.calls[-1] == (1, 128, 17)
     assert values.keys() == {"prefill_128", "decode_128"}

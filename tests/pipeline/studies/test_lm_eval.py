@@ -6,6 +6,7 @@ import abc
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from kvfold.pipeline.quality.subjects import Subject, TorchSubject
-from kvfold.pipeline.studies.lm_eval.lm_eval_model import as_lm_eval_model
+from kvfold.pipeline.studies.lm_eval.lm_eval_model import as_lm_eval_model, load_lm_eval_model
 from kvfold.pipeline.studies.lm_eval.lm_eval_requests import Generate, LmEvalModel, sampling_params
 from kvfold.plugins.contract.errors import RequestError, TargetError
 from kvfold.runtime.sampling.params import SamplingParams
@@ -193,3 +194,17 @@ def test_generation_options() -> None:
     assert (sampled.temperature, sampled.top_p, sampled.top_k, sampled.max_tokens) == (0.5, 0.9, 4, 256)
     with pytest.raises(RequestError, match="temperature"):
         sampling_params({"do_sample": True, "temperature": -1.0})
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_bundle_is_scored_and_writes(small_bundle: Path) -> None:
+    """By both halves of its engine: scores come from the subject, replies from the LLM."""
+    lm = load_lm_eval_model(small_bundle)
+    context = "a cab and a tab and a"
+    (reply,) = lm.generate_until([Instance((context, {"until": [], "max_gen_toks": 3}))])
+    said = reply.replace(" ", "")  # the tiny tokenizer has no decoder: its tokens are joined by spaces
+    greedy, other = lm.loglikelihood([Instance((context, said)), Instance((context, "zzz"))])
+    assert greedy[1]
+    assert not other[1]
+    assert other[0] < greedy[0] < 0
+    assert lm.loglikelihood_rolling([Instance((context * 20,))])[0] < 0
