@@ -16,8 +16,7 @@ from kvfold.plugins.contract.errors import KernelError
 
 if TYPE_CHECKING:
     from kvfold.plugins.contract.fold_plan import KvDtype
-
-TensorRTLibrary = Literal["tensorrt", "tensorrt_rtx"]
+    from kvfold.runtime.engine.engine_config import TensorRTLibrary
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def run(workspace: Workspace, job: Job) -> None:
-    """Write model.plan, kernels/, build.log and engine.json; errors as `build_plan`'s."""
-    from kvfold.pipeline.build.tensorrt.build_plan import build_plan
+    """Write model.plan, kernels/, build.log and engine.json; errors as `build_tensorrt_plan`'s."""
+    from kvfold.pipeline.build.tensorrt.tensorrt_plan import build_tensorrt_plan
 
-    build_plan(workspace, engine_folder(workspace, job), job.progress)
+    build_tensorrt_plan(workspace, engine_folder(workspace, job), job.progress)
 
 
 def stage(target: str) -> Stage:

@@ -25,10 +25,10 @@ def settings(recipe: Recipe) -> object:
 
 
 def run(workspace: Workspace, job: Job) -> None:
-    """Write evaluation.json; errors as `measure`'s."""
-    from kvfold.pipeline.quality.evaluate.evaluate import measure
+    """Write evaluation.json; errors as `write_evaluation`'s."""
+    from kvfold.pipeline.quality.evaluate.evaluate import write_evaluation
 
-    measure(workspace, job.output, job.progress)
+    write_evaluation(workspace, job.output, job.progress)
 
 
 def stage(target: str) -> Stage:

@@ -18,10 +18,10 @@ def settings(recipe: Recipe) -> object:
 
 
 def run(workspace: Workspace, job: Job) -> None:
-    """Write measurements.json; errors as `measure`'s."""
-    from kvfold.pipeline.quality.validate.validate import measure
+    """Write measurements.json; errors as `write_measurements`'s."""
+    from kvfold.pipeline.quality.validate.validate import write_measurements
 
-    measure(workspace, job.output, job.progress)
+    write_measurements(workspace, job.output, job.progress)
 
 
 def stage(target: str) -> Stage:

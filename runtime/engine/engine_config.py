@@ -15,6 +15,8 @@ ENGINE_FILE = "engine.json"
 # Beside it in a TensorRT engine.
 PLAN_FILE = "model.plan"
 KERNELS_FOLDER = "kernels"
+# Modules that build and run its plans.
+TensorRTLibrary = Literal["tensorrt", "tensorrt_rtx"]
 
 
 class StepLimits(Record):
@@ -51,7 +53,7 @@ class TensorRTFacts(Record):
         peak_build_bytes: largest resident memory of the build's process.
     """
 
-    library: Literal["tensorrt", "tensorrt_rtx"]
+    library: TensorRTLibrary
     version: str
     architectures: tuple[int, ...]
     plugin: str

@@ -12,10 +12,9 @@ from kvfold.pipeline.machine.doctor.hardware import check_cpu, check_disk, check
 from kvfold.pipeline.machine.doctor.software import (
     check_compiler,
     check_kernels,
+    check_library,
     check_onnxruntime,
     check_python,
-    check_tensorrt,
-    check_tensorrt_rtx,
     check_torch,
 )
 from kvfold.pipeline.machine.targets import TARGETS, Target
@@ -31,8 +30,6 @@ CHECKS = (
     check_onnxruntime,
     check_torch,
     check_gpu,
-    check_tensorrt,
-    check_tensorrt_rtx,
 )
 MARKS: dict[Status, tuple[str, str]] = {
     "ok": ("ok", "green"),
@@ -52,7 +49,9 @@ def command() -> None:
     Example:
       kvfold doctor
     """
-    findings = [check() for check in CHECKS] + [_check_target(target) for target in TARGETS.values()]
+    findings = [check() for check in CHECKS]
+    findings += [check_library(target) for target in TARGETS.values() if target.library]
+    findings += [_check_target(target) for target in TARGETS.values()]
     get_console().print(_table(findings))
     if any(finding.status == "problem" for finding in findings):
         raise click.exceptions.Exit(2)

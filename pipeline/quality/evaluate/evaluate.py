@@ -17,7 +17,7 @@ from kvfold.runtime.bundle import TOKENIZER, TOKENIZER_CONFIG
 from kvfold.runtime.text.tokenizer import BundleTokenizer
 
 
-def measure(workspace: Workspace, output: Path, progress: Callable[[float], None]) -> None:
+def write_evaluation(workspace: Workspace, output: Path, progress: Callable[[float], None]) -> None:
     """Write `report/<target>/evaluation.json` into `output`.
 
     Raises:

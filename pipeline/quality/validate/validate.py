@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from polygraphy.comparator.struct import RunResults
 
 
-def measure(workspace: Workspace, output: Path, progress: Callable[[float], None]) -> None:
+def write_measurements(workspace: Workspace, output: Path, progress: Callable[[float], None]) -> None:
     """Write `report/<target>/measurements.json` into `output`.
 
     Raises:

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from kvfold import LLM
-from kvfold.pipeline.build.tensorrt import build_plan as module
+from kvfold.pipeline.build.tensorrt import tensorrt_plan as module
 from kvfold.pipeline.build.tensorrt.architectures import build_settings
 from kvfold.pipeline.recipe.load_recipe import load_recipe
 from kvfold.pipeline.recipe.recipe import Recipe

@@ -18,7 +18,7 @@ from kvfold.pipeline.build.tensorrt.kernel_specs import attention_nodes, spec_of
 from kvfold.pipeline.build.tensorrt.limits import decode_limits, max_pages, prefill_limits, profile_shapes
 from kvfold.pipeline.build.tensorrt.read_log import differences, read_layers
 from kvfold.pipeline.build.tensorrt.run_worker import run_worker
-from kvfold.pipeline.machine.targets import TARGETS, TensorRTLibrary
+from kvfold.pipeline.machine.targets import TARGETS
 from kvfold.pipeline.workspace.fetch import MODEL_CACHE
 from kvfold.pipeline.workspace.workspace import Workspace
 from kvfold.pipeline.workspace.write_bundle import STAGING
@@ -29,14 +29,20 @@ from kvfold.plugins.cuda.compile_kernels import compile_library
 from kvfold.plugins.cuda.kernel_library import KernelLibrary
 from kvfold.plugins.tensorrt.node_form import PLUGIN_NAME, PLUGIN_NAMESPACE, PLUGIN_VERSION
 from kvfold.runtime.bundle import SCALES
-from kvfold.runtime.engine.engine_config import KERNELS_FOLDER, PLAN_FILE, StepLimits, TensorRTFacts
+from kvfold.runtime.engine.engine_config import (
+    KERNELS_FOLDER,
+    PLAN_FILE,
+    StepLimits,
+    TensorRTFacts,
+    TensorRTLibrary,
+)
 
 LOG_FILE = "build.log"
 # Of the whole build, by a first run on one core: Triton takes most.
 _KERNELS_SHARE = 0.6
 
 
-def build_plan(workspace: Workspace, directory: Path, progress: Callable[[float], None]) -> None:
+def build_tensorrt_plan(workspace: Workspace, directory: Path, progress: Callable[[float], None]) -> None:
     """Write model.plan, kernels/, build.log and engine.json into an existing folder.
 
     Raises:
