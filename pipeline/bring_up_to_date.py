@@ -11,14 +11,15 @@ from kvfold.pipeline.build.tensorrt.architectures import architectures_of
 from kvfold.pipeline.machine.targets import TARGETS
 from kvfold.pipeline.recipe.load_recipe import load_recipe
 from kvfold.pipeline.recipe.recipe import Recipe
-from kvfold.pipeline.stages.stages import STAGES, build_stage, evaluate_stage, report_stage
+from kvfold.pipeline.stages.order import STAGES
 from kvfold.pipeline.workspace.run_stages import run_stages
+from kvfold.pipeline.workspace.stage import target_stage
 from kvfold.pipeline.workspace.stage_display import stage_display
 from kvfold.plugins.contract.errors import TargetError
 
-# The first ones make no engine: the target does not matter.
+# Stages of every recipe, whose target then does not matter; an engine, also one that is to run here; the ends
+# of a target's stages.
 Until = Literal["calibration", "evaltext", "heal", "onnx", "build", "run", "report", "evaluate"]
-NEUTRAL = ("calibration", "evaltext", "heal", "onnx")
 
 
 def bring_up_to_date(
@@ -33,20 +34,10 @@ def bring_up_to_date(
         KvfoldError: whatever the recipe or a stage raises.
     """
     recipe = load_recipe(name, target, architectures)
-    backend = TARGETS[recipe.target]
-    if until not in NEUTRAL:
-        _require(backend.name, "built", backend.why_not_build())
-        if recipe.target in ("tensorrt", "tensorrt-rtx"):
-            architectures_of(recipe)
-    if until in ("run", "report", "evaluate"):
-        _require(backend.name, "run", backend.why_not_run())
-    build = build_stage(backend.name)
-    last = {
-        "build": build,
-        "run": build,
-        "report": report_stage(backend.name),
-        "evaluate": evaluate_stage(backend.name),
-    }.get(until, until)
+    last: str = until
+    if until not in {stage.name for stage in STAGES}:
+        _require_target(recipe, runs=until != "build")
+        last = target_stage("build" if until == "run" else until, recipe.target)
     console = get_console()
     console.print(f"[bold]{recipe.name}[/] -> {root}")
     with stage_display(console) as display:
@@ -54,6 +45,12 @@ def bring_up_to_date(
     return recipe
 
 
-def _require(target: str, what: str, why_not: str | None) -> None:
-    if why_not is not None:
-        raise TargetError(f"target {target} cannot be {what} here: {why_not}")
+def _require_target(recipe: Recipe, runs: bool) -> None:
+    """Refuse a target that cannot be built, or not be run, here."""
+    target = TARGETS[recipe.target]
+    if (why_not := target.why_not_build()) is not None:
+        raise TargetError(f"target {target.name} cannot be built here: {why_not}")
+    if target.library:
+        architectures_of(recipe)
+    if runs and (why_not := target.why_not_run()) is not None:
+        raise TargetError(f"target {target.name} cannot be run here: {why_not}")

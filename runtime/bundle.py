@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -27,7 +28,6 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 WEIGHTS = "model.safetensors"
 SCALES = "scales.safetensors"
 QUANTIZATION = "quantization.json"
-ONNX_MODEL = "model.onnx"
 
 Verification = Literal["size", "full"]
 
@@ -119,7 +119,7 @@ class Bundle:
             self.file(file)
         return self.root / name
 
-    @property
+    @cached_property
     def plan(self) -> FoldPlan:
         """The FoldPlan of `fold.json`."""
         return FoldPlan.parse(self.file(FOLD_PLAN).read_bytes())

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from kvfold.runtime.engine.protocol import Engine
 from kvfold.runtime.metrics import Usage
 from kvfold.runtime.runtime_config import RuntimeConfig
-from kvfold.runtime.sampling.sampling import SamplingParams, TokenLogprob
+from kvfold.runtime.sampling.logprobs import TokenLogprob
+from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.scheduler.request import FinishReason, Prompt, Request
 from kvfold.runtime.scheduler.scheduler import Scheduler
 from kvfold.runtime.text.detokenize import Detokenizer

@@ -12,11 +12,13 @@ import numpy as np
 from kvfold.plugins.contract.errors import RequestError
 from kvfold.runtime.engine.protocol import Engine
 from kvfold.runtime.generation import Completion, TextChunk, TextGenerator
+from kvfold.runtime.memory.budget import pages_for
 from kvfold.runtime.metrics import Metrics, PoolUsage
-from kvfold.runtime.runtime_config import RuntimeConfig, pages_for
-from kvfold.runtime.sampling.sampling import SamplingParams
+from kvfold.runtime.runtime_config import RuntimeConfig
+from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.scheduler.request import Prompt
-from kvfold.runtime.session import Session, chat_prompt
+from kvfold.runtime.session import Session
+from kvfold.runtime.text.chat import encode_chat
 from kvfold.runtime.text.tokenizer import BundleTokenizer, Tokenizer
 
 if TYPE_CHECKING:
@@ -30,6 +32,10 @@ DEFAULT_TARGET = "cpu"
 class LLM:
     """Generates text. Not thread-safe; several streams and sessions may be open at once.
 
+    Attributes:
+        config: memory and batch sizes.
+        generator: what runs the requests, of all streams and sessions.
+
     Example:
         llm = LLM.load("bundles/smollm2")
         print(llm.generate("The capital of France is", SamplingParams(max_tokens=8))[0].text)
@@ -38,7 +44,7 @@ class LLM:
     def __init__(self, engine: Engine, tokenizer: Tokenizer, config: RuntimeConfig | None = None) -> None:
         """Over an engine that nobody else uses; `LLM.load` is the usual way."""
         self.config = config or RuntimeConfig()
-        self._generator = TextGenerator(engine, tokenizer, self.config)
+        self.generator = TextGenerator(engine, tokenizer, self.config)
 
     @classmethod
     def load(
@@ -58,15 +64,14 @@ class LLM:
             CapacityError: `kv_cache_bytes` is too small to run anything, or more than the GPU has.
         """
         from kvfold.runtime.bundle import TOKENIZER, TOKENIZER_CONFIG, open_bundle
-        from kvfold.runtime.engine.engine_config import EngineConfig
+        from kvfold.runtime.engine.engine_files import open_engine
         from kvfold.runtime.engine.load_engine import load_engine
 
         opened = open_bundle(bundle)
-        directory, plan = opened.directory(f"engine/{target}"), opened.plan
-        facts = EngineConfig.load(directory)
-        config = config or _default_config(facts)
-        pages = pages_for(plan, config, facts.max_context_length)
-        engine = load_engine(directory, plan, pages, config)
+        files = open_engine(opened, target)
+        config = config or _default_config(files.config)
+        pages = pages_for(files.plan, config, files.config.max_context_length)
+        engine = load_engine(files, pages, config.max_num_batched_tokens, config.max_num_seqs, config.threads)
         tokenizer = BundleTokenizer.load(opened.file(TOKENIZER), opened.file(TOKENIZER_CONFIG))
         return cls(engine, tokenizer, config)
 
@@ -93,9 +98,9 @@ class LLM:
             raise RequestError(
                 f"{len(several)} prompts came with {len(each)} SamplingParams; give one for each"
             )
-        return self._generator.run(
+        return self.generator.run(
             [
-                self._generator.prepare(self._prompt(prompt), one)
+                self.generator.prepare(self._prompt(prompt), one)
                 for prompt, one in zip(several, each, strict=True)
             ]
         )
@@ -104,9 +109,7 @@ class LLM:
         self, prompt: TextOrTokens, params: SamplingParams | None = None
     ) -> Generator[TextChunk, None, None]:
         """Complete one prompt piece by piece; errors as for `generate`, before the first piece."""
-        return self._generator.stream(
-            self._generator.prepare(self._prompt(prompt), params or SamplingParams())
-        )
+        return self.generator.stream(self.generator.prepare(self._prompt(prompt), params or SamplingParams()))
 
     def chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Completion:
         """Reply to a conversation of {"role": ..., "content": ...}.
@@ -117,32 +120,28 @@ class LLM:
         Raises:
             RequestError: the model has no chat template, or refuses the messages; else as for `generate`.
         """
-        prompt, _ = chat_prompt(self._generator.tokenizer, messages)
-        return self._generator.run([self._generator.prepare(prompt, params or SamplingParams())])[0]
+        chat = encode_chat(self.generator.tokenizer, messages)
+        prompt = Prompt(np.asarray(chat.token_ids, np.int64), chat.shared_length)
+        return self.generator.run([self.generator.prepare(prompt, params or SamplingParams())])[0]
 
     def session(self, system: str | None = None) -> Session:
         """A conversation, optionally with a system message."""
-        return Session(self, system)
-
-    @property
-    def generator(self) -> TextGenerator:
-        """What runs the requests; sessions use it."""
-        return self._generator
+        return Session(self.generator, system)
 
     @property
     def metrics(self) -> Metrics:
         """Counters and page usage now."""
-        memory = self._generator.scheduler.memory
+        memory = self.generator.scheduler.memory
         pools = zip(memory.horizons, memory.pools, strict=True)
         return Metrics(
-            cache=replace(self._generator.scheduler.metrics),
+            cache=replace(self.generator.scheduler.metrics),
             pools={h.name: PoolUsage(pool.num_pages, pool.num_free, pool.num_idle) for h, pool in pools},
             evicted_pages=memory.tree.evicted_pages,
         )
 
     def _prompt(self, prompt: TextOrTokens) -> Prompt:
         if isinstance(prompt, str):
-            return Prompt(np.asarray(self._generator.tokenizer.encode(prompt), np.int64))
+            return Prompt(np.asarray(self.generator.tokenizer.encode(prompt), np.int64))
         if not all(isinstance(token, (int, np.integer)) for token in prompt):
             raise RequestError(f"a prompt is {prompt!r:.80}; use a text or a list of token ids")
         try:

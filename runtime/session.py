@@ -8,24 +8,23 @@ memory pressure) it looks in the radix tree instead, and the metrics say so.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
 from kvfold.plugins.contract.errors import RequestError
-from kvfold.runtime.generation import Completion, Reply, TextChunk
-from kvfold.runtime.memory.paged_sequence import Sequence as CachedSequence
-from kvfold.runtime.sampling.sampling import SamplingParams
+from kvfold.runtime.generation import Completion, Reply, TextChunk, TextGenerator
+from kvfold.runtime.memory.paged_sequence import PagedSequence
+from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.scheduler.request import Prompt
-from kvfold.runtime.text.tokenizer import Tokenizer
+from kvfold.runtime.text.chat import EncodedChat, encode_chat
 
 if TYPE_CHECKING:
     from kvfold.plugins.contract.chat_template import Message
-    from kvfold.runtime.llm import LLM
 
 
 class Session:
@@ -37,12 +36,12 @@ class Session:
             print(session.send("And a page of it?").text)
     """
 
-    def __init__(self, llm: LLM, system: str | None = None) -> None:
-        """An empty conversation with an optional system message."""
-        self._generator = llm.generator
+    def __init__(self, generator: TextGenerator, system: str | None = None) -> None:
+        """An empty conversation with an optional system message; `LLM.session` is the usual way."""
+        self._generator = generator
         self._messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
-        self._known = Known("", [])
-        self._kept: CachedSequence | None = None
+        self._known = EncodedChat("", [])
+        self._kept: PagedSequence | None = None
         self._turn: Reply | None = None
         self._closed = False
 
@@ -66,9 +65,10 @@ class Session:
         """
         self._check_open()
         message: Message = {"role": "user", "content": text}
-        prompt, rendered = chat_prompt(self._generator.tokenizer, [*self._messages, message], self._known)
+        chat = encode_chat(self._generator.tokenizer, [*self._messages, message], self._known)
+        prompt = Prompt(np.asarray(chat.token_ids, np.int64), chat.shared_length)
         reply = self._generator.prepare(self._continue(prompt), params or SamplingParams(), keep=True)
-        return self._run(reply, message, rendered)
+        return self._run(reply, message, chat.text)
 
     def close(self) -> None:
         """Give back the kept pages; what is in the radix tree stays cached."""
@@ -132,49 +132,10 @@ class Session:
         self._messages += [message, {"role": "assistant", "content": completion.text}]
         ids = reply.request.tokens[: reply.request.length].tolist()
         text = rendered + self._generator.tokenizer.decode_rendered(completion.token_ids)
-        self._known = Known(text, ids)
+        self._known = EncodedChat(text, ids)
         self._kept = reply.request.sequence
 
     def _drop(self) -> None:
         if self._kept is not None:
             self._generator.scheduler.discard(self._kept)
             self._kept = None
-
-
-@dataclass(frozen=True)
-class Known:
-    """The conversation as the model saw it: its rendered text and the tokens that were in fact used."""
-
-    text: str
-    token_ids: list[int]
-
-
-def chat_prompt(
-    tokenizer: Tokenizer, messages: Sequence[Message], known: Known | None = None
-) -> tuple[Prompt, str]:
-    """The prompt of a conversation and its rendered text.
-
-    Where the text goes on from a known one, only what was added is encoded: a reply's own tokens
-    stay as the model chose them.
-
-    Raises:
-        RequestError: the model has no chat template, or the template refuses the messages.
-    """
-    text = tokenizer.render(messages, add_generation_prompt=True)
-    if known is not None and known.text and text.startswith(known.text):
-        ids = known.token_ids + tokenizer.encode_rendered(text[len(known.text) :])
-    else:
-        ids = tokenizer.encode_rendered(text)
-    return Prompt(np.asarray(ids, np.int64), _shared_length(tokenizer, messages, text, ids)), text
-
-
-def _shared_length(tokenizer: Tokenizer, messages: Sequence[Message], text: str, ids: list[int]) -> int:
-    """Tokens of a leading system message; 0 where there is none or its end is no border of the tokens."""
-    if len(messages) < 2 or messages[0].get("role") != "system":
-        return 0
-    try:
-        system = tokenizer.render(messages[:1], add_generation_prompt=False)
-    except RequestError:  # some templates refuse a system message alone: then its end is unknown
-        return 0
-    shared = tokenizer.encode_rendered(system) if text.startswith(system) else []
-    return len(shared) if ids[: len(shared)] == shared else 0

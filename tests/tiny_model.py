@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from kvfold.export.model.decoder import Decoder
+from kvfold.export.model.dense_attention import DenseAttention
 from kvfold.export.model.model_config import ModelConfig
 from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.plugins.contract.plan_presets import Preset, build_plan
@@ -56,6 +57,12 @@ def tiny_decoder(config: ModelConfig, plan: FoldPlan, seed: int = 0) -> Decoder:
             values = torch.randn(shape, generator=generator) * (2.0 / shape[-1] ** 0.5)
         parameter.data.copy_(values)
     return decoder.requires_grad_(False).eval()
+
+
+def dense_logits(decoder: Decoder, input_ids: Tensor) -> Tensor:
+    """Logits [B, L, vocab_size] of whole sequences [B, L], from caches that nobody rounds."""
+    logits: Tensor = decoder(input_ids, DenseAttention(decoder.config, decoder.plan))
+    return logits
 
 
 def kv_scales(plan: FoldPlan, value: float = 0.05) -> dict[str, Tensor]:

@@ -71,17 +71,8 @@ def fold_weights(
         return FoldedModel(plan, folded, errors)
     identity = build_plan(Preset(preset="identity"), config.attention_shape)
     with torch.no_grad():
-        fold = SequentialFold(
-            config,
-            weights,
-            folded,
-            (
-                ResidualStream.embed(config, identity, weights, tokens),
-                ResidualStream.embed(config, plan, weights, tokens),
-            ),
-            settings or FoldSettings(),
-            method,
-        )
+        teacher, student = (ResidualStream.embed(config, each, weights, tokens) for each in (identity, plan))
+        fold = SequentialFold(config, weights, folded, (teacher, student), settings or FoldSettings(), method)
         for layer in track(range(last + 1), description="Folding layers"):
             if is_folded(banks[layer], config):
                 errors[layer] = fold.fold_layer(layer, banks[layer])

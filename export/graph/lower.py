@@ -9,9 +9,10 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from kvfold.export.graph.linears import find_linears
-from kvfold.export.graph.model_files import MODEL_FILE, save_model
+from kvfold.export.graph.model_files import save_model
 from kvfold.plugins.contract.errors import ExportError, TargetError
 from kvfold.plugins.contract.fold_plan import FoldPlan, KvDtype
+from kvfold.plugins.contract.step import MODEL_FILE
 
 
 def check_kv_dtypes(plan: FoldPlan, target: str, readable: Collection[KvDtype]) -> None:

@@ -52,12 +52,7 @@ def lower_for_tensorrt(
         TargetError: the plan stores a cache in a type that the plugin does not read.
     """
     check_kv_dtypes(plan, f"TensorRT with {dtype} activations", (dtype, "int8"))
-    int8 = {name for name, kind in precision.items() if kind == "int8"}
-    if missing := sorted(int8 - activation_scales.keys()):
-        raise ExportError(
-            f"{len(missing)} int8 linears have no activation scale, the first is {missing[0]}; "
-            "run `kvfold export` again"
-        )
+    int8 = _int8_linears(precision, activation_scales)
     model, element = load_model(source), ir.DataType[dtype.upper()]
     expected = {
         "quantize_dequantize_linears": len(int8),
@@ -78,3 +73,13 @@ def lower_for_tensorrt(
     check_counts(counts, expected)
     save_lowered(model, directory)
     return counts
+
+
+def _int8_linears(precision: Mapping[str, Precision], activation_scales: Mapping[str, float]) -> set[str]:
+    names = {name for name, kind in precision.items() if kind == "int8"}
+    if missing := sorted(names - activation_scales.keys()):
+        raise ExportError(
+            f"{len(missing)} int8 linears have no activation scale, the first is {missing[0]}; "
+            "run `kvfold export` again"
+        )
+    return names

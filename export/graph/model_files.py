@@ -6,8 +6,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-MODEL_FILE = "model.onnx"
-DATA_SUFFIX = ".data"
+from kvfold.plugins.contract.step import DATA_SUFFIX
 
 
 def save_model(model: ir.Model, path: Path) -> None:

@@ -15,13 +15,14 @@ from onnxscript.values import Opset
 from torch import Tensor
 from torch.export import Dim
 
-from kvfold.export.graph.model_files import MODEL_FILE, save_model
+from kvfold.export.graph.model_files import save_model
 from kvfold.export.graph.paged_decoder import PagedDecoder
 from kvfold.export.model.decoder import Decoder
 from kvfold.plugins.contract import step
 from kvfold.plugins.contract.errors import ExportError
 from kvfold.plugins.contract.fold_plan import FoldPlan
-from kvfold.plugins.paged_attention import onnx_schema
+from kvfold.plugins.contract.step import MODEL_FILE
+from kvfold.plugins.paged_attention.onnx_schema import register_schema
 from kvfold.plugins.paged_attention.schema import DOMAIN, INPUTS, OP_TYPE, OPSET, OUTPUTS, Attributes
 
 ONNX_OPSET = 23  # the first with RMSNormalization
@@ -56,7 +57,7 @@ def export_onnx(decoder: Decoder, scales: Mapping[str, Tensor], directory: Path)
 
 
 def _to_onnx(module: PagedDecoder, plan: FoldPlan) -> ir.Model:
-    onnx_schema.register()
+    register_schema()
     inputs, shapes = _example_step(plan)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision is absent
     with torch.no_grad(), warnings.catch_warnings():

@@ -2,8 +2,8 @@
 
 One module for every family and every plan. Projections that read the same input are packed into one
 linear (`qkv_proj`, `gate_up_proj`); checkpoints keep Hugging Face's names and `from_weights` packs
-them. How attention itself is computed is a `Mixer`: `DenseAttention` for whole sequences here, the
-paged op where the model is exported.
+them. How attention itself is computed is a `Mixer`: `DenseAttention` for whole sequences, the paged op
+where the model is exported.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kvfold.export.model.dense_attention import DenseAttention
 from kvfold.export.model.model_config import ModelConfig
 from kvfold.plugins.contract.errors import CheckpointError
 from kvfold.plugins.contract.fold_plan import FoldPlan
@@ -167,9 +166,8 @@ class Decoder(nn.Module):
             decoder.lm_head.weight = decoder.model.embed_tokens.weight
         return decoder.requires_grad_(False).eval()
 
-    def forward(self, input_ids: Tensor, mixer: Mixer | None = None) -> Tensor:
-        """Logits [B, L, vocab] of whole sequences [B, L]; a given mixer may carry caches or scales."""
-        mixer = mixer or DenseAttention(self.config, self.plan)
+    def forward(self, input_ids: Tensor, mixer: Mixer) -> Tensor:
+        """Logits [..., vocab_size] of token ids [...]; one mixer serves one pass."""
         output: Tensor = self.lm_head(self.model(input_ids, mixer))
         return output
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from kvfold.export.model.decoder import Attention
 from kvfold.export.model.model_config import ModelConfig
 from kvfold.export.model.rope import rope_tables, select_slots
 from kvfold.plugins.contract.fold_plan import FoldPlan, LayerPlan
-
-if TYPE_CHECKING:
-    from kvfold.export.model.decoder import Attention
 
 
 class DenseAttention:

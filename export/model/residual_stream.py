@@ -79,7 +79,7 @@ class ResidualStream:
     def batches(self) -> Iterator[slice]:
         """Slices of whole sequences, about TOKENS_PER_BATCH tokens each."""
         count, length, _ = self.hidden.shape
-        step = max(1, TOKENS_PER_BATCH // length)
+        step = sequences_per_batch(length)
         return (slice(start, min(start + step, count)) for start in range(0, count, step))
 
     def attend(self, block: Block, rows: slice) -> Tensor:
@@ -112,3 +112,8 @@ def _mapped(*shape: int) -> Tensor:
     """A float32 tensor whose storage is a file; its name goes at once, the file with the tensor."""
     with NamedTemporaryFile(prefix="kvfold-") as file:
         return map_tensor(Path(file.name), shape, torch.float32)
+
+
+def sequences_per_batch(length: int) -> int:
+    """How many sequences of `length` tokens make about TOKENS_PER_BATCH tokens."""
+    return max(1, TOKENS_PER_BATCH // length)

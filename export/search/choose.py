@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from kvfold.export.search.costs import Change, Cost
-from kvfold.export.search.space import Option, PlanSpace, Solution, Target
+from kvfold.export.search.space import ByteTarget, Option, PlanSpace, Solution
 from kvfold.plugins.contract.errors import PlanError
 
-Measure = Callable[[Solution], Cost]
+MeasurePlan = Callable[[Solution], Cost]
 FEWEST_CANDIDATES = 8
 
 
@@ -94,7 +94,7 @@ def settle(
         measure(guessed)
 
 
-def choose_horizons(space: PlanSpace, trail: Sequence[Horizons], targets: Sequence[Target]) -> Horizons:
+def choose_horizons(space: PlanSpace, trail: Sequence[Horizons], targets: Sequence[ByteTarget]) -> Horizons:
     """The set under which the best plan within the targets is predicted to lose least.
 
     Every global layer more answers better and takes bytes that other banks then lack.
@@ -107,13 +107,13 @@ def choose_horizons(space: PlanSpace, trail: Sequence[Horizons], targets: Sequen
     return min(trail, key=lambda horizons: (predict(space, horizons, targets), len(horizons.globals_)))
 
 
-def predict(space: PlanSpace, horizons: Horizons, targets: Sequence[Target]) -> float:
+def predict(space: PlanSpace, horizons: Horizons, targets: Sequence[ByteTarget]) -> float:
     """What the best plan with these globals loses, nat: banks and answers, each measured alone."""
     answers = score(space, Cost(kl=0.0, nll=horizons.nll))
     return choose_banks(space, horizons.globals_, targets).cost + answers
 
 
-def front(space: PlanSpace, globals_: frozenset[int], targets: Sequence[Target] = ()) -> list[Solution]:
+def front(space: PlanSpace, globals_: frozenset[int], targets: Sequence[ByteTarget] = ()) -> list[Solution]:
     """The plans that no other one beats in both cost and bytes, dearest first: a dynamic programme.
 
     Global layers in order, then the local ones, each bank taking the next few layers of that chain. Two
@@ -134,7 +134,7 @@ def front(space: PlanSpace, globals_: frozenset[int], targets: Sequence[Target] 
     return sorted(found, key=lambda solution: (-solution.cost, solution.kv_bytes))
 
 
-def choose_banks(space: PlanSpace, globals_: frozenset[int], targets: Sequence[Target]) -> Solution:
+def choose_banks(space: PlanSpace, globals_: frozenset[int], targets: Sequence[ByteTarget]) -> Solution:
     """The plan of least cost within every target.
 
     Raises:
@@ -161,7 +161,7 @@ def smallest_bytes(space: PlanSpace, globals_: frozenset[int]) -> tuple[int, ...
 
 
 def neighbours(
-    space: PlanSpace, globals_: frozenset[int], targets: Sequence[Target], solution: Solution
+    space: PlanSpace, globals_: frozenset[int], targets: Sequence[ByteTarget], solution: Solution
 ) -> list[Solution]:
     """The best plans without one of this plan's folded banks each, cheapest first."""
     found = []
@@ -176,8 +176,8 @@ def neighbours(
 def refine(
     space: PlanSpace,
     globals_: frozenset[int],
-    targets: Sequence[Target],
-    measure: Measure,
+    targets: Sequence[ByteTarget],
+    measure: MeasurePlan,
 ) -> Candidate:
     """Measure the chosen plan, then neighbours of the best one so far, `settings.plans` plans in all.
 
@@ -211,7 +211,7 @@ def by_size(plans: Sequence[Solution]) -> list[Solution]:
     return kept
 
 
-def smallest_below(plans: Sequence[Solution], max_kl: float, limit: int, measure: Measure) -> Candidate:
+def smallest_below(plans: Sequence[Solution], max_kl: float, limit: int, measure: MeasurePlan) -> Candidate:
     """The smallest plan whose measured KL is at most `max_kl`, by bisection.
 
     Args:
@@ -266,11 +266,11 @@ def _add(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(map(sum, zip(one, other, strict=True)))
 
 
-def _meets(kv_bytes: tuple[int, ...], targets: Sequence[Target]) -> bool:
+def _meets(kv_bytes: tuple[int, ...], targets: Sequence[ByteTarget]) -> bool:
     return all(target.holds(held) for target, held in zip(targets, kv_bytes, strict=False))
 
 
-def _measured(solution: Solution, measure: Measure) -> Candidate:
+def _measured(solution: Solution, measure: MeasurePlan) -> Candidate:
     return Candidate(solution, measure(solution))
 
 

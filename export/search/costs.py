@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 from kvfold.export.model.model_config import ModelConfig
 from kvfold.plugins.contract.record import Record
 
 LARGEST_GROUP = 3
-Kind = Literal["windowed", "bank", "int8"]
+ChangeKind = Literal["windowed", "bank", "int8"]
 
 
 class Cost(Record):
@@ -38,7 +38,7 @@ class Change(NamedTuple):
         window: tokens, where it is windowed.
     """
 
-    kind: Kind
+    kind: ChangeKind
     layers: tuple[int, ...]
     window: int | None = None
 
@@ -66,6 +66,19 @@ class CostTable:
     int8: Mapping[int, Cost]
     banks: Mapping[tuple[int, ...], Cost]
     guessed: frozenset[tuple[int, ...]] = frozenset()
+
+    @classmethod
+    def of(cls, unfolded_nll: float, measured: Mapping[Change, Cost], others: Iterable[Change] = ()) -> Self:
+        """Of measured changes, and of other banks by guess."""
+        banks = {c.layers: cost for c, cost in measured.items() if c.kind == "bank"}
+        guesses = {c.layers: guess_bank(banks, c.layers) for c in others if c not in measured}
+        return cls(
+            unfolded_nll=unfolded_nll,
+            windowed={(c.layers[0], c.window): cost for c, cost in measured.items() if c.window is not None},
+            int8={c.layers[0]: cost for c, cost in measured.items() if c.kind == "int8"},
+            banks=banks | guesses,
+            guessed=frozenset(guesses),
+        )
 
 
 def layer_changes(config: ModelConfig, windows: Sequence[int]) -> Iterator[Change]:
@@ -110,18 +123,3 @@ def guess_bank(banks: Mapping[tuple[int, ...], Cost], layers: tuple[int, ...]) -
     """
     parts = ((layers[:cut], layers[cut:]) for cut in range(1, len(layers)))
     return Cost(kl=max(sum(banks[part].kl for part in pair if part in banks) for pair in parts))
-
-
-def make_table(
-    unfolded_nll: float, measured: Mapping[Change, Cost], others: Iterable[Change] = ()
-) -> CostTable:
-    """The table of measured changes, and of other banks by guess."""
-    banks = {c.layers: cost for c, cost in measured.items() if c.kind == "bank"}
-    guesses = {c.layers: guess_bank(banks, c.layers) for c in others if c not in measured}
-    return CostTable(
-        unfolded_nll=unfolded_nll,
-        windowed={(c.layers[0], c.window): cost for c, cost in measured.items() if c.window is not None},
-        int8={c.layers[0]: cost for c, cost in measured.items() if c.kind == "int8"},
-        banks=banks | guesses,
-        guessed=frozenset(guesses),
-    )

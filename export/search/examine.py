@@ -7,7 +7,6 @@ often as asked, with other blocks or under another plan.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,20 +16,13 @@ from kvfold.export.heal.student.training_attention import TrainingAttention
 from kvfold.export.model.decoder import Block, Decoder
 from kvfold.export.model.matmul_dtype import matmul_dtype
 from kvfold.export.model.model_config import ModelConfig
+from kvfold.export.model.residual_stream import sequences_per_batch
 from kvfold.export.search.costs import Cost
+from kvfold.export.search.question import Question
 from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.plugins.contract.plan_presets import Preset, build_plan
 
-TOKENS_PER_BATCH = 2048
 KL_STRIDE = 4  # KL is measured at one position of so many
-
-
-@dataclass(frozen=True)
-class Question:
-    """Token ids int64 [L] whose last ones, from `answer` on, are the answer."""
-
-    token_ids: Tensor
-    answer: int
 
 
 class Walk:
@@ -93,7 +85,7 @@ class Examination:
         self.weights = weights
         self.identity = build_plan(Preset(preset="identity"), config.attention_shape)
         self.original = Decoder.from_weights(config, self.identity, weights).to(matmul_dtype())
-        self._text = torch.split(text, max(1, TOKENS_PER_BATCH // text.shape[1]))
+        self._text = torch.split(text, sequences_per_batch(text.shape[1]))
         self._questions = questions
         self._reference = [
             self._scored(final).clone() for final in self.read_text(self.original).finish(self.identity)
@@ -105,7 +97,8 @@ class Examination:
 
     def read_questions(self, decoder: Decoder, plan: FoldPlan) -> Walk:
         """The questions before layer 0, their last tokens left out: nothing follows them."""
-        return Walk(decoder, plan, [question.token_ids[None, :-1] for question in self._questions])
+        inputs = [torch.from_numpy(question.token_ids)[None, :-1] for question in self._questions]
+        return Walk(decoder, plan, inputs)
 
     def kl(self, finals: Iterator[Tensor]) -> float:
         """Mean KL(original || other) in nat a position, from the other's final states of the text."""
@@ -118,7 +111,7 @@ class Examination:
         """Mean -log p of an answer in nat, from final states of the questions."""
         total = 0.0
         for question, final in zip(self._questions, finals, strict=True):
-            answer = question.token_ids[question.answer :]
+            answer = torch.from_numpy(question.token_ids[question.answer :])
             log_p = self.original.lm_head(final[0, question.answer - 1 :]).float().log_softmax(-1)
             total -= float(log_p.gather(1, answer[:, None]).sum())
         return total / len(self._questions)

@@ -13,7 +13,7 @@ from kvfold.plugins.contract.plan_presets import AttentionShape
 
 
 @dataclass(frozen=True)
-class Target:
+class ByteTarget:
     """At most so many resident KV bytes per token of a sequence of `length` tokens, whole pages counted."""
 
     bytes_per_token: float

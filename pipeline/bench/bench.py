@@ -12,21 +12,21 @@ from rich.text import Text
 
 from kvfold.pipeline.bench.bench_results import BenchResult
 from kvfold.pipeline.bench.bench_settings import BenchSettings
-from kvfold.pipeline.bench.contender import Limits
 from kvfold.pipeline.bench.contenders import KVFOLD
+from kvfold.pipeline.bench.contenders.contender import Limits
 from kvfold.pipeline.bench.describe_machine import describe_machine
 from kvfold.pipeline.bench.describe_plan import describe_plan
 from kvfold.pipeline.bench.entrants import AbsentPeerError, Entrant, enter_kvfold, enter_peer
 from kvfold.pipeline.bench.processes.jobs import Measure
 from kvfold.pipeline.bench.processes.process import WorkerError, run_job
-from kvfold.pipeline.bench.workloads import SETS, Batch, list_metrics
+from kvfold.pipeline.bench.workloads.workloads import SETS, Batch, list_metrics
 from kvfold.plugins.contract.errors import TargetError
 
 if TYPE_CHECKING:
-    from kvfold.pipeline.bench.models.prepared import PreparedModels
+    from kvfold.pipeline.bench.prepared_models import PreparedModels
     from kvfold.plugins.contract.fold_plan import FoldPlan
 
-# Caches are rounded up to this many tokens: a multiple of every subject's KV page.
+# Caches are rounded up to this many tokens: a multiple of every contender's KV page.
 ROUNDING = 256
 
 
@@ -65,7 +65,7 @@ def run_bench(
         rounds=settings.rounds,
         plan=describe_plan(plan),
         metrics=list_metrics(SETS[settings.workloads]),
-        subjects=[entrant.result for entrant in entrants],
+        contenders=[entrant.result for entrant in entrants],
         skipped=skipped,
     )
 
@@ -73,10 +73,10 @@ def run_bench(
 def _run_round(
     entrant: Entrant, number: int, vocab_size: int, settings: BenchSettings, console: Console
 ) -> None:
-    """One process of one subject; a peer that fails is out, and its result says so."""
+    """One process of one contender; a peer that fails is out, and its result says so."""
     doing = f"{entrant.result.title}, round {number} of {settings.rounds}"
     job = Measure(
-        subject=entrant.name,
+        contender=entrant.name,
         model=str(entrant.model),
         workloads=settings.workloads,
         vocab_size=vocab_size,

@@ -10,11 +10,11 @@ from pathlib import Path
 from statistics import median
 
 from kvfold.pipeline.bench.describe_machine import Machine
-from kvfold.pipeline.bench.workloads import Metric
+from kvfold.pipeline.bench.workloads.workloads import Metric
 
 
 @dataclass
-class SubjectResult:
+class ContenderResult:
     """One row of the table.
 
     Attributes:
@@ -49,11 +49,11 @@ class BenchResult:
     Attributes:
         command: what was typed.
         machine: where, and how busy it was.
-        threads: compute threads of every subject.
-        rounds: fresh processes, and so samples, of each subject.
+        threads: compute threads of every contender.
+        rounds: fresh processes, and so samples, of each contender.
         plan: what kvfold's engine runs, while its peers run the model unfolded.
         metrics: the columns.
-        subjects: the rows; kvfold is the first.
+        contenders: the rows; kvfold is the first.
         skipped: peers that did not run, with the reason and what to type.
     """
 
@@ -63,7 +63,7 @@ class BenchResult:
     rounds: int
     plan: str
     metrics: Sequence[Metric]
-    subjects: Sequence[SubjectResult]
+    contenders: Sequence[ContenderResult]
     skipped: Sequence[str]
 
     def save(self, path: Path) -> None:
@@ -71,8 +71,9 @@ class BenchResult:
         path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
 
     def best(self, metric: Metric) -> float | None:
-        """The best median of any subject."""
-        values = [value for subject in self.subjects if (value := subject.median(metric.key)) is not None]
+        """The best median of any contender."""
+        medians = (contender.median(metric.key) for contender in self.contenders)
+        values = [value for value in medians if value is not None]
         if not values:
             return None
         return max(values) if metric.unit == "tokens/s" else min(values)

@@ -17,9 +17,9 @@ class BenchSettings:
         peers: names in `PEERS`.
         required: a peer that cannot take part is an error, instead of a line among the skipped.
         peer_python: interpreter of the environment that has the peers.
-        threads: compute threads of each subject.
-        rounds: fresh processes of each subject; each gives one sample of every metric.
-        workloads: name in `pipeline.bench.workloads.SETS`.
+        threads: compute threads of each contender.
+        rounds: fresh processes of each contender; each gives one sample of every metric.
+        workloads: name in `pipeline.bench.workloads.workloads.SETS`.
     """
 
     peers: tuple[str, ...] = PEERS

@@ -1,40 +1,48 @@
-"""A bench result for people: a table in the terminal, and the same in Markdown for a README."""
+"""A bench result as tables: wide for the terminal, and the same on its side for a README."""
 
 from __future__ import annotations
 
-from rich.table import Table
-from rich.text import Text
-
-from kvfold.pipeline.bench.bench_results import BenchResult, SubjectResult
-from kvfold.pipeline.bench.workloads import Metric
+from kvfold.pipeline.bench.bench_results import BenchResult, ContenderResult
+from kvfold.pipeline.bench.workloads.workloads import Metric
+from kvfold.pipeline.show.table import Cell, Table
 
 
-def draw_table(result: BenchResult) -> Table:
-    """Subjects as rows, medians as cells, the best of each column in bold."""
-    table = Table(caption=caption(result), caption_justify="left")
-    table.add_column("subject")
-    table.add_column("weights")
-    for metric in result.metrics:
-        table.add_column(f"{metric.title}\n{metric.unit}", justify="right")
-    for subject in result.subjects:
-        cells = [_styled(result, subject, metric) for metric in result.metrics]
-        table.add_row(f"{subject.title} {subject.version}", subject.weights, *cells)
-    return table
+def bench_table(result: BenchResult) -> Table:
+    """Contenders as rows, medians as cells, the best of each column marked."""
+    return Table.of(
+        "",
+        ("contender", "weights", *(f"{metric.title}\n{metric.unit}" for metric in result.metrics)),
+        (
+            (
+                f"{contender.title} {contender.version}",
+                contender.weights,
+                *(_cell(result, contender, metric) for metric in result.metrics),
+            )
+            for contender in result.contenders
+        ),
+        describe(result),
+    )
 
 
-def write_markdown(result: BenchResult) -> str:
-    """Metrics as rows, so that the table stays narrow; bold is best."""
-    titles = [f"{subject.title} {subject.version} ({subject.weights})" for subject in result.subjects]
-    lines = ["| " + " | ".join(["", *titles]) + " |", "|---" + "|---:" * len(titles) + "|"]
-    for metric in result.metrics:
-        cells = [_marked(result, subject, metric) for subject in result.subjects]
-        lines.append("| " + " | ".join([f"{metric.title}, {metric.unit}", *cells]) + " |")
-    failed = [f"{subject.title} failed: {subject.failure}" for subject in result.subjects if subject.failure]
+def metric_table(result: BenchResult) -> Table:
+    """Metrics as rows, so that the table stays narrow; who was not measured stands in the note."""
+    failed = [f"{each.title} failed: {each.failure}" for each in result.contenders if each.failure]
     absent = [f"Not measured: {reason.splitlines()[0]}" for reason in (*result.skipped, *failed)]
-    return "\n".join([*lines, "", *absent, caption(result), ""])
+    return Table.of(
+        "",
+        ("", *(f"{each.title} {each.version} ({each.weights})" for each in result.contenders)),
+        (
+            (
+                f"{metric.title}, {metric.unit}",
+                *(_cell(result, contender, metric) for contender in result.contenders),
+            )
+            for metric in result.metrics
+        ),
+        "\n".join([*absent, describe(result)]),
+    )
 
 
-def caption(result: BenchResult) -> str:
+def describe(result: BenchResult) -> str:
     """How the figures came about, what kvfold runs that its peers do not, and the command."""
     machine = result.machine
     return (
@@ -52,16 +60,7 @@ def format_value(value: float | None) -> str:
     return f"{value:,.{digits}f}"
 
 
-def _is_best(result: BenchResult, subject: SubjectResult, metric: Metric) -> bool:
-    value = subject.median(metric.key)
-    return value is not None and value == result.best(metric)
-
-
-def _styled(result: BenchResult, subject: SubjectResult, metric: Metric) -> Text:
-    text = format_value(subject.median(metric.key))
-    return Text(text, style="bold green" if _is_best(result, subject, metric) else "")
-
-
-def _marked(result: BenchResult, subject: SubjectResult, metric: Metric) -> str:
-    text = format_value(subject.median(metric.key))
-    return f"**{text}**" if _is_best(result, subject, metric) else text
+def _cell(result: BenchResult, contender: ContenderResult, metric: Metric) -> Cell:
+    value = contender.median(metric.key)
+    best = value is not None and value == result.best(metric)
+    return Cell(format_value(value), "good" if best else None)

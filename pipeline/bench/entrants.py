@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from kvfold.pipeline.bench.bench_results import SubjectResult
-from kvfold.pipeline.bench.contenders import KVFOLD, subject_module
+from kvfold.pipeline.bench.bench_results import ContenderResult
+from kvfold.pipeline.bench.contenders import KVFOLD, contender_module
 from kvfold.pipeline.bench.processes.jobs import Probe
 from kvfold.pipeline.bench.processes.process import WorkerError, run_job
 from kvfold.plugins.contract.version import VERSION
 
 if TYPE_CHECKING:
-    from kvfold.pipeline.bench.models.prepared import PreparedModels
+    from kvfold.pipeline.bench.prepared_models import PreparedModels
 
 
 @dataclass(frozen=True)
 class Entrant:
-    """A subject that is ready to be measured.
+    """A contender that is ready to be measured.
 
     Attributes:
         name: in `pipeline.bench.contenders`.
@@ -33,7 +33,7 @@ class Entrant:
     name: str
     python: Path
     model: Path
-    result: SubjectResult
+    result: ContenderResult
 
 
 class AbsentPeerError(Exception):
@@ -42,8 +42,10 @@ class AbsentPeerError(Exception):
 
 def enter_kvfold(bundle: Path) -> Entrant:
     """kvfold's engine in a bundle."""
-    module = subject_module(KVFOLD)
-    return Entrant(KVFOLD, Path(sys.executable), bundle, SubjectResult(module.TITLE, module.WEIGHTS, VERSION))
+    module = contender_module(KVFOLD)
+    return Entrant(
+        KVFOLD, Path(sys.executable), bundle, ContenderResult(module.TITLE, module.WEIGHTS, VERSION)
+    )
 
 
 def enter_peer(peer: str, models: PreparedModels, python: Path, console: Console) -> Entrant:
@@ -52,7 +54,7 @@ def enter_peer(peer: str, models: PreparedModels, python: Path, console: Console
     Raises:
         AbsentPeerError: it is not installed in `python`, or its model could not be prepared.
     """
-    module = subject_module(peer)
+    module = contender_module(peer)
     try:
         version = run_job(Probe(peer), python).version
         if version is None:
@@ -63,4 +65,4 @@ def enter_peer(peer: str, models: PreparedModels, python: Path, console: Console
             model = models.prepare(peer, version, python)
     except WorkerError as error:
         raise AbsentPeerError(f"{module.TITLE} could not be prepared: {error}") from error
-    return Entrant(peer, python, model, SubjectResult(module.TITLE, module.WEIGHTS, version))
+    return Entrant(peer, python, model, ContenderResult(module.TITLE, module.WEIGHTS, version))

@@ -1,1 +1,1 @@
-"""`kvfold monitor`: what the machine's GPUs, its CPU and the running engines are doing."""
+"""This machine: which targets it can build and run, its GPUs, and what its engines are doing."""

@@ -1,8 +1,8 @@
 """The targets as a table: what each is, and why it cannot be built, or not be run, on this machine.
 
-A new target is one entry here, its stages in `pipeline.stages`, its engine in `runtime.engine`; recipe,
-`kvfold doctor` and the bundle's `engine/<target>/` take it from this table. Building and running are asked
-apart: a TensorRT-RTX plan is built on any Linux machine and runs on an NVIDIA GPU.
+The only list of them: recipe, command line, stages, `kvfold doctor` and the bundle's `engine/<target>/` take
+them from here. Building and running are asked apart: a TensorRT-RTX plan is built on any Linux machine and
+runs on an NVIDIA GPU.
 """
 
 from __future__ import annotations
@@ -10,9 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import TYPE_CHECKING, Literal
 
 from kvfold.plugins.contract.errors import KernelError
-from kvfold.plugins.contract.fold_plan import KvDtype
+
+if TYPE_CHECKING:
+    from kvfold.plugins.contract.fold_plan import KvDtype
+    from kvfold.runtime.engine.engine_config import TensorRTLibrary
 
 
 @dataclass(frozen=True)
@@ -22,18 +26,26 @@ class Target:
     Attributes:
         name: in the recipe, and of the folder `engine/<name>`.
         description: one line for `kvfold doctor`.
+        backend: what builds it: the stage in `pipeline/stages/build_<backend>.py`.
         why_not_build: why this machine cannot build it, with the next action; None when it can.
         why_not_run: the same for running what was built.
         kv_dtypes: types of caches that its attention reads; of the float ones, the activations' own.
+        float_dtype: of its caches that are not int8; where plans are built, the activations' own instead.
         keeps_sinks: its attention can show the first tokens of a sequence to a windowed layer.
+        library: the module of TensorRT that builds and runs its plans; None for ONNX Runtime.
+        takes_architectures: it is built for GPUs that are named; none of them needs to be here.
     """
 
     name: str
     description: str
+    backend: Literal["cpu", "cuda", "tensorrt"]
     why_not_build: Callable[[], str | None]
     why_not_run: Callable[[], str | None]
     kv_dtypes: tuple[KvDtype, ...] = ("int8", "float16", "bfloat16")
+    float_dtype: KvDtype = "float16"
     keeps_sinks: bool = True
+    library: TensorRTLibrary | None = None
+    takes_architectures: bool = False
 
 
 def _why_not_cpu() -> str | None:
@@ -92,13 +104,16 @@ TARGETS = {
         Target(
             name="cpu",
             description="ONNX Runtime on the CPU, with kvfold's own attention and int8 kernels",
+            backend="cpu",
             why_not_build=_why_not_cpu,
             why_not_run=_why_not_cpu,
             kv_dtypes=("int8", "float32"),
+            float_dtype="float32",
         ),
         Target(
             name="cuda",
             description="ONNX Runtime on an NVIDIA GPU, with its stock attention; float16, no sink tokens",
+            backend="cuda",
             why_not_build=lambda: None,
             why_not_run=_why_not_run_cuda,
             keeps_sinks=False,
@@ -106,17 +121,22 @@ TARGETS = {
         Target(
             name="tensorrt",
             description="TensorRT 10.14 or newer with kvfold's plugin, built for the GPU of this machine",
+            backend="tensorrt",
             why_not_build=lambda: (
                 _why_not_build_tensorrt("tensorrt", "tensorrt")
                 or _why_not_run_tensorrt("tensorrt", "tensorrt")
             ),
             why_not_run=lambda: _why_not_run_tensorrt("tensorrt", "tensorrt"),
+            library="tensorrt",
         ),
         Target(
             name="tensorrt-rtx",
             description="TensorRT-RTX with kvfold's plugin; built without a GPU for the SM versions named",
+            backend="tensorrt",
             why_not_build=lambda: _why_not_build_tensorrt("tensorrt_rtx", "tensorrt-rtx"),
             why_not_run=lambda: _why_not_run_tensorrt("tensorrt_rtx", "tensorrt-rtx"),
+            library="tensorrt_rtx",
+            takes_architectures=True,
         ),
     )
 }

@@ -6,16 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from kvfold.pipeline.quality.distances import measure_distance, negative_log_likelihood
-from kvfold.pipeline.quality.evaluate.evaluation import Divergence, Divergences, Perplexity
 from kvfold.pipeline.quality.intervals import (
     Float64,
     bootstrap_exp_mean,
     bootstrap_mean,
     bootstrap_quantile,
 )
+from kvfold.pipeline.quality.likelihood_results import Divergence, Divergences, Perplexity
+from kvfold.pipeline.quality.logit_distances import measure_distance, negative_log_likelihood
+from kvfold.pipeline.quality.subject_names import ORIGINAL
 from kvfold.pipeline.quality.subjects import Subject
-from kvfold.pipeline.quality.validate.measurements import ORIGINAL
 from kvfold.plugins.contract.errors import ValidationError
 
 # Told of every window: the tokens that were computed, over all subjects.

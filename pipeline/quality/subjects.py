@@ -17,16 +17,16 @@ import numpy as np
 from polygraphy.backend.base import BaseRunner
 from polygraphy.common import TensorMetadata
 
-from kvfold.pipeline.quality.distances import negative_log_likelihood
-from kvfold.pipeline.quality.validate.measurements import ENGINE, FOLDED, ORIGINAL
+from kvfold.pipeline.quality.logit_distances import negative_log_likelihood
+from kvfold.pipeline.quality.subject_names import ENGINE, FOLDED, ORIGINAL
+from kvfold.pipeline.workspace.read_checkpoint import read_checkpoint
 from kvfold.pipeline.workspace.workspace import Workspace
-from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.plugins.contract.plan_presets import Preset, build_plan
 from kvfold.runtime.bundle import WEIGHTS
 from kvfold.runtime.engine.protocol import Engine
-from kvfold.runtime.memory.horizon import horizons
+from kvfold.runtime.memory.budget import pages_of_sequence
 from kvfold.runtime.memory.kv_memory import KvMemory, Prefix
-from kvfold.runtime.memory.paged_sequence import Sequence
+from kvfold.runtime.memory.paged_sequence import PagedSequence
 from kvfold.runtime.scheduler.step_builder import Chunk, StepBuilder
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ class EngineSubject(Subject):
             yield np.concatenate([found.copy() for _, found in self._run(memory, sequence, rows.stop)])
 
     def _run(
-        self, memory: KvMemory, sequence: Sequence, end: int, every_row: bool = True
+        self, memory: KvMemory, sequence: PagedSequence, end: int, every_row: bool = True
     ) -> Iterator[tuple[int, np.ndarray]]:
         """Compute up to `end`: the first position of each step and its logits, which the next overwrites."""
         for start in range(sequence.num_computed, end, self._chunk):
@@ -181,13 +181,13 @@ def load_subjects(
         KvfoldError: the bundle's weights or its engine cannot be loaded.
     """
     from kvfold.export.model.decoder import Decoder
+    from kvfold.runtime.engine.engine_files import EngineFiles
     from kvfold.runtime.engine.load_engine import load_engine
-    from kvfold.runtime.runtime_config import RuntimeConfig
 
     config, plan = workspace.config, workspace.plan
     pages = pages_of_sequence(plan, longest, prefill_chunk)
-    batch = RuntimeConfig(max_num_batched_tokens=prefill_chunk, max_num_seqs=1)
-    engine = load_engine(workspace.root / "engine" / workspace.recipe.target, plan, pages, batch)
+    files = EngineFiles.read(workspace.root / "engine" / workspace.recipe.target, plan)
+    engine = load_engine(files, pages, max_num_batched_tokens=prefill_chunk, max_num_seqs=1)
     return (
         TorchSubject(ORIGINAL, original_decoder(workspace)),
         TorchSubject(FOLDED, Decoder.from_weights(config, plan, workspace.tensors(WEIGHTS))),
@@ -200,12 +200,4 @@ def original_decoder(workspace: Workspace) -> Decoder:
     from kvfold.export.model.decoder import Decoder
 
     identity = build_plan(Preset(preset="identity"), workspace.config.attention_shape)
-    return Decoder.from_weights(workspace.config, identity, workspace.checkpoint.weights)
-
-
-def pages_of_sequence(plan: FoldPlan, length: int, chunk: int) -> dict[str, int]:
-    """Pages of each group's pool that hold one sequence, whatever its bytes.
-
-    Local groups hold it twice: the running window, and the tail that the last turn left in the tree.
-    """
-    return {law.name: law.peak_pages(length, chunk) * (2 if law.is_local else 1) for law in horizons(plan)}
+    return Decoder.from_weights(workspace.config, identity, read_checkpoint(workspace).weights)

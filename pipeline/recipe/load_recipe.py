@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic import ValidationError as PydanticValidationError
 
+from kvfold.pipeline.machine.targets import TARGETS
 from kvfold.pipeline.recipe.evaluate_section import SHIPPED_PASSAGES
 from kvfold.pipeline.recipe.recipe import DEMO_MODEL, AdapterSection, HealSection, Recipe
 from kvfold.pipeline.recipe.recipe_errors import describe_recipe_errors
@@ -55,9 +56,10 @@ def parse_recipe(
         recipe = Recipe.model_validate(_override({**content, "name": path.stem}, target, architectures))
     except PydanticValidationError as error:
         raise RecipeError(describe_recipe_errors(str(path), error, Recipe)) from error
-    if architectures and recipe.target != "tensorrt-rtx":
+    if architectures and not TARGETS[recipe.target].takes_architectures:
+        takers = " or ".join(target.name for target in TARGETS.values() if target.takes_architectures)
         raise RecipeError(
-            f"--sm is for the target tensorrt-rtx, this one is {recipe.target}: add --target tensorrt-rtx, "
+            f"--sm is for the target {takers}, this one is {recipe.target}: add --target {takers}, "
             "or leave --sm out"
         )
     return _resolve_paths(recipe, path.resolve().parent)

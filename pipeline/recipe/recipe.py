@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
-from pydantic import ValidationError as PydanticValidationError
 
 from kvfold.export.fold.fold_settings import FoldSettings
 from kvfold.export.heal.heal_settings import HealSettings
@@ -17,10 +16,9 @@ from kvfold.export.quantize.quantize_settings import QuantizeSettings
 from kvfold.export.search.search_settings import SearchSettings
 from kvfold.pipeline.machine.targets import TARGETS
 from kvfold.pipeline.recipe.evaluate_section import EvaluateSection
+from kvfold.pipeline.recipe.plan_section import PlanSection, WrittenPlan
 from kvfold.pipeline.recipe.recipe_sections import Texts, TextSection
-from kvfold.plugins.contract.errors import PlanError
-from kvfold.plugins.contract.fold_plan import FoldPlan, KvDtype, LayerPlan, describe_errors
-from kvfold.plugins.contract.plan_presets import AttentionShape, Preset, build_plan
+from kvfold.plugins.contract.fold_plan import FoldPlan, KvDtype
 from kvfold.plugins.contract.record import Record
 
 DEMO_MODEL = "demo"
@@ -36,32 +34,10 @@ class ModelSection(Record):
 
     source: str = Field(min_length=1)
 
-
-class WrittenPlan(Record):
-    """A plan written by hand, one entry per decoder layer.
-
-    Attributes:
-        page_size: tokens per KV page, a power of two of at least 16.
-        layers: as in `plugins.contract.fold_plan.LayerPlan`, from layer 0 up.
-    """
-
-    page_size: int = 16
-    layers: tuple[LayerPlan, ...] = Field(min_length=1)
-
     @property
-    def has_sinks(self) -> bool:
-        """Whether local layers see the first tokens."""
-        return any(layer.sink_size for layer in self.layers)
-
-    @property
-    def head_sink_window(self) -> int:
-        """Longest window of the layers with head sinks, in tokens; 0 where there are none."""
-        return max((layer.sliding_window or 0 for layer in self.layers if layer.head_sink), default=0)
-
-    @property
-    def kv_dtypes(self) -> set[KvDtype]:
-        """Types of the caches."""
-        return {layer.kv_dtype for layer in self.layers}
+    def is_demo(self) -> bool:
+        """Whether it is the model that is fetched from PyPI."""
+        return self.source == DEMO_MODEL
 
 
 class HealSection(HealSettings):
@@ -171,17 +147,6 @@ class TensorRTSection(Record):
         return self
 
 
-def _plan_kind(value: Any) -> str:
-    """A plan with layers is written by hand; anything else is a preset."""
-    layers = value.get("layers") if isinstance(value, dict) else getattr(value, "layers", None)
-    return "preset" if layers is None else "layers"
-
-
-PlanSection = Annotated[
-    Annotated[Preset, Tag("preset")] | Annotated[WrittenPlan, Tag("layers")], Discriminator(_plan_kind)
-]
-
-
 def _heal_kind(value: Any) -> str:
     """A section that names an adapter trains nothing."""
     named = isinstance(value, AdapterSection) or (isinstance(value, dict) and "adapter" in value)
@@ -245,7 +210,7 @@ class Recipe(Record):
                 "target"
             )
         chunk, budget = self.validate_on.prefill_chunk, self.tensorrt.max_num_batched_tokens
-        if self.target in ("tensorrt", "tensorrt-rtx") and chunk > budget:
+        if target.library and chunk > budget:
             raise ValueError(
                 f"validate.prefill_chunk is {chunk}, above tensorrt.max_num_batched_tokens {budget}; lower "
                 "the one or raise the other"
@@ -279,6 +244,11 @@ class Recipe(Record):
         return self
 
     @property
+    def training(self) -> HealSection | None:
+        """What to heal by, if anything is to be trained."""
+        return self.heal if isinstance(self.heal, HealSection) else None
+
+    @property
     def adapter(self) -> Path | None:
         """The adapter that stands in for the closed-form fold, if there is one."""
         if isinstance(self.heal, AdapterSection):
@@ -286,30 +256,13 @@ class Recipe(Record):
         return Path(self.heal.start) if self.heal and self.heal.start else None
 
     @property
+    def float_dtype(self) -> KvDtype:
+        """Of the target's caches that are not int8."""
+        target = TARGETS[self.target]
+        return self.tensorrt.activation_dtype if target.library else target.float_dtype
+
+    @property
     def page_size(self) -> int:
         """Tokens of a KV page."""
         preset: int = FoldPlan.model_fields["page_size"].default
         return self.plan.page_size if isinstance(self.plan, WrittenPlan) else preset
-
-    def build_plan(self, shape: AttentionShape) -> FoldPlan:
-        """The FoldPlan for a model of this shape.
-
-        Raises:
-            PlanError: the plan breaks a law, or has another number of layers than the model.
-        """
-        if isinstance(self.plan, Preset):
-            return build_plan(self.plan, shape)
-        if len(self.plan.layers) != shape.num_hidden_layers:
-            raise PlanError(
-                f"recipe {self.name}: plan.layers has {len(self.plan.layers)} entries, "
-                f"the model has {shape.num_hidden_layers} layers; write one entry per layer"
-            )
-        try:
-            return FoldPlan(
-                num_attention_heads=shape.num_attention_heads,
-                head_dim=shape.head_dim,
-                page_size=self.plan.page_size,
-                layers=self.plan.layers,
-            )
-        except PydanticValidationError as error:
-            raise PlanError(describe_errors(f"recipe {self.name}: plan", error)) from error

@@ -1,1 +1,1 @@
-"""The report of a bundle: results.json for programs, index.html for people, tables for the terminal."""
+"""The report of a bundle: results.json for programs, pages for people."""

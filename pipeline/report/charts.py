@@ -7,25 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvfold.pipeline.quality.validate.measurements import KL_BIN_EDGES, Comparison
-from kvfold.pipeline.show.scale import Scale
+from kvfold.pipeline.show.axes import BOTTOM, LEFT, RIGHT, TOP, Scale, Tick
 from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.plugins.contract.kv_bytes import format_bytes
 from kvfold.plugins.contract.plan_presets import AttentionShape
 
-WIDTH, HEIGHT = 640, 300
-LEFT, RIGHT, TOP, BOTTOM = 80, 616, 16, 262
 LONGEST_CONTEXT = 8192
 CONTEXT_STEP = 64
 PLAN_WIDTH, PLAN_TOP, PLAN_HEIGHT = 960, 12, 150
 MIB = 1024**2
-
-
-@dataclass(frozen=True)
-class Tick:
-    """A mark on an axis: its pixel and label."""
-
-    at: float
-    label: str
 
 
 @dataclass(frozen=True)
@@ -41,7 +31,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """Axes and series; all charts have the same frame."""
+    """Axes and series, in the frame that all charts have."""
 
     x_ticks: list[Tick]
     y_ticks: list[Tick]

@@ -4,24 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
-
-from rich.table import Table
 
 from kvfold.pipeline.quality.evaluate.evaluation import Evaluation
 from kvfold.pipeline.quality.evaluate.evaluation_tables import evaluation_tables
-from kvfold.pipeline.quality.validate.measurements import ENGINE
-from kvfold.pipeline.report.report_page import load_template
+from kvfold.pipeline.quality.subject_names import ENGINE
+from kvfold.pipeline.show.html import load_template
 from kvfold.pipeline.workspace.write_bundle import name_disk_errors
 from kvfold.plugins.contract.version import VERSION
-
-
-class PageTable(NamedTuple):
-    """A terminal's table, as a page shows it."""
-
-    title: str
-    columns: list[str]
-    rows: list[tuple[str, ...]]
 
 
 def evaluation_page(target: str) -> str:
@@ -39,7 +28,7 @@ def write_evaluation_page(root: Path, recipe: str, target: str, evaluation: Eval
     page = load_template("evaluation.html.j2").render(
         recipe=recipe,
         tiles=list(_tiles(evaluation)),
-        tables=[_page_table(table) for table in evaluation_tables(evaluation)],
+        tables=evaluation_tables(evaluation),
         version=VERSION,
     )
     with name_disk_errors(root):
@@ -53,9 +42,3 @@ def _tiles(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
     engine = next(row for row in evaluation.divergences.candidates if row.candidate == ENGINE)
     yield f"{engine.kl_mean.value:.3f}", "KL to the original, nat per token"
     yield f"{engine.top1_agreement.value:.1%}", "same likeliest token as the original"
-
-
-def _page_table(table: Table) -> PageTable:
-    columns = [[str(cell) for cell in column.cells] for column in table.columns]
-    headers = [str(column.header) for column in table.columns]
-    return PageTable(str(table.title).strip(), headers, list(zip(*columns, strict=True)))

@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
-
-from kvfold.pipeline.quality.validate.measurements import ENGINE, FOLDED, ORIGINAL
+from kvfold.pipeline.quality.subject_names import ENGINE, FOLDED, ORIGINAL
+from kvfold.pipeline.quality.validate.quality_tables import full_quality_table, verdict_table
 from kvfold.pipeline.report import charts
 from kvfold.pipeline.report.report_results import Results
-from kvfold.plugins.contract.kv_bytes import format_bytes
+from kvfold.pipeline.report.report_tables import fold_error_table, raised_linear_table
+from kvfold.pipeline.show import axes
+from kvfold.pipeline.show.cache_tables import kv_bytes_table
+from kvfold.pipeline.show.html import load_template
 from kvfold.plugins.contract.version import VERSION
-
-TEMPLATES = Path(__file__).parent.parent / "show" / "templates"
-# Most layers whose error the page lists; results.json has all.
-WORST_SHOWN = 12
-
-
-def load_template(name: str) -> Template:
-    """A template of `show/templates`; what it is given is escaped, and a name it lacks is an error."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["bytes"] = format_bytes
-    return environment.get_template(name)
 
 
 def render_page(results: Results) -> str:
@@ -37,18 +20,20 @@ def render_page(results: Results) -> str:
         ("folded", "folded model", measurements.comparison(ORIGINAL, FOLDED)),
         ("engine", "engine", measurements.comparison(ORIGINAL, ENGINE)),
     ]
-    fold_errors = sorted(results.fold_errors.items(), key=lambda item: item[1], reverse=True)
     return load_template("report.html.j2").render(
         recipe=results.recipe,
         results=results,
         measurements=measurements,
-        frame=charts,
+        frame=axes,
+        drawing=charts,
         columns=charts.draw_plan_columns(results.plan),
         kv_chart=charts.chart_kv_bytes(results.plan, results.shape),
         kl_chart=charts.chart_kl_histogram(to_original),
-        pairs=[*to_original, ("", "engine against folded", measurements.comparison(FOLDED, ENGINE))],
-        fold_errors=fold_errors[:WORST_SHOWN],
+        quality=full_quality_table(measurements),
+        verdicts=verdict_table(results.verdicts),
+        kv_bytes=kv_bytes_table(results.kv_bytes),
+        fold_errors=fold_error_table(results.fold_errors),
         linears=results.quantization.linears,
-        raised_linears=results.quantization.raised,
+        raised_linears=raised_linear_table(results.quantization),
         version=VERSION,
     )

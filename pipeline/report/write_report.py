@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from kvfold.export.quantize.precision import Quantization
 from kvfold.pipeline.quality.validate.measurements import Measurements, judge, measurements_file
 from kvfold.pipeline.report.report_page import render_page
 from kvfold.pipeline.report.report_results import Results, page_file, results_file
 from kvfold.pipeline.workspace.tool_versions import tool_versions
 from kvfold.pipeline.workspace.workspace import FOLD_ERRORS, Workspace
 from kvfold.plugins.contract.kv_bytes import kv_bytes
-from kvfold.runtime.bundle import QUANTIZATION
 
 
 def write_report(workspace: Workspace, output: Path) -> None:
@@ -28,7 +26,7 @@ def write_report(workspace: Workspace, output: Path) -> None:
         measurements=measurements,
         verdicts=tuple(judge(measurements, recipe.validate_on.thresholds)),
         fold_errors=json.loads((root / FOLD_ERRORS).read_text()),
-        quantization=Quantization.model_validate_json((root / QUANTIZATION).read_bytes()),
+        quantization=workspace.quantization,
         tools=tool_versions(),
     )
     path = output / results_file(recipe.target)

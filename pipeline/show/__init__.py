@@ -1,1 +1,1 @@
-"""What every room shows with: tables, progress, plans, axes and templates."""
+"""What every room shows with: tables and their renderers, progress, plans, axes and templates."""

@@ -6,7 +6,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from kvfold.pipeline.show.tables import kv_bytes_table
+from kvfold.pipeline.show.cache_tables import kv_bytes_table
+from kvfold.pipeline.show.terminal import draw_table
 from kvfold.plugins.contract.fold_plan import FoldPlan, LayerPlan
 from kvfold.plugins.contract.kv_bytes import kv_bytes
 from kvfold.plugins.contract.plan_presets import AttentionShape
@@ -19,7 +20,7 @@ def draw_plan(plan: FoldPlan, shape: AttentionShape) -> Group:
     """The whole drawing: layers, then totals."""
     groups = ", ".join(f"{len(group.banks)} {group.name}" for group in plan.groups)
     banks = f"\n{len(plan.layers)} layers keep {len(plan.banks)} KV banks: {groups}"
-    return Group(_layers(plan), banks, kv_bytes_table(kv_bytes(plan, shape)))
+    return Group(_layers(plan), banks, draw_table(kv_bytes_table(kv_bytes(plan, shape))))
 
 
 def _layers(plan: FoldPlan) -> Table:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cached_property
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvfold.pipeline.quality.evaluate.evaluation import Divergences, Perplexity
 from kvfold.pipeline.quality.intervals import Estimate
-from kvfold.pipeline.quality.validate.measurements import FOLDED, ORIGINAL
-from kvfold.pipeline.show.progress import Progress
-from kvfold.pipeline.stages.stages import STAGES, evaluate_stage
-from kvfold.pipeline.workspace.stage import Stage
+from kvfold.pipeline.quality.likelihood_results import Divergences, Perplexity
+from kvfold.pipeline.quality.subject_names import FOLDED, ORIGINAL
+from kvfold.pipeline.workspace.stage import Job, Stage
 from kvfold.pipeline.workspace.workspace import EVALUATION_TOKENS, Workspace
 from kvfold.plugins.contract.record import Record
 from kvfold.runtime.bundle import open_bundle
@@ -25,10 +22,8 @@ if TYPE_CHECKING:
     from kvfold.export.model.decoder import Decoder
     from kvfold.pipeline.quality.subjects import TorchSubject
 
-_EVALUATE = next(stage for stage in STAGES if stage.name == evaluate_stage("cpu"))
 
-
-class Cost(Record):
+class FoldCost(Record):
     """A folded model against the original, both in float; what int8 adds is not in it.
 
     Attributes:
@@ -83,7 +78,7 @@ class Yardstick:
 
         return TorchSubject(ORIGINAL, original_decoder(self._workspace))
 
-    def measure(self, decoder: Decoder, progress: Callable[[float], None]) -> Cost:
+    def measure(self, decoder: Decoder, progress: Callable[[float], None]) -> FoldCost:
         """Hold a folded model against the original.
 
         Raises:
@@ -98,42 +93,46 @@ class Yardstick:
         tick = Meter(2 * self._windows.size, progress)
         divergences, losses = measure_divergences(compared, self._original, (folded,), tick)
         perplexity = measure_perplexity(self._windows, (self._original, folded), tick, losses)
-        return Cost(perplexity=perplexity, divergences=divergences)
+        return FoldCost(perplexity=perplexity, divergences=divergences)
 
 
 def cost_stage(
-    name: str, yardstick: Yardstick, load: Callable[[], Decoder], inputs: object, code: tuple[str, ...] = ()
+    name: str,
+    yardstick: Yardstick,
+    load: Callable[[], Decoder],
+    inputs: object,
+    modules: tuple[str, ...] = (),
 ) -> Stage:
-    """A stage of its own folder that writes a folded model's Cost to `<name>.json`.
+    """A stage of its own folder that writes a folded model's FoldCost to `<name>.json`.
 
     Args:
         name: of the stage.
         yardstick: what the model is held against.
         load: makes the model.
         inputs: everything that decides the model, by content.
-        code: source files or folders that make it, where it is not read from a bundle.
+        modules: what makes it, where it is not read from a bundle.
     """
 
-    def run(workspace: Workspace, output: Path, progress: Progress) -> None:
-        path = output / f"{name}.json"
+    def run(workspace: Workspace, job: Job) -> None:
+        path = job.output / file
         path.parent.mkdir(parents=True)
-        path.write_text(yardstick.measure(load(), progress).model_dump_json(indent=1) + "\n")
+        path.write_text(yardstick.measure(load(), job.progress).model_dump_json(indent=1) + "\n")
 
-    return replace(
-        _EVALUATE,
+    file = f"{name}.json"
+    return Stage(
         name=name,
         doing="measuring perplexity and KL",
         needs=(),
         settings=lambda recipe: [yardstick.fingerprint, inputs],
-        code=(*_EVALUATE.code, "pipeline/studies/cost.py", "pipeline/workspace/stage.py", *code),
+        files=(file,),
         run=run,
-        target=None,
+        modules=(__name__, *modules),
     )
 
 
-def read_cost(folder: Path, name: str) -> Cost:
+def read_cost(folder: Path, name: str) -> FoldCost:
     """What the stage `name` wrote into its folder."""
-    return Cost.model_validate_json((folder / f"{name}.json").read_bytes())
+    return FoldCost.model_validate_json((folder / f"{name}.json").read_bytes())
 
 
 def file_hashes(root: Path, *stages: str) -> dict[str, str]:

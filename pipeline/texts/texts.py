@@ -12,8 +12,7 @@ from torch import Tensor
 from kvfold.pipeline.recipe.recipe_sections import GENERATE, SHAREGPT, SHAREGPT_HELD_OUT, Texts, TextSection
 from kvfold.pipeline.texts.documents import read_documents
 from kvfold.pipeline.texts.writer import write_text
-from kvfold.pipeline.workspace.fetch import fetch_conversations
-from kvfold.pipeline.workspace.workspace import MODEL_CACHE
+from kvfold.pipeline.workspace.fetch import MODEL_CACHE, fetch_conversations
 from kvfold.plugins.contract.errors import CalibrationError
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from kvfold.pipeline.texts.writer_engine import load_writer_engine, unfolded_pla
 from kvfold.pipeline.texts.written_rows import Row, RowsFile
 from kvfold.runtime.engine.protocol import Engine
 from kvfold.runtime.runtime_config import RuntimeConfig
-from kvfold.runtime.sampling.sampling import SamplingParams
+from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.scheduler.request import Prompt, Request
 from kvfold.runtime.scheduler.scheduler import Scheduler
 

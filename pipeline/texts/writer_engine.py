@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvfold.pipeline.texts.text_code import TEXT_CODE
-from kvfold.pipeline.workspace.stage import hash_code
+from kvfold.pipeline.workspace.sources import hash_sources
 from kvfold.pipeline.workspace.write_bundle import sync
 from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.plugins.contract.plan_presets import Preset, build_plan
 from kvfold.plugins.contract.version import VERSION
 from kvfold.runtime.engine.engine_config import EngineConfig
+from kvfold.runtime.engine.engine_files import EngineFiles
 from kvfold.runtime.engine.onnxruntime_engine import OnnxRuntimeEngine
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def unfolded_plan(checkpoint: Checkpoint) -> FoldPlan:
 
 def writer_key(checkpoint: Checkpoint) -> str:
     """Names all that decides what the checkpoint writes: its files, and kvfold's code."""
-    parts = (VERSION, hash_code(TEXT_CODE), checkpoint.fingerprint)
+    parts = (VERSION, hash_sources(("kvfold.pipeline.texts.writer",)), checkpoint.fingerprint)
     return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
 
 
@@ -58,7 +58,7 @@ def load_writer_engine(
         for path in (*aside.iterdir(), aside):
             sync(path)
         aside.replace(directory)
-    return OnnxRuntimeEngine.load(directory, plan, num_pages)
+    return OnnxRuntimeEngine.load(EngineFiles.read(directory, plan), num_pages)
 
 
 def _build(checkpoint: Checkpoint, plan: FoldPlan, directory: Path) -> None:

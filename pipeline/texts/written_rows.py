@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kvfold.runtime.memory.paged_sequence import Sequence as CachedSequence
+from kvfold.runtime.memory.paged_sequence import PagedSequence
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Row:
     tokens: list[int] = field(default_factory=list)
     turn: int = 0
     wants_prompt: bool = True
-    kept: CachedSequence | None = None
+    kept: PagedSequence | None = None
 
     def add(self, piece: Sequence[int], ends: Collection[int]) -> None:
         """Go on with a piece: the prompt, where it wanted one, and what the model wrote after it."""

@@ -48,6 +48,7 @@ SHAREGPT = Download(
     sha256="99af0276a84059eca22886be5ea278454a05a505f455436f2f2e78a8faa77772",
     size="27 MB",
 )
+MODEL_CACHE = Path(".cache")
 HELD_OUT = 1_500  # of the conversations, the last ones: never trained on
 ROLES = {"human": "user", "user": "user", "system": "system"}  # whoever else speaks is the assistant
 

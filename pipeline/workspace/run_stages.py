@@ -9,7 +9,7 @@ from typing import Protocol
 
 from kvfold.pipeline.recipe.recipe import Recipe
 from kvfold.pipeline.show.progress import Progress
-from kvfold.pipeline.workspace.stage import Stage, dependents, hash_stage, requirements
+from kvfold.pipeline.workspace.stage import Job, Stage, dependents, hash_stage, requirements
 from kvfold.pipeline.workspace.tool_versions import tool_versions
 from kvfold.pipeline.workspace.workspace import Workspace
 from kvfold.pipeline.workspace.write_bundle import BundleWriter, name_disk_errors, open_writer, record_files
@@ -80,8 +80,10 @@ def _run_stage(
     start = time.perf_counter()
     with name_disk_errors(writer.root):
         output = writer.staging(stage.name)
-        stage.run(workspace, output, progress)
+        stage.run(workspace, Job(output, progress, stage_hash))
         files = record_files(output)
+        foreign = [name for name in files if not stage.writes(name)]
+        assert not foreign, f"stage {stage.name} wrote {foreign}, which it does not declare"
         seconds = time.perf_counter() - start
         record = StageRecord(hash=stage_hash, files=files, seconds=seconds)
         writer.commit(stage.name, record, forget, tool_versions())

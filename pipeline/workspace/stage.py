@@ -6,20 +6,32 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvfold.pipeline.show.progress import Progress
+from kvfold.pipeline.workspace.sources import hash_sources
+from kvfold.pipeline.workspace.workspace import Workspace  # what a stage is handed is of its sources
 from kvfold.plugins.contract.version import VERSION
-from kvfold.runtime.bundle import Manifest
 
 if TYPE_CHECKING:
     from kvfold.pipeline.recipe.recipe import Recipe
-    from kvfold.pipeline.workspace.workspace import Workspace
+    from kvfold.pipeline.show.progress import Progress
+    from kvfold.runtime.bundle import Manifest
 
-SOURCE_ROOT = Path(__file__).parents[2]
-SOURCE_SUFFIXES = (".py", ".cc", ".h", ".j2", ".txt")
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a stage.
+
+    Attributes:
+        output: an empty folder; the stage writes its files there, by their paths in the bundle.
+        progress: told of the fraction done.
+        key: the stage's hash; what it keeps elsewhere while it works is good for this key alone.
+    """
+
+    output: Path
+    progress: Progress
+    key: str
 
 
 @dataclass(frozen=True)
@@ -31,9 +43,9 @@ class Stage:
         doing: what it does, for the progress display: "folding heads and layers".
         needs: stages whose files it reads.
         settings: the part of the recipe that decides its result, with fingerprints of outside files.
-        code: source files or folders, from the source root, whose change must run it again.
-        run: writes the stage's files into `output`, by their paths in the bundle; it may call
-            `progress(fraction)`.
+        files: what it may write, by paths in the bundle; a folder, with all below it, ends in "/".
+        run: writes them.
+        modules: dotted names of the modules that it runs; a change of what they are made from runs it again.
         target: it runs for recipes of this target only; None for all.
     """
 
@@ -41,9 +53,19 @@ class Stage:
     doing: str
     needs: tuple[str, ...]
     settings: Callable[[Recipe], object]
-    code: tuple[str, ...]
-    run: Callable[[Workspace, Path, Progress], None]
+    files: tuple[str, ...]
+    run: Callable[[Workspace, Job], None]
+    modules: tuple[str, ...]
     target: str | None = None
+
+    def writes(self, name: str) -> bool:
+        """Whether a path in the bundle is one of its files."""
+        return any(name.startswith(file) if file.endswith("/") else name == file for file in self.files)
+
+
+def target_stage(kind: str, target: str) -> str:
+    """Name of a target's own stage: `build-cpu`; the kinds are build, validate, evaluate and report."""
+    return f"{kind}-{target}"
 
 
 def hash_stage(stage: Stage, recipe: Recipe, manifest: Manifest) -> str:
@@ -56,7 +78,7 @@ def hash_stage(stage: Stage, recipe: Recipe, manifest: Manifest) -> str:
         need: {name: record.sha256 for name, record in manifest.stages[need].files.items()}
         for need in stage.needs
     }
-    parts = [stage.name, VERSION, stage.settings(recipe), hash_code(stage.code), inputs]
+    parts = [stage.name, VERSION, stage.settings(recipe), hash_sources(stage.modules), inputs]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -76,19 +98,3 @@ def requirements(name: str, stages: tuple[Stage, ...]) -> set[str]:
         if stage.name in found:
             found.update(stage.needs)
     return found - {name}
-
-
-@cache
-def hash_code(code: tuple[str, ...]) -> str:
-    """Hash of source files, so that a changed kvfold never skips a stage it would do differently."""
-    digest = hashlib.sha256()
-    for entry in code:
-        path = SOURCE_ROOT / entry
-        files = (
-            [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix in SOURCE_SUFFIXES)
-        )
-        assert files, f"stage code {entry} does not exist"
-        for file in files:
-            digest.update(str(file.relative_to(SOURCE_ROOT)).encode())
-            digest.update(file.read_bytes())
-    return digest.hexdigest()

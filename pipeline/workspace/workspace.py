@@ -7,15 +7,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvfold.pipeline.recipe.recipe import DEMO_MODEL, HealSection, Recipe
 from kvfold.plugins.contract.fold_plan import FoldPlan
-from kvfold.runtime.bundle import CONFIG, FOLD_PLAN
+from kvfold.runtime.bundle import CONFIG, FOLD_PLAN, QUANTIZATION
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kvfold.export.checkpoint import Checkpoint
     from kvfold.export.model.model_config import ModelConfig
+    from kvfold.export.quantize.precision import Quantization
+    from kvfold.pipeline.recipe.recipe import Recipe
 
 # Files that stages hand to each other; no engine needs them.
 SOURCE = "source.json"
@@ -30,7 +30,6 @@ HEAL_LOSSES = "work/heal_loss.jsonl"
 ADAPTER = "adapter.safetensors"
 HEAL_FOLDER = "work/heal"  # snapshots of a training that is not finished; no stage's file
 WRITER_FOLDER = "work/writer"  # the engine and the rows of texts that the model writes; no stage's file
-MODEL_CACHE = Path(".cache")
 
 
 class Workspace:
@@ -39,13 +38,6 @@ class Workspace:
     def __init__(self, recipe: Recipe, root: Path) -> None:
         self.recipe = recipe
         self.root = root
-
-    @cached_property
-    def checkpoint(self) -> Checkpoint:
-        """The unfolded model; raises CheckpointError or UnsupportedModelError."""
-        from kvfold.export.checkpoint import load_checkpoint
-
-        return load_checkpoint(model_source(self.recipe))
 
     @cached_property
     def config(self) -> ModelConfig:
@@ -59,22 +51,20 @@ class Workspace:
         """The FoldPlan, from the bundle."""
         return FoldPlan.parse((self.root / FOLD_PLAN).read_bytes())
 
+    @cached_property
+    def quantization(self) -> Quantization:
+        """The precision of every linear, and its measured error, from the bundle."""
+        from kvfold.export.quantize.precision import Quantization
+
+        return Quantization.model_validate_json((self.root / QUANTIZATION).read_bytes())
+
     @property
     def healed(self) -> Mapping[str, Tensor]:
         """The folded weights, float32, after healing where the recipe trains."""
-        return self.tensors(HEALED_WEIGHTS if isinstance(self.recipe.heal, HealSection) else FOLDED_WEIGHTS)
+        return self.tensors(HEALED_WEIGHTS if self.recipe.training else FOLDED_WEIGHTS)
 
     def tensors(self, name: str) -> Mapping[str, Tensor]:
         """The tensors of one of the bundle's safetensors files."""
         from safetensors.torch import load_file
 
         return load_file(self.root / name)
-
-
-def model_source(recipe: Recipe) -> str:
-    """The recipe's model as a path or hub id; fetches the demo model when it is not there yet."""
-    if recipe.model.source != DEMO_MODEL:
-        return recipe.model.source
-    from kvfold.pipeline.workspace.fetch import fetch_demo_model
-
-    return str(fetch_demo_model(MODEL_CACHE))

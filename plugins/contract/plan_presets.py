@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,7 +31,31 @@ class AttentionShape:
         return self.num_hidden_layers * per_token * context_length
 
 
-class Preset(Record):
+class UnboundPlan(Record):
+    """A plan that knows no model yet: a preset, or layers written by hand."""
+
+    @property
+    @abstractmethod
+    def layer_kinds(self) -> tuple[LayerPlan, ...]:
+        """Every kind of layer that it has."""
+
+    @property
+    def has_sinks(self) -> bool:
+        """Whether local layers see the first tokens."""
+        return any(layer.sink_size for layer in self.layer_kinds)
+
+    @property
+    def head_sink_window(self) -> int:
+        """Longest window of the layers with head sinks, in tokens; 0 where there are none."""
+        return max((layer.sliding_window or 0 for layer in self.layer_kinds if layer.head_sink), default=0)
+
+    @property
+    def kv_dtypes(self) -> set[KvDtype]:
+        """Types of the caches."""
+        return {layer.kv_dtype for layer in self.layer_kinds}
+
+
+class Preset(UnboundPlan):
     """A preset and its dials.
 
     Attributes:
@@ -57,19 +82,14 @@ class Preset(Record):
         return self.preset in ("horizon", "character")
 
     @property
-    def has_sinks(self) -> bool:
-        """Whether local layers see the first tokens."""
-        return self.is_windowed and self.sink_size > 0
-
-    @property
-    def head_sink_window(self) -> int:
-        """Window of the layers with head sinks, in tokens; 0 where there are none."""
-        return self.sliding_window if self.is_windowed and self.head_sink else 0
-
-    @property
-    def kv_dtypes(self) -> set[KvDtype]:
-        """Types of the caches."""
-        return {self.kv_dtype or ("int8" if self.is_windowed else "float32")}
+    def layer_kinds(self) -> tuple[LayerPlan, ...]:
+        """A global layer, then a local one where there are windows; donors and heads are a model's."""
+        dtype: KvDtype = self.kv_dtype or ("int8" if self.is_windowed else "float32")
+        everywhere = LayerPlan(donor=0, num_key_value_heads=1, kv_dtype=dtype)
+        if not self.is_windowed:
+            return (everywhere,)
+        horizon = self.model_dump(include={"sliding_window", "sink_size", "head_sink"})
+        return everywhere, everywhere.model_copy(update=horizon)
 
 
 def build_plan(preset: Preset, shape: AttentionShape) -> FoldPlan:
@@ -78,15 +98,15 @@ def build_plan(preset: Preset, shape: AttentionShape) -> FoldPlan:
     Raises:
         PlanError: the shape cannot be folded so (for example KV heads that do not divide).
     """
-    (kv_dtype,) = preset.kv_dtypes
+    everywhere, windowed = preset.layer_kinds[0], preset.layer_kinds[-1]
     heads = 1 if preset.preset in ("mqa", "character") else shape.num_key_value_heads
-    local = [
+    is_local = [
         preset.is_windowed and index % preset.global_every != preset.global_every - 1
         for index in range(shape.num_hidden_layers)
     ]
     donors = list(range(shape.num_hidden_layers))
     if preset.preset == "character":
-        local_layers = [index for index, is_local in enumerate(local) if is_local]
+        local_layers = [index for index, local in enumerate(is_local) if local]
         for donor, consumer in zip(local_layers[::2], local_layers[1::2], strict=False):
             donors[consumer] = donor
     try:
@@ -94,15 +114,10 @@ def build_plan(preset: Preset, shape: AttentionShape) -> FoldPlan:
             num_attention_heads=shape.num_attention_heads,
             head_dim=shape.head_dim,
             layers=tuple(
-                LayerPlan(
-                    donor=donors[index],
-                    num_key_value_heads=heads,
-                    sliding_window=preset.sliding_window if local[index] else None,
-                    sink_size=preset.sink_size if local[index] else 0,
-                    head_sink=preset.head_sink and local[index],
-                    kv_dtype=kv_dtype,
+                (windowed if local else everywhere).model_copy(
+                    update={"donor": donor, "num_key_value_heads": heads}
                 )
-                for index in range(shape.num_hidden_layers)
+                for local, donor in zip(is_local, donors, strict=True)
             ),
         )
     except PydanticValidationError as error:

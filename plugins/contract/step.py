@@ -1,4 +1,4 @@
-"""The step contract: names, types and shapes of an exported graph's inputs and outputs.
+"""The step contract: the file of an exported graph, names, types and shapes of its inputs and outputs.
 
 Export writes a graph with exactly these names and the runtime binds them, so both read them here.
 One step runs T new tokens of B sequences, packed without padding; the logits of R rows come back.
@@ -20,6 +20,8 @@ from __future__ import annotations
 
 from kvfold.plugins.contract.fold_plan import FoldPlan
 
+MODEL_FILE = "model.onnx"
+DATA_SUFFIX = ".data"  # of the file beside a graph that holds its tensors
 INPUT_IDS = "input_ids"
 CUMULATIVE_SEQUENCE_LENGTH = "cumulative_sequence_length"
 PAST_SEQLENS = "past_seqlens"

@@ -30,7 +30,7 @@ def library_path() -> Path:
     return _LIBRARY
 
 
-def register(options: onnxruntime.SessionOptions) -> None:
+def register_ops(options: onnxruntime.SessionOptions) -> None:
     """Make kvfold's ops known to sessions created with `options`.
 
     Raises:

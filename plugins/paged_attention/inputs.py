@@ -51,58 +51,56 @@ class Inputs:
 def make_inputs(case: Case) -> Inputs:
     """Arrays for one case; the same case always gives the same arrays."""
     rng = np.random.default_rng(case.seed)
-    tokens = sum(case.new_lengths)
-    kv_width = case.kv_num_heads * case.head_size
-    query = _normal(rng, tokens, case.num_heads * case.head_size)
-    key, value = _normal(rng, tokens, kv_width), _normal(rng, tokens, kv_width)
-    arrays = (
-        {"query": np.concatenate([query, key, value], axis=1)}
-        if case.packed
-        else {
-            "query": query,
-            "key": key,
-            "value": value,
-        }
-    )
-    arrays |= _tables(case, rng)
+    arrays = _activations(case, rng) | _tables(case, rng)
     pages = int(arrays.pop("num_pages")[0])
-    shape = (pages, case.page_size, case.kv_num_heads, case.head_size)
-    if case.int8_cache:
-        arrays["key_cache"] = rng.integers(-127, 128, shape, dtype=np.int8)
-        arrays["value_cache"] = rng.integers(-127, 128, shape, dtype=np.int8)
-        scale_shape = (case.kv_num_heads, 1, case.head_size)
-        arrays["k_scale"] = rng.uniform(0.01, 0.04, scale_shape).astype(np.float32)
-        arrays["v_scale"] = rng.uniform(0.01, 0.04, scale_shape).astype(np.float32)
-    else:
-        arrays["key_cache"] = rng.standard_normal(shape, dtype=np.float32)
-        arrays["value_cache"] = rng.standard_normal(shape, dtype=np.float32)
-    angles = np.outer(
-        np.arange(
-            max((p + n for p, n in zip(case.past_lengths, case.new_lengths, strict=True)), default=0) or 1
-        ),
-        10_000.0 ** -(np.arange(case.head_size // 2) * 2 / case.head_size),
-    )
-    arrays["cos_cache"] = np.cos(angles).astype(np.float32)
-    arrays["sin_cache"] = np.sin(angles).astype(np.float32)
+    arrays |= _caches(case, rng, pages) | _rotary_tables(case)
     if case.head_sink:
         arrays["head_sink"] = _normal(rng, case.num_heads)
     if case.qk_norm:
         arrays["q_norm_weight"] = rng.uniform(0.5, 1.5, case.head_size).astype(np.float32)
         arrays["k_norm_weight"] = rng.uniform(0.5, 1.5, case.head_size).astype(np.float32)
     quant_type: QuantType = "PER_CHANNEL" if case.int8_cache else "NONE"
-    return Inputs(
-        arrays,
-        Attributes(
-            num_heads=case.num_heads,
-            kv_num_heads=case.kv_num_heads,
-            scale=case.head_size**-0.5,
-            softcap=case.softcap,
-            local_window_size=case.local_window_size,
-            sink_size=case.sink_size,
-            k_quant_type=quant_type,
-            v_quant_type=quant_type,
-        ),
+    attributes = Attributes(
+        num_heads=case.num_heads,
+        kv_num_heads=case.kv_num_heads,
+        scale=case.head_size**-0.5,
+        softcap=case.softcap,
+        local_window_size=case.local_window_size,
+        sink_size=case.sink_size,
+        k_quant_type=quant_type,
+        v_quant_type=quant_type,
     )
+    return Inputs(arrays, attributes)
+
+
+def _activations(case: Case, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    tokens, kv_width = sum(case.new_lengths), case.kv_num_heads * case.head_size
+    query = _normal(rng, tokens, case.num_heads * case.head_size)
+    key, value = _normal(rng, tokens, kv_width), _normal(rng, tokens, kv_width)
+    if case.packed:
+        return {"query": np.concatenate([query, key, value], axis=1)}
+    return {"query": query, "key": key, "value": value}
+
+
+def _caches(case: Case, rng: np.random.Generator, pages: int) -> dict[str, np.ndarray]:
+    """Both pools, and their scales where they are int8."""
+    shape = (pages, case.page_size, case.kv_num_heads, case.head_size)
+    if not case.int8_cache:
+        return {name: _normal(rng, *shape) for name in ("key_cache", "value_cache")}
+    pools = {name: rng.integers(-127, 128, shape, dtype=np.int8) for name in ("key_cache", "value_cache")}
+    scale_shape = (case.kv_num_heads, 1, case.head_size)
+    scales = {
+        name: rng.uniform(0.01, 0.04, scale_shape).astype(np.float32) for name in ("k_scale", "v_scale")
+    }
+    return pools | scales
+
+
+def _rotary_tables(case: Case) -> dict[str, np.ndarray]:
+    """Cosines and sines of every position of the longest sequence."""
+    totals = (past + new for past, new in zip(case.past_lengths, case.new_lengths, strict=True))
+    positions = np.arange(max(totals, default=0) or 1)
+    angles = np.outer(positions, 10_000.0 ** -(np.arange(case.head_size // 2) * 2 / case.head_size))
+    return {"cos_cache": np.cos(angles).astype(np.float32), "sin_cache": np.sin(angles).astype(np.float32)}
 
 
 def _normal(rng: np.random.Generator, *shape: int) -> np.ndarray:

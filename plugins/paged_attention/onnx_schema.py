@@ -28,13 +28,13 @@ _TYPES = {
 _ATTRIBUTE_TYPES = {"int": OpSchema.AttrType.INT, "float": OpSchema.AttrType.FLOAT}
 
 
-def register() -> None:
+def register_schema() -> None:
     """Make the schema known to this process; calling it again changes nothing."""
     if not onnx.defs.has(OP_TYPE, DOMAIN):
-        onnx.defs.register_schema(build())
+        onnx.defs.register_schema(build_schema())
 
 
-def build() -> OpSchema:
+def build_schema() -> OpSchema:
     """The schema, derived from `schema.py`."""
     optional = OpSchema.FormalParameterOption.Optional
     single = OpSchema.FormalParameterOption.Single

@@ -15,7 +15,7 @@ from kvfold.plugins.cuda.kernel_library import CompiledKernel, KernelLibrary
 from kvfold.plugins.cuda.launches import FLOATS, Shapes, kernels_for, numbers, workspace_sizes
 from kvfold.plugins.paged_attention.schema import INPUTS
 
-Kind = Literal["pointer", "int32", "float32"]
+ArgumentKind = Literal["pointer", "int32", "float32"]
 _ACTIVATION_BYTES = 2  # float16 and bfloat16
 
 
@@ -32,7 +32,7 @@ class Launch:
 
     kernel: CompiledKernel
     grid: tuple[int, int, int]
-    arguments: tuple[tuple[Kind, int | float], ...]
+    arguments: tuple[tuple[ArgumentKind, int | float], ...]
 
 
 def resolve(
@@ -113,7 +113,7 @@ def _grid_size(kernel: CompiledKernel, name: str, values: Mapping[str, int | flo
 
 def _argument(
     kernel: CompiledKernel, name: str, pointers: Mapping[str, int], values: Mapping[str, int | float]
-) -> tuple[Kind, int | float]:
+) -> tuple[ArgumentKind, int | float]:
     if name in pointers:
         return "pointer", pointers[name]
     if name not in values:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, ValidationError
 
 from kvfold.plugins.contract.errors import BundleError
-from kvfold.plugins.contract.fold_plan import FoldPlan, describe_errors
+from kvfold.plugins.contract.fold_plan import describe_errors
 from kvfold.plugins.contract.record import Record
-from kvfold.runtime.engine.protocol import EngineInfo
 
 ENGINE_FILE = "engine.json"
 # Beside it in a TensorRT engine.
 PLAN_FILE = "model.plan"
 KERNELS_FOLDER = "kernels"
+# Modules that build and run its plans.
+TensorRTLibrary = Literal["tensorrt", "tensorrt_rtx"]
 
 
 class StepLimits(Record):
@@ -53,7 +53,7 @@ class TensorRTFacts(Record):
         peak_build_bytes: largest resident memory of the build's process.
     """
 
-    library: Literal["tensorrt", "tensorrt_rtx"]
+    library: TensorRTLibrary
     version: str
     architectures: tuple[int, ...]
     plugin: str
@@ -87,16 +87,6 @@ class EngineConfig(Record):
     fingerprint: str
     passes: dict[str, int] = Field(default_factory=dict)
     tensorrt: TensorRTFacts | None = None
-
-    def info(self, plan: FoldPlan, num_pages: Mapping[str, int]) -> EngineInfo:
-        """What the scheduler must know of this engine, with pools of so many pages."""
-        return EngineInfo(
-            plan=plan,
-            num_pages=dict(num_pages),
-            vocab_size=self.vocab_size,
-            max_context_length=self.max_context_length,
-            fingerprint=self.fingerprint,
-        )
 
     @classmethod
     def load(cls, directory: Path) -> EngineConfig:

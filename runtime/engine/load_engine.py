@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from kvfold.runtime.engine.engine_config import EngineConfig
+from kvfold.runtime.engine.engine_files import EngineFiles
 from kvfold.runtime.engine.protocol import Engine
-
-if TYPE_CHECKING:
-    from kvfold.plugins.contract.fold_plan import FoldPlan
-    from kvfold.runtime.runtime_config import RuntimeConfig
 
 
 def load_engine(
-    directory: Path, plan: FoldPlan, num_pages: Mapping[str, int], config: RuntimeConfig
+    files: EngineFiles,
+    num_pages: Mapping[str, int],
+    max_num_batched_tokens: int,
+    max_num_seqs: int,
+    threads: int = 0,
 ) -> Engine:
-    """Load `engine/<target>` of a bundle.
+    """Load an engine.
 
     Args:
-        directory: the engine's directory.
-        plan: the bundle's FoldPlan.
+        files: of the engine.
         num_pages: pages of each horizon group's pool.
-        config: its batch sizes must be within a TensorRT plan's limits; threads are of a CPU engine.
+        max_num_batched_tokens, max_num_seqs: no step will be larger; within a TensorRT plan's limits.
+        threads: of an engine on the CPU; 0 takes one for each physical core.
 
     Raises:
         BundleError: the engine's files cannot be read.
@@ -31,13 +29,13 @@ def load_engine(
         TargetError: it cannot run on this machine, or not with these batch sizes.
         CapacityError: weights, workspace and pools do not fit into the GPU's memory.
     """
-    facts = EngineConfig.load(directory).tensorrt
+    facts = files.config.tensorrt
     if facts is not None:
         from kvfold.runtime.engine.tensorrt.profiles import check_batch
         from kvfold.runtime.engine.tensorrt.tensorrt_engine import TensorRTEngine
 
-        check_batch(facts, config.max_num_batched_tokens, config.max_num_seqs)
-        return TensorRTEngine.load(directory, plan, num_pages)
+        check_batch(facts, max_num_batched_tokens, max_num_seqs)
+        return TensorRTEngine.load(files, num_pages)
     from kvfold.runtime.engine.onnxruntime_engine import OnnxRuntimeEngine
 
-    return OnnxRuntimeEngine.load(directory, plan, num_pages, config.threads)
+    return OnnxRuntimeEngine.load(files, num_pages, threads)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -17,51 +16,49 @@ from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKern
 
 from kvfold.plugins.contract import step as contract
 from kvfold.plugins.contract.errors import BundleError, TargetError
-from kvfold.plugins.contract.fold_plan import ITEMSIZE, FoldPlan, KvDtype
-from kvfold.plugins.cpu.cpu_library import register
-from kvfold.runtime.engine.engine_config import EngineConfig
+from kvfold.plugins.contract.fold_plan import KvDtype
+from kvfold.plugins.cpu.cpu_library import register_ops
+from kvfold.runtime.engine.engine_files import EngineFiles
+from kvfold.runtime.engine.kv_pools import kv_pools
 from kvfold.runtime.engine.protocol import EngineInfo, StepInputs
 
-MODEL_FILE = "model.onnx"
 # ONNX's numbers of element types, as numpy has no bfloat16.
 _ELEMENT_TYPES: dict[KvDtype, int] = {"float32": 1, "int8": 3, "float16": 10, "bfloat16": 16}
 
 
 @dataclass(frozen=True)
-class Device:
+class Provider:
     """Where a target's engine computes.
 
     Attributes:
-        provider: ONNX Runtime's execution provider.
-        name: of the memory that holds the page pools, as ONNX Runtime calls it.
+        name: of ONNX Runtime's execution provider.
+        memory: name of the memory that holds the page pools, as ONNX Runtime calls it.
     """
 
-    provider: str
     name: str
+    memory: str
 
 
-DEVICES = {"cpu": Device("CPUExecutionProvider", "cpu"), "cuda": Device("CUDAExecutionProvider", "cuda")}
+_CPU = Provider("CPUExecutionProvider", "cpu")
+PROVIDERS = {"cpu": _CPU, "cuda": Provider("CUDAExecutionProvider", "cuda")}
 
 
 class OnnxRuntimeEngine:
     """Executes steps on one device. Not thread-safe: one step at a time, as the caches are shared."""
 
-    def __init__(self, session: ort.InferenceSession, info: EngineInfo, device: Device) -> None:
+    def __init__(self, session: ort.InferenceSession, info: EngineInfo, provider: Provider) -> None:
         self._session = session
         self._info = info
         self._binding = session.io_binding()
-        self._pools = _bind_pools(self._binding, info, device)
+        self._pools = _bind_pools(self._binding, info, provider)
         self._logits: dict[int, ort.OrtValue] = {}
 
     @classmethod
-    def load(
-        cls, directory: Path, plan: FoldPlan, num_pages: Mapping[str, int], threads: int = 0
-    ) -> OnnxRuntimeEngine:
+    def load(cls, files: EngineFiles, num_pages: Mapping[str, int], threads: int = 0) -> OnnxRuntimeEngine:
         """Load `engine/cpu` or `engine/cuda` of a bundle.
 
         Args:
-            directory: the engine's directory.
-            plan: the bundle's FoldPlan.
+            files: of the engine.
             num_pages: pages of each horizon group's pool.
             threads: intra-op threads; 0 takes one for each physical core.
 
@@ -70,11 +67,9 @@ class OnnxRuntimeEngine:
             KernelError: the CPU kernel library is missing or refused.
             TargetError: this machine's ONNX Runtime has no CUDA provider, or it does not start.
         """
-        config = EngineConfig.load(directory)
-        device = DEVICES[config.target]
-        session = _open_session(directory / MODEL_FILE, device, threads)
-        info = config.info(plan, num_pages)
-        return cls(session, info, device)
+        provider = PROVIDERS[files.config.target]
+        session = _open_session(files.directory / contract.MODEL_FILE, provider, threads)
+        return cls(session, files.info(num_pages), provider)
 
     @property
     def info(self) -> EngineInfo:
@@ -107,28 +102,28 @@ class OnnxRuntimeEngine:
         return self._logits[rows]
 
 
-def _open_session(path: Path, device: Device, threads: int) -> ort.InferenceSession:
-    if device.provider not in ort.get_available_providers():
+def _open_session(path: Path, provider: Provider, threads: int) -> ort.InferenceSession:
+    if provider.name not in ort.get_available_providers():
         raise TargetError(
-            f"onnxruntime {ort.__version__} of this machine has no {device.provider}; run "
+            f"onnxruntime {ort.__version__} of this machine has no {provider.name}; run "
             "`pip uninstall onnxruntime` and `pip install 'kvfold[cuda]'`, which brings onnxruntime-gpu"
         )
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    if device == DEVICES["cpu"]:
-        register(options)
+    if provider == _CPU:
+        register_ops(options)
     else:
         ort.preload_dlls()  # CUDA and cuDNN from NVIDIA's wheels, where the system has none
     try:
         # Operations on shapes have no CUDA kernel, so the CPU stands behind every provider.
-        providers = dict.fromkeys((device.provider, DEVICES["cpu"].provider))
+        providers = dict.fromkeys((provider.name, _CPU.name))
         return ort.InferenceSession(str(path), options, providers=list(providers))
     except Exception as error:  # ORT's binding raises several unrelated types
-        if isinstance(error, NoKernel) and device != DEVICES["cpu"]:
+        if isinstance(error, NoKernel) and provider != _CPU:
             # ONNX Runtime goes on without a provider that fails to start; attention then has no kernel.
             raise TargetError(
-                f"{device.provider} of ONNX Runtime {ort.__version__} did not start: there is no kernel for "
+                f"{provider.name} of ONNX Runtime {ort.__version__} did not start: there is no kernel for "
                 f"{path}: {error}; check the driver, CUDA and cuDNN with `kvfold doctor`"
             ) from error
         raise BundleError(
@@ -137,20 +132,17 @@ def _open_session(path: Path, device: Device, threads: int) -> ort.InferenceSess
         ) from error
 
 
-def _bind_pools(binding: ort.IOBinding, info: EngineInfo, device: Device) -> list[ort.OrtValue]:
+def _bind_pools(binding: ort.IOBinding, info: EngineInfo, provider: Provider) -> list[ort.OrtValue]:
     """One zeroed pool per cache, shared by all sequences and bound as input and output: updated in place.
 
     Returns the pools' memory as bytes, which must live as long as the binding. A page that nobody wrote is
     zero, since a product with a masked NaN would still be NaN.
     """
-    pools = []
-    for bank in info.plan.banks:
-        shape = (info.num_pages[bank.group], info.plan.page_size, bank.num_key_value_heads, bank.head_dim)
-        size = prod(shape) * ITEMSIZE[bank.kv_dtype]
-        for names in zip(contract.cache_inputs(bank.layer), contract.cache_outputs(bank.layer), strict=True):
-            pool = ort.OrtValue.ortvalue_from_numpy(np.zeros(size, np.uint8), device.name)
-            memory = (device.name, 0, _ELEMENT_TYPES[bank.kv_dtype], shape, pool.data_ptr())
-            binding.bind_input(names[0], *memory)
-            binding.bind_output(names[1], *memory)
-            pools.append(pool)
-    return pools
+    buffers = []
+    for pool in kv_pools(info):
+        buffer = ort.OrtValue.ortvalue_from_numpy(np.zeros(pool.nbytes, np.uint8), provider.memory)
+        bound = (provider.memory, 0, _ELEMENT_TYPES[pool.dtype], pool.shape, buffer.data_ptr())
+        binding.bind_input(pool.input, *bound)
+        binding.bind_output(pool.output, *bound)
+        buffers.append(buffer)
+    return buffers

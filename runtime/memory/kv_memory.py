@@ -11,7 +11,7 @@ import numpy as np
 from kvfold.runtime.engine.protocol import EngineInfo
 from kvfold.runtime.memory.horizon import horizons
 from kvfold.runtime.memory.page_pool import PagePool
-from kvfold.runtime.memory.paged_sequence import Sequence
+from kvfold.runtime.memory.paged_sequence import PagedSequence
 from kvfold.runtime.memory.radix_tree import RadixTree
 
 
@@ -54,7 +54,7 @@ class KvMemory:
         """Tokens, of the first `length`, that a sequence begun now would reuse."""
         return self.tree.usable(self.tree.walk(tokens, self._hit_limit(length))) * self.page_size
 
-    def begin(self, tokens: np.ndarray, length: int, prefix: Prefix) -> Sequence:
+    def begin(self, tokens: np.ndarray, length: int, prefix: Prefix) -> PagedSequence:
         """A sequence over the longest cached prefix of its first `length` tokens.
 
         Args:
@@ -62,7 +62,7 @@ class KvMemory:
             length: tokens known so far; at least one of them is left to compute.
             prefix: which lengths are worth caching on the way.
         """
-        sequence = Sequence(tokens, len(self.pools), self._capacity(tokens))
+        sequence = PagedSequence(tokens, len(self.pools), self._capacity(tokens))
         path = self.tree.walk(tokens, self._hit_limit(length))
         hit = self.tree.usable(path)
         self._take(sequence, [node.pages for node in path[:hit]])
@@ -77,13 +77,13 @@ class KvMemory:
             sequence.checkpoints = sorted([*sequence.checkpoints, len(path)])
         return sequence
 
-    def resume(self, sequence: Sequence, tokens: np.ndarray, prefix: Prefix) -> None:
+    def resume(self, sequence: PagedSequence, tokens: np.ndarray, prefix: Prefix) -> None:
         """Carry on with a kept sequence; the first `num_computed` of `tokens` are its own."""
         sequence.extend(tokens, self._capacity(tokens))
         sequence.hit_tokens = sequence.path_tokens = sequence.num_computed
         self._plan_checkpoints(sequence, prefix)
 
-    def allocate(self, sequence: Sequence, end: int, spare: int = 0) -> bool:
+    def allocate(self, sequence: PagedSequence, end: int, spare: int = 0) -> bool:
         """Map pages for tokens up to `end`, evicting cached ones where needed.
 
         False, with nothing changed or evicted, where fewer than that many pages and `spare` more
@@ -102,7 +102,7 @@ class KvMemory:
         sequence.num_pages = last
         return True
 
-    def commit(self, sequence: Sequence, end: int) -> None:
+    def commit(self, sequence: PagedSequence, end: int) -> None:
         """After a step: cache the checkpoints that were passed, then free what left the window.
 
         In this order, since the step began at or before each checkpoint: its tail is still mapped.
@@ -117,13 +117,13 @@ class KvMemory:
             if kept > sequence.first_kept[horizon.index]:
                 self._free_before(sequence, horizon.index, kept, horizon.sink_pages)
 
-    def publish(self, sequence: Sequence) -> None:
+    def publish(self, sequence: PagedSequence) -> None:
         """Put all full pages of a sequence into the tree; the sequence keeps its references."""
         full = sequence.num_computed // self.page_size
         if full:
             self.tree.insert(sequence.tokens, sequence.tables, full)
 
-    def release(self, sequence: Sequence) -> None:
+    def release(self, sequence: PagedSequence) -> None:
         """Cache what the sequence computed, and give back everything it holds."""
         assert not sequence.released, "a sequence was released twice"
         self.publish(sequence)
@@ -133,7 +133,7 @@ class KvMemory:
                     pool.release(page)
         sequence.released = True
 
-    def check_integrity(self, sequences: Iterable[Sequence]) -> None:
+    def check_integrity(self, sequences: Iterable[PagedSequence]) -> None:
         """Check that every page has exactly its holders, given all live sequences."""
         live = list(sequences)
         self.tree.check_integrity()
@@ -150,13 +150,13 @@ class KvMemory:
     def _capacity(self, tokens: np.ndarray) -> int:
         return ceil(len(tokens) / self.page_size)
 
-    def _plan_checkpoints(self, sequence: Sequence, prefix: Prefix) -> None:
+    def _plan_checkpoints(self, sequence: PagedSequence, prefix: Prefix) -> None:
         full = sequence.num_computed // self.page_size
         sequence.shared_pages = prefix.shared_length // self.page_size
         wanted = {sequence.shared_pages, self._hit_limit(prefix.prompt_length)}
         sequence.checkpoints = sorted(pages for pages in wanted if pages > full)
 
-    def _take(self, sequence: Sequence, pages: list[list[int]]) -> None:
+    def _take(self, sequence: PagedSequence, pages: list[list[int]]) -> None:
         """Map a hit: every page of the global group, sinks and tail of the local ones."""
         for horizon, table, pool in zip(self.horizons, sequence.tables, self.pools, strict=True):
             for position in horizon.needed(len(pages)):
@@ -167,7 +167,7 @@ class KvMemory:
         sequence.num_pages = len(pages)
         sequence.num_computed = len(pages) * self.page_size
 
-    def _free_before(self, sequence: Sequence, group: int, kept: int, sink_pages: int) -> None:
+    def _free_before(self, sequence: PagedSequence, group: int, kept: int, sink_pages: int) -> None:
         table, pool = sequence.tables[group], self.pools[group]
         for position in range(max(sink_pages, sequence.first_kept[group]), kept):
             pool.release(int(table[position]))

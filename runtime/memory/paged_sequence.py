@@ -1,13 +1,13 @@
-"""Sequence: the pages of one token sequence, a block table for each horizon group."""
+"""PagedSequence: the pages of one token sequence, a block table for each horizon group."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Rows
+from collections.abc import Sequence
 
 import numpy as np
 
 
-class Sequence:
+class PagedSequence:
     """What a request (or a waiting session) holds of the KV memory.
 
     Attributes:
@@ -39,7 +39,7 @@ class Sequence:
     def __init__(self, tokens: np.ndarray, num_groups: int, capacity: int) -> None:
         """An empty sequence whose tables have room for `capacity` pages."""
         self.tokens = tokens
-        self.tables: Rows[np.ndarray] = [np.full(capacity, -1, np.int32) for _ in range(num_groups)]
+        self.tables: Sequence[np.ndarray] = [np.full(capacity, -1, np.int32) for _ in range(num_groups)]
         self.num_pages = 0
         self.num_computed = 0
         self.hit_tokens = 0

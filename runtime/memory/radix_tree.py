@@ -12,13 +12,13 @@ checkpoints, least recently used first; whole nodes only from the leaves, least 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence as Rows
+from collections.abc import Sequence
 
 import numpy as np
 
 from kvfold.runtime.memory.horizon import Horizon
 from kvfold.runtime.memory.page_pool import PagePool
-from kvfold.runtime.memory.tree_node import Node
+from kvfold.runtime.memory.tree_node import TreeNode
 
 
 class RadixTree:
@@ -28,24 +28,24 @@ class RadixTree:
     the root is named by the engine's fingerprint, and nothing needs to compare it.
     """
 
-    def __init__(self, fingerprint: str, horizons: Rows[Horizon], pools: Rows[PagePool]) -> None:
+    def __init__(self, fingerprint: str, horizons: Sequence[Horizon], pools: Sequence[PagePool]) -> None:
         """An empty tree over the pools, which stay owned by the caller."""
-        self.root = Node(fingerprint.encode(), None, len(horizons))
+        self.root = TreeNode(fingerprint.encode(), None, len(horizons))
         self.evicted_pages = 0
         self._page_size = horizons[0].page_size
         self._pools = pools
         self._global = next((h.index for h in horizons if not h.is_local), None)
         self._locals = [h for h in horizons if h.is_local]
-        self._checkpoints: set[Node] = set()
-        self._leaves: list[tuple[int, int, Node]] = []
+        self._checkpoints: set[TreeNode] = set()
+        self._leaves: list[tuple[int, int, TreeNode]] = []
         self._clock = 0
         self._serial = 0
 
     # Lookup
 
-    def walk(self, tokens: np.ndarray, max_pages: int) -> list[Node]:
+    def walk(self, tokens: np.ndarray, max_pages: int) -> list[TreeNode]:
         """Nodes that match the first pages of `tokens`, at most `max_pages` of them."""
-        path: list[Node] = []
+        path: list[TreeNode] = []
         node = self.root
         data, step = tokens[: max_pages * self._page_size].tobytes(), self._page_size * tokens.itemsize
         for start in range(0, max_pages * step, step):
@@ -56,7 +56,7 @@ class RadixTree:
             node = child
         return path
 
-    def usable(self, path: Rows[Node]) -> int:
+    def usable(self, path: Sequence[TreeNode]) -> int:
         """Pages of the longest hit along a path: the last length with sinks and tails complete."""
         if not self._locals:
             return len(path)
@@ -75,7 +75,7 @@ class RadixTree:
                 hit = depth
         return hit
 
-    def touch(self, path: Rows[Node]) -> None:
+    def touch(self, path: Sequence[TreeNode]) -> None:
         """Mark a path as just used."""
         self._clock += 1
         for node in path:
@@ -84,7 +84,7 @@ class RadixTree:
     # Insertion
 
     def insert(
-        self, tokens: np.ndarray, tables: Rows[np.ndarray], num_pages: int, shared: bool = False
+        self, tokens: np.ndarray, tables: Sequence[np.ndarray], num_pages: int, shared: bool = False
     ) -> None:
         """Cache the first `num_pages` pages and make their end a checkpoint.
 
@@ -108,14 +108,14 @@ class RadixTree:
         self.mark(path)
         path[-1].shared |= shared
 
-    def _extend(self, path: list[Node], tokens: np.ndarray, num_pages: int) -> None:
+    def _extend(self, path: list[TreeNode], tokens: np.ndarray, num_pages: int) -> None:
         """Add the nodes that the path lacks."""
         if len(path) == num_pages:
             return
         node = path[-1] if path else self.root
         size = self._page_size
         for index in range(len(path), num_pages):
-            child = Node(tokens[index * size : (index + 1) * size].tobytes(), node, len(self._pools))
+            child = TreeNode(tokens[index * size : (index + 1) * size].tobytes(), node, len(self._pools))
             node.children[child.key] = child
             path.append(child)
             node = child
@@ -128,7 +128,7 @@ class RadixTree:
         self._pools[group].release(mine)
         table[position] = cached
 
-    def mark(self, path: Rows[Node]) -> None:
+    def mark(self, path: Sequence[TreeNode]) -> None:
         """Make the end of a path, whose tails are complete, a checkpoint."""
         end = path[-1]
         if end.checkpoint:
@@ -180,7 +180,7 @@ class RadixTree:
                 self._unmark(path)
                 self._prune(node)
 
-    def _remove(self, node: Node) -> None:
+    def _remove(self, node: TreeNode) -> None:
         """Take a leaf out of the tree; where its parent's tail is complete, the parent ends hits instead."""
         parent = node.parent
         assert parent is not None and not node.children
@@ -197,7 +197,7 @@ class RadixTree:
         if parent is not self.root and not parent.children:
             self._queue(parent)
 
-    def _unmark(self, path: Rows[Node]) -> None:
+    def _unmark(self, path: Sequence[TreeNode]) -> None:
         """Drop a checkpoint and the local pages that nothing else needs."""
         end = path[-1]
         end.checkpoint = end.shared = False
@@ -209,7 +209,7 @@ class RadixTree:
                 if node.needed_by[horizon.index] == 0:
                     self._drop_page(node, horizon.index)
 
-    def _prune(self, node: Node) -> None:
+    def _prune(self, node: TreeNode) -> None:
         """Without a global group, remove the leaves that no checkpoint is left to use."""
         if self._global is not None:
             return
@@ -218,12 +218,12 @@ class RadixTree:
             self._remove(node)
             node = parent
 
-    def _drop_page(self, node: Node, group: int) -> None:
+    def _drop_page(self, node: TreeNode, group: int) -> None:
         page, node.pages[group] = node.pages[group], -1
         if self._pools[group].uncache(page):
             self.evicted_pages += 1
 
-    def _queue(self, node: Node) -> None:
+    def _queue(self, node: TreeNode) -> None:
         """Enter a leaf into the eviction queue; entries are checked for truth when they are taken out."""
         if self._global is not None:
             self._serial += 1
@@ -231,9 +231,9 @@ class RadixTree:
 
     # Inspection
 
-    def nodes(self) -> list[Node]:
+    def nodes(self) -> list[TreeNode]:
         """Every node but the root."""
-        found: list[Node] = []
+        found: list[TreeNode] = []
         stack = list(self.root.children.values())
         while stack:
             node = stack.pop()
@@ -248,7 +248,7 @@ class RadixTree:
     def check_integrity(self) -> None:
         """Check the laws of this module; quadratic, for tests and idle moments."""
         nodes = self.nodes()
-        needed: dict[tuple[Node, int], int] = {}
+        needed: dict[tuple[TreeNode, int], int] = {}
         assert {node for node in nodes if node.checkpoint} == self._checkpoints
         for node in self._checkpoints:
             path = node.path()
@@ -268,6 +268,6 @@ class RadixTree:
                 assert (node.pages[horizon.index] >= 0) == (wanted > 0)
 
 
-def _tail_priority(node: Node) -> tuple[bool, int]:
+def _tail_priority(node: TreeNode) -> tuple[bool, int]:
     """Superseded tails first: inner ones, neither marked as shared nor at a branch point; then LRU."""
     return node.shared or len(node.children) != 1, node.last_used

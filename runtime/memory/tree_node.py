@@ -1,9 +1,9 @@
-"""Node: one page of tokens in the radix tree."""
+"""TreeNode: one page of tokens in the radix tree."""
 
 from __future__ import annotations
 
 
-class Node:
+class TreeNode:
     """An edge of one page of tokens and what is cached of it.
 
     Attributes:
@@ -29,12 +29,12 @@ class Node:
         "shared",
     )
 
-    def __init__(self, key: bytes, parent: Node | None, num_groups: int) -> None:
+    def __init__(self, key: bytes, parent: TreeNode | None, num_groups: int) -> None:
         """A node without pages, not yet linked from its parent."""
         self.key = key
         self.parent = parent
         self.depth: int = 0 if parent is None else parent.depth + 1
-        self.children: dict[bytes, Node] = {}
+        self.children: dict[bytes, TreeNode] = {}
         self.pages = [-1] * num_groups
         self.needed_by = [0] * num_groups
         self.checkpoint = False
@@ -46,9 +46,9 @@ class Node:
         """Whether the node is still in the tree."""
         return self.parent is not None
 
-    def path(self) -> list[Node]:
+    def path(self) -> list[TreeNode]:
         """The nodes from the root's child down to this one."""
-        nodes: list[Node] = []
+        nodes: list[TreeNode] = []
         node = self
         while node.parent is not None:
             nodes.append(node)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Rows
+from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Literal, Protocol
@@ -12,9 +12,11 @@ import numpy as np
 from kvfold.plugins.contract.errors import RequestError
 from kvfold.runtime.engine.protocol import EngineInfo
 from kvfold.runtime.memory.kv_memory import Prefix
-from kvfold.runtime.memory.paged_sequence import Sequence
+from kvfold.runtime.memory.paged_sequence import PagedSequence
 from kvfold.runtime.metrics import Usage
-from kvfold.runtime.sampling.sampling import Sampler, SamplingParams, TokenLogprob, token_logprob
+from kvfold.runtime.sampling.logprobs import TokenLogprob, token_logprob
+from kvfold.runtime.sampling.params import SamplingParams
+from kvfold.runtime.sampling.sampler import Sampler
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -39,7 +41,7 @@ class Prompt:
 
     token_ids: np.ndarray
     shared_length: int = 0
-    kept: Sequence | None = None
+    kept: PagedSequence | None = None
 
 
 class Request:
@@ -50,7 +52,7 @@ class Request:
         prompt: Prompt,
         params: SamplingParams,
         sink: TextSink,
-        eos_token_ids: Rows[int],
+        eos_token_ids: Sequence[int],
         info: EngineInfo,
         keep: bool = False,
     ) -> None:
@@ -77,7 +79,7 @@ class Request:
         self.prefix = Prefix(len(ids), min(prompt.shared_length, len(ids) - 1))
         self.kept = prompt.kept
         self.keep = keep
-        self.sequence: Sequence | None = None
+        self.sequence: PagedSequence | None = None
         self.finish_reason: FinishReason | None = None
         self.logprobs: list[TokenLogprob] = []
         self.overtaken = 0

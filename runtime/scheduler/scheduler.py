@@ -14,7 +14,7 @@ from collections import OrderedDict
 from kvfold.plugins.contract.errors import CapacityError, KvfoldError
 from kvfold.runtime.engine.protocol import Engine
 from kvfold.runtime.memory.kv_memory import KvMemory
-from kvfold.runtime.memory.paged_sequence import Sequence
+from kvfold.runtime.memory.paged_sequence import PagedSequence
 from kvfold.runtime.metrics import CacheMetrics
 from kvfold.runtime.runtime_config import RuntimeConfig
 from kvfold.runtime.scheduler.request import Request
@@ -38,7 +38,7 @@ class Scheduler:
         self._config = config
         self._waiting: list[Request] = []
         self._running: list[Request] = []
-        self._parked: OrderedDict[int, Sequence] = OrderedDict()
+        self._parked: OrderedDict[int, PagedSequence] = OrderedDict()
         self._builder = StepBuilder(
             groups=[group.name for group in info.plan.groups],
             page_size=info.plan.page_size,
@@ -53,7 +53,7 @@ class Scheduler:
         return bool(self._waiting or self._running)
 
     @property
-    def sequences(self) -> list[Sequence]:
+    def sequences(self) -> list[PagedSequence]:
         """Every sequence that holds pages."""
         running = [request.sequence for request in self._running if request.sequence is not None]
         return running + list(self._parked.values())
@@ -93,7 +93,7 @@ class Scheduler:
         self.memory.release(request.sequence)
         request.sequence = None
 
-    def discard(self, sequence: Sequence) -> None:
+    def discard(self, sequence: PagedSequence) -> None:
         """Give back a kept sequence whose session ended or cannot use it."""
         if self._parked.pop(id(sequence), None) is not None:
             self.memory.release(sequence)
@@ -217,7 +217,7 @@ class Scheduler:
         request.sequence, request.kept = sequence, None
         return chunk
 
-    def _count_admission(self, request: Request, sequence: Sequence) -> None:
+    def _count_admission(self, request: Request, sequence: PagedSequence) -> None:
         if request.kept is not None:
             resumed = request.kept is sequence
             self.metrics.resumed_turns += resumed
@@ -240,7 +240,7 @@ class Scheduler:
             request.sequence = None
 
 
-def _next_chunk(request: Request, sequence: Sequence, budget: int) -> Chunk:
+def _next_chunk(request: Request, sequence: PagedSequence, budget: int) -> Chunk:
     """The next positions of a request, as many as the budget allows."""
     start = sequence.num_computed
     end = min(request.length, start + budget)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Rows
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from kvfold.runtime.engine.protocol import GroupTables, StepInputs
-from kvfold.runtime.memory.paged_sequence import Sequence
+from kvfold.runtime.memory.paged_sequence import PagedSequence
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Chunk:
         samples: whether the last one's logits are wanted.
     """
 
-    sequence: Sequence
+    sequence: PagedSequence
     start: int
     end: int
     samples: bool
@@ -32,7 +32,7 @@ class StepBuilder:
     """Builds StepInputs; their arrays are valid until the next call."""
 
     def __init__(
-        self, groups: Rows[str], page_size: int, max_tokens: int, max_seqs: int, max_pages: int
+        self, groups: Sequence[str], page_size: int, max_tokens: int, max_seqs: int, max_pages: int
     ) -> None:
         """Buffers for the largest step: `max_pages` is the width of a full context's table."""
         self._groups = tuple(groups)
@@ -45,7 +45,7 @@ class StepBuilder:
         self._tables = [np.zeros(max_seqs * max_pages, np.int32) for _ in self._groups]
         self._offsets = np.arange(max_tokens)
 
-    def build(self, chunks: Rows[Chunk]) -> StepInputs:
+    def build(self, chunks: Sequence[Chunk]) -> StepInputs:
         """Inputs of one step; where no chunk samples, the last row's logits are asked for and unused."""
         total = rows = 0
         for index, chunk in enumerate(chunks):
@@ -81,7 +81,7 @@ class StepBuilder:
         positions = self._offsets[: len(slots)] + start
         slots[:] = table[positions // size] * size + positions % size
 
-    def _block_table(self, group: int, chunks: Rows[Chunk]) -> np.ndarray:
+    def _block_table(self, group: int, chunks: Sequence[Chunk]) -> np.ndarray:
         """Int32 [B, M], contiguous; of a single sequence its own table, without a copy."""
         width = max(chunk.sequence.num_pages for chunk in chunks)
         if len(chunks) == 1:

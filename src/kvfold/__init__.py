@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from kvfold.runtime.generation import Completion, TextChunk
     from kvfold.runtime.llm import LLM
     from kvfold.runtime.runtime_config import RuntimeConfig
-    from kvfold.runtime.sampling.sampling import SamplingParams
+    from kvfold.runtime.sampling.params import SamplingParams
     from kvfold.runtime.session import Session
 
 __all__ = ["LLM", "Completion", "RuntimeConfig", "SamplingParams", "Session", "TextChunk"]
@@ -23,7 +23,7 @@ _HOMES = {
     "LLM": "kvfold.runtime.llm",
     "Completion": "kvfold.runtime.generation",
     "RuntimeConfig": "kvfold.runtime.runtime_config",
-    "SamplingParams": "kvfold.runtime.sampling.sampling",
+    "SamplingParams": "kvfold.runtime.sampling.params",
     "Session": "kvfold.runtime.session",
     "TextChunk": "kvfold.runtime.generation",
 }

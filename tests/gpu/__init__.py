@@ -1,0 +1,1 @@
+"""What only a GPU can show; each skip says what it would have shown."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.runtime.bundle import FOLD_PLAN
+from kvfold.runtime.engine.engine_files import EngineFiles
 from kvfold.runtime.engine.tensorrt.tensorrt_engine import TensorRTEngine
 from tests.gpu.read_texts import NUM_PAGES
 from tests.gpu.tiny_bundle import TinyBundle
@@ -19,9 +20,10 @@ from tests.root import ROOT
 
 
 @contextmanager
-def open_engine(directory: Path, plan: FoldPlan) -> Iterator[TensorRTEngine]:
+def tensorrt_engine(directory: Path, plan: FoldPlan) -> Iterator[TensorRTEngine]:
     """A TensorRT engine with pages for `read_texts`."""
-    engine = TensorRTEngine.load(directory, plan, {group.name: NUM_PAGES for group in plan.groups})
+    files = EngineFiles.read(directory, plan)
+    engine = TensorRTEngine.load(files, {group.name: NUM_PAGES for group in plan.groups})
     try:
         yield engine
     finally:

@@ -16,8 +16,8 @@ from unittest.mock import patch
 import numpy as np
 
 from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.runtime.engine.engine_files import EngineFiles
 from kvfold.runtime.engine.load_engine import load_engine
-from kvfold.runtime.runtime_config import RuntimeConfig
 from tests.gpu.read_texts import ALONE, NUM_PAGES, read_texts
 
 LOAD_PLUGINS = "kvfold.runtime.engine.tensorrt.loaded_plan.load_plugins"
@@ -39,12 +39,12 @@ def main(engine: str, fold_plan: str, texts: str, logits: str, *library: str) ->
     """Read the texts and save their logits."""
     plan = FoldPlan.parse(Path(fold_plan).read_bytes())
     pages = {group.name: NUM_PAGES for group in plan.groups}
-    config = RuntimeConfig(max_num_batched_tokens=ALONE, max_num_seqs=4)
+    files = EngineFiles.read(Path(engine), plan)
     plugins = (
         patch(LOAD_PLUGINS, lambda trt, *others: CppPlugins(trt, *library)) if library else nullcontext()
     )
     with plugins:
-        loaded = load_engine(Path(engine), plan, pages, config)
+        loaded = load_engine(files, pages, max_num_batched_tokens=ALONE, max_num_seqs=4)
     np.save(logits, read_texts(loaded, plan, np.load(texts)))
     heavy = {"torch", "triton", "onnx"} & set(sys.modules)
     if heavy:

@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 
 from kvfold import LLM, Completion, RuntimeConfig, SamplingParams
-from kvfold.runtime.engine.load_engine import load_engine
+from kvfold.runtime.engine.engine_files import EngineFiles
+from kvfold.runtime.engine.onnxruntime_engine import OnnxRuntimeEngine
 from kvfold.runtime.engine.protocol import GroupTables, StepInputs
 from kvfold.runtime.engine.tensorrt import tensorrt_engine as engine_module
 from kvfold.runtime.engine.tensorrt.device import Device
-from kvfold.runtime.engine.tensorrt.memory import MARGIN, MIB, check_memory
+from kvfold.runtime.engine.tensorrt.gpu_memory import MARGIN, MIB, check_memory
 from kvfold.runtime.engine.tensorrt.tensorrt_engine import TensorRTEngine
 from tests.gpu.conftest import RecordProperty
 from tests.gpu.distances import MAX_KL_TO_CPU, MAX_KL_TO_FOLDED, check_logits
-from tests.gpu.engines import open_engine, read_in_new_process
+from tests.gpu.engines import read_in_new_process, tensorrt_engine
 from tests.gpu.read_texts import NUM_PAGES, read_texts
 from tests.gpu.tiny_bundle import TinyBundle
 from tests.paging import Pager
@@ -35,11 +36,11 @@ def test_logits_are_the_cpu_engines_and_the_folded_models(
     tiny: TinyBundle, directory: Path, record_property: RecordProperty
 ) -> None:
     """Prefill and decode steps give the cpu engine's and the folded model's logits, within a KL bound."""
-    with open_engine(directory, tiny.plan) as engine:
+    with tensorrt_engine(directory, tiny.plan) as engine:
         logits = read_texts(engine, tiny.plan, tiny.texts)
     pages = {group.name: NUM_PAGES for group in tiny.plan.groups}
     on_cpu = read_texts(
-        load_engine(tiny.build("cpu"), tiny.plan, pages, RuntimeConfig()), tiny.plan, tiny.texts
+        OnnxRuntimeEngine.load(EngineFiles.read(tiny.build("cpu"), tiny.plan), pages), tiny.plan, tiny.texts
     )
     check_logits(record_property, "cpu || gpu", on_cpu, logits, MAX_KL_TO_CPU)
     check_logits(record_property, "folded || gpu", tiny.folded_logits, logits, MAX_KL_TO_FOLDED)
@@ -47,7 +48,7 @@ def test_logits_are_the_cpu_engines_and_the_folded_models(
 
 def test_graphs_replay_the_bits_of_a_direct_run(tiny: TinyBundle, directory: Path) -> None:
     """Three runs give the same bits: a bucket's first step runs directly, all later ones as a CUDA graph."""
-    with open_engine(directory, tiny.plan) as engine:
+    with tensorrt_engine(directory, tiny.plan) as engine:
         first, *others = (read_texts(engine, tiny.plan, tiny.texts) for _ in range(3))
     for logits in others:
         np.testing.assert_array_equal(logits, first)
@@ -58,7 +59,7 @@ def test_padding_changes_no_bit(tiny: TinyBundle, directory: Path, record_proper
     pager = Pager(tiny.plan, NUM_PAGES)
     prompts = [pager.step({index: text[:40].tolist()}) for index, text in enumerate(tiny.texts)]
     four = pager.step({index: [int(text[40])] for index, text in enumerate(tiny.texts)})
-    with open_engine(directory, tiny.plan) as engine:
+    with tensorrt_engine(directory, tiny.plan) as engine:
         for prompt in prompts:
             engine.execute(replace(prompt, logits_indices=prompt.logits_indices[-1:]))
         exact = engine.execute(four).copy()
@@ -133,7 +134,7 @@ def test_memory_is_what_was_counted(
 
     monkeypatch.setattr(engine_module, "check_memory", remember)
     before = device.free_bytes()
-    with open_engine(directory, tiny.plan) as engine:
+    with tensorrt_engine(directory, tiny.plan) as engine:
         loaded = before - device.free_bytes()
         read_texts(engine, tiny.plan, tiny.texts)
         read_texts(engine, tiny.plan, tiny.texts)
@@ -152,7 +153,7 @@ def test_closing_gives_the_memory_back(
     """An engine that is loaded, run and closed again and again loses no memory after the first time."""
     free = []
     for _ in range(4):
-        with open_engine(directory, tiny.plan) as engine:
+        with tensorrt_engine(directory, tiny.plan) as engine:
             read_texts(engine, tiny.plan, tiny.texts)
         device.activate()
         free.append(device.free_bytes())
@@ -163,6 +164,6 @@ def test_closing_gives_the_memory_back(
 
 def test_a_fresh_process_runs_the_plan(tiny: TinyBundle, directory: Path, tmp_path: Path) -> None:
     """Without torch, Triton, ONNX and any setting of LD_LIBRARY_PATH the plan gives the same bits."""
-    with open_engine(directory, tiny.plan) as engine:
+    with tensorrt_engine(directory, tiny.plan) as engine:
         logits = read_texts(engine, tiny.plan, tiny.texts)
     np.testing.assert_array_equal(read_in_new_process(tiny, directory, tmp_path), logits)

@@ -12,7 +12,7 @@ from kvfold.plugins.cuda.attention_spec import ACTIVATION_DTYPES, ActivationDtyp
 from kvfold.plugins.paged_attention import tolerances
 from kvfold.plugins.paged_attention.inputs import Case, Inputs, make_inputs
 from kvfold.runtime.engine.tensorrt.device import Device
-from kvfold.runtime.engine.tensorrt.memory import MARGIN
+from kvfold.runtime.engine.tensorrt.gpu_memory import MARGIN
 from tests.gpu.attention_call import call
 from tests.gpu.conftest import RecordProperty
 from tests.gpu.gpu_attention_cases import DECODE, MQA, PREFILL

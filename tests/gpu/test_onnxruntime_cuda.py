@@ -9,8 +9,8 @@ import pytest
 
 from kvfold.pipeline.machine.targets import TARGETS
 from kvfold.plugins.contract.fold_plan import KvDtype
-from kvfold.runtime.engine.load_engine import load_engine
-from kvfold.runtime.runtime_config import RuntimeConfig
+from kvfold.runtime.engine.engine_files import EngineFiles
+from kvfold.runtime.engine.onnxruntime_engine import OnnxRuntimeEngine
 from tests.gpu.conftest import GpuFacts, RecordProperty, skip
 from tests.gpu.distances import MAX_KL_OF_FLOAT16, MAX_KL_TO_CPU, check_logits
 from tests.gpu.read_texts import NUM_PAGES, read_texts
@@ -28,9 +28,9 @@ def cuda(gpu: GpuFacts, request: pytest.FixtureRequest) -> None:
 
 def read(tiny: TinyBundle, target: str) -> np.ndarray:
     """Logits of the texts by an engine of ONNX Runtime."""
-    directory = tiny.build(target)
+    files = EngineFiles.read(tiny.build(target), tiny.plan)
     pages = {group.name: NUM_PAGES for group in tiny.plan.groups}
-    return read_texts(load_engine(directory, tiny.plan, pages, RuntimeConfig()), tiny.plan, tiny.texts)
+    return read_texts(OnnxRuntimeEngine.load(files, pages), tiny.plan, tiny.texts)
 
 
 def tiny_without_sinks(folder: Path, kv_dtype: KvDtype, head_sink: str) -> TinyBundle:

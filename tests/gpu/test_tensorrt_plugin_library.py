@@ -11,11 +11,11 @@ import pytest
 
 from kvfold.runtime.engine.engine_config import KERNELS_FOLDER
 from tests.gpu.conftest import skip
-from tests.gpu.engines import open_engine, read_in_new_process
+from tests.gpu.engines import read_in_new_process, tensorrt_engine
 from tests.gpu.read_texts import read_texts
 from tests.gpu.tiny_bundle import TinyBundle
-from tests.plugins.tensorrt.tensorrt_headers import fetch_tensorrt_headers
-from tests.plugins.tensorrt.tools import CMAKE
+from tests.plugins.tensorrt.cpp.compilers import CMAKE
+from tests.plugins.tensorrt.cpp.tensorrt_headers import fetch_tensorrt_headers
 from tests.root import ROOT
 
 
@@ -54,6 +54,6 @@ def test_it_gives_the_bits_of_the_python_plugin(
 ) -> None:
     """A process with the C++ library deserialises and runs the plan; its logits are the same, bit for bit."""
     directory = tiny.build(target, architectures)
-    with open_engine(directory, tiny.plan) as engine:
+    with tensorrt_engine(directory, tiny.plan) as engine:
         logits = read_texts(engine, tiny.plan, tiny.texts)
     np.testing.assert_array_equal(read_in_new_process(tiny, directory, tmp_path, library), logits)

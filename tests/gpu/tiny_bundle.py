@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
+from kvfold.pipeline.quality.subject_names import FOLDED
 from kvfold.pipeline.quality.subjects import TorchSubject
-from kvfold.pipeline.quality.validate.measurements import FOLDED
 from kvfold.pipeline.recipe.load_recipe import load_recipe
 from kvfold.pipeline.recipe.recipe import Recipe
-from kvfold.pipeline.stages.stages import STAGES, build_stage
+from kvfold.pipeline.stages.order import STAGES
 from kvfold.pipeline.workspace.run_stages import run_stages
+from kvfold.pipeline.workspace.stage import target_stage
 from kvfold.pipeline.workspace.workspace import HELDOUT_TOKENS, Workspace
 from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.runtime.bundle import WEIGHTS
@@ -40,7 +41,7 @@ class TinyBundle:
 
     def build(self, target: str, architectures: tuple[int, ...] = ()) -> Path:
         """The engine's folder; a second time nothing is built."""
-        self._run(load_recipe(str(self.recipe), target, architectures), build_stage(target))
+        self._run(load_recipe(str(self.recipe), target, architectures), target_stage("build", target))
         return self.root / "engine" / target
 
     @property

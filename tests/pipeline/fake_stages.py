@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kvfold.pipeline.recipe.recipe import ModelSection, Recipe
 from kvfold.pipeline.show.progress import Progress
-from kvfold.pipeline.workspace.stage import Stage
+from kvfold.pipeline.workspace.stage import Job, Stage
 from kvfold.pipeline.workspace.workspace import Workspace
 from kvfold.plugins.contract.plan_presets import Preset
 
@@ -23,15 +23,17 @@ def fake_stages(ran: list[str]) -> tuple[Stage, ...]:
     """first -> second -> third; first also feeds a branch. `ran` records what was run."""
 
     def stage(name: str, needs: tuple[str, ...], settings: Callable[[Recipe], object]) -> Stage:
-        def run(workspace: Workspace, output: Path, progress: Callable[[float], None]) -> None:
+        def run(workspace: Workspace, job: Job) -> None:
             ran.append(name)
             read = "".join((workspace.root / need / "a.txt").read_text() for need in needs)
-            (output / name).mkdir()
-            (output / name / "a.txt").write_text(f"{name} {settings(workspace.recipe)}\n{read}")
-            progress(0.5)
-            (output / name / "b.txt").write_text(name * 1000)
+            (job.output / name).mkdir()
+            (job.output / name / "a.txt").write_text(f"{name} {settings(workspace.recipe)}\n{read}")
+            job.progress(0.5)
+            (job.output / name / "b.txt").write_text(name * 1000)
 
-        return Stage(name, f"running {name}", needs, settings, ("plugins/contract/version.py",), run)
+        return Stage(
+            name, f"running {name}", needs, settings, (f"{name}/",), run, ("kvfold.plugins.contract.version",)
+        )
 
     return (
         stage("first", (), lambda recipe: recipe.model.source),

@@ -11,7 +11,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 
 from kvfold.runtime.generation import Completion, Reply, TextChunk
 from kvfold.runtime.llm import LLM
-from kvfold.runtime.sampling.sampling import SamplingParams
+from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.scheduler.request import Prompt
 from kvfold.runtime.session import Session
 from tests.runtime.byte_tokenizer import VOCAB

@@ -10,8 +10,9 @@ import pytest
 
 from kvfold.plugins.contract.errors import BundleError, CapacityError, RequestError
 from kvfold.runtime.llm import LLM, TextOrTokens
-from kvfold.runtime.runtime_config import RuntimeConfig, pages_for
-from kvfold.runtime.sampling.sampling import SamplingParams
+from kvfold.runtime.memory.budget import pages_for
+from kvfold.runtime.runtime_config import RuntimeConfig
+from kvfold.runtime.sampling.params import SamplingParams
 from tests.runtime.byte_tokenizer import VOCAB, ByteTokenizer
 from tests.runtime.harness import PLANS, check, in_use, make_llm, make_prompts
 from tests.runtime.synthetic_engine import SyntheticEngine, expected_tokens

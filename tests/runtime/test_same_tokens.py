@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 
-from kvfold.runtime.sampling.sampling import SamplingParams
+from kvfold.runtime.sampling.params import SamplingParams
 from tests.runtime.byte_tokenizer import VOCAB
 from tests.runtime.harness import PLANS, check, in_use, make_llm, make_prompts
 from tests.runtime.synthetic_engine import expected_tokens

@@ -45,7 +45,7 @@ def test_a_later_turn_computes_its_new_tokens_only(name: str) -> None:
 
 def test_streaming_a_turn_equals_sending_it() -> None:
     llm, _ = make_llm(PLANS["hybrid"])
-    with llm.session() as sent, Session(llm) as streamed:
+    with llm.session() as sent, Session(llm.generator) as streamed:
         for text in ("One?", "Two?"):
             whole = sent.send(text, SHORT)
             chunks = list(streamed.stream(text, SHORT))

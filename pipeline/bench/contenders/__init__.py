@@ -1,4 +1,4 @@
-"""The engines under test, one module each, all alike: TITLE, WEIGHTS, PACKAGE, INSTALL, prepare, load.
+"""The engines under test, a module each, all alike: TITLE, WEIGHTS, PACKAGE, INSTALL, prepare and load.
 
 Importing a module imports no engine: that happens in `prepare` and `load`, inside a worker process.
 """
@@ -8,12 +8,12 @@ from __future__ import annotations
 from importlib import import_module
 from typing import cast
 
-from kvfold.pipeline.bench.contender import SubjectModule
+from kvfold.pipeline.bench.contenders.contender import ContenderModule
 
 KVFOLD = "kvfold"
 PEERS = ("llama_cpp", "onnxruntime_genai", "openvino_genai", "transformers")
 
 
-def subject_module(name: str) -> SubjectModule:
+def contender_module(name: str) -> ContenderModule:
     """The module of kvfold or of a peer."""
-    return cast(SubjectModule, import_module(f"kvfold.pipeline.bench.contenders.{name}"))
+    return cast(ContenderModule, import_module(f"kvfold.pipeline.bench.contenders.{name}"))

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvfold.pipeline.bench.contender import Generation, Limits
+from kvfold.pipeline.bench.contenders.contender import Generation, Limits
 
 if TYPE_CHECKING:
     from kvfold.runtime.llm import LLM
-    from kvfold.runtime.memory.paged_sequence import Sequence as CachedSequence
+    from kvfold.runtime.memory.paged_sequence import PagedSequence
     from kvfold.runtime.scheduler.request import Prompt
 
 TITLE = "kvfold"
@@ -22,10 +22,10 @@ INSTALL = "pip install kvfold"
 
 def prepare(source: Path, target: Path) -> None:
     """A bundle is made by `kvfold build`, never from the peers' folder."""
-    raise NotImplementedError("kvfold's subject is loaded from a bundle; run `kvfold build RECIPE`")
+    raise NotImplementedError("kvfold runs from a bundle; run `kvfold build RECIPE`")
 
 
-def load(model: Path, limits: Limits) -> KvfoldSubject:
+def load(model: Path, limits: Limits) -> KvfoldContender:
     """Load a bundle with pools for twice the tokens in use at once, as OpenVINO GenAI gets."""
     from kvfold.runtime.bundle import open_bundle
     from kvfold.runtime.llm import LLM
@@ -33,19 +33,19 @@ def load(model: Path, limits: Limits) -> KvfoldSubject:
 
     budget = 2 * open_bundle(model).plan.kv_bytes(limits.cache_tokens)
     config = RuntimeConfig(kv_cache_bytes=budget, max_num_seqs=limits.sequences, threads=limits.threads)
-    return KvfoldSubject(LLM.load(model, config))
+    return KvfoldContender(LLM.load(model, config))
 
 
-class KvfoldSubject:
+class KvfoldContender:
     """Steps the scheduler itself, so that every token's arrival is known; turns go on as a Session's do."""
 
     def __init__(self, llm: LLM) -> None:
         self._generator = llm.generator
-        self._kept: CachedSequence | None = None
+        self._kept: PagedSequence | None = None
 
     def generate(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> Generation:
-        """See `Subject.generate`; a single prompt's sequence is kept for the next call."""
-        from kvfold.runtime.sampling.sampling import SamplingParams
+        """See `Contender.generate`; a single prompt's sequence is kept for the next call."""
+        from kvfold.runtime.sampling.params import SamplingParams
 
         params = SamplingParams(max_tokens=new_tokens, ignore_eos=True)
         single = len(prompts) == 1

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from kvfold.pipeline.bench.common_prefix import common_prefix
-from kvfold.pipeline.bench.contender import Generation, Limits
+from kvfold.pipeline.bench.contenders.common_prefix import common_prefix
+from kvfold.pipeline.bench.contenders.contender import Generation, Limits
 
 TITLE = "llama.cpp"
 WEIGHTS = "Q8_0"
@@ -28,9 +28,9 @@ def prepare(source: Path, target: Path) -> None:
     write_gguf(source, target / MODEL)
 
 
-def load(model: Path, limits: Limits) -> LlamaCppSubject:
+def load(model: Path, limits: Limits) -> LlamaCppContender:
     """Load with one KV cache that all sequences share, as its server does."""
-    return LlamaCppSubject(model / MODEL, limits)
+    return LlamaCppContender(model / MODEL, limits)
 
 
 class Feed(NamedTuple):
@@ -42,7 +42,7 @@ class Feed(NamedTuple):
     wants_logits: bool
 
 
-class LlamaCppSubject:
+class LlamaCppContender:
     """Batches for `llama_decode`, an argmax over its logits; keeps sequence 0's cache."""
 
     def __init__(self, path: Path, limits: Limits) -> None:
@@ -72,7 +72,7 @@ class LlamaCppSubject:
         self._cached: list[int] = []
 
     def generate(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> Generation:
-        """See `Subject.generate`."""
+        """See `Contender.generate`."""
         started = time.perf_counter()
         known = common_prefix(self._cached, prompts[0]) if len(prompts) == 1 else 0
         for sequence in range(1, len(prompts)):

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvfold.pipeline.bench.common_prefix import common_prefix
-from kvfold.pipeline.bench.contender import Generation, Limits
+from kvfold.pipeline.bench.contenders.common_prefix import common_prefix
+from kvfold.pipeline.bench.contenders.contender import Generation, Limits
 
 if TYPE_CHECKING:
     import onnxruntime_genai as og
@@ -33,17 +33,17 @@ def prepare(source: Path, target: Path) -> None:
     subprocess.run([*builder, *paths, *options], check=True)
 
 
-def load(model: Path, limits: Limits) -> OnnxRuntimeGenaiSubject:
+def load(model: Path, limits: Limits) -> OnnxRuntimeGenaiContender:
     """Load with the number of threads as an overlay of its config file."""
     import onnxruntime_genai as og
 
     config = og.Config(str(model))
     threads = {"session_options": {"intra_op_num_threads": limits.threads}}
     config.overlay(json.dumps({"model": {"decoder": threads}}))
-    return OnnxRuntimeGenaiSubject(og.Model(config), limits)
+    return OnnxRuntimeGenaiContender(og.Model(config), limits)
 
 
-class OnnxRuntimeGenaiSubject:
+class OnnxRuntimeGenaiContender:
     """Generators over one model; keeps the last single sequence's, which can continue."""
 
     def __init__(self, model: og.Model, limits: Limits) -> None:
@@ -53,7 +53,7 @@ class OnnxRuntimeGenaiSubject:
         self._cached: list[int] = []
 
     def generate(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> Generation:
-        """See `Subject.generate`."""
+        """See `Contender.generate`."""
         import numpy as np
 
         started = time.perf_counter()

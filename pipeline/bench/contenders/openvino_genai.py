@@ -10,7 +10,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvfold.pipeline.bench.contender import Generation, Limits
+from kvfold.pipeline.bench.contenders.contender import Generation, Limits
 
 if TYPE_CHECKING:
     from openvino_genai import ContinuousBatchingPipeline
@@ -30,7 +30,7 @@ def prepare(source: Path, target: Path) -> None:
     subprocess.run([str(tool), "export", "openvino", "--model", str(source), *task, str(target)], check=True)
 
 
-def load(model: Path, limits: Limits) -> OpenVinoGenaiSubject:
+def load(model: Path, limits: Limits) -> OpenVinoGenaiContender:
     """Load with room for every sequence and for one prompt in one step, which is its own default."""
     import openvino_genai
 
@@ -40,12 +40,12 @@ def load(model: Path, limits: Limits) -> OpenVinoGenaiSubject:
     scheduler.max_num_seqs = limits.sequences
     scheduler.num_kv_blocks = 2 * -(-limits.cache_tokens // BLOCK)
     properties = {"INFERENCE_NUM_THREADS": limits.threads}
-    return OpenVinoGenaiSubject(
+    return OpenVinoGenaiContender(
         openvino_genai.ContinuousBatchingPipeline(str(model), scheduler, "CPU", properties)
     )
 
 
-class OpenVinoGenaiSubject:
+class OpenVinoGenaiContender:
     """Steps the pipeline itself, so that every token's arrival is known."""
 
     def __init__(self, pipeline: ContinuousBatchingPipeline) -> None:
@@ -53,7 +53,7 @@ class OpenVinoGenaiSubject:
         self._requests = count()
 
     def generate(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> Generation:
-        """See `Subject.generate`."""
+        """See `Contender.generate`."""
         import numpy as np
         import openvino
         from openvino_genai import GenerationConfig

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvfold.pipeline.bench.common_prefix import common_prefix
-from kvfold.pipeline.bench.contender import Generation, Limits
+from kvfold.pipeline.bench.contenders.common_prefix import common_prefix
+from kvfold.pipeline.bench.contenders.contender import Generation, Limits
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel
@@ -25,17 +25,17 @@ def prepare(source: Path, target: Path) -> None:
         (target / file.name).symlink_to(file.resolve())
 
 
-def load(model: Path, limits: Limits) -> TransformersSubject:
+def load(model: Path, limits: Limits) -> TransformersContender:
     """Load with scaled-dot-product attention, the default."""
     import torch
     from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(limits.threads)
     # from_pretrained returns a model in evaluation mode.
-    return TransformersSubject(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32))
+    return TransformersContender(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32))
 
 
-class TransformersSubject:
+class TransformersContender:
     """A greedy loop over the model; keeps the last single sequence's cache."""
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -44,7 +44,7 @@ class TransformersSubject:
         self._cached: list[int] = []
 
     def generate(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> Generation:
-        """See `Subject.generate`."""
+        """See `Contender.generate`."""
         import torch
         from transformers import DynamicCache
 

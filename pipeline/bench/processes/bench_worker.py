@@ -1,6 +1,6 @@
 """The worker process: one job, one answer.
 
-It runs in the subject's own Python, which may lack every package of kvfold's.
+It runs in the contender's own Python, which may lack every package of kvfold's.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-from kvfold.pipeline.bench.contenders import subject_module
+from kvfold.pipeline.bench.contenders import contender_module
 from kvfold.pipeline.bench.processes.jobs import Answer, Job, Measure, Prepare, read_job, write_answer
-from kvfold.pipeline.bench.run_workloads import measure
-from kvfold.pipeline.bench.workloads import LOAD, MEMORY, SETS
+from kvfold.pipeline.bench.workloads.run_workloads import measure
+from kvfold.pipeline.bench.workloads.workloads import LOAD, MEMORY, SETS
 
 STATUS = Path("/proc/self/status")
 
@@ -25,8 +25,8 @@ def main() -> None:
 
 
 def do_job(job: Job) -> Answer:
-    """Do one job; whatever the subject raises ends the process."""
-    module = subject_module(job.subject)
+    """Do one job; whatever the contender raises ends the process."""
+    module = contender_module(job.contender)
     values: dict[str, float] = {}
     if isinstance(job, Prepare):
         module.prepare(Path(job.source), Path(job.target))
@@ -45,9 +45,9 @@ def installed_version(package: str) -> str | None:
 
 def _measure(job: Measure) -> dict[str, float]:
     started = time.perf_counter()
-    subject = subject_module(job.subject).load(Path(job.model), job.limits)
+    contender = contender_module(job.contender).load(Path(job.model), job.limits)
     load = time.perf_counter() - started
-    values = measure(subject, SETS[job.workloads], job.vocab_size, job.seed) | {LOAD.key: load}
+    values = measure(contender, SETS[job.workloads], job.vocab_size, job.seed) | {LOAD.key: load}
     peak = peak_memory()
     return values if peak is None else values | {MEMORY.key: peak}
 

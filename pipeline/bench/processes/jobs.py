@@ -7,21 +7,21 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvfold.pipeline.bench.contender import Limits
+from kvfold.pipeline.bench.contenders.contender import Limits
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Say which version of the subject's package is installed."""
+    """Say which version of the contender's package is installed."""
 
-    subject: str
+    contender: str
 
 
 @dataclass(frozen=True)
 class Prepare:
     """Convert the Hugging Face folder `source` into the existing folder `target`."""
 
-    subject: str
+    contender: str
     source: str
     target: str
 
@@ -31,12 +31,12 @@ class Measure:
     """Load a model, warm up, and run every workload of a set once.
 
     Attributes:
-        workloads: a name in `pipeline.bench.workloads.SETS`.
+        workloads: a name in `pipeline.bench.workloads.workloads.SETS`.
         vocab_size: prompts are written from ids below it.
         seed: makes prompts that no other job has.
     """
 
-    subject: str
+    contender: str
     model: str
     workloads: str
     vocab_size: int
@@ -55,7 +55,7 @@ class Answer:
     """What a job gave.
 
     Attributes:
-        version: of the subject's package; None where it is not installed.
+        version: of the contender's package; None where it is not installed.
         values: samples by metric key; of Measure only.
     """
 

@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
-from kvfold.pipeline.recipe.recipe import Recipe
+from kvfold.pipeline.machine.targets import TARGETS
 from kvfold.plugins.contract.errors import TargetError
+
+if TYPE_CHECKING:
+    from kvfold.pipeline.recipe.recipe import Recipe
 
 # Distributions whose version changes what is built.
 _PACKAGES = ("tensorrt", "tensorrt-rtx-cu13", "triton")
 
 
 def architectures_of(recipe: Recipe) -> tuple[int, ...]:
-    """SM versions: those of the recipe, which TensorRT-RTX alone takes, else that of this machine's GPU.
+    """SM versions: those of the recipe, where its target takes them, else that of this machine's GPU.
 
     Raises:
         TargetError: none is named and there is no GPU.
     """
-    if recipe.target == "tensorrt-rtx" and recipe.tensorrt.architectures:
+    named = TARGETS[recipe.target].takes_architectures
+    if named and recipe.tensorrt.architectures:
         return recipe.tensorrt.architectures
     from kvfold.runtime.engine.tensorrt.device import Device
 
     try:
         device = Device.open()
     except TargetError as error:
-        named = "; name the GPUs to build for: --sm 80,86,89,120" if recipe.target == "tensorrt-rtx" else ""
+        advice = "; name the GPUs to build for: --sm 80,86,89,120" if named else ""
         raise TargetError(
-            f"target {recipe.target} builds for the GPU of this machine: {error}{named}"
+            f"target {recipe.target} builds for the GPU of this machine: {error}{advice}"
         ) from error
     try:
         return (device.architecture,)

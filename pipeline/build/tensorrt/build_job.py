@@ -1,11 +1,11 @@
 """BuildJob and BuildResult: what the pipeline asks of the process that builds a plan, and its answer."""
 
 from __future__ import annotations
-from kvfold.plugins.contract.record import Record
 
 from pathlib import Path
-from typing import Literal
 
+from kvfold.plugins.contract.record import Record
+from kvfold.runtime.engine.engine_config import TensorRTLibrary
 
 # Smallest, typical and largest shape of one graph input.
 ShapeRange = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
@@ -24,7 +24,7 @@ class BuildJob(Record):
         timing_cache: kept between builds, where the library times its kernels.
     """
 
-    library: Literal["tensorrt", "tensorrt_rtx"]
+    library: TensorRTLibrary
     model: Path
     plan: Path
     kernels: Path

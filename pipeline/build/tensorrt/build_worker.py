@@ -29,8 +29,8 @@ from polygraphy.logger import G_LOGGER
 
 from kvfold.pipeline.build.tensorrt.build_job import BuildJob, BuildResult, WorkerMessage
 from kvfold.pipeline.build.tensorrt.build_phases import progress_monitor
-from kvfold.plugins.cuda.kernel_library import KernelLibrary
 from kvfold.plugins.contract.errors import KvfoldError
+from kvfold.plugins.cuda.kernel_library import KernelLibrary
 from kvfold.plugins.tensorrt.load_plugins import load_plugins
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h

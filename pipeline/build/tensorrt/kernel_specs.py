@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from kvfold.plugins.cuda.attention_spec import ActivationDtype, AttentionSpec
 from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.plugins.cuda.attention_spec import ActivationDtype, AttentionSpec
 from kvfold.plugins.tensorrt.attributes import read_node
 from kvfold.plugins.tensorrt.node_form import PLUGIN_NAME, PLUGIN_NAMESPACE
 

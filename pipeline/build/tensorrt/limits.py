@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from kvfold.pipeline.recipe.recipe import TensorRTSection
 from kvfold.pipeline.build.tensorrt.build_job import ShapeRange
+from kvfold.pipeline.recipe.recipe import TensorRTSection
 from kvfold.plugins.contract import step
 from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.runtime.engine.engine_config import StepLimits

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from kvfold.pipeline.build.tensorrt import build_worker
 from kvfold.pipeline.build.tensorrt.build_job import BuildJob, BuildResult, WorkerMessage
 from kvfold.pipeline.build.tensorrt.read_log import describe_failure
 from kvfold.plugins.contract.errors import KernelError, TargetError
@@ -36,7 +37,7 @@ def run_worker(
     with tempfile.TemporaryDirectory() as links, log.open("w") as stderr:
         environment = environment_for(job.library, Path(links))
         environment["POLYGRAPHY_USE_TENSORRT_RTX"] = str(int(job.library == "tensorrt_rtx"))
-        command = [sys.executable, "-P", "-m", "kvfold.pipeline.build.tensorrt.build_worker"]
+        command = [sys.executable, "-P", "-m", build_worker.__name__]
         pipe = subprocess.PIPE
         with subprocess.Popen(
             command, env=environment, text=True, stdin=pipe, stdout=pipe, stderr=stderr

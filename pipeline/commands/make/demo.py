@@ -10,7 +10,7 @@ from rich import get_console
 from kvfold.pipeline.commands.options.recipe_arguments import bundle_path, output_option, recipe_argument
 from kvfold.pipeline.commands.use.run import stream_turn
 from kvfold.runtime.llm import LLM
-from kvfold.runtime.sampling.sampling import SamplingParams
+from kvfold.runtime.sampling.params import SamplingParams
 
 # Each turn leans on the one before, so the cache has something to give. Simple, as the model is small.
 SYSTEM = "You are a helpful assistant."
@@ -36,8 +36,10 @@ def command(recipe: str, output: Path | None) -> None:
       kvfold demo horizon     the same model, five layers of six see 1,024 tokens, int8 KV
     """
     from kvfold.pipeline.bring_up_to_date import bring_up_to_date
+    from kvfold.pipeline.quality.validate.quality_tables import quality_table, verdict_table
     from kvfold.pipeline.report.report_results import page_file, read_results, require_passed
-    from kvfold.pipeline.show.tables import kv_bytes_table, quality_table, turns_table, verdict_table
+    from kvfold.pipeline.show.cache_tables import kv_bytes_table, turns_table
+    from kvfold.pipeline.show.terminal import draw_table
 
     root = bundle_path(recipe, output)
     target = bring_up_to_date(recipe, root, "report").target
@@ -50,11 +52,12 @@ def command(recipe: str, output: Path | None) -> None:
         for question in QUESTIONS:
             console.print(f"[bold cyan]> {question}[/]", highlight=False)
             turns.append(stream_turn(session, question, params, console))
-    console.print(
+    tables = (
         turns_table(turns),
         kv_bytes_table(results.kv_bytes),
         quality_table(results.measurements),
         verdict_table(results.verdicts),
     )
+    console.print(*map(draw_table, tables))
     console.print(f"\nReport: {root / page_file(target)}    Chat: kvfold run {root}")
     require_passed(results)

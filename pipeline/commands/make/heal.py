@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from statistics import mean
 
 import click
 from rich import get_console
-from rich.table import Table
 
 from kvfold.pipeline.commands.options.recipe_arguments import (
     bundle_path,
@@ -17,6 +17,8 @@ from kvfold.pipeline.commands.options.recipe_arguments import (
     recipe_argument,
     same_arguments,
 )
+from kvfold.pipeline.show.table import Table
+from kvfold.pipeline.show.terminal import draw_table
 
 
 @click.command("heal")
@@ -35,29 +37,31 @@ def command(recipe: str, output: Path | None) -> None:
     """
     from kvfold.pipeline.bring_up_to_date import bring_up_to_date
     from kvfold.pipeline.recipe.load_recipe import load_recipe
-    from kvfold.pipeline.recipe.recipe import HealSection
     from kvfold.pipeline.workspace.workspace import ADAPTER, HEAL_LOSSES
     from kvfold.plugins.contract.errors import RecipeError
 
-    if not isinstance(load_recipe(recipe).heal, HealSection):
+    if load_recipe(recipe).training is None:
         raise RecipeError(
             f"recipe {recipe} has nothing to train by; add a section to it, for example "
             "`heal: {tokens: 1000000, text: {source: my.jsonl, tokens: 1000000}}`"
         )
     root = bundle_path(recipe, output)
     bring_up_to_date(recipe, root, "heal")
-    get_console().print(loss_table((root / HEAL_LOSSES).read_text()))
+    get_console().print(draw_table(loss_table((root / HEAL_LOSSES).read_text()), framed=True))
     again = same_arguments(recipe, output)
     get_console().print(f"Healed; the adapter is {root / ADAPTER}. Next: kvfold build {again}")
 
 
 def loss_table(log: str) -> Table:
     """The loss at the beginning and the end of each step, means over a tenth of its updates."""
-    table = Table("step", "updates", "loss at first", "loss at last")
-    lines = [json.loads(line) for line in log.splitlines()]
-    for step, entries in groupby(lines, key=lambda line: line["step"]):
-        losses = [entry["loss"] for entry in entries]
-        tenth = max(1, len(losses) // 10)
-        first, last = mean(losses[:tenth]), mean(losses[-tenth:])
-        table.add_row(step, str(len(losses)), f"{first:.4f}", f"{last:.4f}")
-    return table
+    steps = groupby((json.loads(line) for line in log.splitlines()), key=lambda line: line["step"])
+    return Table.of(
+        "",
+        ("step", "updates", "loss at first", "loss at last"),
+        ((step, *_loss_cells([entry["loss"] for entry in entries])) for step, entries in steps),
+    )
+
+
+def _loss_cells(losses: Sequence[float]) -> tuple[str, str, str]:
+    tenth = max(1, len(losses) // 10)
+    return str(len(losses)), f"{mean(losses[:tenth]):.4f}", f"{mean(losses[-tenth:]):.4f}"

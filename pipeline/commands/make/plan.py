@@ -11,15 +11,15 @@ from rich import get_console
 from kvfold.pipeline.commands.options.recipe_arguments import recipe_argument
 
 if TYPE_CHECKING:
-    from kvfold.export.search.space import Target
+    from kvfold.export.search.space import ByteTarget
 
 
-class TargetType(click.ParamType["Target"]):
+class ByteTargetType(click.ParamType["ByteTarget"]):
     """Bytes per token at a length."""
 
     name = "target"
 
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> Target:
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> ByteTarget:
         """Refuse what is no BYTES@LENGTH."""
         from kvfold.pipeline.studies.search.goal import parse_target
 
@@ -34,7 +34,7 @@ class TargetType(click.ParamType["Target"]):
 @click.option(
     "--target-bytes",
     "targets",
-    type=TargetType(),
+    type=ByteTargetType(),
     multiple=True,
     metavar="BYTES@LENGTH",
     help="At most BYTES of resident KV per token of a sequence of LENGTH tokens (k is 1024). May be "
@@ -58,7 +58,7 @@ class TargetType(click.ParamType["Target"]):
 )
 def command(
     recipe: str,
-    targets: tuple[Target, ...],
+    targets: tuple[ByteTarget, ...],
     max_kl: float | None,
     share_distant_globals: bool,
     output: Path,

@@ -26,11 +26,12 @@ def command(recipe: str, output: Path | None) -> None:
       kvfold ablate mqa                     one KV head
       kvfold ablate character -o /tmp/mine  heads, and layers that share
     """
+    from kvfold.pipeline.show.terminal import draw_table
     from kvfold.pipeline.studies.ablation.ablation import MARKDOWN, RESULTS, measure_ablation
     from kvfold.pipeline.studies.ablation.ablation_tables import ablation_tables
 
     root = bundle_path(recipe, output)
     ablation = measure_ablation(recipe, root)
     console = get_console()
-    console.print(*ablation_tables(ablation))
+    console.print(*map(draw_table, ablation_tables(ablation)))
     console.print(f"Wrote {root / RESULTS} and {MARKDOWN.name}")

@@ -8,61 +8,16 @@ import click
 from rich import get_console
 
 from kvfold.pipeline.bench.bench_settings import BenchSettings
-from kvfold.pipeline.bench.contenders import PEERS
+from kvfold.pipeline.commands.options.bench_options import bench_options
 from kvfold.pipeline.commands.options.recipe_arguments import bundle_path, output_option, recipe_argument
-from kvfold.pipeline.workspace.workspace import MODEL_CACHE
+from kvfold.pipeline.workspace.fetch import MODEL_CACHE
 from kvfold.plugins.contract.errors import BundleError
-
-DEFAULTS = BenchSettings()
-
-
-class PeersType(click.ParamType[tuple[tuple[str, ...], bool]]):
-    """`auto`, `none`, or names separated by commas; becomes (names, required)."""
-
-    name = "peers"
-
-    def convert(
-        self, value: str, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[tuple[str, ...], bool]:
-        """Refuse unknown names."""
-        if value == "auto":
-            return PEERS, False
-        if value == "none":
-            return (), False
-        names = tuple(value.split(","))
-        for name in names:
-            if name not in PEERS:
-                self.fail(f"{name!r} is no peer; use auto, none, or names of {', '.join(PEERS)}", param, ctx)
-        return names, True
 
 
 @click.command("bench")
 @recipe_argument
 @output_option
-@click.option(
-    "--peers",
-    type=PeersType(),
-    default="auto",
-    show_default=True,
-    help="`auto` measures the peers that are installed and skips the others; `none`; or names, separated by "
-    f"commas, that must be there: {', '.join(PEERS)}.",
-)
-@click.option(
-    "--peer-python",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    default=DEFAULTS.peer_python,
-    show_default="this Python",
-    help="Interpreter of the environment that has the peers.",
-)
-@click.option("--threads", type=click.IntRange(min=1), default=DEFAULTS.threads, show_default=True)
-@click.option(
-    "--rounds",
-    type=click.IntRange(min=1),
-    default=DEFAULTS.rounds,
-    show_default=True,
-    help="Fresh processes of each subject; medians are over them.",
-)
-@click.option("--quick", is_flag=True, help="Short contexts only: a minute's look, not figures to publish.")
+@bench_options
 @click.option(
     "--work",
     type=click.Path(path_type=Path, file_okay=False),
@@ -70,16 +25,7 @@ class PeersType(click.ParamType[tuple[tuple[str, ...], bool]]):
     show_default=True,
     help="Where the peers' converted models are kept.",
 )
-def command(
-    recipe: str,
-    output: Path | None,
-    peers: tuple[tuple[str, ...], bool],
-    peer_python: Path,
-    threads: int,
-    rounds: int,
-    quick: bool,
-    work: Path,
-) -> None:
+def command(recipe: str, output: Path | None, settings: BenchSettings, work: Path) -> None:
     """Measure RECIPE's engine beside its peers: llama.cpp, onnxruntime-genai, OpenVINO GenAI, transformers.
 
     All start from the same weights, kvfold's folded by the plan; one process runs at a time. Measured are
@@ -92,26 +38,27 @@ def command(
       kvfold bench --peer-python .venv-peers/bin/python
     """
     from kvfold.pipeline.bench.bench import run_bench
-    from kvfold.pipeline.bench.bench_table import draw_table, write_markdown
-    from kvfold.pipeline.bench.models.prepared import PreparedModels
+    from kvfold.pipeline.bench.bench_table import bench_table, metric_table
+    from kvfold.pipeline.bench.prepared_models import PreparedModels
     from kvfold.pipeline.bring_up_to_date import bring_up_to_date
+    from kvfold.pipeline.show.markdown import write_table
+    from kvfold.pipeline.show.terminal import draw_table
+    from kvfold.pipeline.workspace.read_checkpoint import read_checkpoint
     from kvfold.pipeline.workspace.workspace import Workspace
 
-    names, required = peers
-    settings = BenchSettings(names, required, peer_python, threads, rounds, "quick" if quick else "full")
     root = bundle_path(recipe, output)
     loaded = bring_up_to_date(recipe, root, "build", target="cpu")
     workspace = Workspace(loaded, root)
-    checkpoint = workspace.checkpoint
+    checkpoint = read_checkpoint(workspace)
     models = PreparedModels(work, checkpoint)
     console = get_console()
     result = run_bench(root, workspace.plan, models, checkpoint.config.vocab_size, settings, console)
-    console.print(draw_table(result))
+    console.print(draw_table(bench_table(result), framed=True))
     report = root / "report"
     try:
         report.mkdir(exist_ok=True)
         result.save(report / "bench.json")
-        (report / "bench.md").write_text(write_markdown(result), encoding="utf-8")
+        (report / "bench.md").write_text(write_table(metric_table(result)), encoding="utf-8")
     except OSError as error:
         raise BundleError(f"{report} cannot be written ({error.strerror}); check its permissions") from error
     console.print(f"Wrote {report / 'bench.json'} and bench.md")

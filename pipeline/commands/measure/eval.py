@@ -36,10 +36,11 @@ def command(recipe: str, output: Path | None, target: str | None, architectures:
     from kvfold.pipeline.quality.evaluate.evaluation import evaluation_file, read_evaluation
     from kvfold.pipeline.quality.evaluate.evaluation_tables import evaluation_tables
     from kvfold.pipeline.report.evaluation_page import write_evaluation_page
+    from kvfold.pipeline.show.terminal import draw_table
 
     root = bundle_path(recipe, output)
     evaluated = bring_up_to_date(recipe, root, "evaluate", target, architectures)
     evaluation, console = read_evaluation(root, evaluated.target), get_console()
-    console.print(*evaluation_tables(evaluation))
+    console.print(*map(draw_table, evaluation_tables(evaluation)))
     page = write_evaluation_page(root, evaluated.name, evaluated.target, evaluation)
     console.print(f"Wrote {root / evaluation_file(evaluated.target)} and {page}")

@@ -34,11 +34,12 @@ def command(recipes: tuple[str, ...], output: Path) -> None:
       kvfold frontier                                      the shipped recipes
       kvfold frontier identity mine.yaml healed.yaml -o f  your own ladder
     """
+    from kvfold.pipeline.show.terminal import draw_table
     from kvfold.pipeline.studies.frontier.frontier import measure_frontier
     from kvfold.pipeline.studies.frontier.frontier_tables import frontier_tables
     from kvfold.pipeline.studies.frontier.ladder import SHIPPED_LADDER
 
     frontier = measure_frontier(recipes or SHIPPED_LADDER, output)
     console = get_console()
-    console.print(*frontier_tables(frontier))
+    console.print(*map(draw_table, frontier_tables(frontier)))
     console.print(f"Wrote {output / 'frontier.svg'}, frontier.md and frontier.json")

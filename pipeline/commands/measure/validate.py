@@ -31,13 +31,14 @@ def command(recipe: str, output: Path | None, target: str | None, architectures:
       kvfold validate identity   nothing folded: max |dlogit| against the original
     """
     from kvfold.pipeline.bring_up_to_date import bring_up_to_date
+    from kvfold.pipeline.quality.validate.quality_tables import quality_table, verdict_table
     from kvfold.pipeline.report.report_results import page_file, read_results, require_passed
-    from kvfold.pipeline.show.tables import quality_table, verdict_table
+    from kvfold.pipeline.show.terminal import draw_table
 
     root = bundle_path(recipe, output)
     validated = bring_up_to_date(recipe, root, "report", target, architectures).target
     results = read_results(root, validated)
     console = get_console()
-    console.print(quality_table(results.measurements), verdict_table(results.verdicts))
+    console.print(*map(draw_table, (quality_table(results.measurements), verdict_table(results.verdicts))))
     console.print(f"Report: {root / page_file(validated)}")
     require_passed(results)

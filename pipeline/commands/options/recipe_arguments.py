@@ -9,6 +9,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
+from kvfold.pipeline.machine.targets import TARGETS
 from kvfold.pipeline.recipe.recipe_files import BUNDLES, DEFAULT_RECIPE, find_recipe, shipped_recipes
 from kvfold.runtime.bundle import MANIFEST
 
@@ -75,7 +76,7 @@ def target_options(function: Callable[..., Any]) -> Callable[..., Any]:
     )(function)
     return click.option(
         "--target",
-        type=click.Choice(["cpu", "cuda", "tensorrt", "tensorrt-rtx"]),
+        type=click.Choice(list(TARGETS)),
         help="What to build the engine for.  [default: the recipe's]",
     )(function)
 

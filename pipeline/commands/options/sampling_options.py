@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from kvfold.runtime.sampling.sampling import SamplingParams
+from kvfold.runtime.sampling.params import SamplingParams
 
 _HELP = {
     "max_tokens": (int, "Tokens of a reply at most."),

@@ -8,7 +8,8 @@ from click.shell_completion import get_completion_class
 
 @click.command("completion")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-def command(shell: str) -> None:
+@click.pass_context
+def command(context: click.Context, shell: str) -> None:
     """Print the completion script of SHELL; recipes and options complete too.
 
     \b
@@ -17,8 +18,6 @@ def command(shell: str) -> None:
       kvfold completion zsh  >> ~/.zshrc
       kvfold completion fish > ~/.config/fish/completions/kvfold.fish
     """
-    from kvfold.pipeline.cli import cli
-
     completion_class = get_completion_class(shell)
     assert completion_class is not None, "click.Choice admits only shells that click completes"
-    click.echo(completion_class(cli, {}, "kvfold", "_KVFOLD_COMPLETE").source())
+    click.echo(completion_class(context.find_root().command, {}, "kvfold", "_KVFOLD_COMPLETE").source())

@@ -12,10 +12,9 @@ from kvfold.pipeline.machine.doctor.hardware import check_cpu, check_disk, check
 from kvfold.pipeline.machine.doctor.software import (
     check_compiler,
     check_kernels,
+    check_library,
     check_onnxruntime,
     check_python,
-    check_tensorrt,
-    check_tensorrt_rtx,
     check_torch,
 )
 from kvfold.pipeline.machine.targets import TARGETS, Target
@@ -31,8 +30,6 @@ CHECKS = (
     check_onnxruntime,
     check_torch,
     check_gpu,
-    check_tensorrt,
-    check_tensorrt_rtx,
 )
 MARKS: dict[Status, tuple[str, str]] = {
     "ok": ("ok", "green"),
@@ -52,7 +49,9 @@ def command() -> None:
     Example:
       kvfold doctor
     """
-    findings = [check() for check in CHECKS] + [_check_target(target) for target in TARGETS.values()]
+    findings = [check() for check in CHECKS]
+    findings += [check_library(target) for target in TARGETS.values() if target.library]
+    findings += [_check_target(target) for target in TARGETS.values()]
     get_console().print(_table(findings))
     if any(finding.status == "problem" for finding in findings):
         raise click.exceptions.Exit(2)
@@ -60,13 +59,13 @@ def command() -> None:
 
 def _check_target(target: Target) -> Finding:
     """What can be done with a target here; only the default one must work everywhere."""
-    subject, build, run = f"target {target.name}", target.why_not_build(), target.why_not_run()
+    part, build, run = f"target {target.name}", target.why_not_build(), target.why_not_run()
     if build is None and run is None:
-        return Finding(subject, "ok", target.description)
+        return Finding(part, "ok", target.description)
     if target.name == DEFAULT_TARGET:
-        return Finding(subject, "problem", str(run or build))
+        return Finding(part, "problem", str(run or build))
     reasons = [f"cannot be {what} here: {why}" for what, why in (("built", build), ("run", run)) if why]
-    return Finding(subject, "absent", f"{target.description}; {'; '.join(dict.fromkeys(reasons))}")
+    return Finding(part, "absent", f"{target.description}; {'; '.join(dict.fromkeys(reasons))}")
 
 
 def _table(findings: list[Finding]) -> Table:
@@ -76,5 +75,5 @@ def _table(findings: list[Finding]) -> Table:
         detail = Text(finding.detail)
         if finding.action:
             detail.append(f"\n-> {finding.action}", style="yellow")
-        table.add_row(Text(mark, style=style), Text(finding.subject, style="bold"), detail)
+        table.add_row(Text(mark, style=style), Text(finding.part, style="bold"), detail)
     return table

@@ -38,8 +38,10 @@ def _read_bundle(root: Path) -> tuple[FoldPlan, AttentionShape]:
 
 def _read_recipe(name: str) -> tuple[FoldPlan, AttentionShape]:
     from kvfold.pipeline.recipe.load_recipe import load_recipe
+    from kvfold.pipeline.recipe.plan_section import plan_for
+    from kvfold.pipeline.workspace.read_checkpoint import read_checkpoint
     from kvfold.pipeline.workspace.workspace import Workspace
 
     recipe = load_recipe(name)
-    shape = Workspace(recipe, Path()).checkpoint.config.attention_shape
-    return recipe.build_plan(shape), shape
+    shape = read_checkpoint(Workspace(recipe, Path())).config.attention_shape
+    return plan_for(recipe.plan, shape), shape

@@ -18,7 +18,7 @@ from kvfold.pipeline.commands.options.recipe_arguments import (
 from kvfold.pipeline.commands.options.sampling_options import sampling_options
 from kvfold.runtime.llm import DEFAULT_TARGET, LLM
 from kvfold.runtime.metrics import Usage
-from kvfold.runtime.sampling.sampling import SamplingParams
+from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.session import Session
 from kvfold.runtime.status import published
 

@@ -13,13 +13,13 @@ class Finding:
     """What one check found.
 
     Attributes:
-        subject: what was looked at.
+        part: what was looked at, of the machine or of what is installed on it.
         status: `ok`; `absent`, an optional part is not there; `problem`, something kvfold needs is wrong.
         detail: what is there, or why not.
         action: what to do about it; empty when nothing needs doing.
     """
 
-    subject: str
+    part: str
     status: Status
     detail: str
     action: str = ""

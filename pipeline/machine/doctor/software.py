@@ -9,6 +9,7 @@ import sys
 from importlib import import_module
 
 from kvfold.pipeline.machine.doctor.finding import Finding
+from kvfold.pipeline.machine.targets import Target
 from kvfold.plugins.contract.errors import KernelError
 
 
@@ -48,10 +49,10 @@ def check_onnxruntime() -> Finding:
     except ImportError as error:
         return Finding("ONNX Runtime", "problem", str(error), "pip install 'onnxruntime>=1.31'")
     detail = f"{onnxruntime.__version__}: {', '.join(onnxruntime.get_available_providers())}"
-    from kvfold.plugins.cpu.cpu_library import register
+    from kvfold.plugins.cpu.cpu_library import register_ops
 
     try:
-        register(onnxruntime.SessionOptions())
+        register_ops(onnxruntime.SessionOptions())
     except KernelError as error:
         what, _, action = str(error).partition("; ")
         return Finding("ONNX Runtime", "problem", f"{detail}; {what}", action)
@@ -69,25 +70,15 @@ def check_torch() -> Finding:
     return Finding("torch", "ok", f"{torch.__version__}, {torch.get_num_threads()} threads, {cuda}")
 
 
-def check_tensorrt() -> Finding:
-    """The TensorRT builder and runtime, of the target `tensorrt`."""
-    return _check_module("TensorRT", "tensorrt", "tensorrt")
-
-
-def check_tensorrt_rtx() -> Finding:
-    """The TensorRT-RTX builder and runtime, of the target `tensorrt-rtx`."""
-    return _check_module("TensorRT-RTX", "tensorrt_rtx", "tensorrt-rtx")
-
-
-def _check_module(subject: str, module: str, extra: str) -> Finding:
-    """Whether a module imports; a broken installation is told apart from none."""
+def check_library(target: Target) -> Finding:
+    """Whether the library of a target's plans imports; a broken installation is told apart from none."""
+    assert target.library is not None
     try:
-        loaded = import_module(module)
+        loaded = import_module(target.library)
     except ModuleNotFoundError:
-        action = f"for `--target {extra}`: pip install 'kvfold[export,{extra}]'"
-        return Finding(subject, "absent", "not installed", action)
+        action = f"for `--target {target.name}`: pip install 'kvfold[export,{target.name}]'"
+        return Finding(target.library, "absent", "not installed", action)
     except (ImportError, OSError) as error:  # OSError: one of its shared libraries is missing
-        return Finding(
-            subject, "problem", f"installed but does not import: {error}", f"reinstall kvfold[{extra}]"
-        )
-    return Finding(subject, "ok", str(getattr(loaded, "__version__", "unknown version")))
+        detail, action = f"installed but does not import: {error}", f"reinstall kvfold[{target.name}]"
+        return Finding(target.library, "problem", detail, action)
+    return Finding(target.library, "ok", str(getattr(loaded, "__version__", "unknown version")))

@@ -1,6 +1,6 @@
 """Score the answer that follows a context: its tokens' likelihood, and whether each was the likeliest.
 
-Every task that asks for something is scored so, and the harness's `loglikelihood` is the same.
+Every task that asks for something is scored so, and lm-evaluation-harness's `loglikelihood` is the same.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvfold.pipeline.quality.distances import negative_log_likelihood
+from kvfold.export.search.question import Question
 from kvfold.pipeline.quality.evaluate.evaluation import AnswerScore
-from kvfold.pipeline.quality.evaluate.question import Prompt
 from kvfold.pipeline.quality.intervals import bootstrap_mean, share
+from kvfold.pipeline.quality.logit_distances import negative_log_likelihood
 from kvfold.pipeline.quality.subjects import Subject
 
 
@@ -30,10 +30,10 @@ class Answered:
     is_greedy: bool
 
 
-def score_answer(subject: Subject, prompt: Prompt) -> Answered:
+def score_answer(subject: Subject, question: Question) -> Answered:
     """Read the context, then the answer as it is given, token by token."""
-    ids, nll, is_greedy = prompt.token_ids, 0.0, True
-    position = prompt.answer - 1  # its logits predict the answer's first token
+    ids, nll, is_greedy = question.token_ids, 0.0, True
+    position = question.answer - 1  # its logits predict the answer's first token
     for logits in subject.stream_logits(ids[:-1], position):
         following = ids[position + 1 : position + 1 + len(logits)]
         nll += float(negative_log_likelihood(logits, ids[position : position + 1 + len(logits)]).sum())
@@ -43,15 +43,15 @@ def score_answer(subject: Subject, prompt: Prompt) -> Answered:
 
 
 def ask(
-    subjects: Sequence[Subject], prompts: Sequence[Prompt], tick: Callable[[int], None]
+    subjects: Sequence[Subject], questions: Sequence[Question], tick: Callable[[int], None]
 ) -> dict[str, AnswerScore]:
-    """Every subject's scores over the same prompts; `tick` is told of every answer's tokens."""
+    """Every subject's scores over the same questions; `tick` is told of every answer's tokens."""
     scores = {}
     for subject in subjects:
         answers = []
-        for prompt in prompts:
-            answers.append(score_answer(subject, prompt))
-            tick(len(prompt.token_ids))
+        for question in questions:
+            answers.append(score_answer(subject, question))
+            tick(len(question.token_ids))
         scores[subject.name] = summarise(answers)
     return scores
 

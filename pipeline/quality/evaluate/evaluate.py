@@ -6,17 +6,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kvfold.pipeline.quality.evaluate.answers import ask
-from kvfold.pipeline.quality.evaluate.evaluation import BFLOAT16, Evaluation, LastWords, evaluation_file
+from kvfold.pipeline.quality.evaluate.evaluation import Evaluation, LastWords, evaluation_file
 from kvfold.pipeline.quality.evaluate.material import Material, prepare_material
 from kvfold.pipeline.quality.evaluate.retrieval import measure_cell, smallest_window
 from kvfold.pipeline.quality.likelihood import measure_divergences, measure_perplexity
+from kvfold.pipeline.quality.subject_names import BFLOAT16
 from kvfold.pipeline.quality.subjects import Subject, TorchSubject, load_subjects, original_decoder
 from kvfold.pipeline.workspace.workspace import EVALUATION_TOKENS, Workspace
 from kvfold.runtime.bundle import TOKENIZER, TOKENIZER_CONFIG
 from kvfold.runtime.text.tokenizer import BundleTokenizer
 
 
-def measure(workspace: Workspace, output: Path, progress: Callable[[float], None]) -> None:
+def write_evaluation(workspace: Workspace, output: Path, progress: Callable[[float], None]) -> None:
     """Write `report/<target>/evaluation.json` into `output`.
 
     Raises:

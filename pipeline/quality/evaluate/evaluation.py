@@ -6,11 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from kvfold.pipeline.quality.intervals import Estimate, share
+from kvfold.pipeline.quality.likelihood_results import Divergences, Perplexity
 from kvfold.plugins.contract.record import Record
 from kvfold.runtime.bundle import open_bundle
-
-# The original in bfloat16, whose distance from its float32 self is the noise floor.
-BFLOAT16 = "original_bfloat16"
 
 
 def evaluation_file(target: str) -> str:
@@ -18,60 +16,8 @@ def evaluation_file(target: str) -> str:
     return f"report/{target}/evaluation.json"
 
 
-class Perplexity(Record):
-    """Perplexity in windows of one length, by subject.
-
-    Attributes:
-        length: tokens of a window; every token but its first is predicted from those before it.
-        windows: how many; the unit that intervals are computed over.
-        ratios: over the original's, of the same windows, so that a hard text does not widen it.
-    """
-
-    length: int
-    windows: int
-    subjects: dict[str, Estimate]
-    ratios: dict[str, Estimate]
-
-
-class Divergence(Record):
-    """A candidate's next-token distributions against the original's.
-
-    Attributes:
-        candidate: folded, engine, or the original in bfloat16: the noise floor.
-        kl_mean, kl_median, kl_p99: KL(original || candidate) in nat per token.
-        top1_agreement: share of tokens with the same likeliest next token.
-        flips: share where it changes (1 - top1_agreement).
-        flips_lost, flips_gained: share where the original alone, or the candidate alone, is right about
-            the token that the text goes on with.
-    """
-
-    candidate: str
-    kl_mean: Estimate
-    kl_median: Estimate
-    kl_p99: Estimate
-    top1_agreement: Estimate
-    flips: Estimate
-    flips_lost: Estimate
-    flips_gained: Estimate
-
-
-class Divergences(Record):
-    """All candidates over the same tokens.
-
-    Attributes:
-        length: tokens of a window.
-        windows: how many.
-        tokens: positions compared.
-    """
-
-    length: int
-    windows: int
-    tokens: int
-    candidates: tuple[Divergence, ...]
-
-
 class AnswerScore(Record):
-    """How one subject answered a set of prompts.
+    """How one subject answered a set of questions.
 
     Attributes:
         correct: answers of which every token was the likeliest one.
@@ -89,12 +35,12 @@ class RetrievalCell(Record):
 
     Attributes:
         task: `passkey` (one code) or `multi-key` (several, one is asked for).
-        length: tokens of a prompt at most.
+        length: tokens of a question at most.
         depth: where the code stands, 0..1.
         distance: tokens from the code's first to the answer's last, the longest of the trials.
         inside: whether that is within the smallest window: where not, only layers with wider windows or none
             reach the code, in one of the trials at least.
-        trials: prompts.
+        trials: questions.
     """
 
     task: str

@@ -1,4 +1,4 @@
-"""Prompts that hide codes in a long text and ask for one of them, written from a seed and text that ships."""
+"""Questions that hide codes in a long text and ask for one, written from a seed and text that ships."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvfold.pipeline.quality.evaluate.question import Prompt, make_prompt
+from kvfold.export.search.question import Question, make_question
 from kvfold.plugins.contract.errors import RecipeError, RequestError
 from kvfold.runtime.text.tokenizer import Tokenizer
 
@@ -24,20 +24,20 @@ INTRODUCTION = "Somewhere in this text there are codes. Remember them, you will 
 
 @dataclass(frozen=True)
 class Haystack:
-    """A prompt and where its asked code stands.
+    """A question and where its asked code stands.
 
     Attributes:
-        prompt: ends with the asked code.
-        distance: tokens from the first of the code's sentence to the last of the prompt, both counted.
+        question: its answer is the asked code.
+        distance: tokens from the first of the code's sentence to the last of the question, both counted.
     """
 
-    prompt: Prompt
+    question: Question
     distance: int
 
 
 @dataclass(frozen=True)
 class HaystackCell:
-    """The prompts of one task at one length and depth."""
+    """The questions of one task at one length and depth."""
 
     task: str
     length: int
@@ -61,7 +61,7 @@ class Task:
 def write_cells(
     section: RetrievalSection, longest: int, tokenizer: Tokenizer, seed: int
 ) -> list[HaystackCell]:
-    """The prompts of every task, length and depth of a recipe; lengths above `longest` are left out.
+    """The questions of every task, length and depth of a recipe; lengths above `longest` are left out.
 
     Raises:
         RecipeError: a length does not hold the codes.
@@ -77,7 +77,7 @@ def write_cells(
 
 
 def write_haystack(task: Task, length: int, depth: float, tokenizer: Tokenizer, seed: str) -> Haystack:
-    """A prompt of at most `length` tokens, short of it by less than a sentence.
+    """A question of at most `length` tokens, short of it by less than a sentence.
 
     A chat model gets the text as a user's message and begins its reply with the answer's first words.
 
@@ -86,7 +86,7 @@ def write_haystack(task: Task, length: int, depth: float, tokenizer: Tokenizer, 
         length: tokens, the answer included.
         depth: where the asked code stands among the other sentences: 0 first, 1 last.
         tokenizer: of the model.
-        seed: the same seed gives the same prompt.
+        seed: the same seed gives the same question.
 
     Raises:
         RecipeError: the codes alone need more tokens.
@@ -106,17 +106,17 @@ def write_haystack(task: Task, length: int, depth: float, tokenizer: Tokenizer, 
         spare -= costs[haystack[-1]]
     while True:
         lines = _hide(haystack, needle, others, depth, random.Random(seed))
-        prompt = make_prompt(encode, wrap(lines), answer)
-        if len(prompt.token_ids) <= length:
+        question = make_question(encode, wrap(lines), answer)
+        if len(question.token_ids) <= length:
             break
         if not haystack:
             raise RecipeError(
-                f"a {task.name} prompt needs {len(prompt.token_ids)} tokens without any other text, "
+                f"a {task.name} question needs {len(question.token_ids)} tokens without any other text, "
                 f"the recipe asks for {length}; raise it (evaluate.retrieval.lengths, search.prompt_length)"
             )
         haystack.pop()
     before = encode(wrap(lines).split(needle)[0])
-    return Haystack(prompt, len(prompt.token_ids) - len(before))
+    return Haystack(question, len(question.token_ids) - len(before))
 
 
 def _draw_names(generator: random.Random, count: int) -> list[str]:
@@ -140,11 +140,11 @@ def _hide(
 def _framing(
     tokenizer: Tokenizer, name: str
 ) -> tuple[Callable[[list[str]], str], Callable[[str], list[int]]]:
-    """What turns sentences into a prompt that the code completes, and how such a text is encoded."""
-    question, reply = f"What is the {name}?", f"The {name} is"
+    """What turns sentences into a text that the code completes, and how such a text is encoded."""
+    asked, reply = f"What is the {name}?", f"The {name} is"
 
     def message(lines: list[str]) -> str:
-        return " ".join([INTRODUCTION, *lines, question])
+        return " ".join([INTRODUCTION, *lines, asked])
 
     def chat(lines: list[str]) -> str:
         messages = [{"role": "user", "content": message(lines)}]

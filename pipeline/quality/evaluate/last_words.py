@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from string import punctuation, whitespace
 
-from kvfold.pipeline.quality.evaluate.question import Prompt, make_prompt
+from kvfold.export.search.question import Question, make_question
 from kvfold.pipeline.recipe.evaluate_section import SHIPPED_PASSAGES
 from kvfold.pipeline.texts.documents import read_documents
 from kvfold.plugins.contract.errors import RecipeError
@@ -21,19 +21,19 @@ def describe_passages(source: str) -> str:
     return "written for kvfold" if source == SHIPPED_PASSAGES else Path(source).name
 
 
-def read_passages(source: str, tokenizer: Tokenizer, longest: int) -> list[Prompt]:
-    """Each passage as a prompt whose answer is its last word; those above `longest` tokens are left out.
+def read_passages(source: str, tokenizer: Tokenizer, longest: int) -> list[Question]:
+    """Each passage as a question whose answer is its last word; those above `longest` tokens are left out.
 
     Raises:
         CalibrationError: the file cannot be read, or holds conversations.
         RecipeError: no passage is left.
     """
-    prompts = []
+    questions = []
     for passage in _split_passages(SHIPPED if source == SHIPPED_PASSAGES else Path(source)):
         context, _, word = passage.rstrip(whitespace + punctuation).rpartition(" ")
         if context.strip() and word:
-            prompts.append(make_prompt(tokenizer.encode, context.rstrip(), f" {word}"))
-    fitting = [prompt for prompt in prompts if len(prompt.token_ids) <= longest]
+            questions.append(make_question(tokenizer.encode, context.rstrip(), f" {word}"))
+    fitting = [question for question in questions if len(question.token_ids) <= longest]
     if not fitting:
         raise RecipeError(
             f"evaluate.last_words: {source} has no passage of two words or more and at most {longest} "

@@ -14,10 +14,10 @@ from kvfold.plugins.contract.fold_plan import FoldPlan
 def measure_cell(
     cell: HaystackCell, window: int | None, subjects: Sequence[Subject], tick: Callable[[int], None]
 ) -> RetrievalCell:
-    """Ask every subject the same prompts.
+    """Ask every subject the same questions.
 
     Args:
-        cell: the prompts.
+        cell: the questions.
         window: tokens that a query sees in every layer, itself included; None is all.
         subjects: whom to ask.
         tick: told of every answer: the tokens that were computed.
@@ -30,7 +30,7 @@ def measure_cell(
         distance=distance,
         inside=window is None or distance <= window,
         trials=len(cell.haystacks),
-        subjects=ask(subjects, [haystack.prompt for haystack in cell.haystacks], tick),
+        subjects=ask(subjects, [haystack.question for haystack in cell.haystacks], tick),
     )
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from kvfold.pipeline.quality.subject_names import ENGINE, FOLDED, ORIGINAL
 from kvfold.pipeline.recipe.recipe import Thresholds
 from kvfold.plugins.contract.record import Record
 
-ORIGINAL, FOLDED, ENGINE = "original", "folded", "engine"
+# Who is compared: reference, candidate.
+PAIRS = ((ORIGINAL, FOLDED), (ORIGINAL, ENGINE), (FOLDED, ENGINE))
 # Five bins per decade from 1e-8 to 10 nat, and an open one at either end.
 KL_BIN_EDGES = np.logspace(-8, 1, 46)
 

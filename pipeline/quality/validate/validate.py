@@ -12,13 +12,11 @@ from polygraphy.comparator import Comparator, IterationResult
 from polygraphy.exception import PolygraphyException
 from polygraphy.logger import G_LOGGER
 
-from kvfold.pipeline.quality.distances import Distance, measure_distance
+from kvfold.pipeline.quality.logit_distances import Distance, measure_distance
 from kvfold.pipeline.quality.subjects import INPUT_IDS, LOGITS, LOSSES, EngineSubject, Subject, load_subjects
 from kvfold.pipeline.quality.validate.measurements import (
-    ENGINE,
-    FOLDED,
     KL_BIN_EDGES,
-    ORIGINAL,
+    PAIRS,
     Comparison,
     Measurements,
     SubjectResult,
@@ -30,10 +28,8 @@ from kvfold.plugins.contract.errors import ValidationError
 if TYPE_CHECKING:
     from polygraphy.comparator.struct import RunResults
 
-PAIRS = ((ORIGINAL, FOLDED), (ORIGINAL, ENGINE), (FOLDED, ENGINE))
 
-
-def measure(workspace: Workspace, output: Path, progress: Callable[[float], None]) -> None:
+def write_measurements(workspace: Workspace, output: Path, progress: Callable[[float], None]) -> None:
     """Write `report/<target>/measurements.json` into `output`.
 
     Raises:

@@ -8,10 +8,13 @@ from rich import get_console
 
 from kvfold.pipeline.bring_up_to_date import bring_up_to_date
 from kvfold.pipeline.recipe.load_recipe import load_recipe
+from kvfold.pipeline.recipe.plan_section import plan_for
+from kvfold.pipeline.show.markdown import write_table
+from kvfold.pipeline.studies.ablation import fold_by_method
 from kvfold.pipeline.studies.ablation.ablation_results import Ablation, Row
-from kvfold.pipeline.studies.ablation.ablation_tables import write_markdown
-from kvfold.pipeline.studies.ablation.fold_by_method import fold_by
+from kvfold.pipeline.studies.ablation.ablation_tables import whole_ablation_table
 from kvfold.pipeline.studies.cost import Yardstick, cost_stage, file_hashes, read_cost
+from kvfold.pipeline.workspace.read_checkpoint import read_checkpoint
 from kvfold.pipeline.workspace.run_stages import run_stages
 from kvfold.pipeline.workspace.stage import Stage
 from kvfold.pipeline.workspace.stage_display import stage_display
@@ -24,7 +27,6 @@ WORK = Path("work/ablation")
 RESULTS, MARKDOWN = Path("report/ablation.json"), Path("report/ablation.md")
 # A ridge so high that every regression returns its prior: the pretrained weights and the algebra alone.
 NO_REGRESSION = 1e12
-METHOD_CODE = ("export/fold", "pipeline/studies/ablation/fold_by_method.py")
 
 
 def measure_ablation(name: str, root: Path) -> Ablation:
@@ -58,15 +60,15 @@ def measure_ablation(name: str, root: Path) -> Ablation:
     with name_disk_errors(root):
         (root / RESULTS).parent.mkdir(exist_ok=True)
         (root / RESULTS).write_text(ablation.model_dump_json(indent=1) + "\n")
-        (root / MARKDOWN).write_text(write_markdown(ablation), encoding="utf-8")
+        (root / MARKDOWN).write_text(write_table(whole_ablation_table(ablation)), encoding="utf-8")
     return ablation
 
 
 def _require_merging(workspace: Workspace) -> None:
     from kvfold.export.fold.fold import is_folded
 
-    config, recipe = workspace.checkpoint.config, workspace.recipe
-    plan = recipe.build_plan(config.attention_shape)
+    config, recipe = read_checkpoint(workspace).config, workspace.recipe
+    plan = plan_for(recipe.plan, config.attention_shape)
     if not any(is_folded(bank, config) for bank in plan.banks):
         raise RecipeError(
             f"recipe {recipe.name}: its plan keeps every KV head of every layer: there is nothing to merge; "
@@ -81,7 +83,7 @@ def _method_stage(workspace: Workspace, yardstick: Yardstick, method: str, regre
     return cost_stage(
         f"methods/{method}" + ("" if regressed else "-alone"),
         yardstick,
-        lambda: fold_by(workspace, method, ridge),
+        lambda: fold_by_method.fold_by(workspace, method, ridge),
         inputs=[file_hashes(workspace.root, "calibration"), settings, method, ridge],
-        code=METHOD_CODE,
+        modules=(fold_by_method.__name__,),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvfold.pipeline.studies.cost import Cost
+from kvfold.pipeline.studies.cost import FoldCost
 from kvfold.plugins.contract.record import Record
 
 
@@ -18,7 +18,7 @@ class Row(Record):
 
     method: str
     regressed: bool
-    cost: Cost
+    cost: FoldCost
 
 
 class Ablation(Record):

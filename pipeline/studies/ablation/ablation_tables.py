@@ -1,48 +1,61 @@
-"""The ways to merge heads as tables, for the terminal and in Markdown."""
+"""The ways to merge heads as tables: two that fit 80 columns, or one with everything."""
 
 from __future__ import annotations
 
-from rich.table import Table
-
-from kvfold.pipeline.quality.evaluate.evaluation_tables import describe_cost, format_estimate
-from kvfold.pipeline.show.tables import make_table, markdown_table
+from kvfold.pipeline.quality.format_estimate import format_estimate
+from kvfold.pipeline.show.table import Table
 from kvfold.pipeline.studies.ablation.ablation_results import Ablation
-
-TITLES = {
-    True: "Least squares around each",
-    False: "Pretrained weights and the method's algebra alone",
-}
+from kvfold.pipeline.studies.describe_cost import describe_cost
 
 
-def ablation_tables(ablation: Ablation) -> tuple[Table, ...]:
+def ablation_tables(ablation: Ablation) -> tuple[Table, Table]:
     """With and without least squares; each fits 80 columns."""
-    tables = []
-    for regressed, title in TITLES.items():
-        table = make_table(title, "", "perplexity", "over the original's", "KL mean")
-        for row in ablation.rows:
-            if row.regressed == regressed:
-                estimates = format_estimate(row.cost.ratio, ".4g"), format_estimate(row.cost.kl, ".2g")
-                table.add_row(row.method, f"{row.cost.folded.value:.4g}", *estimates)
-        tables.append(table)
-    tables[-1].caption = describe(ablation)
-    tables[-1].caption_justify = "left"
-    return tuple(tables)
+    return (
+        _table(ablation, "Least squares around each", regressed=True),
+        _table(
+            ablation,
+            "Pretrained weights and the method's algebra alone",
+            regressed=False,
+            note=describe(ablation),
+        ),
+    )
 
 
-def write_markdown(ablation: Ablation) -> str:
-    """One table, and how it came about."""
-    columns = ["", "least squares", "perplexity", "over the original's", "KL mean, nat"]
-    rows = [
-        [
-            row.method,
-            "yes" if row.regressed else "no",
-            format_estimate(row.cost.folded, ".4g"),
-            format_estimate(row.cost.ratio, ".4g"),
-            format_estimate(row.cost.kl, ".3g"),
-        ]
-        for row in ablation.rows
-    ]
-    return f"{markdown_table(columns, rows)}\n{describe(ablation)}\n"
+def _table(ablation: Ablation, title: str, regressed: bool, note: str = "") -> Table:
+    return Table.of(
+        title,
+        ("", "perplexity", "over the original's", "KL mean"),
+        (
+            (
+                row.method,
+                f"{row.cost.folded.value:.4g}",
+                format_estimate(row.cost.ratio, ".4g"),
+                format_estimate(row.cost.kl, ".2g"),
+            )
+            for row in ablation.rows
+            if row.regressed == regressed
+        ),
+        note,
+    )
+
+
+def whole_ablation_table(ablation: Ablation) -> Table:
+    """Everything in one table, as wide as a page, and how it came about."""
+    return Table.of(
+        "",
+        ("", "least squares", "perplexity", "over the original's", "KL mean, nat"),
+        (
+            (
+                row.method,
+                "yes" if row.regressed else "no",
+                format_estimate(row.cost.folded, ".4g"),
+                format_estimate(row.cost.ratio, ".4g"),
+                format_estimate(row.cost.kl, ".3g"),
+            )
+            for row in ablation.rows
+        ),
+        describe(ablation),
+    )
 
 
 def describe(ablation: Ablation) -> str:

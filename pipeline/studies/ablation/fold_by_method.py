@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from kvfold.pipeline.recipe.plan_section import plan_for
+from kvfold.pipeline.workspace.read_checkpoint import read_checkpoint
 from kvfold.pipeline.workspace.workspace import CALIBRATION_TOKENS, Workspace
 
 if TYPE_CHECKING:
@@ -22,8 +24,8 @@ def fold_by(workspace: Workspace, method: str, ridge: float) -> Decoder:
     from kvfold.export.fold.fold import fold_weights
     from kvfold.export.model.decoder import Decoder
 
-    checkpoint, recipe = workspace.checkpoint, workspace.recipe
-    plan = recipe.build_plan(checkpoint.config.attention_shape)
+    checkpoint, recipe = read_checkpoint(workspace), workspace.recipe
+    plan = plan_for(recipe.plan, checkpoint.config.attention_shape)
     tokens = workspace.tensors(CALIBRATION_TOKENS)["tokens"]
     settings = recipe.fold.model_copy(update={"ridge": ridge})
     folded = fold_weights(checkpoint.config, checkpoint.weights, plan, tokens, settings, METHODS[method])

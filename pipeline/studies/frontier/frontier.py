@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 from rich import get_console
 
 from kvfold.pipeline.bring_up_to_date import bring_up_to_date
+from kvfold.pipeline.show.markdown import write_table
 from kvfold.pipeline.studies.cost import Yardstick, cost_stage, file_hashes, read_cost
 from kvfold.pipeline.studies.frontier.frontier_picture import draw_frontier
-from kvfold.pipeline.studies.frontier.frontier_tables import write_markdown
+from kvfold.pipeline.studies.frontier.frontier_tables import whole_frontier_table
 from kvfold.pipeline.studies.frontier.ladder import load_ladder
 from kvfold.pipeline.studies.frontier.rungs import Frontier, Rung
 from kvfold.pipeline.workspace.run_stages import run_stages
@@ -52,7 +53,7 @@ def measure_frontier(names: Sequence[str], folder: Path) -> Frontier:
     )
     with name_disk_errors(folder):
         (folder / "frontier.json").write_text(frontier.model_dump_json(indent=1) + "\n")
-        (folder / "frontier.md").write_text(write_markdown(frontier), encoding="utf-8")
+        (folder / "frontier.md").write_text(write_table(whole_frontier_table(frontier)), encoding="utf-8")
         (folder / "frontier.svg").write_text(draw_frontier(frontier), encoding="utf-8")
     return frontier
 

@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil, floor, log2, log10
 
-from kvfold.pipeline.quality.evaluate.evaluation_tables import format_estimate
+from kvfold.pipeline.quality.format_estimate import format_estimate
 from kvfold.pipeline.quality.intervals import Estimate
-from kvfold.pipeline.report import charts
-from kvfold.pipeline.report.charts import BOTTOM, LEFT, RIGHT, TOP, Tick
-from kvfold.pipeline.report.report_page import load_template
-from kvfold.pipeline.show.scale import Scale
+from kvfold.pipeline.show import axes
+from kvfold.pipeline.show.axes import BOTTOM, LEFT, RIGHT, TOP, Scale, Tick
+from kvfold.pipeline.show.html import load_template
 from kvfold.pipeline.studies.frontier.rungs import SHOWN_CONTEXT, Frontier, Rung
 from kvfold.plugins.contract.kv_bytes import format_bytes
 
@@ -53,7 +52,7 @@ def draw_frontier(frontier: Frontier) -> str:
     """The SVG, self-contained."""
     panels = [_kl_panel(frontier), _ratio_panel(frontier)]
     return load_template("frontier.svg.j2").render(
-        frame=charts, panels=panels, context=SHOWN_CONTEXT, text=frontier.text
+        frame=axes, panels=panels, context=SHOWN_CONTEXT, text=frontier.text
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from kvfold.pipeline.recipe.load_recipe import load_recipe
 from kvfold.pipeline.recipe.recipe_files import BUNDLES
+from kvfold.pipeline.workspace.read_checkpoint import read_checkpoint
 from kvfold.pipeline.workspace.workspace import Workspace
 from kvfold.plugins.contract.errors import RecipeError
 
@@ -41,7 +42,7 @@ def _require_one_model(rungs: Sequence[Workspace]) -> None:
         one, other = first.recipe, rung.recipe
         if other.model.source == one.model.source:
             continue
-        if rung.checkpoint.fingerprint != first.checkpoint.fingerprint:
+        if read_checkpoint(rung).fingerprint != read_checkpoint(first).fingerprint:
             raise RecipeError(
                 f"the rungs fold different models: model.source is {one.model.source} in {one.name}, "
                 f"{other.model.source} in {other.name}; a ladder is for one model, make one for each"

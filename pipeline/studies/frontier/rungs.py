@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvfold.pipeline.studies.cost import Cost
+from kvfold.pipeline.studies.cost import FoldCost
 from kvfold.plugins.contract.kv_bytes import KvBytes
 from kvfold.plugins.contract.record import Record
 
@@ -21,7 +21,7 @@ class Rung(Record):
 
     recipe: str
     kv_bytes: tuple[KvBytes, ...]
-    cost: Cost
+    cost: FoldCost
 
     def kv(self, context_length: int) -> KvBytes:
         """KV bytes at one of the stated context lengths."""

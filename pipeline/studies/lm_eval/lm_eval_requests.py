@@ -1,6 +1,6 @@
-"""HarnessModel: the harness's three kinds of requests, answered by a subject and a generator.
+"""LmEvalModel: lm-evaluation-harness's three kinds of requests, answered by a subject and a generator.
 
-It imports nothing of the harness; `load_lm_eval` joins it with the harness's base class. Contract:
+Nothing of lm_eval is imported here; `lm_eval_model` adds its base class. Contract:
 lm_eval/api/model.py of lm-evaluation-harness 0.4. Texts are encoded as its own models do.
 """
 
@@ -12,16 +12,16 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from kvfold.export.search.question import Question, make_question
 from kvfold.pipeline.quality.evaluate.answers import score_answer
-from kvfold.pipeline.quality.evaluate.question import Prompt, make_prompt
 from kvfold.pipeline.quality.likelihood import stream_losses
 from kvfold.pipeline.quality.subjects import Subject
-from kvfold.runtime.sampling.sampling import SamplingParams
+from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.text.tokenizer import Tokenizer
 
 # Token ids of prompts and how each is sampled, to the replies' texts.
 Generate = Callable[[Sequence[Sequence[int]], Sequence[SamplingParams]], list[str]]
-MAX_TOKENS = 256  # of a reply whose task does not say; the harness's own default
+MAX_TOKENS = 256  # of a reply whose task does not say; lm_eval's own default
 
 
 class Instance(Protocol):
@@ -33,21 +33,21 @@ class Instance(Protocol):
         ...
 
 
-class HarnessModel:
-    """What the harness asks of a model.
+class LmEvalModel:
+    """What lm-evaluation-harness asks of a model.
 
     Args:
         subject: scores texts.
         generate: writes them.
         tokenizer: of the model.
         context: tokens that the model can read; longer contexts lose their beginning.
-        name: of the model, under which the harness caches requests.
+        name: of the model, under which it caches requests.
     """
 
     def __init__(
         self, subject: Subject, generate: Generate, tokenizer: Tokenizer, context: int, name: str
     ) -> None:
-        super().__init__()  # the harness's own base, where there is one
+        super().__init__()  # lm_eval's own base, where there is one
         self._subject = subject
         self._generate = generate
         self._tokenizer = tokenizer
@@ -63,7 +63,7 @@ class HarnessModel:
         """Log probability of each continuation, and whether greedy decoding would give it."""
         found = []
         for context, continuation in (request.args for request in requests):
-            answered = score_answer(self._subject, self._clip(self._make_prompt(context, continuation)))
+            answered = score_answer(self._subject, self._clip(self._make_question(context, continuation)))
             found.append((-answered.nll, answered.is_greedy))
         return found
 
@@ -94,7 +94,7 @@ class HarnessModel:
 
     @property
     def tokenizer_name(self) -> str:
-        """For the keys of the harness's request cache."""
+        """For the keys of lm_eval's request cache."""
         return self._name
 
     def _encode(self, text: str) -> list[int]:
@@ -104,18 +104,18 @@ class HarnessModel:
             ids[len(self._start) :] if self._start and ids[: 2 * len(self._start)] == 2 * self._start else ids
         )
 
-    def _make_prompt(self, context: str, continuation: str) -> Prompt:
+    def _make_question(self, context: str, continuation: str) -> Question:
         """Spaces at the context's end belong to the continuation, as tokens have them in front."""
         stripped = context.rstrip()
         if not stripped:
             ids = self._tokenizer.encode_rendered(context + continuation)
-            return Prompt(np.array([*self._prefix, *ids], np.int64), len(self._prefix))
-        return make_prompt(self._encode, stripped, context[len(stripped) :] + continuation)
+            return Question(np.array([*self._prefix, *ids], np.int64), len(self._prefix))
+        return make_question(self._encode, stripped, context[len(stripped) :] + continuation)
 
-    def _clip(self, prompt: Prompt) -> Prompt:
+    def _clip(self, question: Question) -> Question:
         """The last tokens that fit; the answer's last one is predicted and never read."""
-        excess = max(0, len(prompt.token_ids) - 1 - self._context)
-        return Prompt(prompt.token_ids[excess:], max(1, prompt.answer - excess))
+        excess = max(0, len(question.token_ids) - 1 - self._context)
+        return Question(question.token_ids[excess:], max(1, question.answer - excess))
 
     def _score_text(self, text: str) -> float:
         ids = np.array([*self._prefix, *self._tokenizer.encode_rendered(text)], np.int64)
@@ -128,7 +128,7 @@ class HarnessModel:
 
 
 def sampling_params(options: Mapping[str, Any]) -> SamplingParams:
-    """The harness's generation options: greedy unless `do_sample` is set."""
+    """lm_eval's generation options: greedy unless `do_sample` is set."""
     until = options.get("until") or ()
     stop = (until,) if isinstance(until, str) else tuple(text for text in until if text)
     sampled = bool(options.get("do_sample", False))

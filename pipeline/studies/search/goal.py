@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kvfold.export.search.space import Target
+from kvfold.export.search.choose import smallest_bytes
+from kvfold.export.search.space import ByteTarget, PlanSpace
 from kvfold.plugins.contract.kv_bytes import CONTEXT_LENGTHS
 
 
@@ -19,7 +20,7 @@ class Goal:
         share_distant_globals: whether global layers may share a bank over other layers.
     """
 
-    targets: tuple[Target, ...]
+    targets: tuple[ByteTarget, ...]
     max_kl: float | None = None
     share_distant_globals: bool = False
 
@@ -28,17 +29,24 @@ class Goal:
         """Lengths whose bytes count, ascending; without targets the longest that kvfold's reports state."""
         return tuple(target.length for target in self.targets) or CONTEXT_LENGTHS[-1:]
 
+    def fits(self, space: PlanSpace, globals_: frozenset[int]) -> bool:
+        """Whether some plan with these globals meets every target."""
+        if not self.targets:
+            return True
+        held = zip(self.targets, smallest_bytes(space, globals_), strict=True)
+        return all(target.holds(least) for target, least in held)
 
-def make_goal(targets: tuple[Target, ...], max_kl: float | None, share_distant_globals: bool) -> Goal:
+
+def make_goal(targets: tuple[ByteTarget, ...], max_kl: float | None, share_distant_globals: bool) -> Goal:
     """A goal with its targets by length."""
     ordered = sorted(targets, key=lambda target: (target.length, target.bytes_per_token))
     return Goal(tuple(ordered), max_kl, share_distant_globals)
 
 
-def parse_target(text: str) -> Target:
+def parse_target(text: str) -> ByteTarget:
     """`2048@8k`, `1.5k@2048`; raises ValueError where it is neither."""
     amount, _, length = text.partition("@")
-    target = Target(_number(amount), int(_number(length)))
+    target = ByteTarget(_number(amount), int(_number(length)))
     if target.bytes_per_token <= 0 or target.length < 1:
         raise ValueError("bytes and length are positive")
     return target

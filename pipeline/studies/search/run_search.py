@@ -11,8 +11,10 @@ from kvfold.pipeline.recipe.load_recipe import load_recipe
 from kvfold.pipeline.recipe.recipe_files import find_recipe
 from kvfold.pipeline.show.draw_plan import draw_plan
 from kvfold.pipeline.show.progress import make_bars
+from kvfold.pipeline.show.terminal import draw_table
+from kvfold.pipeline.studies.search.found import Found
 from kvfold.pipeline.studies.search.goal import Goal
-from kvfold.pipeline.studies.search.search import Found, Search
+from kvfold.pipeline.studies.search.search import Search
 from kvfold.pipeline.studies.search.search_tables import search_tables
 from kvfold.pipeline.studies.search.write_recipe import write_recipe
 from kvfold.plugins.contract.errors import RecipeError
@@ -31,8 +33,11 @@ def run_search(name: str, goal: Goal, output: Path, console: Console) -> None:
         output.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(output.with_name(f".{output.name}.lock"), timeout=0), make_bars(console) as bars:
             found = Search(recipe, goal, ledger, bars).run()
-        for table in search_tables(found):
-            console.print(table, highlight=False, soft_wrap=isinstance(table, str))
+        for part in search_tables(found):
+            if isinstance(part, str):
+                console.print(part, highlight=False, soft_wrap=True)
+            else:
+                console.print(draw_table(part), highlight=False)
         console.print(draw_plan(found.plan, found.space.shape))
         write_recipe(find_recipe(name), recipe, found.plan, describe(found), output)
     except Timeout as error:

@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from math import ceil
 from pathlib import Path
@@ -26,29 +26,29 @@ from kvfold.export.search.choose import (
     refine,
     settle,
     smallest_below,
-    smallest_bytes,
 )
 from kvfold.export.search.costs import (
     Change,
     Cost,
+    CostTable,
     distant_changes,
     large_banks,
     layer_changes,
-    make_table,
 )
 from kvfold.export.search.space import PlanSpace, Solution
-from kvfold.pipeline.machine.targets import TARGETS
 from kvfold.pipeline.recipe.recipe import Recipe
 from kvfold.pipeline.show.progress import Progress, open_bar
-from kvfold.pipeline.stages.stage_inputs import fingerprint_text
+from kvfold.pipeline.studies.search.check_recipe import check_recipe
+from kvfold.pipeline.studies.search.found import Found
 from kvfold.pipeline.studies.search.goal import Goal
 from kvfold.pipeline.studies.search.ledger import Ledger, globals_name
 from kvfold.pipeline.studies.search.search_questions import write_questions
-from kvfold.pipeline.texts.text_code import TEXT_CODE
-from kvfold.pipeline.workspace.stage import hash_code
+from kvfold.pipeline.texts.text_stage import fingerprint_text
+from kvfold.pipeline.workspace.read_checkpoint import read_checkpoint
+from kvfold.pipeline.workspace.sources import hash_sources
 from kvfold.pipeline.workspace.workspace import Workspace
 from kvfold.plugins.contract.errors import RecipeError
-from kvfold.plugins.contract.fold_plan import FoldPlan, KvDtype
+from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.plugins.contract.version import VERSION
 
 if TYPE_CHECKING:
@@ -58,44 +58,12 @@ if TYPE_CHECKING:
 MEASURING = {
     *("kl_tokens", "prompts", "prompt_length", "measured_window", "sink_size", "negligible_int8_kl"),
 }
-MEASURING_CODE = (
-    *TEXT_CODE,
-    *("export/search/costs.py", "export/search/examine.py", "export/search/measure_changes.py"),
-    *("export/fold", "export/quantize", "runtime/text/tokenizer.py"),
-    *(
-        "export/heal/student/block_attention.py",
-        "export/heal/objective/head_kl.py",
-        "export/heal/student/int8_rounding.py",
-        "export/heal/student/training_attention.py",
-    ),
-    *(
-        "pipeline/quality/evaluate/question.py",
-        "pipeline/quality/evaluate/haystacks.py",
-        "pipeline/quality/evaluate/filler.txt",
-    ),
-    "pipeline/studies/search/search_questions.py",
+# What measures, and what is read: a change of what these are made from measures anew.
+MEASURING_MODULES = (
+    "kvfold.export.search.measure_changes",
+    "kvfold.pipeline.studies.search.search_questions",
+    "kvfold.pipeline.texts.text_stage",
 )
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a search came to.
-
-    Attributes:
-        plan: the chosen one.
-        solution: its banks, with what they were predicted to cost.
-        cost: what it was measured to cost.
-        plans: every whole plan that was measured.
-        horizons: the globals of the plan; with measured windows, and nothing else folded.
-        space: the costs of all changes, and what was allowed.
-    """
-
-    plan: FoldPlan
-    solution: Solution
-    cost: Cost
-    plans: tuple[Candidate, ...]
-    horizons: Horizons
-    space: PlanSpace
 
 
 class Search:
@@ -110,7 +78,7 @@ class Search:
         """
         check_recipe(recipe)
         self._recipe, self._goal, self._bars = recipe, goal, bars
-        self._checkpoint = Workspace(recipe, Path()).checkpoint
+        self._checkpoint = read_checkpoint(Workspace(recipe, Path()))
         self._config = self._checkpoint.config
         self._ledger = Ledger(ledger, self._key())
         self._plans: list[Candidate] = []
@@ -131,7 +99,7 @@ class Search:
             self._config.num_hidden_layers,
             self._measure_none(),
             self._unfolded + self._recipe.search.max_retrieval_loss,
-            lambda globals_: fits(space, globals_, self._goal),
+            lambda globals_: self._goal.fits(space, globals_),
             self._measure_globals,
         )
         space = settle(lambda: self._space(changes), partial(self._best, trail), self._measure)
@@ -183,9 +151,9 @@ class Search:
         known = {change: costs[change.name] for change in (*changes, *larger) if change.name in costs}
         return PlanSpace(
             shape=self._config.attention_shape,
-            table=make_table(self._unfolded, known, larger),
+            table=CostTable.of(self._unfolded, known, larger),
             settings=self._recipe.search,
-            wide=wide_dtype(self._recipe),
+            wide=self._recipe.float_dtype,
             page_size=self._recipe.page_size,
             lengths=self._goal.lengths,
             share_distant_globals=self._goal.share_distant_globals,
@@ -280,7 +248,7 @@ class Search:
     def _key(self) -> str:
         settings = self._recipe.search
         parts = [
-            *(VERSION, hash_code(MEASURING_CODE), self._checkpoint.fingerprint),
+            *(VERSION, hash_sources(MEASURING_MODULES), self._checkpoint.fingerprint),
             *(fingerprint_text(settings.text), settings.model_dump(mode="json", include=MEASURING)),
             self._recipe.fold.model_dump(mode="json"),
         ]
@@ -293,35 +261,6 @@ class Search:
             yield progress
         finally:
             self._bars.remove_task(task)
-
-
-def check_recipe(recipe: Recipe) -> None:
-    """Raise RecipeError where the recipe cannot take another plan, or its target not the searched one."""
-    if recipe.adapter:
-        raise RecipeError(
-            f"recipe {recipe.name} takes weights from an adapter, {recipe.adapter.name}, which belongs to "
-            "its present plan; remove heal.adapter or heal.start"
-        )
-    if recipe.search.sink_size and not TARGETS[recipe.target].keeps_sinks:
-        raise RecipeError(
-            f"target {recipe.target} cannot keep a sequence's first tokens in sight under a window; set "
-            "search.sink_size: 0, or choose another target"
-        )
-
-
-def wide_dtype(recipe: Recipe) -> KvDtype:
-    """The float cache of the recipe's target."""
-    if recipe.target in ("tensorrt", "tensorrt-rtx"):
-        return recipe.tensorrt.activation_dtype
-    return next(dtype for dtype in TARGETS[recipe.target].kv_dtypes if dtype != "int8")
-
-
-def fits(space: PlanSpace, globals_: frozenset[int], goal: Goal) -> bool:
-    """Whether some plan with these globals meets every target."""
-    if not goal.targets:
-        return True
-    held = zip(goal.targets, smallest_bytes(space, globals_), strict=True)
-    return all(target.holds(least) for target, least in held)
 
 
 def spread(count: int, wanted: int) -> list[int]:

@@ -1,19 +1,15 @@
-"""What a search measured, in the terminal: why the plan is as it is."""
+"""What a search measured, in tables and words: why the plan is as it is."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
-from rich.console import RenderableType
-from rich.table import Table
-from rich.text import Text
-
+from kvfold.export.search.choose import Candidate
 from kvfold.export.search.costs import Cost, is_adjacent
 from kvfold.export.search.space import Option, PlanSpace
-from kvfold.pipeline.show.tables import make_table
-from kvfold.pipeline.studies.search.search import Found
+from kvfold.pipeline.show.table import Cell, Table
+from kvfold.pipeline.studies.search.found import Found
 
-CHOSEN = "bold green"
 CAPTION = """\
 A cell: KL to the unfolded model in nat a token of text, then by how much the NLL
 of an answer grows, in nat; in closed form, before any healing; -: no plan would
@@ -21,7 +17,7 @@ use it, so it was not measured. Chosen: window x KV heads, * for a float cache; 
 whose KV it reads."""
 
 
-def search_tables(found: Found) -> tuple[RenderableType, ...]:
+def search_tables(found: Found) -> tuple[Table | str, ...]:
     """What each layer costs to change, which are global, whole plans; each fits 80 columns."""
     space, horizons = found.space, found.horizons
     globals_ = ", ".join(map(str, sorted(horizons.globals_))) or "none"
@@ -46,88 +42,93 @@ def search_tables(found: Found) -> tuple[RenderableType, ...]:
 
 
 def cost_table(found: Found) -> Table:
-    """A row for each layer; a bank stands in the row of its first layer. What the plan does is green."""
+    """A row for each layer; a bank stands in the row of its first layer. What the plan does is good."""
     space = found.space
-    table = make_table(
-        "What changing a layer costs, each change alone",
-        *("layer", "one head", "with next", "with next 2", "int8", "chosen"),
-    )
     options = {layer: option for option in found.solution.options for layer in option.layers}
-    for layer in range(space.shape.num_hidden_layers):
-        option = options[layer]
-        table.add_row(
-            str(layer),
-            *(_bank_cell(space, tuple(range(layer, layer + size)), option) for size in (1, 2, 3)),
-            _cell(space, space.table.int8[layer], option.kv_dtype == "int8"),
-            _choice(option, layer),
-        )
-    return table
+    return Table.of(
+        "What changing a layer costs, each change alone",
+        ("layer", "one head", "with next", "with next 2", "int8", "chosen"),
+        (
+            (
+                str(layer),
+                *(_bank_cell(space, tuple(range(layer, layer + size)), options[layer]) for size in (1, 2, 3)),
+                _cell(space, space.table.int8[layer], options[layer].kv_dtype == "int8"),
+                _choice(options[layer], layer),
+            )
+            for layer in range(space.shape.num_hidden_layers)
+        ),
+    )
 
 
 def window_table(found: Found) -> Table:
-    """A row for each layer, a column for each window, the plan's in green."""
+    """A row for each layer, a column for each window; the plan's is good."""
     space, windows = found.space, found.space.settings.sliding_windows
-    table = make_table("What a window costs, each layer alone", "layer", *(f"{w:,} tokens" for w in windows))
     chosen = {layer: option.sliding_window for option in found.solution.options for layer in option.layers}
-    for layer in range(space.shape.num_hidden_layers):
-        cells = (_cell(space, space.table.windowed[layer, w], w == chosen[layer]) for w in windows)
-        table.add_row(str(layer), *cells)
-    return table
+    return Table.of(
+        "What a window costs, each layer alone",
+        ("layer", *(f"{window:,} tokens" for window in windows)),
+        (
+            (
+                str(layer),
+                *(
+                    _cell(space, space.table.windowed[layer, window], window == chosen[layer])
+                    for window in windows
+                ),
+            )
+            for layer in range(space.shape.num_hidden_layers)
+        ),
+    )
 
 
 def distant_table(space: PlanSpace) -> Table:
     """Banks of global layers over the layers between them."""
-    table = make_table("Global layers that share over others", "layers", "cost")
-    for layers, cost in space.table.banks.items():
-        if not is_adjacent(layers):
-            table.add_row(", ".join(map(str, layers)), _cell(space, cost, chosen=False))
-    return table
+    distant = ((layers, cost) for layers, cost in space.table.banks.items() if not is_adjacent(layers))
+    return Table.of(
+        "Global layers that share over others",
+        ("layers", "cost"),
+        ((", ".join(map(str, layers)), _cell(space, cost, chosen=False)) for layers, cost in distant),
+    )
 
 
 def plans_table(found: Found) -> Table:
-    """Every whole plan that was measured, the chosen one in green."""
-    space = found.space
-    title = "Whole plans, folded in closed form, before any healing; KV bytes a token at each length"
-    sizes = [f"bytes@{length:,}" for length in space.lengths]
-    table = make_table(title, "banks", *sizes, "KL predicted", "measured", "answer NLL")
-    for candidate in found.plans:
-        solution, cost = candidate.solution, candidate.cost
-        held = (
-            f"{kv_bytes / length:,.1f}"
-            for kv_bytes, length in zip(solution.kv_bytes, space.lengths, strict=True)
-        )
-        table.add_row(
-            *_styled(
-                (
-                    str(len(solution.options)),
-                    *held,
-                    f"{solution.kl:.3f}",
-                    f"{cost.kl:.3f}",
-                    "-" if cost.nll is None else f"{cost.nll:.2f}",
-                ),
-                solution == found.solution,
-            )
-        )
-    return table
+    """Every whole plan that was measured; the chosen one is good."""
+    sizes = (f"bytes@{length:,}" for length in found.space.lengths)
+    return Table.of(
+        "Whole plans, folded in closed form, before any healing; KV bytes a token at each length",
+        ("banks", *sizes, "KL predicted", "measured", "answer NLL"),
+        (
+            _marked(_plan_cells(found.space, candidate), candidate.solution == found.solution)
+            for candidate in found.plans
+        ),
+    )
 
 
-def _styled(cells: Iterable[str], chosen: bool) -> Iterable[Text]:
-    return (Text(cell, style=CHOSEN if chosen else "") for cell in cells)
+def _plan_cells(space: PlanSpace, candidate: Candidate) -> Iterator[str]:
+    solution, cost = candidate.solution, candidate.cost
+    yield str(len(solution.options))
+    for kv_bytes, length in zip(solution.kv_bytes, space.lengths, strict=True):
+        yield f"{kv_bytes / length:,.1f}"
+    yield f"{solution.kl:.3f}"
+    yield f"{cost.kl:.3f}"
+    yield "-" if cost.nll is None else f"{cost.nll:.2f}"
 
 
-def _bank_cell(space: PlanSpace, layers: tuple[int, ...], option: Option) -> Text:
+def _marked(cells: Iterable[str], chosen: bool) -> Iterator[Cell]:
+    return (Cell(cell, "good" if chosen else None) for cell in cells)
+
+
+def _bank_cell(space: PlanSpace, layers: tuple[int, ...], option: Option) -> Cell:
     folded = len(layers) > 1 or option.num_key_value_heads < space.shape.num_key_value_heads
     cost = None if layers in space.table.guessed else space.table.banks.get(layers)
     return _cell(space, cost, folded and option.layers == layers)
 
 
-def _cell(space: PlanSpace, cost: Cost | None, chosen: bool) -> Text:
+def _cell(space: PlanSpace, cost: Cost | None, chosen: bool) -> Cell:
     """`0.024 +1.3`."""
     if cost is None:
-        return Text("-", style="dim")
+        return Cell("-", "faint")
     answers = "" if cost.nll is None else f" {cost.nll - space.table.unfolded_nll:+.1f}"
-    text = f"{cost.kl:.3f}{answers}"
-    return Text(text, style=CHOSEN if chosen else "")
+    return Cell(f"{cost.kl:.3f}{answers}", "good" if chosen else None)
 
 
 def _choice(option: Option, layer: int) -> str:

@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 
 from kvfold.pipeline.recipe.load_recipe import parse_recipe
-from kvfold.pipeline.recipe.recipe import Recipe, WrittenPlan
+from kvfold.pipeline.recipe.plan_section import WrittenPlan
+from kvfold.pipeline.recipe.recipe import Recipe
 from kvfold.plugins.contract.errors import RecipeError
 from kvfold.plugins.contract.fold_plan import FoldPlan, LayerPlan
 from kvfold.plugins.contract.write_aside import write_aside

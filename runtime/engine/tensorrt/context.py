@@ -1,36 +1,16 @@
-"""One execution context of a plan, with its memory bound."""
+"""Execution contexts of a plan, with their memory bound, and how a decode step becomes a CUDA graph."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 from kvfold.plugins.contract import step as contract
 from kvfold.plugins.contract.errors import TargetError
-from kvfold.runtime.engine.tensorrt.bindings import BindingTable
 from kvfold.runtime.engine.tensorrt.device import Device
+from kvfold.runtime.engine.tensorrt.gpu_memory import FixedMemory
 from kvfold.runtime.engine.tensorrt.loaded_plan import LoadedPlan
-from kvfold.runtime.engine.tensorrt.pools import Pool
-
-
-@dataclass(frozen=True)
-class FixedMemory:
-    """Device memory that every context of an engine is bound to, for the engine's life.
-
-    Attributes:
-        pools: the KV caches.
-        logits: address of the output, float32 [rows, vocab_size].
-        workspace: address of the scratch memory.
-        workspace_bytes: its size.
-        inputs: address of the step's binding table.
-    """
-
-    pools: tuple[Pool, ...]
-    logits: int
-    workspace: int
-    workspace_bytes: int
-    inputs: int
+from kvfold.runtime.engine.tensorrt.staging import BindingTable
 
 
 class BoundContext:
@@ -46,10 +26,10 @@ class BoundContext:
         if not self._context.set_optimization_profile_async(profile, self._stream):
             raise TargetError(f"TensorRT refused optimisation profile {profile}; build the engine again")
         self._context.set_device_memory(memory.workspace, memory.workspace_bytes)
-        for pool in memory.pools:
+        for pool, address in memory.pools:
             self._set_shape(pool.input, pool.shape)
-            self._set_address(pool.input, pool.address)
-            self._set_address(pool.output, pool.address)
+            self._set_address(pool.input, address)
+            self._set_address(pool.output, address)
         self._set_address(contract.LOGITS, memory.logits)
 
     def bind(self, table: BindingTable) -> None:
@@ -76,3 +56,30 @@ class BoundContext:
     def _set_address(self, name: str, address: int) -> None:
         if not self._context.set_tensor_address(name, address):
             raise TargetError(f"the plan has no input or output {name}; build the engine again")
+
+
+class GraphedStep:
+    """Runs one decode bucket on a context of its own: directly at first, from then on as a CUDA graph.
+
+    A graph is undefined once the context that it was captured from takes other shapes, so no other bucket may
+    use the context (TensorRT developer guide, "CUDA Graphs"). The first run loads kernels and sets up the
+    context, which capturing forbids; a bucket that is met only once is never captured.
+    """
+
+    def __init__(self, device: Device, context: BoundContext, captures_itself: bool) -> None:
+        """Over a context whose shapes and addresses no longer change."""
+        self._device = device
+        self._context = context
+        self._captures_itself = captures_itself
+        self._ran = False
+        self._graph: Any = None
+
+    def enqueue(self) -> None:
+        """Put the step on the stream."""
+        if self._ran and self._graph is None and not self._captures_itself:
+            self._graph = self._device.capture(self._context.enqueue)
+        if self._graph is not None:
+            self._device.launch(self._graph)
+            return
+        self._context.enqueue()
+        self._ran = True

@@ -6,26 +6,29 @@ TensorRT answers most of these with "could not deserialise"; here each says what
 from __future__ import annotations
 
 from importlib import import_module
-from pathlib import Path
 from types import ModuleType
 
 from kvfold.plugins.contract.errors import TargetError
 from kvfold.plugins.cuda.kernel_library import KernelLibrary
 from kvfold.plugins.tensorrt.node_form import PLUGIN_VERSION
 from kvfold.runtime.engine.engine_config import KERNELS_FOLDER, PLAN_FILE, EngineConfig, TensorRTFacts
+from kvfold.runtime.engine.engine_files import EngineFiles
 from kvfold.runtime.engine.tensorrt.device import Device
 
 
-def check_files(directory: Path, config: EngineConfig) -> tuple[TensorRTFacts, KernelLibrary]:
+def check_files(files: EngineFiles) -> tuple[TensorRTFacts, KernelLibrary]:
     """The plan's facts and kernels, once plugin and kernels are those it was built with.
 
     Raises:
         TargetError: no facts, or another plugin or other kernels than recorded.
         KernelError: the kernel library is unreadable.
     """
-    facts, again = config.tensorrt, f"build it again: `{_build(config)}`"
+    directory, facts = files.directory, files.config.tensorrt
+    again = f"build it again: `{_build(files.config)}`"
     if facts is None:
-        raise TargetError(f"{directory} holds no TensorRT plan but an engine for {config.target}; {again}")
+        raise TargetError(
+            f"{directory} holds no TensorRT plan but an engine for {files.config.target}; {again}"
+        )
     if not (directory / PLAN_FILE).is_file():
         raise TargetError(f"{directory / PLAN_FILE} is missing; {again}")
     if facts.plugin_version != PLUGIN_VERSION:

@@ -7,40 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.runtime.engine.engine_config import TensorRTFacts
-from kvfold.runtime.engine.protocol import StepInputs
-from kvfold.runtime.engine.tensorrt.bindings import BindingTable, bind_step
+from kvfold.runtime.engine.protocol import EngineInfo, StepInputs
 from kvfold.runtime.engine.tensorrt.buckets import DecodeBuckets
-from kvfold.runtime.engine.tensorrt.context import BoundContext, FixedMemory
+from kvfold.runtime.engine.tensorrt.context import BoundContext, GraphedStep
 from kvfold.runtime.engine.tensorrt.device import Device
-from kvfold.runtime.engine.tensorrt.graphed_step import GraphedStep
+from kvfold.runtime.engine.tensorrt.gpu_memory import FixedMemory, StepSizes
 from kvfold.runtime.engine.tensorrt.loaded_plan import LoadedPlan
-from kvfold.runtime.engine.tensorrt.pools import allocate_pools
-from kvfold.runtime.engine.tensorrt.profiles import DECODE, PREFILL, StepShape, choose_profile, largest_shape
-from kvfold.runtime.engine.tensorrt.staging import Staging, write_step
-
-
-@dataclass(frozen=True)
-class StepSizes:
-    """Bytes that the largest step of a plan needs.
-
-    Attributes:
-        inputs: of the binding table.
-        logits: of the output.
-    """
-
-    inputs: int
-    logits: int
-
-    @classmethod
-    def of(cls, facts: TensorRTFacts, plan: FoldPlan, vocab_size: int) -> StepSizes:
-        """Over both profiles."""
-        profiles = (facts.decode, facts.prefill)
-        return cls(
-            inputs=max(bind_step(largest_shape(limits, plan), plan).nbytes for limits in profiles),
-            logits=4 * vocab_size * max(limits.max_logits for limits in profiles),
-        )
+from kvfold.runtime.engine.tensorrt.profiles import DECODE, PREFILL, StepShape, choose_profile
+from kvfold.runtime.engine.tensorrt.staging import BindingTable, Staging, bind_step, write_step
 
 
 @dataclass(frozen=True)
@@ -60,33 +35,25 @@ class StepRunner:
         device: Device,
         loaded: LoadedPlan,
         facts: TensorRTFacts,
-        plan: FoldPlan,
-        num_pages: Mapping[str, int],
+        info: EngineInfo,
         sizes: StepSizes,
     ) -> None:
         """Take the memory and bind the prefill context.
 
         Args:
-            device: with room for all of it (`memory.check_memory`).
+            device: with room for all of it (`gpu_memory.check_memory`).
             loaded: the deserialised plan.
             facts: limits of its profiles.
-            plan: the bundle's FoldPlan.
-            num_pages: pages of each horizon group's pool.
+            info: plan and pages of its pools.
             sizes: of the largest step.
         """
         self._device = device
         self._loaded = loaded
         self._facts = facts
-        self._plan = plan
-        self._staging = Staging(device, sizes.inputs)
-        self._memory = FixedMemory(
-            pools=allocate_pools(device, plan, num_pages),
-            logits=device.allocate(sizes.logits),
-            workspace=device.allocate(loaded.workspace_bytes),
-            workspace_bytes=loaded.workspace_bytes,
-            inputs=self._staging.address,
-        )
-        self._buckets = DecodeBuckets.of(facts.decode, plan)
+        self._plan = info.plan
+        self._memory = FixedMemory.take(device, info, sizes, loaded.workspace_bytes)
+        self._staging = Staging(device, self._memory.inputs, sizes.inputs)
+        self._buckets = DecodeBuckets.of(facts.decode, info.plan)
         self._decode: dict[StepShape, _Prepared] = {}
         self._prefill = BoundContext(loaded, PREFILL, device, self._memory)
 

@@ -1,25 +1,85 @@
-"""Staging: a step's arrays in one pinned buffer, which reaches the GPU in one copy."""
+"""Staging: a step's arrays, each at its place in one pinned buffer, which reaches the GPU in one copy."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
 from kvfold.plugins.contract import step as contract
+from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.runtime.engine.protocol import StepInputs
-from kvfold.runtime.engine.tensorrt.bindings import BindingTable
 from kvfold.runtime.engine.tensorrt.device import Device
+from kvfold.runtime.engine.tensorrt.profiles import StepShape
+
+ALIGNMENT = 256  # what TensorRT asks of a tensor's address
+_INT32 = np.dtype(np.int32)
+_INT64 = np.dtype(np.int64)
+
+
+@dataclass(frozen=True)
+class Binding:
+    """One graph input of a step.
+
+    Attributes:
+        name: of the graph input.
+        dtype: of its elements.
+        shape: of the array.
+        offset: bytes from the buffer's start, a multiple of ALIGNMENT.
+    """
+
+    name: str
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the array."""
+        return self.dtype.itemsize * prod(self.shape)
+
+
+@dataclass(frozen=True)
+class BindingTable:
+    """Name, type, shape and place of all graph inputs but the caches, one behind the other."""
+
+    bindings: tuple[Binding, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes from the buffer's start to the end of the last array."""
+        return self.bindings[-1].offset + self.bindings[-1].nbytes
+
+
+def bind_step(shape: StepShape, plan: FoldPlan) -> BindingTable:
+    """Where each input of a step of these sizes lies; types and shapes as in `plugins.contract.step`."""
+    arrays: list[tuple[str, np.dtype, tuple[int, ...]]] = [
+        (contract.INPUT_IDS, _INT64, (shape.tokens,)),
+        (contract.CUMULATIVE_SEQUENCE_LENGTH, _INT32, (shape.sequences + 1,)),
+        (contract.PAST_SEQLENS, _INT32, (shape.sequences,)),
+        (contract.LOGITS_INDICES, _INT64, (shape.rows,)),
+    ]
+    for group, width in zip(plan.groups, shape.table_widths, strict=True):
+        arrays.append((contract.block_table(group.name), _INT32, (shape.sequences, width)))
+        arrays.append((contract.slot_mapping(group.name), _INT32, (shape.tokens,)))
+    bindings: list[Binding] = []
+    offset = 0
+    for name, dtype, array_shape in arrays:
+        bindings.append(Binding(name, dtype, array_shape, offset))
+        offset += -(-bindings[-1].nbytes // ALIGNMENT) * ALIGNMENT
+    return BindingTable(tuple(bindings))
 
 
 class Staging:
-    """The pinned buffer and its twin on the device. The host may write again once the copy is done."""
+    """The pinned buffer of the host. It may be written again once its copy to the device is done."""
 
-    def __init__(self, device: Device, size: int) -> None:
-        """Room for the largest step's binding table, in bytes."""
+    def __init__(self, device: Device, address: int, size: int) -> None:
+        """As large as the device's buffer at `address`: `size` bytes, the largest step's binding table."""
         self._device = device
+        self._address = address
         self._host = device.allocate_pinned(size)
-        self.address = device.allocate(size)
 
     def arrays(self, table: BindingTable) -> dict[str, np.ndarray]:
         """The pinned bytes of each array of a table, by name."""
@@ -32,7 +92,7 @@ class Staging:
 
     def upload(self, table: BindingTable) -> None:
         """Put one copy of all of a table's arrays on the stream."""
-        self._device.upload(self.address, self._host[: table.nbytes])
+        self._device.upload(self._address, self._host[: table.nbytes])
 
 
 def write_step(arrays: Mapping[str, np.ndarray], step: StepInputs) -> None:

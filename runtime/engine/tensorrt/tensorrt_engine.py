@@ -9,16 +9,16 @@ from weakref import finalize
 
 import numpy as np
 
-from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.plugins.cuda.kernel_library import KernelLibrary
-from kvfold.runtime.engine.engine_config import PLAN_FILE, EngineConfig, TensorRTFacts
+from kvfold.runtime.engine.engine_config import PLAN_FILE, TensorRTFacts
+from kvfold.runtime.engine.engine_files import EngineFiles
+from kvfold.runtime.engine.kv_pools import kv_pools
 from kvfold.runtime.engine.protocol import EngineInfo, StepInputs
 from kvfold.runtime.engine.tensorrt.device import Device
+from kvfold.runtime.engine.tensorrt.gpu_memory import StepSizes, check_memory, check_pages
 from kvfold.runtime.engine.tensorrt.loaded_plan import LoadedPlan
-from kvfold.runtime.engine.tensorrt.memory import check_memory
-from kvfold.runtime.engine.tensorrt.pools import check_pages, pool_bytes
 from kvfold.runtime.engine.tensorrt.preflight import check_files, check_gpu, import_library
-from kvfold.runtime.engine.tensorrt.runner import StepRunner, StepSizes
+from kvfold.runtime.engine.tensorrt.runner import StepRunner
 
 
 class TensorRTEngine:
@@ -42,12 +42,11 @@ class TensorRTEngine:
         self._close = finalize(logits, runner.close)
 
     @classmethod
-    def load(cls, directory: Path, plan: FoldPlan, num_pages: Mapping[str, int]) -> TensorRTEngine:
+    def load(cls, files: EngineFiles, num_pages: Mapping[str, int]) -> TensorRTEngine:
         """Load `engine/tensorrt` or `engine/tensorrt-rtx` of a bundle onto the first visible GPU.
 
         Args:
-            directory: the engine's directory.
-            plan: the bundle's FoldPlan.
+            files: of the engine.
             num_pages: pages of each horizon group's pool.
 
         Raises:
@@ -56,14 +55,13 @@ class TensorRTEngine:
             CapacityError: the pools are larger than the plan takes, or weights, workspace, pools and buffers
                 do not fit into the GPU's memory.
         """
-        config = EngineConfig.load(directory)
-        facts, kernels = check_files(directory, config)
-        trt = import_library(config, facts)
-        info = config.info(plan, num_pages)
+        facts, kernels = check_files(files)
+        trt = import_library(files.config, facts)
+        info = files.info(num_pages)
         device = Device.open()
         try:
-            check_gpu(config, facts, device)
-            return cls._assemble(device, trt, directory, kernels, facts, info)
+            check_gpu(files.config, facts, device)
+            return cls._assemble(device, trt, files.directory, kernels, facts, info)
         except BaseException:
             device.close()
             raise
@@ -81,14 +79,14 @@ class TensorRTEngine:
         """Count the memory before the plan takes its weights, and again when it has told its workspace."""
         check_pages(info.num_pages, facts.max_pages)
         sizes = StepSizes.of(facts, info.plan, info.vocab_size)
-        pools = pool_bytes(info.plan, info.num_pages)
+        pools = sum(pool.nbytes for pool in kv_pools(info))
         free, weights = device.free_bytes(), (directory / PLAN_FILE).stat().st_size
         parts = {"weights": weights, "KV pools": pools, "step inputs": sizes.inputs, "logits": sizes.logits}
         check_memory(parts, free)
         loaded = LoadedPlan(trt, directory, kernels, device.architecture)
         weights = max(weights, free - device.free_bytes())
         check_memory(parts | {"weights": weights, "workspace": loaded.workspace_bytes}, free)
-        runner = StepRunner(device, loaded, facts, info.plan, info.num_pages, sizes)
+        runner = StepRunner(device, loaded, facts, info, sizes)
         return cls(runner, info, device.allocate_pinned(sizes.logits))
 
     @property

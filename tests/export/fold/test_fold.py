@@ -19,6 +19,7 @@ from kvfold.plugins.contract.errors import PlanError
 from kvfold.plugins.contract.fold_plan import FoldPlan, LayerPlan
 from kvfold.plugins.contract.plan_presets import Preset, build_plan
 from tests.export.tiny_checkpoints import random_model
+from tests.tiny_model import dense_logits
 
 TOKENS = torch.randint(0, 97, (16, 64), generator=torch.Generator().manual_seed(1))
 HELD_OUT = torch.randint(0, 97, (2, 96), generator=torch.Generator().manual_seed(2))
@@ -43,8 +44,8 @@ def make_plan(config: ModelConfig, heads: int, donors: Sequence[int], window: in
 def max_difference(config: ModelConfig, weights: Weights, folded: FoldedModel) -> float:
     """max |dlogit| on tokens the fold never saw."""
     identity = build_plan(Preset(preset="identity"), config.attention_shape)
-    before = Decoder.from_weights(config, identity, weights)(HELD_OUT)
-    after = Decoder.from_weights(config, folded.plan, folded.weights)(HELD_OUT)
+    before = dense_logits(Decoder.from_weights(config, identity, weights), HELD_OUT)
+    after = dense_logits(Decoder.from_weights(config, folded.plan, folded.weights), HELD_OUT)
     return float((after - before).abs().max())
 
 
@@ -113,7 +114,7 @@ def test_heads_and_layers_fold_together_under_a_window() -> None:
     folded = fold_weights(config, weights, plan, TOKENS)
     assert folded.errors.keys() == {0, 1, 2, 3}
     assert all(0 < error < 1 for error in folded.errors.values())
-    logits = Decoder.from_weights(config, folded.plan, folded.weights)(HELD_OUT)
+    logits = dense_logits(Decoder.from_weights(config, folded.plan, folded.weights), HELD_OUT)
     assert logits.isfinite().all()
 
 
@@ -127,10 +128,10 @@ def test_the_closed_form_beats_mean_pooling() -> None:
             heads = read_heads(weights, layer, projection, config.head_dim).mean(0, keepdim=True)
             write_heads(pooled, layer, projection, heads)
     identity = build_plan(Preset(preset="identity"), config.attention_shape)
-    target = Decoder.from_weights(config, identity, weights)(HELD_OUT)
+    target = dense_logits(Decoder.from_weights(config, identity, weights), HELD_OUT)
 
     def error(candidate: Weights) -> float:
-        logits = Decoder.from_weights(config, plan, candidate)(HELD_OUT)
+        logits = dense_logits(Decoder.from_weights(config, plan, candidate), HELD_OUT)
         return float((logits - target).square().mean())
 
     assert error(folded.weights) < error(pooled)

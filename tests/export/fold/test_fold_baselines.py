@@ -16,6 +16,7 @@ from kvfold.export.model.decoder import Decoder
 from kvfold.export.model.model_config import ModelConfig
 from kvfold.plugins.contract.plan_presets import Preset, build_plan
 from tests.export.fold.test_fold import HELD_OUT, TOKENS, Weights, make_plan, max_difference, model
+from tests.tiny_model import dense_logits
 
 CLOSED_FORM = ("fitted-slots", "even-slots")
 NO_REGRESSION = FoldSettings(ridge=1e12)
@@ -47,8 +48,8 @@ def generator() -> torch.Generator:
 def kl(config: ModelConfig, weights: Weights, folded: FoldedModel) -> float:
     """Mean KL(original || folded) on tokens the fold never saw."""
     identity = build_plan(Preset(preset="identity"), config.attention_shape)
-    before = Decoder.from_weights(config, identity, weights)(HELD_OUT).log_softmax(-1)
-    after = Decoder.from_weights(config, folded.plan, folded.weights)(HELD_OUT).log_softmax(-1)
+    before = dense_logits(Decoder.from_weights(config, identity, weights), HELD_OUT).log_softmax(-1)
+    after = dense_logits(Decoder.from_weights(config, folded.plan, folded.weights), HELD_OUT).log_softmax(-1)
     return float((before.exp() * (before - after)).sum(-1).mean())
 
 

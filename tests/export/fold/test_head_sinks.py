@@ -18,7 +18,7 @@ from kvfold.plugins.contract.errors import CalibrationError
 from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.plugins.contract.plan_presets import Preset, build_plan
 from tests.export.tiny_checkpoints import random_model
-from tests.tiny_model import tiny_config, tiny_decoder, tiny_plan
+from tests.tiny_model import dense_logits, tiny_config, tiny_decoder, tiny_plan
 
 MODEL = random_model("qwen2")
 CONFIG = config_from_huggingface(MODEL.config.to_dict())
@@ -113,7 +113,7 @@ def test_folded_banks_have_head_sinks_too() -> None:
     folded = fold_weights(CONFIG, WEIGHTS, plan, TOKENS)
     assert folded.weights[head_sink_name(0)].shape == (CONFIG.num_attention_heads,)
     assert head_sink_name(1) not in folded.weights
-    assert Decoder.from_weights(CONFIG, folded.plan, folded.weights)(TOKENS).isfinite().all()
+    assert dense_logits(Decoder.from_weights(CONFIG, folded.plan, folded.weights), TOKENS).isfinite().all()
 
 
 def test_text_that_no_window_cuts_is_refused() -> None:

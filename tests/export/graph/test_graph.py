@@ -20,10 +20,11 @@ from kvfold.export.quantize.precision import Precision
 from kvfold.plugins.contract import step as contract
 from kvfold.plugins.contract.errors import ExportError, TargetError
 from kvfold.runtime.engine.engine_config import EngineConfig
+from kvfold.runtime.engine.engine_files import EngineFiles
 from kvfold.runtime.engine.onnxruntime_engine import OnnxRuntimeEngine
 from kvfold.runtime.engine.protocol import StepInputs
 from tests.paging import Pager
-from tests.tiny_model import VOCAB_SIZE, kv_scales, tiny_config, tiny_decoder, tiny_plan
+from tests.tiny_model import VOCAB_SIZE, dense_logits, kv_scales, tiny_config, tiny_decoder, tiny_plan
 
 NUM_PAGES = 16
 CHUNKS = (37, 1, 20, 1, 1)  # one sequence's steps; the window is 32
@@ -79,11 +80,9 @@ def build_cpu_engine(
     engine_directory.mkdir()
     names = {linear.name: precision for linear in find_linears(ir.load(graph))}
     lower_for_cpu(graph, engine_directory, decoder.plan, names)
-    EngineConfig(target="cpu", vocab_size=VOCAB_SIZE, max_context_length=256, fingerprint="test").save(
-        engine_directory
-    )
+    config = EngineConfig(target="cpu", vocab_size=VOCAB_SIZE, max_context_length=256, fingerprint="test")
     pages = {group.name: NUM_PAGES for group in decoder.plan.groups}
-    return OnnxRuntimeEngine.load(engine_directory, decoder.plan, pages, threads=2)
+    return OnnxRuntimeEngine.load(EngineFiles(engine_directory, config, decoder.plan), pages, threads=2)
 
 
 def tokens_for(seed: int) -> np.ndarray:
@@ -100,7 +99,7 @@ def test_paged_decoder_equals_the_dense_one(preset: str, head_sink: bool, featur
     decoder = tiny_decoder(config, plan)
     tokens = tokens_for(1)
     paged = run_chunks(EagerEngine(decoder, {}), Pager(plan, NUM_PAGES), tokens)
-    dense = decoder(torch.from_numpy(tokens)[None])[0].numpy()
+    dense = dense_logits(decoder, torch.from_numpy(tokens)[None])[0].numpy()
     np.testing.assert_allclose(paged, dense, atol=2e-4)
 
 
@@ -132,7 +131,7 @@ def test_float_engine_equals_pytorch(preset: str, tied: bool, head_sink: bool, t
     engine = build_cpu_engine(decoder, {}, tmp_path, "float32")
     tokens = tokens_for(3)
     onnx_logits = run_chunks(engine, Pager(plan, NUM_PAGES), tokens)
-    dense = decoder(torch.from_numpy(tokens)[None])[0].numpy()
+    dense = dense_logits(decoder, torch.from_numpy(tokens)[None])[0].numpy()
     np.testing.assert_allclose(onnx_logits, dense, atol=2e-3)
 
 

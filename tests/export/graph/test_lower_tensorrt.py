@@ -232,7 +232,7 @@ def test_tensorrt_rtx_makes_int8_gemms_and_plugin_layers_of_it(
     fake_kernels(attention_specs(model, "float16"), [80, 89], tmp_path / "kernels")
     (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
     (tmp_path / "profiles.json").write_text(json.dumps(profiles(model)))
-    worker = [sys.executable, "-m", "tests.plugins.tensorrt.build_worker", str(tmp_path), "80,89"]
+    worker = [sys.executable, "-m", "tests.plugins.tensorrt.plan_build_worker", str(tmp_path), "80,89"]
     environment = environment_for("tensorrt_rtx", tmp_path / "links")
     subprocess.run(worker, cwd=ROOT, env=environment, check=True, timeout=120)
     result = json.loads((tmp_path / "result.json").read_text())

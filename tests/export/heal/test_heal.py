@@ -22,6 +22,7 @@ from kvfold.export.model.decoder import Decoder
 from kvfold.plugins.contract.errors import HealingError, PlanError
 from kvfold.plugins.contract.plan_presets import Preset, build_plan
 from tests.export.heal.tiny_healing import SETTINGS, TOKENS, tiny_healing
+from tests.tiny_model import dense_logits
 
 
 def silent(fraction: float, note: str) -> None:
@@ -36,8 +37,12 @@ def losses(folder: Path, step: str) -> list[float]:
 def divergence(healing: Healing, weights: dict[str, Tensor]) -> float:
     """Mean KL(original || model) over the text, of which training scored a quarter."""
     identity = build_plan(Preset(preset="identity"), healing.config.attention_shape)
-    teacher = Decoder.from_weights(healing.config, identity, healing.base)(TOKENS).log_softmax(-1)
-    student = Decoder.from_weights(healing.config, healing.plan, weights)(TOKENS).log_softmax(-1)
+    teacher = dense_logits(Decoder.from_weights(healing.config, identity, healing.base), TOKENS).log_softmax(
+        -1
+    )
+    student = dense_logits(Decoder.from_weights(healing.config, healing.plan, weights), TOKENS).log_softmax(
+        -1
+    )
     return float((teacher.exp() * (teacher - student)).sum(-1).mean())
 
 

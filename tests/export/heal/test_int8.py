@@ -29,10 +29,12 @@ from kvfold.export.quantize.quantize_settings import QuantizeSettings
 from kvfold.plugins.contract.plan_presets import Preset, build_plan
 from kvfold.plugins.int8_linear.schema import ActivationBits
 from kvfold.runtime.engine.engine_config import EngineConfig
+from kvfold.runtime.engine.engine_files import EngineFiles
 from kvfold.runtime.engine.onnxruntime_engine import OnnxRuntimeEngine
 from tests.export.heal.tiny_healing import SETTINGS, TOKENS, tiny_healing
 from tests.export.quantize.fake_quantized import FakeQuantizedDecoder
 from tests.paging import Pager
+from tests.tiny_model import dense_logits
 
 HORIZON = Preset.model_validate(
     {"preset": "horizon", "sliding_window": 16, "sink_size": 2, "global_every": 4, "kv_dtype": "int8"}
@@ -121,11 +123,11 @@ def test_the_student_is_the_deployed_model(family: str, tmp_path: Path) -> None:
     healing, weights, deployed = mixed_model(family)
     loss = loss_of(healing, student(healing, weights, deployed), tmp_path)
     expected = FakeQuantizedDecoder(healing.config, healing.plan, deployed)(TOKENS)
-    unrounded = Decoder.from_weights(healing.config, healing.plan, weights)(TOKENS)
+    unrounded = dense_logits(Decoder.from_weights(healing.config, healing.plan, weights), TOKENS)
     error = (logits(loss, TOKENS) - expected).norm() / (unrounded - expected).norm()
     assert error < 0.01
     identity = build_plan(Preset(preset="identity"), healing.config.attention_shape)
-    original = Decoder.from_weights(healing.config, identity, healing.base)(TOKENS)
+    original = dense_logits(Decoder.from_weights(healing.config, identity, healing.base), TOKENS)
     first, second = (pick(x, loss.cache.positions) for x in (original, expected))
     assert float(loss(torch.arange(len(TOKENS)))) == pytest.approx(kl(first, second), rel=1e-3)
 
@@ -140,13 +142,12 @@ def test_the_student_is_the_engine(tmp_path: Path) -> None:
     (tmp_path / "cpu").mkdir()
     lower_for_cpu(graph, tmp_path / "cpu", healing.plan, deployed.precision.precision)
     facts = EngineConfig(target="cpu", vocab_size=97, max_context_length=256, fingerprint="test")
-    facts.save(tmp_path / "cpu")
     pages = {group.name: 16 for group in healing.plan.groups}
-    engine = OnnxRuntimeEngine.load(tmp_path / "cpu", healing.plan, pages, threads=2)
+    engine = OnnxRuntimeEngine.load(EngineFiles(tmp_path / "cpu", facts, healing.plan), pages, threads=2)
     distances, divergences = [], []
     for tokens in TOKENS[:4]:
         found = torch.from_numpy(engine.execute(Pager(healing.plan, 16).step({0: tokens.tolist()})).copy())
-        expected, unrounded = logits(loss, tokens[None])[0], decoder(tokens[None])[0]
+        expected, unrounded = logits(loss, tokens[None])[0], dense_logits(decoder, tokens[None])[0]
         distances.append((found - expected).norm(dim=-1) / (unrounded - expected).norm(dim=-1))
         divergences.append([kl(found, expected), kl(found, unrounded)])
     assert torch.cat(distances).median() < 0.05
@@ -215,8 +216,8 @@ def lopsided() -> tuple[Healing, dict[str, Tensor]]:
 def cost(healing: Healing, weights: dict[str, Tensor]) -> tuple[float, float]:
     """Mean KL(original || model) of the float model and of the deployed one."""
     identity = build_plan(Preset(preset="identity"), healing.config.attention_shape)
-    original = Decoder.from_weights(healing.config, identity, healing.base)(TOKENS)
-    in_float = Decoder.from_weights(healing.config, healing.plan, weights)(TOKENS)
+    original = dense_logits(Decoder.from_weights(healing.config, identity, healing.base), TOKENS)
+    in_float = dense_logits(Decoder.from_weights(healing.config, healing.plan, weights), TOKENS)
     deployed = FakeQuantizedDecoder(healing.config, healing.plan, calibrated(healing, weights))(TOKENS)
     return kl(original, in_float), kl(original, deployed)
 

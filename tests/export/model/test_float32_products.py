@@ -11,7 +11,7 @@ from kvfold.export.model.decoder import Decoder
 from kvfold.export.model.families import config_from_huggingface
 from kvfold.export.model.matmul_dtype import multiply_in_float32
 from tests.export.tiny_checkpoints import random_model
-from tests.tiny_model import tiny_plan
+from tests.tiny_model import dense_logits, tiny_plan
 
 
 def test_where_sums_are_exact_the_bits_are_the_same() -> None:
@@ -36,9 +36,9 @@ def test_a_model_is_far_nearer_to_its_bfloat16_self_than_that_is_to_float32() ->
     token_ids = torch.randint(1, 97, (2, 40), generator=torch.Generator().manual_seed(0))
 
     rounded = copy.deepcopy(decoder).to(torch.bfloat16)
-    expected, in_float32 = rounded(token_ids), decoder(token_ids)
+    expected, in_float32 = dense_logits(rounded, token_ids), dense_logits(decoder, token_ids)
     multiply_in_float32(rounded)
-    found = rounded(token_ids)
+    found = dense_logits(rounded, token_ids)
     assert found.dtype == rounded.model.embed_tokens.weight.dtype == torch.bfloat16
     assert _distance(found, expected) < 0.1 * _distance(expected, in_float32)
 

@@ -19,6 +19,7 @@ from kvfold.plugins.int8_linear.packing import quantize_weight
 from kvfold.plugins.int8_linear.reference import int8_linear
 from tests.export.quantize.fake_quantized import FakeQuantizedDecoder
 from tests.export.tiny_checkpoints import random_model
+from tests.tiny_model import dense_logits
 
 TOKENS = torch.randint(0, 97, (8, 48), generator=torch.Generator().manual_seed(1))
 HELD_OUT = torch.randint(0, 97, (2, 64), generator=torch.Generator().manual_seed(2))
@@ -50,7 +51,7 @@ def shared(weights: Weights, layer: int) -> Weights:
 
 
 def logits(config: ModelConfig, plan: FoldPlan, weights: Weights) -> Tensor:
-    result: Tensor = Decoder.from_weights(config, plan, weights)(HELD_OUT)
+    result: Tensor = dense_logits(Decoder.from_weights(config, plan, weights), HELD_OUT)
     return result
 
 

@@ -24,9 +24,9 @@ from kvfold.export.search.choose import (
     smallest_below,
     smallest_bytes,
 )
-from kvfold.export.search.costs import Change, Cost, CostTable, guess_bank, make_table
+from kvfold.export.search.costs import Change, Cost, CostTable, guess_bank
 from kvfold.export.search.search_settings import SearchSettings
-from kvfold.export.search.space import PlanSpace, Solution, Target
+from kvfold.export.search.space import ByteTarget, PlanSpace, Solution
 from kvfold.plugins.contract.errors import PlanError
 from kvfold.plugins.contract.plan_presets import AttentionShape
 
@@ -60,11 +60,11 @@ def make_space(seed: int, layers: int = 7, heads: int = 3, lengths: tuple[int, .
     )
 
 
-def make_targets(space: PlanSpace, globals_: frozenset[int], slack: float) -> list[Target]:
+def make_targets(space: PlanSpace, globals_: frozenset[int], slack: float) -> list[ByteTarget]:
     """Targets of every length, `slack` times what the smallest plan takes there."""
     smallest = smallest_bytes(space, globals_)
     pairs = zip(space.lengths, smallest, strict=True)
-    return [Target(slack * least / length, length) for length, least in pairs]
+    return [ByteTarget(slack * least / length, length) for length, least in pairs]
 
 
 horizons = st.sets(st.integers(0, 6)).map(frozenset)
@@ -102,7 +102,7 @@ def test_an_unreachable_target_names_the_smallest(seed: int, globals_: frozenset
         PlanError, match=rf"smallest reaches {least / length:.1f} bytes a token at {length:,}"
     ):
         choose_banks(space, globals_, [target])
-    assert choose_banks(space, globals_, [Target(least / length, length)]).kv_bytes == (least,)
+    assert choose_banks(space, globals_, [ByteTarget(least / length, length)]).kv_bytes == (least,)
 
 
 def every_solution(space: PlanSpace, globals_: frozenset[int]) -> list[Solution]:
@@ -151,7 +151,7 @@ def test_guessing_large_banks_misses_nothing(seed: int, globals_: frozenset[int]
 
     def space() -> PlanSpace:
         known = small | {change: truth[change.layers] for change in measured}
-        table = make_table(NLL, known, [Change("bank", layers) for layers in truth])
+        table = CostTable.of(NLL, known, [Change("bank", layers) for layers in truth])
         return replace(whole, table=replace(table, windowed=whole.table.windowed, int8=whole.table.int8))
 
     settled = settle(space, lambda guess: [choose_banks(guess, globals_, targets)], measured.extend)

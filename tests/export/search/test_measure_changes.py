@@ -14,7 +14,7 @@ from kvfold.export.fold.fold_settings import FoldSettings
 from kvfold.export.model.decoder import Decoder
 from kvfold.export.model.families import config_from_huggingface
 from kvfold.export.search.costs import Change, Cost, distant_changes, large_banks, layer_changes
-from kvfold.export.search.examine import Examination, Question
+from kvfold.export.search.examine import Examination
 from kvfold.export.search.measure_changes import (
     Laboratory,
     measure_changes,
@@ -23,9 +23,11 @@ from kvfold.export.search.measure_changes import (
     measure_plan,
     with_windows,
 )
+from kvfold.export.search.question import Question
 from kvfold.export.search.search_settings import SearchSettings
 from kvfold.plugins.contract.fold_plan import FoldPlan
 from tests.export.tiny_checkpoints import random_model
+from tests.tiny_model import dense_logits
 
 SETTINGS = SearchSettings(
     sliding_windows=(16, 24), measured_window=16, prompt_length=128, negligible_int8_kl=0.0
@@ -42,7 +44,7 @@ def laboratory(family: str = "llama") -> Laboratory:
     """A random model of four layers; its text is longer than the window."""
     model = random_model(family, num_hidden_layers=LAYERS)
     config = config_from_huggingface(model.config.to_dict())
-    questions = [Question(random_ids(length, seed=length), length - 5) for length in (60, 71)]
+    questions = [Question(random_ids(length, seed=length).numpy(), length - 5) for length in (60, 71)]
     examination = Examination(config, dict(model.state_dict()), random_ids(6, 40, seed=1), questions)
     return Laboratory(examination, random_ids(16, 64, seed=2), FoldSettings(), SETTINGS)
 
@@ -100,7 +102,7 @@ def test_an_answer_s_nll_is_the_model_s_own() -> None:
     total = 0.0
     for length in (60, 71):
         ids = random_ids(length, seed=length)
-        log_p = decoder(ids[None])[0].log_softmax(-1)
+        log_p = dense_logits(decoder, ids[None])[0].log_softmax(-1)
         total -= sum(float(log_p[i - 1, ids[i]]) for i in range(length - 5, length))
     assert examination.unfolded().nll == pytest.approx(total / 2, rel=0.02)  # bfloat16 against float32
 

@@ -1,4 +1,4 @@
-"""`kvfold bench` runs its subjects: the worker protocol, absent and failing peers."""
+"""`kvfold bench` runs its contenders: the worker protocol, absent and failing peers."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from rich.console import Console
 from kvfold.pipeline.bench.bench import run_bench
 from kvfold.pipeline.bench.bench_results import BenchResult
 from kvfold.pipeline.bench.bench_settings import BenchSettings
-from kvfold.pipeline.bench.contender import Limits
-from kvfold.pipeline.bench.contenders import KVFOLD, PEERS, subject_module
-from kvfold.pipeline.bench.models.prepared import PreparedModels
+from kvfold.pipeline.bench.contenders import KVFOLD, PEERS, contender_module
+from kvfold.pipeline.bench.contenders.contender import Limits
+from kvfold.pipeline.bench.prepared_models import PreparedModels
 from kvfold.pipeline.bench.processes import bench_worker as worker
 from kvfold.pipeline.bench.processes import jobs, process
 from kvfold.pipeline.bench.processes.process import WorkerError, run_job
@@ -51,8 +51,8 @@ def test_answers_survive_the_trip(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [KVFOLD, *PEERS])
-def test_subjects_are_alike(name: str) -> None:
-    module = subject_module(name)
+def test_contenders_are_alike(name: str) -> None:
+    module = contender_module(name)
     assert module.TITLE
     assert module.WEIGHTS
     assert module.PACKAGE in module.INSTALL
@@ -61,15 +61,15 @@ def test_subjects_are_alike(name: str) -> None:
     assert callable(module.load)
 
 
-def test_subject_modules_import_no_engine() -> None:
+def test_contender_modules_import_no_engine() -> None:
     names = ", ".join(repr(name) for name in (KVFOLD, *PEERS))
     engines = (
         "{'torch', 'numpy', 'transformers', 'llama_cpp', 'onnxruntime_genai', 'openvino', 'onnxruntime'}"
     )
     code = (
         "import sys; from kvfold.pipeline.bench.processes import bench_worker; "
-        "from kvfold.pipeline.bench.contenders import subject_module; "
-        f"[subject_module(name) for name in ({names})]; print({engines} & set(sys.modules))"
+        "from kvfold.pipeline.bench.contenders import contender_module; "
+        f"[contender_module(name) for name in ({names})]; print({engines} & set(sys.modules))"
     )
     run = subprocess.run([PYTHON, "-c", code], capture_output=True, text=True, check=True, cwd=process.ROOT)
     assert run.stdout.strip() == "set()"
@@ -77,14 +77,14 @@ def test_subject_modules_import_no_engine() -> None:
 
 FAKE = """
 import time
-from kvfold.pipeline.bench.contender import Generation
+from kvfold.pipeline.bench.contenders.contender import Generation
 
 TITLE, WEIGHTS, PACKAGE, INSTALL = "Fake", "int8", "pip", "pip install pip"
 
 def prepare(source, target):
     (target / "model").write_text((source / "config.json").read_text())
 
-class Subject:
+class Contender:
     def generate(self, prompts, new_tokens):
         started = time.perf_counter()
         times = [started + 0.5 + 0.01 * step for step in range(new_tokens)]
@@ -94,12 +94,12 @@ def load(model, limits):
     if (model / "broken").exists():
         print("last words")
         raise RuntimeError("broken model")
-    return Subject()
+    return Contender()
 """
 
 
 @pytest.fixture
-def fake_subjects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def fake_contenders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers whose kvfold and llama_cpp need no engine, and whose openvino_genai is not installed."""
     package = tmp_path / "root" / "kvfold" / "pipeline"
     shutil.copytree(ROOT / "pipeline" / "bench", package / "bench")
@@ -116,7 +116,7 @@ def fake_job(model: Path) -> jobs.Measure:
     return jobs.Measure("llama_cpp", str(model), "quick", VOCAB, LIMITS, "round 1")
 
 
-@pytest.mark.usefixtures("fake_subjects")
+@pytest.mark.usefixtures("fake_contenders")
 def test_worker_measures_in_a_python_without_our_packages(tmp_path: Path) -> None:
     bare = tmp_path / "python"
     bare.symlink_to(PYTHON.resolve())
@@ -128,7 +128,7 @@ def test_worker_measures_in_a_python_without_our_packages(tmp_path: Path) -> Non
     assert values["load"] >= 0
 
 
-@pytest.mark.usefixtures("fake_subjects")
+@pytest.mark.usefixtures("fake_contenders")
 @pytest.mark.skipif(not worker.STATUS.is_file(), reason="peak memory is read from Linux's /proc")
 def test_peak_memory_is_the_worker_s_own(tmp_path: Path) -> None:
     ballast = bytearray(128 * 2**20)
@@ -136,7 +136,7 @@ def test_peak_memory_is_the_worker_s_own(tmp_path: Path) -> None:
     assert 1 < peak < len(ballast) / 2**20
 
 
-@pytest.mark.usefixtures("fake_subjects")
+@pytest.mark.usefixtures("fake_contenders")
 def test_failing_worker_tells_what_it_printed(tmp_path: Path) -> None:
     (tmp_path / "broken").touch()
     with pytest.raises(WorkerError, match=r"(?s)exit code 1.*last words.*broken model"):
@@ -149,7 +149,7 @@ class FakeModels:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def prepare(self, subject: str, version: str, python: Path) -> Path:
+    def prepare(self, contender: str, version: str, python: Path) -> Path:
         return self.folder
 
 
@@ -164,37 +164,37 @@ def bench_fakes(tmp_path: Path, settings: BenchSettings) -> tuple[BenchResult, s
     return result, printed.getvalue()
 
 
-@pytest.mark.usefixtures("fake_subjects")
+@pytest.mark.usefixtures("fake_contenders")
 def test_peers_run_and_absent_ones_are_skipped_visibly(tmp_path: Path) -> None:
     settings = BenchSettings(("openvino_genai", "llama_cpp"), rounds=2, workloads="quick")
     result, printed = bench_fakes(tmp_path, settings)
-    assert [subject.title for subject in result.subjects] == ["kvfold", "llama.cpp"]
-    assert all(len(values) == 2 for subject in result.subjects for values in subject.samples.values())
+    assert [contender.title for contender in result.contenders] == ["kvfold", "llama.cpp"]
+    assert all(len(values) == 2 for contender in result.contenders for values in contender.samples.values())
     assert len(result.skipped) == 1
     assert "OpenVINO GenAI is not installed" in result.skipped[0]
     assert "pip install openvino-genai" in result.skipped[0]
     assert result.skipped[0] in printed
 
 
-@pytest.mark.usefixtures("fake_subjects")
+@pytest.mark.usefixtures("fake_contenders")
 def test_absent_peer_that_was_named_is_an_error(tmp_path: Path) -> None:
     settings = BenchSettings(("openvino_genai",), required=True, rounds=1, workloads="quick")
     with pytest.raises(TargetError, match=r"(?s)not installed.*leave openvino_genai out of --peers"):
         bench_fakes(tmp_path, settings)
 
 
-@pytest.mark.usefixtures("fake_subjects")
+@pytest.mark.usefixtures("fake_contenders")
 def test_peer_that_fails_is_out_and_the_others_go_on(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "broken").touch()
     result, printed = bench_fakes(tmp_path, BenchSettings(("llama_cpp",), rounds=2, workloads="quick"))
-    assert "round 1: exit code 1" in result.subjects[1].failure
-    assert result.subjects[1].samples == {}
-    assert len(result.subjects[0].samples["load"]) == 2
+    assert "round 1: exit code 1" in result.contenders[1].failure
+    assert result.contenders[1].samples == {}
+    assert len(result.contenders[0].samples["load"]) == 2
     assert "broken model" in printed
 
 
-@pytest.mark.usefixtures("fake_subjects")
+@pytest.mark.usefixtures("fake_contenders")
 def test_kvfold_itself_may_not_fail(tmp_path: Path) -> None:
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "broken").touch()

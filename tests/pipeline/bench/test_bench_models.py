@@ -12,10 +12,10 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
 from kvfold.export.checkpoint import Checkpoint, load_checkpoint
-from kvfold.pipeline.bench.models import prepared
+from kvfold.pipeline.bench import prepared_models
 from kvfold.pipeline.bench.models.gguf_from_huggingface import write_gguf
 from kvfold.pipeline.bench.models.huggingface_folder import write_huggingface_folder
-from kvfold.pipeline.bench.models.prepared import PreparedModels
+from kvfold.pipeline.bench.prepared_models import PreparedModels
 from kvfold.pipeline.bench.processes.jobs import Answer, Job, Prepare
 from kvfold.pipeline.bench.processes.process import WorkerError
 from tests.export.tiny_checkpoints import interleave, random_model, write_folder
@@ -88,7 +88,7 @@ def test_a_model_is_prepared_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (Path(job.target) / "model").write_text((Path(job.source) / "config.json").read_text())
         return Answer("1.0", {})
 
-    monkeypatch.setattr(prepared, "run_job", convert)
+    monkeypatch.setattr(prepared_models, "run_job", convert)
     models = PreparedModels(tmp_path / "work", tiny_checkpoint(tmp_path))
     first = models.prepare("llama_cpp", "1.0", Path("python"))
     assert models.prepare("llama_cpp", "1.0", Path("python")) == first
@@ -108,7 +108,7 @@ def test_an_interrupted_conversion_is_started_again(tmp_path: Path, monkeypatch:
             raise WorkerError("exit code -9")
         return Answer("1.0", {})
 
-    monkeypatch.setattr(prepared, "run_job", convert)
+    monkeypatch.setattr(prepared_models, "run_job", convert)
     models = PreparedModels(tmp_path / "work", tiny_checkpoint(tmp_path))
     with pytest.raises(WorkerError):
         models.prepare("llama_cpp", "1.0", Path("python"))

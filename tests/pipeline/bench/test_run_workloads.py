@@ -1,4 +1,4 @@
-"""How `kvfold bench` measures: arithmetic of the workloads, prompts, and kvfold as their subject."""
+"""How `kvfold bench` measures: arithmetic of the workloads, prompts, and kvfold as their contender."""
 
 from __future__ import annotations
 
@@ -6,21 +6,20 @@ from collections.abc import Sequence
 
 import pytest
 
-from kvfold.pipeline.bench import run_workloads as measure
-from kvfold.pipeline.bench import workloads
 from kvfold.pipeline.bench.bench import ROUNDING, needed_limits
 from kvfold.pipeline.bench.bench_settings import BenchSettings
-from kvfold.pipeline.bench.common_prefix import common_prefix
-from kvfold.pipeline.bench.contender import Generation
-from kvfold.pipeline.bench.contenders.kvfold import KvfoldSubject
-from kvfold.runtime.sampling.sampling import SamplingParams
+from kvfold.pipeline.bench.contenders.common_prefix import common_prefix
+from kvfold.pipeline.bench.contenders.contender import Generation
+from kvfold.pipeline.bench.contenders.kvfold import KvfoldContender
+from kvfold.pipeline.bench.workloads import run_workloads, workloads
+from kvfold.runtime.sampling.params import SamplingParams
 from tests.runtime.harness import PLANS, check, in_use, make_llm, make_prompts
 
 VOCAB = 5000
 
 
 class Clockwork:
-    """A subject with exact times: 1 ms a prompt token it has not seen, 10 ms a decoded token."""
+    """A contender with exact times: 1 ms a prompt token it has not seen, 10 ms a decoded token."""
 
     def __init__(self) -> None:
         self.cached: list[int] = []
@@ -36,17 +35,17 @@ class Clockwork:
 
 
 def test_completion_times_prefill_and_decode_apart() -> None:
-    values = measure.run_workload(Clockwork(), workloads.Completion(128, 16), VOCAB, "a")
+    values = run_workloads.run_workload(Clockwork(), workloads.Single(128, 16), VOCAB, "a")
     assert values == pytest.approx({"prefill_128": 1000.0, "decode_128": 100.0})
 
 
 def test_prefill_alone_gives_one_metric() -> None:
-    values = measure.run_workload(Clockwork(), workloads.Completion(512, 0), VOCAB, "a")
+    values = run_workloads.run_workload(Clockwork(), workloads.Single(512, 0), VOCAB, "a")
     assert values == pytest.approx({"prefill_512": 1000.0})
 
 
 def test_batch_adds_up_its_sequences() -> None:
-    values = measure.run_workload(Clockwork(), workloads.Batch(8, 128, 16), VOCAB, "a")
+    values = run_workloads.run_workload(Clockwork(), workloads.Batch(8, 128, 16), VOCAB, "a")
     assert values == pytest.approx({"decode_batch_8": 800.0})
 
 
@@ -64,19 +63,19 @@ def test_batch_that_never_overlaps_is_refused() -> None:
 
 def test_second_turn_pays_for_its_new_tokens_only() -> None:
     turn = workloads.SecondTurn(conversation=500, reply=4, message=64)
-    values = measure.run_workload(Clockwork(), turn, VOCAB, "a")
+    values = run_workloads.run_workload(Clockwork(), turn, VOCAB, "a")
     assert values == pytest.approx({"second_turn": 64.0, "message_alone": 64.0})
 
 
 def test_measure_warms_up_first() -> None:
-    subject = Clockwork()
-    values = measure.measure(subject, [workloads.Completion(128, 16)], VOCAB, "a")
-    assert len(subject.calls) == len(measure.WARM_UP) + 1
-    assert subject.calls[-1] == (1, 128, 17)
+    contender = Clockwork()
+    values = run_workloads.measure(contender, [workloads.Single(128, 16)], VOCAB, "a")
+    assert len(contender.calls) == len(run_workloads.WARM_UP) + 1
+    assert contender.calls[-1] == (1, 128, 17)
     assert values.keys() == {"prefill_128", "decode_128"}
 
 
-def test_prompts_are_equal_for_all_subjects_and_cold_for_each_seed() -> None:
+def test_prompts_are_equal_for_all_contenders_and_cold_for_each_seed() -> None:
     first = workloads.write_prompt(100, VOCAB, "round 1")
     assert first == workloads.write_prompt(100, VOCAB, "round 1")
     assert common_prefix(first, workloads.write_prompt(100, VOCAB, "round 2")) == 0
@@ -106,29 +105,29 @@ def test_limits_hold_every_workload(name: str) -> None:
     assert limits.sequences == 8
 
 
-def test_kvfold_subject_reports_every_token_when_it_came() -> None:
+def test_kvfold_contender_reports_every_token_when_it_came() -> None:
     llm, _ = make_llm(PLANS["hybrid"])
     prompts = make_prompts()[:3]
     expected = [completion.token_ids for completion in llm.generate(prompts, SamplingParams(max_tokens=9))]
     fresh, _ = make_llm(PLANS["hybrid"])
-    generation = KvfoldSubject(fresh).generate(prompts, 9)
+    generation = KvfoldContender(fresh).generate(prompts, 9)
     assert generation.tokens == expected
     assert [len(times) for times in generation.arrivals] == [9, 9, 9]
     assert all(times == sorted(set(times)) for times in generation.arrivals)
     assert all(times[0] > generation.started for times in generation.arrivals)
 
 
-def test_kvfold_subject_reuses_the_first_turn() -> None:
+def test_kvfold_contender_reuses_the_first_turn() -> None:
     llm, _ = make_llm(PLANS["hybrid"])
-    measure.run_workload(KvfoldSubject(llm), workloads.SecondTurn(200, 4, 16), 256, "a")
+    run_workloads.run_workload(KvfoldContender(llm), workloads.SecondTurn(200, 4, 16), 256, "a")
     assert llm.metrics.cache.resumed_turns == 1
     assert llm.metrics.cache.hit_tokens == 203  # all but the reply's last token, whose KV nobody needed yet
 
 
-def test_kvfold_subject_gives_back_what_does_not_continue() -> None:
+def test_kvfold_contender_gives_back_what_does_not_continue() -> None:
     llm, _ = make_llm(PLANS["hybrid"])
-    subject = KvfoldSubject(llm)
+    contender = KvfoldContender(llm)
     for prompts in (make_prompts()[:1], make_prompts()[1:2], make_prompts()[2:4]):
-        subject.generate(prompts, 3)
+        contender.generate(prompts, 3)
     check(llm)
     assert in_use(llm) == 0

@@ -11,16 +11,16 @@ from pathlib import Path
 import psutil
 import pytest
 
+from kvfold import LLM
+from kvfold.pipeline.build.tensorrt import tensorrt_plan as module
+from kvfold.pipeline.build.tensorrt.architectures import build_settings
 from kvfold.pipeline.recipe.load_recipe import load_recipe
 from kvfold.pipeline.recipe.recipe import Recipe
+from kvfold.pipeline.stages.order import STAGES
 from kvfold.pipeline.workspace.run_stages import run_stages
-from kvfold.pipeline.workspace.stage import SOURCE_ROOT
-from kvfold.pipeline.stages.stages import STAGES, build_stage
-from kvfold.pipeline.build.tensorrt import build_tensorrt as module
-from kvfold.pipeline.build.tensorrt.architectures import build_settings
-from kvfold.plugins.cuda.kernel_library import KernelLibrary
+from kvfold.pipeline.workspace.stage import target_stage
 from kvfold.plugins.contract.errors import KernelError, RecipeError, TargetError
-from kvfold import LLM
+from kvfold.plugins.cuda.kernel_library import KernelLibrary
 from kvfold.runtime.bundle import open_bundle
 from kvfold.runtime.engine.engine_config import EngineConfig
 from tests.pipeline.fake_stages import QuietDisplay
@@ -46,7 +46,7 @@ def build(folder: Path, root: Path, **changes: object) -> list[str]:
     section = Recipe.model_validate(
         {**recipe.model_dump(by_alias=True), "tensorrt": {**recipe.tensorrt.model_dump(), **changes}}
     )
-    outcomes = run_stages(section, root, STAGES, QuietDisplay(), build_stage(TARGET))
+    outcomes = run_stages(section, root, STAGES, QuietDisplay(), target_stage("build", TARGET))
     return [outcome.name for outcome in outcomes if outcome.ran]
 
 
@@ -83,7 +83,7 @@ def test_a_second_build_does_nothing(folder: Path, bundle: Path) -> None:
 def test_engines_of_several_targets_live_side_by_side(folder: Path, bundle: Path) -> None:
     root = shutil.copytree(bundle, folder / "both")
     recipe = load_recipe(str(folder / "tiny.yaml"), target="cpu")
-    outcomes = run_stages(recipe, root, STAGES, QuietDisplay(), build_stage("cpu"))
+    outcomes = run_stages(recipe, root, STAGES, QuietDisplay(), target_stage("build", "cpu"))
     assert [outcome.name for outcome in outcomes if outcome.ran] == ["build-cpu"]
     assert LLM.load(root).generate("a cab")[0].token_ids
     assert build(folder, root) == []
@@ -142,12 +142,16 @@ def test_the_worker_ends_when_the_pipeline_is_killed(folder: Path, bundle: Path)
     root = shutil.copytree(bundle, folder / "killed")
     options = ["-o", str(root), "--target", TARGET, "--sm", "80"]
     command = [sys.executable, "-m", "kvfold.pipeline.cli", "build", str(folder / "tiny.yaml"), *options]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=SOURCE_ROOT) as pipeline:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as pipeline:
         workers: list[psutil.Process] = []
         while not workers and pipeline.poll() is None:
             with suppress(psutil.NoSuchProcess):  # a compiler's process that has just ended
                 children = psutil.Process(pipeline.pid).children()
-                workers = [child for child in children if "kvfold.pipeline.build.tensorrt.build_worker" in child.cmdline()]
+                workers = [
+                    child
+                    for child in children
+                    if "kvfold.pipeline.build.tensorrt.build_worker" in child.cmdline()
+                ]
         assert workers, "the build ended before its worker was seen"
         pipeline.kill()
     psutil.wait_procs(workers, timeout=10)
@@ -157,7 +161,7 @@ def test_the_worker_ends_when_the_pipeline_is_killed(folder: Path, bundle: Path)
 @pytest.mark.parametrize("architecture", [75, 121])
 def test_the_oldest_and_the_newest_gpu(folder: Path, bundle: Path, architecture: int) -> None:
     root = shutil.copytree(bundle, folder / f"only{architecture}")
-    assert build(folder, root, architectures=(architecture,)) == [build_stage(TARGET)]
+    assert build(folder, root, architectures=(architecture,)) == [target_stage("build", TARGET)]
     facts = EngineConfig.load(root / "engine" / TARGET).tensorrt
     assert facts is not None and facts.architectures == (architecture,)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvfold.pipeline.recipe.recipe import TensorRTSection
+from kvfold.pipeline.build.tensorrt.build_phases import Phases
 from kvfold.pipeline.build.tensorrt.limits import (
     MAX_POOL_ELEMENTS,
     decode_limits,
@@ -12,7 +12,7 @@ from kvfold.pipeline.build.tensorrt.limits import (
     prefill_limits,
     profile_shapes,
 )
-from kvfold.pipeline.build.tensorrt.build_phases import Phases
+from kvfold.pipeline.recipe.recipe import TensorRTSection
 from kvfold.plugins.contract import step
 from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.plugins.contract.plan_presets import AttentionShape, Preset, build_plan

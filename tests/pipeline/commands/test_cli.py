@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -90,10 +91,9 @@ def test_exit_codes(monkeypatch: pytest.MonkeyPatch, error: BaseException, code:
 def test_a_target_that_cannot_run_here_says_so_before_any_work(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    from kvfold.pipeline.machine.targets import TARGETS, Target
+    from kvfold.pipeline.machine.targets import TARGETS
 
-    cpu = TARGETS["cpu"]
-    broken = Target(cpu.name, cpu.description, lambda: "no compiler; install g++", cpu.why_not_run)
+    broken = replace(TARGETS["cpu"], why_not_build=lambda: "no compiler; install g++")
     monkeypatch.setitem(TARGETS, "cpu", broken)
     assert run_main(monkeypatch, "build", "horizon", "--output", str(tmp_path / "b")) == 2
     assert "target cpu cannot be built here: no compiler; install g++" in capsys.readouterr().err
@@ -133,14 +133,16 @@ def test_doctor_names_what_it_looked_at() -> None:
 
 
 def test_chatting_with_a_built_bundle_needs_no_torch() -> None:
-    code = "import sys, pipeline.commands.use.run; sys.exit(bool({'torch', 'onnx'} & set(sys.modules)))"
+    code = (
+        "import sys, kvfold.pipeline.commands.use.run; sys.exit(bool({'torch', 'onnx'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_reading_a_recipe_and_a_report_needs_no_torch() -> None:
     code = (
         "import sys; from kvfold.pipeline.recipe.load_recipe import load_recipe;"
-        "import pipeline.stages.stages, pipeline.report.report_page;"
+        "import kvfold.pipeline.stages.order, kvfold.pipeline.report.report_page;"
         "load_recipe('horizon'); print({'torch', 'onnx', 'polygraphy'} & set(sys.modules))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from click.testing import CliRunner, Result
-from markupsafe import escape
 
 from kvfold.pipeline.cli import cli
-from kvfold.pipeline.quality.evaluate.evaluation import BFLOAT16, Evaluation, evaluation_file, read_evaluation
-from kvfold.pipeline.quality.evaluate.evaluation_tables import evaluation_tables
-from kvfold.pipeline.quality.validate.measurements import ENGINE, FOLDED, ORIGINAL
+from kvfold.pipeline.quality.evaluate.evaluation import Evaluation, evaluation_file, read_evaluation
+from kvfold.pipeline.quality.subject_names import BFLOAT16, ENGINE, FOLDED, ORIGINAL
 from kvfold.pipeline.recipe.load_recipe import load_recipe
-from kvfold.pipeline.studies.lm_eval.load_lm_eval import load_harness_model
+from kvfold.pipeline.report.evaluation_page import evaluation_page
 from kvfold.plugins.contract.errors import BundleError, RecipeError
-from tests.pipeline.studies.test_lm_eval import LM, Instance
 from tests.pipeline.tiny_recipe import RECIPE, write_tiny_recipe
 
 EVALUATE = """
@@ -118,14 +113,11 @@ def test_the_tables_say_it(first: Result) -> None:
     assert "evaluation.json" in first.output
 
 
-def test_the_page_says_it_and_loads_nothing(evaluation: Evaluation, folder: Path) -> None:
-    page = (folder / "bundle/report/cpu/evaluation.html").read_text()
-    for table in evaluation_tables(evaluation):
-        assert escape(str(table.title).strip()) in page
-        assert all(f"<td>{escape(cell)}</td>" in page for cell in map(str, table.columns[-1].cells))
+def test_the_page_is_written_beside_the_results(evaluation: Evaluation, folder: Path) -> None:
+    page = (folder / "bundle" / evaluation_page("cpu")).read_text()
     for row in evaluation.perplexity:
         assert f"<b>{row.ratios[ENGINE].value:.3f}\u00d7</b>" in page
-    assert "<script" not in page and "http" not in page and str(folder) not in page
+    assert str(folder) not in page
 
 
 def test_nothing_is_measured_twice(first: Result, folder: Path) -> None:
@@ -141,25 +133,6 @@ def test_other_passages_are_measured_again(evaluation: Evaluation, folder: Path)
     assert "evaluate-cpu again" in again.output
     assert "evaltext    unchanged" in again.output
     assert read_evaluation(folder / "bundle").perplexity == evaluation.perplexity
-
-
-def test_the_harness_takes_the_bundle(
-    evaluation: Evaluation, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Both its engine's halves: scores from the subject, replies from the LLM."""
-    modules = {name: ModuleType(name) for name in ("lm_eval", "lm_eval.api", "lm_eval.api.model")}
-    modules["lm_eval.api.model"].LM = LM  # type: ignore[attr-defined]  # a module made by hand
-    for name, module in modules.items():
-        monkeypatch.setitem(sys.modules, name, module)
-    lm = load_harness_model(folder / "bundle")
-    context = "a cab and a tab and a"
-    (reply,) = lm.generate_until([Instance((context, {"until": [], "max_gen_toks": 3}))])
-    said = reply.replace(" ", "")  # the tiny tokenizer has no decoder: its tokens are joined by spaces
-    greedy, other = lm.loglikelihood([Instance((context, said)), Instance((context, "zzz"))])
-    assert greedy[1]
-    assert not other[1]
-    assert other[0] < greedy[0] < 0
-    assert lm.loglikelihood_rolling([Instance((context * 20,))])[0] < 0
 
 
 def test_missing_passages_are_named(folder: Path) -> None:

@@ -14,7 +14,7 @@ def test_no_compiler_is_a_problem_with_its_remedy(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(shutil, "which", asked.append)
     finding = check_compiler()
     assert asked == ["g++", "clang++", "c++"]
-    assert (finding.subject, finding.status) == ("compiler", "problem")
+    assert (finding.part, finding.status) == ("compiler", "problem")
     assert "no g++ or clang++" in finding.detail
     assert "apt-get install g++" in finding.action
 

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from kvfold.pipeline.quality.evaluate.evaluation import BFLOAT16, Divergence
 from kvfold.pipeline.quality.likelihood import (
     cut_windows,
     measure_divergences,
     measure_perplexity,
     stream_losses,
 )
+from kvfold.pipeline.quality.likelihood_results import Divergence
+from kvfold.pipeline.quality.subject_names import BFLOAT16, ENGINE, FOLDED, ORIGINAL
 from kvfold.pipeline.quality.subjects import BLOCK_TOKENS, EngineSubject, Subject, TorchSubject, blocks
-from kvfold.pipeline.quality.validate.measurements import ENGINE, FOLDED, ORIGINAL
 from kvfold.plugins.contract.errors import ValidationError
 from tests.runtime.synthetic_engine import SyntheticEngine, make_plan
 from tests.tiny_model import VOCAB_SIZE, tiny_config, tiny_decoder, tiny_plan

@@ -1,4 +1,4 @@
-"""Retrieval and last words: prompts say what they should, an oracle solves them, a short window does not."""
+"""Retrieval and last words: questions ask what they should; an oracle answers, a short window does not."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kvfold.export.search.question import Question, make_question
 from kvfold.pipeline.quality.evaluate.answers import ask, score_answer
 from kvfold.pipeline.quality.evaluate.evaluation import RetrievalCell
 from kvfold.pipeline.quality.evaluate.haystacks import Haystack, Task, write_cells, write_haystack
 from kvfold.pipeline.quality.evaluate.last_words import SHIPPED, read_passages
-from kvfold.pipeline.quality.evaluate.question import Prompt, make_prompt
 from kvfold.pipeline.quality.evaluate.retrieval import measure_cell, smallest_window
 from kvfold.pipeline.quality.likelihood import stream_losses
 from kvfold.pipeline.quality.subjects import TorchSubject
@@ -41,14 +41,14 @@ def ignore(tokens: int) -> None:
 
 
 def text_of(haystack: Haystack) -> str:
-    return ByteTokenizer().decode_rendered(haystack.prompt.token_ids.tolist())
+    return ByteTokenizer().decode_rendered(haystack.question.token_ids.tolist())
 
 
 @pytest.mark.parametrize("task", [PASSKEY, MULTI_KEY])
 @pytest.mark.parametrize("depth", [0.0, 0.5, 1.0])
-def test_a_prompt_holds_its_code_at_its_depth(task: Task, depth: float) -> None:
+def test_a_question_holds_its_code_at_its_depth(task: Task, depth: float) -> None:
     haystack = write_haystack(task, 1500, depth, ByteTokenizer(), "seed")
-    ids, text = haystack.prompt.token_ids, text_of(haystack)
+    ids, text = haystack.question.token_ids, text_of(haystack)
     assert 1500 - 80 < len(ids) <= 1500
     code = text[-5:]
     assert code.isdigit()
@@ -66,11 +66,11 @@ def test_a_base_model_gets_plain_text() -> None:
     haystack = write_haystack(PASSKEY, 700, 0.5, PlainTokenizer(), "seed")
     assert text_of(haystack).startswith("<|im_start|>Somewhere")
     assert "assistant" not in text_of(haystack)
-    assert len(haystack.prompt.token_ids) <= 700
+    assert len(haystack.question.token_ids) <= 700
 
 
-def test_prompts_come_from_the_seed() -> None:
-    def prompts(seed: int) -> list[list[int]]:
+def test_questions_come_from_the_seed() -> None:
+    def questions(seed: int) -> list[list[int]]:
         section = RetrievalSection(lengths=(512, 4096), depths=(0.2, 0.8), trials=2)
         cells = write_cells(section, 1000, ByteTokenizer(), seed)
         assert [(cell.task, cell.length, cell.depth) for cell in cells] == [
@@ -79,15 +79,15 @@ def test_prompts_come_from_the_seed() -> None:
             ("multi-key", 512, 0.2),
             ("multi-key", 512, 0.8),
         ]
-        return [haystack.prompt.token_ids.tolist() for cell in cells for haystack in cell.haystacks]
+        return [haystack.question.token_ids.tolist() for cell in cells for haystack in cell.haystacks]
 
-    assert prompts(1) == prompts(1)
-    assert prompts(1) != prompts(2)
-    assert len({tuple(ids) for ids in prompts(1)}) == 8
+    assert questions(1) == questions(1)
+    assert questions(1) != questions(2)
+    assert len({tuple(ids) for ids in questions(1)}) == 8
 
 
 def test_codes_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(RecipeError, match=r"multi-key prompt needs \d+ tokens .* asks for 300; raise it"):
+    with pytest.raises(RecipeError, match=r"multi-key question needs \d+ tokens .* asks for 300; raise it"):
         write_haystack(MULTI_KEY, 300, 0.5, ByteTokenizer(), "seed")
 
 
@@ -125,14 +125,14 @@ def test_an_answer_s_likelihood_is_its_tokens_losses() -> None:
     config = tiny_config()
     subject = TorchSubject("tiny", tiny_decoder(config, tiny_plan(config, "identity")))
     ids = np.random.default_rng(0).integers(0, config.vocab_size, 40)
-    found = score_answer(subject, Prompt(ids, 37))
+    found = score_answer(subject, Question(ids, 37))
     assert found.nll == pytest.approx(stream_losses(subject, ids)[-3:].sum(), rel=1e-6)
     greedy = np.append(ids[:37], [0, 0, 0])
     for position in range(37, 40):
         greedy[position] = subject.compute_logits(greedy[:position])[-1].argmax()
-    assert score_answer(subject, Prompt(greedy, 37)).is_greedy
+    assert score_answer(subject, Question(greedy, 37)).is_greedy
     greedy[38] = (greedy[38] + 1) % config.vocab_size
-    assert not score_answer(subject, Prompt(greedy, 37)).is_greedy
+    assert not score_answer(subject, Question(greedy, 37)).is_greedy
 
 
 def test_a_token_across_the_border_belongs_to_the_answer() -> None:
@@ -140,21 +140,21 @@ def test_a_token_across_the_border_belongs_to_the_answer() -> None:
         """Bytes, but `ab` is one token."""
         return list(text.encode().replace(b"ab", b"\x01"))
 
-    assert make_prompt(encode, "xa", "bc") == Equal(Prompt(np.array([120, 1, 99]), 1))
-    assert make_prompt(encode, "xy", "bc") == Equal(Prompt(np.array([120, 121, 98, 99]), 2))
+    assert make_question(encode, "xa", "bc") == Equal(Question(np.array([120, 1, 99]), 1))
+    assert make_question(encode, "xy", "bc") == Equal(Question(np.array([120, 121, 98, 99]), 2))
 
 
 class Equal:
-    """Compares prompts, whose arrays have no plain equality."""
+    """Compares questions, whose arrays have no plain equality."""
 
-    def __init__(self, prompt: Prompt) -> None:
-        self.prompt = prompt
+    def __init__(self, question: Question) -> None:
+        self.question = question
 
     def __eq__(self, other: object) -> bool:
-        assert isinstance(other, Prompt)
+        assert isinstance(other, Question)
         return (other.answer, other.token_ids.tolist()) == (
-            self.prompt.answer,
-            self.prompt.token_ids.tolist(),
+            self.question.answer,
+            self.question.token_ids.tolist(),
         )
 
 
@@ -162,11 +162,11 @@ def test_the_shipped_passages_end_with_a_word_of_their_own() -> None:
     lines = SHIPPED.read_text().splitlines()
     passages = read_passages(SHIPPED_PASSAGES, ByteTokenizer(), 2048)
     assert len(passages) == len(lines) == len(set(lines)) == 40
-    for line, prompt in zip(lines, passages, strict=True):
-        answer = ByteTokenizer().decode(prompt.token_ids[prompt.answer :].tolist())
+    for line, question in zip(lines, passages, strict=True):
+        answer = ByteTokenizer().decode(question.token_ids[question.answer :].tolist())
         assert answer == f" {line.split()[-1]}"
         assert answer.strip().isalpha()
-        assert ByteTokenizer().decode(prompt.token_ids.tolist()) == line
+        assert ByteTokenizer().decode(question.token_ids.tolist()) == line
 
 
 def test_passages_of_a_user(tmp_path: Path) -> None:
@@ -185,6 +185,6 @@ def test_passages_of_a_user(tmp_path: Path) -> None:
 
 
 def test_an_oracle_knows_a_word_that_was_said_before() -> None:
-    passages = [make_prompt(ByteTokenizer().encode, "we saw a zebra; it was a", " zebra")]
+    passages = [make_question(ByteTokenizer().encode, "we saw a zebra; it was a", " zebra")]
     scores = ask((ORACLE,), passages, ignore)
     assert scores["oracle"].accuracy.value == 1

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from kvfold.pipeline.recipe.load_recipe import load_recipe
-from kvfold.pipeline.recipe.recipe import Recipe, WrittenPlan
+from kvfold.pipeline.recipe.plan_section import WrittenPlan, plan_for
+from kvfold.pipeline.recipe.recipe import Recipe
 from kvfold.pipeline.recipe.recipe_files import shipped_recipes
 from kvfold.plugins.contract.errors import PlanError, RecipeError
 from kvfold.plugins.contract.plan_presets import AttentionShape, Preset
@@ -26,7 +27,7 @@ def test_shipped_recipes_load_and_give_a_plan(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.name == name
     shape = AttentionShape(num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3, head_dim=64)
-    assert len(recipe.build_plan(shape).layers) == 30
+    assert len(plan_for(recipe.plan, shape).layers) == 30
 
 
 def test_there_is_a_recipe_for_every_preset_and_one_whose_plan_is_written() -> None:
@@ -140,17 +141,17 @@ def written(tmp_path: Path, *layers: str) -> Recipe:
 def test_a_plan_written_by_hand(tmp_path: Path) -> None:
     own = "{donor: %d, num_key_value_heads: 2}"
     recipe = written(tmp_path, own % 0, own % 1, own % 1, own % 3)
-    plan = recipe.build_plan(SHAPE)
+    plan = plan_for(recipe.plan, SHAPE)
     assert [layer.donor for layer in plan.layers] == [0, 1, 1, 3]
 
 
 def test_a_written_plan_that_breaks_a_law_is_refused(tmp_path: Path) -> None:
     recipe = written(tmp_path, *["{donor: 1, num_key_value_heads: 2}"] * 4)
     with pytest.raises(PlanError, match="layer 0: donor 1 comes later"):
-        recipe.build_plan(SHAPE)
+        plan_for(recipe.plan, SHAPE)
     recipe = written(tmp_path, "{donor: 0, num_key_value_heads: 2}")
     with pytest.raises(PlanError, match="1 entries, the model has 4 layers"):
-        recipe.build_plan(SHAPE)
+        plan_for(recipe.plan, SHAPE)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from kvfold.export.checkpoint import load_checkpoint
 from kvfold.export.heal.healed_adapter import load_adapter, merge
 from kvfold.export.model.decoder import Decoder
 from kvfold.pipeline.recipe.load_recipe import load_recipe
+from kvfold.pipeline.recipe.plan_section import plan_for
 from tests.root import ROOT
 
 ADAPTERS = ROOT / "pipeline/recipe/adapters"
@@ -24,7 +25,7 @@ def test_it_is_small_and_makes_a_model_of_the_recipe_s_plan(
     assert recipe.adapter is not None and recipe.adapter.stat().st_size <= limit
     assert trained.adapter in (None, recipe.adapter)  # it trains from nothing, or goes on
     checkpoint = load_checkpoint(str(smollm2_gguf))
-    plan = recipe.build_plan(checkpoint.config.attention_shape)
+    plan = plan_for(recipe.plan, checkpoint.config.attention_shape)
     adapter = load_adapter(recipe.adapter, checkpoint.fingerprint, plan)
     weights = merge(checkpoint.config, checkpoint.weights, adapter.plan, adapter.tensors)
     Decoder.from_weights(checkpoint.config, adapter.plan, weights)  # raises where a tensor is missing

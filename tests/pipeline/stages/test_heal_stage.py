@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from kvfold.pipeline.cli import cli
 from kvfold.pipeline.recipe.load_recipe import load_recipe
-from kvfold.pipeline.stages.stages import STAGES
+from kvfold.pipeline.stages.order import STAGES
 from kvfold.pipeline.workspace.run_stages import run_stages
 from kvfold.pipeline.workspace.workspace import (
     ADAPTER,

@@ -10,7 +10,7 @@ from rich.console import Console
 from kvfold.export.checkpoint import Checkpoint
 from kvfold.pipeline.recipe.load_recipe import load_recipe
 from kvfold.pipeline.show.progress import make_bars
-from kvfold.pipeline.stages.stages import STAGES
+from kvfold.pipeline.stages.order import STAGES
 from kvfold.pipeline.studies.search.goal import Goal
 from kvfold.pipeline.studies.search.search import Search
 from kvfold.pipeline.texts import writer_engine

@@ -12,17 +12,11 @@ from click.testing import CliRunner, Result
 
 from kvfold.pipeline.bring_up_to_date import bring_up_to_date
 from kvfold.pipeline.cli import cli
-from kvfold.pipeline.quality.evaluate.evaluation import Divergence, Divergences, Perplexity
-from kvfold.pipeline.quality.intervals import Estimate
-from kvfold.pipeline.quality.validate.measurements import FOLDED, ORIGINAL
 from kvfold.pipeline.recipe.recipe_files import shipped_recipes
-from kvfold.pipeline.studies.cost import Cost
-from kvfold.pipeline.studies.frontier.frontier_picture import draw_frontier
 from kvfold.pipeline.studies.frontier.ladder import SHIPPED_LADDER, load_ladder
 from kvfold.pipeline.studies.frontier.rungs import SHOWN_CONTEXT, Frontier, Rung
 from kvfold.pipeline.workspace.workspace import ADAPTER
 from kvfold.plugins.contract.errors import RecipeError
-from kvfold.plugins.contract.kv_bytes import KvBytes
 from tests.export.tiny_checkpoints import random_model, write_folder
 from tests.pipeline.stages.test_heal_stage import HEAL
 from tests.pipeline.tiny_recipe import RECIPE, write_tiny_recipe
@@ -163,62 +157,3 @@ def test_a_rung_is_named_once(folder: Path) -> None:
 
 def test_the_shipped_ladder_is_every_shipped_recipe() -> None:
     assert sorted(SHIPPED_LADDER) == shipped_recipes()
-
-
-def made_up(recipe: str, size: int, kl: float, interval: float | None = None) -> Rung:
-    """A rung of a given size, KL and half an interval's width."""
-
-    def estimate(value: float) -> Estimate:
-        return (
-            Estimate(value=value)
-            if interval is None
-            else Estimate(value=value, low=max(0, value - interval), high=value + interval)
-        )
-
-    zero = estimate(0.0)
-    divergence = Divergence(
-        candidate=FOLDED,
-        kl_mean=estimate(kl),
-        kl_median=zero,
-        kl_p99=zero,
-        top1_agreement=zero,
-        flips=zero,
-        flips_lost=zero,
-        flips_gained=zero,
-    )
-    subjects = {ORIGINAL: estimate(9.0), FOLDED: estimate(9 + 9 * kl)}
-    perplexity = Perplexity(length=8, windows=1, subjects=subjects, ratios={FOLDED: estimate(1 + kl)})
-    divergences = Divergences(length=8, windows=1, tokens=8, candidates=(divergence,))
-    kv = tuple(KvBytes(length, 1 << 20, size) for length in (2048, SHOWN_CONTEXT))
-    return Rung(recipe=recipe, kv_bytes=kv, cost=Cost(perplexity=perplexity, divergences=divergences))
-
-
-@pytest.mark.parametrize("interval", [None, 0.5])
-def test_extremes_stay_inside_the_frame_and_names_apart(interval: float | None) -> None:
-    """No loss, equal rungs, a lone rung, KL from 0 to 20, with and without intervals."""
-    costs = (0.0, 0.0, 1e-7, 0.01, 20.0)
-    every = tuple(made_up(f"a longer name {index}", 1 << 18, kl, interval) for index, kl in enumerate(costs))
-    for chosen in (every, every[:1], every[-1:]):
-        root = ElementTree.fromstring(draw_frontier(Frontier(text="a < b & c", rungs=chosen)))
-        for group in root.findall(f"{SVG}g"):
-            ends = [float(line.get(key, "")) for line in group.iter(f"{SVG}line") for key in ("y1", "y2")]
-            assert min(ends) >= 16 and max(ends) <= 262
-            spots = [
-                (float(text.get("x", "")), float(text.get("y", "")))
-                for text in group.iter(f"{SVG}text")
-                if text.get("class") == "name"
-            ]
-            assert len(spots) == len(set(spots)) == len(chosen)
-
-
-def test_the_frontier_is_what_no_other_rung_beats() -> None:
-    ladder = (
-        made_up("whole", 800, 0.0),
-        made_up("good", 400, 0.1),
-        made_up("beaten", 400, 0.2),
-        made_up("tie", 400, 0.1),
-        made_up("worse and larger", 500, 0.3),
-        made_up("small", 100, 2.0),
-    )
-    best = [rung.recipe for rung in Frontier(text="", rungs=ladder).best]
-    assert best == ["whole", "good", "tie", "small"]

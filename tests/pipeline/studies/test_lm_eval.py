@@ -6,6 +6,7 @@ import abc
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -13,10 +14,10 @@ import numpy as np
 import pytest
 
 from kvfold.pipeline.quality.subjects import Subject, TorchSubject
-from kvfold.pipeline.studies.lm_eval.lm_eval_requests import Generate, HarnessModel, sampling_params
-from kvfold.pipeline.studies.lm_eval.load_lm_eval import harness_model
+from kvfold.pipeline.studies.lm_eval.lm_eval_model import as_lm_eval_model, load_lm_eval_model
+from kvfold.pipeline.studies.lm_eval.lm_eval_requests import Generate, LmEvalModel, sampling_params
 from kvfold.plugins.contract.errors import RequestError, TargetError
-from kvfold.runtime.sampling.sampling import SamplingParams
+from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.text.detokenize import Detokenizer
 from kvfold.runtime.text.tokenizer import Tokenizer
 from tests.pipeline.quality.oracle import CopyingSubject
@@ -65,9 +66,9 @@ class BosTokenizer(ByteTokenizer):
         return [256, *super().encode(text)]
 
 
-def model(subject: Any = TINY, tokenizer: ByteTokenizer | None = None, context: int = 128) -> HarnessModel:
+def model(subject: Any = TINY, tokenizer: ByteTokenizer | None = None, context: int = 128) -> LmEvalModel:
     tokenizer = tokenizer or ByteTokenizer()
-    return HarnessModel(subject, generate_with(subject, tokenizer), tokenizer, context, "tiny")
+    return LmEvalModel(subject, generate_with(subject, tokenizer), tokenizer, context, "tiny")
 
 
 def generate_with(subject: Subject, tokenizer: Tokenizer) -> Generate:
@@ -98,7 +99,7 @@ def loglikelihood(ids: Sequence[int], answer: int) -> float:
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stand-in under the harness's name."""
+    """The stand-in under lm_eval's name."""
     modules = {name: ModuleType(name) for name in ("lm_eval", "lm_eval.api", "lm_eval.api.model")}
     modules["lm_eval.api.model"].LM = LM  # type: ignore[attr-defined]  # a module made by hand
     for name, module in modules.items():
@@ -106,12 +107,12 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("installed")
-def test_it_is_a_model_of_the_harness() -> None:
+def test_it_is_a_model_of_lm_eval() -> None:
     tokenizer = ByteTokenizer()
-    lm = harness_model(TINY, generate_with(TINY, tokenizer), tokenizer, 128, "bundles/tiny")
+    lm = as_lm_eval_model(TINY, generate_with(TINY, tokenizer), tokenizer, 128, "bundles/tiny")
     assert isinstance(lm, LM)
     assert lm.world_size == 1
-    assert isinstance(lm, HarnessModel)
+    assert isinstance(lm, LmEvalModel)
     assert lm.tokenizer_name == "bundles/tiny"
     (found,) = lm.loglikelihood([Instance(("the cat", " sat"))])
     assert found[0] == pytest.approx(loglikelihood(list(b"the cat sat"), 7), rel=1e-5)
@@ -119,10 +120,10 @@ def test_it_is_a_model_of_the_harness() -> None:
     assert chat.endswith("<|im_start|>assistant\n")
 
 
-def test_without_the_harness_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_lm_eval_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)  # importing it fails, installed or not
-    with pytest.raises(TargetError, match=r"pip install 'kvfold\[harness\]'"):
-        harness_model(TINY, generate_with(TINY, ByteTokenizer()), ByteTokenizer(), 128, "tiny")
+    with pytest.raises(TargetError, match=r"pip install 'kvfold\[lm-eval\]'"):
+        as_lm_eval_model(TINY, generate_with(TINY, ByteTokenizer()), ByteTokenizer(), 128, "tiny")
 
 
 @pytest.mark.parametrize("context", ["we go ", "we go"])
@@ -156,7 +157,7 @@ def test_greedy_continuations_are_known() -> None:
 
 
 def test_rolling_windows_predict_each_token_once() -> None:
-    """The harness's own example: ten tokens, a context of four; the last window scores two."""
+    """lm_eval's own example: ten tokens, a context of four; the last window scores two."""
     text = "0123456789"
     ids = [END, *text.encode()]
     expected = loglikelihood(ids[:5], 1) + loglikelihood(ids[4:9], 1) + loglikelihood(ids[6:], 3)
@@ -180,7 +181,7 @@ def test_a_long_reply_leaves_the_prompt_half_of_the_context() -> None:
         seen.extend((len(prompt), each.max_tokens) for prompt, each in zip(prompts, params, strict=True))
         return [""] * len(prompts)
 
-    lm = HarnessModel(TINY, generate, ByteTokenizer(), 128, "tiny")
+    lm = LmEvalModel(TINY, generate, ByteTokenizer(), 128, "tiny")
     lengths = ((100, 20), (100, 40), (200, 40), (100, 9999), (10, 9999))
     lm.generate_until([Instance(("x" * prompt, {"max_gen_toks": asked})) for prompt, asked in lengths])
     assert seen == [(100, 20), (88, 40), (88, 40), (64, 64), (10, 118)]
@@ -193,3 +194,17 @@ def test_generation_options() -> None:
     assert (sampled.temperature, sampled.top_p, sampled.top_k, sampled.max_tokens) == (0.5, 0.9, 4, 256)
     with pytest.raises(RequestError, match="temperature"):
         sampling_params({"do_sample": True, "temperature": -1.0})
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_bundle_is_scored_and_writes(small_bundle: Path) -> None:
+    """By both halves of its engine: scores come from the subject, replies from the LLM."""
+    lm = load_lm_eval_model(small_bundle)
+    context = "a cab and a tab and a"
+    (reply,) = lm.generate_until([Instance((context, {"until": [], "max_gen_toks": 3}))])
+    said = reply.replace(" ", "")  # the tiny tokenizer has no decoder: its tokens are joined by spaces
+    greedy, other = lm.loglikelihood([Instance((context, said)), Instance((context, "zzz"))])
+    assert greedy[1]
+    assert not other[1]
+    assert other[0] < greedy[0] < 0
+    assert lm.loglikelihood_rolling([Instance((context * 20,))])[0] < 0

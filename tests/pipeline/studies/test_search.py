@@ -11,7 +11,7 @@ from kvfold.export.search.costs import Change, Cost
 from kvfold.export.search.measure_changes import Station
 from kvfold.pipeline.cli import cli
 from kvfold.pipeline.recipe.load_recipe import load_recipe
-from kvfold.pipeline.recipe.recipe import WrittenPlan
+from kvfold.pipeline.recipe.plan_section import WrittenPlan, plan_for
 from kvfold.pipeline.studies.search.ledger import LedgerFile
 from kvfold.plugins.contract.errors import PlanError, RecipeError
 from kvfold.plugins.contract.plan_presets import AttentionShape
@@ -64,7 +64,7 @@ def first(folder: Path) -> Result:
 def test_the_written_recipe_meets_its_target(first: Result, folder: Path) -> None:
     recipe = load_recipe(str(folder / "found.yaml"))
     assert isinstance(recipe.plan, WrittenPlan)
-    found = recipe.build_plan(SHAPE)
+    found = plan_for(recipe.plan, SHAPE)
     assert found.kv_bytes(1024) <= 300 * 1024 < ALL_GLOBAL * 1024
     before = load_recipe(str(folder / "tiny.yaml"))
     same = {"name": before.name, "plan": before.plan}
@@ -166,7 +166,7 @@ def test_the_smallest_plan_below_a_kl(first: Result, folder: Path) -> None:
     for limit in ("0.02", "9"):
         result = plan(folder, "--max-kl", limit, "--share-distant-globals")
         assert result.exit_code == 0, result.output
-        sizes.append(load_recipe(str(folder / "found.yaml")).build_plan(SHAPE).kv_bytes(8192))
+        sizes.append(plan_for(load_recipe(str(folder / "found.yaml")).plan, SHAPE).kv_bytes(8192))
     assert sizes[0] > sizes[1]
 
 

@@ -6,10 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kvfold.export.search.space import Target
 from kvfold.pipeline.recipe.load_recipe import load_recipe
-from kvfold.pipeline.recipe.recipe import WrittenPlan
-from kvfold.pipeline.studies.search.goal import make_goal, parse_target
+from kvfold.pipeline.recipe.plan_section import WrittenPlan
 from kvfold.pipeline.studies.search.write_recipe import write_recipe
 from kvfold.plugins.contract.fold_plan import FoldPlan, LayerPlan
 
@@ -103,26 +101,3 @@ def test_anchors_and_aliases_may_stand_in_a_recipe(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     written = rewrite(tmp_path, shared, tmp_path / "deep" / "new.yaml")
     assert text.replace("text.txt", "../text.txt") in written
-
-
-@pytest.mark.parametrize(
-    ("text", "target"),
-    [
-        ("2048@8k", Target(2048, 8192)),
-        ("1.5k@2048", Target(1536, 2048)),
-        ("0.5K@1K", Target(512, 1024)),
-    ],
-)
-def test_targets(text: str, target: Target) -> None:
-    assert parse_target(text) == target
-
-
-@pytest.mark.parametrize("text", ["", "8k", "2048@", "a@8k", "-1@8k", "2@0", "2@k"])
-def test_what_is_no_target_is_refused(text: str) -> None:
-    with pytest.raises(ValueError):  # click turns it into its own
-        parse_target(text)
-
-
-def test_lengths_of_a_goal() -> None:
-    assert make_goal((Target(9, 8192), Target(5, 1024)), None, False).lengths == (1024, 8192)
-    assert make_goal((), 0.1, False).lengths == (8192,)

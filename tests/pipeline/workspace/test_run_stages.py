@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from filelock import FileLock
 
 from kvfold.pipeline.recipe.recipe import Recipe
 from kvfold.pipeline.workspace.run_stages import run_stages
-from kvfold.pipeline.workspace.stage import dependents, requirements
+from kvfold.pipeline.workspace.stage import Job, dependents, requirements
 from kvfold.pipeline.workspace.workspace import Workspace
 from kvfold.plugins.contract.errors import BundleError
 from kvfold.plugins.contract.version import VERSION
@@ -88,7 +87,7 @@ def test_a_failing_stage_keeps_what_finished(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_named(tmp_path: Path) -> None:
-    def run_out_of_space(workspace: Workspace, output: Path, progress: Callable[[float], None]) -> None:
+    def run_out_of_space(workspace: Workspace, job: Job) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as write(2) reports it: without a path
 
     stage = replace(fake_stages([])[0], run=run_out_of_space)

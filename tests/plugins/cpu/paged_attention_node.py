@@ -43,7 +43,7 @@ def session_of(inputs: Inputs, nodes: list[onnx.NodeProto], threads: int = 2) ->
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
-    library.register(options)
+    library.register_ops(options)
     return onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )

@@ -12,7 +12,7 @@ from kvfold.plugins.cpu import cpu_library as library
 
 
 def test_registers_and_reports_its_instruction_sets() -> None:
-    library.register(onnxruntime.SessionOptions())
+    library.register_ops(onnxruntime.SessionOptions())
     assert library.supported_isas()[0] == "portable"
     assert library.active_isa() in library.supported_isas()
 
@@ -27,7 +27,7 @@ def test_missing_library_says_how_to_compile(monkeypatch: pytest.MonkeyPatch, tm
     with pytest.raises(KernelError, match="was not compiled; install a C\\+\\+17 compiler"):
         library.library_path()
     with pytest.raises(KernelError, match="was not compiled"):
-        library.register(onnxruntime.SessionOptions())
+        library.register_ops(onnxruntime.SessionOptions())
 
 
 def test_library_that_onnxruntime_refuses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -35,4 +35,4 @@ def test_library_that_onnxruntime_refuses(monkeypatch: pytest.MonkeyPatch, tmp_p
     damaged.write_bytes(b"not a shared library")
     monkeypatch.setattr(library, "_LIBRARY", damaged)
     with pytest.raises(KernelError, match="ONNX Runtime refused the CPU kernel library"):
-        library.register(onnxruntime.SessionOptions())
+        library.register_ops(onnxruntime.SessionOptions())

@@ -53,7 +53,7 @@ def session(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
-    library.register(options)
+    library.register_ops(options)
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     return onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]

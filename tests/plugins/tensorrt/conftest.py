@@ -11,9 +11,9 @@ import pytest
 
 from kvfold.plugins.cuda.launches import FLOATS, INTEGERS
 from tests.plugins.tensorrt.attention_models import SPEC
+from tests.plugins.tensorrt.cpp.compilers import CMAKE, COMPILER
+from tests.plugins.tensorrt.cpp.tensorrt_headers import fetch_tensorrt_headers
 from tests.plugins.tensorrt.fake_kernels import fake_kernels
-from tests.plugins.tensorrt.tensorrt_headers import fetch_tensorrt_headers
-from tests.plugins.tensorrt.tools import CMAKE, COMPILER
 from tests.root import ROOT
 
 HERE = Path(__file__).parent

@@ -48,7 +48,7 @@ def build(
     (folder / "model.onnx").write_bytes(model.to_bytes())
     (folder / "profiles.json").write_text(json.dumps([profile(model, DECODE), profile(model, PREFILL)]))
     (folder / "lib").mkdir()
-    command = [sys.executable, "-m", "tests.plugins.tensorrt.build_worker", str(folder)]
+    command = [sys.executable, "-m", "tests.plugins.tensorrt.plan_build_worker", str(folder)]
     command += [",".join(map(str, architectures)), *([] if alias else ["no-alias"])]
     environment = environment_for("tensorrt_rtx", folder / "lib")
     process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

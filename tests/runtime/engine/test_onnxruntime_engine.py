@@ -17,7 +17,8 @@ from kvfold.plugins.contract import step as contract
 from kvfold.plugins.contract.errors import TargetError
 from kvfold.plugins.contract.fold_plan import FoldPlan, KvDtype, LayerPlan
 from kvfold.runtime.engine.engine_config import EngineConfig
-from kvfold.runtime.engine.onnxruntime_engine import DEVICES, MODEL_FILE, OnnxRuntimeEngine
+from kvfold.runtime.engine.engine_files import EngineFiles
+from kvfold.runtime.engine.onnxruntime_engine import PROVIDERS, OnnxRuntimeEngine
 from kvfold.runtime.engine.protocol import EngineInfo
 from tests.paging import Pager
 
@@ -78,7 +79,7 @@ def test_pools_start_at_zero_and_keep_what_a_step_wrote(kv_dtype: KvDtype) -> No
     model = counting_model(kv_dtype).SerializeToString()
     session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
     info = EngineInfo(plan, {"global": 1}, vocab_size=32, max_context_length=16, fingerprint="")
-    engine, pager = OnnxRuntimeEngine(session, info, DEVICES["cpu"]), Pager(plan, 1)
+    engine, pager = OnnxRuntimeEngine(session, info, PROVIDERS["cpu"]), Pager(plan, 1)
     for expected in (0, 1 + 1, 2 + 3, 3 + 6):
         logits = engine.execute(pager.step({0: [7]}))
         np.testing.assert_array_equal(logits, np.full((1, 32), expected, np.float32))
@@ -102,13 +103,13 @@ def cuda_engine(directory: Path) -> Path:
     outputs = [helper.make_tensor_value_info("output", half, ["t", 8])]
     graph = helper.make_graph([node], "attention", inputs, outputs)
     opsets = [helper.make_opsetid("", 23), helper.make_opsetid("com.microsoft", 1)]
-    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), directory / MODEL_FILE)
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), directory / contract.MODEL_FILE)
     EngineConfig(target="cuda", vocab_size=32, max_context_length=16, fingerprint="").save(directory)
     return directory
 
 
 def load(directory: Path) -> None:
-    OnnxRuntimeEngine.load(directory, one_layer("float16"), {"global": 1})
+    OnnxRuntimeEngine.load(EngineFiles.read(directory, one_layer("float16")), {"global": 1})
 
 
 def test_a_machine_without_the_cuda_provider_says_what_to_install(

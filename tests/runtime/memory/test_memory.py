@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 
 from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.runtime.engine.protocol import EngineInfo
+from kvfold.runtime.memory.budget import pages_for
 from kvfold.runtime.memory.horizon import Horizon, horizons
 from kvfold.runtime.memory.kv_memory import KvMemory, Prefix
 from kvfold.runtime.memory.page_pool import PagePool
-from kvfold.runtime.memory.paged_sequence import Sequence
-from kvfold.runtime.runtime_config import RuntimeConfig, pages_for
+from kvfold.runtime.memory.paged_sequence import PagedSequence
+from kvfold.runtime.runtime_config import RuntimeConfig
 from tests.runtime.harness import PLANS
 from tests.runtime.synthetic_engine import make_plan, visible_positions
 
@@ -24,7 +25,9 @@ def make_memory(plan: FoldPlan, pages: int = 64) -> KvMemory:
     return KvMemory(EngineInfo(plan, {group.name: pages for group in plan.groups}, 99, 999, "test"))
 
 
-def compute(memory: KvMemory, tokens: np.ndarray, chunk: int = 999, prefix: Prefix | None = None) -> Sequence:
+def compute(
+    memory: KvMemory, tokens: np.ndarray, chunk: int = 999, prefix: Prefix | None = None
+) -> PagedSequence:
     """Run a whole prompt through the memory, as a scheduler would."""
     sequence = memory.begin(tokens, len(tokens), prefix or Prefix(len(tokens)))
     while sequence.num_computed < len(tokens):

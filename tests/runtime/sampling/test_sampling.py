@@ -10,14 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvfold.plugins.contract.errors import KvfoldError, RequestError
-from kvfold.runtime.sampling.sampling import (
-    Sampler,
-    SamplingParams,
-    candidates,
-    largest,
-    penalize,
-    token_logprob,
-)
+from kvfold.runtime.sampling.logprobs import token_logprob
+from kvfold.runtime.sampling.params import SamplingParams
+from kvfold.runtime.sampling.sampler import Sampler, candidates, largest, penalize
 
 LOGITS = np.random.default_rng(0).normal(0, 2, 50).astype(np.float32)
 NOTHING = np.empty(0, np.int64)

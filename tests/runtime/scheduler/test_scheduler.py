@@ -11,7 +11,7 @@ from kvfold.plugins.contract.errors import KvfoldError
 from kvfold.runtime.engine.protocol import EngineInfo, StepInputs
 from kvfold.runtime.generation import Reply
 from kvfold.runtime.llm import LLM
-from kvfold.runtime.sampling.sampling import SamplingParams
+from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.scheduler.request import Prompt
 from kvfold.runtime.scheduler.scheduler import MAX_OVERTAKEN
 from tests.runtime.byte_tokenizer import VOCAB, ByteTokenizer

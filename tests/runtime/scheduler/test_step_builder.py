@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from kvfold.runtime.memory.paged_sequence import Sequence
+from kvfold.runtime.memory.paged_sequence import PagedSequence
 from kvfold.runtime.scheduler.step_builder import Chunk, StepBuilder
 
 
-def sequence(first: int, pages: list[int]) -> Sequence:
-    made = Sequence(np.arange(first, first + 100), 2, 8)
+def sequence(first: int, pages: list[int]) -> PagedSequence:
+    made = PagedSequence(np.arange(first, first + 100), 2, 8)
     for group, table in enumerate(made.tables):
         table[: len(pages)] = [page + 10 * group for page in pages]
     made.num_pages = len(pages)

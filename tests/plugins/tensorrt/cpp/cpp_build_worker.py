@@ -13,7 +13,7 @@ from typing import Any
 
 import tensorrt_rtx as trt
 
-from tests.plugins.tensorrt.build_worker import Log, build, parse
+from tests.plugins.tensorrt.plan_build_worker import Log, build, parse
 
 
 def main(folder: Path, libraries: list[str]) -> dict[str, Any]:

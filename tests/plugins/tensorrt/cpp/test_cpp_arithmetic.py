@@ -22,9 +22,9 @@ from kvfold.plugins.paged_attention.schema import INPUTS, OUTPUTS, Attributes
 from kvfold.plugins.tensorrt.cpp.embed_kernels import CUBINS_FILE, TABLE_FILE, embed
 from kvfold.plugins.tensorrt.node_form import INPUTS_ATTRIBUTE, SLOTS
 from tests.plugins.tensorrt.conftest import PLUGINS, run
+from tests.plugins.tensorrt.cpp.compilers import COMPILER
 from tests.plugins.tensorrt.cpp.cpp_request import Request, python_answer, tensors_of
 from tests.plugins.tensorrt.fake_kernels import fake_kernels
-from tests.plugins.tensorrt.tools import COMPILER
 
 PURE = (
     *("cuda/cpp/attention_spec", "cuda/cpp/kernel_library", "cuda/cpp/launches", "cuda/cpp/text"),

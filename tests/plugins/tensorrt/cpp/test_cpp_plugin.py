@@ -16,8 +16,8 @@ import pytest
 from kvfold.plugins.tensorrt.attributes import Node
 from kvfold.plugins.tensorrt.library_path import environment_for
 from tests.plugins.tensorrt.attention_models import CONSUMER, PRODUCER, Model
+from tests.plugins.tensorrt.cpp.compilers import CMAKE
 from tests.plugins.tensorrt.test_build import DECODE, PREFILL, WRONG, profile
-from tests.plugins.tensorrt.tools import CMAKE
 from tests.root import ROOT
 
 pytest.importorskip(

@@ -16,6 +16,7 @@ from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.plugins.cuda.kernel_library import CompiledKernel, KernelLibrary
 from kvfold.plugins.tensorrt.node_form import PLUGIN_VERSION
 from kvfold.runtime.engine.engine_config import EngineConfig, StepLimits, TensorRTFacts
+from kvfold.runtime.engine.engine_files import EngineFiles
 from kvfold.runtime.engine.tensorrt import loaded_plan
 from kvfold.runtime.engine.tensorrt.device import Device
 from kvfold.runtime.engine.tensorrt.tensorrt_engine import TensorRTEngine
@@ -123,7 +124,8 @@ class Machine:
         self.trt = StandInTensorRT(config.tensorrt.library, self.driver, model, VERSION)
         self._patch.setitem(sys.modules, config.tensorrt.library, self.trt)
         num_pages = pages if isinstance(pages, dict) else {group.name: pages for group in plan.groups}
-        return TensorRTEngine.load(write_engine(self._directory, config, content), plan, num_pages)
+        files = EngineFiles.read(write_engine(self._directory, config, content), plan)
+        return TensorRTEngine.load(files, num_pages)
 
     def _load_plugins(self, *arguments: Any) -> StandInHost:
         self.hosts.append(StandInHost(arguments))

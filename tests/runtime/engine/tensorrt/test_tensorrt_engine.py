@@ -15,7 +15,7 @@ from kvfold.runtime.engine.protocol import GroupTables, StepInputs
 from kvfold.runtime.engine.tensorrt.tensorrt_engine import TensorRTEngine
 from kvfold.runtime.llm import LLM
 from kvfold.runtime.runtime_config import RuntimeConfig
-from kvfold.runtime.sampling.sampling import SamplingParams
+from kvfold.runtime.sampling.params import SamplingParams
 from tests.runtime.byte_tokenizer import VOCAB, ByteTokenizer
 from tests.runtime.engine.tensorrt.cuda_stand_in import StandInDriver, Status
 from tests.runtime.engine.tensorrt.tensorrt_harness import Machine, make_config, make_facts

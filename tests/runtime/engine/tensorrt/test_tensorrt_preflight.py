@@ -12,9 +12,11 @@ import pytest
 
 from kvfold.plugins.contract.errors import CapacityError, KernelError, TargetError
 from kvfold.runtime.engine.engine_config import EngineConfig
+from kvfold.runtime.engine.engine_files import EngineFiles
+from kvfold.runtime.engine.kv_pools import kv_pools
+from kvfold.runtime.engine.protocol import EngineInfo
 from kvfold.runtime.engine.tensorrt.device import Device
-from kvfold.runtime.engine.tensorrt.memory import MARGIN, check_memory
-from kvfold.runtime.engine.tensorrt.pools import pool_bytes
+from kvfold.runtime.engine.tensorrt.gpu_memory import MARGIN, check_memory
 from kvfold.runtime.engine.tensorrt.preflight import check_files, check_gpu, import_library
 from tests.runtime.engine.tensorrt.cuda_stand_in import StandInDriver
 from tests.runtime.engine.tensorrt.tensorrt_harness import VERSION, make_config, make_facts, write_engine
@@ -26,7 +28,7 @@ AGAIN = "`kvfold build RECIPE --target tensorrt-rtx --sm 80,89`"
 
 def test_a_whole_engine_passes(tmp_path: Path) -> None:
     config = make_config(make_facts(PLAN))
-    facts, kernels = check_files(write_engine(tmp_path / "engine", config), config)
+    facts, kernels = check_files(EngineFiles(write_engine(tmp_path / "engine", config), config, PLAN))
     assert facts == config.tensorrt
     assert kernels.sha256 == facts.kernels_sha256
 
@@ -54,7 +56,7 @@ def test_files_that_do_not_belong_together_are_refused(
     directory = write_engine(tmp_path / "engine", config)
     damage(directory)
     with pytest.raises(TargetError, match=re.escape(message)):
-        check_files(directory, config)
+        check_files(EngineFiles(directory, config, PLAN))
 
 
 def test_a_damaged_cubin_is_a_kernel_error(tmp_path: Path) -> None:
@@ -62,7 +64,7 @@ def test_a_damaged_cubin_is_a_kernel_error(tmp_path: Path) -> None:
     directory = write_engine(tmp_path / "engine", config)
     (directory / "kernels" / "append.cubin").write_bytes(b"other")
     with pytest.raises(KernelError, match="not the recorded kernel"):
-        check_files(directory, config)
+        check_files(EngineFiles(directory, config, PLAN))
 
 
 def test_a_library_of_another_version_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,5 +114,5 @@ def test_memory_is_refused_with_every_part() -> None:
 
 def test_pool_bytes_are_those_of_all_banks() -> None:
     # 16 tokens of 2 float32 channels, K and V: 256 bytes a page of one bank.
-    pages = {"global": 10, "window32_sink4": 3}
-    assert pool_bytes(PLAN, pages) == 13 * 256
+    info = EngineInfo(PLAN, {"global": 10, "window32_sink4": 3}, 97, 512, "stand-in")
+    assert sum(pool.nbytes for pool in kv_pools(info)) == 13 * 256

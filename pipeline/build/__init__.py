@@ -1,0 +1,1 @@
+"""An engine's folder, a module a backend."""

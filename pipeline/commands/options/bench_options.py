@@ -1,0 +1,81 @@
+"""Options of `kvfold bench`; names and defaults are BenchSettings' own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kvfold.pipeline.bench.bench_settings import BenchSettings
+from kvfold.pipeline.bench.contenders import PEERS
+
+
+class PeersType(click.ParamType[tuple[tuple[str, ...], bool]]):
+    """`auto`, `none`, or names separated by commas; becomes (names, required)."""
+
+    name = "peers"
+
+    def convert(
+        self, value: str, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[tuple[str, ...], bool]:
+        """Refuse unknown names."""
+        if value == "auto":
+            return PEERS, False
+        if value == "none":
+            return (), False
+        names = tuple(value.split(","))
+        for name in names:
+            if name not in PEERS:
+                self.fail(f"{name!r} is no peer; use auto, none, or names of {', '.join(PEERS)}", param, ctx)
+        return names, True
+
+
+DEFAULTS = BenchSettings()
+OPTIONS = (
+    click.option(
+        "--peers",
+        type=PeersType(),
+        default="auto",
+        show_default=True,
+        help="`auto` measures the peers that are installed and skips the others; `none`; or names, separated "
+        f"by commas, that must be there: {', '.join(PEERS)}.",
+    ),
+    click.option(
+        "--peer-python",
+        type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        default=DEFAULTS.peer_python,
+        show_default="this Python",
+        help="Interpreter of the environment that has the peers.",
+    ),
+    click.option("--threads", type=click.IntRange(min=1), default=DEFAULTS.threads, show_default=True),
+    click.option(
+        "--rounds",
+        type=click.IntRange(min=1),
+        default=DEFAULTS.rounds,
+        show_default=True,
+        help="Fresh processes of each contender; medians are over them.",
+    ),
+    click.option(
+        "--quick", is_flag=True, help="Short contexts only: a minute's look, not figures to publish."
+    ),
+)
+
+
+def bench_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options; the command gets them together as `settings`."""
+
+    @wraps(function)
+    def with_settings(**options: Any) -> Any:
+        peers, required = options.pop("peers")
+        workloads = "quick" if options.pop("quick") else DEFAULTS.workloads
+        others = {name: options.pop(name) for name in ("peer_python", "threads", "rounds")}
+        settings = BenchSettings(peers=peers, required=required, workloads=workloads, **others)
+        return function(**options, settings=settings)
+
+    command: Callable[..., Any] = with_settings
+    for option in reversed(OPTIONS):
+        command = option(command)
+    return command

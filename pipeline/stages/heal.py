@@ -1,0 +1,74 @@
+"""Stage `heal`: train what folding changed, where the recipe has a section to train by."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kvfold.pipeline.workspace.read_checkpoint import read_checkpoint
+from kvfold.pipeline.workspace.stage import Job, Stage
+from kvfold.pipeline.workspace.workspace import (
+    ADAPTER,
+    CALIBRATION_TOKENS,
+    FOLDED_WEIGHTS,
+    HEAL_FOLDER,
+    HEAL_LOSSES,
+    HEALED_WEIGHTS,
+    TRAINING_TOKENS,
+)
+from kvfold.runtime.bundle import hash_file
+
+if TYPE_CHECKING:
+    from kvfold.pipeline.recipe.recipe import Recipe
+    from kvfold.pipeline.workspace.workspace import Workspace
+
+
+def settings(recipe: Recipe) -> object:
+    """The dials that decide the result; texts count by the tokens they gave."""
+    section = recipe.training
+    if section is None:
+        return None
+    quantize = recipe.quantize.model_dump(mode="json") if section.int8_tokens else None
+    dials = section.model_dump(mode="json", exclude={"text", "start", "checkpoint_seconds"})
+    return [dials, section.start and hash_file(Path(section.start)), quantize]
+
+
+def run(workspace: Workspace, job: Job) -> None:
+    """Write the adapter, the weights with it, and the losses; no file where nothing is to be trained.
+
+    Snapshots of a training under way lie in the bundle, outside its manifest, and are good for the stage's
+    own hash alone.
+    """
+    from safetensors.torch import save_file
+
+    from kvfold.export.heal.heal import Healing, heal
+    from kvfold.export.heal.healed_adapter import load_adapter, merge, save_adapter
+
+    recipe, section, plan = workspace.recipe, workspace.recipe.training, workspace.plan
+    if section is None:
+        return
+    checkpoint, snapshots = read_checkpoint(workspace), workspace.root / HEAL_FOLDER
+    config, base = checkpoint.config, checkpoint.weights
+    tokens = workspace.tensors(TRAINING_TOKENS)["tokens"]
+    calibration = workspace.tensors(CALIBRATION_TOKENS)["tokens"] if section.int8_tokens else None
+    healing = Healing(config, base, plan, tokens, section, recipe.quantize, calibration)
+    earlier = recipe.adapter
+    start = load_adapter(earlier, checkpoint.fingerprint, plan).tensors if earlier else None
+    adapter = heal(healing, workspace.tensors(FOLDED_WEIGHTS), snapshots, job.key, job.progress, start)
+    save_adapter(job.output / ADAPTER, adapter, checkpoint.fingerprint, plan)
+    (job.output / HEALED_WEIGHTS).parent.mkdir()
+    healed = merge(config, base, plan, adapter)
+    save_file({name: weight.contiguous() for name, weight in healed.items()}, job.output / HEALED_WEIGHTS)
+    shutil.copyfile(snapshots / "loss.jsonl", job.output / HEAL_LOSSES)
+
+
+STAGE = Stage(
+    name="heal",
+    doing="training what folding changed",
+    needs=("checkpoint", "calibration", "fold", "training"),
+    settings=settings,
+    files=(ADAPTER, HEALED_WEIGHTS, HEAL_LOSSES),
+    run=run,
+    modules=(__name__,),
+)

@@ -1,0 +1,26 @@
+"""The checkpoint that a workspace's recipe names, read once."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from kvfold.pipeline.workspace.fetch import MODEL_CACHE, fetch_demo_model
+
+if TYPE_CHECKING:
+    from kvfold.export.checkpoint import Checkpoint
+    from kvfold.pipeline.workspace.workspace import Workspace
+
+
+@lru_cache(maxsize=1)  # the stages of one run ask for the same; its weights stay in their file
+def read_checkpoint(workspace: Workspace) -> Checkpoint:
+    """The unfolded model; fetches the demo's where it is not there yet.
+
+    Raises:
+        CheckpointError, UnsupportedModelError: it cannot be read, or is of no family that kvfold knows.
+        FetchError: the demo's model cannot be had.
+    """
+    from kvfold.export.checkpoint import load_checkpoint
+
+    model = workspace.recipe.model
+    return load_checkpoint(str(fetch_demo_model(MODEL_CACHE)) if model.is_demo else model.source)

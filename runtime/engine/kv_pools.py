@@ -1,0 +1,44 @@
+"""The KV pools of an engine: one for each cache input of its graph, which is also the output of that name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from kvfold.plugins.contract import step as contract
+from kvfold.plugins.contract.fold_plan import ITEMSIZE, KvDtype
+from kvfold.runtime.engine.protocol import EngineInfo
+
+
+@dataclass(frozen=True)
+class KvPool:
+    """The pages of one cache, in memory that an engine allocates.
+
+    Attributes:
+        input, output: names in the graph; a cache is updated in place, so both have one address.
+        dtype: of its elements.
+        shape: [pages, page_size, KV heads, head_dim].
+    """
+
+    input: str
+    output: str
+    dtype: KvDtype
+    shape: tuple[int, int, int, int]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all pages."""
+        return ITEMSIZE[self.dtype] * prod(self.shape)
+
+
+def kv_pools(info: EngineInfo) -> tuple[KvPool, ...]:
+    """A pool for every cache of an engine's plan, keys and values apart."""
+    return tuple(
+        KvPool(
+            *names,
+            bank.kv_dtype,
+            (info.num_pages[bank.group], info.plan.page_size, bank.num_key_value_heads, bank.head_dim),
+        )
+        for bank in info.plan.banks
+        for names in zip(contract.cache_inputs(bank.layer), contract.cache_outputs(bank.layer), strict=True)
+    )

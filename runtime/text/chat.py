@@ -1,0 +1,59 @@
+"""A conversation as the model reads it: rendered by the chat template, then encoded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kvfold.plugins.contract.errors import RequestError
+from kvfold.runtime.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from kvfold.plugins.contract.chat_template import Message
+
+
+@dataclass(frozen=True)
+class EncodedChat:
+    """A conversation.
+
+    Attributes:
+        text: as rendered.
+        token_ids: the tokens that stand for it; those of a reply are the model's own choice.
+        shared_length: of these, a leading system message; 0 where there is none or its end is no border of
+            the tokens.
+    """
+
+    text: str
+    token_ids: list[int]
+    shared_length: int = 0
+
+
+def encode_chat(
+    tokenizer: Tokenizer, messages: Sequence[Message], known: EncodedChat | None = None
+) -> EncodedChat:
+    """A conversation that the model is to go on with.
+
+    Where its text goes on from a known one, only what was added is encoded: a reply's own tokens
+    stay as the model chose them.
+
+    Raises:
+        RequestError: the model has no chat template, or the template refuses the messages.
+    """
+    text = tokenizer.render(messages, add_generation_prompt=True)
+    if known is not None and known.text and text.startswith(known.text):
+        ids = known.token_ids + tokenizer.encode_rendered(text[len(known.text) :])
+    else:
+        ids = tokenizer.encode_rendered(text)
+    return EncodedChat(text, ids, _shared_length(tokenizer, messages, text, ids))
+
+
+def _shared_length(tokenizer: Tokenizer, messages: Sequence[Message], text: str, ids: list[int]) -> int:
+    if len(messages) < 2 or messages[0].get("role") != "system":
+        return 0
+    try:
+        system = tokenizer.render(messages[:1], add_generation_prompt=False)
+    except RequestError:  # some templates refuse a system message alone: then its end is unknown
+        return 0
+    shared = tokenizer.encode_rendered(system) if text.startswith(system) else []
+    return len(shared) if ids[: len(shared)] == shared else 0
