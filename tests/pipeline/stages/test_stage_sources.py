@@ -17,7 +17,7 @@ from tests.pipeline.tiny_recipe import RECIPE, write_tiny_recipe
 
 SECTIONS = """
 heal: {layerwise_tokens: 0, tokens: 256, batch_tokens: 256, rank: 8,
-       text: {source: text.txt, tokens: 256, sequence_length: 64}}
+       text: [{source: text.txt, tokens: 192, sequence_length: 64}, {tokens: 64, sequence_length: 64}]}
 evaluate:
   {source: text.txt, tokens: 256, sequence_length: 64, kl_tokens: 64,
    retrieval: {lengths: [250], depths: [0.2], trials: 1, keys: 2}}

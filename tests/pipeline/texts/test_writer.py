@@ -27,6 +27,7 @@ from kvfold.runtime.engine.engine_config import EngineConfig
 from kvfold.runtime.engine.onnxruntime_engine import OnnxRuntimeEngine
 from kvfold.runtime.engine.protocol import StepInputs
 from tests.export.tiny_checkpoints import CLASSES, random_model, write_folder
+from tests.tiny_model import dense_logits
 
 TEMPLATE = "{% for m in messages %}[{{ m.role }}] {{ m.content }}<|im_end|>{% endfor %}"
 TEXT = TextSection(tokens=1000, sequence_length=200, seed=1)
@@ -99,7 +100,7 @@ def test_greedy_rows_are_the_unfolded_models_own(
     for index, row in enumerate(written):
         tokens, turn = prompts.give(index, 0), 1
         while len(tokens) < 250:
-            logits = decoder(torch.tensor([tokens]))[0, -1]
+            logits = dense_logits(decoder, torch.tensor([tokens]))[0, -1]
             tokens.append(int(logits.argmax()))
             if tokens[-1] in ends:
                 tokens += prompts.give(index, turn)
