@@ -26,7 +26,7 @@ class Target:
     Attributes:
         name: in the recipe, and of the folder `engine/<name>`.
         description: one line for `kvfold doctor`.
-        backend: what builds it: the stage in `pipeline/stages/build_<backend>.py`.
+        backend: what builds it: the stage in `pipeline/stages/engine/build_<backend>.py`.
         why_not_build: why this machine cannot build it, with the next action; None when it can.
         why_not_run: the same for running what was built.
         kv_dtypes: types of caches that its attention reads; of the float ones, the activations' own.

@@ -1,1 +1,1 @@
-"""The stages from a recipe to a report, a file each; `order.py` says in which order they run."""
+"""The stages from a recipe to a report, a file each; engines' in `engine/`; `order.py` has their order."""

@@ -25,7 +25,7 @@ from kvfold.pipeline.workspace.stage import Stage
 
 def _of_target(target: Target) -> Iterator[Stage]:
     """The engine of one target, its validation, what the fold costs on it, and its report."""
-    builder = import_module(f"kvfold.pipeline.stages.build_{target.backend}")
+    builder = import_module(f"kvfold.pipeline.stages.engine.build_{target.backend}")
     yield from (part.stage(target.name) for part in (builder, validate, evaluate, report))
 
 

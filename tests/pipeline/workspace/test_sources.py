@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from kvfold.pipeline.machine.targets import TARGETS
 from kvfold.pipeline.stages.order import STAGES
 from kvfold.pipeline.studies.search.search import MEASURING_MODULES
 from kvfold.pipeline.workspace.sources import ROOT, hash_sources, source_files
+from kvfold.pipeline.workspace.stage import target_stage
 
 MODULES = {stage.name: stage.modules for stage in STAGES} | {
     "search": MEASURING_MODULES,
@@ -123,7 +125,7 @@ def stages_stale(tree: Path, file: str, change: Callable[[str], str]) -> set[str
 
 def test_the_report_s_stage_leaves_a_healed_checkpoint_alone(tree: Path) -> None:
     stale = stages_stale(tree, "pipeline/stages/report.py", lambda text: text + "\nCHANGED = 1\n")
-    assert stale == {f"report-{target}" for target in ("cpu", "cuda", "tensorrt", "tensorrt-rtx")}
+    assert stale == {target_stage("report", target) for target in TARGETS}
     assert "heal" in stages_stale(tree, "export/heal/heal.py", lambda text: text + "\nCHANGED = 1\n")
 
 

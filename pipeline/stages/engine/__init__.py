@@ -1,0 +1,1 @@
+"""The stages that build an engine, a file a backend."""
