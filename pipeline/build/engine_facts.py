@@ -7,16 +7,17 @@ from collections.abc import Mapping
 
 from kvfold.pipeline.workspace.workspace import Workspace
 from kvfold.runtime.bundle import CONFIG, FOLD_PLAN, QUANTIZATION, SCALES, WEIGHTS, hash_file
-from kvfold.runtime.engine.engine_config import EngineConfig, TensorRTFacts
+from kvfold.runtime.engine.engine_config import Backend, EngineConfig, TensorRTFacts
 
 
 def engine_config(
-    workspace: Workspace, passes: Mapping[str, int], tensorrt: TensorRTFacts | None = None
+    workspace: Workspace, backend: Backend, passes: Mapping[str, int], tensorrt: TensorRTFacts | None = None
 ) -> EngineConfig:
     """Facts of an engine built from the workspace's bundle for its recipe's target.
 
     Args:
         workspace: its stages up to `onnx` are done.
+        backend: of that target.
         passes: how often each graph pass matched.
         tensorrt: what a TensorRT plan was built with.
     """
@@ -24,6 +25,7 @@ def engine_config(
     digests = [hash_file(workspace.root / name) for name in names]
     return EngineConfig(
         target=workspace.recipe.target,
+        backend=backend,
         vocab_size=workspace.config.vocab_size,
         max_context_length=workspace.config.max_position_embeddings,
         fingerprint=hashlib.sha256("".join(digests).encode()).hexdigest(),

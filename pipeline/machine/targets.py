@@ -10,23 +10,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from kvfold.plugins.contract.errors import KernelError
 
 if TYPE_CHECKING:
     from kvfold.plugins.contract.fold_plan import KvDtype
-    from kvfold.runtime.engine.engine_config import TensorRTLibrary
+    from kvfold.runtime.engine.engine_config import Backend, TensorRTLibrary
 
 
 @dataclass(frozen=True)
 class Target:
-    """One backend that an engine can be built for.
+    """What an engine can be built for.
 
     Attributes:
         name: in the recipe, and of the folder `engine/<name>`.
         description: one line for `kvfold doctor`.
-        backend: what builds it: the stage in `pipeline/stages/engine/build_<backend>.py`.
+        backend: what builds it: the stage in `pipeline/stages/engine/build_<backend>.py`; what runs it.
         why_not_build: why this machine cannot build it, with the next action; None when it can.
         why_not_run: the same for running what was built.
         kv_dtypes: types of caches that its attention reads; of the float ones, the activations' own.
@@ -38,7 +38,7 @@ class Target:
 
     name: str
     description: str
-    backend: Literal["cpu", "cuda", "tensorrt"]
+    backend: Backend
     why_not_build: Callable[[], str | None]
     why_not_run: Callable[[], str | None]
     kv_dtypes: tuple[KvDtype, ...] = ("int8", "float16", "bfloat16")

@@ -74,6 +74,7 @@ def _build(checkpoint: Checkpoint, plan: FoldPlan, directory: Path) -> None:
     shutil.rmtree(neutral)
     EngineConfig(
         target="cpu",
+        backend="cpu",
         vocab_size=checkpoint.config.vocab_size,
         max_context_length=checkpoint.config.max_position_embeddings,
         fingerprint=writer_key(checkpoint),

@@ -15,6 +15,8 @@ ENGINE_FILE = "engine.json"
 # Beside it in a TensorRT engine.
 PLAN_FILE = "model.plan"
 KERNELS_FOLDER = "kernels"
+# What builds a target's engine and runs it; targets may share one.
+Backend = Literal["cpu", "cuda", "tensorrt"]
 # Modules that build and run its plans.
 TensorRTLibrary = Literal["tensorrt", "tensorrt_rtx"]
 
@@ -73,7 +75,8 @@ class EngineConfig(Record):
     """Facts of one built engine.
 
     Attributes:
-        target: which backend it was built for.
+        target: what it was built for.
+        backend: of the target.
         vocab_size: width of the logits.
         max_context_length: longest sequence in tokens (rows of the RoPE tables).
         fingerprint: identifies weights, plan and scales.
@@ -82,6 +85,7 @@ class EngineConfig(Record):
     """
 
     target: str
+    backend: Backend
     vocab_size: int = Field(ge=1)
     max_context_length: int = Field(ge=1)
     fingerprint: str

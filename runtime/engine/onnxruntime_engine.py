@@ -28,7 +28,7 @@ _ELEMENT_TYPES: dict[KvDtype, int] = {"float32": 1, "int8": 3, "float16": 10, "b
 
 @dataclass(frozen=True)
 class Provider:
-    """Where a target's engine computes.
+    """Where a backend's engine computes.
 
     Attributes:
         name: of ONNX Runtime's execution provider.
@@ -55,7 +55,7 @@ class OnnxRuntimeEngine:
 
     @classmethod
     def load(cls, files: EngineFiles, num_pages: Mapping[str, int], threads: int = 0) -> OnnxRuntimeEngine:
-        """Load `engine/cpu` or `engine/cuda` of a bundle.
+        """Load a bundle's engine of the backend `cpu` or `cuda`.
 
         Args:
             files: of the engine.
@@ -67,7 +67,7 @@ class OnnxRuntimeEngine:
             KernelError: the CPU kernel library is missing or refused.
             TargetError: this machine's ONNX Runtime has no CUDA provider, or it does not start.
         """
-        provider = PROVIDERS[files.config.target]
+        provider = PROVIDERS[files.config.backend]
         session = _open_session(files.directory / contract.MODEL_FILE, provider, threads)
         return cls(session, files.info(num_pages), provider)
 

@@ -82,7 +82,7 @@ def build_tensorrt_plan(workspace: Workspace, directory: Path, progress: Callabl
     }
     unconfirmed = _check_log(job, directory, log_of_failure, linears, model)
     facts = _facts(workspace, kernels, architectures, (decode, prefill), linears, unconfirmed, result)
-    engine_config(workspace, passes, facts).save(directory)
+    engine_config(workspace, "tensorrt", passes, facts).save(directory)
 
 
 def _library(workspace: Workspace) -> TensorRTLibrary:

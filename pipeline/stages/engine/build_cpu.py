@@ -24,7 +24,7 @@ def run(workspace: Workspace, job: Job) -> None:
 
     directory, precision = engine_folder(workspace, job), workspace.quantization.precision
     passes = lower_for_cpu(workspace.root / MODEL_FILE, directory, workspace.plan, precision)
-    engine_config(workspace, passes).save(directory)
+    engine_config(workspace, "cpu", passes).save(directory)
 
 
 def stage(target: str) -> Stage:

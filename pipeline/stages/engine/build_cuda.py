@@ -32,7 +32,7 @@ def run(workspace: Workspace, job: Job) -> None:
     stores_bfloat16 = any(bank.kv_dtype == "bfloat16" for bank in plan.banks)
     dtype: ActivationDtype = "bfloat16" if stores_bfloat16 else "float16"
     passes = lower_for_cuda(workspace.root / MODEL_FILE, directory, plan, dtype)
-    engine_config(workspace, passes).save(directory)
+    engine_config(workspace, "cuda", passes).save(directory)
 
 
 def stage(target: str) -> Stage:

@@ -80,7 +80,9 @@ def build_cpu_engine(
     engine_directory.mkdir()
     names = {linear.name: precision for linear in find_linears(ir.load(graph))}
     lower_for_cpu(graph, engine_directory, decoder.plan, names)
-    config = EngineConfig(target="cpu", vocab_size=VOCAB_SIZE, max_context_length=256, fingerprint="test")
+    config = EngineConfig(
+        target="cpu", backend="cpu", vocab_size=VOCAB_SIZE, max_context_length=256, fingerprint="test"
+    )
     pages = {group.name: NUM_PAGES for group in decoder.plan.groups}
     return OnnxRuntimeEngine.load(EngineFiles(engine_directory, config, decoder.plan), pages, threads=2)
 

@@ -141,7 +141,9 @@ def test_the_student_is_the_engine(tmp_path: Path) -> None:
     graph = export_onnx(decoder, deployed.scales, tmp_path)
     (tmp_path / "cpu").mkdir()
     lower_for_cpu(graph, tmp_path / "cpu", healing.plan, deployed.precision.precision)
-    facts = EngineConfig(target="cpu", vocab_size=97, max_context_length=256, fingerprint="test")
+    facts = EngineConfig(
+        target="cpu", backend="cpu", vocab_size=97, max_context_length=256, fingerprint="test"
+    )
     pages = {group.name: 16 for group in healing.plan.groups}
     engine = OnnxRuntimeEngine.load(EngineFiles(tmp_path / "cpu", facts, healing.plan), pages, threads=2)
     distances, divergences = [], []

@@ -104,7 +104,9 @@ def cuda_engine(directory: Path) -> Path:
     graph = helper.make_graph([node], "attention", inputs, outputs)
     opsets = [helper.make_opsetid("", 23), helper.make_opsetid("com.microsoft", 1)]
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), directory / contract.MODEL_FILE)
-    EngineConfig(target="cuda", vocab_size=32, max_context_length=16, fingerprint="").save(directory)
+    EngineConfig(target="twin", backend="cuda", vocab_size=32, max_context_length=16, fingerprint="").save(
+        directory
+    )
     return directory
 
 

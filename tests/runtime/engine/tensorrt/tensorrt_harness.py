@@ -54,7 +54,12 @@ def make_config(facts: TensorRTFacts | None, vocab: int = 97, context: int = 512
     """`engine.json` of a plan, or of a CPU engine."""
     target = TARGETS[facts.library] if facts else "cpu"
     return EngineConfig(
-        target=target, vocab_size=vocab, max_context_length=context, fingerprint="stand-in", tensorrt=facts
+        target=target,
+        backend="tensorrt" if facts else "cpu",
+        vocab_size=vocab,
+        max_context_length=context,
+        fingerprint="stand-in",
+        tensorrt=facts,
     )
 
 
