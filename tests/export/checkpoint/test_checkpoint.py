@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from kvfold.export.checkpoint import Checkpoint, load_checkpoint
 from kvfold.export.checkpoint.gguf_file import deinterleave
 from kvfold.export.model.decoder import Decoder
+from kvfold.export.model.families import FAMILIES
 from kvfold.export.model.rope import inverse_frequencies
 from kvfold.plugins.contract.plan_presets import Preset, build_plan
 from tests.export.tiny_checkpoints import CLASSES, interleave, random_model, write_folder, write_gguf
@@ -34,6 +35,10 @@ def largest_difference(checkpoint: Checkpoint, model: PreTrainedModel) -> float:
     input_ids = torch.randint(0, 97, (2, 200), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         return float((dense_logits(decoder, input_ids) - model(input_ids).logits).abs().max())
+
+
+def test_every_family_has_a_random_model() -> None:
+    assert CLASSES.keys() == {family.name for family in FAMILIES}
 
 
 @pytest.mark.parametrize("rope", [None, {"rope_type": "linear", "factor": 4.0}, LLAMA3])

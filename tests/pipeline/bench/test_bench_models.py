@@ -12,13 +12,14 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
 from kvfold.export.checkpoint import Checkpoint, load_checkpoint
+from kvfold.export.model.families import FAMILIES
 from kvfold.pipeline.bench import prepared_models
-from kvfold.pipeline.bench.models.gguf_from_huggingface import write_gguf
+from kvfold.pipeline.bench.models.gguf_from_huggingface import ARCHITECTURES, write_gguf
 from kvfold.pipeline.bench.models.huggingface_folder import write_huggingface_folder
 from kvfold.pipeline.bench.prepared_models import PreparedModels
 from kvfold.pipeline.bench.processes.jobs import Answer, Job, Prepare
 from kvfold.pipeline.bench.processes.process import WorkerError
-from tests.export.tiny_checkpoints import interleave, random_model, write_folder
+from tests.export.tiny_checkpoints import CLASSES, interleave, random_model, write_folder
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -34,7 +35,7 @@ def tiny_checkpoint(folder: Path, family: str = "llama", **changes: object) -> C
     return load_checkpoint(write_folder(folder, random_model(family, intermediate_size=64, **changes)))
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", CLASSES)
 def test_folder_is_the_same_model(family: str, tmp_path: Path) -> None:
     original = random_model(family, intermediate_size=64)
     checkpoint = load_checkpoint(write_folder(tmp_path / "original", original))
@@ -48,6 +49,13 @@ def test_folder_is_the_same_model(family: str, tmp_path: Path) -> None:
     copied = AutoModelForCausalLM.from_pretrained(folder)
     with torch.inference_mode():
         assert torch.equal(copied(tokens).logits, original(tokens).logits)
+
+
+def test_gguf_is_written_for_every_family() -> None:
+    assert ARCHITECTURES.keys() == {family.name for family in FAMILIES}
+    for family in FAMILIES:
+        if family.gguf_architecture is not None:
+            assert ARCHITECTURES[family.name] == (family.gguf_architecture, family.gguf_interleaved)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
