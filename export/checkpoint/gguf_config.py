@@ -72,16 +72,14 @@ def config_from_gguf(metadata: Metadata, facts: GgufTensorFacts) -> ModelConfig:
     _refuse_gguf_features(family, raw, head_dim)
     config = build_config(
         "GGUF metadata",
+        family,
         {
-            "family": family.name,
             **{field: raw[key] for field, key in GGUF_KEYS.items() if key in raw},
             "num_key_value_heads": raw.get("attention.head_count_kv", heads),
             "head_dim": head_dim,
             "vocab_size": facts.vocab_size,
             "rope_theta": raw.get("rope.freq_base", 10000.0),
             "rope_scaling": _rope_scaling(raw),
-            "attention_bias": family.attention_bias,
-            "qk_norm": family.qk_norm,
             "tie_word_embeddings": facts.tie_word_embeddings,
         },
     )

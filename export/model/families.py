@@ -51,6 +51,8 @@ FAMILIES = (
     Family("qwen2", "Qwen2ForCausalLM", "qwen2", attention_bias=True),
     Family("qwen3", "Qwen3ForCausalLM", "qwen3", qk_norm=True, head_dim=128),
 )
+# Fields of a family that are fields of ModelConfig.
+SWITCHES = ("attention_bias", "qk_norm")
 SUPPORTED = ", ".join(family.name for family in FAMILIES)
 
 # Config keys that change the computation: the values the decoder implements, and what others would need.
@@ -95,15 +97,13 @@ def config_from_huggingface(raw: Metadata) -> ModelConfig:
     theta, scaling = _huggingface_rope(raw)
     return build_config(
         "config.json",
+        family,
         {
-            "family": family.name,
             **{key: raw[key] for key in SAME_KEYS if key in raw},
             "num_key_value_heads": raw.get("num_key_value_heads") or heads,
             "head_dim": raw.get("head_dim") or family.head_dim or divide(raw.get("hidden_size"), heads),
             "rope_theta": theta,
             "rope_scaling": scaling,
-            "attention_bias": family.attention_bias,
-            "qk_norm": family.qk_norm,
             "tie_word_embeddings": raw.get("tie_word_embeddings", False),
         },
     )
@@ -171,10 +171,11 @@ def divide(size: object, parts: object) -> object:
     return size // parts if isinstance(size, int) and isinstance(parts, int) and parts > 0 else None
 
 
-def build_config(subject: str, values: dict[str, object]) -> ModelConfig:
-    """A validated ModelConfig; raises CheckpointError that names each wrong value of `subject`."""
+def build_config(subject: str, family: Family, values: dict[str, object]) -> ModelConfig:
+    """A family's ModelConfig, validated; raises CheckpointError that names each wrong value of `subject`."""
+    switches = {name: getattr(family, name) for name in SWITCHES}
     try:
-        config = ModelConfig.model_validate(values)
+        config = ModelConfig.model_validate({"family": family.name, **switches, **values})
     except PydanticValidationError as error:
         raise CheckpointError(describe_errors(subject, error)) from error
     if config.num_attention_heads % config.num_key_value_heads:

@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from kvfold.export.checkpoint import Checkpoint
-from kvfold.export.model.families import FAMILIES
+from kvfold.export.model.families import FAMILIES, SWITCHES
 from kvfold.export.model.model_config import ModelConfig
 
 
@@ -25,7 +25,7 @@ def write_huggingface_folder(checkpoint: Checkpoint, folder: Path) -> None:
 def huggingface_config(config: ModelConfig) -> dict[str, object]:
     """`config.json` as transformers 4 and 5 read it."""
     family = next(family for family in FAMILIES if family.name == config.family)
-    values = config.model_dump(exclude={"family", "qk_norm", "attention_bias", "rope_scaling"})
+    values = config.model_dump(exclude={"family", "rope_scaling", *SWITCHES})
     scaling = None if config.rope_scaling is None else config.rope_scaling.model_dump()
     return values | {
         "model_type": family.name,
