@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from kvfold.pipeline.cli import COMMANDS, cli, main
+from kvfold.pipeline.recipe.recipe_files import shipped_recipes
 from kvfold.plugins.contract.errors import RecipeError, ValidationError
 
 
@@ -23,7 +24,7 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return error.value.code
 
 
-def test_help_names_every_command_and_imports_none() -> None:
+def test_help_names_every_command_and_recipe_and_imports_no_command() -> None:
     code = (
         "import sys; from click.testing import CliRunner; from kvfold.pipeline.cli import cli;"
         "print(CliRunner().invoke(cli, ['--help']).output);"
@@ -32,6 +33,7 @@ def test_help_names_every_command_and_imports_none() -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert all(re.search(rf"^  {name}\s", result.stdout, re.MULTILINE) for name in COMMANDS)
+    assert all(re.search(rf"\b{name}\b", result.stdout) for name in shipped_recipes())
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -11,7 +12,7 @@ from kvfold.pipeline.recipe.plan_section import WrittenPlan, plan_for
 from kvfold.pipeline.recipe.recipe import Recipe
 from kvfold.pipeline.recipe.recipe_files import shipped_recipes
 from kvfold.plugins.contract.errors import PlanError, RecipeError
-from kvfold.plugins.contract.plan_presets import AttentionShape, Preset
+from kvfold.plugins.contract.plan_presets import AttentionShape, Preset, PresetName
 
 SHAPE = AttentionShape(num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=2, head_dim=16)
 
@@ -33,7 +34,7 @@ def test_shipped_recipes_load_and_give_a_plan(name: str) -> None:
 def test_there_is_a_recipe_for_every_preset_and_one_whose_plan_is_written() -> None:
     plans = {name: load_recipe(name).plan for name in shipped_recipes()}
     presets = {plan.preset for plan in plans.values() if isinstance(plan, Preset)}
-    assert presets == {"identity", "horizon", "mqa"}
+    assert presets == set(get_args(PresetName)) - {"character"}
     assert isinstance(plans["character"], WrittenPlan)
 
 
@@ -103,7 +104,7 @@ def test_mistakes_are_named(tmp_path: Path, text: str, where: str, what: str) ->
 
 
 def test_an_unknown_name_lists_the_shipped_recipes() -> None:
-    with pytest.raises(RecipeError, match="balanced, character, compact, horizon, identity, mqa"):
+    with pytest.raises(RecipeError, match=", ".join(shipped_recipes())):
         load_recipe("no-such-recipe")
 
 

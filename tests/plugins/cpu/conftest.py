@@ -8,8 +8,10 @@ import pytest
 
 from kvfold.plugins.cpu import cpu_library as library
 
+ISAS = ("portable", "avx2", "avx512vnni")
 
-@pytest.fixture(params=("portable", "avx2", "avx512vnni"))
+
+@pytest.fixture(params=ISAS)
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """One instruction set, active during the test; skips where this machine or build lacks it."""
     name: str = request.param

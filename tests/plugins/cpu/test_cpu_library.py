@@ -9,11 +9,13 @@ import pytest
 
 from kvfold.plugins.contract.errors import KernelError
 from kvfold.plugins.cpu import cpu_library as library
+from tests.plugins.cpu.conftest import ISAS
 
 
 def test_registers_and_reports_its_instruction_sets() -> None:
     library.register_ops(onnxruntime.SessionOptions())
     assert library.supported_isas()[0] == "portable"
+    assert set(library.supported_isas()) <= set(ISAS), "one that no kernel is tested on"
     assert library.active_isa() in library.supported_isas()
 
 
