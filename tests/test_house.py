@@ -120,6 +120,14 @@ def test_no_base_name_exists_twice() -> None:
 
 
 @pytest.mark.parametrize("part", LAYERS)
+def test_every_room_has_its_place(part: str) -> None:
+    depth = len(PurePosixPath(part).parts)
+    inside = [path for path in files(".py", ".cc") if str(path).startswith(f"{part}/") or not part]
+    rooms = {path.parts[depth].removesuffix(".py") for path in inside}
+    assert rooms - {"__init__"} == set(LAYERS[part])
+
+
+@pytest.mark.parametrize("part", LAYERS)
 def test_arrows_only_go_down(part: str) -> None:
     order = LAYERS[part]
     depth = len(PurePosixPath(part).parts)

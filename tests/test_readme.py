@@ -6,22 +6,25 @@ import json
 import re
 import shlex
 from pathlib import Path
+from typing import get_args
 
 import click
 import pytest
 
+from kvfold.export.model.families import FAMILIES
+from kvfold.pipeline.bench.contenders import PEERS, contender_module
 from kvfold.pipeline.cli import cli
 from kvfold.pipeline.recipe.load_recipe import load_recipe
 from kvfold.pipeline.stages.order import STAGES
 from kvfold.pipeline.workspace.run_stages import run_stages
+from kvfold.plugins.contract.plan_presets import PresetName
 from tests.export.tiny_checkpoints import random_model, write_folder
 from tests.pipeline.fake_stages import QuietDisplay
 from tests.root import ROOT
 
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 # (language, content) of each fenced block.
-BLOCKS: list[tuple[str, str]] = re.findall(
-    r"^```(\w*)\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S
-)
+BLOCKS: list[tuple[str, str]] = re.findall(r"^```(\w*)\n(.*?)^```", TEXT, re.M | re.S)
 LINES = [line for language, content in BLOCKS if not language for line in content.splitlines()]
 KVFOLD = [line for line in LINES if line.startswith("kvfold ")]
 MAKE = [line for line in LINES if line.startswith("make ")]
@@ -46,6 +49,12 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
     (tmp_path / "text.txt").write_text("the cab of a folded cache " * 100)
     return tmp_path
+
+
+def test_every_family_preset_and_peer_is_named() -> None:
+    titles = [contender_module(peer).TITLE for peer in PEERS]
+    names = [*(family.name for family in FAMILIES), *get_args(PresetName), *titles]
+    assert [name for name in names if not re.search(rf"\b{re.escape(name)}\b", TEXT)] == []
 
 
 def test_python_runs(

@@ -59,6 +59,7 @@ def test_contenders_are_alike(name: str) -> None:
     assert module.INSTALL.startswith("pip install ")
     assert callable(module.prepare)
     assert callable(module.load)
+    assert module.TITLE in (command.help or "")
 
 
 def test_contender_modules_import_no_engine() -> None:
