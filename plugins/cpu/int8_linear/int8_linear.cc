@@ -23,8 +23,8 @@ constexpr std::size_t kGranuleBlocks = 3;  // a panel of the AVX512 kernel
 
 const Int8Kernel& active_kernel() {
 #if defined(__x86_64__)
-  static const Int8Kernel* const kernels[kIsaCount] = {&int8_kernel_portable, &int8_kernel_avx2,
-                                                       &int8_kernel_avx512vnni};
+  static const Int8Kernel* const kernels[] = {&int8_kernel_portable, &int8_kernel_avx2, &int8_kernel_avx512vnni};
+  static_assert(sizeof kernels / sizeof *kernels == kIsaCount, "one for each instruction set");
   return *kernels[static_cast<int>(active_isa())];
 #else
   return int8_kernel_portable;

@@ -238,19 +238,25 @@ class Attention {
 template <>
 const AttentionKernels& attention_kernels<float>() {
 #if defined(__x86_64__)
-  if (active_isa() == Isa::avx512vnni) return kAttentionFloatAvx512Vnni;
-  if (active_isa() == Isa::avx2) return kAttentionFloatAvx2;
-#endif
+  static const AttentionKernels* const kernels[] = {&kAttentionFloatPortable, &kAttentionFloatAvx2,
+                                                    &kAttentionFloatAvx512Vnni};
+  static_assert(sizeof kernels / sizeof *kernels == kIsaCount, "one for each instruction set");
+  return *kernels[static_cast<int>(active_isa())];
+#else
   return kAttentionFloatPortable;
+#endif
 }
 
 template <>
 const AttentionKernels& attention_kernels<int8_t>() {
 #if defined(__x86_64__)
-  if (active_isa() == Isa::avx512vnni) return kAttentionInt8Avx512Vnni;
-  if (active_isa() == Isa::avx2) return kAttentionInt8Avx2;
-#endif
+  static const AttentionKernels* const kernels[] = {&kAttentionInt8Portable, &kAttentionInt8Avx2,
+                                                    &kAttentionInt8Avx512Vnni};
+  static_assert(sizeof kernels / sizeof *kernels == kIsaCount, "one for each instruction set");
+  return *kernels[static_cast<int>(active_isa())];
+#else
   return kAttentionInt8Portable;
+#endif
 }
 
 template <typename Cache>
