@@ -10,7 +10,7 @@ from rich.progress import track
 from torch import Tensor
 
 from kvfold.export.model.model_config import ModelConfig
-from kvfold.export.quantize.int8 import int8_error, linear_weight
+from kvfold.export.quantize.fake_int8_linear import int8_error, linear_weight
 from kvfold.export.quantize.observe import Observations, observe
 from kvfold.export.quantize.precision import LinearPrecision, Quantization
 from kvfold.export.quantize.quantize_settings import QuantizeSettings

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kvfold.export.model.model_config import ModelConfig
-from kvfold.export.quantize.int8 import int8_error, linear_weight, tensor_names
+from kvfold.export.quantize.fake_int8_linear import int8_error, linear_weight, tensor_names
 from kvfold.export.quantize.observe import LinearInput
 from kvfold.plugins.contract.fold_plan import FoldPlan
 

@@ -10,7 +10,7 @@ from rich.console import Group
 from kvfold.pipeline.machine.gpus import Gpu
 from kvfold.pipeline.show.table import Table
 from kvfold.pipeline.show.terminal import draw_table
-from kvfold.plugins.contract.kv_bytes import format_bytes
+from kvfold.plugins.contract.kv_savings import format_bytes
 from kvfold.runtime.status import EngineStatus
 
 

@@ -13,7 +13,7 @@ from kvfold.pipeline.quality.intervals import (
     bootstrap_quantile,
 )
 from kvfold.pipeline.quality.likelihood_results import Divergence, Divergences, Perplexity
-from kvfold.pipeline.quality.logit_distances import measure_distance, negative_log_likelihood
+from kvfold.pipeline.quality.logit_measures import measure_distance, negative_log_likelihood
 from kvfold.pipeline.quality.subject_names import ORIGINAL
 from kvfold.pipeline.quality.subjects import Subject
 from kvfold.plugins.contract.errors import ValidationError

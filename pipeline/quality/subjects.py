@@ -17,7 +17,7 @@ import numpy as np
 from polygraphy.backend.base import BaseRunner
 from polygraphy.common import TensorMetadata
 
-from kvfold.pipeline.quality.logit_distances import negative_log_likelihood
+from kvfold.pipeline.quality.logit_measures import negative_log_likelihood
 from kvfold.pipeline.quality.subject_names import ENGINE, FOLDED, ORIGINAL
 from kvfold.pipeline.workspace.read_checkpoint import read_checkpoint
 from kvfold.pipeline.workspace.workspace import Workspace

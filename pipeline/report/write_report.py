@@ -10,7 +10,7 @@ from kvfold.pipeline.report.report_page import render_page
 from kvfold.pipeline.report.report_results import Results, page_file, results_file
 from kvfold.pipeline.workspace.tool_versions import tool_versions
 from kvfold.pipeline.workspace.workspace import FOLD_ERRORS, Workspace
-from kvfold.plugins.contract.kv_bytes import kv_bytes
+from kvfold.plugins.contract.kv_savings import kv_bytes
 
 
 def write_report(workspace: Workspace, output: Path) -> None:

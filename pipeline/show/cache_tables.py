@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kvfold.pipeline.show.table import Cell, Table
-from kvfold.plugins.contract.kv_bytes import KvBytes, format_bytes
+from kvfold.plugins.contract.kv_savings import KvBytes, format_bytes
 from kvfold.runtime.metrics import Usage
 
 

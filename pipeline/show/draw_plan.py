@@ -9,7 +9,7 @@ from rich.text import Text
 from kvfold.pipeline.show.cache_tables import kv_bytes_table
 from kvfold.pipeline.show.terminal import draw_table
 from kvfold.plugins.contract.fold_plan import FoldPlan, LayerPlan
-from kvfold.plugins.contract.kv_bytes import kv_bytes
+from kvfold.plugins.contract.kv_savings import kv_bytes
 from kvfold.plugins.contract.plan_presets import AttentionShape
 
 GLOBAL_STYLE, LOCAL_STYLE = "bold cyan", "green"

@@ -84,6 +84,10 @@ class HorizonGroup(Record):
         """Bytes that one token takes in all banks of the group."""
         return sum(bank.bytes_per_token for bank in self.banks)
 
+    def page_bytes(self, page_size: int) -> int:
+        """Bytes of one page of `page_size` tokens, in all banks of the group."""
+        return page_size * self.bytes_per_token
+
     def pages_held(self, context_length: int, page_size: int) -> int:
         """Pages a sequence of `context_length` tokens keeps between steps.
 
@@ -227,7 +231,7 @@ class FoldPlan(Record):
     def kv_bytes(self, context_length: int) -> int:
         """Resident KV bytes of one sequence of `context_length` tokens, whole pages counted."""
         return sum(
-            group.pages_held(context_length, self.page_size) * self.page_size * group.bytes_per_token
+            group.pages_held(context_length, self.page_size) * group.page_bytes(self.page_size)
             for group in self.groups
         )
 

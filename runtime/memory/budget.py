@@ -32,7 +32,7 @@ def pages_for(plan: FoldPlan, config: RuntimeConfig, max_context_length: int) ->
     """
     chunk = min(config.max_num_batched_tokens, max_context_length)
     full = pages_of_sequence(plan, max_context_length, chunk)
-    sequence_bytes = sum(full[group.name] * plan.page_size * group.bytes_per_token for group in plan.groups)
+    sequence_bytes = sum(full[group.name] * group.page_bytes(plan.page_size) for group in plan.groups)
     budget = config.kv_cache_bytes or min(config.max_num_seqs * sequence_bytes, DEFAULT_KV_CACHE_BYTES)
     pages = {name: int(count * budget / sequence_bytes) for name, count in full.items()}
     for law in horizons(plan):

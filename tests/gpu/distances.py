@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kvfold.pipeline.quality.logit_distances import measure_distance
+from kvfold.pipeline.quality.logit_measures import measure_distance
 from tests.gpu.conftest import RecordProperty
 from tests.gpu.read_texts import DECODED
 

@@ -13,7 +13,7 @@ import numpy as np
 from kvfold.export.search.question import Question
 from kvfold.pipeline.quality.evaluate.evaluation import AnswerScore
 from kvfold.pipeline.quality.intervals import bootstrap_mean, share
-from kvfold.pipeline.quality.logit_distances import negative_log_likelihood
+from kvfold.pipeline.quality.logit_measures import negative_log_likelihood
 from kvfold.pipeline.quality.subjects import Subject
 
 

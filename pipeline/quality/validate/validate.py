@@ -12,7 +12,7 @@ from polygraphy.comparator import Comparator, IterationResult
 from polygraphy.exception import PolygraphyException
 from polygraphy.logger import G_LOGGER
 
-from kvfold.pipeline.quality.logit_distances import Distance, measure_distance
+from kvfold.pipeline.quality.logit_measures import Distance, measure_distance
 from kvfold.pipeline.quality.subjects import INPUT_IDS, LOGITS, LOSSES, EngineSubject, Subject, load_subjects
 from kvfold.pipeline.quality.validate.measurements import (
     KL_BIN_EDGES,

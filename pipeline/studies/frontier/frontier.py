@@ -20,7 +20,7 @@ from kvfold.pipeline.workspace.stage import Stage
 from kvfold.pipeline.workspace.stage_display import stage_display
 from kvfold.pipeline.workspace.workspace import Workspace
 from kvfold.pipeline.workspace.write_bundle import name_disk_errors
-from kvfold.plugins.contract.kv_bytes import kv_bytes
+from kvfold.plugins.contract.kv_savings import kv_bytes
 
 if TYPE_CHECKING:
     from kvfold.export.model.decoder import Decoder

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvfold.pipeline.studies.cost import FoldCost
-from kvfold.plugins.contract.kv_bytes import KvBytes
+from kvfold.plugins.contract.kv_savings import KvBytes
 from kvfold.plugins.contract.record import Record
 
 # Tokens of a sequence whose KV bytes the picture shows and the frontier is drawn by.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from kvfold.export.search.choose import smallest_bytes
 from kvfold.export.search.space import ByteTarget, PlanSpace
-from kvfold.plugins.contract.kv_bytes import CONTEXT_LENGTHS
+from kvfold.plugins.contract.kv_savings import CONTEXT_LENGTHS
 
 
 @dataclass(frozen=True)

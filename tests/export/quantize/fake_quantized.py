@@ -8,7 +8,7 @@ from kvfold.export.model.decoder import Decoder
 from kvfold.export.model.dense_attention import DenseAttention
 from kvfold.export.model.model_config import ModelConfig
 from kvfold.export.quantize.calibrate import Calibrated
-from kvfold.export.quantize.int8 import FakeInt8Linear
+from kvfold.export.quantize.fake_int8_linear import FakeInt8Linear
 from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.plugins.int8_linear.schema import ActivationBits
 

@@ -11,7 +11,7 @@ from kvfold.export.model.dense_attention import DenseAttention
 from kvfold.export.model.families import config_from_huggingface
 from kvfold.export.model.model_config import ModelConfig
 from kvfold.export.quantize.calibrate import Calibrated, calibrate
-from kvfold.export.quantize.int8 import FakeInt8Linear, linear_weight
+from kvfold.export.quantize.fake_int8_linear import FakeInt8Linear, linear_weight
 from kvfold.export.quantize.quantize_settings import QuantizeSettings
 from kvfold.plugins.contract.fold_plan import FoldPlan, LayerPlan
 from kvfold.plugins.int8_linear.inputs import Case, make_inputs

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvfold.pipeline.quality.logit_distances import measure_distance, negative_log_likelihood
+from kvfold.pipeline.quality.logit_measures import measure_distance, negative_log_likelihood
 from kvfold.pipeline.quality.subject_names import ENGINE, FOLDED, ORIGINAL
 from kvfold.pipeline.quality.subjects import Subject
 from kvfold.pipeline.quality.validate.measurements import Measurements, judge

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kvfold.pipeline.show.cache_tables import kv_bytes_table, turns_table
 from kvfold.pipeline.show.table import Cell
-from kvfold.plugins.contract.kv_bytes import KvBytes
+from kvfold.plugins.contract.kv_savings import KvBytes
 from kvfold.runtime.metrics import Usage
 
 

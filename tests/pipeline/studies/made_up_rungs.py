@@ -7,7 +7,7 @@ from kvfold.pipeline.quality.likelihood_results import Divergence, Divergences, 
 from kvfold.pipeline.quality.subject_names import FOLDED, ORIGINAL
 from kvfold.pipeline.studies.cost import FoldCost
 from kvfold.pipeline.studies.frontier.rungs import SHOWN_CONTEXT, Rung
-from kvfold.plugins.contract.kv_bytes import KvBytes
+from kvfold.plugins.contract.kv_savings import KvBytes
 
 
 def make_rung(recipe: str, size: int, kl: float, interval: float | None = None) -> Rung:

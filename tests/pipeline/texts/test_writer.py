@@ -85,7 +85,7 @@ def rows_file(folder: Path) -> Path:
 def test_greedy_rows_are_the_unfolded_models_own(
     family: str, tied: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Token by token the likeliest one of the decoder in torch, over turns and over pieces."""
+    """Token by token the likeliest one of the decoder in torch, over turns and pieces, up to the context."""
     checkpoint = load_checkpoint(write_model(tmp_path / "model", family, tie_word_embeddings=tied))
     tokenizer = checkpoint.tokenizer
     ends = (*tokenizer.config.eos_token_ids, *range(10))
@@ -94,18 +94,18 @@ def test_greedy_rows_are_the_unfolded_models_own(
     decoder = Decoder.from_weights(checkpoint.config, unfolded_plan(checkpoint), checkpoint.weights)
     prompts = Prompts(checkpoint.tokenizer, 3)
     monkeypatch.setattr(writer, "TEMPERATURE", 0.0)
-    section = TextSection(tokens=4 * 250, sequence_length=250, seed=3)
+    section = TextSection(tokens=4 * 256, sequence_length=256, seed=3)
     written = write(checkpoint, tmp_path / "writer", section)
     turns = 0
     for index, row in enumerate(written):
         tokens, turn = prompts.give(index, 0), 1
-        while len(tokens) < 250:
+        while len(tokens) < 256:
             logits = dense_logits(decoder, torch.tensor([tokens]))[0, -1]
             tokens.append(int(logits.argmax()))
             if tokens[-1] in ends:
                 tokens += prompts.give(index, turn)
                 turn += 1
-        assert row.tolist() == tokens[:250]
+        assert row.tolist() == tokens[:256]
         turns += turn
     assert turns > len(written), "no row had a second prompt"
 

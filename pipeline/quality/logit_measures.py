@@ -1,4 +1,4 @@
-"""How far two next-token distributions are apart, position by position, in float64."""
+"""What is measured of logits, position by position, in float64: distances of two, and -log p of tokens."""
 
 from __future__ import annotations
 
