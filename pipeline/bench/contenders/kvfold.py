@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvfold.pipeline.bench.contenders.contender import Generation, Limits
 
 if TYPE_CHECKING:
+    from kvfold.plugins.contract.fold_plan import FoldPlan
     from kvfold.runtime.llm import LLM
     from kvfold.runtime.memory.paged_sequence import PagedSequence
+    from kvfold.runtime.runtime_config import RuntimeConfig
     from kvfold.runtime.scheduler.request import Prompt
 
 TITLE = "kvfold"
@@ -29,11 +32,19 @@ def load(model: Path, limits: Limits) -> KvfoldContender:
     """Load a bundle with pools for twice the tokens in use at once, as OpenVINO GenAI gets."""
     from kvfold.runtime.bundle import open_bundle
     from kvfold.runtime.llm import LLM
+
+    return KvfoldContender(LLM.load(model, runtime_config(open_bundle(model).plan, limits)))
+
+
+def runtime_config(plan: FoldPlan, limits: Limits) -> RuntimeConfig:
+    """Bytes of twice the tokens in use at once, with what a step's chunk takes of small windows."""
+    from kvfold.runtime.memory.budget import pages_of_sequence
     from kvfold.runtime.runtime_config import RuntimeConfig
 
-    budget = 2 * open_bundle(model).plan.kv_bytes(limits.cache_tokens)
-    config = RuntimeConfig(kv_cache_bytes=budget, max_num_seqs=limits.sequences, threads=limits.threads)
-    return KvfoldContender(LLM.load(model, config))
+    config = RuntimeConfig(max_num_seqs=limits.sequences, threads=limits.threads)
+    pages = pages_of_sequence(plan, limits.cache_tokens, config.max_num_batched_tokens)
+    budget = 2 * sum(pages[group.name] * group.page_bytes(plan.page_size) for group in plan.groups)
+    return replace(config, kv_cache_bytes=budget)
 
 
 class KvfoldContender:

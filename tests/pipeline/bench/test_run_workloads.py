@@ -9,9 +9,14 @@ import pytest
 from kvfold.pipeline.bench.bench import ROUNDING, needed_limits
 from kvfold.pipeline.bench.bench_settings import BenchSettings
 from kvfold.pipeline.bench.contenders.common_prefix import common_prefix
-from kvfold.pipeline.bench.contenders.contender import Generation
-from kvfold.pipeline.bench.contenders.kvfold import KvfoldContender
+from kvfold.pipeline.bench.contenders.contender import Generation, Limits
+from kvfold.pipeline.bench.contenders.kvfold import KvfoldContender, runtime_config
 from kvfold.pipeline.bench.workloads import run_workloads, workloads
+from kvfold.pipeline.recipe.load_recipe import load_recipe
+from kvfold.pipeline.recipe.plan_section import plan_for
+from kvfold.pipeline.recipe.recipe_files import shipped_recipes
+from kvfold.plugins.contract.plan_presets import AttentionShape
+from kvfold.runtime.memory.budget import pages_for
 from kvfold.runtime.sampling.params import SamplingParams
 from tests.runtime.harness import PLANS, check, in_use, make_llm, make_prompts
 
@@ -131,3 +136,12 @@ def test_kvfold_contender_gives_back_what_does_not_continue() -> None:
         contender.generate(prompts, 3)
     check(llm)
     assert in_use(llm) == 0
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+@pytest.mark.parametrize("workloads_name", ["quick", "full"])
+def test_the_pools_of_every_shipped_plan_hold_a_step(name: str, workloads_name: str) -> None:
+    """Windows of 32 tokens are smaller than the chunk of a prompt that runs through them."""
+    plan = plan_for(load_recipe(name).plan, AttentionShape(30, 9, 3, 64))
+    limits: Limits = needed_limits(BenchSettings(workloads=workloads_name))
+    assert pages_for(plan, runtime_config(plan, limits), 8192)
