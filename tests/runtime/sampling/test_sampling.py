@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from kvfold.plugins.contract.errors import KvfoldError, RequestError
 from kvfold.runtime.sampling.logprobs import token_logprob
 from kvfold.runtime.sampling.params import SamplingParams
-from kvfold.runtime.sampling.sampler import Sampler, candidates, largest, penalize
+from kvfold.runtime.sampling.sampler import DRAW_BLOCK, Sampler, candidates, draw, largest, penalize
 
 LOGITS = np.random.default_rng(0).normal(0, 2, 50).astype(np.float32)
 NOTHING = np.empty(0, np.int64)
@@ -130,3 +130,24 @@ def test_broken_logits_are_no_token(bad: float) -> None:
 def test_a_bad_parameter_is_named_with_its_value(name: str, value: Any) -> None:
     with pytest.raises(RequestError, match=name):
         SamplingParams(**{name: value})
+
+
+@given(
+    count=st.integers(1, 3 * DRAW_BLOCK),
+    zeros=st.floats(0, 0.99),
+    spread=st.floats(0, 30),
+    seed=st.integers(0, 2**32 - 1),
+    share=st.floats(0, 1, exclude_max=True),
+)
+def test_a_draw_is_where_the_cumulative_weights_pass_it(
+    count: int, zeros: float, spread: float, seed: int, share: float
+) -> None:
+    generator = np.random.default_rng(seed)
+    weights = np.exp(generator.normal(0, spread, count)).astype(np.float32)
+    weights[generator.random(count) < zeros] = 0
+    weights[generator.integers(count)] = 1
+    cumulative = weights.cumsum(dtype=np.float64)
+    index, wanted, rounding = draw(weights, share), share * cumulative[-1], 1e-12 * cumulative[-1]
+    assert weights[index] > 0
+    assert cumulative[index] - weights[index] <= wanted + rounding
+    assert wanted <= cumulative[index] + rounding
