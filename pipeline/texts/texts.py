@@ -16,7 +16,7 @@ from kvfold.pipeline.workspace.fetch import MODEL_CACHE, fetch_conversations
 from kvfold.plugins.contract.errors import CalibrationError
 
 if TYPE_CHECKING:
-    from kvfold.export.checkpoint import Checkpoint
+    from kvfold.export.checkpoint.checkpoint import Checkpoint
     from kvfold.pipeline.show.progress import Progress
 
 # A file is read until it gave this many times the tokens asked for; sequences are drawn from those.

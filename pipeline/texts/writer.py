@@ -30,7 +30,7 @@ from kvfold.runtime.scheduler.request import Prompt, Request
 from kvfold.runtime.scheduler.scheduler import Scheduler
 
 if TYPE_CHECKING:
-    from kvfold.export.checkpoint import Checkpoint
+    from kvfold.export.checkpoint.checkpoint import Checkpoint
     from kvfold.pipeline.show.progress import Progress
     from kvfold.plugins.contract.fold_plan import FoldPlan
 
