@@ -6,14 +6,13 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 an
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from kvfold.plugins.contract.errors import CheckpointError
 
@@ -65,10 +64,12 @@ class GgufHeader:
         tensor = self.tensors.get(name)
         if tensor is None:
             return None
-        count = int(np.prod(tensor.shape))
+        count = math.prod(tensor.shape)
         if tensor.kind != FLOAT32 or tensor.offset + 4 * count > self.size:
             raise CheckpointError(f"{self.path}: tensor {name} is not float32, or the file is truncated")
-        return tuple(np.fromfile(self.path, "<f4", count, offset=tensor.offset).tolist())
+        with self.path.open("rb") as file:
+            file.seek(tensor.offset)
+            return struct.unpack(f"<{count}f", file.read(4 * count))
 
 
 def read_gguf_header(path: Path) -> GgufHeader:

@@ -9,8 +9,6 @@ from rich import get_console
 
 from kvfold.pipeline.commands.options.recipe_arguments import bundle_path, output_option, recipe_argument
 from kvfold.pipeline.commands.use.run import stream_turn
-from kvfold.runtime.llm import LLM
-from kvfold.runtime.sampling.params import SamplingParams
 
 # Each turn leans on the one before, so the cache has something to give. Simple, as the model is small.
 SYSTEM = "You are a helpful assistant."
@@ -40,6 +38,8 @@ def command(recipe: str, output: Path | None) -> None:
     from kvfold.pipeline.report.report_results import page_file, read_results, require_passed
     from kvfold.pipeline.show.cache_tables import kv_bytes_table, turns_table
     from kvfold.pipeline.show.terminal import draw_table
+    from kvfold.runtime.llm import LLM
+    from kvfold.runtime.sampling.params import SamplingParams
 
     root = bundle_path(recipe, output)
     target = bring_up_to_date(recipe, root, "report").target

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich import get_console
-from rich.console import Console
 
 from kvfold.pipeline.commands.options.recipe_arguments import (
     bundle_path,
@@ -16,11 +16,13 @@ from kvfold.pipeline.commands.options.recipe_arguments import (
     target_options,
 )
 from kvfold.pipeline.commands.options.sampling_options import sampling_options
-from kvfold.runtime.llm import DEFAULT_TARGET, LLM
-from kvfold.runtime.metrics import Usage
-from kvfold.runtime.sampling.params import SamplingParams
-from kvfold.runtime.session import Session
-from kvfold.runtime.status import published
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from kvfold.runtime.metrics import Usage
+    from kvfold.runtime.sampling.params import SamplingParams
+    from kvfold.runtime.session import Session
 
 
 @click.command("run")
@@ -49,6 +51,9 @@ def command(
       kvfold run --temperature 0.7 --seed 1       sampled instead of greedy
       echo "What is a KV cache?" | kvfold run     a single question
     """
+    from kvfold.runtime.llm import DEFAULT_TARGET, LLM
+    from kvfold.runtime.status import published
+
     root = Path(recipe)
     if is_bundle(recipe):
         if architectures:
