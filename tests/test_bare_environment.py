@@ -34,6 +34,7 @@ INSTALL = "pip install 'kvfold[export]'"
 REFUSED = {
     "plan": "plan tiny.yaml --max-kl 0.1 -o found.yaml",
     "export": "export tiny.yaml",
+    "write": "write tiny.yaml -o written.jsonl",
     "heal": "heal tiny.yaml",
     "build": "build tiny.yaml",
     "validate": "validate tiny.yaml",
