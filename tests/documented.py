@@ -18,6 +18,8 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
     *sorted((ROOT / "pipeline").rglob("*.md")),
 ]
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
+SHELLS = ("", "sh", "bash", "console")
 # A command in a sentence may stand for its kind, with a word for what the reader puts there.
 PLACEHOLDERS = {"RECIPE": "my.yaml", "FILE": "found.yaml", "FOLDER": "bundles/compact", "SHELL": "bash"}
 
@@ -56,9 +58,8 @@ def command_lines(lines: list[str], place: str) -> list[Documented]:
 
 def blocks(text: str) -> list[str]:
     """Lines of a page's fenced blocks without a language or of a shell, and of its indented ones."""
-    fenced = re.findall(r"^```(?:sh|bash|console)?\n(.*?)^```", text, re.M | re.S)
-    prose = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
-    indented = re.findall(r"^ {4}(\S.*)$", prose, re.M)
+    fenced = [content for language, content in FENCED.findall(text) if language in SHELLS]
+    indented = re.findall(r"^ {4}(\S.*)$", FENCED.sub("", text), re.M)
     return [line.removeprefix("$ ") for content in fenced for line in content.splitlines()] + indented
 
 
@@ -93,7 +94,7 @@ def mentioned() -> list[Documented]:
     """Commands within sentences of the pages, in backticks: with arguments of their own or without."""
     found = []
     for page in PAGES:
-        text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+        text = FENCED.sub("", page.read_text(encoding="utf-8"))
         spans = [" ".join(span.split()) for span in re.findall(r"(?<!`)`(kvfold [^`]+)`(?!`)", text)]
         found += [Documented(page.name, span) for span in spans]
     return found
@@ -106,8 +107,10 @@ def documented() -> list[Documented]:
         for page in PAGES
         for found in command_lines(blocks(page.read_text(encoding="utf-8")), page.name)
     ]
-    by_line = {(each.line, each.typed): each for each in reversed([*lines, *make_lines(), *examples()])}
-    return list(reversed(by_line.values()))
+    by_line: dict[tuple[str, str | None], Documented] = {}
+    for each in [*lines, *make_lines(), *examples()]:
+        by_line.setdefault((each.line, each.typed), each)
+    return list(by_line.values())
 
 
 def parse_arguments(arguments: list[str]) -> list[str]:

@@ -55,12 +55,13 @@ def test_every_family_preset_and_peer_is_named() -> None:
 def test_python_runs(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (folder / "compact.yaml").write_text(RECIPE)
-    recipe = load_recipe(str(folder / "compact.yaml"))
-    run_stages(recipe, folder / "bundles" / "compact", STAGES, QuietDisplay(), until="build-cpu")
+    (code,) = blocks("python")
+    for name in set(re.findall(r"bundles/(\w+)", code)):
+        (folder / f"{name}.yaml").write_text(RECIPE)
+        recipe = load_recipe(str(folder / f"{name}.yaml"))
+        run_stages(recipe, folder / "bundles" / name, STAGES, QuietDisplay(), until="build-cpu")
     monkeypatch.chdir(folder)
     capsys.readouterr()
-    (code,) = blocks("python")
     exec(compile(code, "README.md", "exec"), {})
     reused = re.search(r"(\d+) tokens came from the cache", capsys.readouterr().out)
     assert reused is not None
@@ -75,5 +76,5 @@ def test_recipes_are_valid(folder: Path) -> None:
         assert load_recipe(str(folder / f"mine{number}.yaml")).model.source == str(folder / "model")
 
 
-def test_the_two_commands_are_there() -> None:
-    assert {"make demo", "make test"} <= {line.partition("#")[0].strip() for line in TEXT.splitlines()}
+def test_the_command_to_begin_with_is_there() -> None:
+    assert "make demo" in (line.partition("#")[0].strip() for line in TEXT.splitlines())
