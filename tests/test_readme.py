@@ -1,4 +1,4 @@
-"""The README is run: its Python and its recipes; `test_documented_commands.py` runs its command lines."""
+"""The README is run: its Python and its recipes; `test_documented_commands.py` runs what it names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kvfold.pipeline.recipe.load_recipe import load_recipe
 from kvfold.pipeline.stages.order import STAGES
 from kvfold.pipeline.workspace.run_stages import run_stages
 from kvfold.plugins.contract.plan_presets import PresetName
-from tests.documented import PAGES
+from tests.pipeline.commands.documented import PAGES
 from tests.export.tiny_checkpoints import random_model, write_folder
 from tests.pipeline.fake_stages import QuietDisplay
 from tests.root import ROOT

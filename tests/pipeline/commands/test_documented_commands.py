@@ -1,11 +1,12 @@
 """Every command that a page or a command's help names is run as it stands there, on the shipped plans.
 
-`tests/pipeline/tiny_shipped.py` stands in for the shipped recipes: their plans on a tiny model. What is
+`tiny_shipped.py` stands in for the shipped recipes: their plans on a tiny model. What is
 not run as it stands is in `INSTEAD` or `NOT_RUN`, with the reason.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -15,11 +16,12 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from kvfold.pipeline.bench.workloads.workloads import MEMORY, QUICK, list_metrics
 from kvfold.pipeline.cli import COMMANDS, cli
 from kvfold.pipeline.recipe import recipe_files
-from tests import documented
-from tests.documented import Documented
-from tests.pipeline.tiny_shipped import HEAL, SMALL, write_recipe, write_tiny_shipped
+from tests.pipeline.commands import documented
+from tests.pipeline.commands.documented import Documented
+from tests.pipeline.commands.tiny_shipped import HEAL, SMALL, write_recipe, write_tiny_shipped
 from tests.root import ROOT
 
 LINES = documented.documented()
@@ -103,9 +105,12 @@ def test_every_command_is_named_somewhere() -> None:
 
 @pytest.mark.parametrize("shape", ["compact", "balanced"])
 def test_the_bench_runs_on_the_plans_that_were_searched(shape: str, work: Path) -> None:
-    said = run(["bench", shape, "--peers", "none", "--quick", "--rounds", "1"], None)
-    for metric in ("prefill 512", "8 at once", "2nd turn of 500"):
-        assert metric in " ".join(said.split())
+    run(["bench", shape, "--peers", "none", "--quick", "--rounds", "1"], None)
+    result = json.loads((work / "bundles" / shape / "report" / "bench.json").read_text())
+    (kvfold,) = result["contenders"]
+    expected = {metric.key for metric in list_metrics(QUICK)}
+    assert kvfold["samples"].keys() | {MEMORY.key} == expected  # memory is known on Linux alone
+    assert all(value > 0 for values in kvfold["samples"].values() for value in values)
 
 
 def test_make_lines_name_what_the_makefile_has() -> None:
