@@ -15,8 +15,8 @@ from kvfold.pipeline.recipe.load_recipe import load_recipe
 from kvfold.pipeline.stages.order import STAGES
 from kvfold.pipeline.workspace.run_stages import run_stages
 from kvfold.plugins.contract.plan_presets import PresetName
-from tests.pipeline.commands.documented import PAGES
 from tests.export.tiny_checkpoints import random_model, write_folder
+from tests.pipeline.commands.documented import PAGES
 from tests.pipeline.fake_stages import QuietDisplay
 from tests.root import ROOT
 
