@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from kvfold.plugins.contract.errors import RequestError
+from kvfold.plugins.contract.template_text import TemplateText
 from kvfold.runtime.generation import Completion, Reply, TextChunk, TextGenerator
 from kvfold.runtime.memory.paged_sequence import PagedSequence
 from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.scheduler.request import Prompt
-from kvfold.runtime.text.chat import EncodedChat, encode_chat
+from kvfold.runtime.text.chat import EncodedChat, add_reply, encode_chat
 
 if TYPE_CHECKING:
     from kvfold.plugins.contract.chat_template import Message
@@ -40,7 +41,7 @@ class Session:
         """An empty conversation with an optional system message; `LLM.session` is the usual way."""
         self._generator = generator
         self._messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
-        self._known = EncodedChat("", [])
+        self._known = EncodedChat(TemplateText(), [])
         self._kept: PagedSequence | None = None
         self._turn: Reply | None = None
         self._closed = False
@@ -104,7 +105,9 @@ class Session:
         self._generator.scheduler.metrics.rematched_turns += 1
         return prompt
 
-    def _run(self, reply: Reply, message: Message, rendered: str) -> Generator[TextChunk, None, None]:
+    def _run(
+        self, reply: Reply, message: Message, rendered: TemplateText
+    ) -> Generator[TextChunk, None, None]:
         self._check_open()
         if reply.request.kept is not self._kept:
             raise RequestError("the conversation went on after this turn was made; call stream again")
@@ -127,12 +130,11 @@ class Session:
             if self._closed:
                 self._drop()
 
-    def _finish(self, reply: Reply, completion: Completion, message: Message, rendered: str) -> None:
+    def _finish(self, reply: Reply, completion: Completion, message: Message, rendered: TemplateText) -> None:
         """Remember the turn, its exact tokens, and the sequence that holds them."""
         self._messages += [message, {"role": "assistant", "content": completion.text}]
         ids = reply.request.tokens[: reply.request.length].tolist()
-        text = rendered + self._generator.tokenizer.decode_rendered(completion.token_ids)
-        self._known = EncodedChat(text, ids)
+        self._known = add_reply(self._generator.tokenizer, rendered, ids, completion.token_ids)
         self._kept = reply.request.sequence
 
     def _drop(self) -> None:
