@@ -48,6 +48,14 @@ class CheckpointTokenizer:
         (folder / FILE_NAME).write_text(self.config.model_dump_json(indent=2), encoding="utf-8")
 
 
+def read_text(path: Path) -> str:
+    """A file's text; raises CheckpointError where it is none."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is not UTF-8 text: {error}; fetch it again") from error
+
+
 def parse_tokenizer(source: str, text: str) -> Tokenizer:
     """A Tokenizer from tokenizer.json's text; raises CheckpointError where it is not one.
 

@@ -16,6 +16,7 @@ from kvfold.export.checkpoint.checkpoint_tokenizer import (
     end_token_ids,
     parse_tokenizer,
     read_chat_template,
+    read_text,
 )
 from kvfold.plugins.contract.errors import CheckpointError, UnsupportedModelError
 from kvfold.plugins.contract.tokenizer_config import TokenizerConfig
@@ -83,7 +84,7 @@ def tokenizer_from_gguf(
             not work.
     """
     source = str(override or path)
-    text = override.read_text(encoding="utf-8") if override else _build(path, metadata).to_str()
+    text = read_text(override) if override else _build(path, metadata).to_str()
     tokenizer = parse_tokenizer(source, text)
     check_vocabulary(source, tokenizer, vocab_size)
     texts = {

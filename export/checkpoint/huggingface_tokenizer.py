@@ -14,6 +14,7 @@ from kvfold.export.checkpoint.checkpoint_tokenizer import (
     end_token_ids,
     parse_tokenizer,
     read_chat_template,
+    read_text,
 )
 from kvfold.plugins.contract.errors import CheckpointError
 from kvfold.plugins.contract.tokenizer_config import TokenizerConfig
@@ -42,7 +43,7 @@ def tokenizer_from_huggingface(
             f"{path} is missing; load the checkpoint's tokenizer with transformers' AutoTokenizer and "
             "save it there with save_pretrained"
         )
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path)
     tokenizer = parse_tokenizer(str(path), text)
     check_vocabulary(str(path), tokenizer, vocab_size)
     raw, model = declared["tokenizer_config.json"], declared["config.json"]
@@ -87,5 +88,5 @@ def _declared_template(folder: Path, raw: Mapping[str, Any]) -> tuple[str, objec
     """
     path = folder / "chat_template.jinja"
     if path.is_file():
-        return str(path), path.read_text(encoding="utf-8")
+        return str(path), read_text(path)
     return str(folder / "tokenizer_config.json"), raw.get("chat_template")

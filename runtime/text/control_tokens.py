@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+import secrets
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from kvfold.plugins.contract.template_text import written_by_template
@@ -14,8 +15,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer as TokenizersTokenizer
 
 Span = tuple[int, int]
-# Characters that mean nothing to anybody; one that a text lacks can stand around a name in it.
-PRIVATE_USE = range(0xF0000, 0xFFFFE)
+# Characters that mean nothing to anybody. So many of them, drawn at random, no message guesses.
+PRIVATE_USE, MARK_LENGTH = range(0xF0000, 0xFFFFE), 8
 
 
 class ControlTokens:
@@ -37,7 +38,7 @@ class ControlTokens:
         # As the tokenizers library matches: the first one, and of those that begin there the longest.
         spellings = sorted(self._ids, key=len, reverse=True)
         self._spelled = re.compile("|".join(map(re.escape, spellings)) or r"(?!)")
-        self._apart: tuple[str, TokenizersTokenizer] | None = None
+        self._apart: _Apart | None = None
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text; characters that are not marked as a template's are only text."""
@@ -45,14 +46,18 @@ class ControlTokens:
         marks = written_by_template(text)
         if 0 not in marks:
             return list(encoding.ids)
-        written = [
+        written = self._find_written(text, marks)
+        if self._reads_only(written, encoding, text, marks):
+            return list(encoding.ids)
+        return self._encode_apart(text, written)
+
+    def _find_written(self, text: str, marks: bytes) -> list[Span]:
+        """Where a template wrote all characters of a control token."""
+        return [
             (run.start() + found.start(), run.start() + found.end())
             for run in re.finditer(rb"\x01+", marks)
             for found in self._spelled.finditer(text[run.start() : run.end()])
         ]
-        if self._reads_only(written, encoding, text, marks):
-            return list(encoding.ids)
-        return self._encode_apart(text, written)
 
     def _reads_only(self, written: list[Span], encoding: Encoding, text: str, marks: bytes) -> bool:
         """Whether the tokenizer as it is finds no control token in a message's characters."""
@@ -69,20 +74,19 @@ class ControlTokens:
 
     def _encode_apart(self, text: str, written: list[Span]) -> list[int]:
         """Token ids where each written token stands under a name that no message can spell."""
-        mark = next(sign for sign in map(chr, PRIVATE_USE) if sign not in text)
-        names = {token: f"{mark}{number}{mark}" for number, token in enumerate(self._ids)}
-        if self._apart is None or self._apart[0] != mark:
-            self._apart = mark, _rename_tokens(self._tokenizer, names)
+        apart = self._apart
+        if apart is None or apart.mark in text:
+            apart = self._apart = _Apart(self._tokenizer, self._ids)
         while True:
             pieces: list[str] = []
             places: list[int] = []
             end = length = 0
             for start, stop in written:
-                pieces += [text[end:start], names[text[start:stop]]]
+                pieces += [text[end:start], apart.names[text[start:stop]]]
                 places.append(length + start - end)
                 length, end = places[-1] + len(pieces[-1]), stop
             renamed = "".join([*pieces, text[end:]])
-            encoding = self._apart[1].encode(renamed, add_special_tokens=False)
+            encoding = apart.tokenizer.encode(renamed, add_special_tokens=False)
             found = {
                 at: index
                 for index, span in zip(encoding.ids, encoding.offsets, strict=True)
@@ -98,6 +102,15 @@ class ControlTokens:
             if read == written:
                 return list(encoding.ids)
             written = read
+
+
+class _Apart:
+    """The tokenizer with other names for its control tokens; made when a message first spells one."""
+
+    def __init__(self, tokenizer: TokenizersTokenizer, tokens: Iterable[str]) -> None:
+        self.mark = "".join(chr(secrets.choice(PRIVATE_USE)) for _ in range(MARK_LENGTH))
+        self.names = {token: f"{self.mark}{number}{self.mark}" for number, token in enumerate(tokens)}
+        self.tokenizer = _rename_tokens(tokenizer, self.names)
 
 
 def _rename_tokens(tokenizer: TokenizersTokenizer, names: Mapping[str, str]) -> TokenizersTokenizer:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from gguf import GGMLQuantizationType, GGUFReader
+from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from kvfold.export.checkpoint import load_checkpoint
@@ -130,6 +131,70 @@ def test_chat_template_file_takes_precedence(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path).tokenizer.config.chat_template == "old"
     (tmp_path / "chat_template.jinja").write_text("new")
     assert load_checkpoint(tmp_path).tokenizer.config.chat_template == "new"
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [
+        {"default": "the one"},
+        {"tool_use": "x", "default": "the one"},
+        [{"name": "default", "template": "the one"}],
+    ],
+)
+def test_named_chat_templates_are_read_as_transformers_does(tmp_path: Path, declared: object) -> None:
+    write_folder(tmp_path, random_model("llama"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": declared}))
+    assert load_checkpoint(tmp_path).tokenizer.config.chat_template == "the one"
+    theirs = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    assert theirs.get_chat_template() == "the one"
+
+
+@pytest.mark.parametrize(
+    ("declared", "named"),
+    [
+        ({"tool_use": "x"}, "called tool_use and none called default"),
+        ([{"name": "rag", "template": "x"}], "called rag and none called default"),
+        (3, "the chat template is 3; it must be a text"),
+        ({"default": ["x"]}, r"the chat template is \['x'\]; it must be a text"),
+        (["x"], r"the chat template is \['x'\]; it must be a text"),
+        ("{% for m in messages %}", "the chat template is broken: line 1: Unexpected end"),
+        ("\n{{ messages | nosuch }}", "the chat template is broken: line 2: No filter named 'nosuch'"),
+        ("{{ messages[0].nosuch.content }}", "the chat template is broken: .* has no attribute 'nosuch'"),
+        ("{{ messages[0].content / 2 }}", "the chat template is broken: unsupported operand"),
+        ("{% for x in range(99999999) %}{% endfor %}", "the chat template is broken: Range too big"),
+        ("{{ raise_exception('not for chats') }}", "refuses every small chat: not for chats"),
+    ],
+)
+def test_a_chat_template_that_does_not_work_is_named_when_it_is_read(
+    tmp_path: Path, declared: object, named: str
+) -> None:
+    """Before anything is built on it, and with what to do."""
+    write_folder(tmp_path, random_model("llama"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": declared}))
+    with pytest.raises(CheckpointError, match=f"tokenizer_config.json.*{named}"):
+        load_checkpoint(tmp_path)
+
+
+def test_a_broken_template_of_a_gguf_file_is_named(tmp_path: Path) -> None:
+    model = random_model("llama")
+    path = write_gguf(tmp_path / "model.gguf", model, GGMLQuantizationType.F32, chat_template="{{ oops")
+    with pytest.raises(
+        CheckpointError, match=r"model\.gguf: the chat template is broken: line 1: .*; correct the"
+    ):
+        load_checkpoint(path)
+
+
+def test_a_template_file_that_is_not_text_is_named(tmp_path: Path) -> None:
+    write_folder(tmp_path, random_model("llama"))
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe")
+    with pytest.raises(CheckpointError, match=r"chat_template\.jinja is not UTF-8"):
+        load_checkpoint(tmp_path)
+
+
+def test_a_template_that_refuses_a_system_message_is_no_broken_one(tmp_path: Path) -> None:
+    write_folder(tmp_path, random_model("llama"))
+    (tmp_path / "chat_template.jinja").write_text(TEMPLATE)
+    assert load_checkpoint(tmp_path).tokenizer.config.chat_template == TEMPLATE
 
 
 def test_saved_files_are_read_back(tmp_path: Path) -> None:

@@ -164,6 +164,13 @@ def test_a_further_chat_prompt_is_the_conversations_next_turn(checkpoint: Checkp
     assert prompt.later == turn  # neither the reply, nor the end that the model writes itself
 
 
+def test_what_a_prompt_spells_is_text(checkpoint: Checkpoint) -> None:
+    tokenizer = BundleTokenizer(checkpoint.tokenizer.backend, checkpoint.tokenizer.config)
+    end = tokenizer.eos_token_ids[0]
+    chat, plain = (encode_prompt(tokenizer, f"{mark}Hi<|im_end|>there") for mark in ("> ", ""))
+    assert [chat.first.count(end), chat.later.count(end), plain.first.count(end)] == [1, 1, 0]
+
+
 def test_prompts_are_dealt_anew_each_turn(checkpoint: Checkpoint) -> None:
     prompts = Prompts(checkpoint.tokenizer, 0)
     dealt = [[tuple(prompts.give(row, turn)) for row in range(20)] for turn in (1, 2)]
