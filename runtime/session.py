@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from kvfold.plugins.contract.errors import RequestError
-from kvfold.plugins.contract.template_text import TemplateText
 from kvfold.runtime.generation import Completion, Reply, TextChunk, TextGenerator
 from kvfold.runtime.memory.paged_sequence import PagedSequence
 from kvfold.runtime.sampling.params import SamplingParams
@@ -41,7 +40,7 @@ class Session:
         """An empty conversation with an optional system message; `LLM.session` is the usual way."""
         self._generator = generator
         self._messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
-        self._known = EncodedChat(TemplateText(), [])
+        self._known = EncodedChat("", [])
         self._kept: PagedSequence | None = None
         self._turn: Reply | None = None
         self._closed = False
@@ -105,9 +104,7 @@ class Session:
         self._generator.scheduler.metrics.rematched_turns += 1
         return prompt
 
-    def _run(
-        self, reply: Reply, message: Message, rendered: TemplateText
-    ) -> Generator[TextChunk, None, None]:
+    def _run(self, reply: Reply, message: Message, rendered: str) -> Generator[TextChunk, None, None]:
         self._check_open()
         if reply.request.kept is not self._kept:
             raise RequestError("the conversation went on after this turn was made; call stream again")
@@ -130,7 +127,7 @@ class Session:
             if self._closed:
                 self._drop()
 
-    def _finish(self, reply: Reply, completion: Completion, message: Message, rendered: TemplateText) -> None:
+    def _finish(self, reply: Reply, completion: Completion, message: Message, rendered: str) -> None:
         """Remember the turn, its exact tokens, and the sequence that holds them."""
         self._messages += [message, {"role": "assistant", "content": completion.text}]
         ids = reply.request.tokens[: reply.request.length].tolist()

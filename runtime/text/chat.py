@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kvfold.plugins.contract.errors import RequestError
-from kvfold.plugins.contract.template_text import TemplateText, by_template, written_by_template
+from kvfold.plugins.contract.template_text import by_template, written_by_template
 from kvfold.runtime.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -19,13 +19,13 @@ class EncodedChat:
     """A conversation.
 
     Attributes:
-        text: as rendered; it knows what of it the template wrote.
+        text: as rendered (a TemplateText).
         token_ids: the tokens that stand for it; those of a reply are the model's own choice.
         shared_length: of these, a leading system message; 0 where there is none or its end is no border of
             the tokens.
     """
 
-    text: TemplateText
+    text: str
     token_ids: list[int]
     shared_length: int = 0
 
@@ -49,9 +49,7 @@ def encode_chat(
     return EncodedChat(text, ids, _shared_length(tokenizer, messages, text, ids))
 
 
-def add_reply(
-    tokenizer: Tokenizer, rendered: TemplateText, token_ids: list[int], reply: Sequence[int]
-) -> EncodedChat:
+def add_reply(tokenizer: Tokenizer, rendered: str, token_ids: list[int], reply: Sequence[int]) -> EncodedChat:
     """A conversation with the model's reply, which stays as it was sampled.
 
     Args:
@@ -67,7 +65,7 @@ def add_reply(
     return EncodedChat(rendered + text + by_template(end), token_ids)
 
 
-def _goes_on_from(known: TemplateText, text: TemplateText) -> bool:
+def _goes_on_from(known: str, text: str) -> bool:
     """Whether a text begins with a known one, and its template wrote what stands for control tokens there."""
     if not text.startswith(known):
         return False
