@@ -21,7 +21,7 @@ from kvfold.runtime.generation import Completion, Reply, TextChunk, TextGenerato
 from kvfold.runtime.memory.paged_sequence import PagedSequence
 from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.scheduler.request import Prompt
-from kvfold.runtime.text.chat import EncodedChat, encode_chat
+from kvfold.runtime.text.chat import EncodedChat, add_reply, encode_chat
 
 if TYPE_CHECKING:
     from kvfold.plugins.contract.chat_template import Message
@@ -131,8 +131,7 @@ class Session:
         """Remember the turn, its exact tokens, and the sequence that holds them."""
         self._messages += [message, {"role": "assistant", "content": completion.text}]
         ids = reply.request.tokens[: reply.request.length].tolist()
-        text = rendered + self._generator.tokenizer.decode_rendered(completion.token_ids)
-        self._known = EncodedChat(text, ids)
+        self._known = add_reply(self._generator.tokenizer, rendered, ids, completion.token_ids)
         self._kept = reply.request.sequence
 
     def _drop(self) -> None:
