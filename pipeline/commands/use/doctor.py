@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import click
 from rich import get_console
-from rich.table import Table
-from rich.text import Text
 
 from kvfold.pipeline.machine.doctor.finding import Finding, Status
 from kvfold.pipeline.machine.doctor.hardware import check_cpu, check_disk, check_gpu, check_memory
@@ -18,6 +16,8 @@ from kvfold.pipeline.machine.doctor.software import (
     check_torch,
 )
 from kvfold.pipeline.machine.targets import TARGETS, Target
+from kvfold.pipeline.show.table import Cell, Table
+from kvfold.pipeline.show.terminal import draw_table
 from kvfold.runtime.llm import DEFAULT_TARGET
 
 CHECKS = (
@@ -31,10 +31,10 @@ CHECKS = (
     check_torch,
     check_gpu,
 )
-MARKS: dict[Status, tuple[str, str]] = {
-    "ok": ("ok", "green"),
-    "absent": ("-", "dim"),
-    "problem": ("!!", "bold red"),
+MARKS: dict[Status, Cell] = {
+    "ok": Cell("ok", "good"),
+    "absent": Cell("-", "faint"),
+    "problem": Cell("!!", "bad"),
 }
 
 
@@ -52,7 +52,7 @@ def command() -> None:
     findings = [check() for check in CHECKS]
     findings += [check_library(target) for target in TARGETS.values() if target.library]
     findings += [_check_target(target) for target in TARGETS.values()]
-    get_console().print(_table(findings))
+    get_console().print(draw_table(findings_table(findings)))
     if any(finding.status == "problem" for finding in findings):
         raise click.exceptions.Exit(2)
 
@@ -68,12 +68,17 @@ def _check_target(target: Target) -> Finding:
     return Finding(part, "absent", f"{target.description}; {'; '.join(dict.fromkeys(reasons))}")
 
 
-def _table(findings: list[Finding]) -> Table:
-    table = Table(box=None, show_header=False, pad_edge=False)
-    for finding in findings:
-        mark, style = MARKS[finding.status]
-        detail = Text(finding.detail)
-        if finding.action:
-            detail.append(f"\n-> {finding.action}", style="yellow")
-        table.add_row(Text(mark, style=style), Text(finding.part, style="bold"), detail)
-    return table
+def findings_table(findings: list[Finding]) -> Table:
+    """A row for each part of the machine; what to do stands below what is wrong."""
+    return Table.of(
+        "",
+        ("", "", ""),
+        (
+            (
+                Cell(finding.part, "strong"),
+                MARKS[finding.status],
+                finding.detail + (f"\n-> {finding.action}" if finding.action else ""),
+            )
+            for finding in findings
+        ),
+    ).with_prose()

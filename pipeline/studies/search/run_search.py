@@ -33,11 +33,7 @@ def run_search(name: str, goal: Goal, output: Path, console: Console) -> None:
         output.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(output.with_name(f".{output.name}.lock"), timeout=0), make_bars(console) as bars:
             found = Search(recipe, goal, ledger, bars).run()
-        for part in search_tables(found):
-            if isinstance(part, str):
-                console.print(part, highlight=False, soft_wrap=True)
-            else:
-                console.print(draw_table(part), highlight=False)
+        console.print(*map(draw_table, search_tables(found)), sep="\n")
         console.print(draw_plan(found.plan, found.space.shape))
         write_recipe(find_recipe(name), recipe, found.plan, describe(found), output)
     except Timeout as error:
