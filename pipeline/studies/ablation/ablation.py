@@ -27,6 +27,8 @@ WORK = Path("work/ablation")
 RESULTS, MARKDOWN = Path("report/ablation.json"), Path("report/ablation.md")
 # A ridge so high that every regression returns its prior: the pretrained weights and the algebra alone.
 NO_REGRESSION = 1e12
+# Share of the time that a fold takes beside its measurement, for the progress display.
+FOLDING = 0.6
 
 
 def measure_ablation(name: str, root: Path) -> Ablation:
@@ -83,7 +85,8 @@ def _method_stage(workspace: Workspace, yardstick: Yardstick, method: str, regre
     return cost_stage(
         f"methods/{method}" + ("" if regressed else "-alone"),
         yardstick,
-        lambda: fold_by_method.fold_by(workspace, method, ridge),
+        lambda progress: fold_by_method.fold_by(workspace, method, ridge, progress),
         inputs=[file_hashes(workspace.root, "calibration"), settings, method, ridge],
         modules=(fold_by_method.__name__,),
+        loading=FOLDING,
     )

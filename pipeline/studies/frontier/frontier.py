@@ -24,6 +24,7 @@ from kvfold.plugins.contract.kv_savings import kv_bytes
 
 if TYPE_CHECKING:
     from kvfold.export.model.decoder import Decoder
+    from kvfold.plugins.contract.progress import Progress
 
 
 def measure_frontier(names: Sequence[str], folder: Path) -> Frontier:
@@ -65,7 +66,7 @@ def _stage_name(rung: Workspace) -> str:
 def _rung_stage(rung: Workspace, yardstick: Yardstick) -> Stage:
     """The plan and the weights count by content; so does whatever else folding and healing wrote."""
 
-    def load() -> Decoder:
+    def load(progress: Progress) -> Decoder:
         from kvfold.export.model.decoder import Decoder
 
         return Decoder.from_weights(rung.config, rung.plan, rung.healed)

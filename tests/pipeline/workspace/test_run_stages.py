@@ -208,12 +208,13 @@ def test_a_kill_at_every_write_leaves_a_bundle_that_resumes(
 SLOW_RUN = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
+from contextlib import nullcontext
 from pathlib import Path
 from kvfold.pipeline.workspace.run_stages import run_stages
 from tests.pipeline.fake_stages import QuietDisplay, fake_recipe, fake_stages
 class Slow(QuietDisplay):
-    def started(self, stage, why, expected_seconds):
-        return lambda fraction: time.sleep(0.2)
+    def running(self, stage, place, why, last_time):
+        return nullcontext(lambda fraction: time.sleep(0.2))
 print("ready", flush=True)
 run_stages(fake_recipe(), Path(sys.argv[1]), fake_stages([]), Slow())
 """
