@@ -13,8 +13,13 @@ from rich.padding import Padding
 
 from kvfold.pipeline.recipe.recipe import Recipe
 from kvfold.pipeline.show.watch import format_seconds
+from kvfold.pipeline.stages import heal, training
 from kvfold.pipeline.stages.order import STAGES
-pending_stages = None
+from kvfold.pipeline.workspace.read_checkpoint import read_checkpoint
+from kvfold.pipeline.workspace.run_stages import pending_stages
+from kvfold.pipeline.workspace.workspace import Workspace
+from kvfold.plugins.contract.plan_presets import Preset, build_plan
+from kvfold.runtime.bundle import CONFIG
 
 if TYPE_CHECKING:
     from kvfold.export.model.model_config import ModelConfig
@@ -56,35 +61,48 @@ def say_outlook(console: Console, tasks: Iterable[Task]) -> None:
     known = [task.seconds for task in listed if task.seconds is not None]
     if known and len(listed) > 1:
         whole = len(known) == len(listed) and not any(task.at_least for task in listed)
-        console.print(f"Together {'' if whole else 'at least '}about {format_seconds(sum(known))}.", highlight=False)
+        console.print(
+            f"Together {'' if whole else 'at least '}about {format_seconds(sum(known))}.", highlight=False
+        )
 
 
-def bundle_tasks(recipe: Recipe, root: Path, until: str) -> list[Task]:
-    """What is not up to date of a bundle, in one task; none where all is."""
-    pending = pending_stages(recipe, root, STAGES, until)
+def bundle_tasks(recipe: Recipe, root: Path, *until: str) -> list[Task]:
+    """What of a bundle is not up to date, as one task; none where all is. `until` are its last stages."""
+    idle = () if recipe.training else (training.STAGE.name, heal.STAGE.name)
+    pending = {
+        stage: seconds
+        for name in until
+        for stage, seconds in pending_stages(recipe, root, STAGES, name)
+        if stage.name not in idle
+    }
     if not pending:
         return []
-    known = [seconds for _, seconds in pending if seconds is not None]
-    return [
-        Task(
-            f"{recipe.name}: {', '.join(stage.doing for stage, _ in pending)}",
-            sum(known) if known else None,
-            at_least=len(known) < len(pending),
-        )
-    ]
+    known = [seconds for seconds in pending.values() if seconds is not None]
+    doing = ", ".join(stage.doing for stage in pending)
+    return [Task(f"{recipe.name}: {doing}", sum(known) if known else None, len(known) < len(pending))]
 
 
-def seconds_to_read(config: ModelConfig, tokens: float) -> float:
+def config_of(recipe: Recipe, root: Path) -> ModelConfig:
+    """The unfolded model's config: from the bundle, or where there is none yet from the checkpoint."""
+    workspace = Workspace(recipe, root)
+    return workspace.config if (root / CONFIG).is_file() else read_checkpoint(workspace).config
+
+
+def seconds_to_read(config: ModelConfig, tokens: float, scored: float = 1.0) -> float:
     """About how long a float32 model of this shape reads so many tokens here, losses included.
 
     A second's measurement: one layer and a part of the head, both random, stand for all of them.
+
+    Args:
+        config: the shape.
+        tokens: in all.
+        scored: share of the tokens whose logits are computed.
     """
     import torch
 
     from kvfold.export.model.decoder import Decoder
     from kvfold.export.model.dense_attention import DenseAttention
     from kvfold.pipeline.quality.logit_measures import negative_log_likelihood
-    from kvfold.plugins.contract.plan_presets import Preset, build_plan
 
     shape = {"num_hidden_layers": 1, "vocab_size": min(config.vocab_size, PROBE_VOCAB)}
     probe = config.model_copy(update=shape)
@@ -94,8 +112,8 @@ def seconds_to_read(config: ModelConfig, tokens: float) -> float:
         hidden = decoder.model(ids[None], DenseAttention(probe, plan))[0]
         layer = _fastest(lambda: decoder.model(ids[None], DenseAttention(probe, plan)))
         head = _fastest(lambda: negative_log_likelihood(decoder.lm_head(hidden).numpy(), ids.numpy()))
-    seconds = layer * config.num_hidden_layers + head * config.vocab_size / probe.vocab_size
-    return tokens * seconds / PROBE_TOKENS
+    whole = layer * config.num_hidden_layers + scored * head * config.vocab_size / probe.vocab_size
+    return tokens * whole / PROBE_TOKENS
 
 
 def _fastest(work: Callable[[], object]) -> float:

@@ -14,7 +14,8 @@ from kvfold.pipeline.workspace.tool_versions import tool_versions
 from kvfold.pipeline.workspace.workspace import Workspace
 from kvfold.pipeline.workspace.write_bundle import BundleWriter, name_disk_errors, open_writer, record_files
 from kvfold.plugins.contract.progress import Progress
-from kvfold.runtime.bundle import StageRecord
+from kvfold.plugins.contract.version import VERSION
+from kvfold.runtime.bundle import Manifest, StageRecord, read_manifest
 
 
 class Display(Protocol):
@@ -59,14 +60,38 @@ def run_stages(
         BundleError: the bundle cannot be written (the path is named), or another process writes it.
         KvfoldError: whatever a stage raises; what finished before it stays recorded.
     """
-    wanted = {stage.name for stage in stages} if until is None else {until, *requirements(until, stages)}
+    chosen = _chosen(recipe, stages, until)
     with open_writer(root) as writer:
         workspace = Workspace(recipe, root)
-        chosen = [s for s in stages if s.name in wanted and s.target in (None, recipe.target)]
         return [
             _run_stage(stage, f"{number} of {len(chosen)}", writer, workspace, display, stages)
             for number, stage in enumerate(chosen, start=1)
         ]
+
+
+def pending_stages(
+    recipe: Recipe, root: Path, stages: tuple[Stage, ...], until: str | None = None
+) -> list[tuple[Stage, float | None]]:
+    """The stages that `run_stages` would run, or may: those that are not up to date, and their readers.
+
+    Each with the seconds that it took when it ran before, None where that is not known. Nothing is written.
+
+    Raises:
+        BundleError: the bundle's manifest is damaged.
+    """
+    writer = BundleWriter(root, read_manifest(root) or Manifest(kvfold_version=VERSION))
+    found: dict[str, Stage] = {}
+    for stage in _chosen(recipe, stages, until):
+        reads_new = not found.keys().isdisjoint(stage.needs)
+        if reads_new or writer.why_stale(stage.name, hash_stage(stage, recipe, writer.manifest)):
+            found[stage.name] = stage
+    return [(stage, writer.manifest.seconds.get(name)) for name, stage in found.items()]
+
+
+def _chosen(recipe: Recipe, stages: tuple[Stage, ...], until: str | None) -> list[Stage]:
+    """The stages of the recipe's target that are needed for `until`."""
+    wanted = {stage.name for stage in stages} if until is None else {until, *requirements(until, stages)}
+    return [s for s in stages if s.name in wanted and s.target in (None, recipe.target)]
 
 
 def _run_stage(

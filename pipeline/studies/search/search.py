@@ -35,10 +35,12 @@ from kvfold.export.search.costs import (
 from kvfold.export.search.space import PlanSpace, Solution
 from kvfold.pipeline.recipe.recipe import Recipe
 from kvfold.pipeline.show.watch import Watch, Work
+from kvfold.pipeline.studies.outlook import say_outlook
 from kvfold.pipeline.studies.search.check_recipe import check_recipe
 from kvfold.pipeline.studies.search.found import Found
 from kvfold.pipeline.studies.search.goal import Goal
 from kvfold.pipeline.studies.search.ledger import Ledger, globals_name
+from kvfold.pipeline.studies.search.search_outlook import search_tasks
 from kvfold.pipeline.studies.search.search_questions import write_questions
 from kvfold.pipeline.texts.text_stage import fingerprint_text
 from kvfold.pipeline.workspace.read_checkpoint import read_checkpoint
@@ -82,7 +84,7 @@ class Search:
         self._plans: list[Candidate] = []
 
     def run(self) -> Found:
-        """The plan.
+        """The plan; what is to be done for it is said first.
 
         Raises:
             PlanError: the goal cannot be reached; the nearest that can is named.
@@ -90,6 +92,7 @@ class Search:
             CalibrationError: the text cannot be read, or is too short.
         """
         changes = list(layer_changes(self._config, self._recipe.search.sliding_windows))
+        say_outlook(self._watch.console, search_tasks(self._recipe.search, self._config, self._ledger.file))
         self._measure(changes)
         space = self._space(changes)
         choose_banks(space, frozenset(), self._goal.targets)  # where even that is too large, nothing helps
