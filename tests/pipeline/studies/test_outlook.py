@@ -55,7 +55,7 @@ def test_a_measured_pace_is_of_this_machine() -> None:
 
 
 def test_an_evaluation_counts_what_it_reads(tmp_path: Path) -> None:
-    """As the evaluation itself does, passages aside; a prompt ends at a sentence, a little short of its length."""
+    """As the evaluation itself does, passages aside; prompts end at a sentence, short of their length."""
     path = write_tiny_recipe(tmp_path, RECIPE + EVALUATE, max_position_embeddings=512)
     (tmp_path / "words.txt").write_text("a cab and a tab\n")
     recipe = load_recipe(str(path))
