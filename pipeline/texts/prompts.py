@@ -18,8 +18,17 @@ REPLY = "A reply."  # stands for the model's own, to see what a template puts af
 
 @dataclass(frozen=True)
 class SeedPrompt:
-    """Token ids of a prompt where it begins a row, and where it follows what the model ended."""
+    """A prompt.
 
+    Attributes:
+        text: a user's message, or the beginning of a text.
+        is_chat: whether it is a message, under the model's chat template.
+        first: token ids where it begins a row.
+        later: token ids where it follows what the model ended.
+    """
+
+    text: str
+    is_chat: bool
     first: list[int]
     later: list[int]
 
@@ -46,13 +55,17 @@ class Prompts:
             )
 
     def give(self, row: int, turn: int) -> list[int]:
-        """Token ids of a row's next prompt, after `turn` others.
+        """Token ids of a row's next prompt, after `turn` others."""
+        prompt = self.deal(row, turn)
+        return prompt.later if turn else prompt.first
+
+    def deal(self, row: int, turn: int) -> SeedPrompt:
+        """A row's next prompt, after `turn` others.
 
         Each turn deals the prompts to the rows from another shuffle: neighbours never have the same one.
         """
         order = np.random.default_rng((self._seed, turn)).permutation(len(self._prompts))
-        prompt = self._prompts[int(order[row % len(order)])]
-        return prompt.later if turn else prompt.first
+        return self._prompts[int(order[row % len(order)])]
 
 
 def encode_prompt(tokenizer: CheckpointTokenizer, line: str) -> SeedPrompt:
@@ -61,10 +74,11 @@ def encode_prompt(tokenizer: CheckpointTokenizer, line: str) -> SeedPrompt:
     text = line.removeprefix(CHAT_MARK)
     if line.startswith(CHAT_MARK) and config.chat_template is not None:
         message = {"role": "user", "content": text}
-        return SeedPrompt(tokenizer.encode(render_chat(config, [message])), _next_turn(tokenizer, message))
+        first = tokenizer.encode(render_chat(config, [message]))
+        return SeedPrompt(text, is_chat=True, first=first, later=_next_turn(tokenizer, message))
     start = [config.bos_token_id] if config.add_bos_token and config.bos_token_id is not None else []
     tokens = start + tokenizer.encode(text)
-    return SeedPrompt(tokens, tokens)
+    return SeedPrompt(text, is_chat=False, first=tokens, later=tokens)
 
 
 def _next_turn(tokenizer: CheckpointTokenizer, message: dict[str, str]) -> list[int]:

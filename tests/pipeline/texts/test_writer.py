@@ -206,6 +206,26 @@ def test_killed_at_any_point_it_goes_on_with_the_same_tokens(
     assert rows_file(folder).read_bytes().startswith(before)
 
 
+def test_a_reply_that_goes_on_and_on_is_ended_also_where_it_was_interrupted(
+    checkpoint: Checkpoint, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next prompt follows an end that the model did not write; a cut at any line gives the same."""
+    monkeypatch.setattr(writer, "LONGEST_REPLY", PIECE)
+    written = write(checkpoint, folder, TEXT)
+    prompts = Prompts(checkpoint.tokenizer, TEXT.seed)
+    for index, row in enumerate(written.tolist()):
+        first, following = len(prompts.give(index, 0)), prompts.give(index, 1)
+        end = next(place for place in range(first, len(row)) if row[place] in prompts.ends)
+        assert end - first < 2 * PIECE
+        assert row[end + 1 : end + 1 + len(following)] == following[: 200 - end - 1]
+    lines = rows_file(folder).read_text().splitlines(keepends=True)
+    ended = [place for place, line in enumerate(lines) if json.loads(line)[1] == [prompts.ends[0]]]
+    assert ended, "no reply was ended for it"
+    for kept in (ended[0], ended[0] + 1):
+        rows_file(folder).write_text("".join(lines[:kept]))
+        assert np.array_equal(write(checkpoint, folder, TEXT), written)
+
+
 def test_half_a_line_is_written_again(checkpoint: Checkpoint, folder: Path, text: np.ndarray) -> None:
     write(checkpoint, folder, TEXT)
     lines = rows_file(folder).read_text().splitlines(keepends=True)
