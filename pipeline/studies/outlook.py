@@ -57,7 +57,7 @@ def say_outlook(console: Console, tasks: Iterable[Task]) -> None:
         return
     console.print("To do, before the tables:")
     for task in listed:
-        console.print(Padding(task.describe(), (0, 0, 0, 2)), highlight=False)
+        console.print(Padding(task.describe(), (0, 0, 0, 2), expand=False), highlight=False)
     known = [task.seconds for task in listed if task.seconds is not None]
     if known and len(listed) > 1:
         whole = len(known) == len(listed) and not any(task.at_least for task in listed)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 from rich import get_console
 
-from kvfold.pipeline.machine.doctor.finding import Finding, Status
+from kvfold.pipeline.machine.doctor.finding import Finding
 from kvfold.pipeline.machine.doctor.hardware import check_cpu, check_disk, check_gpu, check_memory
 from kvfold.pipeline.machine.doctor.software import (
     check_compiler,
@@ -16,9 +18,10 @@ from kvfold.pipeline.machine.doctor.software import (
     check_torch,
 )
 from kvfold.pipeline.machine.targets import TARGETS, Target
-from kvfold.pipeline.show.table import Cell, Table
-from kvfold.pipeline.show.terminal import draw_table
 from kvfold.runtime.llm import DEFAULT_TARGET
+
+if TYPE_CHECKING:
+    from kvfold.pipeline.show.table import Table
 
 CHECKS = (
     check_python,
@@ -31,11 +34,6 @@ CHECKS = (
     check_torch,
     check_gpu,
 )
-MARKS: dict[Status, Cell] = {
-    "ok": Cell("ok", "good"),
-    "absent": Cell("-", "faint"),
-    "problem": Cell("!!", "bad"),
-}
 
 
 @click.command("doctor")
@@ -49,6 +47,8 @@ def command() -> None:
     Example:
       kvfold doctor
     """
+    from kvfold.pipeline.show.terminal import draw_table
+
     findings = [check() for check in CHECKS]
     findings += [check_library(target) for target in TARGETS.values() if target.library]
     findings += [_check_target(target) for target in TARGETS.values()]
@@ -70,13 +70,16 @@ def _check_target(target: Target) -> Finding:
 
 def findings_table(findings: list[Finding]) -> Table:
     """A row for each part of the machine; what to do stands below what is wrong."""
+    from kvfold.pipeline.show.table import Cell, Table
+
+    marks = {"ok": Cell("ok", "good"), "absent": Cell("-", "faint"), "problem": Cell("!!", "bad")}
     return Table.of(
         "",
         ("", "", ""),
         (
             (
                 Cell(finding.part, "strong"),
-                MARKS[finding.status],
+                marks[finding.status],
                 finding.detail + (f"\n-> {finding.action}" if finding.action else ""),
             )
             for finding in findings
