@@ -13,7 +13,9 @@ VOCAB = 258
 
 
 class ByteTokenizer:
-    """Renders chats the ChatML way."""
+    """Renders chats the ChatML way; `charset` is what its bytes stand for."""
+
+    charset = "utf-8"
 
     def __init__(self, eos_token_ids: Sequence[int] = (257,)) -> None:
         self.eos_token_ids = eos_token_ids
@@ -24,11 +26,11 @@ class ByteTokenizer:
     def encode_rendered(self, text: str) -> list[int]:
         ids: list[int] = []
         for part in re.split(r"(<\|im_start\|>|<\|im_end\|>)", text):
-            ids += [SPECIAL[part]] if part in SPECIAL else list(part.encode())
+            ids += [SPECIAL[part]] if part in SPECIAL else list(part.encode(self.charset))
         return ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        return bytes(token for token in token_ids if token < 256).decode("utf-8", errors="replace")
+        return bytes(token for token in token_ids if token < 256).decode(self.charset, errors="replace")
 
     def decode_rendered(self, token_ids: Sequence[int]) -> str:
         text, run = "", bytearray()
@@ -36,9 +38,9 @@ class ByteTokenizer:
             if token < 256:
                 run.append(token)
                 continue
-            text += run.decode("utf-8", errors="replace") + NAMES[token]
+            text += run.decode(self.charset, errors="replace") + NAMES[token]
             run.clear()
-        return text + run.decode("utf-8", errors="replace")
+        return text + run.decode(self.charset, errors="replace")
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
         text = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages)
