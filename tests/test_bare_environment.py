@@ -77,7 +77,7 @@ def bare_site(wheel_site: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """The folder of packages."""
     site = tmp_path_factory.mktemp("bare")
     entries = {path.name: path for path in wheel_site.iterdir()}
-    for name in closure("kvfold"):
+    for name in closure(PYPROJECT["dependencies"]):
         distribution = importlib.metadata.distribution(name)
         roots = {path.parts[0] for path in distribution.files or ()} - {"..", "__pycache__", "bin"}
         entries |= {root: Path(str(distribution.locate_file(root))) for root in roots}
@@ -86,16 +86,15 @@ def bare_site(wheel_site: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return site
 
 
-def closure(name: str) -> set[str]:
-    """Distributions that one needs without extras, and those that they need."""
+def closure(requirements: list[str]) -> set[str]:
+    """Distributions that are required, and those that they require, without extras."""
     found: set[str] = set()
-    waiting = [name]
+    waiting = list(requirements)
     while waiting:
-        for line in importlib.metadata.requires(waiting.pop()) or ():
-            needed = Requirement(line)
-            if needed.name not in found and (needed.marker is None or needed.marker.evaluate({"extra": ""})):
-                found.add(needed.name)
-                waiting.append(needed.name)
+        needed = Requirement(waiting.pop())
+        if needed.name not in found and (needed.marker is None or needed.marker.evaluate({"extra": ""})):
+            found.add(needed.name)
+            waiting += importlib.metadata.requires(needed.name) or ()
     return found
 
 

@@ -22,6 +22,7 @@ from kvfold.pipeline.bench.entrants import AbsentPeerError, Entrant, enter_kvfol
 from kvfold.pipeline.bench.processes.jobs import Measure
 from kvfold.pipeline.bench.processes.process import WorkerError, run_job
 from kvfold.pipeline.bench.workloads.workloads import SETS, WARM_UP, Workload, choose_workloads, list_metrics
+from kvfold.pipeline.show.watch import Work, open_watch
 from kvfold.plugins.contract.errors import TargetError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -94,17 +95,14 @@ def _choose(name: str, context_length: int) -> list[Workload]:
 
 def _run_round(entrant: Entrant, job: Measure, which: str, console: Console) -> None:
     """One process of one contender; a peer that fails is out, and its result says so."""
-    doing = f"{entrant.result.title}, {which}"
     try:
-        with console.status(doing):
+        with open_watch(console) as watch, watch.work(Work(entrant.result.title, which)):
             entrant.result.add(run_job(job, entrant.python).values)
     except WorkerError as error:
         if entrant.name == KVFOLD:
             raise TargetError(f"kvfold's engine in {entrant.model} failed with {error}") from error
         entrant.result.failure = f"{job.seed}: {error}"
-        console.print(Text(f"  ! {doing} failed with {error}", style="red"))
-    else:
-        console.print(Text(f"  + {doing}", style="dim"))
+        console.print(Text(f"  ! {entrant.result.title}, {which} failed with {error}", style="red"))
 
 
 def needed_limits(threads: int, workloads: Sequence[Workload]) -> Limits:

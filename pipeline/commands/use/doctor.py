@@ -8,15 +8,8 @@ import click
 from rich import get_console
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from kvfold.pipeline.machine.doctor.finding import Finding, Status
-
-MARKS: dict[Status, tuple[str, str]] = {
-    "ok": ("ok", "green"),
-    "absent": ("-", "dim"),
-    "problem": ("!!", "bold red"),
-}
+    from kvfold.pipeline.machine.doctor.finding import Finding
+    from kvfold.pipeline.show.table import Table
 
 
 @click.command("doctor")
@@ -31,22 +24,28 @@ def command() -> None:
       kvfold doctor
     """
     from kvfold.pipeline.machine.doctor.find_all import find_all
+    from kvfold.pipeline.show.terminal import draw_table
 
     findings = find_all()
-    get_console().print(_table(findings))
+    get_console().print(draw_table(findings_table(findings)))
     if any(finding.status == "problem" for finding in findings):
         raise click.exceptions.Exit(2)
 
 
-def _table(findings: list[Finding]) -> Table:
-    from rich.table import Table
-    from rich.text import Text
+def findings_table(findings: list[Finding]) -> Table:
+    """A row for each part of the machine; what to do stands below what is wrong."""
+    from kvfold.pipeline.show.table import Cell, Table
 
-    table = Table(box=None, show_header=False, pad_edge=False)
-    for finding in findings:
-        mark, style = MARKS[finding.status]
-        detail = Text(finding.detail)
-        if finding.action:
-            detail.append(f"\n-> {finding.action}", style="yellow")
-        table.add_row(Text(mark, style=style), Text(finding.part, style="bold"), detail)
-    return table
+    marks = {"ok": Cell("ok", "good"), "absent": Cell("-", "faint"), "problem": Cell("!!", "bad")}
+    return Table.of(
+        "",
+        ("", "", ""),
+        (
+            (
+                Cell(finding.part, "strong"),
+                marks[finding.status],
+                finding.detail + (f"\n-> {finding.action}" if finding.action else ""),
+            )
+            for finding in findings
+        ),
+    ).with_prose()

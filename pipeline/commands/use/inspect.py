@@ -11,6 +11,7 @@ from rich import get_console
 from kvfold.pipeline.commands.options.recipe_arguments import bundle_path, is_bundle, recipe_argument
 
 if TYPE_CHECKING:
+    from kvfold.pipeline.workspace.workspace import Workspace
     from kvfold.plugins.contract.fold_plan import FoldPlan
     from kvfold.plugins.contract.plan_presets import AttentionShape
 
@@ -44,12 +45,21 @@ def _read_recipe(name: str) -> tuple[FoldPlan, AttentionShape]:
     """The model's shape is in its bundle where that has been begun and is up to date, else in its config."""
     from kvfold.pipeline.recipe.load_recipe import load_recipe
     from kvfold.pipeline.recipe.plan_section import plan_for
-    from kvfold.pipeline.stages import checkpoint
     from kvfold.pipeline.workspace.read_checkpoint import read_config
-    from kvfold.pipeline.workspace.run_stages import is_up_to_date
     from kvfold.pipeline.workspace.workspace import Workspace
 
     workspace = Workspace(load_recipe(name), bundle_path(name, None))
-    done = is_up_to_date(checkpoint.STAGE, workspace)
-    shape = (workspace.config if done else read_config(workspace)).attention_shape
+    config = workspace.config if _has_read_its_model(workspace) else read_config(workspace)
+    shape = config.attention_shape
     return plan_for(workspace.recipe.plan, shape), shape
+
+
+def _has_read_its_model(workspace: Workspace) -> bool:
+    from kvfold.pipeline.stages import checkpoint
+    from kvfold.pipeline.workspace.run_stages import pending_stages
+    from kvfold.plugins.contract.errors import BundleError
+
+    try:
+        return not pending_stages(workspace.recipe, workspace.root, (checkpoint.STAGE,))
+    except BundleError:  # whoever writes the bundle will say so
+        return False
