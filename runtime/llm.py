@@ -17,7 +17,7 @@ from kvfold.runtime.metrics import Metrics, PoolUsage
 from kvfold.runtime.runtime_config import RuntimeConfig
 from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.scheduler.request import Prompt
-from kvfold.runtime.session import Session
+from kvfold.runtime.session import OnOverflow, Session
 from kvfold.runtime.text.chat import encode_chat
 from kvfold.runtime.text.tokenizer import BundleTokenizer, Tokenizer
 
@@ -135,9 +135,20 @@ class LLM:
         prompt = Prompt(np.asarray(chat.token_ids, np.int64), chat.shared_length)
         return self.generator.run([self.generator.prepare(prompt, params or SamplingParams())])[0]
 
-    def session(self, system: str | None = None) -> Session:
-        """A conversation, optionally with a system message."""
-        return Session(self.generator, system)
+    def session(self, system: str | None = None, on_overflow: OnOverflow = "error") -> Session:
+        """A conversation.
+
+        Args:
+            system: its system message.
+            on_overflow: what happens when it reaches the end of the context (or of a smaller page pool):
+                `error` refuses the turn; `drop_oldest` gives up the oldest turns, never the system message,
+                until half the context is free again, and says which in `Session.dropped`. A message that is
+                too long by itself is refused either way.
+
+        Raises:
+            RequestError: on_overflow is neither.
+        """
+        return Session(self.generator, system, on_overflow)
 
     @property
     def metrics(self) -> Metrics:

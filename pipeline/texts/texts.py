@@ -14,11 +14,11 @@ from kvfold.pipeline.texts.documents import read_documents
 from kvfold.pipeline.texts.writer import write_text
 from kvfold.pipeline.workspace.fetch import MODEL_CACHE, fetch_conversations
 from kvfold.plugins.contract.errors import CalibrationError
+from kvfold.plugins.contract.progress import Progress, part
 from kvfold.runtime.text.tokenizer import BundleTokenizer
 
 if TYPE_CHECKING:
     from kvfold.export.checkpoint import Checkpoint
-    from kvfold.pipeline.show.progress import Progress
 
 # A file is read until it gave this many times the tokens asked for; sequences are drawn from those.
 POOL = 8
@@ -45,25 +45,13 @@ def read_texts(sections: Texts, checkpoint: Checkpoint, folder: Path, progress: 
     total = sum(section.tokens for section in sections)
     texts, done = [], 0
     for section in sections:
-        share = _Share(progress, done / total, section.tokens / total)
+        share = part(progress, done / total, section.tokens / total)
         texts.append(_read_text(section, checkpoint, folder, share))
         done += section.tokens
     tokens = torch.cat(texts)
     if len(sections) > 1:
         tokens = tokens[torch.randperm(len(tokens), generator=torch.Generator().manual_seed(0))]
     return tokens
-
-
-class _Share:
-    """The progress of one section as a part of the whole."""
-
-    def __init__(self, progress: Progress, start: float, size: float) -> None:
-        self._progress = progress
-        self._start = start
-        self._size = size
-
-    def __call__(self, fraction: float, note: str = "") -> None:
-        self._progress(self._start + fraction * self._size, note)
 
 
 def _read_text(section: TextSection, checkpoint: Checkpoint, folder: Path, progress: Progress) -> Tensor:

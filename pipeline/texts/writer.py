@@ -32,8 +32,8 @@ from kvfold.runtime.scheduler.scheduler import Scheduler
 
 if TYPE_CHECKING:
     from kvfold.export.checkpoint import Checkpoint
-    from kvfold.pipeline.show.progress import Progress
     from kvfold.plugins.contract.fold_plan import FoldPlan
+    from kvfold.plugins.contract.progress import Progress
 
 KV_BYTES = 2**31  # cache of the rows that are written side by side; one row may need more
 MAX_ROWS = 60  # more write no faster; ONNX Runtime multiplies rows by the dozen

@@ -15,7 +15,7 @@ from kvfold.plugins.contract.write_aside import write_aside
 if TYPE_CHECKING:
     from kvfold.export.checkpoint import Checkpoint
     from kvfold.pipeline.recipe.recipe_sections import TextSection
-    from kvfold.pipeline.show.progress import Progress
+    from kvfold.plugins.contract.progress import Progress
 
 
 def write_file(section: TextSection, checkpoint: Checkpoint, output: Path, progress: Progress) -> int:

@@ -14,7 +14,9 @@ VOCAB = 258
 
 
 class ByteTokenizer:
-    """Renders chats the ChatML way."""
+    """Renders chats the ChatML way; `charset` is what its bytes stand for."""
+
+    charset = "utf-8"
 
     def __init__(self, eos_token_ids: Sequence[int] = (257,)) -> None:
         self.eos_token_ids = eos_token_ids
@@ -27,12 +29,12 @@ class ByteTokenizer:
         at = 0
         for part in re.split(r"(<\|im_start\|>|<\|im_end\|>)", text):
             marks = written_by_template(text[at : at + len(part)])
-            ids += [SPECIAL[part]] if part in SPECIAL and 0 not in marks else list(part.encode())
+            ids += [SPECIAL[part]] if part in SPECIAL and 0 not in marks else list(part.encode(self.charset))
             at += len(part)
         return ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        return bytes(token for token in token_ids if token < 256).decode("utf-8", errors="replace")
+        return bytes(token for token in token_ids if token < 256).decode(self.charset, errors="replace")
 
     def decode_rendered(self, token_ids: Sequence[int]) -> str:
         text, run = "", bytearray()
@@ -40,9 +42,9 @@ class ByteTokenizer:
             if token < 256:
                 run.append(token)
                 continue
-            text += run.decode("utf-8", errors="replace") + NAMES[token]
+            text += run.decode(self.charset, errors="replace") + NAMES[token]
             run.clear()
-        return text + run.decode("utf-8", errors="replace")
+        return text + run.decode(self.charset, errors="replace")
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> TemplateText:
         pieces: list[str] = []

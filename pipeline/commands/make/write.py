@@ -38,7 +38,7 @@ def command(recipe: str, tokens: int, seed: int, output: Path) -> None:
     """
     from kvfold.pipeline.recipe.load_recipe import load_recipe
     from kvfold.pipeline.recipe.recipe_sections import TextSection
-    from kvfold.pipeline.show.progress import make_bars, open_bar
+    from kvfold.pipeline.show.watch import Work, open_watch
     from kvfold.pipeline.texts.written_file import write_file
     from kvfold.pipeline.workspace.read_checkpoint import read_checkpoint
     from kvfold.pipeline.workspace.workspace import Workspace
@@ -48,7 +48,12 @@ def command(recipe: str, tokens: int, seed: int, output: Path) -> None:
     context = min(CONTEXT, checkpoint.config.max_position_embeddings)
     section = TextSection(tokens=tokens, sequence_length=context, seed=seed)
     output.parent.mkdir(parents=True, exist_ok=True)
-    with name_disk_errors(output.parent), make_bars(get_console()) as bars:
-        _, progress = open_bar(bars, "write", "the model writes")
+    work = Work("write", "the model writes")
+    with (
+        name_disk_errors(output.parent),
+        open_watch(get_console()) as watch,
+        watch.work(work) as progress,
+    ):
         count = write_file(section, checkpoint, output, progress)
-    get_console().print(f"Wrote {output}: {count} documents. In a recipe: `source: {output.name}`")
+    done = f"Wrote {output}: {count} documents. In a recipe: `source: {output.name}`"
+    get_console().print(done, soft_wrap=True)
