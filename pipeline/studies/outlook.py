@@ -51,12 +51,12 @@ class Task:
 
 
 def say_outlook(console: Console, tasks: Iterable[Task]) -> None:
-    """Print the tasks and their sum; nothing where there is nothing to do."""
-    listed = list(tasks)
-    if not listed:
-        return
-    console.print("To do, before the tables:")
-    for task in listed:
+    """Print the tasks, each when it is known, and their sum; nothing where there is nothing to do."""
+    listed: list[Task] = []
+    for task in tasks:
+        if not listed:
+            console.print("To do, before the tables:")
+        listed.append(task)
         console.print(Padding(task.describe(), (0, 0, 0, 2), expand=False), highlight=False)
     known = [task.seconds for task in listed if task.seconds is not None]
     whole = len(known) == len(listed) and not any(task.at_least for task in listed)
