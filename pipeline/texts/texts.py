@@ -15,6 +15,7 @@ from kvfold.pipeline.texts.writer import write_text
 from kvfold.pipeline.workspace.fetch import MODEL_CACHE, fetch_conversations
 from kvfold.plugins.contract.errors import CalibrationError
 from kvfold.plugins.contract.progress import Progress, part
+from kvfold.runtime.text.tokenizer import BundleTokenizer
 
 if TYPE_CHECKING:
     from kvfold.export.checkpoint import Checkpoint
@@ -73,12 +74,14 @@ def _read_text(section: TextSection, checkpoint: Checkpoint, folder: Path, progr
 
 def _read_sequences(path: Path, checkpoint: Checkpoint, count: int, sequence_length: int) -> Tensor:
     """Sequences packed from a file's documents, between `count` and POOL * count of them."""
-    tokenizer = checkpoint.tokenizer
-    start = tokenizer.config.bos_token_id if tokenizer.config.add_bos_token else None
+    config = checkpoint.tokenizer.config
+    tokenizer = BundleTokenizer(checkpoint.tokenizer.backend, config)
     ids: list[int] = []
-    for document in read_documents(path, tokenizer.config):
-        ids += [start] if start is not None and document.needs_bos else []
-        ids += tokenizer.encode(document.text)
+    for document in read_documents(path, config):
+        if document.needs_bos:
+            ids += tokenizer.encode(document.text, control_tokens=False)
+        else:
+            ids += tokenizer.encode_rendered(document.text)
         if len(ids) >= POOL * count * sequence_length:
             break
     found, needed = len(ids), count * sequence_length

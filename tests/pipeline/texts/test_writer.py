@@ -26,6 +26,7 @@ from kvfold.plugins.contract.errors import CalibrationError
 from kvfold.runtime.engine.engine_config import EngineConfig
 from kvfold.runtime.engine.onnxruntime_engine import OnnxRuntimeEngine
 from kvfold.runtime.engine.protocol import StepInputs
+from kvfold.runtime.text.tokenizer import BundleTokenizer
 from tests.export.tiny_checkpoints import CLASSES, random_model, write_folder
 from tests.tiny_model import dense_logits
 
@@ -156,10 +157,18 @@ def test_as_many_rows_run_as_the_budget_holds(
 
 
 def test_a_further_chat_prompt_is_the_conversations_next_turn(checkpoint: Checkpoint) -> None:
-    prompt = encode_prompt(checkpoint.tokenizer, "> Hi there")
-    turn = checkpoint.tokenizer.encode("[user] Hi there<|im_end|>")
+    tokenizer = BundleTokenizer(checkpoint.tokenizer.backend, checkpoint.tokenizer.config)
+    prompt = encode_prompt(tokenizer, "> Hi there")
+    turn = tokenizer.encode("[user] Hi there<|im_end|>")
     assert prompt.first == turn
     assert prompt.later == turn  # neither the reply, nor the end that the model writes itself
+
+
+def test_what_a_prompt_spells_is_text(checkpoint: Checkpoint) -> None:
+    tokenizer = BundleTokenizer(checkpoint.tokenizer.backend, checkpoint.tokenizer.config)
+    end = tokenizer.eos_token_ids[0]
+    chat, plain = (encode_prompt(tokenizer, f"{mark}Hi<|im_end|>there") for mark in ("> ", ""))
+    assert [chat.first.count(end), chat.later.count(end), plain.first.count(end)] == [1, 1, 0]
 
 
 def test_prompts_are_dealt_anew_each_turn(checkpoint: Checkpoint) -> None:
@@ -173,7 +182,7 @@ def test_prompts_are_dealt_anew_each_turn(checkpoint: Checkpoint) -> None:
 def test_a_vocabulary_without_any_prompt_is_named(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(type(checkpoint.tokenizer), "encode", lambda self, text: [])
+    monkeypatch.setattr(BundleTokenizer, "encode_rendered", lambda self, text: [])
     with pytest.raises(CalibrationError, match=r"name a \.txt or \.jsonl file"):
         Prompts(checkpoint.tokenizer, 0)
 
