@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib import import_module
 
 import click
@@ -64,6 +65,14 @@ class LazyGroup(click.Group):
         command: click.Command = import_module(f"kvfold.pipeline.commands.{entry.module}").command
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click's, but a name that is almost a command's is told so."""
+        if args[0] not in COMMANDS and (near := get_close_matches(args[0], COMMANDS, n=1)):
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {near[0]!r}?")
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The table's summaries, without importing anything."""
         with formatter.section("Commands"):
@@ -94,7 +103,7 @@ def main() -> None:
     130 Ctrl-C (a bundle that was being written resumes).
     """
     try:
-        code = cli.main(standalone_mode=False, prog_name="kvfold")
+        code = _run()
     except KvfoldError as error:
         click.secho(f"{type(error).__name__}: {error}", err=True, fg="red")
         code = EXIT_MISSED if isinstance(error, ValidationError) else EXIT_ERROR
@@ -105,6 +114,18 @@ def main() -> None:
         click.echo("\nStopped. Run the same command again to go on where it stopped.", err=True)
         code = 130
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _run() -> object:
+    """What was typed; the import of a package that an extra brings, and is not there, is an error of ours."""
+    try:
+        return cli.main(standalone_mode=False, prog_name="kvfold")
+    except ModuleNotFoundError as error:
+        from kvfold.pipeline.machine.extras import explain_missing
+
+        if (explained := explain_missing(error)) is None:
+            raise
+        raise explained from error
 
 
 if __name__ == "__main__":

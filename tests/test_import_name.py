@@ -69,16 +69,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def wheel_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that a wheel was installed into, its dependencies left to this environment."""
-    site, wheels = tmp_path_factory.mktemp("site"), tmp_path_factory.mktemp("wheels")
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    run([*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(wheels), str(ROOT)], ROOT)
-    run([*pip, "install", "--no-deps", "--target", str(site), *map(str, wheels.glob("*.whl"))], ROOT)
-    return site
-
-
 @pytest.fixture(params=["editable", "wheel"])
 def install(request: pytest.FixtureRequest) -> Iterator[Install]:
     """Either way; what a user sets for Python's path is left out."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
+from kvfold.export.checkpoint.gguf_header import GgufHeader
 from kvfold.export.model.families import (
     FAMILIES,
     SUPPORTED,
@@ -17,8 +16,7 @@ from kvfold.export.model.families import (
     scaling_fields,
 )
 from kvfold.export.model.model_config import Llama3Rope, ModelConfig
-from kvfold.export.model.rope import inverse_frequencies
-from kvfold.plugins.contract.errors import UnsupportedModelError
+from kvfold.plugins.contract.errors import CheckpointError, UnsupportedModelError
 
 # ModelConfig field -> GGUF key below the architecture's name.
 GGUF_KEYS = {
@@ -29,6 +27,7 @@ GGUF_KEYS = {
     "rms_norm_eps": "attention.layer_norm_rms_epsilon",
     "max_position_embeddings": "context_length",
 }
+ROPE_FACTORS = "rope_freqs.weight"  # llama3 RoPE: a tensor there, part of the config here
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,27 @@ class GgufTensorFacts:
     vocab_size: int
     tie_word_embeddings: bool
     rope_factors: tuple[float, ...] | None = None
+
+
+def config_of_header(header: GgufHeader) -> ModelConfig:
+    """ModelConfig of a GGUF file; no weight is read.
+
+    Raises:
+        UnsupportedModelError: the architecture or one of its features is not implemented; it is named.
+        CheckpointError: a value or the embedding is missing, or of the wrong type.
+    """
+    gguf_family(header.metadata)  # an unknown architecture is named before its tensors are missed
+    embedding = header.tensors.get("token_embd.weight")
+    if embedding is None or not embedding.shape:
+        raise CheckpointError(
+            f"{header.path}: missing tensor token_embd.weight; is this a vocabulary-only file?"
+        )
+    facts = GgufTensorFacts(
+        vocab_size=embedding.shape[0],
+        tie_word_embeddings="output.weight" not in header.tensors,
+        rope_factors=header.read_floats(ROPE_FACTORS),
+    )
+    return config_from_gguf(header.metadata, facts)
 
 
 def gguf_family(metadata: Metadata) -> Family:
@@ -117,6 +137,10 @@ def _with_llama3_rope(plain: ModelConfig, factors: tuple[float, ...]) -> ModelCo
     All published Llama 3.1 to 3.3 models share every parameter but the factor, which is the largest
     divisor; a file that this does not reproduce is refused.
     """
+    import torch  # few files need it here, and a look at a config must not load it
+
+    from kvfold.export.model.rope import inverse_frequencies
+
     scaling = Llama3Rope(
         factor=max(factors), low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192
     )

@@ -1,19 +1,21 @@
-"""Read a GGUF file: metadata, dequantised weights under Hugging Face's names, and its tokenizer."""
+"""Read a GGUF file: config, dequantised weights under Hugging Face's names, and its tokenizer."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from gguf import GGUFReader, ReaderTensor, dequantize
+from gguf import GGMLQuantizationType, dequantize
+from gguf.quants import quant_shape_to_byte_shape
 from torch import Tensor
 
 from kvfold.export.checkpoint.checkpoint import Checkpoint
-from kvfold.export.checkpoint.gguf_config import GgufTensorFacts, config_from_gguf, gguf_family
+from kvfold.export.checkpoint.gguf_config import ROPE_FACTORS, config_of_header, gguf_family
+from kvfold.export.checkpoint.gguf_header import GgufHeader, GgufTensor, read_gguf_header
 from kvfold.export.checkpoint.gguf_tokenizer import tokenizer_from_gguf
 from kvfold.export.checkpoint.weights import LazyWeights, check_shapes
 from kvfold.export.model.model_config import ModelConfig
@@ -38,7 +40,6 @@ LAYER_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-ROPE_FACTORS = "rope_freqs.weight"  # llama3 RoPE; part of the config here
 
 
 def checkpoint_from_gguf(path: Path) -> Checkpoint:
@@ -50,60 +51,47 @@ def checkpoint_from_gguf(path: Path) -> Checkpoint:
         CheckpointError: the file is truncated or corrupted, or a tensor is missing or unexpected.
         UnsupportedModelError: its architecture, RoPE, vocabulary or quantisation is not supported.
     """
-    metadata, tensors = _open(path)
-    config = _read_config(path, metadata, tensors)
+    header = read_gguf_header(path)
+    config = config_of_header(header)
     sibling = path.parent / "tokenizer.json"
     override = sibling if sibling.is_file() else None
     return Checkpoint(
         source=str(path),
         config=config,
-        weights=_open_weights(path, tensors, config, interleaved=gguf_family(metadata).gguf_interleaved),
-        tokenizer=tokenizer_from_gguf(path, metadata, config.vocab_size, override),
+        weights=_open_weights(header, config, interleaved=gguf_family(header.metadata).gguf_interleaved),
+        tokenizer=tokenizer_from_gguf(path, header.metadata, config.vocab_size, override),
         files=(path,) if override is None else (path, override),
     )
 
 
-def _open(path: Path) -> tuple[dict[str, Any], dict[str, ReaderTensor]]:
-    """Metadata and tensors by name; the tensors' data stay in the file."""
-    try:
-        reader = GGUFReader(path)
-        metadata = {name: field.contents() for name, field in reader.fields.items()}
-        return metadata, {tensor.name: tensor for tensor in reader.tensors}
-    except (ValueError, IndexError, KeyError, OSError, MemoryError) as error:
-        raise CheckpointError(
-            f"{path} is not a GGUF file, or it is truncated or corrupted: {error}"
-        ) from error
-
-
-def _read_config(path: Path, metadata: dict[str, Any], tensors: dict[str, ReaderTensor]) -> ModelConfig:
-    gguf_family(metadata)  # an unknown architecture is named before its tensors are missed
-    embedding = tensors.get("token_embd.weight")
-    if embedding is None:
-        raise CheckpointError(f"{path}: missing tensor token_embd.weight; is this a vocabulary-only file?")
-    factors = tensors.get(ROPE_FACTORS)
-    facts = GgufTensorFacts(
-        vocab_size=int(embedding.shape[1]),
-        tie_word_embeddings="output.weight" not in tensors,
-        rope_factors=None if factors is None else tuple(float(factor) for factor in factors.data),
-    )
-    return config_from_gguf(metadata, facts)
-
-
-def _open_weights(
-    path: Path, tensors: dict[str, ReaderTensor], config: ModelConfig, *, interleaved: bool
-) -> LazyWeights:
+def _open_weights(header: GgufHeader, config: ModelConfig, *, interleaved: bool) -> LazyWeights:
+    content = np.memmap(header.path, np.uint8, "r")
     readers: dict[str, Callable[[], Tensor]] = {}
     shapes = {}
-    for tensor in tensors.values():
+    for tensor in header.tensors.values():
         if tensor.name == ROPE_FACTORS:
             continue
         name = huggingface_name(tensor.name)
         heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
         permuted = [count for part, count in heads.items() if interleaved and f".{part}." in name]
-        shapes[name] = tuple(int(size) for size in reversed(tensor.shape))
-        readers[name] = partial(_read_tensor, path, tensor, permuted[0] if permuted else None)
-    check_shapes(str(path), shapes, config)
-    return LazyWeights(str(path), readers)
+        shapes[name] = tensor.shape
+        stored = _rows(header, content, tensor)
+        readers[name] = partial(_read_tensor, header.path, tensor, stored, permuted[0] if permuted else None)
+    check_shapes(str(header.path), shapes, config)
+    return LazyWeights(str(header.path), readers)
+
+
+def _rows(header: GgufHeader, content: np.ndarray, tensor: GgufTensor) -> np.ndarray:
+    """The bytes of a tensor's rows, which stay in the file until they are read."""
+    try:
+        kind = GGMLQuantizationType(tensor.kind)
+        shape = quant_shape_to_byte_shape(tensor.shape, kind)
+        return content[tensor.offset : tensor.offset + math.prod(shape)].reshape(shape)
+    except (ValueError, IndexError) as error:
+        raise CheckpointError(
+            f"{header.path} is not a GGUF file, or it is truncated or corrupted: "
+            f"tensor {tensor.name}: {error}"
+        ) from error
 
 
 def huggingface_name(name: str) -> str:
@@ -117,12 +105,13 @@ def huggingface_name(name: str) -> str:
     return name
 
 
-def _read_tensor(path: Path, tensor: ReaderTensor, interleaved_heads: int | None) -> Tensor:
+def _read_tensor(path: Path, tensor: GgufTensor, stored: np.ndarray, interleaved_heads: int | None) -> Tensor:
+    kind = GGMLQuantizationType(tensor.kind)
     try:
-        values = dequantize(tensor.data, tensor.tensor_type)
+        values = dequantize(stored, kind)
     except NotImplementedError as error:
         raise UnsupportedModelError(
-            f"{path}: tensor {tensor.name} has quantisation {tensor.tensor_type.name}, which the gguf "
+            f"{path}: tensor {tensor.name} has quantisation {kind.name}, which the gguf "
             "package cannot dequantise; convert the file to Q8_0 or F16 with llama-quantize"
         ) from error
     weight = torch.from_numpy(np.array(values, dtype=np.float32, copy=values.base is not None))

@@ -54,7 +54,7 @@ class BenchResult:
         plan: what kvfold's engine runs, while its peers run the model unfolded.
         metrics: the columns.
         contenders: the rows; kvfold is the first.
-        skipped: peers that did not run, with the reason and what to type.
+        skipped: peers that did not run and workloads that do not fit the model, with the reason.
     """
 
     command: str

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from kvfold.export.checkpoint import Checkpoint
+from kvfold.export.checkpoint.checkpoint import Checkpoint
 from kvfold.pipeline.bench.models.huggingface_folder import write_huggingface_folder
 from kvfold.pipeline.bench.processes.jobs import Prepare
 from kvfold.pipeline.bench.processes.process import run_job

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from kvfold.pipeline.machine.extras import EXPORT, install_command, is_installed
 from kvfold.plugins.contract.errors import KernelError
 
 if TYPE_CHECKING:
@@ -49,8 +49,8 @@ class Target:
 
 
 def _why_not_cpu() -> str | None:
-    if find_spec("onnxruntime") is None:
-        return "onnxruntime is not installed; run `pip install kvfold`"
+    if not is_installed("onnxruntime"):
+        return f"onnxruntime is not installed; run `{install_command()}`"
     from kvfold.plugins.cpu.cpu_library import active_isa
 
     try:
@@ -65,7 +65,7 @@ def _why_not_run_cuda() -> str | None:
 
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         return (
-            "this onnxruntime has no CUDA provider; run `pip install 'kvfold[cuda]'` in place of onnxruntime"
+            f"this onnxruntime has no CUDA provider; run `{install_command('cuda')}` in place of onnxruntime"
         )
     return _why_no_gpu()
 
@@ -78,24 +78,17 @@ def _why_no_gpu() -> str | None:
 
 
 def _why_not_build_tensorrt(module: str, extra: str) -> str | None:
-    missing = [name for name in (module, "triton", "polygraphy") if find_spec(name) is None]
+    missing = [name for name in (module, "triton", "polygraphy") if not is_installed(name)]
     if missing:
-        return f"{' and '.join(missing)} not installed; run `pip install 'kvfold[export,{extra}]'`"
+        return f"{' and '.join(missing)} not installed; run `{install_command(EXPORT, extra)}`"
     return None
 
 
 def _why_not_run_tensorrt(module: str, extra: str) -> str | None:
-    missing = [name for name in (module, "cuda.bindings") if not _is_installed(name)]
+    missing = [name for name in (module, "cuda.bindings") if not is_installed(name)]
     if missing:
-        return f"{' and '.join(missing)} not installed; run `pip install 'kvfold[{extra}]'`"
+        return f"{' and '.join(missing)} not installed; run `{install_command(extra)}`"
     return _why_no_gpu()
-
-
-def _is_installed(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:  # of its parent package
-        return False
 
 
 TARGETS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
 
 from kvfold.plugins.contract.errors import RecipeError
@@ -37,6 +38,15 @@ def find_recipe(name: str) -> Path:
         )
     folder = " (the folder of that name is no bundle: it has no manifest.json)" if path.is_dir() else ""
     raise RecipeError(
-        f"there is no recipe {name!r}{folder}: give the path of a YAML file, or one of the shipped recipes "
-        f"{', '.join(shipped_recipes())}"
+        f"there is no recipe {name!r}{folder}{_suggest(name)}: give the path of a YAML file, or one of the "
+        f"shipped recipes {', '.join(shipped_recipes())}"
     )
+
+
+def _suggest(name: str) -> str:
+    """The recipe that was perhaps meant: a shipped one, or a file where the wrong one was looked for."""
+    path = Path(name)
+    beside = {file.stem: str(file) for file in path.parent.glob("*.y*ml")}
+    known = {shipped: shipped for shipped in shipped_recipes()} | beside
+    near = get_close_matches(path.stem, known, n=1)
+    return f" (did you mean {known[near[0]]!r}?)" if near else ""

@@ -15,7 +15,7 @@ from kvfold.pipeline.recipe.recipe import Recipe
 from kvfold.pipeline.show.watch import format_seconds
 from kvfold.pipeline.stages import heal, training
 from kvfold.pipeline.stages.order import STAGES
-from kvfold.pipeline.workspace.read_checkpoint import read_checkpoint
+from kvfold.pipeline.workspace.read_checkpoint import read_config
 from kvfold.pipeline.workspace.run_stages import pending_stages
 from kvfold.pipeline.workspace.workspace import Workspace
 from kvfold.plugins.contract.plan_presets import Preset, build_plan
@@ -91,7 +91,7 @@ def bundle_tasks(recipe: Recipe, root: Path, *until: str) -> list[Task]:
 def config_of(recipe: Recipe, root: Path) -> ModelConfig:
     """The unfolded model's config: from the bundle, or where there is none yet from the checkpoint."""
     workspace = Workspace(recipe, root)
-    return workspace.config if (root / CONFIG).is_file() else read_checkpoint(workspace).config
+    return workspace.config if (root / CONFIG).is_file() else read_config(workspace)
 
 
 def seconds_to_read(config: ModelConfig, tokens: float, scored: float = 1.0) -> float:

@@ -18,7 +18,7 @@ from kvfold.plugins.contract.progress import Progress, part
 from kvfold.runtime.text.tokenizer import BundleTokenizer
 
 if TYPE_CHECKING:
-    from kvfold.export.checkpoint import Checkpoint
+    from kvfold.export.checkpoint.checkpoint import Checkpoint
 
 # A file is read until it gave this many times the tokens asked for; sequences are drawn from those.
 POOL = 8

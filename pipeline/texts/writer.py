@@ -31,7 +31,7 @@ from kvfold.runtime.scheduler.request import Prompt, Request
 from kvfold.runtime.scheduler.scheduler import Scheduler
 
 if TYPE_CHECKING:
-    from kvfold.export.checkpoint import Checkpoint
+    from kvfold.export.checkpoint.checkpoint import Checkpoint
     from kvfold.plugins.contract.fold_plan import FoldPlan
     from kvfold.plugins.contract.progress import Progress
 

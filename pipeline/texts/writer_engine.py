@@ -18,7 +18,7 @@ from kvfold.runtime.engine.engine_files import EngineFiles
 from kvfold.runtime.engine.onnxruntime_engine import OnnxRuntimeEngine
 
 if TYPE_CHECKING:
-    from kvfold.export.checkpoint import Checkpoint
+    from kvfold.export.checkpoint.checkpoint import Checkpoint
 
 ENGINE_FOLDER = "engine"
 

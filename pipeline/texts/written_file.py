@@ -13,7 +13,7 @@ from kvfold.pipeline.texts.writer import write_text
 from kvfold.plugins.contract.write_aside import write_aside
 
 if TYPE_CHECKING:
-    from kvfold.export.checkpoint import Checkpoint
+    from kvfold.export.checkpoint.checkpoint import Checkpoint
     from kvfold.pipeline.recipe.recipe_sections import TextSection
     from kvfold.plugins.contract.progress import Progress
 

@@ -12,9 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
-from kvfold.pipeline.show.watch import Work, open_watch
 from kvfold.plugins.contract.errors import FetchError
 
 
@@ -103,6 +100,10 @@ def _fetch(wanted: Download, directory: Path) -> Path:
     target = directory / Path(wanted.member).name
     if target.is_file() and _sha256(target) == wanted.sha256:
         return target
+    from rich.console import Console
+
+    from kvfold.pipeline.show.watch import Work, open_watch
+
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory) as scratch:
         work = Work("fetch", f"{wanted.requirement} ({wanted.size})")

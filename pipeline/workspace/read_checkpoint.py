@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from kvfold.pipeline.workspace.fetch import MODEL_CACHE, fetch_demo_model
 
 if TYPE_CHECKING:
-    from kvfold.export.checkpoint import Checkpoint
+    from kvfold.export.checkpoint.checkpoint import Checkpoint
+    from kvfold.export.model.model_config import ModelConfig
     from kvfold.pipeline.workspace.workspace import Workspace
 
 
@@ -20,7 +21,18 @@ def read_checkpoint(workspace: Workspace) -> Checkpoint:
         CheckpointError, UnsupportedModelError: it cannot be read, or is of no family that kvfold knows.
         FetchError: the demo's model cannot be had.
     """
-    from kvfold.export.checkpoint import load_checkpoint
+    from kvfold.export.checkpoint.load_checkpoint import load_checkpoint
 
+    return load_checkpoint(_source(workspace))
+
+
+def read_config(workspace: Workspace) -> ModelConfig:
+    """The unfolded model's config alone; errors as `read_checkpoint`'s, as far as that says them."""
+    from kvfold.export.checkpoint.read_config import read_config
+
+    return read_config(_source(workspace))
+
+
+def _source(workspace: Workspace) -> str:
     model = workspace.recipe.model
-    return load_checkpoint(str(fetch_demo_model(MODEL_CACHE)) if model.is_demo else model.source)
+    return str(fetch_demo_model(MODEL_CACHE)) if model.is_demo else model.source

@@ -8,11 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from kvfold.pipeline.machine.extras import EXPORT, require_extra
 from kvfold.pipeline.recipe.recipe import Recipe
 from kvfold.pipeline.workspace.stage import Job, Stage, dependents, hash_stage, requirements
 from kvfold.pipeline.workspace.tool_versions import tool_versions
 from kvfold.pipeline.workspace.workspace import Workspace
-from kvfold.pipeline.workspace.write_bundle import BundleWriter, name_disk_errors, open_writer, record_files
+from kvfold.pipeline.workspace.write_bundle import (
+    BundleWriter,
+    name_disk_errors,
+    open_writer,
+    record_files,
+    why_stale,
+)
+from kvfold.plugins.contract.errors import BundleError
 from kvfold.plugins.contract.progress import Progress
 from kvfold.plugins.contract.version import VERSION
 from kvfold.runtime.bundle import Manifest, StageRecord, read_manifest
@@ -58,6 +66,7 @@ def run_stages(
 
     Raises:
         BundleError: the bundle cannot be written (the path is named), or another process writes it.
+        MissingExtraError: a stage must run, and what builds bundles is not installed.
         KvfoldError: whatever a stage raises; what finished before it stays recorded.
     """
     chosen = _chosen(recipe, stages, until)
@@ -67,6 +76,19 @@ def run_stages(
             _run_stage(stage, f"{number} of {len(chosen)}", writer, workspace, display, stages)
             for number, stage in enumerate(chosen, start=1)
         ]
+
+
+def is_up_to_date(stage: Stage, workspace: Workspace) -> bool:
+    """Whether a stage that needs no other would be skipped; nothing is written, and no lock is asked for."""
+    assert not stage.needs, "its inputs would have to be up to date too"
+    try:
+        manifest = read_manifest(workspace.root)
+    except BundleError:  # whoever writes the bundle will say so
+        return False
+    if manifest is None or manifest.kvfold_version != VERSION:
+        return False
+    stage_hash = hash_stage(stage, workspace.recipe, manifest)
+    return why_stale(workspace.root, manifest.stages.get(stage.name), stage_hash) is None
 
 
 def pending_stages(
@@ -108,6 +130,7 @@ def _run_stage(
     if why is None:
         display.skipped(stage)
         return StageOutcome(stage.name, ran=False, seconds=0.0)
+    require_extra(EXPORT)
     start = time.perf_counter()
     last_time = writer.manifest.seconds.get(stage.name)
     with display.running(stage, place, why, last_time) as progress, name_disk_errors(writer.root):

@@ -48,17 +48,7 @@ class BundleWriter:
 
     def why_stale(self, stage: str, stage_hash: str) -> str | None:
         """Why a stage must run; None when its recorded files are there and still the right ones."""
-        record = self.manifest.stages.get(stage)
-        if record is None:
-            return "not done yet"
-        if record.hash != stage_hash:
-            return "its settings, inputs or code changed"
-        try:
-            for name, file in record.files.items():
-                check_file(self.root, name, file)
-        except BundleError as error:
-            return str(error).split(";", 1)[0]
-        return None
+        return why_stale(self.root, self.manifest.stages.get(stage), stage_hash)
 
     def commit(self, stage: str, record: StageRecord, forget: set[str], tools: Mapping[str, str]) -> None:
         """Move a stage's staged files into the bundle and record it.
@@ -93,6 +83,20 @@ class BundleWriter:
         sync(aside)
         aside.replace(self.root / MANIFEST)
         sync(self.root)
+
+
+def why_stale(root: Path, record: StageRecord | None, stage_hash: str) -> str | None:
+    """Why a stage with this record must run; None when its files are there and still the right ones."""
+    if record is None:
+        return "not done yet"
+    if record.hash != stage_hash:
+        return "its settings, inputs or code changed"
+    try:
+        for name, file in record.files.items():
+            check_file(root, name, file)
+    except BundleError as error:
+        return str(error).split(";", 1)[0]
+    return None
 
 
 def record_files(folder: Path) -> dict[str, FileRecord]:

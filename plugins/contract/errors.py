@@ -67,3 +67,7 @@ class ValidationError(KvfoldError):
 
 class TargetError(KvfoldError):
     """A target cannot be built or run on this machine."""
+
+
+class MissingExtraError(KvfoldError):
+    """A package of one of kvfold's extras is not installed, and what was asked for needs it."""

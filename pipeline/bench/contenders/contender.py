@@ -7,6 +7,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+# Caches are rounded up to this many tokens: a multiple of every contender's KV page.
+ROUNDING = 256
+
+
+@dataclass(frozen=True)
+class CacheLoad:
+    """Sequences that are in the KV cache at once.
+
+    Attributes:
+        sequences: how many.
+        length: tokens of each at its end.
+    """
+
+    sequences: int
+    length: int
+
+    @property
+    def tokens(self) -> int:
+        """Of all sequences."""
+        return self.sequences * self.length
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -14,13 +35,21 @@ class Limits:
 
     Attributes:
         threads: compute threads.
-        cache_tokens: tokens that the KV cache must hold at once, of one long sequence or of all short ones.
-        sequences: most sequences at once.
+        cache_loads: of every workload, the warm-up's too; one after the other, never together.
     """
 
     threads: int
-    cache_tokens: int
-    sequences: int
+    cache_loads: tuple[CacheLoad, ...]
+
+    @property
+    def cache_tokens(self) -> int:
+        """Tokens that the KV cache must hold at once, rounded up."""
+        return -(-max(load.tokens for load in self.cache_loads) // ROUNDING) * ROUNDING
+
+    @property
+    def sequences(self) -> int:
+        """Most sequences at once."""
+        return max(load.sequences for load in self.cache_loads)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvfold.pipeline.bench.contenders.contender import Generation, Limits
+from kvfold.pipeline.bench.contenders.contender import CacheLoad, Generation, Limits
 
 if TYPE_CHECKING:
     from kvfold.plugins.contract.fold_plan import FoldPlan
@@ -29,22 +29,46 @@ def prepare(source: Path, target: Path) -> None:
 
 
 def load(model: Path, limits: Limits) -> KvfoldContender:
-    """Load a bundle with pools for twice the tokens in use at once, as OpenVINO GenAI gets."""
+    """Load a bundle with pools for twice what is in use at once, as OpenVINO GenAI gets."""
     from kvfold.runtime.bundle import open_bundle
-    from kvfold.runtime.llm import LLM
+    from kvfold.runtime.engine.engine_files import open_engine
+    from kvfold.runtime.llm import DEFAULT_TARGET, LLM
 
-    return KvfoldContender(LLM.load(model, runtime_config(open_bundle(model).plan, limits)))
+    files = open_engine(open_bundle(model), DEFAULT_TARGET)
+    config = runtime_config(files.plan, limits, files.config.max_context_length)
+    return KvfoldContender(LLM.load(model, config))
 
 
-def runtime_config(plan: FoldPlan, limits: Limits) -> RuntimeConfig:
-    """Bytes of twice the tokens in use at once, with what a step's chunk takes of small windows."""
+def runtime_config(plan: FoldPlan, limits: Limits, max_context_length: int) -> RuntimeConfig:
+    """Bytes that give each group's pool at least `pages_in_use` twice.
+
+    The runtime splits its bytes as a sequence of the whole context needs them, so the group that then gets
+    the least decides; `runtime.memory.budget.pages_for` is the split.
+    """
     from kvfold.runtime.memory.budget import pages_of_sequence
     from kvfold.runtime.runtime_config import RuntimeConfig
 
     config = RuntimeConfig(max_num_seqs=limits.sequences, threads=limits.threads)
-    pages = pages_of_sequence(plan, limits.cache_tokens, config.max_num_batched_tokens)
-    budget = 2 * sum(pages[group.name] * group.page_bytes(plan.page_size) for group in plan.groups)
+    chunk = min(config.max_num_batched_tokens, max_context_length)
+    full = pages_of_sequence(plan, max_context_length, chunk)
+    sequence_bytes = sum(full[group.name] * group.page_bytes(plan.page_size) for group in plan.groups)
+    in_use = pages_in_use(plan, limits, chunk)
+    budget = max(-(-2 * in_use[name] * sequence_bytes // full[name]) for name in full)
     return replace(config, kv_cache_bytes=budget)
+
+
+def pages_in_use(plan: FoldPlan, limits: Limits, chunk: int) -> dict[str, int]:
+    """Most pages of each group that any load holds, at `chunk` tokens a step; a whole step at least.
+
+    The scheduler keeps a page in reserve for each running sequence, or it would admit the next one later.
+    """
+    from kvfold.runtime.memory.horizon import horizons
+
+    loads = (CacheLoad(1, chunk), *limits.cache_loads)
+    return {
+        law.name: max(load.sequences * (law.peak_pages(load.length, chunk) + 1) for load in loads)
+        for law in horizons(plan)
+    }
 
 
 class KvfoldContender:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from kvfold.export.checkpoint import Checkpoint
+from kvfold.export.checkpoint.checkpoint import Checkpoint
 from kvfold.export.model.families import FAMILIES, SWITCHES
 from kvfold.export.model.model_config import ModelConfig
 

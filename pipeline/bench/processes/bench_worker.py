@@ -13,7 +13,7 @@ from pathlib import Path
 from kvfold.pipeline.bench.contenders import contender_module
 from kvfold.pipeline.bench.processes.jobs import Answer, Job, Measure, Prepare, read_job, write_answer
 from kvfold.pipeline.bench.workloads.run_workloads import measure
-from kvfold.pipeline.bench.workloads.workloads import LOAD, MEMORY, SETS
+from kvfold.pipeline.bench.workloads.workloads import LOAD, MEMORY, choose_workloads
 
 STATUS = Path("/proc/self/status")
 
@@ -47,7 +47,8 @@ def _measure(job: Measure) -> dict[str, float]:
     started = time.perf_counter()
     contender = contender_module(job.contender).load(Path(job.model), job.limits)
     load = time.perf_counter() - started
-    values = measure(contender, SETS[job.workloads], job.vocab_size, job.seed) | {LOAD.key: load}
+    workloads = choose_workloads(job.workloads, job.context_length)
+    values = measure(contender, workloads, job.vocab_size, job.seed) | {LOAD.key: load}
     peak = peak_memory()
     return values if peak is None else values | {MEMORY.key: peak}
 

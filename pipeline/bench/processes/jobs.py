@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvfold.pipeline.bench.contenders.contender import Limits
+from kvfold.pipeline.bench.contenders.contender import CacheLoad, Limits
 
 
 @dataclass(frozen=True)
@@ -28,20 +28,22 @@ class Prepare:
 
 @dataclass(frozen=True)
 class Measure:
-    """Load a model, warm up, and run every workload of a set once.
+    """Load a model, warm up, and run every workload of a set once that the model's context holds.
 
     Attributes:
         workloads: a name in `pipeline.bench.workloads.workloads.SETS`.
+        context_length: tokens that a sequence of this model may have.
         vocab_size: prompts are written from ids below it.
         seed: makes prompts that no other job has.
     """
 
-    contender: str
-    model: str
     workloads: str
+    context_length: int
     vocab_size: int
     limits: Limits
     seed: str
+    contender: str
+    model: str
 
 
 Job = Probe | Prepare | Measure
@@ -73,7 +75,8 @@ def read_job(text: str) -> Job:
     content = json.loads(text)
     fields = content["fields"]
     if "limits" in fields:
-        fields["limits"] = Limits(**fields["limits"])
+        threads, loads = fields["limits"]["threads"], fields["limits"]["cache_loads"]
+        fields["limits"] = Limits(threads, tuple(CacheLoad(**load) for load in loads))
     job: Job = KINDS[content["kind"]](**fields)
     return job
 

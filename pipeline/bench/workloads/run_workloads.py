@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kvfold.pipeline.bench.contenders.contender import Contender
-from kvfold.pipeline.bench.workloads.workloads import Batch, SecondTurn, Single, Workload, write_prompt
-
-WARM_UP: tuple[Workload, ...] = (
-    Single(context=128, new_tokens=4),
-    Batch(sequences=8, context=16, new_tokens=4),
+from kvfold.pipeline.bench.workloads.workloads import (
+    WARM_UP,
+    Batch,
+    SecondTurn,
+    Single,
+    Workload,
+    write_prompt,
 )
 
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from kvfold.pipeline.bench.contenders.contender import CacheLoad
+
 Unit = Literal["tokens/s", "ms", "MiB", "s"]
 
 # Ids below are special tokens in every tokenizer we know; a prompt of them is not like text.
@@ -48,9 +50,9 @@ class Single:
         return (prefill, decode) if self.new_tokens else (prefill,)
 
     @property
-    def cache_tokens(self) -> int:
-        """Tokens in the KV cache at its end."""
-        return self.context + self.new_tokens + 1
+    def cache_load(self) -> CacheLoad:
+        """What is in the KV cache at its end."""
+        return CacheLoad(1, self.context + self.new_tokens + 1)
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,9 @@ class Batch:
         return (Metric(f"decode_batch_{self.sequences}", f"{self.sequences} at once", "tokens/s"),)
 
     @property
-    def cache_tokens(self) -> int:
-        """Tokens in the KV cache at its end, over all sequences."""
-        return self.sequences * (self.context + self.new_tokens + 1)
+    def cache_load(self) -> CacheLoad:
+        """What is in the KV cache at its end."""
+        return CacheLoad(self.sequences, self.context + self.new_tokens + 1)
 
 
 @dataclass(frozen=True)
@@ -101,9 +103,9 @@ class SecondTurn:
         )
 
     @property
-    def cache_tokens(self) -> int:
-        """Tokens in the KV cache at its end."""
-        return self.conversation + self.reply + self.message + 1
+    def cache_load(self) -> CacheLoad:
+        """What is in the KV cache at its end."""
+        return CacheLoad(1, self.conversation + self.reply + self.message + 1)
 
 
 Workload = Single | Batch | SecondTurn
@@ -123,6 +125,10 @@ QUICK: tuple[Workload, ...] = (
     SecondTurn(conversation=500, reply=4, message=64),
 )
 SETS: dict[str, tuple[Workload, ...]] = {"full": FULL, "quick": QUICK}
+WARM_UP: tuple[Workload, ...] = (  # no longer than the shortest that is measured
+    Single(context=128, new_tokens=4),
+    Batch(sequences=8, context=16, new_tokens=4),
+)
 
 # Facts of the process itself, next to what the workloads give.
 LOAD = Metric("load", "load", "s")
@@ -134,8 +140,13 @@ def list_metrics(workloads: Sequence[Workload]) -> list[Metric]:
     return [metric for workload in workloads for metric in workload.metrics] + [MEMORY, LOAD]
 
 
+def choose_workloads(name: str, context_length: int) -> list[Workload]:
+    """Those of a set that a model of this context can run."""
+    return [workload for workload in SETS[name] if workload.cache_load.length <= context_length]
+
+
 def write_prompt(length: int, vocab_size: int, seed: str) -> list[int]:
     """Ordinary token ids, the same for all contenders; another seed shares no prefix, so caches stay cold."""
     generator = random.Random(seed)
-    first = min(FIRST_ORDINARY_TOKEN, vocab_size - 1)
+    first = min(FIRST_ORDINARY_TOKEN, vocab_size // 2)
     return [generator.randrange(first, vocab_size) for _ in range(length)]

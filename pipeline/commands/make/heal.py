@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from statistics import mean
+from typing import TYPE_CHECKING
 
 import click
 from rich import get_console
@@ -17,8 +17,9 @@ from kvfold.pipeline.commands.options.recipe_arguments import (
     recipe_argument,
     same_arguments,
 )
-from kvfold.pipeline.show.table import Table
-from kvfold.pipeline.show.terminal import draw_table
+
+if TYPE_CHECKING:
+    from kvfold.pipeline.show.table import Table
 
 
 @click.command("heal")
@@ -37,6 +38,7 @@ def command(recipe: str, output: Path | None) -> None:
     """
     from kvfold.pipeline.bring_up_to_date import bring_up_to_date
     from kvfold.pipeline.recipe.load_recipe import load_recipe
+    from kvfold.pipeline.show.terminal import draw_table
     from kvfold.pipeline.workspace.workspace import ADAPTER, HEAL_LOSSES
     from kvfold.plugins.contract.errors import RecipeError
 
@@ -54,6 +56,8 @@ def command(recipe: str, output: Path | None) -> None:
 
 def loss_table(log: str) -> Table:
     """The loss at the beginning and the end of each step, means over a tenth of its updates."""
+    from kvfold.pipeline.show.table import Table
+
     steps = groupby((json.loads(line) for line in log.splitlines()), key=lambda line: line["step"])
     return Table.of(
         "",
@@ -63,5 +67,7 @@ def loss_table(log: str) -> Table:
 
 
 def _loss_cells(losses: Sequence[float]) -> tuple[str, str, str]:
+    from statistics import mean
+
     tenth = max(1, len(losses) // 10)
     return str(len(losses)), f"{mean(losses[:tenth]):.4f}", f"{mean(losses[-tenth:]):.4f}"

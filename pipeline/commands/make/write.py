@@ -34,7 +34,7 @@ def command(recipe: str, tokens: int, seed: int, output: Path) -> None:
     \b
     Examples:
       kvfold write my.yaml -o chats.jsonl                         16,384 tokens
-      kvfold write my.yaml --tokens 100000 --seed 1 -o more.jsonl others
+      kvfold write my.yaml --tokens 100000 --seed 1 -o more.jsonl  others
     """
     from kvfold.pipeline.recipe.load_recipe import load_recipe
     from kvfold.pipeline.recipe.recipe_sections import TextSection

@@ -52,7 +52,7 @@ def command(recipe: str, output: Path | None, settings: BenchSettings, work: Pat
     checkpoint = read_checkpoint(workspace)
     models = PreparedModels(work, checkpoint)
     console = get_console()
-    result = run_bench(root, workspace.plan, models, checkpoint.config.vocab_size, settings, console)
+    result = run_bench(root, workspace.plan, models, checkpoint.config, settings, console)
     table = bench_table(result)
     console.print(draw_table(table))
     report = root / "report"

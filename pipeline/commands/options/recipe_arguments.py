@@ -11,7 +11,6 @@ from click.shell_completion import CompletionItem
 
 from kvfold.pipeline.machine.targets import TARGETS
 from kvfold.pipeline.recipe.recipe_files import BUNDLES, DEFAULT_RECIPE, find_recipe, shipped_recipes
-from kvfold.runtime.bundle import MANIFEST
 
 
 class RecipeType(click.ParamType[str]):
@@ -83,6 +82,8 @@ def target_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def is_bundle(argument: str) -> bool:
     """Whether RECIPE is a bundle's folder; any other folder may bear the name of a shipped recipe."""
+    from kvfold.runtime.bundle import MANIFEST
+
     return (Path(argument) / MANIFEST).is_file()
 
 

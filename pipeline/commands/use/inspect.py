@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich import get_console
 
-from kvfold.pipeline.commands.options.recipe_arguments import is_bundle, recipe_argument
-from kvfold.pipeline.show.draw_plan import draw_plan
-from kvfold.plugins.contract.fold_plan import FoldPlan
-from kvfold.plugins.contract.plan_presets import AttentionShape
+from kvfold.pipeline.commands.options.recipe_arguments import bundle_path, is_bundle, recipe_argument
+
+if TYPE_CHECKING:
+    from kvfold.plugins.contract.fold_plan import FoldPlan
+    from kvfold.plugins.contract.plan_presets import AttentionShape
 
 
 @click.command("inspect")
@@ -23,6 +25,8 @@ def command(recipe: str) -> None:
       kvfold inspect character      before anything is exported
       kvfold inspect bundles/compact   what a bundle holds
     """
+    from kvfold.pipeline.show.draw_plan import draw_plan
+
     plan, shape = _read_bundle(Path(recipe)) if is_bundle(recipe) else _read_recipe(recipe)
     get_console().print(draw_plan(plan, shape))
 
@@ -37,11 +41,15 @@ def _read_bundle(root: Path) -> tuple[FoldPlan, AttentionShape]:
 
 
 def _read_recipe(name: str) -> tuple[FoldPlan, AttentionShape]:
+    """The model's shape is in its bundle where that has been begun and is up to date, else in its config."""
     from kvfold.pipeline.recipe.load_recipe import load_recipe
     from kvfold.pipeline.recipe.plan_section import plan_for
-    from kvfold.pipeline.workspace.read_checkpoint import read_checkpoint
+    from kvfold.pipeline.stages import checkpoint
+    from kvfold.pipeline.workspace.read_checkpoint import read_config
+    from kvfold.pipeline.workspace.run_stages import is_up_to_date
     from kvfold.pipeline.workspace.workspace import Workspace
 
-    recipe = load_recipe(name)
-    shape = read_checkpoint(Workspace(recipe, Path())).config.attention_shape
-    return plan_for(recipe.plan, shape), shape
+    workspace = Workspace(load_recipe(name), bundle_path(name, None))
+    done = is_up_to_date(checkpoint.STAGE, workspace)
+    shape = (workspace.config if done else read_config(workspace)).attention_shape
+    return plan_for(workspace.recipe.plan, shape), shape

@@ -5,13 +5,6 @@ from __future__ import annotations
 import time
 
 import click
-from rich import get_console
-from rich.console import Group
-from rich.live import Live
-
-from kvfold.pipeline.machine.gpus import open_nvml, read_gpus
-from kvfold.pipeline.machine.monitor_view import monitor_view
-from kvfold.runtime.status import read_statuses
 
 
 @click.command("monitor")
@@ -28,6 +21,14 @@ def command(interval: float, once: bool) -> None:
       kvfold monitor            a live table, once a second
       kvfold monitor --once     one look
     """
+    from rich import get_console
+    from rich.console import Group
+    from rich.live import Live
+
+    from kvfold.pipeline.machine.gpus import open_nvml, read_gpus
+    from kvfold.pipeline.machine.monitor_view import monitor_view
+    from kvfold.runtime.status import read_statuses
+
     with open_nvml() as no_gpu:
 
         def view() -> Group:

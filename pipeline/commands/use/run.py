@@ -54,7 +54,7 @@ def command(
     \b
     Examples:
       kvfold run                                  the demo model
-      kvfold run bundles/compact --system "Be brief" a built bundle; needs no torch
+      kvfold run bundles/compact --system "Be brief"  a built bundle; needs no torch
       kvfold run --temperature 0.7 --seed 1       sampled instead of greedy
       echo "What is a KV cache?" | kvfold run     a single question
     """

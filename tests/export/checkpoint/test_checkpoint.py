@@ -11,8 +11,9 @@ import torch
 from gguf import GGMLQuantizationType
 from transformers import PreTrainedModel
 
-from kvfold.export.checkpoint import Checkpoint, load_checkpoint
+from kvfold.export.checkpoint.checkpoint import Checkpoint
 from kvfold.export.checkpoint.gguf_file import deinterleave
+from kvfold.export.checkpoint.load_checkpoint import load_checkpoint
 from kvfold.export.model.decoder import Decoder
 from kvfold.export.model.families import FAMILIES
 from kvfold.export.model.rope import inverse_frequencies

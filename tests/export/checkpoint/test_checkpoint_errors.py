@@ -12,7 +12,8 @@ from gguf import GGMLQuantizationType
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
-from kvfold.export.checkpoint import huggingface, load_checkpoint
+from kvfold.export.checkpoint import huggingface
+from kvfold.export.checkpoint.load_checkpoint import load_checkpoint
 from kvfold.plugins.contract.errors import CheckpointError, UnsupportedModelError
 from tests.export.tiny_checkpoints import random_model, write_folder, write_gguf
 

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gguf import GGMLQuantizationType, GGUFReader
+from gguf import GGMLQuantizationType
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from kvfold.export.checkpoint import load_checkpoint
 from kvfold.export.checkpoint.checkpoint_tokenizer import CheckpointTokenizer
+from kvfold.export.checkpoint.gguf_header import read_gguf_header
 from kvfold.export.checkpoint.gguf_tokenizer import tokenizer_from_gguf
+from kvfold.export.checkpoint.load_checkpoint import load_checkpoint
 from kvfold.plugins.contract.chat_template import render_chat
 from kvfold.plugins.contract.errors import CheckpointError, RequestError, UnsupportedModelError
 from kvfold.plugins.contract.tokenizer_config import TokenizerConfig
@@ -37,7 +38,7 @@ def encode(tokenizer: CheckpointTokenizer, text: str) -> list[int]:
 
 @pytest.fixture(scope="session")
 def smollm2_metadata(smollm2_gguf: Path) -> dict[str, Any]:
-    return {name: field.contents() for name, field in GGUFReader(smollm2_gguf).fields.items()}
+    return read_gguf_header(smollm2_gguf).metadata
 
 
 @pytest.mark.parametrize("pre", GOLDEN["ids"])

@@ -14,23 +14,38 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
+from kvfold.export.model.model_config import ModelConfig
 from kvfold.pipeline.bench.bench import run_bench
 from kvfold.pipeline.bench.bench_results import BenchResult
 from kvfold.pipeline.bench.bench_settings import BenchSettings
 from kvfold.pipeline.bench.contenders import KVFOLD, PEERS, contender_module
-from kvfold.pipeline.bench.contenders.contender import Limits
+from kvfold.pipeline.bench.contenders.contender import CacheLoad, Limits
 from kvfold.pipeline.bench.prepared_models import PreparedModels
 from kvfold.pipeline.bench.processes import bench_worker as worker
 from kvfold.pipeline.bench.processes import jobs, process
 from kvfold.pipeline.bench.processes.process import WorkerError, run_job
 from kvfold.pipeline.commands.measure.bench import command
-from kvfold.plugins.contract.errors import TargetError
+from kvfold.plugins.contract.errors import TargetError, UnsupportedModelError
 from tests.root import ROOT
 from tests.runtime.harness import PLANS
 
 VOCAB = 5000
+MODEL = ModelConfig(
+    family="llama",
+    vocab_size=VOCAB,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+    rms_norm_eps=1e-6,
+    rope_theta=5000.0,
+    max_position_embeddings=2048,
+)
 PYTHON = Path(sys.executable)
-LIMITS = Limits(threads=2, cache_tokens=1024, sequences=8)
+LIMITS = Limits(threads=2, cache_loads=(CacheLoad(1, 1000), CacheLoad(8, 128)))
+CONTEXT = MODEL.max_position_embeddings
 
 
 @pytest.mark.parametrize(
@@ -38,7 +53,7 @@ LIMITS = Limits(threads=2, cache_tokens=1024, sequences=8)
     [
         jobs.Probe("llama_cpp"),
         jobs.Prepare("llama_cpp", "source", "target"),
-        jobs.Measure("llama_cpp", "model", "quick", VOCAB, LIMITS, "round 1"),
+        jobs.Measure("quick", CONTEXT, VOCAB, LIMITS, "round 1", "llama_cpp", "model"),
     ],
 )
 def test_jobs_survive_the_trip(job: jobs.Job) -> None:
@@ -115,7 +130,7 @@ def fake_contenders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fake_job(model: Path) -> jobs.Measure:
-    return jobs.Measure("llama_cpp", str(model), "quick", VOCAB, LIMITS, "round 1")
+    return jobs.Measure("quick", CONTEXT, VOCAB, LIMITS, "round 1", "llama_cpp", str(model))
 
 
 @pytest.mark.usefixtures("fake_contenders")
@@ -155,14 +170,16 @@ class FakeModels:
         return self.folder
 
 
-def bench_fakes(tmp_path: Path, settings: BenchSettings) -> tuple[BenchResult, str]:
+def bench_fakes(
+    tmp_path: Path, settings: BenchSettings, model: ModelConfig = MODEL
+) -> tuple[BenchResult, str]:
     """Result and terminal output of a run; kvfold's bundle and the peers' models are two empty folders."""
-    bundle, model = tmp_path / "bundle", tmp_path / "model"
+    bundle, peers = tmp_path / "bundle", tmp_path / "model"
     bundle.mkdir()
-    model.mkdir(exist_ok=True)
+    peers.mkdir(exist_ok=True)
     printed = io.StringIO()
-    models = cast(PreparedModels, FakeModels(model))
-    result = run_bench(bundle, PLANS["hybrid"], models, VOCAB, settings, Console(file=printed, width=500))
+    models = cast(PreparedModels, FakeModels(peers))
+    result = run_bench(bundle, PLANS["hybrid"], models, model, settings, Console(file=printed, width=500))
     return result, printed.getvalue()
 
 
@@ -208,10 +225,29 @@ def test_kvfold_itself_may_not_fail(tmp_path: Path) -> None:
             tmp_path / "bundle",
             PLANS["hybrid"],
             models,
-            VOCAB,
+            MODEL,
             BenchSettings((), rounds=1),
             Console(file=io.StringIO()),
         )
+
+
+@pytest.mark.usefixtures("fake_contenders")
+def test_workloads_longer_than_the_context_are_left_out_visibly(tmp_path: Path) -> None:
+    short = MODEL.model_copy(update={"max_position_embeddings": 512})
+    result, printed = bench_fakes(tmp_path, BenchSettings((), rounds=1, workloads="quick"), short)
+    keys = {metric.key for metric in result.metrics}
+    assert keys == {"prefill_128", "decode_128", "decode_batch_8", "peak_memory", "load"}
+    assert keys - {"peak_memory"} <= result.contenders[0].samples.keys() <= keys
+    (first, second) = result.skipped
+    assert first == "prefill 512: a sequence of 513 tokens, the model's context is 512"
+    assert second.startswith("2nd turn of 500 and its 64 new tokens alone: a sequence of 569 tokens")
+    assert first in printed
+
+
+def test_a_context_too_short_for_any_workload_is_refused(tmp_path: Path) -> None:
+    short = MODEL.model_copy(update={"max_position_embeddings": 128})
+    with pytest.raises(UnsupportedModelError, match=r"context is 128 tokens, .* sequences of 145 and"):
+        bench_fakes(tmp_path, BenchSettings((), workloads="quick"), short)
 
 
 def test_unknown_peer_is_refused_by_name() -> None:

@@ -11,7 +11,8 @@ import torch
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
-from kvfold.export.checkpoint import Checkpoint, load_checkpoint
+from kvfold.export.checkpoint.checkpoint import Checkpoint
+from kvfold.export.checkpoint.load_checkpoint import load_checkpoint
 from kvfold.export.model.families import FAMILIES
 from kvfold.pipeline.bench import prepared_models
 from kvfold.pipeline.bench.models.gguf_from_huggingface import ARCHITECTURES, write_gguf

@@ -5,20 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from kvfold.pipeline.bench.bench import ROUNDING, needed_limits
-from kvfold.pipeline.bench.bench_settings import BenchSettings
+from kvfold.pipeline.bench.bench import needed_limits
 from kvfold.pipeline.bench.contenders.common_prefix import common_prefix
-from kvfold.pipeline.bench.contenders.contender import Generation, Limits
-from kvfold.pipeline.bench.contenders.kvfold import KvfoldContender, runtime_config
+from kvfold.pipeline.bench.contenders.contender import ROUNDING, CacheLoad, Generation, Limits
+from kvfold.pipeline.bench.contenders.kvfold import KvfoldContender, pages_in_use, runtime_config
 from kvfold.pipeline.bench.workloads import run_workloads, workloads
 from kvfold.pipeline.recipe.load_recipe import load_recipe
 from kvfold.pipeline.recipe.plan_section import plan_for
 from kvfold.pipeline.recipe.recipe_files import shipped_recipes
+from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.plugins.contract.plan_presets import AttentionShape
+from kvfold.runtime.llm import LLM
 from kvfold.runtime.memory.budget import pages_for
 from kvfold.runtime.sampling.params import SamplingParams
+from tests.runtime.byte_tokenizer import ByteTokenizer
 from tests.runtime.harness import PLANS, check, in_use, make_llm, make_prompts
+from tests.runtime.synthetic_engine import SyntheticEngine, make_plan
 
 VOCAB = 5000
 
@@ -75,7 +80,7 @@ def test_second_turn_pays_for_its_new_tokens_only() -> None:
 def test_measure_warms_up_first() -> None:
     contender = Clockwork()
     values = run_workloads.measure(contender, [workloads.Single(128, 16)], VOCAB, "a")
-    assert len(contender.calls) == len(run_workloads.WARM_UP) + 1
+    assert len(contender.calls) == len(workloads.WARM_UP) + 1
     assert contender.calls[-1] == (1, 128, 17)
     assert values.keys() == {"prefill_128", "decode_128"}
 
@@ -85,7 +90,12 @@ def test_prompts_are_equal_for_all_contenders_and_cold_for_each_seed() -> None:
     assert first == workloads.write_prompt(100, VOCAB, "round 1")
     assert common_prefix(first, workloads.write_prompt(100, VOCAB, "round 2")) == 0
     assert all(workloads.FIRST_ORDINARY_TOKEN <= token < VOCAB for token in first)
-    assert set(workloads.write_prompt(9, 8, "tiny vocabulary")) == {7}
+
+
+def test_prompts_differ_in_a_tiny_vocabulary_too() -> None:
+    first, second = (workloads.write_prompt(99, 8, seed) for seed in ("round 1", "round 2"))
+    assert first != second
+    assert set(first) == {4, 5, 6, 7}
 
 
 def test_common_prefix_leaves_a_token_to_compute() -> None:
@@ -104,10 +114,19 @@ def test_full_set_has_every_figure_the_project_reports() -> None:
 
 @pytest.mark.parametrize("name", list(workloads.SETS))
 def test_limits_hold_every_workload(name: str) -> None:
-    limits = needed_limits(BenchSettings(workloads=name))
+    limits = needed_limits(2, workloads.SETS[name])
     assert limits.cache_tokens % ROUNDING == 0
-    assert all(workload.cache_tokens <= limits.cache_tokens for workload in workloads.SETS[name])
+    for workload in (*workloads.WARM_UP, *workloads.SETS[name]):
+        assert workload.cache_load.tokens <= limits.cache_tokens
     assert limits.sequences == 8
+
+
+@pytest.mark.parametrize("name", list(workloads.SETS))
+def test_a_model_that_runs_any_workload_can_warm_up(name: str) -> None:
+    shortest = min(workload.cache_load.length for workload in workloads.SETS[name])
+    assert all(workload.cache_load.length <= shortest for workload in workloads.WARM_UP)
+    assert workloads.choose_workloads(name, shortest)
+    assert workloads.choose_workloads(name, shortest - 1) == []
 
 
 def test_kvfold_contender_reports_every_token_when_it_came() -> None:
@@ -138,10 +157,36 @@ def test_kvfold_contender_gives_back_what_does_not_continue() -> None:
     assert in_use(llm) == 0
 
 
+def shipped_plan(name: str) -> FoldPlan:
+    return plan_for(load_recipe(name).plan, AttentionShape(30, 9, 3, 64))
+
+
 @pytest.mark.parametrize("name", shipped_recipes())
-@pytest.mark.parametrize("workloads_name", ["quick", "full"])
-def test_the_pools_of_every_shipped_plan_hold_a_step(name: str, workloads_name: str) -> None:
-    """Windows of 32 tokens are smaller than the chunk of a prompt that runs through them."""
-    plan = plan_for(load_recipe(name).plan, AttentionShape(30, 9, 3, 64))
-    limits: Limits = needed_limits(BenchSettings(workloads=workloads_name))
-    assert pages_for(plan, runtime_config(plan, limits), 8192)
+@pytest.mark.parametrize("chosen", ["quick", "full"])
+def test_every_shipped_plan_runs_the_workloads(name: str, chosen: str) -> None:
+    """All sequences at once, in the contender's pools, over an engine that checks its pages."""
+    plan, context = shipped_plan(name), 8192
+    config = runtime_config(plan, needed_limits(2, workloads.SETS[chosen]), context)
+    engine = SyntheticEngine(plan, pages_for(plan, config, context), VOCAB, context)
+    llm = LLM(engine, ByteTokenizer(()), config)
+    values = run_workloads.measure(KvfoldContender(llm), workloads.SETS[chosen], VOCAB, "round 1")
+    assert values.keys() == {metric.key for workload in workloads.SETS[chosen] for metric in workload.metrics}
+    assert engine.largest_batch == 8
+    assert llm.metrics.cache.preemptions == 0
+
+
+@given(
+    windows=st.lists(st.sampled_from([None, 1, 16, 32, 100, 1024]), min_size=1, max_size=4),
+    sinks=st.sampled_from([0, 4, 40]),
+    loads=st.lists(st.tuples(st.integers(1, 8), st.integers(2, 600)), min_size=1, max_size=3),
+    context=st.sampled_from([600, 4096]),
+)
+def test_pools_hold_what_is_in_use(
+    windows: list[int | None], sinks: int, loads: list[tuple[int, int]], context: int
+) -> None:
+    plan = make_plan(*((window, sinks if window else 0) for window in windows))
+    limits = Limits(2, tuple(CacheLoad(*load) for load in loads))
+    config = runtime_config(plan, limits, context)
+    pages = pages_for(plan, config, context)
+    in_use = pages_in_use(plan, limits, config.max_num_batched_tokens)
+    assert all(pages[name] >= 2 * count for name, count in in_use.items())

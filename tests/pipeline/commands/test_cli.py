@@ -149,3 +149,29 @@ def test_reading_a_recipe_and_a_report_needs_no_torch() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.stdout.strip() == "set()", result.stderr
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("buidl", "build"), ("inspct", "inspect"), ("benchmark", "bench"), ("zzz", None)]
+)
+def test_a_wrong_command_suggests_the_closest(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], typed: str, meant: str | None
+) -> None:
+    assert run_main(monkeypatch, typed) == 2
+    said = capsys.readouterr().err
+    assert f"No such command {typed!r}" in said
+    assert (f"Did you mean {meant!r}?" in said) == (meant is not None)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("compat", "compact"), ("balance.yaml", "balanced"), ("mein.yaml", "mine.yaml"), ("zzz", None)],
+)
+def test_a_wrong_recipe_suggests_the_closest(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, typed: str, meant: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("model: {source: demo}\n")
+    result = CliRunner().invoke(cli, ["export", typed])
+    assert isinstance(result.exception, RecipeError)
+    assert (f"did you mean {meant!r}?" in str(result.exception)) == (meant is not None)

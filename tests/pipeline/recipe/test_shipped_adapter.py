@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kvfold.export.checkpoint import load_checkpoint
+from kvfold.export.checkpoint.load_checkpoint import load_checkpoint
 from kvfold.export.heal.healed_adapter import load_adapter, merge
 from kvfold.export.model.decoder import Decoder
 from kvfold.pipeline.recipe.load_recipe import load_recipe

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from kvfold.export.checkpoint import Checkpoint
+from kvfold.export.checkpoint.checkpoint import Checkpoint
 from kvfold.pipeline.recipe.load_recipe import load_recipe
 from kvfold.pipeline.show.watch import open_watch
 from kvfold.pipeline.stages.order import STAGES

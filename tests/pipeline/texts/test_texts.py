@@ -10,7 +10,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from kvfold.export.checkpoint import Checkpoint, load_checkpoint
+from kvfold.export.checkpoint.checkpoint import Checkpoint
+from kvfold.export.checkpoint.load_checkpoint import load_checkpoint
 from kvfold.pipeline.recipe.recipe_sections import TextSection
 from kvfold.pipeline.texts.documents import read_documents
 from kvfold.pipeline.texts.texts import read_texts

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from kvfold.export.checkpoint import Checkpoint, load_checkpoint
+from kvfold.export.checkpoint.checkpoint import Checkpoint
+from kvfold.export.checkpoint.load_checkpoint import load_checkpoint
 from kvfold.export.model.decoder import Decoder
 from kvfold.pipeline.recipe.recipe_sections import TextSection
 from kvfold.pipeline.texts import writer, writer_engine

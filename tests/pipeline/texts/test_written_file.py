@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kvfold.export.checkpoint import Checkpoint, load_checkpoint
+from kvfold.export.checkpoint.checkpoint import Checkpoint
+from kvfold.export.checkpoint.load_checkpoint import load_checkpoint
 from kvfold.pipeline.recipe.recipe_sections import TextSection
 from kvfold.pipeline.texts import written_file
 from kvfold.pipeline.texts.documents import read_documents

@@ -7,7 +7,7 @@ import signal
 import sys
 from pathlib import Path
 
-from kvfold.export.checkpoint import load_checkpoint
+from kvfold.export.checkpoint.load_checkpoint import load_checkpoint
 from kvfold.pipeline.recipe.recipe_sections import TextSection
 from kvfold.pipeline.texts.writer import write_text
 
