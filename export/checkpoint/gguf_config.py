@@ -12,6 +12,7 @@ from kvfold.export.model.families import (
     SUPPORTED,
     Family,
     Metadata,
+    bias_switches,
     build_config,
     divide,
     scaling_fields,
@@ -38,11 +39,13 @@ class GgufTensorFacts:
     Attributes:
         vocab_size: rows of the embedding.
         tie_word_embeddings: the file has no output matrix.
+        bias_keys: as a family's, those whose biases the file holds.
         rope_factors: divisors of each RoPE frequency, from `rope_freqs.weight`; None without them.
     """
 
     vocab_size: int
     tie_word_embeddings: bool
+    bias_keys: tuple[str, ...] = ()
     rope_factors: tuple[float, ...] | None = None
 
 
@@ -81,6 +84,7 @@ def config_from_gguf(metadata: Metadata, facts: GgufTensorFacts) -> ModelConfig:
             "rope_theta": raw.get("rope.freq_base", 10000.0),
             "rope_scaling": _rope_scaling(raw),
             "tie_word_embeddings": facts.tie_word_embeddings,
+            **bias_switches(family, facts.bias_keys),
         },
     )
     return config if facts.rope_factors is None else _with_llama3_rope(config, facts.rope_factors)

@@ -38,6 +38,8 @@ LAYER_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+# A tensor that is there where the family's config asks for biases by this key.
+BIASES = {"attention_bias": "blk.0.attn_q.bias", "mlp_bias": "blk.0.ffn_gate.bias"}
 ROPE_FACTORS = "rope_freqs.weight"  # llama3 RoPE; part of the config here
 
 
@@ -84,6 +86,7 @@ def _read_config(path: Path, metadata: dict[str, Any], tensors: dict[str, Reader
     facts = GgufTensorFacts(
         vocab_size=int(embedding.shape[1]),
         tie_word_embeddings="output.weight" not in tensors,
+        bias_keys=tuple(key for key, name in BIASES.items() if name in tensors),
         rope_factors=None if factors is None else tuple(float(factor) for factor in factors.data),
     )
     return config_from_gguf(metadata, facts)
@@ -130,10 +133,10 @@ def _read_tensor(path: Path, tensor: ReaderTensor, interleaved_heads: int | None
 
 
 def deinterleave(weight: Tensor, heads: int) -> Tensor:
-    """Undo llama.cpp's row order of Q and K, [heads * head_dim, hidden].
+    """Undo llama.cpp's row order of Q and K, [heads * head_dim, hidden], or of a bias.
 
     Its converter moves rows (i, i + head_dim / 2) of a head to (2 i, 2 i + 1), so that RoPE pairs are
     neighbours; Hugging Face pairs the two halves.
     """
-    rows, columns = weight.shape
-    return weight.reshape(heads, rows // heads // 2, 2, columns).transpose(1, 2).reshape(rows, columns)
+    pairs = weight.reshape(heads, len(weight) // heads // 2, 2, *weight.shape[1:])
+    return pairs.transpose(1, 2).reshape(weight.shape)

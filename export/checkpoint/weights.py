@@ -57,6 +57,11 @@ def expected_shapes(config: ModelConfig) -> dict[str, Shape]:
     if config.attention_bias:
         sizes = {"q": query, "k": key, "v": key}
         layer |= {f"self_attn.{name}_proj.bias": (size,) for name, size in sizes.items()}
+    if config.output_bias:
+        layer["self_attn.o_proj.bias"] = (hidden,)
+    if config.mlp_bias:
+        sizes = {"gate": middle, "up": middle, "down": hidden}
+        layer |= {f"mlp.{name}_proj.bias": (size,) for name, size in sizes.items()}
     if config.qk_norm:
         layer |= {f"self_attn.{name}_norm.weight": (head_dim,) for name in "qk"}
     shapes: dict[str, Shape] = {"model.embed_tokens.weight": (config.vocab_size, hidden)}

@@ -36,6 +36,8 @@ class ModelConfig(Record):
     Attributes:
         family: the declaration in `families.py` that the checkpoint matched.
         attention_bias: whether q, k and v have a bias (qwen2).
+        output_bias: whether o_proj has one (llama and qwen3, where their config says `attention_bias`).
+        mlp_bias: whether gate_proj, up_proj and down_proj have one (llama).
         qk_norm: whether q and k pass an RMSNorm per head before RoPE (qwen3).
     """
 
@@ -52,6 +54,8 @@ class ModelConfig(Record):
     rope_scaling: RopeScaling | None = None
     max_position_embeddings: int = Field(ge=1)
     attention_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
     qk_norm: bool = False
     tie_word_embeddings: bool = False
 

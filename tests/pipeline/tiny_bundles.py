@@ -28,9 +28,9 @@ WORDS = ("the", "a", "cab", "tab", "dab", "of", "folded", "cache", "abacus")
 REPORT = target_stage("report", "cpu")
 
 
-def write_recipes(folder: Path) -> None:
-    """A checkpoint and a text, beside the recipes that name them: exact, small, strict."""
-    write_folder(folder / "model", random_model("llama", num_hidden_layers=4))
+def write_recipes(folder: Path, model: str = "llama") -> None:
+    """A checkpoint of MODELS and a text, beside the recipes that name them: exact, small, strict."""
+    write_folder(folder / "model", random_model(model, num_hidden_layers=4))
     words = random.Random(0).choices(WORDS, k=4000)
     (folder / "text.txt").write_text(" ".join(words))
     (folder / "exact.yaml").write_text(RECIPE % ("horizon, kv_dtype: float32", "none", 1e-4, 2e-3))

@@ -47,6 +47,18 @@ def test_features_come_from_the_family() -> None:
     assert config_from_huggingface(QWEN3).head_dim == 128
 
 
+def test_biases_come_from_the_family_or_its_config() -> None:
+    def biases(raw: dict[str, Any]) -> tuple[bool, bool, bool]:
+        config = config_from_huggingface(raw)
+        return config.attention_bias, config.output_bias, config.mlp_bias
+
+    assert biases(LLAMA) == (False, False, False)
+    assert biases(LLAMA | {"attention_bias": True}) == (True, True, False)
+    assert biases(LLAMA | {"mlp_bias": True}) == (False, False, True)
+    assert biases(QWEN2 | {"attention_bias": True}) == (True, False, False)  # as transformers: q, k and v
+    assert biases(QWEN3 | {"attention_bias": True}) == (True, True, False)
+
+
 def test_both_generations_of_rope_keys_agree() -> None:
     rope = {
         "rope_type": "llama3",
@@ -80,8 +92,8 @@ def test_missing_kv_heads_mean_multi_head_attention() -> None:
         (LLAMA | {"num_local_experts": 8}, "MoE"),
         (QWEN3 | {"num_experts": 128}, "MoE"),
         (LLAMA | {"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
-        (LLAMA | {"mlp_bias": True}, "mlp_bias"),
-        (LLAMA | {"attention_bias": True}, "attention_bias"),
+        (QWEN3 | {"mlp_bias": True}, "mlp_bias"),
+        (MISTRAL | {"attention_bias": True}, "attention_bias"),
         (LLAMA | {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         (LLAMA | {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         (LLAMA | {"quantization_config": {"quant_method": "gptq"}}, "quantization_config.*gptq"),
