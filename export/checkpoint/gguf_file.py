@@ -15,6 +15,7 @@ from torch import Tensor
 from kvfold.export.checkpoint.checkpoint import Checkpoint
 from kvfold.export.checkpoint.gguf_config import GgufTensorFacts, config_from_gguf, gguf_family
 from kvfold.export.checkpoint.gguf_tokenizer import tokenizer_from_gguf
+from kvfold.export.checkpoint.unfit_folders import refuse_lfs_pointers
 from kvfold.export.checkpoint.weights import LazyWeights, check_shapes
 from kvfold.export.model.model_config import ModelConfig
 from kvfold.plugins.contract.errors import CheckpointError, UnsupportedModelError
@@ -52,10 +53,13 @@ def checkpoint_from_gguf(path: Path) -> Checkpoint:
         CheckpointError: the file is truncated or corrupted, or a tensor is missing or unexpected.
         UnsupportedModelError: its architecture, RoPE, vocabulary or quantisation is not supported.
     """
+    refuse_lfs_pointers([path])
     metadata, tensors = _open(path)
+    _refuse_parts(path, metadata)
     config = _read_config(path, metadata, tensors)
     sibling = path.parent / "tokenizer.json"
     override = sibling if sibling.is_file() else None
+    refuse_lfs_pointers([override] if override else [])
     return Checkpoint(
         source=str(path),
         config=config,
@@ -75,6 +79,22 @@ def _open(path: Path) -> tuple[dict[str, Any], dict[str, ReaderTensor]]:
         raise CheckpointError(
             f"{path} is not a GGUF file, or it is truncated or corrupted: {error}"
         ) from error
+
+
+def _refuse_parts(path: Path, metadata: dict[str, Any]) -> None:
+    """Files that are a part of a model, or belong to one."""
+    count = metadata.get("split.count", 1)
+    if count != 1:
+        raise UnsupportedModelError(
+            f"{path} is one of {count} parts of a model; join them with `llama-gguf-split --merge` and name "
+            "the whole"
+        )
+    kind = metadata.get("general.type", "model")
+    if kind != "model":
+        raise UnsupportedModelError(
+            f"{path} holds no model but general.type = {kind!r:.40}; name the model's own file (merge a LoRA "
+            "adapter into it with `llama-export-lora`)"
+        )
 
 
 def _read_config(path: Path, metadata: dict[str, Any], tensors: dict[str, ReaderTensor]) -> ModelConfig:

@@ -47,6 +47,11 @@ class Family:
     head_dim: int | None = None
     sliding_window: int | None = None
 
+    @property
+    def backbone(self) -> str:
+        """Hugging Face's class without the head; `save_pretrained` of one writes no prefix and no head."""
+        return self.architecture.replace("ForCausalLM", "Model")
+
 
 FAMILIES = (
     Family(
@@ -60,13 +65,16 @@ FAMILIES = (
 SWITCHES = ("attention_bias", "output_bias", "mlp_bias", "qk_norm")
 SUPPORTED = ", ".join(family.name for family in FAMILIES)
 
+# Keys by which a config says that its weights are quantised: transformers', compressed-tensors', MLX's.
+QUANTISED = ("quantization_config", "compression_config", "quantization")
+
 # Config keys that change the computation: the values the decoder implements, and what others would need.
 NEUTRAL: dict[str, tuple[tuple[object, ...], str]] = {
     "hidden_act": (("silu",), "only the SwiGLU MLP with silu is implemented"),
     "mlp_bias": ((False,), "transformers computes no biases in the MLP of this family"),
     "attention_bias": ((False,), "transformers computes no biases in the attention of this family"),
     "partial_rotary_factor": ((1, 1.0), "RoPE must turn every channel of a head"),
-    "quantization_config": ((), "weights are quantised already; start from the float checkpoint"),
+    **dict.fromkeys(QUANTISED, ((), "weights are quantised already; start from the float checkpoint")),
     "num_experts": ((0,), "mixture of experts (MoE) is not implemented"),
     "num_local_experts": ((0,), "mixture of experts (MoE) is not implemented"),
     "n_routed_experts": ((0,), "mixture of experts (MoE) is not implemented"),
@@ -96,7 +104,9 @@ def config_from_huggingface(raw: Metadata) -> ModelConfig:
         value = raw.get(key)
         computed = key in family.bias_keys or (key == "attention_bias" and family.attention_bias)
         if value is not None and value not in accepted and not computed:
-            raise UnsupportedModelError(f"{family.name} with {key} = {value!r:.80}: {reason}")
+            method = value.get("quant_method") if isinstance(value, Mapping) and key in QUANTISED else None
+            named = f" (quant_method {method!r:.40})" if method else ""
+            raise UnsupportedModelError(f"{family.name} with {key} = {value!r:.80}{named}: {reason}")
     _refuse_sliding(family, raw)
     heads = raw.get("num_attention_heads")
     theta, scaling = _huggingface_rope(raw)
@@ -118,8 +128,14 @@ def config_from_huggingface(raw: Metadata) -> ModelConfig:
 def _huggingface_family(raw: Metadata) -> Family:
     """The family that both `model_type` and `architectures`, where given, agree on."""
     model_type, architectures = raw.get("model_type"), raw.get("architectures") or []
+    if not isinstance(architectures, list):
+        raise CheckpointError(f"config.json: architectures must be a list, not {architectures!r:.80}")
     for family in FAMILIES:
-        if model_type in (family.name, None) and architectures in ([family.architecture], []):
+        if model_type in (family.name, None) and architectures in (
+            [family.architecture],
+            [family.backbone],
+            [],
+        ):
             if model_type is None and not architectures:
                 raise CheckpointError(
                     "config.json has neither model_type nor architectures; is it a model's?"
@@ -133,7 +149,7 @@ def _refuse_sliding(family: Family, raw: Metadata) -> None:
     """A window the checkpoint was trained with is refused; one as long as the context changes nothing."""
     window = raw.get("sliding_window", family.sliding_window)
     uses_window = raw.get("use_sliding_window", family.sliding_window is not None)
-    if raw.get("layer_types"):
+    if isinstance(raw.get("layer_types"), list) and raw["layer_types"]:
         uses_window = "sliding_attention" in raw["layer_types"]
     context = raw.get("max_position_embeddings")
     if uses_window and isinstance(window, int) and isinstance(context, int) and window < context:

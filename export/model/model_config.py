@@ -45,14 +45,14 @@ class ModelConfig(Record):
     vocab_size: int = Field(ge=1)
     hidden_size: int = Field(ge=1)
     intermediate_size: int = Field(ge=1)
-    num_hidden_layers: int = Field(ge=1)
+    num_hidden_layers: int = Field(ge=1, le=10_000)
     num_attention_heads: int = Field(ge=1)
     num_key_value_heads: int = Field(ge=1)
     head_dim: int = Field(ge=2)
     rms_norm_eps: float = Field(gt=0)
     rope_theta: float = Field(gt=0)
     rope_scaling: RopeScaling | None = None
-    max_position_embeddings: int = Field(ge=1)
+    max_position_embeddings: int = Field(ge=1, le=2**31 - 1)
     attention_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False

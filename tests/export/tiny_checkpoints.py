@@ -106,7 +106,7 @@ def write_gguf(path: Path, model: PreTrainedModel, kind: gguf.GGMLQuantizationTy
     if "rope_factors" in metadata:
         writer.add_tensor("rope_freqs.weight", metadata.pop("rope_factors"))
     for name, value in metadata.items():
-        getattr(writer, f"add_{name}")(value)
+        getattr(writer, f"add_{name}")(*(value if isinstance(value, tuple) else (value,)))
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
