@@ -17,6 +17,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +85,14 @@ def main(bundle: str, scratch: str) -> None:
 
 def cases(source: Path) -> Iterator[tuple[str, bool, Any]]:
     """File, whether the manifest is to agree, and a function from its bytes to damaged ones and words."""
-    for keys in paths(json.loads((source / ENGINE).read_bytes())):
-        for value in HOSTILE:
-            yield ENGINE, True, lambda content, keys=keys, value=value: put(content, keys, value)
+    for file in (ENGINE, TOKENIZER_CONFIG):
+        for keys in paths(json.loads((source / file).read_bytes())):
+            for value in HOSTILE:
+                yield file, True, partial(put, keys=keys, value=value)
     for case in range(RANDOM_CASES):
         dice = random.Random(f"{SEED} {case}")
         file = dice.choice(FILES)
-        yield file, file != MANIFEST and dice.random() < 0.6, lambda content, dice=dice: damage(content, dice)
+        yield file, file != MANIFEST and dice.random() < 0.6, partial(damage, dice=dice)
 
 
 def damage(content: bytes, dice: random.Random) -> tuple[bytes, str]:
@@ -186,10 +188,15 @@ def forge_fingerprint(root: Path) -> None:
 
 
 def reply(root: Path) -> tuple[int, ...]:
-    """What a user gets of a bundle: loaded, prompted, answered."""
+    """What a user gets of a bundle: loaded, prompted, chatted with, answered."""
     config = RuntimeConfig(kv_cache_bytes=4 << 20, max_num_batched_tokens=64, max_num_seqs=2, threads=1)
     llm = LLM.load(root, config)
-    return tuple(llm.generate("a cab folded", SamplingParams(max_tokens=4))[0].token_ids)
+    params = SamplingParams(max_tokens=4)
+    replies = (
+        llm.generate("a cab folded", params)[0],
+        llm.chat([{"role": "user", "content": "a tab"}], params),
+    )
+    return tuple(token for reply in replies for token in reply.token_ids)
 
 
 def run_apart(root: Path, expected: tuple[int, ...]) -> str:
