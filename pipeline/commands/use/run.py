@@ -20,7 +20,6 @@ from kvfold.pipeline.commands.options.recipe_arguments import (
 from kvfold.pipeline.commands.options.sampling_options import sampling_options
 from kvfold.pipeline.recipe.recipe_files import BUNDLES
 from kvfold.plugins.contract.errors import RecipeError
-from kvfold.runtime.bundle import MANIFEST
 
 if TYPE_CHECKING:
     from kvfold.runtime.llm import LLM
@@ -80,6 +79,8 @@ def _bring_up_to_date(
     try:
         root = bundle_path(recipe, output)
     except RecipeError as error:
+        from kvfold.runtime.bundle import MANIFEST
+
         built = ", ".join(sorted(str(manifest.parent) for manifest in BUNDLES.glob(f"*/{MANIFEST}")))
         raise RecipeError(
             f"{error}; or a bundle's folder ({built or f'there is none in {BUNDLES} yet'})"
