@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Literal
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from pydantic import ValidationError as PydanticValidationError
 
 from kvfold.plugins.contract.errors import BundleError
@@ -30,6 +30,18 @@ SCALES = "scales.safetensors"
 QUANTIZATION = "quantization.json"
 
 Verification = Literal["size", "full"]
+RecordType = TypeVar("RecordType", bound=Record)
+
+
+def _inside(name: str) -> str:
+    """A path that cannot lead out of the bundle's folder, whoever wrote the manifest."""
+    path = PurePosixPath(name)
+    if str(path) != name or path.is_absolute() or ".." in path.parts or "\0" in name:
+        raise ValueError(f"{name!r:.80} is no path inside the bundle")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(_inside)]
 
 
 class FileRecord(Record):
@@ -56,7 +68,7 @@ class StageRecord(Record):
     """
 
     hash: str
-    files: dict[str, FileRecord]
+    files: dict[FileName, FileRecord]
     seconds: float = Field(ge=0)
 
 
@@ -121,8 +133,8 @@ class Bundle:
 
     @cached_property
     def plan(self) -> FoldPlan:
-        """The FoldPlan of `fold.json`."""
-        return FoldPlan.parse(self.file(FOLD_PLAN).read_bytes())
+        """The FoldPlan of `fold.json`; raises BundleError where it holds none."""
+        return read_record(self.file(FOLD_PLAN), FoldPlan)
 
 
 def open_bundle(path: str | Path, verify: Verification = "size") -> Bundle:
@@ -155,6 +167,22 @@ def open_bundle(path: str | Path, verify: Verification = "size") -> Bundle:
     return Bundle(root, manifest)
 
 
+def read_record(path: Path, kind: type[RecordType]) -> RecordType:
+    """A JSON file of a bundle as the record that kvfold writes there.
+
+    Raises:
+        BundleError: it cannot be read, or holds something else; each wrong key is named.
+    """
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read ({error.strerror}); check the path") from error
+    except PydanticValidationError as error:
+        raise BundleError(
+            f"{describe_errors(str(path), error)}\ndelete it and run `kvfold build RECIPE` to write it again"
+        ) from error
+
+
 def read_manifest(root: Path) -> Manifest | None:
     """The manifest of a bundle, or None where there is none.
 
@@ -185,7 +213,11 @@ def check_size(root: Path, name: str, record: FileRecord) -> None:
     """Refuse a file that is missing or has another length than recorded."""
     path = root / name
     again = f"run `kvfold build RECIPE --output {root}` to write it again"
-    if not path.is_file():
+    try:
+        present = path.is_file()
+    except OSError as error:
+        raise BundleError(f"{path!s:.200} cannot be read ({error.strerror}); {again}") from error
+    if not present:
         raise BundleError(f"{path} is missing; {again}")
     size = path.stat().st_size
     if size != record.size:

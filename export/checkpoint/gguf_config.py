@@ -11,6 +11,7 @@ from kvfold.export.model.families import (
     SUPPORTED,
     Family,
     Metadata,
+    bias_switches,
     build_config,
     divide,
     scaling_fields,
@@ -28,6 +29,8 @@ GGUF_KEYS = {
     "max_position_embeddings": "context_length",
 }
 ROPE_FACTORS = "rope_freqs.weight"  # llama3 RoPE: a tensor there, part of the config here
+# A tensor that is there where the family\'s config asks for biases by this key.
+BIASES = {"attention_bias": "blk.0.attn_q.bias", "mlp_bias": "blk.0.ffn_gate.bias"}
 
 
 @dataclass(frozen=True)
@@ -37,11 +40,13 @@ class GgufTensorFacts:
     Attributes:
         vocab_size: rows of the embedding.
         tie_word_embeddings: the file has no output matrix.
+        bias_keys: as a family's, those whose biases the file holds.
         rope_factors: divisors of each RoPE frequency, from `rope_freqs.weight`; None without them.
     """
 
     vocab_size: int
     tie_word_embeddings: bool
+    bias_keys: tuple[str, ...] = ()
     rope_factors: tuple[float, ...] | None = None
 
 
@@ -52,6 +57,7 @@ def config_of_header(header: GgufHeader) -> ModelConfig:
         UnsupportedModelError: the architecture or one of its features is not implemented; it is named.
         CheckpointError: a value or the embedding is missing, or of the wrong type.
     """
+    _refuse_parts(header)
     gguf_family(header.metadata)  # an unknown architecture is named before its tensors are missed
     embedding = header.tensors.get("token_embd.weight")
     if embedding is None or not embedding.shape:
@@ -61,9 +67,26 @@ def config_of_header(header: GgufHeader) -> ModelConfig:
     facts = GgufTensorFacts(
         vocab_size=embedding.shape[0],
         tie_word_embeddings="output.weight" not in header.tensors,
+        bias_keys=tuple(key for key, name in BIASES.items() if name in header.tensors),
         rope_factors=header.read_floats(ROPE_FACTORS),
     )
     return config_from_gguf(header.metadata, facts)
+
+
+def _refuse_parts(header: GgufHeader) -> None:
+    """Files that are a part of a model, or belong to one."""
+    count = header.metadata.get("split.count", 1)
+    if count != 1:
+        raise UnsupportedModelError(
+            f"{header.path} is one of {count} parts of a model; join them with `llama-gguf-split --merge` "
+            "and name the whole"
+        )
+    kind = header.metadata.get("general.type", "model")
+    if kind != "model":
+        raise UnsupportedModelError(
+            f"{header.path} holds no model but general.type = {kind!r:.40}; name the model's own file "
+            "(merge a LoRA adapter into it with `llama-export-lora`)"
+        )
 
 
 def gguf_family(metadata: Metadata) -> Family:
@@ -101,6 +124,7 @@ def config_from_gguf(metadata: Metadata, facts: GgufTensorFacts) -> ModelConfig:
             "rope_theta": raw.get("rope.freq_base", 10000.0),
             "rope_scaling": _rope_scaling(raw),
             "tie_word_embeddings": facts.tie_word_embeddings,
+            **bias_switches(family, facts.bias_keys),
         },
     )
     return config if facts.rope_factors is None else _with_llama3_rope(config, facts.rope_factors)

@@ -17,6 +17,7 @@ from kvfold.export.checkpoint.checkpoint import Checkpoint
 from kvfold.export.checkpoint.gguf_config import ROPE_FACTORS, config_of_header, gguf_family
 from kvfold.export.checkpoint.gguf_header import GgufHeader, GgufTensor, read_gguf_header
 from kvfold.export.checkpoint.gguf_tokenizer import tokenizer_from_gguf
+from kvfold.export.checkpoint.unfit_folders import refuse_lfs_pointers
 from kvfold.export.checkpoint.weights import LazyWeights, check_shapes
 from kvfold.export.model.model_config import ModelConfig
 from kvfold.plugins.contract.errors import CheckpointError, UnsupportedModelError
@@ -51,10 +52,12 @@ def checkpoint_from_gguf(path: Path) -> Checkpoint:
         CheckpointError: the file is truncated or corrupted, or a tensor is missing or unexpected.
         UnsupportedModelError: its architecture, RoPE, vocabulary or quantisation is not supported.
     """
+    refuse_lfs_pointers([path])
     header = read_gguf_header(path)
     config = config_of_header(header)
     sibling = path.parent / "tokenizer.json"
     override = sibling if sibling.is_file() else None
+    refuse_lfs_pointers([override] if override else [])
     return Checkpoint(
         source=str(path),
         config=config,
@@ -119,10 +122,10 @@ def _read_tensor(path: Path, tensor: GgufTensor, stored: np.ndarray, interleaved
 
 
 def deinterleave(weight: Tensor, heads: int) -> Tensor:
-    """Undo llama.cpp's row order of Q and K, [heads * head_dim, hidden].
+    """Undo llama.cpp's row order of Q and K, [heads * head_dim, hidden], or of a bias.
 
     Its converter moves rows (i, i + head_dim / 2) of a head to (2 i, 2 i + 1), so that RoPE pairs are
     neighbours; Hugging Face pairs the two halves.
     """
-    rows, columns = weight.shape
-    return weight.reshape(heads, rows // heads // 2, 2, columns).transpose(1, 2).reshape(rows, columns)
+    pairs = weight.reshape(heads, len(weight) // heads // 2, 2, *weight.shape[1:])
+    return pairs.transpose(1, 2).reshape(weight.shape)

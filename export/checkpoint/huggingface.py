@@ -16,7 +16,21 @@ from torch import Tensor
 
 from kvfold.export.checkpoint.checkpoint import Checkpoint
 from kvfold.export.checkpoint.huggingface_tokenizer import tokenizer_from_huggingface
-from kvfold.export.checkpoint.weights import LazyWeights, Shape, check_shapes
+from kvfold.export.checkpoint.unfit_folders import (
+    ADAPTER_CONFIG,
+    missing_weights,
+    refuse_lfs_pointers,
+    refuse_quantised,
+    refuse_unfit_folder,
+)
+from kvfold.export.checkpoint.weights import (
+    HEAD,
+    LazyWeights,
+    Shape,
+    canonical_name,
+    check_shapes,
+    expected_shapes,
+)
 from kvfold.export.model.families import config_from_huggingface
 from kvfold.export.model.model_config import ModelConfig
 from kvfold.plugins.contract.errors import CheckpointError, UnsupportedModelError
@@ -62,7 +76,7 @@ def fetch_from_hub(repository: str) -> Path:
     Raises:
         CheckpointError: the hub cannot be reached, or has no such repository.
     """
-    wanted = [*CONFIG_FILES, *TOKENIZER_FILES, "model*.safetensors", INDEX]
+    wanted = [*CONFIG_FILES, *TOKENIZER_FILES, ADAPTER_CONFIG, "model*.safetensors", INDEX]
     try:
         return Path(snapshot_download(repository, allow_patterns=wanted))
     except (OSError, HFValidationError) as error:
@@ -79,14 +93,13 @@ def checkpoint_from_folder(folder: Path, source: str) -> Checkpoint:
         CheckpointError: a file or tensor is missing, truncated, corrupted or unexpected; it is named.
         UnsupportedModelError: the model is not one that kvfold can fold.
     """
+    refuse_unfit_folder(folder)
+    read = [path for name in (*CONFIG_FILES, *TOKENIZER_FILES) if (path := folder / name).is_file()]
+    refuse_lfs_pointers(read)
     declared = {name: _read_json(folder / name) for name in CONFIG_FILES}
-    if not declared["config.json"]:
-        raise CheckpointError(
-            f"{folder} has no config.json; name a folder with a model in Hugging Face's layout"
-        )
     config = config_from_huggingface(declared["config.json"])
     shards = _weight_files(folder)
-    read = [path for name in (*CONFIG_FILES, *TOKENIZER_FILES) if (path := folder / name).is_file()]
+    refuse_lfs_pointers(shards)
     return Checkpoint(
         source=source,
         config=config,
@@ -111,36 +124,46 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _weight_files(folder: Path) -> list[Path]:
     """model.safetensors, or every shard that the index names."""
+    refuse_lfs_pointers([folder / INDEX] if (folder / INDEX).is_file() else [])
     index = _read_json(folder / INDEX)
-    names = sorted(set(index.get("weight_map", {}).values())) if index else [SINGLE]
+    shards = index.get("weight_map") if index else {"": SINGLE}
+    if not isinstance(shards, dict) or not shards or not all(isinstance(n, str) for n in shards.values()):
+        raise CheckpointError(
+            f"{folder / INDEX} has no weight_map from tensors to files but {shards!r:.60}; fetch it again"
+        )
+    names = sorted(set(shards.values()))
     for name in names:
-        if Path(name).name != name:
-            raise CheckpointError(f"{folder / INDEX} names {name!r}, which is outside of its folder")
-        if not (folder / name).is_file():
-            raise CheckpointError(
-                f"{folder / name} is missing; fetch it again (weights are read from safetensors files only)"
-            )
+        if not name or Path(name).name != name or "\0" in name:
+            raise CheckpointError(f"{folder / INDEX} names {name!r:.80}, which is outside of its folder")
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise missing_weights(folder, missing, len(names))
     return [folder / name for name in names]
 
 
 def _open_weights(folder: Path, shards: list[Path], config: ModelConfig) -> LazyWeights:
     readers: dict[str, Callable[[], Tensor]] = {}
     shapes: dict[str, Shape] = {}
+    expected = {*expected_shapes(config), HEAD}
     for path in shards:
         try:
             file = cast(SafetensorsFile, safe_open(path, framework="pt"))
-            stored = list(file.keys())
-            slices = {name: file.get_slice(name) for name in stored if not name.endswith(HARMLESS)}
+            named = list(file.keys())
+            slices = {name: file.get_slice(name) for name in named if not name.endswith(HARMLESS)}
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} is truncated or corrupted: {error}; fetch it again") from error
-        for name, part in slices.items():
+        refuse_quantised(str(path), slices)
+        for stored, part in slices.items():
             if part.get_dtype() not in FLOATS:
                 raise UnsupportedModelError(
-                    f"{path}: tensor {name} has type {part.get_dtype()}; supported are {', '.join(FLOATS)}"
+                    f"{path}: tensor {stored} has type {part.get_dtype()}; supported are {', '.join(FLOATS)}"
+                )
+            if (name := canonical_name(stored, expected)) in readers:
+                raise CheckpointError(
+                    f"{path}: tensor {stored} is there twice, as {name}; remove one of them"
                 )
             shapes[name] = tuple(part.get_shape())
-            readers[name] = partial(_read_tensor, file, name)
-    if config.tie_word_embeddings and "lm_head.weight" in shapes:
+            readers[name] = partial(_read_tensor, file, stored)
+    if config.tie_word_embeddings and HEAD in shapes:
         _drop_tied_head(folder, readers, shapes)
     check_shapes(str(folder), shapes, config)
     return LazyWeights(str(folder), readers)
@@ -152,10 +175,10 @@ def _read_tensor(file: SafetensorsFile, name: str) -> Tensor:
 
 def _drop_tied_head(folder: Path, readers: dict[str, Callable[[], Tensor]], shapes: dict[str, Shape]) -> None:
     """Some tied checkpoints store the head as well; a head of its own would contradict the config."""
-    head, embedding = "lm_head.weight", "model.embed_tokens.weight"
-    if embedding not in readers or not torch.equal(readers[head](), readers[embedding]()):
+    embedding = "model.embed_tokens.weight"
+    if embedding not in readers or not torch.equal(readers[HEAD](), readers[embedding]()):
         raise CheckpointError(
-            f"{folder}: config.json ties the embeddings, but {head} differs from {embedding}; "
+            f"{folder}: config.json ties the embeddings, but {HEAD} differs from {embedding}; "
             "set tie_word_embeddings to false if the head was trained by itself"
         )
-    del readers[head], shapes[head]
+    del readers[HEAD], shapes[HEAD]

@@ -9,6 +9,8 @@ from kvfold.export.checkpoint.gguf_file import checkpoint_from_gguf
 from kvfold.export.checkpoint.huggingface import checkpoint_from_folder, fetch_from_hub
 from kvfold.plugins.contract.errors import CheckpointError
 
+WEIGHTS_ALONE = (".safetensors", ".bin", ".pt", ".pth")
+
 
 def load_checkpoint(source: str | Path) -> Checkpoint:
     """Open a pretrained model.
@@ -23,6 +25,10 @@ def load_checkpoint(source: str | Path) -> Checkpoint:
     path = Path(source)
     if path.is_dir():
         return checkpoint_from_folder(path, str(source))
+    if path.is_file() and path.suffix in WEIGHTS_ALONE:
+        raise CheckpointError(
+            f"{path} is a file of weights, which say nothing of the model; name its folder, {path.parent}"
+        )
     if path.is_file():
         return checkpoint_from_gguf(path)
     if path.suffix == ".gguf" or path.is_absolute() or isinstance(source, Path) or source.count("/") > 1:

@@ -11,6 +11,10 @@ from kvfold.export.model.model_config import ModelConfig
 from kvfold.plugins.contract.errors import CheckpointError
 
 Shape = tuple[int, ...]
+HEAD = "lm_head.weight"
+# What may stand before the names that a causal model has: in a multimodal one, or what torch.compile adds.
+# A model without its head stores no `model.`.
+PREFIXES = ("_orig_mod.", "model.language_model.", "language_model.")
 
 
 class LazyWeights(Mapping[str, Tensor]):
@@ -57,6 +61,11 @@ def expected_shapes(config: ModelConfig) -> dict[str, Shape]:
     if config.attention_bias:
         sizes = {"q": query, "k": key, "v": key}
         layer |= {f"self_attn.{name}_proj.bias": (size,) for name, size in sizes.items()}
+    if config.output_bias:
+        layer["self_attn.o_proj.bias"] = (hidden,)
+    if config.mlp_bias:
+        sizes = {"gate": middle, "up": middle, "down": hidden}
+        layer |= {f"mlp.{name}_proj.bias": (size,) for name, size in sizes.items()}
     if config.qk_norm:
         layer |= {f"self_attn.{name}_norm.weight": (head_dim,) for name in "qk"}
     shapes: dict[str, Shape] = {"model.embed_tokens.weight": (config.vocab_size, hidden)}
@@ -64,8 +73,16 @@ def expected_shapes(config: ModelConfig) -> dict[str, Shape]:
         shapes |= {f"model.layers.{index}.{name}": shape for name, shape in layer.items()}
     shapes["model.norm.weight"] = (hidden,)
     if not config.tie_word_embeddings:
-        shapes["lm_head.weight"] = (config.vocab_size, hidden)
+        shapes[HEAD] = (config.vocab_size, hidden)
     return shapes
+
+
+def canonical_name(stored: str, expected: Collection[str]) -> str:
+    """The expected name of a stored tensor, with or without prefixes; an unexpected one keeps its own."""
+    name = stored
+    for prefix in PREFIXES:
+        name = name.removeprefix(prefix)
+    return next((each for each in (stored, name, f"model.{name}") if each in expected), stored)
 
 
 def check_shapes(source: str, found: Mapping[str, Shape], config: ModelConfig) -> None:
@@ -75,8 +92,18 @@ def check_shapes(source: str, found: Mapping[str, Shape], config: ModelConfig) -
         CheckpointError: tensors are missing, unexpected, or of another shape; the first few are named.
     """
     expected = expected_shapes(config)
-    if missing := expected.keys() - found.keys():
-        raise CheckpointError(f"{source}: missing {_name_some(missing)}; fetch the checkpoint again")
+    missing = expected.keys() - found.keys()
+    if missing == {HEAD}:
+        raise CheckpointError(
+            f"{source}: there is no {HEAD}, and its config does not tie the embeddings. If the head is the "
+            'embedding, as in many small models, the config lacks "tie_word_embeddings": true; else fetch '
+            "the checkpoint again, with its head"
+        )
+    if missing:
+        raise CheckpointError(
+            f"{source}: missing {_name_some(missing)}; it holds {_name_some(found) if found else 'nothing'}. "
+            "Fetch the checkpoint again"
+        )
     if unexpected := found.keys() - expected.keys():
         raise CheckpointError(
             f"{source}: unexpected {_name_some(unexpected)}; family {config.family} does not have them, "

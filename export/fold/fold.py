@@ -26,7 +26,7 @@ class FoldedModel:
     Attributes:
         plan: the plan that was asked for, with the RoPE slots of each folded bank.
         weights: Hugging Face names; consumers have no `k_proj` and `v_proj`.
-        errors: by folded layer, the relative error of its attention-block output on the
+        errors: by folded layer, the relative error of its attention-block output, before its bias, on the
             calibration text: sqrt(E|student - teacher|^2 / E|teacher|^2), each on its own inputs.
     """
 

@@ -12,6 +12,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from kvfold.export.fold.bank import BankStatistics, FoldedBank, fold_bank
 from kvfold.export.fold.fold_settings import FoldSettings
@@ -65,7 +66,7 @@ class SequentialFold:
         """Solve a layer of a folded bank and move both streams past it.
 
         Returns:
-            Relative error of the attention-block output, on the student's own inputs.
+            Relative error of the attention-block output before its bias, on the student's own inputs.
         """
         error = self._solve(layer, bank)
         self._advance(*self._blocks(layer))
@@ -91,9 +92,11 @@ class SequentialFold:
         self._absorb_factors(layer, bank)
         teacher, student = self._blocks(layer)
         self._attend(teacher, student)
+        # Without o_proj's bias, which both models add alike: W_O is fitted to what the heads give.
+        output = teacher.self_attn.o_proj.weight
         moments = Moments(self.student.heads.shape[-1], self.config.hidden_size)
         for rows in self.student.batches():
-            moments.add(self.student.heads[rows], teacher.self_attn.o_proj(self.teacher.heads[rows]))
+            moments.add(self.student.heads[rows], functional.linear(self.teacher.heads[rows], output))
         solved = moments.solve(student.self_attn.o_proj.weight, self.settings.ridge)
         write_output(self.folded, layer, solved)
         return moments.relative_error(solved)

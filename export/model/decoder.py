@@ -57,7 +57,7 @@ class Attention(nn.Module):
         self.key_value_size = self.num_key_value_heads * self.head_dim
         width = self.query_size + (2 * self.key_value_size if plan.is_producer(layer) else 0)
         self.qkv_proj = nn.Linear(config.hidden_size, width, bias=config.attention_bias)
-        self.o_proj = nn.Linear(self.query_size, config.hidden_size, bias=False)
+        self.o_proj = nn.Linear(self.query_size, config.hidden_size, bias=config.output_bias)
         self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else None
         owns_keys = config.qk_norm and plan.is_producer(layer)
         self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if owns_keys else None
@@ -86,8 +86,9 @@ class SwiGLU(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_up_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        hidden, middle, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.gate_up_proj = nn.Linear(hidden, 2 * middle, bias=bias)
+        self.down_proj = nn.Linear(middle, hidden, bias=bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """MLP output, the shape of `hidden`."""

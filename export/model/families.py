@@ -6,7 +6,7 @@ name, with the reason, before a weight is read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,9 @@ class Family:
         gguf_architecture: `general.architecture` of its GGUF files; None where llama.cpp files the
             family under another one.
         gguf_interleaved: llama.cpp stores Q and K rows for interleaved RoPE pairs.
-        attention_bias: q, k and v have a bias.
+        attention_bias: q, k and v always have a bias.
+        bias_keys: keys of its config that give it biases: `attention_bias` to q, k, v and o_proj, `mlp_bias`
+            to gate_proj, up_proj and down_proj.
         qk_norm: q and k pass an RMSNorm per head.
         head_dim: Hugging Face's default; None is hidden_size / num_attention_heads.
         sliding_window: Hugging Face's default where the config names none.
@@ -40,28 +42,39 @@ class Family:
     gguf_architecture: str | None
     gguf_interleaved: bool = False
     attention_bias: bool = False
+    bias_keys: tuple[str, ...] = ()
     qk_norm: bool = False
     head_dim: int | None = None
     sliding_window: int | None = None
 
+    @property
+    def backbone(self) -> str:
+        """Hugging Face's class without the head; `save_pretrained` of one writes no prefix and no head."""
+        return self.architecture.replace("ForCausalLM", "Model")
+
 
 FAMILIES = (
-    Family("llama", "LlamaForCausalLM", "llama", gguf_interleaved=True),
+    Family(
+        "llama", "LlamaForCausalLM", "llama", gguf_interleaved=True, bias_keys=("attention_bias", "mlp_bias")
+    ),
     Family("mistral", "MistralForCausalLM", None, sliding_window=4096),
     Family("qwen2", "Qwen2ForCausalLM", "qwen2", attention_bias=True),
-    Family("qwen3", "Qwen3ForCausalLM", "qwen3", qk_norm=True, head_dim=128),
+    Family("qwen3", "Qwen3ForCausalLM", "qwen3", bias_keys=("attention_bias",), qk_norm=True, head_dim=128),
 )
-# Fields of a family that are fields of ModelConfig.
-SWITCHES = ("attention_bias", "qk_norm")
+# Fields of ModelConfig that follow from the family, some of them from keys of its config too.
+SWITCHES = ("attention_bias", "output_bias", "mlp_bias", "qk_norm")
 SUPPORTED = ", ".join(family.name for family in FAMILIES)
+
+# Keys by which a config says that its weights are quantised: transformers', compressed-tensors', MLX's.
+QUANTISED = ("quantization_config", "compression_config", "quantization")
 
 # Config keys that change the computation: the values the decoder implements, and what others would need.
 NEUTRAL: dict[str, tuple[tuple[object, ...], str]] = {
     "hidden_act": (("silu",), "only the SwiGLU MLP with silu is implemented"),
-    "mlp_bias": ((False,), "biases in the MLP are not implemented"),
-    "attention_bias": ((False,), "a bias on o_proj is not implemented (qwen2's q, k and v biases are)"),
+    "mlp_bias": ((False,), "transformers computes no biases in the MLP of this family"),
+    "attention_bias": ((False,), "transformers computes no biases in the attention of this family"),
     "partial_rotary_factor": ((1, 1.0), "RoPE must turn every channel of a head"),
-    "quantization_config": ((), "weights are quantised already; start from the float checkpoint"),
+    **dict.fromkeys(QUANTISED, ((), "weights are quantised already; start from the float checkpoint")),
     "num_experts": ((0,), "mixture of experts (MoE) is not implemented"),
     "num_local_experts": ((0,), "mixture of experts (MoE) is not implemented"),
     "n_routed_experts": ((0,), "mixture of experts (MoE) is not implemented"),
@@ -89,9 +102,11 @@ def config_from_huggingface(raw: Metadata) -> ModelConfig:
     family = _huggingface_family(raw)
     for key, (accepted, reason) in NEUTRAL.items():
         value = raw.get(key)
-        declared = key == "attention_bias" and family.attention_bias
-        if value is not None and value not in accepted and not declared:
-            raise UnsupportedModelError(f"{family.name} with {key} = {value!r:.80}: {reason}")
+        computed = key in family.bias_keys or (key == "attention_bias" and family.attention_bias)
+        if value is not None and value not in accepted and not computed:
+            method = value.get("quant_method") if isinstance(value, Mapping) and key in QUANTISED else None
+            named = f" (quant_method {method!r:.40})" if method else ""
+            raise UnsupportedModelError(f"{family.name} with {key} = {value!r:.80}{named}: {reason}")
     _refuse_sliding(family, raw)
     heads = raw.get("num_attention_heads")
     theta, scaling = _huggingface_rope(raw)
@@ -105,6 +120,7 @@ def config_from_huggingface(raw: Metadata) -> ModelConfig:
             "rope_theta": theta,
             "rope_scaling": scaling,
             "tie_word_embeddings": raw.get("tie_word_embeddings", False),
+            **bias_switches(family, [key for key in family.bias_keys if raw.get(key)]),
         },
     )
 
@@ -112,8 +128,14 @@ def config_from_huggingface(raw: Metadata) -> ModelConfig:
 def _huggingface_family(raw: Metadata) -> Family:
     """The family that both `model_type` and `architectures`, where given, agree on."""
     model_type, architectures = raw.get("model_type"), raw.get("architectures") or []
+    if not isinstance(architectures, list):
+        raise CheckpointError(f"config.json: architectures must be a list, not {architectures!r:.80}")
     for family in FAMILIES:
-        if model_type in (family.name, None) and architectures in ([family.architecture], []):
+        if model_type in (family.name, None) and architectures in (
+            [family.architecture],
+            [family.backbone],
+            [],
+        ):
             if model_type is None and not architectures:
                 raise CheckpointError(
                     "config.json has neither model_type nor architectures; is it a model's?"
@@ -127,7 +149,7 @@ def _refuse_sliding(family: Family, raw: Metadata) -> None:
     """A window the checkpoint was trained with is refused; one as long as the context changes nothing."""
     window = raw.get("sliding_window", family.sliding_window)
     uses_window = raw.get("use_sliding_window", family.sliding_window is not None)
-    if raw.get("layer_types"):
+    if isinstance(raw.get("layer_types"), list) and raw["layer_types"]:
         uses_window = "sliding_attention" in raw["layer_types"]
     context = raw.get("max_position_embeddings")
     if uses_window and isinstance(window, int) and isinstance(context, int) and window < context:
@@ -166,6 +188,16 @@ def scaling_fields(kind: object, parameters: Metadata) -> dict[str, object] | No
     )
 
 
+def bias_switches(family: Family, asked: Collection[str]) -> dict[str, bool]:
+    """The biases of a ModelConfig, given which of the family's `bias_keys` a checkpoint asks for."""
+    attention, mlp = (key in asked and key in family.bias_keys for key in ("attention_bias", "mlp_bias"))
+    return {
+        "attention_bias": family.attention_bias or attention,
+        "output_bias": attention,
+        "mlp_bias": mlp,
+    }
+
+
 def divide(size: object, parts: object) -> object:
     """size / parts where both are numbers; None otherwise, which validation then reports by name."""
     return size // parts if isinstance(size, int) and isinstance(parts, int) and parts > 0 else None
@@ -173,9 +205,8 @@ def divide(size: object, parts: object) -> object:
 
 def build_config(subject: str, family: Family, values: dict[str, object]) -> ModelConfig:
     """A family's ModelConfig, validated; raises CheckpointError that names each wrong value of `subject`."""
-    switches = {name: getattr(family, name) for name in SWITCHES}
     try:
-        config = ModelConfig.model_validate({"family": family.name, **switches, **values})
+        config = ModelConfig.model_validate({"family": family.name, "qk_norm": family.qk_norm, **values})
     except PydanticValidationError as error:
         raise CheckpointError(describe_errors(subject, error)) from error
     if config.num_attention_heads % config.num_key_value_heads:

@@ -36,6 +36,8 @@ class ModelConfig(Record):
     Attributes:
         family: the declaration in `families.py` that the checkpoint matched.
         attention_bias: whether q, k and v have a bias (qwen2).
+        output_bias: whether o_proj has one (llama and qwen3, where their config says `attention_bias`).
+        mlp_bias: whether gate_proj, up_proj and down_proj have one (llama).
         qk_norm: whether q and k pass an RMSNorm per head before RoPE (qwen3).
     """
 
@@ -43,15 +45,17 @@ class ModelConfig(Record):
     vocab_size: int = Field(ge=1)
     hidden_size: int = Field(ge=1)
     intermediate_size: int = Field(ge=1)
-    num_hidden_layers: int = Field(ge=1)
+    num_hidden_layers: int = Field(ge=1, le=10_000)
     num_attention_heads: int = Field(ge=1)
     num_key_value_heads: int = Field(ge=1)
     head_dim: int = Field(ge=2)
     rms_norm_eps: float = Field(gt=0)
     rope_theta: float = Field(gt=0)
     rope_scaling: RopeScaling | None = None
-    max_position_embeddings: int = Field(ge=1)
+    max_position_embeddings: int = Field(ge=1, le=2**31 - 1)
     attention_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
     qk_norm: bool = False
     tie_word_embeddings: bool = False
 

@@ -60,11 +60,11 @@ def smoothing_groups(config: ModelConfig, plan: FoldPlan) -> Iterator[SmoothingG
             ("post_attention_layernorm", "mlp.gate_up_proj"),
         ):
             yield SmoothingGroup((f"{prefix}{norm}.weight",), (prefix + reader,), hidden)
-        yield SmoothingGroup((f"{prefix}mlp.up_proj.weight",), (f"{prefix}mlp.down_proj",), inner)
+        up = _tensors(f"{prefix}mlp.up_proj", config.mlp_bias)
+        yield SmoothingGroup(up, (f"{prefix}mlp.down_proj",), inner)
     for bank in plan.banks:
-        kinds = ("weight", "bias") if config.attention_bias else ("weight",)
         yield SmoothingGroup(
-            sources=tuple(f"model.layers.{bank.layer}.self_attn.v_proj.{kind}" for kind in kinds),
+            sources=_tensors(f"model.layers.{bank.layer}.self_attn.v_proj", config.attention_bias),
             readers=tuple(f"model.layers.{i}.self_attn.o_proj" for i in bank.layers),
             width=config.head_dim,
             repeats=config.num_attention_heads // bank.num_key_value_heads,
@@ -72,6 +72,10 @@ def smoothing_groups(config: ModelConfig, plan: FoldPlan) -> Iterator[SmoothingG
         )
     if not config.tie_word_embeddings:
         yield SmoothingGroup(("model.norm.weight",), ("lm_head",), hidden)
+
+
+def _tensors(linear: str, has_bias: bool) -> tuple[str, ...]:
+    return (f"{linear}.weight", f"{linear}.bias") if has_bias else (f"{linear}.weight",)
 
 
 def choose_scale(

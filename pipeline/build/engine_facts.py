@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 
 from kvfold.pipeline.workspace.workspace import Workspace
-from kvfold.runtime.bundle import CONFIG, FOLD_PLAN, QUANTIZATION, SCALES, WEIGHTS, hash_file
-from kvfold.runtime.engine.engine_config import Backend, EngineConfig, TensorRTFacts
+from kvfold.runtime.bundle import hash_file
+from kvfold.runtime.engine.engine_config import SOURCES, Backend, EngineConfig, TensorRTFacts, fingerprint_of
 
 
 def engine_config(
@@ -21,14 +20,12 @@ def engine_config(
         passes: how often each graph pass matched.
         tensorrt: what a TensorRT plan was built with.
     """
-    names = (CONFIG, FOLD_PLAN, WEIGHTS, SCALES, QUANTIZATION)
-    digests = [hash_file(workspace.root / name) for name in names]
     return EngineConfig(
         target=workspace.recipe.target,
         backend=backend,
         vocab_size=workspace.config.vocab_size,
         max_context_length=workspace.config.max_position_embeddings,
-        fingerprint=hashlib.sha256("".join(digests).encode()).hexdigest(),
+        fingerprint=fingerprint_of(hash_file(workspace.root / name) for name in SOURCES),
         passes=dict(passes),
         tensorrt=tensorrt,
     )

@@ -11,7 +11,7 @@ from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.plugins.contract.kv_savings import KvBytes
 from kvfold.plugins.contract.plan_presets import AttentionShape
 from kvfold.plugins.contract.record import Record
-from kvfold.runtime.bundle import open_bundle
+from kvfold.runtime.bundle import open_bundle, read_record
 
 
 def results_file(target: str) -> str:
@@ -40,7 +40,7 @@ class Results(Record):
 
 def read_results(root: Path, target: str = "cpu") -> Results:
     """The results of a bundle's target; raises BundleError where it is not validated yet."""
-    return Results.model_validate_json(open_bundle(root).file(results_file(target)).read_bytes())
+    return read_record(open_bundle(root).file(results_file(target)), Results)
 
 
 def require_passed(results: Results) -> None:

@@ -11,12 +11,13 @@ from kvfold.pipeline.report.report_results import Results, page_file, results_fi
 from kvfold.pipeline.workspace.tool_versions import tool_versions
 from kvfold.pipeline.workspace.workspace import FOLD_ERRORS, Workspace
 from kvfold.plugins.contract.kv_savings import kv_bytes
+from kvfold.runtime.bundle import read_record
 
 
 def write_report(workspace: Workspace, output: Path) -> None:
     """Write results and page of the recipe's target into `output`."""
     root, recipe = workspace.root, workspace.recipe
-    measurements = Measurements.model_validate_json((root / measurements_file(recipe.target)).read_bytes())
+    measurements = read_record(root / measurements_file(recipe.target), Measurements)
     shape = workspace.config.attention_shape
     results = Results(
         recipe=recipe.name,

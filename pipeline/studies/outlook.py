@@ -15,7 +15,7 @@ from kvfold.pipeline.recipe.recipe import Recipe
 from kvfold.pipeline.show.watch import format_seconds
 from kvfold.pipeline.stages import heal, training
 from kvfold.pipeline.stages.order import STAGES
-from kvfold.pipeline.workspace.read_checkpoint import read_checkpoint
+from kvfold.pipeline.workspace.read_checkpoint import read_config
 from kvfold.pipeline.workspace.run_stages import pending_stages
 from kvfold.pipeline.workspace.workspace import Workspace
 from kvfold.plugins.contract.plan_presets import Preset, build_plan
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 PROBE_TOKENS = 256
 PROBE_VOCAB = 8_192
-UNKNOWN = "how long, its progress will tell"
+UNKNOWN = "takes, its progress will tell."
 
 
 @dataclass(frozen=True)
@@ -46,24 +46,30 @@ class Task:
     def describe(self) -> str:
         """`read 24,576 tokens: about 3 min 20 s`."""
         if self.seconds is None:
-            return f"{self.doing}: {UNKNOWN}"
-        return f"{self.doing}: {'at least ' * self.at_least}about {format_seconds(self.seconds)}"
+            return self.doing
+        return f"{self.doing}: {'at least ' * self.at_least}{_about(self.seconds)}"
 
 
 def say_outlook(console: Console, tasks: Iterable[Task]) -> None:
-    """Print the tasks and their sum; nothing where there is nothing to do."""
-    listed = list(tasks)
-    if not listed:
-        return
-    console.print("To do, before the tables:")
-    for task in listed:
+    """Print the tasks, each when it is known, and their sum; nothing where there is nothing to do."""
+    listed: list[Task] = []
+    for task in tasks:
+        if not listed:
+            console.print("To do, before the tables:")
+        listed.append(task)
         console.print(Padding(task.describe(), (0, 0, 0, 2), expand=False), highlight=False)
     known = [task.seconds for task in listed if task.seconds is not None]
-    if known and len(listed) > 1:
-        whole = len(known) == len(listed) and not any(task.at_least for task in listed)
-        console.print(
-            f"Together {'' if whole else 'at least '}about {format_seconds(sum(known))}.", highlight=False
-        )
+    whole = len(known) == len(listed) and not any(task.at_least for task in listed)
+    if not whole:
+        least = f"Together at least {_about(sum(known))}; how long the rest" if known else "How long that"
+        console.print(f"{least} {UNKNOWN}", highlight=False)
+    elif len(known) > 1:
+        console.print(f"Together {_about(sum(known))}.", highlight=False)
+
+
+def _about(seconds: float) -> str:
+    """`about 12 s`, `about 3 min`."""
+    return f"about {format_seconds(seconds) if seconds < 90 else f'{seconds / 60:.0f} min'}"
 
 
 def bundle_tasks(recipe: Recipe, root: Path, *until: str) -> list[Task]:
@@ -85,7 +91,7 @@ def bundle_tasks(recipe: Recipe, root: Path, *until: str) -> list[Task]:
 def config_of(recipe: Recipe, root: Path) -> ModelConfig:
     """The unfolded model's config: from the bundle, or where there is none yet from the checkpoint."""
     workspace = Workspace(recipe, root)
-    return workspace.config if (root / CONFIG).is_file() else read_checkpoint(workspace).config
+    return workspace.config if (root / CONFIG).is_file() else read_config(workspace)
 
 
 def seconds_to_read(config: ModelConfig, tokens: float, scored: float = 1.0) -> float:

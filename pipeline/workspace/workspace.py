@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvfold.plugins.contract.fold_plan import FoldPlan
-from kvfold.runtime.bundle import CONFIG, FOLD_PLAN, QUANTIZATION
+from kvfold.runtime.bundle import CONFIG, FOLD_PLAN, QUANTIZATION, read_record
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,19 +44,19 @@ class Workspace:
         """The unfolded model's config, from the bundle."""
         from kvfold.export.model.model_config import ModelConfig
 
-        return ModelConfig.model_validate_json((self.root / CONFIG).read_bytes())
+        return read_record(self.root / CONFIG, ModelConfig)
 
     @cached_property
     def plan(self) -> FoldPlan:
         """The FoldPlan, from the bundle."""
-        return FoldPlan.parse((self.root / FOLD_PLAN).read_bytes())
+        return read_record(self.root / FOLD_PLAN, FoldPlan)
 
     @cached_property
     def quantization(self) -> Quantization:
         """The precision of every linear, and its measured error, from the bundle."""
         from kvfold.export.quantize.precision import Quantization
 
-        return Quantization.model_validate_json((self.root / QUANTIZATION).read_bytes())
+        return read_record(self.root / QUANTIZATION, Quantization)
 
     @property
     def healed(self) -> Mapping[str, Tensor]:

@@ -17,7 +17,6 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 from pydantic import ValidationError as PydanticValidationError
 
-from kvfold.plugins.contract.errors import PlanError
 from kvfold.plugins.contract.record import Record
 
 KvDtype = Literal["float32", "float16", "bfloat16", "int8"]
@@ -104,7 +103,7 @@ class HorizonGroup(Record):
 class FoldPlan(Record):
     """The folded attention of a whole model.
 
-    Laws, checked on construction (PlanError when loaded through `parse` or `build_plan`):
+    Laws, checked on construction (PlanError through `build_plan`, BundleError where a bundle's is read):
         layer 0 owns its KV; a donor comes before its consumer and is itself a producer; donor and
         consumer agree on KV heads, window, sink tokens, dtype and RoPE slots; KV heads divide the query
         heads; only a windowed layer has sinks, tokens or learned logits, not both; a page is a power of
@@ -169,14 +168,6 @@ class FoldPlan(Record):
                 f"layer {index}: rope_slots is {slots}; head_dim {self.head_dim} needs {pairs} frequencies, "
                 f"each of 0..{pairs - 1}"
             )
-
-    @classmethod
-    def parse(cls, text: str | bytes) -> FoldPlan:
-        """Read a plan from JSON text; raises PlanError that names the broken law."""
-        try:
-            return cls.model_validate_json(text)
-        except PydanticValidationError as error:
-            raise PlanError(describe_errors("the plan", error)) from error
 
     @cached_property
     def banks(self) -> tuple[Bank, ...]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from kvfold.plugins.contract.errors import BundleError
-from kvfold.plugins.contract.fold_plan import describe_errors
 from kvfold.plugins.contract.record import Record
+from kvfold.runtime.bundle import CONFIG, FOLD_PLAN, QUANTIZATION, SCALES, WEIGHTS, read_record
 
 ENGINE_FILE = "engine.json"
 # Beside it in a TensorRT engine.
@@ -17,6 +18,8 @@ PLAN_FILE = "model.plan"
 KERNELS_FOLDER = "kernels"
 # What builds a target's engine and runs it; targets may share one.
 Backend = Literal["cpu", "cuda", "tensorrt"]
+# Files of a bundle that an engine is built from, in the order of its fingerprint.
+SOURCES = (CONFIG, FOLD_PLAN, WEIGHTS, SCALES, QUANTIZATION)
 # Modules that build and run its plans.
 TensorRTLibrary = Literal["tensorrt", "tensorrt_rtx"]
 
@@ -33,7 +36,7 @@ class StepLimits(Record):
 
     max_tokens: int = Field(ge=1)
     max_sequences: int = Field(ge=1)
-    max_table_width: dict[str, int]
+    max_table_width: dict[str, PositiveInt]
     max_logits: int = Field(ge=1)
 
 
@@ -64,7 +67,7 @@ class TensorRTFacts(Record):
     activation_dtype: Literal["float16", "bfloat16"]
     decode: StepLimits
     prefill: StepLimits
-    max_pages: dict[str, int]
+    max_pages: dict[str, PositiveInt]
     linears: dict[str, str]
     unconfirmed: tuple[str, ...] = ()
     build_seconds: float
@@ -79,9 +82,9 @@ class EngineConfig(Record):
         backend: of the target.
         vocab_size: width of the logits.
         max_context_length: longest sequence in tokens (rows of the RoPE tables).
-        fingerprint: identifies weights, plan and scales.
+        fingerprint: of the files that it was built from (`fingerprint_of`).
         passes: how often each graph pass matched when the graph was lowered.
-        tensorrt: of a TensorRT plan; absent for other targets.
+        tensorrt: of a TensorRT plan; absent for other backends.
     """
 
     target: str
@@ -89,22 +92,25 @@ class EngineConfig(Record):
     vocab_size: int = Field(ge=1)
     max_context_length: int = Field(ge=1)
     fingerprint: str
-    passes: dict[str, int] = Field(default_factory=dict)
+    passes: dict[str, NonNegativeInt] = Field(default_factory=dict)
     tensorrt: TensorRTFacts | None = None
+
+    @model_validator(mode="after")
+    def _check_backend(self) -> Self:
+        if (self.backend == "tensorrt") != (self.tensorrt is not None):
+            raise ValueError(f"backend is {self.backend!r}, and only a backend 'tensorrt' has a key tensorrt")
+        return self
 
     @classmethod
     def load(cls, directory: Path) -> EngineConfig:
-        """Read `engine.json` of an engine's directory.
-
-        Raises:
-            BundleError: another version of kvfold wrote it.
-        """
-        try:
-            return cls.model_validate_json((directory / ENGINE_FILE).read_bytes())
-        except ValidationError as error:
-            problems = describe_errors(str(directory / ENGINE_FILE), error)
-            raise BundleError(f"{problems}\nbuild the engine again with `kvfold build`") from error
+        """Read `engine.json` of an engine's directory; raises BundleError that names each wrong key."""
+        return read_record(directory / ENGINE_FILE, cls)
 
     def save(self, directory: Path) -> None:
         """Write `engine.json` into an engine's directory."""
         (directory / ENGINE_FILE).write_text(self.model_dump_json(indent=2) + "\n")
+
+
+def fingerprint_of(digests: Iterable[str]) -> str:
+    """Identifies weights, plan and scales by the SHA-256 of each file of SOURCES, in order."""
+    return hashlib.sha256("".join(digests).encode()).hexdigest()

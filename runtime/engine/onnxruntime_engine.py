@@ -20,6 +20,7 @@ from kvfold.plugins.contract.fold_plan import KvDtype
 from kvfold.plugins.cpu.cpu_library import register_ops
 from kvfold.runtime.engine.engine_files import EngineFiles
 from kvfold.runtime.engine.kv_pools import kv_pools
+from kvfold.runtime.engine.onnxruntime_graph import check_graph
 from kvfold.runtime.engine.protocol import EngineInfo, StepInputs
 
 # ONNX's numbers of element types, as numpy has no bfloat16.
@@ -63,13 +64,15 @@ class OnnxRuntimeEngine:
             threads: intra-op threads; 0 takes one for each physical core.
 
         Raises:
-            BundleError: ONNX Runtime cannot read the graph.
+            BundleError: ONNX Runtime cannot read the graph, or it is none of this engine's plan.
             KernelError: the CPU kernel library is missing or refused.
             TargetError: this machine's ONNX Runtime has no CUDA provider, or it does not start.
         """
         provider = PROVIDERS[files.config.backend]
-        session = _open_session(files.directory / contract.MODEL_FILE, provider, threads)
-        return cls(session, files.info(num_pages), provider)
+        path, info = files.directory / contract.MODEL_FILE, files.info(num_pages)
+        session = _open_session(path, provider, threads)
+        check_graph(path, session, info)
+        return cls(session, info, provider)
 
     @property
     def info(self) -> EngineInfo:
@@ -77,7 +80,11 @@ class OnnxRuntimeEngine:
         return self._info
 
     def execute(self, step: StepInputs) -> np.ndarray:
-        """Run one step; the returned logits [R, vocab_size] are overwritten by the next one."""
+        """Run one step; the returned logits [R, vocab_size] are overwritten by the next one.
+
+        Raises:
+            BundleError: ONNX Runtime refuses the step, as no engine does that is as kvfold built it.
+        """
         feeds = {
             contract.INPUT_IDS: step.input_ids,
             contract.CUMULATIVE_SEQUENCE_LENGTH: step.cumulative_sequence_length,
@@ -91,7 +98,13 @@ class OnnxRuntimeEngine:
             self._binding.bind_cpu_input(name, np.ascontiguousarray(array))
         logits = self._logits_buffer(len(step.logits_indices))
         self._binding.bind_ortvalue_output(contract.LOGITS, logits)
-        self._session.run_with_iobinding(self._binding)
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:  # ORT's binding raises several unrelated types
+            raise BundleError(
+                f"ONNX Runtime {ort.__version__} cannot run a step of this engine: {error}; if memory did "
+                "not run out, the engine is damaged: build it again with `kvfold build`"
+            ) from error
         result: np.ndarray = logits.numpy()
         return result
 

@@ -23,12 +23,19 @@ from transformers import (
 )
 
 from kvfold.export.checkpoint.gguf_file import LAYER_NAMES, OUTER_NAMES
+from kvfold.export.model.families import FAMILIES
 
 CLASSES: dict[str, tuple[Any, Any]] = {
     "llama": (LlamaConfig, LlamaForCausalLM),
     "mistral": (MistralConfig, MistralForCausalLM),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+}
+# Models by a name of their own: every family as it is, and with all biases that its config may ask for.
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {family: (family, {}) for family in CLASSES} | {
+    f"{family.name}-biased": (family.name, dict.fromkeys(family.bias_keys, True))
+    for family in FAMILIES
+    if family.bias_keys
 }
 SHAPE: dict[str, Any] = {
     "vocab_size": 97,
@@ -45,11 +52,12 @@ SHAPE: dict[str, Any] = {
 }
 
 
-def random_model(family: str, **changes: Any) -> PreTrainedModel:
-    """A transformers model with random weights, biases and norms included."""
+def random_model(name: str, **changes: Any) -> PreTrainedModel:
+    """A transformers model of MODELS with random weights, biases and norms included."""
+    family, biases = MODELS[name]
     config_class, model_class = CLASSES[family]
     torch.manual_seed(0)
-    model: PreTrainedModel = model_class(config_class(**(SHAPE | changes))).eval()
+    model: PreTrainedModel = model_class(config_class(**(SHAPE | biases | changes))).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith(("norm.weight", "bias")):
@@ -74,9 +82,9 @@ def tiny_tokenizer() -> Tokenizer:
 
 
 def interleave(weight: Tensor, heads: int) -> Tensor:
-    """The row order that llama.cpp's converter gives Q and K of llama files."""
-    rows, columns = weight.shape
-    return weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
+    """The row order that llama.cpp's converter gives Q and K of llama files, and their biases."""
+    halves = weight.reshape(heads, 2, len(weight) // heads // 2, *weight.shape[1:])
+    return halves.swapaxes(1, 2).reshape(weight.shape)
 
 
 def write_gguf(path: Path, model: PreTrainedModel, kind: gguf.GGMLQuantizationType, **metadata: Any) -> Path:
@@ -98,7 +106,7 @@ def write_gguf(path: Path, model: PreTrainedModel, kind: gguf.GGMLQuantizationTy
     if "rope_factors" in metadata:
         writer.add_tensor("rope_freqs.weight", metadata.pop("rope_factors"))
     for name, value in metadata.items():
-        getattr(writer, f"add_{name}")(value)
+        getattr(writer, f"add_{name}")(*(value if isinstance(value, tuple) else (value,)))
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue

@@ -76,7 +76,7 @@ def device(gpu: GpuFacts) -> Iterator[Device]:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyBundle:
     """The tiny recipe; nothing of it is built before a test asks."""
-    return TinyBundle(tmp_path_factory.mktemp("tiny"))
+    return TinyBundle(tmp_path_factory.mktemp("tiny"), "tiny")
 
 
 @pytest.fixture(params=["tensorrt", "tensorrt-rtx"])

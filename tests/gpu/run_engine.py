@@ -16,6 +16,7 @@ from unittest.mock import patch
 import numpy as np
 
 from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.runtime.bundle import read_record
 from kvfold.runtime.engine.engine_files import EngineFiles
 from kvfold.runtime.engine.load_engine import load_engine
 from tests.gpu.read_texts import ALONE, NUM_PAGES, read_texts
@@ -37,7 +38,7 @@ class CppPlugins:
 
 def main(engine: str, fold_plan: str, texts: str, logits: str, *library: str) -> None:
     """Read the texts and save their logits."""
-    plan = FoldPlan.parse(Path(fold_plan).read_bytes())
+    plan = read_record(Path(fold_plan), FoldPlan)
     pages = {group.name: NUM_PAGES for group in plan.groups}
     files = EngineFiles.read(Path(engine), plan)
     plugins = (

@@ -8,14 +8,12 @@ import numpy as np
 import pytest
 
 from kvfold.pipeline.machine.targets import TARGETS
-from kvfold.plugins.contract.fold_plan import KvDtype
 from kvfold.runtime.engine.engine_files import EngineFiles
 from kvfold.runtime.engine.onnxruntime_engine import OnnxRuntimeEngine
 from tests.gpu.conftest import GpuFacts, RecordProperty, skip
 from tests.gpu.distances import MAX_KL_OF_FLOAT16, MAX_KL_TO_CPU, check_logits
 from tests.gpu.read_texts import NUM_PAGES, read_texts
 from tests.gpu.tiny_bundle import TinyBundle
-from tests.pipeline.tiny_recipe import RECIPE
 
 
 @pytest.fixture
@@ -33,25 +31,19 @@ def read(tiny: TinyBundle, target: str) -> np.ndarray:
     return read_texts(OnnxRuntimeEngine.load(files, pages), tiny.plan, tiny.texts)
 
 
-def tiny_without_sinks(folder: Path, kv_dtype: KvDtype, head_sink: str) -> TinyBundle:
-    """The tiny recipe as the stock op can compute it: no sink tokens, with learned sinks or none."""
-    dials = f"sink_size: 0, head_sink: {head_sink}, kv_dtype: {kv_dtype}"
-    return TinyBundle(folder, RECIPE.replace("sink_size: 4", dials))
-
-
 @pytest.mark.usefixtures("cuda")
-@pytest.mark.parametrize("head_sink", ["false", "true"])
-def test_float16_caches(tmp_path: Path, head_sink: str, record_property: RecordProperty) -> None:
+@pytest.mark.parametrize("recipe", ["float16", "float16-head-sink"])
+def test_float16_caches(tmp_path: Path, recipe: str, record_property: RecordProperty) -> None:
     """Caches updated in place, step after step, give the folded model's logits, within a KL bound."""
-    tiny = tiny_without_sinks(tmp_path, "float16", head_sink)
+    tiny = TinyBundle(tmp_path, recipe)
     logits = read(tiny, "cuda")
     check_logits(record_property, "folded || cuda", tiny.folded_logits, logits, MAX_KL_OF_FLOAT16)
 
 
 @pytest.mark.usefixtures("cuda")
-@pytest.mark.parametrize("head_sink", ["false", "true"])
-def test_int8_caches(tmp_path: Path, head_sink: str, record_property: RecordProperty) -> None:
+@pytest.mark.parametrize("recipe", ["int8", "int8-head-sink"])
+def test_int8_caches(tmp_path: Path, recipe: str, record_property: RecordProperty) -> None:
     """Caches updated in place, step after step, give the cpu engine's logits, within a KL bound."""
-    tiny = tiny_without_sinks(tmp_path, "int8", head_sink)
+    tiny = TinyBundle(tmp_path, recipe)
     logits = read(tiny, "cuda")
     check_logits(record_property, "cpu || cuda", read(tiny, "cpu"), logits, MAX_KL_TO_CPU)

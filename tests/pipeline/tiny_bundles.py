@@ -33,9 +33,9 @@ WORDS = ("the", "a", "cab", "tab", "dab", "of", "folded", "cache", "abacus")
 REPORT = target_stage("report", "cpu")
 
 
-def write_recipes(folder: Path) -> None:
-    """A chat model and a text, beside the recipes that name them: exact, small, strict."""
-    write_folder(folder / "model", random_model("llama", num_hidden_layers=4))
+def write_recipes(folder: Path, model: str = "llama") -> None:
+    """A chat model of MODELS and a text, beside the recipes that name them: exact, small, strict."""
+    write_folder(folder / "model", random_model(model, num_hidden_layers=4))
     (folder / "model" / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
     words = random.Random(0).choices(WORDS, k=4000)
     (folder / "text.txt").write_text(" ".join(words))

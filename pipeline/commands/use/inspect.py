@@ -34,10 +34,10 @@ def command(recipe: str) -> None:
 
 def _read_bundle(root: Path) -> tuple[FoldPlan, AttentionShape]:
     from kvfold.export.model.model_config import ModelConfig
-    from kvfold.runtime.bundle import CONFIG, open_bundle
+    from kvfold.runtime.bundle import CONFIG, open_bundle, read_record
 
     bundle = open_bundle(root)
-    config = ModelConfig.model_validate_json(bundle.file(CONFIG).read_bytes())
+    config = read_record(bundle.file(CONFIG), ModelConfig)
     return bundle.plan, config.attention_shape
 
 

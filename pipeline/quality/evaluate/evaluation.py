@@ -8,7 +8,7 @@ from pathlib import Path
 from kvfold.pipeline.quality.intervals import Estimate, share
 from kvfold.pipeline.quality.likelihood_results import Divergences, Perplexity
 from kvfold.plugins.contract.record import Record
-from kvfold.runtime.bundle import open_bundle
+from kvfold.runtime.bundle import open_bundle, read_record
 
 
 def evaluation_file(target: str) -> str:
@@ -109,5 +109,5 @@ def _pool(task: str, inside: bool, cells: Iterable[RetrievalCell]) -> RetrievalS
 
 
 def read_evaluation(root: Path, target: str = "cpu") -> Evaluation:
-    """The evaluation of a bundle's target; raises BundleError where there is none yet."""
-    return Evaluation.model_validate_json(open_bundle(root).file(evaluation_file(target)).read_bytes())
+    """The evaluation of a bundle's target; raises BundleError where there is none."""
+    return read_record(open_bundle(root).file(evaluation_file(target)), Evaluation)

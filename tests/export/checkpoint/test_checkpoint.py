@@ -18,7 +18,7 @@ from kvfold.export.model.decoder import Decoder
 from kvfold.export.model.families import FAMILIES
 from kvfold.export.model.rope import inverse_frequencies
 from kvfold.plugins.contract.plan_presets import Preset, build_plan
-from tests.export.tiny_checkpoints import CLASSES, interleave, random_model, write_folder, write_gguf
+from tests.export.tiny_checkpoints import CLASSES, MODELS, interleave, random_model, write_folder, write_gguf
 from tests.tiny_model import dense_logits
 
 LLAMA3 = {
@@ -44,13 +44,13 @@ def test_every_family_has_a_random_model() -> None:
 
 @pytest.mark.parametrize("rope", [None, {"rope_type": "linear", "factor": 4.0}, LLAMA3])
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("family", CLASSES)
+@pytest.mark.parametrize("name", MODELS)
 def test_family_has_the_logits_of_transformers(
-    family: str, tied: bool, rope: dict[str, Any] | None, tmp_path: Path
+    name: str, tied: bool, rope: dict[str, Any] | None, tmp_path: Path
 ) -> None:
-    model = random_model(family, tie_word_embeddings=tied, rope_scaling=rope)
+    model = random_model(name, tie_word_embeddings=tied, rope_scaling=rope)
     checkpoint = load_checkpoint(write_folder(tmp_path, model))
-    assert checkpoint.config.family == family
+    assert checkpoint.config.family == MODELS[name][0]
     assert largest_difference(checkpoint, model) <= 1e-4
 
 
@@ -80,10 +80,11 @@ def test_a_tied_head_that_is_stored_too_is_no_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("family", CLASSES)
-def test_gguf_has_the_logits_of_transformers(family: str, tied: bool, tmp_path: Path) -> None:
-    model = random_model(family, tie_word_embeddings=tied)
+@pytest.mark.parametrize("name", MODELS)
+def test_gguf_has_the_logits_of_transformers(name: str, tied: bool, tmp_path: Path) -> None:
+    model = random_model(name, tie_word_embeddings=tied)
     checkpoint = load_checkpoint(write_gguf(tmp_path / "model.gguf", model, GGMLQuantizationType.F32))
+    family = MODELS[name][0]
     assert checkpoint.config.family == {"mistral": "llama"}.get(family, family)
     assert largest_difference(checkpoint, model) <= 1e-4
 

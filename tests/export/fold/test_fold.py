@@ -66,7 +66,7 @@ def copy_heads(weights: Weights, source: tuple[int, int], target: tuple[int, int
 
 
 @pytest.mark.parametrize("preset", ["identity", "horizon"])
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "llama-biased"])
 def test_plans_that_fold_no_bank_leave_every_weight_alone(family: str, preset: str) -> None:
     config, weights = model(family)
     plan = build_plan(Preset.model_validate({"preset": preset}), config.attention_shape)
@@ -75,7 +75,7 @@ def test_plans_that_fold_no_bank_leave_every_weight_alone(family: str, preset: s
     assert all(folded.weights[name] is weights[name] for name in weights)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "llama-biased"])
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (4, 2), (4, 1)])
 def test_low_rank_heads_fold_without_loss(family: str, before: int, after: int) -> None:
     config, weights = model(family, num_key_value_heads=before)
@@ -91,13 +91,16 @@ def test_low_rank_heads_fold_without_loss(family: str, before: int, after: int) 
     assert folded.weights["model.layers.1.self_attn.k_proj.weight"].shape[0] == after * config.head_dim
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "llama-biased"])
 def test_low_rank_layers_share_without_loss(family: str) -> None:
     """Layers 0 and 1 add nothing to the stream, so layer 2's keys follow from layer 0's input."""
     config, weights = model(family, num_hidden_layers=4)
     for layer in (0, 1):
-        for output in ("self_attn.o_proj", "mlp.down_proj"):
-            weights[f"model.layers.{layer}.{output}.weight"].zero_()
+        for name in weights:
+            if name.startswith(
+                (f"model.layers.{layer}.self_attn.o_proj", f"model.layers.{layer}.mlp.down_proj")
+            ):
+                weights[name].zero_()
     weights["model.layers.2.input_layernorm.weight"] = weights["model.layers.0.input_layernorm.weight"]
     for head in range(config.num_key_value_heads):
         copy_heads(weights, (0, head), (2, head))

@@ -27,6 +27,7 @@ from tests.paging import Pager
 from tests.tiny_model import VOCAB_SIZE, dense_logits, kv_scales, tiny_config, tiny_decoder, tiny_plan
 
 NUM_PAGES = 16
+ALL_BIASES = {"attention_bias": True, "output_bias": True, "mlp_bias": True}
 CHUNKS = (37, 1, 20, 1, 1)  # one sequence's steps; the window is 32
 
 
@@ -93,7 +94,7 @@ def tokens_for(seed: int) -> np.ndarray:
 
 @pytest.mark.parametrize("preset", ["identity", "horizon", "mqa", "character"])
 @pytest.mark.parametrize("head_sink", [False, True])
-@pytest.mark.parametrize("features", [{}, {"attention_bias": True}, {"qk_norm": True}], ids=str)
+@pytest.mark.parametrize("features", [{}, ALL_BIASES, {"qk_norm": True}], ids=str)
 @torch.no_grad()
 def test_paged_decoder_equals_the_dense_one(preset: str, head_sink: bool, features: dict[str, bool]) -> None:
     config = tiny_config(**features)
@@ -127,7 +128,7 @@ def test_int8_caches_round_like_the_dense_simulation() -> None:
 )
 @torch.no_grad()
 def test_float_engine_equals_pytorch(preset: str, tied: bool, head_sink: bool, tmp_path: Path) -> None:
-    config = tiny_config(tie_word_embeddings=tied, attention_bias=tied)
+    config = tiny_config(tie_word_embeddings=tied, **dict.fromkeys(ALL_BIASES, tied))
     plan = tiny_plan(config, preset, head_sink=head_sink)
     decoder = tiny_decoder(config, plan)
     engine = build_cpu_engine(decoder, {}, tmp_path, "float32")
@@ -139,7 +140,7 @@ def test_float_engine_equals_pytorch(preset: str, tied: bool, head_sink: bool, t
 
 @torch.no_grad()
 def test_int8_engine_rows_do_not_depend_on_chunking_or_batch(tmp_path: Path) -> None:
-    config = tiny_config()
+    config = tiny_config(**ALL_BIASES)
     plan = tiny_plan(config, "character", "int8")
     engine = build_cpu_engine(tiny_decoder(config, plan), kv_scales(plan), tmp_path, "int8")
     tokens = tokens_for(4)

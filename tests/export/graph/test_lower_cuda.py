@@ -32,7 +32,8 @@ Lower = Callable[[ActivationDtype, str, bool], Path]
 
 def config() -> ModelConfig:
     """A producer, its consumer and a global layer."""
-    return tiny_config(num_hidden_layers=3, qk_norm=True, attention_bias=True)
+    biases = dict.fromkeys(("attention_bias", "output_bias", "mlp_bias"), True)
+    return tiny_config(num_hidden_layers=3, qk_norm=True, **biases)
 
 
 def plan_without_sinks(kv_dtype: str, head_sink: bool = False) -> FoldPlan:
@@ -53,7 +54,7 @@ def lower(tmp_path_factory: pytest.TempPathFactory) -> Lower:
         (directory / "cuda").mkdir()
         counts = lower_for_cuda(graph, directory / "cuda", plan, dtype)
         assert counts == {
-            "activation_dtype": 1 + 13 + 3 + 7,  # embedding, linears, biases, norms
+            "activation_dtype": 1 + 13 + 12 + 7,  # embedding, linears, biases, norms
             "float_logits": 1,
             "stock_attention": 3,
         }

@@ -42,7 +42,8 @@ Export = Callable[..., Path]
 
 def config() -> ModelConfig:
     """A producer, its consumer and a global layer, with a head size that has kernels."""
-    return tiny_config(num_hidden_layers=3, hidden_size=64, head_dim=64, qk_norm=True, attention_bias=True)
+    biases = dict.fromkeys(("attention_bias", "output_bias", "mlp_bias"), True)
+    return tiny_config(num_hidden_layers=3, hidden_size=64, head_dim=64, qk_norm=True, **biases)
 
 
 def plan_of(kv_dtype: str, head_sink: bool = False) -> FoldPlan:
@@ -86,7 +87,7 @@ def test_the_graph_has_the_plugin_s_form_and_types(
     model, counts = lower(graph, tmp_path / "trt", plan, precisions(graph), dtype)
     assert counts == {
         "quantize_dequantize_linears": 12,
-        "activation_dtype": 1 + 3 + 1 + 7,  # embedding, biases, head, norms
+        "activation_dtype": 1 + 12 + 1 + 7,  # embedding, biases, head, norms
         "float_logits": 1,
         "rms_norms": 7,
         "packed_qkv": 1,

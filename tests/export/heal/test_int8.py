@@ -99,7 +99,7 @@ def float32(monkeypatch: pytest.MonkeyPatch) -> None:
 def mixed_model(family: str) -> tuple[Healing, dict[str, Tensor], Calibrated]:
     """A model with linears of every precision; only llama's heads are folded, others have windows alone."""
     plan = None
-    if family != "llama":
+    if not family.startswith("llama"):
         plan = build_plan(HORIZON, tiny_healing()[0].config.attention_shape)
     healing, folded = tiny_healing(family=family, plan=plan)
     healing, weights = replace(healing, quantize=MIXED), with_outliers(folded)
@@ -110,7 +110,7 @@ def mixed_model(family: str) -> tuple[Healing, dict[str, Tensor], Calibrated]:
 
 
 @pytest.mark.usefixtures("float32")
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "llama-biased"])
 @torch.no_grad()
 def test_the_student_is_the_deployed_model(family: str, tmp_path: Path) -> None:
     """Unsmoothed tensors, rounded in smoothed space, against smoothed tensors that are simply rounded.

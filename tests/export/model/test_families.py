@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from kvfold.export.checkpoint.gguf_config import GgufTensorFacts, config_from_gguf
-from kvfold.export.model.families import config_from_huggingface
+from kvfold.export.model.families import QUANTISED, config_from_huggingface
 from kvfold.export.model.model_config import LinearRope, Llama3Rope
 from kvfold.plugins.contract.errors import CheckpointError, UnsupportedModelError
 
@@ -47,6 +47,18 @@ def test_features_come_from_the_family() -> None:
     assert config_from_huggingface(QWEN3).head_dim == 128
 
 
+def test_biases_come_from_the_family_or_its_config() -> None:
+    def biases(raw: dict[str, Any]) -> tuple[bool, bool, bool]:
+        config = config_from_huggingface(raw)
+        return config.attention_bias, config.output_bias, config.mlp_bias
+
+    assert biases(LLAMA) == (False, False, False)
+    assert biases(LLAMA | {"attention_bias": True}) == (True, True, False)
+    assert biases(LLAMA | {"mlp_bias": True}) == (False, False, True)
+    assert biases(QWEN2 | {"attention_bias": True}) == (True, False, False)  # as transformers: q, k and v
+    assert biases(QWEN3 | {"attention_bias": True}) == (True, True, False)
+
+
 def test_both_generations_of_rope_keys_agree() -> None:
     rope = {
         "rope_type": "llama3",
@@ -80,8 +92,8 @@ def test_missing_kv_heads_mean_multi_head_attention() -> None:
         (LLAMA | {"num_local_experts": 8}, "MoE"),
         (QWEN3 | {"num_experts": 128}, "MoE"),
         (LLAMA | {"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
-        (LLAMA | {"mlp_bias": True}, "mlp_bias"),
-        (LLAMA | {"attention_bias": True}, "attention_bias"),
+        (QWEN3 | {"mlp_bias": True}, "mlp_bias"),
+        (MISTRAL | {"attention_bias": True}, "attention_bias"),
         (LLAMA | {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         (LLAMA | {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         (LLAMA | {"quantization_config": {"quant_method": "gptq"}}, "quantization_config.*gptq"),
@@ -118,6 +130,9 @@ def test_a_window_that_hides_nothing_is_accepted(raw: dict[str, Any]) -> None:
         ({}, "neither model_type nor architectures"),
         ({key: value for key, value in LLAMA.items() if key != "vocab_size"}, "vocab_size: Field required"),
         (LLAMA | {"hidden_size": "wide"}, "hidden_size"),
+        (LLAMA | {"num_hidden_layers": 2**63}, "num_hidden_layers: .* less than or equal to 10000"),
+        (LLAMA | {"max_position_embeddings": 2**63}, "max_position_embeddings: .* less than or equal to"),
+        (LLAMA | {"architectures": "LlamaForCausalLM"}, "architectures must be a list"),
         (LLAMA | {"num_key_value_heads": 2}, "2 KV heads do not divide 9 query heads"),
         (LLAMA | {"rope_scaling": "linear"}, "rope parameters must be an object"),
         (LLAMA | {"rope_scaling": {"rope_type": "linear"}}, r"rope_scaling\.linear\.factor: Field required"),
@@ -137,3 +152,19 @@ def test_gguf_yarn_is_refused_by_name() -> None:
     metadata = {"general.architecture": "qwen3", "qwen3.rope.scaling.type": "yarn"}
     with pytest.raises(UnsupportedModelError, match="rope type yarn"):
         config_from_gguf(metadata, GgufTensorFacts(32, True))
+
+
+@pytest.mark.parametrize("value", [None, -1, 0, 1.5, 1e308, 2**63, True, "", "x", [], {}, [[]], {"a": {}}])
+def test_no_value_of_a_config_ends_in_an_untyped_error(value: object) -> None:
+    keys = ("head_dim", "sliding_window", "layer_types", "rope_scaling", "num_experts", *QUANTISED)
+    for raw in (LLAMA, MISTRAL, QWEN2, QWEN3):
+        for key in (*raw, *keys):
+            try:
+                config_from_huggingface(raw | {key: value})
+            except (CheckpointError, UnsupportedModelError) as error:
+                assert str(error)
+
+
+@pytest.mark.parametrize("architecture", ["LlamaModel", "LlamaForCausalLM"])
+def test_a_model_without_its_head_is_of_its_family(architecture: str) -> None:
+    assert config_from_huggingface(LLAMA | {"architectures": [architecture]}).family == "llama"

@@ -57,7 +57,7 @@ def logits(config: ModelConfig, plan: FoldPlan, weights: Weights) -> Tensor:
 
 @pytest.mark.parametrize("donors", [(0, 1), (0, 0)])
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "llama-biased"])
 def test_smoothing_changes_no_logit_bit(family: str, tied: bool, donors: tuple[int, ...]) -> None:
     config, weights = model(family, tie_word_embeddings=tied)
     weights["model.layers.1.input_layernorm.weight"][3] *= 50  # something to smooth

@@ -20,7 +20,7 @@ from kvfold.pipeline.bench.models.huggingface_folder import write_huggingface_fo
 from kvfold.pipeline.bench.prepared_models import PreparedModels
 from kvfold.pipeline.bench.processes.jobs import Answer, Job, Prepare
 from kvfold.pipeline.bench.processes.process import WorkerError
-from tests.export.tiny_checkpoints import CLASSES, interleave, random_model, write_folder
+from tests.export.tiny_checkpoints import MODELS, interleave, random_model, write_folder
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -31,14 +31,14 @@ LLAMA3 = {
 }
 
 
-def tiny_checkpoint(folder: Path, family: str = "llama", **changes: object) -> Checkpoint:
+def tiny_checkpoint(folder: Path, name: str = "llama", **changes: object) -> Checkpoint:
     """A random model; Q8_0 wants rows of whole blocks of 32."""
-    return load_checkpoint(write_folder(folder, random_model(family, intermediate_size=64, **changes)))
+    return load_checkpoint(write_folder(folder, random_model(name, intermediate_size=64, **changes)))
 
 
-@pytest.mark.parametrize("family", CLASSES)
-def test_folder_is_the_same_model(family: str, tmp_path: Path) -> None:
-    original = random_model(family, intermediate_size=64)
+@pytest.mark.parametrize("name", MODELS)
+def test_folder_is_the_same_model(name: str, tmp_path: Path) -> None:
+    original = random_model(name, intermediate_size=64)
     checkpoint = load_checkpoint(write_folder(tmp_path / "original", original))
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -59,9 +59,10 @@ def test_gguf_is_written_for_every_family() -> None:
             assert ARCHITECTURES[family.name] == (family.gguf_architecture, family.gguf_interleaved)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
-def test_gguf_holds_the_weights_in_eight_bits(family: str, tmp_path: Path) -> None:
-    checkpoint = tiny_checkpoint(tmp_path, family)
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "llama-biased"])
+def test_gguf_holds_the_weights_in_eight_bits(name: str, tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint(tmp_path, name)
+    family = checkpoint.config.family
     folder = tmp_path / "folder"
     folder.mkdir()
     write_huggingface_folder(checkpoint, folder)
@@ -74,6 +75,9 @@ def test_gguf_holds_the_weights_in_eight_bits(family: str, tmp_path: Path) -> No
     if family == "llama":
         query = interleave(torch.from_numpy(query), heads=4).numpy()
     close = {"rtol": 0, "atol": np.abs(query).max() / 127}
+    for theirs, ours in (("attn_output", "self_attn.o_proj"), ("ffn_gate", "mlp.gate_proj")):
+        if (bias := weights.get(f"model.layers.1.{ours}.bias")) is not None:
+            np.testing.assert_array_equal(stored[f"blk.1.{theirs}.bias"], bias)
     np.testing.assert_allclose(stored["blk.1.attn_q.weight"], query, **close)
     np.testing.assert_array_equal(stored["output_norm.weight"], weights["model.norm.weight"])
     assert reader.fields[f"{family}.vocab_size"].contents() == checkpoint.config.vocab_size

@@ -6,16 +6,23 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
+from transformers import LlamaForCausalLM
 
 from kvfold import LLM, SamplingParams
 from kvfold.pipeline.cli import cli
 from kvfold.pipeline.report.report_results import read_results
+from kvfold.pipeline.workspace.stage import target_stage
 from kvfold.plugins.contract.errors import BundleError, KvfoldError
 from kvfold.runtime.bundle import open_bundle
+from kvfold.runtime.engine.engine_files import open_engine
+from kvfold.runtime.engine.onnxruntime_engine import OnnxRuntimeEngine
+from tests.paging import Pager
 from tests.pipeline.fake_stages import contents
-from tests.pipeline.tiny_bundles import run_recipe
+from tests.pipeline.tiny_bundles import run_recipe, write_recipes
 
 
 def test_the_engine_computes_the_folded_models_logits(exact_bundle: Path) -> None:
@@ -36,6 +43,27 @@ def test_learned_sinks_reach_the_engine(recipes: Path) -> None:
     assert results.measurements.reused_tokens > 0
     drawn = CliRunner().invoke(cli, ["inspect", str(recipes / "learned")])
     assert drawn.output.count("32 + learned") == 2
+
+
+def test_biases_of_every_linear_reach_the_engine(tmp_path: Path) -> None:
+    """Float against transformers; folded and in int8, with another KV head, against the folded model."""
+    write_recipes(tmp_path, "llama-biased")
+    recipe = (tmp_path / "exact.yaml").read_text().replace("preset: horizon", "preset: identity")
+    (tmp_path / "identity.yaml").write_text(recipe)
+    run_recipe(tmp_path, "identity", tmp_path / "identity", until=target_stage("build", "cpu"))
+    files = open_engine(open_bundle(tmp_path / "identity"), "cpu")
+    tokens = np.random.default_rng(1).integers(0, 97, 200)
+    engine = OnnxRuntimeEngine.load(files, {"global": 16})
+    logits = engine.execute(Pager(files.plan, 16).step({0: tokens.tolist()}))
+    original = LlamaForCausalLM.from_pretrained(tmp_path / "model")
+    assert original.model.layers[3].self_attn.o_proj.bias.abs().min() > 0
+    with torch.inference_mode():
+        expected = original(torch.from_numpy(tokens)[None]).logits[0]
+    np.testing.assert_allclose(logits, expected, atol=2e-3)
+
+    run_recipe(tmp_path, "small", tmp_path / "small")
+    results = read_results(tmp_path / "small")
+    assert all(verdict.passed for verdict in results.verdicts), results.verdicts
 
 
 def test_everything_folded_still_matches_its_own_engine(small_bundle: Path) -> None:

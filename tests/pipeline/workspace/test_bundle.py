@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from kvfold.pipeline.workspace.run_stages import run_stages
+from kvfold.pipeline.workspace.write_bundle import open_writer
 from kvfold.plugins.contract.errors import BundleError
 from kvfold.plugins.contract.version import VERSION
 from kvfold.runtime.bundle import open_bundle
@@ -35,6 +36,30 @@ def test_another_version(root: Path) -> None:
     manifest = root / "manifest.json"
     manifest.write_text(manifest.read_text().replace(f'"{VERSION}"', '"9.9.9"'))
     with pytest.raises(BundleError, match=rf"written by kvfold 9\.9\.9, this is {VERSION}"):
+        open_bundle(root)
+
+
+@pytest.mark.parametrize(
+    "name", ["../outside.txt", "/etc/passwd", "first/../../outside.txt", "a\\u0000b", ""]
+)
+def test_a_manifest_that_leads_out_of_the_folder(root: Path, name: str) -> None:
+    """Not even where its files would be removed, as those of another version are."""
+    outside = root.parent / "outside.txt"
+    outside.write_text("mine")
+    manifest = root / "manifest.json"
+    forged = manifest.read_text().replace('"first/a.txt"', f'"{name}"').replace(f'"{VERSION}"', '"9.9.9"')
+    manifest.write_text(forged)
+    with pytest.raises(BundleError, match=r"manifest\.json is not valid(?s:.*)is no path inside the bundle"):
+        open_bundle(root)
+    with pytest.raises(BundleError, match=r"is no path inside the bundle"), open_writer(root):
+        pass
+    assert outside.read_text() == "mine"
+
+
+def test_a_name_that_no_file_can_have(root: Path) -> None:
+    manifest = root / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"first/a.txt"', f'"{"x" * 5000}"'))
+    with pytest.raises(BundleError, match="cannot be read"):
         open_bundle(root)
 
 

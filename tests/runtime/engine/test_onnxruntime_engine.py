@@ -5,7 +5,9 @@ The pools lie in CPU memory here; the same binding on a GPU is part of `make gpu
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,7 +16,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from kvfold.plugins.contract import step as contract
-from kvfold.plugins.contract.errors import TargetError
+from kvfold.plugins.contract.errors import BundleError, TargetError
 from kvfold.plugins.contract.fold_plan import FoldPlan, KvDtype, LayerPlan
 from kvfold.runtime.engine.engine_config import EngineConfig
 from kvfold.runtime.engine.engine_files import EngineFiles
@@ -66,9 +68,10 @@ def counting_model(kv_dtype: KvDtype) -> onnx.ModelProto:
         helper.make_node("Gather", ["row", "first"], [contract.LOGITS]),
     ]
     inputs = [helper.make_tensor_value_info(name, *shape) for name, shape in SHAPES.items()]
-    inputs += [helper.make_tensor_value_info(name, element, CACHE) for name in (key, value)]
+    pages: list[str | int] = ["pages", *CACHE[1:]]
+    inputs += [helper.make_tensor_value_info(name, element, pages) for name in (key, value)]
     outputs = [helper.make_tensor_value_info(contract.LOGITS, TensorProto.FLOAT, ["rows", width])]
-    outputs += [helper.make_tensor_value_info(name, element, CACHE) for name in (key_out, value_out)]
+    outputs += [helper.make_tensor_value_info(name, element, pages) for name in (key_out, value_out)]
     graph = helper.make_graph(nodes, "counting", inputs, outputs, constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
 
@@ -83,6 +86,58 @@ def test_pools_start_at_zero_and_keep_what_a_step_wrote(kv_dtype: KvDtype) -> No
     for expected in (0, 1 + 1, 2 + 3, 3 + 6):
         logits = engine.execute(pager.step({0: [7]}))
         np.testing.assert_array_equal(logits, np.full((1, 32), expected, np.float32))
+
+
+@pytest.fixture
+def counting(tmp_path: Path) -> Path:
+    """The counting model as an engine's folder."""
+    onnx.save(counting_model("float32"), tmp_path / contract.MODEL_FILE)
+    facts = {"target": "cpu", "backend": "cpu", "vocab_size": 32, "max_context_length": 16, "fingerprint": ""}
+    EngineConfig.model_validate(facts).save(tmp_path)
+    return tmp_path
+
+
+def load_counting(
+    directory: Path, pages: int = 1, vocab_size: int = 32, **changes: object
+) -> OnnxRuntimeEngine:
+    layer = {"donor": 0, "num_key_value_heads": 1}
+    changed = {name: value for name, value in changes.items() if name in LayerPlan.model_fields}
+    whole = {"num_attention_heads": 2, "head_dim": 2, "layers": [layer | changed]} | {
+        name: value for name, value in changes.items() if name not in changed
+    }
+    files = EngineFiles.read(directory, FoldPlan.model_validate(whole))
+    config = files.config.model_copy(update={"vocab_size": vocab_size})
+    pools = {group.name: pages for group in files.plan.groups}
+    return OnnxRuntimeEngine.load(replace(files, config=config), pools)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"vocab_size": 2**63},
+            r"output logits: tensor\(float\) \[any, 32\], .* \[any, 9223372036854775808\]",
+        ),
+        ({"kv_dtype": "int8"}, r"input key_cache\.0: tensor\(float\) .* ask for tensor\(int8\)"),
+        ({"page_size": 32}, r"input key_cache\.0: .* \[any, 16, 1, 2\], .* \[any, 32, 1, 2\]"),
+        ({"num_key_value_heads": 2}, r"input key_cache\.0: .* \[any, 16, 1, 2\], .* \[any, 16, 2, 2\]"),
+        ({"sliding_window": 8}, r"input block_table\.global: tensor\(int32\) .* ask for nothing"),
+        (
+            {"layers": [{"donor": i, "num_key_value_heads": 1} for i in (0, 1)]},
+            r"input key_cache\.1: nothing",
+        ),
+    ],
+)
+def test_a_graph_of_another_plan_is_refused(counting: Path, changes: dict[str, Any], message: str) -> None:
+    load_counting(counting)
+    with pytest.raises(BundleError, match=message):
+        load_counting(counting, **changes)
+
+
+def test_a_step_that_the_runtime_refuses_is_a_typed_error(counting: Path) -> None:
+    engine = load_counting(counting, pages=2)  # the model reshapes one page
+    with pytest.raises(BundleError, match=r"cannot run a step (?s:.*)Reshape(?s:.*) build it again"):
+        engine.execute(Pager(engine.info.plan, 2).step({0: [7]}))
 
 
 def cuda_engine(directory: Path) -> Path:

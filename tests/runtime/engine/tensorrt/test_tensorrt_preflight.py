@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from kvfold.plugins.contract.errors import CapacityError, KernelError, TargetError
+from kvfold.plugins.contract.errors import BundleError, CapacityError, KernelError, TargetError
 from kvfold.runtime.engine.engine_config import EngineConfig
 from kvfold.runtime.engine.engine_files import EngineFiles
 from kvfold.runtime.engine.kv_pools import kv_pools
@@ -57,6 +57,28 @@ def test_files_that_do_not_belong_together_are_refused(
     damage(directory)
     with pytest.raises(TargetError, match=re.escape(message)):
         check_files(EngineFiles(directory, config, PLAN))
+
+
+@pytest.mark.parametrize(
+    "groups", [{}, {"global": 9}, {"global": 9, "window32_sink4": 9, "window64_sink4": 9}]
+)
+@pytest.mark.parametrize("limits", ["decode", "prefill", "max_pages"])
+def test_limits_of_other_groups_than_the_plan_s_are_refused(
+    limits: str, groups: dict[str, int], tmp_path: Path
+) -> None:
+    facts = make_facts(PLAN)
+    changed = groups if limits == "max_pages" else facts.decode.model_copy(update={"max_table_width": groups})
+    config = make_config(facts.model_copy(update={limits: changed}))
+    with pytest.raises(BundleError, match=r"the plan's are global, window32_sink4; build the engine again"):
+        EngineFiles.read(write_engine(tmp_path / "engine", config), PLAN)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "cuda", "tensorrt"])
+def test_only_a_tensorrt_engine_has_tensorrt_s_facts(backend: str, tmp_path: Path) -> None:
+    facts = make_facts(PLAN) if backend != "tensorrt" else None
+    config = make_config(facts).model_copy(update={"backend": backend})
+    with pytest.raises(BundleError, match=f"backend is '{backend}', and only a backend 'tensorrt' has"):
+        EngineFiles.read(write_engine(tmp_path / "engine", config), PLAN)
 
 
 def test_a_damaged_cubin_is_a_kernel_error(tmp_path: Path) -> None:
