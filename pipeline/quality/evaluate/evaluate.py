@@ -9,11 +9,18 @@ from kvfold.pipeline.quality.evaluate.answers import ask
 from kvfold.pipeline.quality.evaluate.evaluation import Evaluation, LastWords, evaluation_file
 from kvfold.pipeline.quality.evaluate.material import Material, prepare_material
 from kvfold.pipeline.quality.evaluate.retrieval import measure_cell, smallest_window
+from kvfold.pipeline.quality.evaluate.slips import Speakers, measure_slips
 from kvfold.pipeline.quality.likelihood import measure_divergences, measure_perplexity
 from kvfold.pipeline.quality.subject_names import BFLOAT16
 from kvfold.pipeline.quality.subjects import Subject, TorchSubject, load_subjects, original_decoder
-from kvfold.pipeline.workspace.workspace import EVALUATION_TOKENS, Workspace
+from kvfold.pipeline.texts.writer import MAX_ROWS
+from kvfold.pipeline.texts.writer_engine import load_writer_engine, unfolded_plan, writer_key
+from kvfold.pipeline.workspace.read_checkpoint import read_checkpoint
+from kvfold.pipeline.workspace.workspace import EVALUATION_TOKENS, WRITER_FOLDER, Workspace
 from kvfold.runtime.bundle import TOKENIZER, TOKENIZER_CONFIG
+from kvfold.runtime.llm import LLM
+from kvfold.runtime.memory.budget import pages_for
+from kvfold.runtime.runtime_config import RuntimeConfig
 from kvfold.runtime.text.tokenizer import BundleTokenizer
 
 
@@ -32,7 +39,8 @@ def write_evaluation(workspace: Workspace, output: Path, progress: Callable[[flo
     material = prepare_material(recipe.evaluate, sequences, tokenizer, context)
     subjects = load_subjects(workspace, material.longest, recipe.validate_on.prefill_chunk)
     window = smallest_window(workspace.plan)
-    evaluation = evaluate(material, subjects, load_bfloat16(workspace), window, progress)
+    speakers = load_speakers(workspace, subjects[0], tokenizer) if material.openers else None
+    evaluation = evaluate(material, subjects, load_bfloat16(workspace), speakers, window, progress)
     path = output / evaluation_file(recipe.target)
     path.parent.mkdir(parents=True)
     path.write_text(evaluation.model_dump_json(indent=1) + "\n")
@@ -42,6 +50,7 @@ def evaluate(
     material: Material,
     subjects: Sequence[Subject],
     bfloat16: Subject,
+    speakers: Speakers | None,
     window: int | None,
     progress: Callable[[float], None],
 ) -> Evaluation:
@@ -51,6 +60,7 @@ def evaluate(
         material: what is read.
         subjects: the original first, then whom to compare with it.
         bfloat16: the original's bfloat16 self.
+        speakers: who replies to the openers; None where there are none.
         window: tokens that a query sees in every layer, itself included; None is all.
         progress: told of the fraction done.
 
@@ -74,6 +84,7 @@ def evaluate(
             passages=len(material.passages),
             subjects=ask(subjects, material.passages, meter),
         ),
+        slips=measure_slips(material.openers, speakers, meter) if speakers is not None else None,
     )
 
 
@@ -87,6 +98,23 @@ def load_bfloat16(workspace: Workspace) -> TorchSubject:
     if matmul_dtype() is torch.float32:
         multiply_in_float32(decoder)
     return TorchSubject(BFLOAT16, decoder)
+
+
+def load_speakers(workspace: Workspace, original: Subject, tokenizer: BundleTokenizer) -> Speakers:
+    """The engine as users load it; the original, and once more as the engine that writes texts.
+
+    Raises:
+        KvfoldError: an engine cannot be made or loaded.
+    """
+    checkpoint = read_checkpoint(workspace)
+    plan, config = unfolded_plan(checkpoint), RuntimeConfig(max_num_seqs=MAX_ROWS)
+    pages = pages_for(plan, config, workspace.config.max_position_embeddings)
+    folder = workspace.root / WRITER_FOLDER / writer_key(checkpoint)
+    return Speakers(
+        engine=LLM.load(workspace.root, target=workspace.recipe.target),
+        judge=original,
+        original=LLM(load_writer_engine(checkpoint, plan, folder, pages), tokenizer, config),
+    )
 
 
 class Meter:

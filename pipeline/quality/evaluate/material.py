@@ -1,4 +1,4 @@
-"""What an evaluation reads: windows of text, codes in haystacks, passages; all made before the first pass."""
+"""What an evaluation reads: text in windows, codes in haystacks, passages, openers; made before any pass."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import numpy as np
 from kvfold.export.search.question import Question
 from kvfold.pipeline.quality.evaluate.haystacks import HaystackCell, write_cells
 from kvfold.pipeline.quality.evaluate.last_words import describe_passages, read_passages
+from kvfold.pipeline.quality.evaluate.openers import Opener, read_openers
+from kvfold.pipeline.quality.evaluate.slips import OWN, REPLY_TOKENS
 from kvfold.pipeline.quality.likelihood import cut_windows
 from kvfold.pipeline.recipe.evaluate_section import EvaluateSection
 from kvfold.runtime.text.tokenizer import Tokenizer
@@ -25,6 +27,7 @@ class Material:
         compared: int64 [windows, length], compared token by token with the original.
         cells: questions that ask for a code.
         passages: questions that ask for a last word.
+        openers: chats to reply to; empty where the model has no chat template.
         text, passages_text: where they came from, as a reader is told.
     """
 
@@ -32,6 +35,7 @@ class Material:
     compared: np.ndarray
     cells: list[HaystackCell]
     passages: list[Question]
+    openers: list[Opener]
     text: str
     passages_text: str
 
@@ -53,7 +57,9 @@ class Material:
         if self.compared.shape[1] in self.windows:
             read -= self.compared.size  # whose perplexity comes with the comparison
         read += sum(len(question.token_ids) for question in self.questions)
-        total: int = subjects * read + (candidates + 1) * self.compared.size
+        answered = (*self.openers, *self.openers[::OWN], *self.openers[::OWN])
+        replies = sum(len(opener.token_ids) + REPLY_TOKENS for opener in answered)
+        total: int = subjects * read + (candidates + 1) * self.compared.size + replies
         return total
 
 
@@ -73,6 +79,7 @@ def prepare_material(
         compared=sequences[: ceil(section.kl_tokens / length)],
         cells=write_cells(section.retrieval, context, tokenizer, section.seed),
         passages=read_passages(section.last_words, tokenizer, context),
+        openers=read_openers(section.openers, tokenizer, context - REPLY_TOKENS),
         text=section.description,
         passages_text=describe_passages(section.last_words),
     )
