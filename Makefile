@@ -14,11 +14,18 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.kvfold-installed
+TESTS := $(VENV)/.kvfold-tests
+TEST_EXTRAS := export,tensorrt-rtx,test
 # What a target needs beyond the environment that every command has.
-EXTRA := $(if $(filter tensorrt cuda,$(TARGET)),$(VENV)/.kvfold-$(TARGET))
+EXTRA := $(if $(filter tensorrt-rtx tensorrt cuda,$(TARGET)),$(VENV)/.kvfold-$(TARGET))
 ENGINE := $(if $(TARGET),--target $(TARGET)) $(if $(SM),--sm $(SM))
 # What the compiled kernels are made from: the package is installed again when one of them changes.
 BUILD_INPUTS := pyproject.toml setup.py $(wildcard $(foreach folder,cpu cpu/* onnxruntime,plugins/$(folder)/*.cc plugins/$(folder)/*.h))
+
+# pip says nothing but errors. What is imported is compiled then: most of what is installed never is.
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+install = @printf '  . installing %s\n' "$(1)"; start=$$(date +%s); $(PIP) install -qq --no-compile $(2) && \
+	printf '  + installed %s, %s s\n' "$(1)" "$$(($$(date +%s) - start))"
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo export heal build validate eval run inspect doctor bench test gpu-check lint clean
@@ -40,19 +47,22 @@ $(INSTALLED): $(BUILD_INPUTS)
 	compiler. Debian, Ubuntu: apt-get install g++. Then run make again." >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "Python's venv module does not work \
 	here. Debian, Ubuntu: apt-get install python3-venv. Then run make again." >&2; exit 2; }
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet -e '.[export,tensorrt-rtx,test]'
+	$(call install,PyTorch (1 of 2),torch==2.13.0)
+	$(call install,kvfold and its kernels (2 of 2),-e '.[export]')
 	@touch $@
 
-$(VENV)/.kvfold-tensorrt: $(INSTALLED)
-	$(BIN)/python -m pip install --quiet -e '.[tensorrt]'
+$(TESTS): $(INSTALLED)
+	$(call install,what the tests need,-e '.[$(TEST_EXTRAS)]')
+	@touch $@
+
+$(VENV)/.kvfold-tensorrt-rtx $(VENV)/.kvfold-tensorrt: $(VENV)/.kvfold-%: $(INSTALLED)
+	$(call install,what the target needs,-e '.[$*]')
 	@touch $@
 
 # Both packages are the module onnxruntime: one takes the other's place.
 $(VENV)/.kvfold-cuda: $(INSTALLED)
-	$(BIN)/python -m pip uninstall --quiet --yes onnxruntime
-	$(BIN)/python -m pip install --quiet 'onnxruntime-gpu>=1.31'
+	@$(PIP) uninstall -qq --yes onnxruntime
+	$(call install,what the target needs,'onnxruntime-gpu>=1.31')
 	@touch $@
 
 demo: $(INSTALLED) ## Fold, calibrate, export, build, validate, then talk
@@ -85,14 +95,14 @@ doctor: $(INSTALLED) ## What this machine can run, and why not
 bench: $(INSTALLED) ## Measure speed and memory, beside the peers that are installed
 	$(BIN)/kvfold bench $(RECIPE) $(ARGS)
 
-test: $(INSTALLED) ## Run the whole suite
+test: $(TESTS) ## Run the whole suite
 	$(BIN)/python -m pytest $(ARGS)
 
 # Ends with an error on the first disagreement, and where there is no GPU (each skip says what it would show).
-gpu-check: $(INSTALLED) ## Run everything that needs a GPU, write gpu-check.md
+gpu-check: $(TESTS) ## Run everything that needs a GPU, write gpu-check.md
 	$(BIN)/python -m pytest tests/gpu --exitfirst --gpu-report gpu-check.md -rs $(ARGS)
 
-lint: $(INSTALLED) ## Check format, style and types
+lint: $(TESTS) ## Check format, style and types
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy

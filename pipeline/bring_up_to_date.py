@@ -39,7 +39,7 @@ def bring_up_to_date(
         _require_target(recipe, runs=until != "build")
         last = target_stage("build" if until == "run" else until, recipe.target)
     console = get_console()
-    console.print(f"[bold]{recipe.name}[/] -> {root}")
+    console.print(f"[bold]{recipe.name}[/] -> {root}", soft_wrap=True)
     with stage_display(console) as display:
         run_stages(recipe, root, STAGES, display, last)
     return recipe

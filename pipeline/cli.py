@@ -25,6 +25,7 @@ class CommandEntry:
 
 COMMANDS = {
     "plan": CommandEntry("make.plan", "Search a recipe's plan by measurement."),
+    "write": CommandEntry("make.write", "Let a recipe's model write a text to calibrate or compare with."),
     "export": CommandEntry("make.export", "Fold a checkpoint, calibrate it, write ONNX."),
     "heal": CommandEntry("make.heal", "Train what folding changed, and write an adapter."),
     "build": CommandEntry("make.build", "Export, then build the engine of the recipe's target."),

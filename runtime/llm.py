@@ -17,7 +17,7 @@ from kvfold.runtime.metrics import Metrics, PoolUsage
 from kvfold.runtime.runtime_config import RuntimeConfig
 from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.scheduler.request import Prompt
-from kvfold.runtime.session import Session
+from kvfold.runtime.session import OnOverflow, Session
 from kvfold.runtime.text.chat import encode_chat
 from kvfold.runtime.text.tokenizer import BundleTokenizer, Tokenizer
 
@@ -79,12 +79,18 @@ class LLM:
         self,
         prompts: TextOrTokens | Sequence[TextOrTokens],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        control_tokens: bool = True,
     ) -> list[Completion]:
         """Complete prompts together.
+
+        A text is raw: where it spells a control token such as `<|im_end|>`, the model reads that token. Texts
+        of strangers belong in `chat` or a `session`, or here with `control_tokens=False`.
 
         Args:
             prompts: a text, token ids, or a list of either.
             params: for all prompts, or one for each; greedy when left out.
+            control_tokens: False: what a text spells is plain text.
 
         Raises:
             RequestError: an empty or too long prompt, a token id out of range, or not one params a prompt.
@@ -100,20 +106,25 @@ class LLM:
             )
         return self.generator.run(
             [
-                self.generator.prepare(self._prompt(prompt), one)
+                self.generator.prepare(self._prompt(prompt, control_tokens), one)
                 for prompt, one in zip(several, each, strict=True)
             ]
         )
 
     def stream(
-        self, prompt: TextOrTokens, params: SamplingParams | None = None
+        self, prompt: TextOrTokens, params: SamplingParams | None = None, *, control_tokens: bool = True
     ) -> Generator[TextChunk, None, None]:
-        """Complete one prompt piece by piece; errors as for `generate`, before the first piece."""
-        return self.generator.stream(self.generator.prepare(self._prompt(prompt), params or SamplingParams()))
+        """Complete one prompt piece by piece.
+
+        Control tokens and errors are as for `generate`; errors come before the first piece.
+        """
+        reply = self.generator.prepare(self._prompt(prompt, control_tokens), params or SamplingParams())
+        return self.generator.stream(reply)
 
     def chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Completion:
         """Reply to a conversation of {"role": ..., "content": ...}.
 
+        Control tokens are those that the chat template writes; a message that spells one is plain text.
         A leading system message is cached as shared by other conversations. For turn after turn of
         one conversation, `session` is cheaper.
 
@@ -124,9 +135,20 @@ class LLM:
         prompt = Prompt(np.asarray(chat.token_ids, np.int64), chat.shared_length)
         return self.generator.run([self.generator.prepare(prompt, params or SamplingParams())])[0]
 
-    def session(self, system: str | None = None) -> Session:
-        """A conversation, optionally with a system message."""
-        return Session(self.generator, system)
+    def session(self, system: str | None = None, on_overflow: OnOverflow = "error") -> Session:
+        """A conversation.
+
+        Args:
+            system: its system message.
+            on_overflow: what happens when it reaches the end of the context (or of a smaller page pool):
+                `error` refuses the turn; `drop_oldest` gives up the oldest turns, never the system message,
+                until half the context is free again, and says which in `Session.dropped`. A message that is
+                too long by itself is refused either way.
+
+        Raises:
+            RequestError: on_overflow is neither.
+        """
+        return Session(self.generator, system, on_overflow)
 
     @property
     def metrics(self) -> Metrics:
@@ -139,9 +161,10 @@ class LLM:
             evicted_pages=memory.tree.evicted_pages,
         )
 
-    def _prompt(self, prompt: TextOrTokens) -> Prompt:
+    def _prompt(self, prompt: TextOrTokens, control_tokens: bool) -> Prompt:
         if isinstance(prompt, str):
-            return Prompt(np.asarray(self.generator.tokenizer.encode(prompt), np.int64))
+            ids = self.generator.tokenizer.encode(prompt, control_tokens=control_tokens)
+            return Prompt(np.asarray(ids, np.int64))
         if not all(isinstance(token, (int, np.integer)) for token in prompt):
             raise RequestError(f"a prompt is {prompt!r:.80}; use a text or a list of token ids")
         try:

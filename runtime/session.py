@@ -2,17 +2,18 @@
 
 After a turn the session keeps its sequence, the partial last page included. The next turn encodes
 only the text that the chat template adds; where that does not go on exactly from the kept tokens
-(a template that rewrites earlier messages, a reply cut by a stop text, a sequence given up under
-memory pressure) it looks in the radix tree instead, and the metrics say so.
+(a template that rewrites earlier messages, a reply cut by a stop text, a turn taken back, a sequence
+given up under memory pressure) it looks in the radix tree instead, and the metrics say so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from bisect import bisect_left
+from collections.abc import Generator, Iterable
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self, get_args
 
 import numpy as np
 
@@ -21,10 +22,34 @@ from kvfold.runtime.generation import Completion, Reply, TextChunk, TextGenerato
 from kvfold.runtime.memory.paged_sequence import PagedSequence
 from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.scheduler.request import Prompt
-from kvfold.runtime.text.chat import EncodedChat, encode_chat
+from kvfold.runtime.text.chat import EncodedChat, add_reply, encode_chat
 
 if TYPE_CHECKING:
     from kvfold.plugins.contract.chat_template import Message
+
+# What to do with a conversation that reaches the context's end.
+OnOverflow = Literal["error", "drop_oldest"]
+NOTHING = EncodedChat("", [])
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """A message and its reply; `known` is the conversation up to the reply's last token."""
+
+    message: Message
+    reply: Message
+    known: EncodedChat
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A turn that was prepared: what it goes on from, and the reply that is to come."""
+
+    message: Message
+    before: tuple[_Turn, ...]
+    rendered: str
+    reply: Reply
+    revision: int
 
 
 class Session:
@@ -36,19 +61,52 @@ class Session:
             print(session.send("And a page of it?").text)
     """
 
-    def __init__(self, generator: TextGenerator, system: str | None = None) -> None:
-        """An empty conversation with an optional system message; `LLM.session` is the usual way."""
+    def __init__(
+        self, generator: TextGenerator, system: str | None = None, on_overflow: OnOverflow = "error"
+    ) -> None:
+        """An empty conversation; `LLM.session` is the usual way, and says what the arguments are."""
+        if on_overflow not in get_args(OnOverflow):
+            raise RequestError(
+                f"on_overflow is {on_overflow!r}; use one of {', '.join(map(repr, get_args(OnOverflow)))}"
+            )
         self._generator = generator
-        self._messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
-        self._known = EncodedChat("", [])
+        self._system = system
+        self._on_overflow = on_overflow
+        self._turns: tuple[_Turn, ...] = ()
+        self._dropped: tuple[_Turn, ...] = ()
+        self._revision = 0
         self._kept: PagedSequence | None = None
-        self._turn: Reply | None = None
+        self._running: Reply | None = None
         self._closed = False
 
     @property
     def messages(self) -> tuple[Message, ...]:
         """The conversation so far, in the chat format."""
-        return tuple(self._messages)
+        return self._messages(self._turns)
+
+    @property
+    def dropped(self) -> tuple[Message, ...]:
+        """Messages that the turn made last gives up for room, when it ends; none where it is undone."""
+        return _messages_of(self._dropped)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the conversation up to the end of the last reply, the template's own included."""
+        return len(self._known.token_ids)
+
+    @property
+    def system(self) -> str | None:
+        """The system message.
+
+        It can be set between turns; the turns so far stay and are computed again, as they come after it.
+        """
+        return self._system
+
+    @system.setter
+    def system(self, text: str | None) -> None:
+        self._check_free()
+        self._system = text
+        self._revision += 1
 
     def send(self, text: str, params: SamplingParams | None = None) -> Completion:
         """Say something and wait for the reply; errors as for `LLM.chat`, and the turn is then undone."""
@@ -61,14 +119,52 @@ class Session:
         """Say something and get the reply piece by piece; dropping the iterator undoes the turn.
 
         Raises:
-            RequestError: the session is closed, or its last turn is still being streamed.
+            RequestError: the session is closed, or its last turn is still being streamed; else as for
+                `LLM.chat`.
         """
-        self._check_open()
-        message: Message = {"role": "user", "content": text}
-        chat = encode_chat(self._generator.tokenizer, [*self._messages, message], self._known)
-        prompt = Prompt(np.asarray(chat.token_ids, np.int64), chat.shared_length)
-        reply = self._generator.prepare(self._continue(prompt), params or SamplingParams(), keep=True)
-        return self._run(reply, message, chat.text)
+        self._check_free()
+        return self._begin({"role": "user", "content": text}, self._turns, params or SamplingParams())
+
+    def retry(self, params: SamplingParams | None = None) -> Generator[TextChunk, None, None]:
+        """Answer the last message again, piece by piece.
+
+        The new reply takes the old one's place when it ends; dropping the iterator keeps the old one.
+
+        Raises:
+            RequestError: there is no turn yet; else as for `stream`.
+        """
+        self._check_has_turn()
+        *before, last = self._turns
+        return self._begin(last.message, tuple(before), params or SamplingParams())
+
+    def stop(self) -> None:
+        """End the reply that is being streamed before its next token, and keep what was said as the turn.
+
+        The stream then ends as always, with a completion; its finish_reason is `cancelled`. Where nothing was
+        said yet its text is empty, and the turn is undone. Nothing happens where no reply is streamed. Only
+        sets a flag, so a signal handler or another thread may call it.
+        """
+        running = self._running
+        if running is not None:
+            running.request.stopping = True
+
+    def undo(self) -> Message:
+        """Take the last turn back; returns the message that began it.
+
+        What that turn gave up to make room (`dropped`) does not come back.
+
+        Raises:
+            RequestError: there is no turn, the last one is still being streamed, or the session is closed.
+        """
+        self._check_has_turn()
+        *before, last = self._turns
+        self._change(tuple(before))
+        return last.message
+
+    def clear(self) -> None:
+        """Take all turns back; the system message stays. Raises RequestError as `undo` does."""
+        self._check_free()
+        self._change(())
 
     def close(self) -> None:
         """Give back the kept pages; what is in the radix tree stays cached."""
@@ -85,11 +181,57 @@ class Session:
         """Close it."""
         self.close()
 
-    def _check_open(self) -> None:
+    @property
+    def _known(self) -> EncodedChat:
+        return self._turns[-1].known if self._turns else NOTHING
+
+    def _messages(self, turns: Iterable[_Turn]) -> tuple[Message, ...]:
+        system: list[Message] = [] if self._system is None else [{"role": "system", "content": self._system}]
+        return (*system, *_messages_of(turns))
+
+    def _check_free(self) -> None:
         if self._closed:
             raise RequestError("the session is closed; open a new one")
-        if self._turn is not None:
+        if self._running is not None:
             raise RequestError("the session is still streaming its last turn; finish or close that one first")
+
+    def _check_has_turn(self) -> None:
+        self._check_free()
+        if not self._turns:
+            raise RequestError("the conversation has no turn yet; send a message first")
+
+    def _change(self, turns: tuple[_Turn, ...]) -> None:
+        self._turns = turns
+        self._revision += 1
+
+    def _begin(
+        self, message: Message, turns: tuple[_Turn, ...], params: SamplingParams
+    ) -> Generator[TextChunk, None, None]:
+        self._dropped = ()
+        chat, dropped = self._encode(turns, message), 0
+        if self._on_overflow == "drop_oldest":
+            limit = self._generator.scheduler.max_length
+            if turns and len(chat.token_ids) + min(params.max_tokens, limit // 4) > limit:
+                dropped = self._excess(turns, message, limit // 2)
+                chat = self._encode(turns[dropped:], message)
+            left = max(1, limit - len(chat.token_ids))
+            params = replace(params, max_tokens=min(params.max_tokens, left))
+        prompt = Prompt(np.asarray(chat.token_ids, np.int64), chat.shared_length)
+        reply = self._generator.prepare(self._continue(prompt), params, keep=True)
+        self._dropped = turns[:dropped]
+        return self._run(_Pending(message, turns[dropped:], chat.text, reply, self._revision))
+
+    def _encode(self, turns: tuple[_Turn, ...], message: Message) -> EncodedChat:
+        known = turns[-1].known if turns else NOTHING
+        return encode_chat(self._generator.tokenizer, [*self._messages(turns), message], known)
+
+    def _excess(self, turns: tuple[_Turn, ...], message: Message, limit: int) -> int:
+        """How many of the oldest turns to give up: the fewest that leave `limit` tokens, else all."""
+
+        def fits(count: int) -> bool:
+            return len(self._encode(turns[count:], message).token_ids) <= limit
+
+        return 1 + bisect_left(range(1, len(turns)), True, key=fits)
 
     def _continue(self, prompt: Prompt) -> Prompt:
         """Go on from the kept sequence where the prompt begins with exactly its tokens."""
@@ -104,38 +246,50 @@ class Session:
         self._generator.scheduler.metrics.rematched_turns += 1
         return prompt
 
-    def _run(self, reply: Reply, message: Message, rendered: str) -> Generator[TextChunk, None, None]:
-        self._check_open()
-        if reply.request.kept is not self._kept:
+    def _run(self, turn: _Pending) -> Generator[TextChunk, None, None]:
+        self._check_free()
+        if turn.revision != self._revision:
             raise RequestError("the conversation went on after this turn was made; call stream again")
-        self._turn = reply
-        finished = False
+        reply = self._running = turn.reply
+        kept = False
         try:
             with closing(self._generator.stream(reply)) as chunks:
                 for chunk in chunks:
                     if chunk.completion is not None:
-                        self._finish(reply, chunk.completion, message, rendered)
-                        finished = True
-                        self._turn = None
+                        kept = self._finish(turn, chunk.completion)
+                        self._end(kept)
                     yield chunk
         finally:
-            if self._turn is reply:
-                self._turn = None
+            if self._running is reply:
+                self._end(kept=False)
             sequence = reply.request.sequence
-            if sequence is not None and not finished:
-                self._generator.scheduler.discard(sequence)  # it ended, but nobody took the completion
+            if sequence is not None and not kept:
+                self._generator.scheduler.discard(sequence)  # it ended, but its turn is undone
             if self._closed:
                 self._drop()
 
-    def _finish(self, reply: Reply, completion: Completion, message: Message, rendered: str) -> None:
-        """Remember the turn, its exact tokens, and the sequence that holds them."""
-        self._messages += [message, {"role": "assistant", "content": completion.text}]
-        ids = reply.request.tokens[: reply.request.length].tolist()
-        text = rendered + self._generator.tokenizer.decode_rendered(completion.token_ids)
-        self._known = EncodedChat(text, ids)
-        self._kept = reply.request.sequence
+    def _end(self, kept: bool) -> None:
+        self._running = None
+        if not kept:
+            self._dropped = ()
+
+    def _finish(self, turn: _Pending, completion: Completion) -> bool:
+        """Remember the turn, its exact tokens, and the sequence that holds them, unless nothing was said."""
+        if completion.finish_reason == "cancelled" and not completion.text:
+            return False
+        request = turn.reply.request
+        ids = request.tokens[: request.length].tolist()
+        known = add_reply(self._generator.tokenizer, turn.rendered, ids, completion.token_ids)
+        reply: Message = {"role": "assistant", "content": completion.text}
+        self._change((*turn.before, _Turn(turn.message, reply, known)))
+        self._kept = request.sequence
+        return True
 
     def _drop(self) -> None:
         if self._kept is not None:
             self._generator.scheduler.discard(self._kept)
             self._kept = None
+
+
+def _messages_of(turns: Iterable[_Turn]) -> tuple[Message, ...]:
+    return tuple(message for turn in turns for message in (turn.message, turn.reply))

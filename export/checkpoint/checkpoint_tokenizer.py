@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from kvfold.plugins.contract.errors import CheckpointError
+from kvfold.plugins.contract.chat_template import check_chat_template
+from kvfold.plugins.contract.errors import CheckpointError, RequestError
 from kvfold.plugins.contract.tokenizer_config import FILE_NAME, TokenizerConfig
 
 # Special tokens that end a turn or a text wherever they exist; llama.cpp ends generation on the same.
@@ -26,7 +27,7 @@ END_TOKENS = (
 
 @dataclass(frozen=True)
 class CheckpointTokenizer:
-    """Text to token ids and back, as the checkpoint was trained.
+    """A tokenizer as the checkpoint was trained with it.
 
     Attributes:
         json: contents of tokenizer.json.
@@ -41,15 +42,18 @@ class CheckpointTokenizer:
         """The tokenizer itself."""
         return parse_tokenizer("tokenizer.json", self.json)
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text; special tokens in it are recognised, none is added."""
-        ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
-        return ids
-
     def save(self, folder: Path) -> None:
         """Write both files into an existing folder."""
         (folder / "tokenizer.json").write_text(self.json, encoding="utf-8")
         (folder / FILE_NAME).write_text(self.config.model_dump_json(indent=2), encoding="utf-8")
+
+
+def read_text(path: Path) -> str:
+    """A file's text; raises CheckpointError where it is none."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is not UTF-8 text: {error}; fetch it again") from error
 
 
 def parse_tokenizer(source: str, text: str) -> Tokenizer:
@@ -74,6 +78,50 @@ def check_vocabulary(source: str, tokenizer: Tokenizer, vocab_size: int) -> None
             f"{source} has token id {largest}, the model's vocab_size is {vocab_size}; "
             "they do not belong together"
         )
+
+
+def read_chat_template(source: str, declared: object, special_tokens: Mapping[str, str]) -> str | None:
+    """The chat template that conversations use, tried on two small chats.
+
+    Args:
+        source: where it is declared, for errors.
+        declared: a template, or several by name (an object, or a list of names and templates), of which
+            conversations use the one called `default`; None or an empty text where there is none.
+        special_tokens: texts that it may name.
+
+    Raises:
+        CheckpointError: it is none of that, does not parse, or renders no small chat.
+    """
+    template = _default_template(source, declared)
+    if template is None:
+        return None
+    try:
+        check_chat_template(template, special_tokens)
+    except RequestError as error:
+        raise CheckpointError(
+            f"{source}: {error}; correct the template, or remove it to fold the model without one: it then "
+            "completes texts and has no chats"
+        ) from error
+    return template
+
+
+def _default_template(source: str, declared: object) -> str | None:
+    named = declared
+    if isinstance(declared, list) and all(isinstance(item, dict) for item in declared):
+        named = {item.get("name"): item.get("template") for item in declared}
+    if isinstance(named, dict) and named:
+        if "default" not in named:
+            raise CheckpointError(
+                f"{source} has chat templates called {', '.join(map(str, named))} and none called default; "
+                "call the one for conversations default"
+            )
+        named = named["default"]
+    if named is not None and not isinstance(named, str):
+        raise CheckpointError(
+            f"{source}: the chat template is {named!r:.60}; it must be a text, or an object or a list of "
+            "named texts"
+        )
+    return named or None
 
 
 def end_token_ids(tokenizer: Tokenizer, declared: Iterable[int | None]) -> tuple[int, ...]:

@@ -15,6 +15,8 @@ from kvfold.export.checkpoint.checkpoint_tokenizer import (
     check_vocabulary,
     end_token_ids,
     parse_tokenizer,
+    read_chat_template,
+    read_text,
 )
 from kvfold.plugins.contract.errors import CheckpointError, UnsupportedModelError
 from kvfold.plugins.contract.tokenizer_config import TokenizerConfig
@@ -78,14 +80,17 @@ def tokenizer_from_gguf(
 
     Raises:
         UnsupportedModelError: the vocabulary's type or pre-tokenizer is not known; it is named.
-        CheckpointError: the vocabulary is incomplete, or has ids the model lacks.
+        CheckpointError: the vocabulary is incomplete, or has ids the model lacks; or the chat template does
+            not work.
     """
     source = str(override or path)
-    text = override.read_text(encoding="utf-8") if override else _build(path, metadata).to_str()
+    text = read_text(override) if override else _build(path, metadata).to_str()
     tokenizer = parse_tokenizer(source, text)
     check_vocabulary(source, tokenizer, vocab_size)
     texts = {
-        name: tokenizer.id_to_token(metadata[key]) for name, key in SPECIAL_TOKENS.items() if key in metadata
+        name: token
+        for name, key in SPECIAL_TOKENS.items()
+        if key in metadata and (token := tokenizer.id_to_token(metadata[key])) is not None
     }
     bos = metadata.get(SPECIAL_TOKENS["bos_token"])
     pre_tokenizer = PRE_TOKENIZERS.get(metadata.get("tokenizer.ggml.pre", "default"))
@@ -95,8 +100,8 @@ def tokenizer_from_gguf(
         bos_token_id=bos,
         add_bos_token=bos is not None and bool(metadata.get("tokenizer.ggml.add_bos_token", default_bos)),
         eos_token_ids=end_token_ids(tokenizer, declared),
-        chat_template=metadata.get("tokenizer.chat_template"),
-        special_tokens={name: text for name, text in texts.items() if text is not None},
+        chat_template=read_chat_template(str(path), metadata.get("tokenizer.chat_template"), texts),
+        special_tokens=texts,
     )
     return CheckpointTokenizer(json=text, config=config)
 

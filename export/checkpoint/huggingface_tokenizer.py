@@ -13,6 +13,8 @@ from kvfold.export.checkpoint.checkpoint_tokenizer import (
     check_vocabulary,
     end_token_ids,
     parse_tokenizer,
+    read_chat_template,
+    read_text,
 )
 from kvfold.plugins.contract.errors import CheckpointError
 from kvfold.plugins.contract.tokenizer_config import TokenizerConfig
@@ -32,7 +34,8 @@ def tokenizer_from_huggingface(
         vocab_size: rows of the model's embedding.
 
     Raises:
-        CheckpointError: tokenizer.json is missing, broken, or has ids the model lacks.
+        CheckpointError: tokenizer.json is missing, broken, or has ids the model lacks; or the chat template
+            does not work.
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
@@ -40,7 +43,7 @@ def tokenizer_from_huggingface(
             f"{path} is missing; load the checkpoint's tokenizer with transformers' AutoTokenizer and "
             "save it there with save_pretrained"
         )
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path)
     tokenizer = parse_tokenizer(str(path), text)
     check_vocabulary(str(path), tokenizer, vocab_size)
     raw, model = declared["tokenizer_config.json"], declared["config.json"]
@@ -56,7 +59,7 @@ def tokenizer_from_huggingface(
         bos_token_id=bos,
         add_bos_token=bos is not None and bool(raw.get("add_bos_token", begins == bos)),
         eos_token_ids=end_token_ids(tokenizer, eos),
-        chat_template=_chat_template(folder, raw),
+        chat_template=read_chat_template(*_declared_template(folder, raw), special_tokens),
         special_tokens=special_tokens,
     )
     return CheckpointTokenizer(json=text, config=config)
@@ -78,12 +81,12 @@ def _as_list(value: int | list[int] | None) -> list[int]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def _chat_template(folder: Path, raw: Mapping[str, Any]) -> str | None:
-    """chat_template.jinja (transformers 4.50 and later), or the key in tokenizer_config.json."""
+def _declared_template(folder: Path, raw: Mapping[str, Any]) -> tuple[str, object]:
+    """Where a folder declares its chat template, and what.
+
+    chat_template.jinja (transformers 4.50 and later), or the key in tokenizer_config.json.
+    """
     path = folder / "chat_template.jinja"
     if path.is_file():
-        return path.read_text(encoding="utf-8")
-    template = raw.get("chat_template")
-    if isinstance(template, list):  # several named ones; conversations use the one called default
-        template = {item["name"]: item["template"] for item in template}.get("default")
-    return template
+        return str(path), read_text(path)
+    return str(folder / "tokenizer_config.json"), raw.get("chat_template")

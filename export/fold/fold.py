@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from kvfold.export.fold.fold_settings import FoldSettings
@@ -17,6 +16,7 @@ from kvfold.export.model.residual_stream import ResidualStream
 from kvfold.plugins.contract.errors import CalibrationError, PlanError
 from kvfold.plugins.contract.fold_plan import Bank, FoldPlan
 from kvfold.plugins.contract.plan_presets import Preset, build_plan
+from kvfold.plugins.contract.progress import Progress, unheard
 
 
 @dataclass(frozen=True)
@@ -35,17 +35,28 @@ class FoldedModel:
     errors: dict[int, float]
 
 
+@dataclass(frozen=True)
+class HowToFold:
+    """How heads and layers are merged.
+
+    Attributes:
+        settings: dials of the regressions and of the RoPE slots.
+        method: stands in for the closed form, to be compared with it (`export.fold.baselines`).
+    """
+
+    settings: FoldSettings = field(default_factory=FoldSettings)
+    method: FoldBank | None = None
+
+
 def fold_weights(
     config: ModelConfig,
     weights: Mapping[str, Tensor],
     plan: FoldPlan,
     tokens: Tensor,
-    settings: FoldSettings | None = None,
-    method: FoldBank | None = None,
+    how: HowToFold | None = None,
+    progress: Progress = unheard,
 ) -> FoldedModel:
     """Weights of the model under `plan`, calibrated on tokens [N, L].
-
-    `method` stands in for the closed form, to be compared with it (`export.fold.baselines`).
 
     Only layers of folded banks (fewer KV heads, or read by several layers) change; the identity plan and
     plans of horizons alone return every tensor untouched. Head sinks are added where the plan has them.
@@ -58,6 +69,7 @@ def fold_weights(
     """
     check_foldable(config, plan)
     _check_length(plan, tokens.shape[1])
+    how = how or HowToFold()
     banks = {layer: bank for bank in plan.banks for layer in bank.layers}
     dropped = dropped_names(plan)
     folded = {name: weights[name] for name in weights if name not in dropped}
@@ -72,8 +84,9 @@ def fold_weights(
     identity = build_plan(Preset(preset="identity"), config.attention_shape)
     with torch.no_grad():
         teacher, student = (ResidualStream.embed(config, each, weights, tokens) for each in (identity, plan))
-        fold = SequentialFold(config, weights, folded, (teacher, student), settings or FoldSettings(), method)
-        for layer in track(range(last + 1), description="Folding layers"):
+        fold = SequentialFold(config, weights, folded, (teacher, student), how.settings, how.method)
+        for layer in range(last + 1):
+            progress(layer / (last + 1), f"layer {layer} of {last + 1}")
             if is_folded(banks[layer], config):
                 errors[layer] = fold.fold_layer(layer, banks[layer])
             else:

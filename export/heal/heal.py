@@ -24,12 +24,11 @@ from kvfold.export.quantize.calibrate import calibrate
 from kvfold.export.quantize.quantize_settings import QuantizeSettings
 from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.plugins.contract.plan_presets import Preset, build_plan
+from kvfold.plugins.contract.progress import Progress
 
 LAYERWISE, END_TO_END, INT8, DONE = STEPS = ("layerwise", "end_to_end", "int8", "done")
 # Share of the time that a token takes in each part, for the progress display (measured on SmolLM2).
 COST = {LAYERWISE: 0.75, "teacher": 0.27, END_TO_END: 1.0, INT8: 2.0}
-
-Report = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def heal(
     folded: Mapping[str, Tensor],
     folder: Path,
     key: str,
-    report: Report,
+    report: Progress,
     start: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """The adapter that heals `folded`, float16; `merge` makes weights of it and the base.
@@ -199,7 +198,7 @@ def _answers(healing: Healing, journal: Journal, progress: _Progress) -> Teacher
 class _Progress:
     """One fraction for all parts, by what their tokens cost."""
 
-    def __init__(self, settings: HealSettings, text: int, report: Report) -> None:
+    def __init__(self, settings: HealSettings, text: int, report: Progress) -> None:
         tokens = {
             LAYERWISE: settings.layerwise_tokens,
             "teacher": text if settings.tokens or settings.int8_tokens else 0,

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from kvfold.export.model.model_config import ModelConfig
@@ -16,9 +15,12 @@ from kvfold.export.quantize.precision import LinearPrecision, Quantization
 from kvfold.export.quantize.quantize_settings import QuantizeSettings
 from kvfold.export.quantize.smooth import apply_scale, choose_scale, smoothing_groups
 from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.plugins.contract.progress import Progress, part, unheard
 
 INT8_MAX = 127
 HEAD = "lm_head"
+# Shares of the time, for the progress display (SmolLM2, 8,192 tokens); measuring linears has the rest.
+OBSERVING, SMOOTHING = 0.7, 0.2
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ def calibrate(
     plan: FoldPlan,
     tokens: Tensor,
     settings: QuantizeSettings | None = None,
+    progress: Progress = unheard,
 ) -> Calibrated:
     """Calibrate a (folded) model on tokens [N, L].
 
@@ -56,26 +59,35 @@ def calibrate(
     smoothed = {name: weights[name] for name in weights}
     smoothing: dict[str, Tensor] = {}
     with torch.no_grad():
-        seen = observe(config, smoothed, plan, tokens)
+        seen = observe(config, smoothed, plan, tokens, part(progress, 0, OBSERVING, "observing ranges"))
         if settings.linears == "none":
             linears = {name: LinearPrecision(precision="float32") for name in seen.inputs}
         else:
             if settings.smooth:
-                smoothing = _smooth(config, plan, smoothed, seen)
-            linears = {
-                name: _measure(name, smoothed, seen, settings)
-                for name in track(seen.inputs, description="Measuring linears")
-            }
+                smoothing = _smooth(
+                    config, plan, smoothed, seen, part(progress, OBSERVING, SMOOTHING, "smoothing")
+                )
+            measured = part(progress, OBSERVING + SMOOTHING, 1 - OBSERVING - SMOOTHING, "measuring linears")
+            linears = {}
+            for index, name in enumerate(seen.inputs):
+                measured(index / len(seen.inputs))
+                linears[name] = _measure(name, smoothed, seen, settings)
         precision = Quantization(linears=linears)
         return Calibrated(smoothed, static_scales(plan, seen, precision), precision, smoothing)
 
 
 def _smooth(
-    config: ModelConfig, plan: FoldPlan, weights: dict[str, Tensor], seen: Observations
+    config: ModelConfig,
+    plan: FoldPlan,
+    weights: dict[str, Tensor],
+    seen: Observations,
+    progress: Progress,
 ) -> dict[str, Tensor]:
     """Smooth every group in `weights`, and what was observed with it; returns `Calibrated.smoothing`."""
     smoothing: dict[str, Tensor] = {}
-    for group in track(list(smoothing_groups(config, plan)), description="Smoothing"):
+    groups = list(smoothing_groups(config, plan))
+    for index, group in enumerate(groups):
+        progress(index / len(groups))
         scale = choose_scale(group, weights, seen.inputs)
         if scale is None:
             continue

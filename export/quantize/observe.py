@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-from rich.progress import track
 from torch import Tensor, nn
 
 from kvfold.export.model.decoder import Attention, Block, RMSNorm
 from kvfold.export.model.model_config import ModelConfig
 from kvfold.export.model.residual_stream import ResidualStream, load_block
 from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.plugins.contract.progress import Progress, unheard
 
 SAMPLE_TOKENS = 256
 
@@ -85,7 +85,11 @@ class Observations:
 
 
 def observe(
-    config: ModelConfig, weights: Mapping[str, Tensor], plan: FoldPlan, tokens: Tensor
+    config: ModelConfig,
+    weights: Mapping[str, Tensor],
+    plan: FoldPlan,
+    tokens: Tensor,
+    progress: Progress = unheard,
 ) -> Observations:
     """Run tokens [N, L] through the float model, layer by layer.
 
@@ -94,7 +98,8 @@ def observe(
     seen, stride = Observations(), max(1, tokens.numel() // SAMPLE_TOKENS)
     with torch.no_grad():
         stream = ResidualStream.embed(config, plan, weights, tokens)
-        for layer in track(range(config.num_hidden_layers), description="Observing ranges"):
+        for layer in range(config.num_hidden_layers):
+            progress(layer / config.num_hidden_layers)
             block = load_block(config, plan, weights, layer)
             _watch_block(seen, block, layer, stride)
             if plan.is_producer(layer):

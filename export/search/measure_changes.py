@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from kvfold.export.fold.fold import dropped_names, fold_weights
+from kvfold.export.fold.fold import HowToFold, dropped_names, fold_weights
 from kvfold.export.fold.fold_settings import FoldSettings
 from kvfold.export.fold.sequential import SequentialFold
 from kvfold.export.model.decoder import Block, Decoder
@@ -24,8 +24,11 @@ from kvfold.export.search.costs import Change, Cost
 from kvfold.export.search.examine import Examination
 from kvfold.export.search.search_settings import SearchSettings
 from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.plugins.contract.progress import Progress, part, unheard
 
 Scales = dict[str, Tensor] | None
+# Shares of a whole plan's time, for the progress display (SmolLM2); reading has the rest.
+FOLDING, OBSERVING = 0.3, 0.5
 
 
 @dataclass(frozen=True)
@@ -158,13 +161,16 @@ def measure_locals(laboratory: Laboratory) -> float:
     return examination.nll(examination.read_questions(examination.original, plan).finish(plan))
 
 
-def measure_plan(laboratory: Laboratory, plan: FoldPlan) -> Cost:
+def measure_plan(laboratory: Laboratory, plan: FoldPlan, progress: Progress = unheard) -> Cost:
     """Fold a whole plan and examine it, the questions under windows no wider than measured ones."""
     examination, settings = laboratory.examination, laboratory.settings
     config = examination.config
     with fast_products():
-        folded = fold_weights(config, examination.weights, plan, laboratory.text, laboratory.fold)
-        seen = observe(config, folded.weights, folded.plan, laboratory.text)
+        folding, observing = part(progress, 0, FOLDING, "folding"), part(progress, FOLDING, OBSERVING)
+        how = HowToFold(laboratory.fold)
+        folded = fold_weights(config, examination.weights, plan, laboratory.text, how, folding)
+        seen = observe(config, folded.weights, folded.plan, laboratory.text, observing)
+    progress(FOLDING + OBSERVING)
     scales = static_scales(folded.plan, seen, Quantization(linears={}))
     decoder = Decoder.from_weights(config, folded.plan, folded.weights).to(matmul_dtype())
     narrow = narrowed(folded.plan, settings.measured_window)

@@ -20,6 +20,7 @@ from kvfold.pipeline.bench.entrants import AbsentPeerError, Entrant, enter_kvfol
 from kvfold.pipeline.bench.processes.jobs import Measure
 from kvfold.pipeline.bench.processes.process import WorkerError, run_job
 from kvfold.pipeline.bench.workloads.workloads import SETS, Batch, list_metrics
+from kvfold.pipeline.show.watch import Work, open_watch
 from kvfold.plugins.contract.errors import TargetError
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def _run_round(
     entrant: Entrant, number: int, vocab_size: int, settings: BenchSettings, console: Console
 ) -> None:
     """One process of one contender; a peer that fails is out, and its result says so."""
-    doing = f"{entrant.result.title}, round {number} of {settings.rounds}"
+    doing = f"round {number} of {settings.rounds}"
     job = Measure(
         contender=entrant.name,
         model=str(entrant.model),
@@ -84,15 +85,13 @@ def _run_round(
         seed=f"round {number}",
     )
     try:
-        with console.status(doing):
+        with open_watch(console) as watch, watch.work(Work(entrant.result.title, doing)):
             entrant.result.add(run_job(job, entrant.python).values)
     except WorkerError as error:
         if entrant.name == KVFOLD:
             raise TargetError(f"kvfold's engine in {entrant.model} failed with {error}") from error
         entrant.result.failure = f"round {number}: {error}"
-        console.print(Text(f"  ! {doing} failed with {error}", style="red"))
-    else:
-        console.print(Text(f"  + {doing}", style="dim"))
+        console.print(Text(f"  ! {entrant.result.title}, {doing} failed with {error}", style="red"))
 
 
 def needed_limits(settings: BenchSettings) -> Limits:

@@ -1,4 +1,4 @@
-"""A bench result as tables: wide for the terminal, and the same on its side for a README."""
+"""A bench result as a table."""
 
 from __future__ import annotations
 
@@ -8,24 +8,7 @@ from kvfold.pipeline.show.table import Cell, Table
 
 
 def bench_table(result: BenchResult) -> Table:
-    """Contenders as rows, medians as cells, the best of each column marked."""
-    return Table.of(
-        "",
-        ("contender", "weights", *(f"{metric.title}\n{metric.unit}" for metric in result.metrics)),
-        (
-            (
-                f"{contender.title} {contender.version}",
-                contender.weights,
-                *(_cell(result, contender, metric) for metric in result.metrics),
-            )
-            for contender in result.contenders
-        ),
-        describe(result),
-    )
-
-
-def metric_table(result: BenchResult) -> Table:
-    """Metrics as rows, so that the table stays narrow; who was not measured stands in the note."""
+    """A row for each metric, the best of it marked; who was not measured stands in the note."""
     failed = [f"{each.title} failed: {each.failure}" for each in result.contenders if each.failure]
     absent = [f"Not measured: {reason.splitlines()[0]}" for reason in (*result.skipped, *failed)]
     return Table.of(

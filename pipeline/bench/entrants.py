@@ -13,6 +13,7 @@ from kvfold.pipeline.bench.bench_results import ContenderResult
 from kvfold.pipeline.bench.contenders import KVFOLD, contender_module
 from kvfold.pipeline.bench.processes.jobs import Probe
 from kvfold.pipeline.bench.processes.process import WorkerError, run_job
+from kvfold.pipeline.show.watch import Work, open_watch
 from kvfold.plugins.contract.version import VERSION
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ def enter_peer(peer: str, models: PreparedModels, python: Path, console: Console
             raise AbsentPeerError(
                 f"{module.TITLE} is not installed for {python}; {python} -m {module.INSTALL}"
             )
-        with console.status(f"{module.TITLE} {version}: model (converted once, then kept)"):
+        work = Work(module.TITLE, f"preparing its model for {version}, converted once, then kept")
+        with open_watch(console) as watch, watch.work(work):
             model = models.prepare(peer, version, python)
     except WorkerError as error:
         raise AbsentPeerError(f"{module.TITLE} could not be prepared: {error}") from error

@@ -15,8 +15,7 @@ from kvfold.pipeline.quality.intervals import (
 from kvfold.pipeline.quality.likelihood_results import Divergence, Divergences, Perplexity
 from kvfold.pipeline.quality.logit_measures import measure_distance, negative_log_likelihood
 from kvfold.pipeline.quality.subject_names import ORIGINAL
-from kvfold.pipeline.quality.subjects import Subject
-from kvfold.plugins.contract.errors import ValidationError
+from kvfold.pipeline.quality.subjects import Subject, not_finite
 
 # Told of every window: the tokens that were computed, over all subjects.
 Tick = Callable[[int], None]
@@ -43,7 +42,7 @@ def measure_perplexity(
         for window in windows[len(means[subject.name]) :]:
             losses = stream_losses(subject, window)
             if not np.isfinite(losses).all():
-                raise _not_finite(subject.name)
+                raise not_finite(subject.name)
             means[subject.name].append(float(losses.mean()))
             tick(len(window))
     values = {name: np.array(found) for name, found in means.items()}
@@ -90,10 +89,10 @@ def measure_divergences(
             means[name].append(float(np.concatenate(parts).mean()))
         tick(window.size * len(subjects))
     if not np.isfinite(means[original.name]).all():
-        raise _not_finite(original.name)
+        raise not_finite(original.name)
     for name, collected in found.items():
         if not all(np.isfinite(kl).all() for kl in collected.kl):
-            raise _not_finite(name)
+            raise not_finite(name)
     divergences = Divergences(
         length=windows.shape[1],
         windows=len(windows),
@@ -154,9 +153,3 @@ def stream_losses(subject: Subject, token_ids: np.ndarray, first: int = 0) -> Fl
         losses.append(negative_log_likelihood(logits, token_ids[position : position + len(logits) + 1]))
         position += len(logits)
     return np.concatenate(losses)
-
-
-def _not_finite(name: str) -> ValidationError:
-    return ValidationError(
-        f"logits of the subject {name} are NaN or infinite; check the checkpoint, then calibration"
-    )

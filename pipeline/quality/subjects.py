@@ -21,6 +21,7 @@ from kvfold.pipeline.quality.logit_measures import negative_log_likelihood
 from kvfold.pipeline.quality.subject_names import ENGINE, FOLDED, ORIGINAL
 from kvfold.pipeline.workspace.read_checkpoint import read_checkpoint
 from kvfold.pipeline.workspace.workspace import Workspace
+from kvfold.plugins.contract.errors import ValidationError
 from kvfold.plugins.contract.plan_presets import Preset, build_plan
 from kvfold.runtime.bundle import WEIGHTS
 from kvfold.runtime.engine.protocol import Engine
@@ -61,12 +62,14 @@ class Subject(BaseRunner):  # type: ignore[misc]  # polygraphy has no annotation
         return TensorMetadata().add(INPUT_IDS, dtype=np.int64, shape=(None,))
 
     def infer_impl(self, feed_dict: Mapping[str, np.ndarray]) -> OrderedDict[str, np.ndarray]:
-        """Logits and losses of one text."""
+        """Logits and losses of one text; raises ValidationError where a logit is NaN or infinite."""
         token_ids = feed_dict[INPUT_IDS]
         start = time.perf_counter()
         logits = self.compute_logits(token_ids)
         self.inference_time = time.perf_counter() - start
         self.seconds += self.inference_time
+        if not np.isfinite(logits).all():
+            raise not_finite(self.name)
         losses = negative_log_likelihood(logits, token_ids)
         return OrderedDict({LOGITS: logits, LOSSES: losses})
 
@@ -162,6 +165,13 @@ class EngineSubject(Subject):
             logits = self._engine.execute(step)
             memory.commit(sequence, stop)
             yield start, logits
+
+
+def not_finite(name: str) -> ValidationError:
+    """What to raise where a subject's logits are NaN or infinite."""
+    return ValidationError(
+        f"logits of the subject {name} are NaN or infinite; check the checkpoint, then calibration"
+    )
 
 
 def blocks(first: int, length: int) -> Iterator[slice]:

@@ -24,8 +24,9 @@ class TextSection(Record):
     """Where token sequences come from.
 
     Attributes:
-        source: a `.txt` or `.jsonl` file; `generate`: the model writes the text itself; `sharegpt`,
-            `sharegpt-heldout`: conversations that people shared, fetched from PyPI, in two disjoint parts.
+        source: a `.txt` or `.jsonl` file, whose words are text, control tokens that they spell included;
+            `generate`: the model writes the text itself; `sharegpt`, `sharegpt-heldout`: conversations that
+            people shared, fetched from PyPI, in two disjoint parts.
         tokens: how many tokens in all.
         sequence_length: tokens per sequence.
         seed: of the generated text, and of the choice of sequences.

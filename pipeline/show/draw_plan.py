@@ -3,57 +3,59 @@
 from __future__ import annotations
 
 from rich.console import Group
-from rich.table import Table
-from rich.text import Text
 
 from kvfold.pipeline.show.cache_tables import kv_bytes_table
+from kvfold.pipeline.show.table import Cell, Table
 from kvfold.pipeline.show.terminal import draw_table
 from kvfold.plugins.contract.fold_plan import FoldPlan, LayerPlan
 from kvfold.plugins.contract.kv_savings import kv_bytes
 from kvfold.plugins.contract.plan_presets import AttentionShape
 
-GLOBAL_STYLE, LOCAL_STYLE = "bold cyan", "green"
-HORIZON_WIDTH = 16
+HORIZON_WIDTH = 12
 
 
 def draw_plan(plan: FoldPlan, shape: AttentionShape) -> Group:
     """The whole drawing: layers, then totals."""
+    return Group(draw_table(layer_table(plan)), draw_table(kv_bytes_table(kv_bytes(plan, shape))))
+
+
+def layer_table(plan: FoldPlan) -> Table:
+    """What each layer sees, whose KV it reads, and what a token costs there."""
     groups = ", ".join(f"{len(group.banks)} {group.name}" for group in plan.groups)
-    banks = f"\n{len(plan.layers)} layers keep {len(plan.banks)} KV banks: {groups}"
-    return Group(_layers(plan), banks, draw_table(kv_bytes_table(kv_bytes(plan, shape))))
-
-
-def _layers(plan: FoldPlan) -> Table:
     longest = max((layer.sliding_window or 0) for layer in plan.layers)
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("layer", justify="right", no_wrap=True)
-    for name in ("sees", "window", "KV from", "bank", "heads", "dtype", "B/token"):
-        table.add_column(name, no_wrap=True, justify="right" if name == "B/token" else "left")
     banks = {bank.layer: number for number, bank in enumerate(plan.banks)}
-    for index, layer in enumerate(plan.layers):
-        producer = plan.is_producer(index)
-        style = GLOBAL_STYLE if layer.sliding_window is None else LOCAL_STYLE
-        bank = plan.banks[banks[layer.donor]]
-        table.add_row(
-            str(index),
-            _horizon_bar(layer.sliding_window, layer.sink_size, longest, style),
-            _horizon(layer),
-            "itself" if producer else Text(f"layer {layer.donor}", style="yellow"),
-            f"{'' if producer else '= '}{banks[layer.donor]}",
-            f"{layer.num_key_value_heads} / {plan.num_attention_heads}",
-            layer.kv_dtype,
-            str(bank.bytes_per_token) if producer else Text("0", style="yellow"),
-        )
-    return table
+    return Table.of(
+        "",
+        ("layer", "sees", "window", "KV from", "bank", "heads", "dtype", "B/token"),
+        (
+            (
+                str(index),
+                Cell(_horizon_bar(layer, longest), "good" if layer.sliding_window else "strong"),
+                _horizon(layer),
+                *_bank_cells(plan, index, banks[layer.donor]),
+                f"{layer.num_key_value_heads} / {plan.num_attention_heads}",
+                layer.kv_dtype,
+                str(plan.banks[banks[layer.donor]].bytes_per_token if plan.is_producer(index) else 0),
+            )
+            for index, layer in enumerate(plan.layers)
+        ),
+        f"{len(plan.layers)} layers keep {len(plan.banks)} KV banks: {groups}",
+    ).drawn_by("sees")
 
 
-def _horizon_bar(window: int | None, sinks: int, longest: int, style: str) -> Text:
-    """Sinks on the left, the window on the right, darkness between them."""
-    if window is None:
-        return Text("█" * HORIZON_WIDTH, style=style)
-    width = max(1, round(window / longest * HORIZON_WIDTH / 2))
-    sink = "▌" if sinks else "·"
-    return Text.assemble((sink, style), ("·" * (HORIZON_WIDTH - 1 - width), "dim"), ("█" * width, style))
+def _bank_cells(plan: FoldPlan, index: int, bank: int) -> tuple[str | Cell, str]:
+    """Whose KV a layer reads, and its bank's number."""
+    if plan.is_producer(index):
+        return "itself", str(bank)
+    return Cell(f"layer {plan.layers[index].donor}", "strong"), f"= {bank}"
+
+
+def _horizon_bar(layer: LayerPlan, longest: int) -> str:
+    """Sinks on the left, the window on the right, dots for what is hidden between them."""
+    if layer.sliding_window is None:
+        return "█" * HORIZON_WIDTH
+    width = max(1, round(layer.sliding_window / longest * HORIZON_WIDTH / 2))
+    return ("▌" if layer.sink_size else "·") + "·" * (HORIZON_WIDTH - 1 - width) + "█" * width
 
 
 def _horizon(layer: LayerPlan) -> str:

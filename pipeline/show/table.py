@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 # What a reader should notice; each renderer has its own way to say it.
@@ -25,14 +25,18 @@ class Table:
     Attributes:
         title: a line above it; empty for none.
         columns: their headers; where all are empty, none is shown.
-        rows: as many cells each as there are columns.
+        rows: as many cells each as there are columns; a first cell that is empty stands for the one above.
         note: what stands below it; empty for nothing.
+        drawing: the column that draws what another one says: left out where there is no room for it.
+        prose: whether the last column holds sentences, which stand left and wrap.
     """
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     note: str = ""
+    drawing: str | None = None
+    prose: bool = False
 
     @classmethod
     def of(
@@ -41,3 +45,17 @@ class Table:
         """A table of cells, where a text stands for a cell without emphasis."""
         cells = (tuple(Cell(cell) if isinstance(cell, str) else cell for cell in row) for row in rows)
         return cls(title, tuple(columns), tuple(cells), note)
+
+    def drawn_by(self, column: str) -> Self:
+        """The same, where `column` is its drawing."""
+        return replace(self, drawing=column)
+
+    def with_prose(self) -> Self:
+        """The same, where the last column holds sentences."""
+        return replace(self, prose=True)
+
+    def without(self, column: str) -> Self:
+        """The same without one column."""
+        at = self.columns.index(column)
+        rows = tuple(row[:at] + row[at + 1 :] for row in self.rows)
+        return replace(self, columns=self.columns[:at] + self.columns[at + 1 :], rows=rows, drawing=None)

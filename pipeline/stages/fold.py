@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from kvfold.export.fold.fold import FoldedModel
     from kvfold.pipeline.recipe.recipe import Recipe
     from kvfold.pipeline.workspace.workspace import Workspace
+    from kvfold.plugins.contract.progress import Progress
 
 
 def settings(recipe: Recipe) -> object:
@@ -27,7 +28,7 @@ def run(workspace: Workspace, job: Job) -> None:
     """Write plan, weights and the error of every layer."""
     from safetensors.torch import save_file
 
-    folded = _fold(workspace)
+    folded = _fold(workspace, job.progress)
     (job.output / FOLD_PLAN).write_text(folded.plan.model_dump_json(indent=2) + "\n")
     (job.output / FOLD_ERRORS).parent.mkdir()
     (job.output / FOLD_ERRORS).write_text(json.dumps(folded.errors) + "\n")
@@ -35,8 +36,8 @@ def run(workspace: Workspace, job: Job) -> None:
     save_file(weights, job.output / FOLDED_WEIGHTS)
 
 
-def _fold(workspace: Workspace) -> FoldedModel:
-    from kvfold.export.fold.fold import FoldedModel, fold_weights
+def _fold(workspace: Workspace, progress: Progress) -> FoldedModel:
+    from kvfold.export.fold.fold import FoldedModel, HowToFold, fold_weights
     from kvfold.export.heal.healed_adapter import load_adapter, merge
 
     checkpoint, recipe = read_checkpoint(workspace), workspace.recipe
@@ -46,7 +47,8 @@ def _fold(workspace: Workspace) -> FoldedModel:
         merged = merge(checkpoint.config, checkpoint.weights, adapter.plan, adapter.tensors)
         return FoldedModel(adapter.plan, merged, errors={})
     tokens = workspace.tensors(CALIBRATION_TOKENS)["tokens"]
-    return fold_weights(checkpoint.config, checkpoint.weights, plan, tokens, recipe.fold)
+    how = HowToFold(recipe.fold)
+    return fold_weights(checkpoint.config, checkpoint.weights, plan, tokens, how, progress)
 
 
 STAGE = Stage(

@@ -20,7 +20,7 @@ def run(workspace: Workspace, job: Job) -> None:
 
     tokens = workspace.tensors(CALIBRATION_TOKENS)["tokens"]
     settings = workspace.recipe.quantize
-    calibrated = calibrate(workspace.config, workspace.healed, workspace.plan, tokens, settings)
+    calibrated = calibrate(workspace.config, workspace.healed, workspace.plan, tokens, settings, job.progress)
     save_file(dict(calibrated.weights), job.output / WEIGHTS)
     save_file(dict(calibrated.scales), job.output / SCALES)
     (job.output / QUANTIZATION).write_text(calibrated.precision.model_dump_json(indent=2) + "\n")

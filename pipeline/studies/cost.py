@@ -13,6 +13,7 @@ from kvfold.pipeline.quality.likelihood_results import Divergences, Perplexity
 from kvfold.pipeline.quality.subject_names import FOLDED, ORIGINAL
 from kvfold.pipeline.workspace.stage import Job, Stage
 from kvfold.pipeline.workspace.workspace import EVALUATION_TOKENS, Workspace
+from kvfold.plugins.contract.progress import Progress, part
 from kvfold.plugins.contract.record import Record
 from kvfold.runtime.bundle import open_bundle
 
@@ -99,24 +100,28 @@ class Yardstick:
 def cost_stage(
     name: str,
     yardstick: Yardstick,
-    load: Callable[[], Decoder],
+    load: Callable[[Progress], Decoder],
     inputs: object,
     modules: tuple[str, ...] = (),
+    loading: float = 0,
 ) -> Stage:
     """A stage of its own folder that writes a folded model's FoldCost to `<name>.json`.
 
     Args:
         name: of the stage.
         yardstick: what the model is held against.
-        load: makes the model.
+        load: makes the model; told how far it is.
         inputs: everything that decides the model, by content.
         modules: what makes it, where it is not read from a bundle.
+        loading: share of the time that making it takes, for the progress display.
     """
 
     def run(workspace: Workspace, job: Job) -> None:
         path = job.output / file
         path.parent.mkdir(parents=True)
-        path.write_text(yardstick.measure(load(), job.progress).model_dump_json(indent=1) + "\n")
+        decoder = load(part(job.progress, 0, loading))
+        measuring = part(job.progress, loading, 1 - loading, "measuring perplexity and KL")
+        path.write_text(yardstick.measure(decoder, measuring).model_dump_json(indent=1) + "\n")
 
     file = f"{name}.json"
     return Stage(

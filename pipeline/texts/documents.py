@@ -20,7 +20,8 @@ class Document:
     """A text, or a piece of one.
 
     Attributes:
-        text: as it stands in the file, or as the chat template renders it.
+        text: as it stands in the file, or as the chat template renders it (a TemplateText then): what a
+            file spells is text, control tokens are those that a template writes.
         needs_bos: whether the model's BOS token belongs before it: not where a template has written its
             special tokens, nor where it goes on from the piece before.
     """

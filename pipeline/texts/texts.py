@@ -14,10 +14,11 @@ from kvfold.pipeline.texts.documents import read_documents
 from kvfold.pipeline.texts.writer import write_text
 from kvfold.pipeline.workspace.fetch import MODEL_CACHE, fetch_conversations
 from kvfold.plugins.contract.errors import CalibrationError
+from kvfold.plugins.contract.progress import Progress, part
+from kvfold.runtime.text.tokenizer import BundleTokenizer
 
 if TYPE_CHECKING:
     from kvfold.export.checkpoint import Checkpoint
-    from kvfold.pipeline.show.progress import Progress
 
 # A file is read until it gave this many times the tokens asked for; sequences are drawn from those.
 POOL = 8
@@ -44,25 +45,13 @@ def read_texts(sections: Texts, checkpoint: Checkpoint, folder: Path, progress: 
     total = sum(section.tokens for section in sections)
     texts, done = [], 0
     for section in sections:
-        share = _Share(progress, done / total, section.tokens / total)
+        share = part(progress, done / total, section.tokens / total)
         texts.append(_read_text(section, checkpoint, folder, share))
         done += section.tokens
     tokens = torch.cat(texts)
     if len(sections) > 1:
         tokens = tokens[torch.randperm(len(tokens), generator=torch.Generator().manual_seed(0))]
     return tokens
-
-
-class _Share:
-    """The progress of one section as a part of the whole."""
-
-    def __init__(self, progress: Progress, start: float, size: float) -> None:
-        self._progress = progress
-        self._start = start
-        self._size = size
-
-    def __call__(self, fraction: float, note: str = "") -> None:
-        self._progress(self._start + fraction * self._size, note)
 
 
 def _read_text(section: TextSection, checkpoint: Checkpoint, folder: Path, progress: Progress) -> Tensor:
@@ -85,12 +74,14 @@ def _read_text(section: TextSection, checkpoint: Checkpoint, folder: Path, progr
 
 def _read_sequences(path: Path, checkpoint: Checkpoint, count: int, sequence_length: int) -> Tensor:
     """Sequences packed from a file's documents, between `count` and POOL * count of them."""
-    tokenizer = checkpoint.tokenizer
-    start = tokenizer.config.bos_token_id if tokenizer.config.add_bos_token else None
+    config = checkpoint.tokenizer.config
+    tokenizer = BundleTokenizer(checkpoint.tokenizer.backend, config)
     ids: list[int] = []
-    for document in read_documents(path, tokenizer.config):
-        ids += [start] if start is not None and document.needs_bos else []
-        ids += tokenizer.encode(document.text)
+    for document in read_documents(path, config):
+        if document.needs_bos:
+            ids += tokenizer.encode(document.text, control_tokens=False)
+        else:
+            ids += tokenizer.encode_rendered(document.text)
         if len(ids) >= POOL * count * sequence_length:
             break
     found, needed = len(ids), count * sequence_length

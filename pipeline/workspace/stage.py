@@ -15,7 +15,7 @@ from kvfold.plugins.contract.version import VERSION
 
 if TYPE_CHECKING:
     from kvfold.pipeline.recipe.recipe import Recipe
-    from kvfold.pipeline.show.progress import Progress
+    from kvfold.plugins.contract.progress import Progress
     from kvfold.runtime.bundle import Manifest
 
 

@@ -1,53 +1,40 @@
-"""What the stages do, in the terminal: a line each, with time spent, and a bar for the one that runs."""
+"""What the stages do, in front of a user: a line each, with time spent, and how far the one is that runs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from rich.console import Console
-from rich.progress import Progress as Bars
-from rich.progress import TaskID
 from rich.text import Text
 
-from kvfold.pipeline.show.progress import Progress, format_seconds, make_bars, open_bar
+from kvfold.pipeline.show.watch import Watch, Work, open_watch
 from kvfold.pipeline.workspace.stage import Stage
+from kvfold.plugins.contract.progress import Progress
 
 
 class StageDisplay:
     """A Display on a rich console."""
 
-    def __init__(self, console: Console, bars: Bars) -> None:
-        self._console = console
-        self._bars = bars
-        self._task = TaskID(0)
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
 
     def skipped(self, stage: Stage) -> None:
         """One dim line."""
-        self._console.print(Text(f"  = {stage.name:<11} unchanged", style="dim"))
+        self._watch.console.print(Text(f"  = {stage.name:<11} unchanged", style="dim"), soft_wrap=True)
 
-    def started(self, stage: Stage, why: str, expected_seconds: float | None) -> Progress:
-        """Open a bar; the time left comes from the fraction done, or else from the last run.
-
-        A stage that resumes begins beyond 0: its pace counts from its first report.
-        """
-        self._task, progress = open_bar(self._bars, stage.name, stage.doing)
-        if expected_seconds is not None:
-            self._bars.update(self._task, left=f"about {format_seconds(expected_seconds)} in all")
+    def running(
+        self, stage: Stage, place: str, why: str, last_time: float | None
+    ) -> AbstractContextManager[Progress]:
+        """Say why it runs again, then show it as it goes."""
         if why != "not done yet":
-            self._console.print(Text(f"  ~ {stage.name:<11} again: {why}", style="yellow"))
-        return progress
-
-    def finished(self, stage: Stage, seconds: float) -> None:
-        """Replace the bar by a line."""
-        self._bars.remove_task(self._task)
-        self._console.print(
-            Text.assemble(("  + ", "green"), f"{stage.name:<11} ", (format_seconds(seconds), "bold"))
-        )
+            again = Text(f"  ~ {stage.name:<11} again: {why}", style="yellow")
+            self._watch.console.print(again, soft_wrap=True)
+        return self._watch.work(Work(stage.name, stage.doing, place, last_time))
 
 
 @contextmanager
 def stage_display(console: Console) -> Iterator[StageDisplay]:
     """A StageDisplay that cleans up after itself, also on Ctrl-C."""
-    with make_bars(console) as bars:
-        yield StageDisplay(console, bars)
+    with open_watch(console) as watch:
+        yield StageDisplay(watch)

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from functools import lru_cache
-from typing import Any, NoReturn
+from typing import Any
 
-from jinja2 import Environment, Template, TemplateError, nodes
-from jinja2.ext import Extension
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import TemplateSyntaxError
 
 from kvfold.plugins.contract.errors import RequestError
+from kvfold.plugins.contract.template_environment import RefusalError, compile_template
+from kvfold.plugins.contract.template_text import TemplateText, by_template, written_by_template
 from kvfold.plugins.contract.tokenizer_config import TokenizerConfig
 
 Message = Mapping[str, Any]
 
+# Names that templates know, and some put into a control token: `<|{{ message.role }}|>`. Any other is text.
+ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython", "observation")
+
+
+# A template must render one of these, and may refuse the other.
+SMALL_CHATS: tuple[tuple[Message, ...], ...] = (
+    ({"role": "user", "content": "Hello"},),
+    (
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "Hi."},
+        {"role": "user", "content": "Who are you?"},
+    ),
+)
+
 
 def render_chat(
     config: TokenizerConfig, messages: Sequence[Message], *, add_generation_prompt: bool = True
-) -> str:
-    """The text of a conversation; the template runs in jinja2's sandbox.
+) -> TemplateText:
+    """The text of a conversation, and what of it the template wrote; it runs in jinja2's sandbox.
 
     Raises:
         RequestError: the model has no chat template, or the template refuses the messages.
@@ -30,53 +41,62 @@ def render_chat(
     if config.chat_template is None:
         raise RequestError("this model has no chat template; give it a plain prompt instead of messages")
     try:
-        return _compile(config.chat_template).render(
-            config.special_tokens,
-            messages=messages,
-            tools=None,
-            documents=None,
-            add_generation_prompt=add_generation_prompt,
-        )
-    except (TemplateError, TypeError) as error:
+        return _render(config.chat_template, config.special_tokens, messages, add_generation_prompt)
+    except Exception as error:  # a template is a program: it can fail in any way
         raise RequestError(f"the chat template refuses these messages: {error}") from error
 
 
-class _GenerationTag(Extension):
-    """`{% generation %}` marks the assistant's text for training; for a reader it is only its body."""
+def check_chat_template(template: str, special_tokens: Mapping[str, str]) -> None:
+    """Find out whether a template works, before anything is built on it.
 
-    def __init__(self, environment: Environment) -> None:
-        super().__init__(environment)
-        self.tags = {"generation"}
+    Raises:
+        RequestError: it does not parse, fails while it renders a small chat, or refuses each of them.
+    """
+    refused: list[Exception] = []
+    for chat in SMALL_CHATS:
+        try:
+            _render(template, special_tokens, chat, add_generation_prompt=True)
+        except RefusalError as error:
+            refused.append(error)
+        except Exception as error:  # a template is a program: it can fail in any way
+            raise RequestError(f"the chat template is broken: {_describe(error)}") from error
+    if len(refused) == len(SMALL_CHATS):
+        raise RequestError(f"the chat template refuses every small chat: {refused[0]}")
 
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        """The body between the tags, unchanged."""
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
-
-@lru_cache(maxsize=8)
-def _compile(source: str) -> Template:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, "jinja2.ext.loopcontrols"]
+def _render(
+    template: str, special_tokens: Mapping[str, str], messages: Sequence[Message], add_generation_prompt: bool
+) -> TemplateText:
+    text = compile_template(template).render(
+        {name: by_template(token) for name, token in special_tokens.items()},
+        messages=[_mark(message) for message in messages],
+        tools=None,
+        documents=None,
+        add_generation_prompt=add_generation_prompt,
     )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment.from_string(source)
+    return TemplateText(text, written_by_template(text))
 
 
-def _to_json(
-    value: object,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """jinja2's own filter escapes HTML, which no model was trained on."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
+def _mark(message: Message) -> Message:
+    """A message whose texts are known to be its own, but for the name of a role that templates know."""
+    marked = {key: _mark_value(value) for key, value in message.items()}
+    if marked.get("role") in ROLES:
+        marked["role"] = by_template(marked["role"])
+    return marked
 
 
-def _raise(message: str) -> NoReturn:
-    raise TemplateError(message)
+def _mark_value(value: Any) -> Any:
+    if isinstance(value, str):
+        return TemplateText(value)
+    if isinstance(value, Mapping):
+        return {key: _mark_value(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        marked = map(_mark_value, value)
+        return list(marked) if isinstance(value, list) else tuple(marked)
+    return value
+
+
+def _describe(error: Exception) -> str:
+    """Where it does not parse, or what went wrong."""
+    where = f"line {error.lineno}: " if isinstance(error, TemplateSyntaxError) else ""
+    return f"{where}{error}"

@@ -45,7 +45,10 @@ class Prompt:
 
 
 class Request:
-    """State of one request; the scheduler owns it from submission to its end."""
+    """State of one request; the scheduler owns it from submission to its end.
+
+    Whoever sets `stopping` asks the scheduler to end it before its next step, with the tokens it has.
+    """
 
     def __init__(
         self,
@@ -81,6 +84,7 @@ class Request:
         self.keep = keep
         self.sequence: PagedSequence | None = None
         self.finish_reason: FinishReason | None = None
+        self.stopping = False
         self.logprobs: list[TokenLogprob] = []
         self.overtaken = 0
         self.preempted = False

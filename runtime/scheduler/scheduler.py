@@ -9,6 +9,7 @@ oldest request is never preempted and every request fits the pool, so every requ
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import OrderedDict
 
 from kvfold.plugins.contract.errors import CapacityError, KvfoldError
@@ -27,7 +28,11 @@ MAX_OVERTAKEN = 8
 
 
 class Scheduler:
-    """Runs requests on an engine, one step at a time. Not thread-safe."""
+    """Runs requests on an engine, one step at a time. Not thread-safe.
+
+    Attributes:
+        max_length: tokens of the longest sequence that can run: the context's, or what the pools hold.
+    """
 
     def __init__(self, engine: Engine, config: RuntimeConfig) -> None:
         """An idle scheduler with the engine's memory to itself."""
@@ -36,6 +41,7 @@ class Scheduler:
         self.memory = KvMemory(info)
         self.metrics = CacheMetrics()
         self._config = config
+        self.max_length = bisect_left(range(1, info.max_context_length + 1), True, key=self._is_too_long)
         self._waiting: list[Request] = []
         self._running: list[Request] = []
         self._parked: OrderedDict[int, PagedSequence] = OrderedDict()
@@ -104,6 +110,7 @@ class Scheduler:
         Raises:
             KvfoldError: a request's logits cannot be sampled; it is cancelled, the others got their token.
         """
+        self._end_stopped()
         scheduled = self._schedule()
         assert scheduled or not self.has_work, "nothing fits although every request fits the pool"
         if not scheduled:
@@ -129,6 +136,18 @@ class Scheduler:
         if failure is not None:
             raise failure
         return sampled
+
+    def _is_too_long(self, length: int) -> bool:
+        return self.memory.shortfall(length, self._config.max_num_batched_tokens) is not None
+
+    def _end_stopped(self) -> None:
+        """End requests that were asked to stop: as finished where they said something, else cancelled."""
+        for request in [each for each in (*self._running, *self._waiting) if each.stopping]:
+            if request.sequence is None or not request.num_completion_tokens:
+                self.cancel(request)
+            else:
+                request.finish_reason = "cancelled"
+                self._retire(request)
 
     def _schedule(self) -> list[tuple[Request, Chunk]]:
         budget = self._config.max_num_batched_tokens

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kvfold.plugins.contract.errors import RequestError
+from kvfold.plugins.contract.template_text import by_template, written_by_template
 from kvfold.runtime.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ class EncodedChat:
     """A conversation.
 
     Attributes:
-        text: as rendered.
+        text: as rendered (a TemplateText).
         token_ids: the tokens that stand for it; those of a reply are the model's own choice.
         shared_length: of these, a leading system message; 0 where there is none or its end is no border of
             the tokens.
@@ -32,7 +33,7 @@ class EncodedChat:
 def encode_chat(
     tokenizer: Tokenizer, messages: Sequence[Message], known: EncodedChat | None = None
 ) -> EncodedChat:
-    """A conversation that the model is to go on with.
+    """A conversation that the model is to go on with; what its messages spell is text, never a control token.
 
     Where its text goes on from a known one, only what was added is encoded: a reply's own tokens
     stay as the model chose them.
@@ -41,11 +42,35 @@ def encode_chat(
         RequestError: the model has no chat template, or the template refuses the messages.
     """
     text = tokenizer.render(messages, add_generation_prompt=True)
-    if known is not None and known.text and text.startswith(known.text):
+    if known is not None and known.text and _goes_on_from(known.text, text):
         ids = known.token_ids + tokenizer.encode_rendered(text[len(known.text) :])
     else:
         ids = tokenizer.encode_rendered(text)
     return EncodedChat(text, ids, _shared_length(tokenizer, messages, text, ids))
+
+
+def add_reply(tokenizer: Tokenizer, rendered: str, token_ids: list[int], reply: Sequence[int]) -> EncodedChat:
+    """A conversation with the model's reply, which stays as it was sampled.
+
+    Args:
+        tokenizer: of the model.
+        rendered: the conversation before the reply.
+        token_ids: of all of it.
+        reply: of the reply alone.
+    """
+    text, end = tokenizer.decode_rendered(reply), ""
+    if reply and reply[-1] in tokenizer.eos_token_ids:
+        spoken = tokenizer.decode_rendered(reply[:-1])
+        text, end = (spoken, text[len(spoken) :]) if text.startswith(spoken) else (text, "")
+    return EncodedChat(rendered + text + by_template(end), token_ids)
+
+
+def _goes_on_from(known: str, text: str) -> bool:
+    """Whether a text begins with a known one, and its template wrote what stands for control tokens there."""
+    if not text.startswith(known):
+        return False
+    before, now = (int.from_bytes(written_by_template(part)) for part in (known, text[: len(known)]))
+    return before & ~now == 0
 
 
 def _shared_length(tokenizer: Tokenizer, messages: Sequence[Message], text: str, ids: list[int]) -> int:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from kvfold.plugins.contract.errors import BundleError
+from kvfold.plugins.contract.template_text import TemplateText, by_template
+from kvfold.runtime.text.control_tokens import ControlTokens
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as TokenizersTokenizer
@@ -23,12 +25,18 @@ class Tokenizer(Protocol):
         """Tokens that end a reply."""
         ...
 
-    def encode(self, text: str) -> list[int]:
-        """Tokens of a plain prompt, with the BOS token where the model wants one."""
+    def encode(self, text: str, *, control_tokens: bool = True) -> list[int]:
+        """Tokens of a plain prompt, with the BOS token where the model wants one.
+
+        Control tokens that the text spells are read as such, or with `control_tokens=False` as text.
+        """
         ...
 
     def encode_rendered(self, text: str) -> list[int]:
-        """Tokens of text that already holds its special tokens, such as a rendered chat."""
+        """Tokens of a text, such as a rendered chat, that begins as it is.
+
+        Control tokens are read where a template wrote them (TemplateText); all else is text.
+        """
         ...
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -39,18 +47,23 @@ class Tokenizer(Protocol):
         """Text of tokens, special ones included."""
         ...
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> TemplateText:
         """Text of a conversation; raises RequestError where the model has no chat template."""
         ...
 
 
 class BundleTokenizer:
-    """The tokenizer of a bundle: `tokenizer.json` and `tokenizer_config.json`."""
+    """The tokenizer of a bundle: `tokenizer.json` and `tokenizer_config.json`.
+
+    Attributes:
+        config: what `tokenizer_config.json` holds.
+    """
 
     def __init__(self, tokenizer: TokenizersTokenizer, config: TokenizerConfig) -> None:
         """Over a loaded tokenizer."""
         self._tokenizer = tokenizer
-        self._config = config
+        self.config = config
+        self._control_tokens = ControlTokens(tokenizer)
 
     @classmethod
     def load(cls, tokenizer: Path, config: Path) -> BundleTokenizer:
@@ -73,18 +86,18 @@ class BundleTokenizer:
     @property
     def eos_token_ids(self) -> Sequence[int]:
         """Tokens that end a reply."""
-        return self._config.eos_token_ids
+        return self.config.eos_token_ids
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, control_tokens: bool = True) -> list[int]:
         """Tokens of a plain prompt, with the BOS token where the model wants one."""
-        ids = self.encode_rendered(text)
-        if self._config.add_bos_token and self._config.bos_token_id is not None:
-            ids.insert(0, self._config.bos_token_id)
+        ids = self.encode_rendered(by_template(text) if control_tokens else TemplateText(text))
+        if self.config.add_bos_token and self.config.bos_token_id is not None:
+            ids.insert(0, self.config.bos_token_id)
         return ids
 
     def encode_rendered(self, text: str) -> list[int]:
-        """Tokens of text that already holds its special tokens."""
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        """Tokens of a text; control tokens where a template wrote them."""
+        return self._control_tokens.encode(text)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of tokens, special ones left out."""
@@ -94,8 +107,8 @@ class BundleTokenizer:
         """Text of tokens, special ones included."""
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=False))
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> TemplateText:
         """Text of a conversation."""
         from kvfold.plugins.contract.chat_template import render_chat
 
-        return render_chat(self._config, messages, add_generation_prompt=add_generation_prompt)
+        return render_chat(self.config, messages, add_generation_prompt=add_generation_prompt)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from kvfold.export.heal.heal import heal
+from kvfold.plugins.contract.progress import unheard
 from tests.export.heal.tiny_healing import SETTINGS, TOKENS, tiny_healing
 from tests.gpu.conftest import RecordProperty
 
@@ -26,7 +27,7 @@ def test_losses_are_the_cpu_s(
             "kvfold.export.heal.student.student.training_device", lambda kind=kind: torch.device(kind)
         )
         healing, folded = tiny_healing(settings)
-        heal(healing, folded, tmp_path / kind, "key", lambda fraction, note: None)
+        heal(healing, folded, tmp_path / kind, "key", unheard)
         lines = (tmp_path / kind / "loss.jsonl").read_text().splitlines()
         losses[kind] = torch.tensor([json.loads(line)["loss"] for line in lines])
     difference = ((losses["cuda"] - losses["cpu"]).abs() / losses["cpu"]).max()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from kvfold.pipeline.recipe.recipe import ModelSection, Recipe
-from kvfold.pipeline.show.progress import Progress
 from kvfold.pipeline.workspace.stage import Job, Stage
 from kvfold.pipeline.workspace.workspace import Workspace
 from kvfold.plugins.contract.plan_presets import Preset
+from kvfold.plugins.contract.progress import Progress, unheard
 
 
 def fake_recipe(source: str = "one", seed: int = 0) -> Recipe:
@@ -49,12 +50,11 @@ class QuietDisplay:
     def skipped(self, stage: Stage) -> None:
         """Nothing."""
 
-    def started(self, stage: Stage, why: str, expected_seconds: float | None) -> Progress:
+    def running(
+        self, stage: Stage, place: str, why: str, last_time: float | None
+    ) -> AbstractContextManager[Progress]:
         """Nothing."""
-        return lambda fraction, note="": None
-
-    def finished(self, stage: Stage, seconds: float) -> None:
-        """Nothing."""
+        return nullcontext(unheard)
 
 
 def contents(root: Path) -> dict[str, bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
@@ -24,13 +25,18 @@ validate:
   prefill_chunk: 40
   thresholds: {max_perplexity_ratio: null, max_engine_kl: %s, max_logit_difference: %s}
 """
+TEMPLATE = (
+    "{% for m in messages %}[{{ m.role }}] {{ m.content }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}[assistant] {% endif %}"
+)
 WORDS = ("the", "a", "cab", "tab", "dab", "of", "folded", "cache", "abacus")
 REPORT = target_stage("report", "cpu")
 
 
 def write_recipes(folder: Path) -> None:
-    """A checkpoint and a text, beside the recipes that name them: exact, small, strict."""
+    """A chat model and a text, beside the recipes that name them: exact, small, strict."""
     write_folder(folder / "model", random_model("llama", num_hidden_layers=4))
+    (folder / "model" / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
     words = random.Random(0).choices(WORDS, k=4000)
     (folder / "text.txt").write_text(" ".join(words))
     (folder / "exact.yaml").write_text(RECIPE % ("horizon, kv_dtype: float32", "none", 1e-4, 2e-3))

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from kvfold.plugins.contract.chat_template import Message
+from kvfold.plugins.contract.template_text import TemplateText, by_template, join_texts, written_by_template
 
 SPECIAL = {"<|im_start|>": 256, "<|im_end|>": 257}
 NAMES = {token: text for text, token in SPECIAL.items()}
@@ -13,22 +14,27 @@ VOCAB = 258
 
 
 class ByteTokenizer:
-    """Renders chats the ChatML way."""
+    """Renders chats the ChatML way; `charset` is what its bytes stand for."""
+
+    charset = "utf-8"
 
     def __init__(self, eos_token_ids: Sequence[int] = (257,)) -> None:
         self.eos_token_ids = eos_token_ids
 
-    def encode(self, text: str) -> list[int]:
-        return self.encode_rendered(text)
+    def encode(self, text: str, *, control_tokens: bool = True) -> list[int]:
+        return self.encode_rendered(by_template(text) if control_tokens else text)
 
     def encode_rendered(self, text: str) -> list[int]:
         ids: list[int] = []
+        at = 0
         for part in re.split(r"(<\|im_start\|>|<\|im_end\|>)", text):
-            ids += [SPECIAL[part]] if part in SPECIAL else list(part.encode())
+            marks = written_by_template(text[at : at + len(part)])
+            ids += [SPECIAL[part]] if part in SPECIAL and 0 not in marks else list(part.encode(self.charset))
+            at += len(part)
         return ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        return bytes(token for token in token_ids if token < 256).decode("utf-8", errors="replace")
+        return bytes(token for token in token_ids if token < 256).decode(self.charset, errors="replace")
 
     def decode_rendered(self, token_ids: Sequence[int]) -> str:
         text, run = "", bytearray()
@@ -36,10 +42,13 @@ class ByteTokenizer:
             if token < 256:
                 run.append(token)
                 continue
-            text += run.decode("utf-8", errors="replace") + NAMES[token]
+            text += run.decode(self.charset, errors="replace") + NAMES[token]
             run.clear()
-        return text + run.decode("utf-8", errors="replace")
+        return text + run.decode(self.charset, errors="replace")
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
-        text = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages)
-        return text + ("<|im_start|>assistant\n" if add_generation_prompt else "")
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> TemplateText:
+        pieces: list[str] = []
+        for message in messages:
+            opening = by_template(f"<|im_start|>{message['role']}\n")
+            pieces += [opening, str(message["content"]), by_template("<|im_end|>\n")]
+        return join_texts([*pieces, by_template("<|im_start|>assistant\n" if add_generation_prompt else "")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from typing import get_args
 
 import numpy as np
 from hypothesis import HealthCheck, settings
@@ -13,7 +14,7 @@ from kvfold.runtime.generation import Completion, Reply, TextChunk
 from kvfold.runtime.llm import LLM
 from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.scheduler.request import Prompt
-from kvfold.runtime.session import Session
+from kvfold.runtime.session import OnOverflow, Session
 from tests.runtime.byte_tokenizer import VOCAB
 from tests.runtime.harness import PLANS, check, in_use, make_llm, make_prompts
 from tests.runtime.synthetic_engine import expected_tokens
@@ -71,28 +72,36 @@ class Operations(RuleBasedStateMachine):
             memory.tree.evict(group, wanted)
             assert pool.num_free >= free + wanted
 
-    @rule(target=sessions)
-    def open_session(self) -> Session:
-        session = self.llm.session("Be brief.")
+    @rule(target=sessions, on_overflow=st.sampled_from(get_args(OnOverflow)))
+    def open_session(self, on_overflow: OnOverflow) -> Session:
+        session = self.llm.session("Be brief.", on_overflow)
         self.open.append(session)
         return session
 
     @rule(session=sessions, text=st.sampled_from(["Hi", "And then? " * 3]), count=st.integers(1, 9))
     def begin_turn(self, session: Session, text: str, count: int) -> None:
-        if self._is_free(session) and len(session.messages) < 5:
+        if self._has_room(session):
             self.turns.append((session, session.stream(text, SamplingParams(max_tokens=count))))
 
     @rule(session=sessions, count=st.integers(1, 9))
-    def whole_turns(self, session: Session, count: int) -> None:
-        while self._is_free(session) and len(session.messages) < 5:
-            self._check_turn(session, session.send("Go on.", SamplingParams(max_tokens=count)))
+    def begin_again(self, session: Session, count: int) -> None:
+        if self._is_free(session) and len(session.messages) > 1:
+            self.turns.append((session, session.retry(SamplingParams(max_tokens=count))))
 
-    @rule(which=st.integers(0, 9), pieces=st.sampled_from([0, 1, 3, 99]))
-    def advance_turn(self, which: int, pieces: int) -> None:
-        """Take a turn's next pieces; none drops it."""
+    @rule(session=sessions, count=st.integers(1, 9))
+    def whole_turns(self, session: Session, count: int) -> None:
+        for _ in range(4):
+            if self._has_room(session):
+                self._check_turn(session, session.send("Go on.", SamplingParams(max_tokens=count)))
+
+    @rule(which=st.integers(0, 9), pieces=st.sampled_from([0, 1, 3, 99]), stopped=st.booleans())
+    def advance_turn(self, which: int, pieces: int, stopped: bool) -> None:
+        """Take a turn's next pieces, after asking it to stop or not; none drops it."""
         if not self.turns:
             return
         session, chunks = self.turns[which % len(self.turns)]
+        if stopped:
+            session.stop()
         chunk = None
         for _ in range(pieces):
             chunk = next(chunks)
@@ -104,6 +113,17 @@ class Operations(RuleBasedStateMachine):
         if chunk is not None and chunk.completion is not None:
             self._check_turn(session, chunk.completion)
         self._check_finished()
+
+    @rule(session=sessions, change=st.sampled_from(["undo", "system", "clear"]))
+    def change_session(self, session: Session, change: str) -> None:
+        if not self._is_free(session):
+            return
+        if change == "system":
+            session.system = "Be long."
+        elif change == "clear":
+            session.clear()
+        elif len(session.messages) > 1:
+            session.undo()
 
     @rule(session=sessions)
     def close_session(self, session: Session) -> None:
@@ -119,8 +139,15 @@ class Operations(RuleBasedStateMachine):
     def _is_free(self, session: Session) -> bool:
         return session in self.open and not any(session is other for other, _ in self.turns)
 
+    def _has_room(self, session: Session) -> bool:
+        endless = session._on_overflow == "drop_oldest"
+        return self._is_free(session) and (endless or len(session.messages) < 5)
+
     def _check_turn(self, session: Session, completion: Completion) -> None:
+        """What a reply says is what the definition says after the very tokens that the session now knows."""
         reply = completion.token_ids
+        if completion.finish_reason == "cancelled" and not completion.text:
+            return
         prompt = session._known.token_ids[: -len(reply)]
         assert reply == expected_tokens(self.plan, prompt, len(reply), VOCAB)
 

@@ -9,6 +9,7 @@ import pytest
 from kvfold import LLM, RuntimeConfig, SamplingParams, Session
 from kvfold.plugins.contract.chat_template import Message
 from kvfold.plugins.contract.errors import RequestError
+from kvfold.plugins.contract.template_text import TemplateText
 from tests.runtime.byte_tokenizer import VOCAB, ByteTokenizer
 from tests.runtime.harness import PLANS, check, in_use, make_llm
 from tests.runtime.synthetic_engine import SyntheticEngine, expected_tokens
@@ -71,7 +72,7 @@ def test_a_stop_text_makes_the_next_turn_look_in_the_tree() -> None:
 class TrimmingTokenizer(ByteTokenizer):
     """Rewrites earlier messages, as some templates do."""
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> TemplateText:
         cut = [{**message, "content": message["content"][:5]} for message in messages]
         return super().render(cut, add_generation_prompt=add_generation_prompt)
 

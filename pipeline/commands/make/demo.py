@@ -8,7 +8,6 @@ import click
 from rich import get_console
 
 from kvfold.pipeline.commands.options.recipe_arguments import bundle_path, output_option, recipe_argument
-from kvfold.pipeline.commands.use.run import stream_turn
 from kvfold.runtime.llm import LLM
 from kvfold.runtime.sampling.params import SamplingParams
 
@@ -36,6 +35,7 @@ def command(recipe: str, output: Path | None) -> None:
       kvfold demo horizon     the same model, five layers of six see 1,024 tokens, int8 KV
     """
     from kvfold.pipeline.bring_up_to_date import bring_up_to_date
+    from kvfold.pipeline.chat.show_reply import show_reply
     from kvfold.pipeline.quality.validate.quality_tables import quality_table, verdict_table
     from kvfold.pipeline.report.report_results import page_file, read_results, require_passed
     from kvfold.pipeline.show.cache_tables import kv_bytes_table, turns_table
@@ -47,11 +47,11 @@ def command(recipe: str, output: Path | None) -> None:
     console = get_console()
     console.print()
     params = SamplingParams(max_tokens=MAX_TOKENS)
-    with LLM.load(root, target=target).session(SYSTEM) as session:
+    with LLM.load(root, target=target).session(SYSTEM, on_overflow="drop_oldest") as session:
         turns = []
         for question in QUESTIONS:
             console.print(f"[bold cyan]> {question}[/]", highlight=False)
-            turns.append(stream_turn(session, question, params, console))
+            turns.append(show_reply(session.stream(question, params), console).usage)
     tables = (
         turns_table(turns),
         kv_bytes_table(results.kv_bytes),

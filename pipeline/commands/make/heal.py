@@ -47,7 +47,7 @@ def command(recipe: str, output: Path | None) -> None:
         )
     root = bundle_path(recipe, output)
     bring_up_to_date(recipe, root, "heal")
-    get_console().print(draw_table(loss_table((root / HEAL_LOSSES).read_text()), framed=True))
+    get_console().print(draw_table(loss_table((root / HEAL_LOSSES).read_text())))
     again = same_arguments(recipe, output)
     get_console().print(f"Healed; the adapter is {root / ADAPTER}. Next: kvfold build {again}")
 

@@ -82,4 +82,5 @@ def command(
 
     goal = make_goal(targets, max_kl, share_distant_globals)
     run_search(recipe, goal, output, get_console())
-    get_console().print(f"Wrote {output}. Next: kvfold inspect {output}, then kvfold eval {output}")
+    next_commands = f"kvfold inspect {output}, then kvfold eval {output}"
+    get_console().print(f"Wrote {output}. Next: {next_commands}", soft_wrap=True)

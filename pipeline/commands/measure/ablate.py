@@ -34,4 +34,4 @@ def command(recipe: str, output: Path | None) -> None:
     ablation = measure_ablation(recipe, root)
     console = get_console()
     console.print(*map(draw_table, ablation_tables(ablation)))
-    console.print(f"Wrote {root / RESULTS} and {MARKDOWN.name}")
+    console.print(f"Wrote {root / RESULTS} and {MARKDOWN.name}", soft_wrap=True)

@@ -38,7 +38,7 @@ def command(recipe: str, output: Path | None, settings: BenchSettings, work: Pat
       kvfold bench --peer-python .venv-peers/bin/python
     """
     from kvfold.pipeline.bench.bench import run_bench
-    from kvfold.pipeline.bench.bench_table import bench_table, metric_table
+    from kvfold.pipeline.bench.bench_table import bench_table
     from kvfold.pipeline.bench.prepared_models import PreparedModels
     from kvfold.pipeline.bring_up_to_date import bring_up_to_date
     from kvfold.pipeline.show.markdown import write_table
@@ -53,12 +53,13 @@ def command(recipe: str, output: Path | None, settings: BenchSettings, work: Pat
     models = PreparedModels(work, checkpoint)
     console = get_console()
     result = run_bench(root, workspace.plan, models, checkpoint.config.vocab_size, settings, console)
-    console.print(draw_table(bench_table(result), framed=True))
+    table = bench_table(result)
+    console.print(draw_table(table))
     report = root / "report"
     try:
         report.mkdir(exist_ok=True)
         result.save(report / "bench.json")
-        (report / "bench.md").write_text(write_table(metric_table(result)), encoding="utf-8")
+        (report / "bench.md").write_text(write_table(table), encoding="utf-8")
     except OSError as error:
         raise BundleError(f"{report} cannot be written ({error.strerror}); check its permissions") from error
-    console.print(f"Wrote {report / 'bench.json'} and bench.md")
+    console.print(f"Wrote {report / 'bench.json'} and bench.md", soft_wrap=True)

@@ -35,10 +35,14 @@ def command(recipe: str, output: Path | None, target: str | None, architectures:
     from kvfold.pipeline.bring_up_to_date import bring_up_to_date
     from kvfold.pipeline.quality.evaluate.evaluation import evaluation_file, read_evaluation
     from kvfold.pipeline.quality.evaluate.evaluation_tables import evaluation_tables
+    from kvfold.pipeline.recipe.load_recipe import load_recipe
     from kvfold.pipeline.report.evaluation_page import write_evaluation_page
     from kvfold.pipeline.show.terminal import draw_table
+    from kvfold.pipeline.studies.evaluation_outlook import evaluation_tasks
+    from kvfold.pipeline.studies.outlook import say_outlook
 
     root = bundle_path(recipe, output)
+    say_outlook(get_console(), evaluation_tasks(load_recipe(recipe, target, architectures), root))
     evaluated = bring_up_to_date(recipe, root, "evaluate", target, architectures)
     evaluation, console = read_evaluation(root, evaluated.target), get_console()
     console.print(*map(draw_table, evaluation_tables(evaluation)))

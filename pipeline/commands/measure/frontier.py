@@ -42,4 +42,4 @@ def command(recipes: tuple[str, ...], output: Path) -> None:
     frontier = measure_frontier(recipes or SHIPPED_LADDER, output)
     console = get_console()
     console.print(*map(draw_table, frontier_tables(frontier)))
-    console.print(f"Wrote {output / 'frontier.svg'}, frontier.md and frontier.json")
+    console.print(f"Wrote {output / 'frontier.svg'}, frontier.md and frontier.json", soft_wrap=True)

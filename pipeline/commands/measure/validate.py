@@ -40,5 +40,5 @@ def command(recipe: str, output: Path | None, target: str | None, architectures:
     results = read_results(root, validated)
     console = get_console()
     console.print(*map(draw_table, (quality_table(results.measurements), verdict_table(results.verdicts))))
-    console.print(f"Report: {root / page_file(validated)}")
+    console.print(f"Report: {root / page_file(validated)}", soft_wrap=True)
     require_passed(results)

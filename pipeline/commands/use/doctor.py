@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 from rich import get_console
-from rich.table import Table
-from rich.text import Text
 
-from kvfold.pipeline.machine.doctor.finding import Finding, Status
+from kvfold.pipeline.machine.doctor.finding import Finding
 from kvfold.pipeline.machine.doctor.hardware import check_cpu, check_disk, check_gpu, check_memory
 from kvfold.pipeline.machine.doctor.software import (
     check_compiler,
@@ -20,6 +20,9 @@ from kvfold.pipeline.machine.doctor.software import (
 from kvfold.pipeline.machine.targets import TARGETS, Target
 from kvfold.runtime.llm import DEFAULT_TARGET
 
+if TYPE_CHECKING:
+    from kvfold.pipeline.show.table import Table
+
 CHECKS = (
     check_python,
     check_cpu,
@@ -31,11 +34,6 @@ CHECKS = (
     check_torch,
     check_gpu,
 )
-MARKS: dict[Status, tuple[str, str]] = {
-    "ok": ("ok", "green"),
-    "absent": ("-", "dim"),
-    "problem": ("!!", "bold red"),
-}
 
 
 @click.command("doctor")
@@ -49,10 +47,12 @@ def command() -> None:
     Example:
       kvfold doctor
     """
+    from kvfold.pipeline.show.terminal import draw_table
+
     findings = [check() for check in CHECKS]
     findings += [check_library(target) for target in TARGETS.values() if target.library]
     findings += [_check_target(target) for target in TARGETS.values()]
-    get_console().print(_table(findings))
+    get_console().print(draw_table(findings_table(findings)))
     if any(finding.status == "problem" for finding in findings):
         raise click.exceptions.Exit(2)
 
@@ -68,12 +68,20 @@ def _check_target(target: Target) -> Finding:
     return Finding(part, "absent", f"{target.description}; {'; '.join(dict.fromkeys(reasons))}")
 
 
-def _table(findings: list[Finding]) -> Table:
-    table = Table(box=None, show_header=False, pad_edge=False)
-    for finding in findings:
-        mark, style = MARKS[finding.status]
-        detail = Text(finding.detail)
-        if finding.action:
-            detail.append(f"\n-> {finding.action}", style="yellow")
-        table.add_row(Text(mark, style=style), Text(finding.part, style="bold"), detail)
-    return table
+def findings_table(findings: list[Finding]) -> Table:
+    """A row for each part of the machine; what to do stands below what is wrong."""
+    from kvfold.pipeline.show.table import Cell, Table
+
+    marks = {"ok": Cell("ok", "good"), "absent": Cell("-", "faint"), "problem": Cell("!!", "bad")}
+    return Table.of(
+        "",
+        ("", "", ""),
+        (
+            (
+                Cell(finding.part, "strong"),
+                marks[finding.status],
+                finding.detail + (f"\n-> {finding.action}" if finding.action else ""),
+            )
+            for finding in findings
+        ),
+    ).with_prose()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from io import TextIOWrapper
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich import get_console
-from rich.console import Console
 
 from kvfold.pipeline.commands.options.recipe_arguments import (
     bundle_path,
@@ -16,11 +18,15 @@ from kvfold.pipeline.commands.options.recipe_arguments import (
     target_options,
 )
 from kvfold.pipeline.commands.options.sampling_options import sampling_options
-from kvfold.runtime.llm import DEFAULT_TARGET, LLM
-from kvfold.runtime.metrics import Usage
-from kvfold.runtime.sampling.params import SamplingParams
-from kvfold.runtime.session import Session
-from kvfold.runtime.status import published
+from kvfold.pipeline.recipe.recipe_files import BUNDLES
+from kvfold.plugins.contract.errors import RecipeError
+from kvfold.runtime.bundle import MANIFEST
+
+if TYPE_CHECKING:
+    from kvfold.runtime.llm import LLM
+    from kvfold.runtime.sampling.params import SamplingParams
+
+EXIT_INTERRUPTED = 130
 
 
 @click.command("run")
@@ -39,8 +45,11 @@ def command(
 ) -> None:
     """Chat with RECIPE's model; RECIPE may also be the folder of a built bundle.
 
-    Stages that are not up to date run first. An empty line or Ctrl-D ends the chat; after each reply
-    a line says how many prompt tokens were computed and how many came from the cache.
+    Stages that are not up to date run first. In the chat /help lists the commands, Ctrl-C stops a reply and
+    keeps what was said, Ctrl-D leaves. After each reply a line says how many prompt tokens came from the
+    cache. A conversation that is longer than the context gives up its oldest turns.
+
+    Lines that are piped in are answered one by one, without colours, until they end.
 
     \b
     Examples:
@@ -49,45 +58,51 @@ def command(
       kvfold run --temperature 0.7 --seed 1       sampled instead of greedy
       echo "What is a KV cache?" | kvfold run     a single question
     """
+    from kvfold.runtime.llm import DEFAULT_TARGET, LLM
+
     root = Path(recipe)
     if is_bundle(recipe):
         if architectures:
             raise click.UsageError("--sm builds an engine, and a bundle's folder runs as it is; leave it out")
     else:
-        from kvfold.pipeline.bring_up_to_date import bring_up_to_date
-
-        root = bundle_path(recipe, output)
-        target = bring_up_to_date(recipe, root, "run", target, architectures).target
-    console = get_console()
+        root, target = _bring_up_to_date(recipe, output, target, architectures)
     llm = LLM.load(root, target=target or DEFAULT_TARGET)
-    with published(llm, str(root)), llm.session(system) as session:
-        while (question := _ask(console)) is not None:
-            stream_turn(session, question, params, console)
-
-
-def _ask(console: Console) -> str | None:
-    """The next question, or None at the end."""
     try:
-        return console.input("[bold cyan]> [/]").strip() or None
-    except EOFError:
-        return None
+        _converse(llm, root, system, params)
+    except KeyboardInterrupt:  # outside a reply in a terminal; a conversation does not resume
+        raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
 
 
-def stream_turn(session: Session, question: str, params: SamplingParams, console: Console) -> Usage:
-    """Print a reply as it comes, then what it cost."""
-    for chunk in session.stream(question, params):
-        console.out(chunk.text, end="", highlight=False)
-        if chunk.completion is not None:
-            usage = chunk.completion.usage
-    console.print(f"\n[dim]{describe_usage(usage)}[/]\n", highlight=False)
-    return usage
+def _bring_up_to_date(
+    recipe: str, output: Path | None, target: str | None, architectures: tuple[int, ...]
+) -> tuple[Path, str]:
+    """The bundle of a recipe and its target; raises RecipeError that names bundles too."""
+    try:
+        root = bundle_path(recipe, output)
+    except RecipeError as error:
+        built = ", ".join(sorted(str(manifest.parent) for manifest in BUNDLES.glob(f"*/{MANIFEST}")))
+        raise RecipeError(
+            f"{error}; or a bundle's folder ({built or f'there is none in {BUNDLES} yet'})"
+        ) from error
+    from kvfold.pipeline.bring_up_to_date import bring_up_to_date
+
+    return root, bring_up_to_date(recipe, root, "run", target, architectures).target
 
 
-def describe_usage(usage: Usage) -> str:
-    """`42 tokens prefilled, 118 reused, first token after 61 ms, 97.3 tokens/s`."""
-    parts = [f"{usage.prefilled_tokens} tokens prefilled", f"{usage.reused_tokens} reused"]
-    if usage.time_to_first_token is not None:
-        parts.append(f"first token after {usage.time_to_first_token * 1000:.0f} ms")
-    if usage.tokens_per_second is not None:
-        parts.append(f"{usage.tokens_per_second:.1f} tokens/s")
-    return ", ".join(parts)
+def _converse(llm: LLM, root: Path, system: str | None, params: SamplingParams) -> None:
+    """A chat where a person sits at a terminal, else a reply to each line."""
+    from kvfold.pipeline.chat.piped_chat import answer_lines
+    from kvfold.pipeline.chat.show_reply import can_draw
+    from kvfold.runtime.status import published
+
+    console = get_console()
+    with published(llm, str(root)), llm.session(system, on_overflow="drop_oldest") as session:
+        if not (sys.stdin.isatty() and can_draw(console)):
+            answer_lines(session, params, TextIOWrapper(sys.stdin.buffer, "utf-8", "replace"))
+            return
+        from kvfold.pipeline.chat.chat_commands import Conversation
+        from kvfold.pipeline.chat.chat_model import ChatModel
+        from kvfold.pipeline.chat.run_chat import run_chat
+
+        model = ChatModel.read(root, llm.generator.scheduler.max_length)
+        run_chat(Conversation(session, params, model, console))

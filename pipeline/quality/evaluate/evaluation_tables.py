@@ -1,4 +1,4 @@
-"""Tables of an evaluation; each fits 80 columns."""
+"""Tables of an evaluation."""
 
 from __future__ import annotations
 

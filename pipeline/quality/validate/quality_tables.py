@@ -10,7 +10,7 @@ from kvfold.pipeline.show.table import Cell, Table
 
 
 def quality_table(measurements: Measurements) -> Table:
-    """Perplexity, KL and agreement of folded model and engine against the original; fits 80 columns."""
+    """Perplexity, KL and agreement of folded model and engine against the original."""
     return Table.of(
         f"{measurements.tokens:,} tokens in sequences of {measurements.sequence_length:,}; "
         f"text: {measurements.text}",

@@ -1,4 +1,4 @@
-"""The ways to merge heads as tables: two that fit 80 columns, or one with everything."""
+"""The ways to merge heads as tables: two for a terminal, or one with everything."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kvfold.pipeline.studies.describe_cost import describe_cost
 
 
 def ablation_tables(ablation: Ablation) -> tuple[Table, Table]:
-    """With and without least squares; each fits 80 columns."""
+    """With and without least squares."""
     return (
         _table(ablation, "Least squares around each", regressed=True),
         _table(

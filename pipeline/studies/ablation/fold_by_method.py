@@ -10,23 +10,25 @@ from kvfold.pipeline.workspace.workspace import CALIBRATION_TOKENS, Workspace
 
 if TYPE_CHECKING:
     from kvfold.export.model.decoder import Decoder
+    from kvfold.plugins.contract.progress import Progress
 
 
-def fold_by(workspace: Workspace, method: str, ridge: float) -> Decoder:
+def fold_by(workspace: Workspace, method: str, ridge: float, progress: Progress) -> Decoder:
     """Fold on the bundle's calibration text, as the stage `fold` does.
 
     Args:
         workspace: its stage `calibration` up to date.
         method: a name of `export.fold.baselines.METHODS`.
         ridge: in place of the recipe's own.
+        progress: told of the fold's fraction done.
     """
     from kvfold.export.fold.baselines import METHODS
-    from kvfold.export.fold.fold import fold_weights
+    from kvfold.export.fold.fold import HowToFold, fold_weights
     from kvfold.export.model.decoder import Decoder
 
     checkpoint, recipe = read_checkpoint(workspace), workspace.recipe
     plan = plan_for(recipe.plan, checkpoint.config.attention_shape)
     tokens = workspace.tensors(CALIBRATION_TOKENS)["tokens"]
-    settings = recipe.fold.model_copy(update={"ridge": ridge})
-    folded = fold_weights(checkpoint.config, checkpoint.weights, plan, tokens, settings, METHODS[method])
+    how = HowToFold(recipe.fold.model_copy(update={"ridge": ridge}), METHODS[method])
+    folded = fold_weights(checkpoint.config, checkpoint.weights, plan, tokens, how, progress)
     return Decoder.from_weights(checkpoint.config, folded.plan, folded.weights)

@@ -15,15 +15,18 @@ from kvfold.pipeline.studies.frontier.frontier_picture import draw_frontier
 from kvfold.pipeline.studies.frontier.frontier_tables import whole_frontier_table
 from kvfold.pipeline.studies.frontier.ladder import load_ladder
 from kvfold.pipeline.studies.frontier.rungs import Frontier, Rung
+from kvfold.pipeline.studies.outlook import Task, bundle_tasks, config_of, say_outlook, seconds_to_read
 from kvfold.pipeline.workspace.run_stages import run_stages
 from kvfold.pipeline.workspace.stage import Stage
 from kvfold.pipeline.workspace.stage_display import stage_display
 from kvfold.pipeline.workspace.workspace import Workspace
 from kvfold.pipeline.workspace.write_bundle import name_disk_errors
 from kvfold.plugins.contract.kv_savings import kv_bytes
+from kvfold.runtime.bundle import read_manifest
 
 if TYPE_CHECKING:
     from kvfold.export.model.decoder import Decoder
+    from kvfold.plugins.contract.progress import Progress
 
 
 def measure_frontier(names: Sequence[str], folder: Path) -> Frontier:
@@ -37,6 +40,7 @@ def measure_frontier(names: Sequence[str], folder: Path) -> Frontier:
         KvfoldError: whatever a stage raises; what finished before it stays.
     """
     rungs = load_ladder(names)
+    say_outlook(get_console(), frontier_tasks(rungs, folder))
     bring_up_to_date(names[0], rungs[0].root, "evaltext")
     for name, rung in zip(names, rungs, strict=True):
         bring_up_to_date(name, rung.root, "heal")
@@ -58,6 +62,28 @@ def measure_frontier(names: Sequence[str], folder: Path) -> Frontier:
     return frontier
 
 
+def frontier_tasks(rungs: Sequence[Workspace], folder: Path) -> list[Task]:
+    """Fold and heal what is not folded yet, then hold it, and what was never measured, to the original."""
+    recorded = read_manifest(folder)
+    seconds = recorded.seconds if recorded else {}
+    first, section = rungs[0], rungs[0].recipe.evaluate
+    new_text = bundle_tasks(first.recipe, first.root, "evaltext")
+    parts = {rung: ("evaltext", "heal") if rung is first else ("heal",) for rung in rungs}
+    folds = {rung: bundle_tasks(rung.recipe, rung.root, *until) for rung, until in parts.items()}
+    measured = [rung for rung in rungs if new_text or folds[rung] or _stage_name(rung) not in seconds]
+    tasks = [task for found in folds.values() for task in found]
+    if measured:
+        config = config_of(first.recipe, first.root)
+        reading = seconds_to_read(config, 2 * section.tokens)
+        tasks.append(
+            Task(
+                f"hold {len(measured)} of {len(rungs)} rungs to the original on {section.tokens:,} tokens",
+                sum(seconds.get(_stage_name(rung), reading) for rung in measured),
+            )
+        )
+    return tasks
+
+
 def _stage_name(rung: Workspace) -> str:
     return f"rungs/{rung.recipe.name}"
 
@@ -65,7 +91,7 @@ def _stage_name(rung: Workspace) -> str:
 def _rung_stage(rung: Workspace, yardstick: Yardstick) -> Stage:
     """The plan and the weights count by content; so does whatever else folding and healing wrote."""
 
-    def load() -> Decoder:
+    def load(progress: Progress) -> Decoder:
         from kvfold.export.model.decoder import Decoder
 
         return Decoder.from_weights(rung.config, rung.plan, rung.healed)

@@ -1,4 +1,4 @@
-"""A ladder as tables: two that fit 80 columns, or one with everything."""
+"""A ladder as tables: two for a terminal, or one with everything."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NOTE = "Bold: no other rung is both smaller and nearer to the original."
 
 
 def frontier_tables(frontier: Frontier) -> tuple[Table, Table]:
-    """KV bytes, then what they cost; each fits 80 columns."""
+    """KV bytes, then what they cost."""
     contexts = (f"{length:,} tokens" for length in STATED_CONTEXTS)
     sizes = ("", *(cell for context in contexts for cell in (context, "smaller")))
     costs = ("", "perplexity", "over the original's", "KL mean")

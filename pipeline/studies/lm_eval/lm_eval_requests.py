@@ -1,7 +1,8 @@
 """LmEvalModel: lm-evaluation-harness's three kinds of requests, answered by a subject and a generator.
 
 Nothing of lm_eval is imported here; `lm_eval_model` adds its base class. Contract:
-lm_eval/api/model.py of lm-evaluation-harness 0.4. Texts are encoded as its own models do.
+lm_eval/api/model.py of lm-evaluation-harness 0.4. Texts are encoded as its own models do,
+so a control token that one spells is read.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from kvfold.export.search.question import Question, make_question
 from kvfold.pipeline.quality.evaluate.answers import score_answer
 from kvfold.pipeline.quality.likelihood import stream_losses
 from kvfold.pipeline.quality.subjects import Subject
+from kvfold.plugins.contract.template_text import by_template
 from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.text.tokenizer import Tokenizer
 
@@ -108,7 +110,7 @@ class LmEvalModel:
         """Spaces at the context's end belong to the continuation, as tokens have them in front."""
         stripped = context.rstrip()
         if not stripped:
-            ids = self._tokenizer.encode_rendered(context + continuation)
+            ids = self._tokenizer.encode_rendered(by_template(context + continuation))
             return Question(np.array([*self._prefix, *ids], np.int64), len(self._prefix))
         return make_question(self._encode, stripped, context[len(stripped) :] + continuation)
 
@@ -118,7 +120,7 @@ class LmEvalModel:
         return Question(question.token_ids[excess:], max(1, question.answer - excess))
 
     def _score_text(self, text: str) -> float:
-        ids = np.array([*self._prefix, *self._tokenizer.encode_rendered(text)], np.int64)
+        ids = np.array([*self._prefix, *self._tokenizer.encode_rendered(by_template(text))], np.int64)
         total = 0.0
         for start in range(len(self._prefix), len(ids), self._context):
             end = min(start + self._context, len(ids))

@@ -10,8 +10,8 @@ from rich.console import Console
 from kvfold.pipeline.recipe.load_recipe import load_recipe
 from kvfold.pipeline.recipe.recipe_files import find_recipe
 from kvfold.pipeline.show.draw_plan import draw_plan
-from kvfold.pipeline.show.progress import make_bars
 from kvfold.pipeline.show.terminal import draw_table
+from kvfold.pipeline.show.watch import open_watch
 from kvfold.pipeline.studies.search.found import Found
 from kvfold.pipeline.studies.search.goal import Goal
 from kvfold.pipeline.studies.search.search import Search
@@ -31,13 +31,9 @@ def run_search(name: str, goal: Goal, output: Path, console: Console) -> None:
     ledger = output.with_name(f"{output.name}.measured.json")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(output.with_name(f".{output.name}.lock"), timeout=0), make_bars(console) as bars:
-            found = Search(recipe, goal, ledger, bars).run()
-        for part in search_tables(found):
-            if isinstance(part, str):
-                console.print(part, highlight=False, soft_wrap=True)
-            else:
-                console.print(draw_table(part), highlight=False)
+        with FileLock(output.with_name(f".{output.name}.lock"), timeout=0), open_watch(console) as watch:
+            found = Search(recipe, goal, ledger, watch).run()
+        console.print(*map(draw_table, search_tables(found)), sep="\n")
         console.print(draw_plan(found.plan, found.space.shape))
         write_recipe(find_recipe(name), recipe, found.plan, describe(found), output)
     except Timeout as error:

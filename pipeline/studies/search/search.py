@@ -5,15 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from rich.progress import Progress as Bars
 
 from kvfold.export.search.choose import (
     Candidate,
@@ -37,11 +34,13 @@ from kvfold.export.search.costs import (
 )
 from kvfold.export.search.space import PlanSpace, Solution
 from kvfold.pipeline.recipe.recipe import Recipe
-from kvfold.pipeline.show.progress import Progress, open_bar
+from kvfold.pipeline.show.watch import Watch, Work
+from kvfold.pipeline.studies.outlook import say_outlook
 from kvfold.pipeline.studies.search.check_recipe import check_recipe
 from kvfold.pipeline.studies.search.found import Found
 from kvfold.pipeline.studies.search.goal import Goal
 from kvfold.pipeline.studies.search.ledger import Ledger, globals_name
+from kvfold.pipeline.studies.search.search_outlook import search_tasks
 from kvfold.pipeline.studies.search.search_questions import write_questions
 from kvfold.pipeline.texts.text_stage import fingerprint_text
 from kvfold.pipeline.workspace.read_checkpoint import read_checkpoint
@@ -49,6 +48,7 @@ from kvfold.pipeline.workspace.sources import hash_sources
 from kvfold.pipeline.workspace.workspace import Workspace
 from kvfold.plugins.contract.errors import RecipeError
 from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.plugins.contract.progress import Progress, part
 from kvfold.plugins.contract.version import VERSION
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ MEASURING_MODULES = (
 class Search:
     """One search; what it measures goes into a ledger, and what is there is not measured again."""
 
-    def __init__(self, recipe: Recipe, goal: Goal, ledger: Path, bars: Bars) -> None:
+    def __init__(self, recipe: Recipe, goal: Goal, ledger: Path, watch: Watch) -> None:
         """Read the checkpoint's header and the ledger.
 
         Raises:
@@ -77,14 +77,14 @@ class Search:
             CheckpointError, UnsupportedModelError: the model cannot be read.
         """
         check_recipe(recipe)
-        self._recipe, self._goal, self._bars = recipe, goal, bars
+        self._recipe, self._goal, self._watch = recipe, goal, watch
         self._checkpoint = read_checkpoint(Workspace(recipe, Path()))
         self._config = self._checkpoint.config
         self._ledger = Ledger(ledger, self._key())
         self._plans: list[Candidate] = []
 
     def run(self) -> Found:
-        """The plan.
+        """The plan; what is to be done for it is said first.
 
         Raises:
             PlanError: the goal cannot be reached; the nearest that can is named.
@@ -92,6 +92,7 @@ class Search:
             CalibrationError: the text cannot be read, or is too short.
         """
         changes = list(layer_changes(self._config, self._recipe.search.sliding_windows))
+        say_outlook(self._watch.console, search_tasks(self._recipe.search, self._config, self._ledger.file))
         self._measure(changes)
         space = self._space(changes)
         choose_banks(space, frozenset(), self._goal.targets)  # where even that is too large, nothing helps
@@ -121,12 +122,13 @@ class Search:
 
     def _choose(self, space: PlanSpace, globals_: frozenset[int]) -> Candidate:
         targets, max_kl, limit = self._goal.targets, self._goal.max_kl, self._recipe.search.plans
-        with self._bar("plans", "folding and measuring whole plans") as progress:
+        with self._watch.work(Work("plans", "folding and measuring whole plans")) as progress:
 
             def measure(solution: Solution) -> Cost:
-                plan = space.plan(solution)
-                progress(len(self._plans) / limit, f"plan {len(self._plans) + 1} of at most {limit}")
-                cost = self._ledger.cost(plan_name(plan), lambda: self._measure_plan(plan))
+                plan, number = space.plan(solution), len(self._plans)
+                share = part(progress, number / limit, 1 / limit, f"plan {number + 1} of at most {limit}")
+                share(0)
+                cost = self._ledger.cost(plan_name(plan), lambda: self._measure_plan(plan, share))
                 self._plans.append(Candidate(solution, cost))
                 return cost
 
@@ -162,9 +164,14 @@ class Search:
     @property
     def _unfolded(self) -> float:
         """NLL of an answer by the unfolded model."""
-        nll = self._ledger.cost("unfolded", lambda: self._laboratory.examination.unfolded()).nll
+        nll = self._ledger.cost("unfolded", self._measure_unfolded).nll
         assert nll is not None, "the unfolded model is asked"
         return nll
+
+    def _measure_unfolded(self) -> Cost:
+        laboratory = self._laboratory
+        with self._watch.work(Work("unfolded", "asking the unfolded model")):
+            return laboratory.examination.unfolded()
 
     def _measure(self, changes: Sequence[Change]) -> None:
         """Put the cost of each change into the ledger, where it is not there."""
@@ -174,9 +181,11 @@ class Search:
         if missing:
             total = sum(self._work(change) for change in changes)
             done = total - sum(self._work(change) for change in missing)
-            with self._bar("layers", "reading the text") as progress:
+            laboratory = self._laboratory
+            doing = f"measuring {len(missing):,} changes of layers"
+            with self._watch.work(Work("layers", doing)) as progress:
                 progress(done / total)
-                for change, cost in measure_changes(self._laboratory, missing):
+                for change, cost in measure_changes(laboratory, missing):
                     self._ledger.put_cost(change.name, cost)
                     done += self._work(change)
                     progress(done / total, f"{change.name}: KL {cost.kl:.4f}")
@@ -194,8 +203,9 @@ class Search:
         missing = [layer for layer in candidates if globals_name(base | {layer}) not in answers]
         if missing:
             doing = f"{len(base)} global so far, {len(candidates)} candidates"
-            with self._bar("globals", doing) as progress:
-                for layer, nll in measure_globals(self._laboratory, base, missing):
+            laboratory = self._laboratory
+            with self._watch.work(Work("globals", doing)) as progress:
+                for layer, nll in measure_globals(laboratory, base, missing):
                     self._ledger.put_answers(base | {layer}, nll)
                     progress((missing.index(layer) + 1) / len(missing))
         return {layer: answers[globals_name(base | {layer})] for layer in candidates}
@@ -206,13 +216,15 @@ class Search:
 
         answers, none = self._ledger.file.answers, frozenset[int]()
         if globals_name(none) not in answers:
-            self._ledger.put_answers(none, measure_locals(self._laboratory))
+            laboratory = self._laboratory
+            with self._watch.work(Work("globals", "asking without any global layer")):
+                self._ledger.put_answers(none, measure_locals(laboratory))
         return answers[globals_name(none)]
 
-    def _measure_plan(self, plan: FoldPlan) -> Cost:
+    def _measure_plan(self, plan: FoldPlan, progress: Progress) -> Cost:
         from kvfold.export.search.measure_changes import measure_plan
 
-        return measure_plan(self._laboratory, plan)
+        return measure_plan(self._laboratory, plan, progress)
 
     @cached_property
     def _laboratory(self) -> Laboratory:
@@ -240,7 +252,7 @@ class Search:
         from kvfold.pipeline.texts.texts import read_texts
 
         folder = self._ledger.path.with_suffix(".writer")
-        with self._bar("text", "preparing the text") as progress:
+        with self._watch.work(Work("text", "preparing the text")) as progress:
             tokens = read_texts((self._recipe.search.text,), self._checkpoint, folder, progress)
         self._ledger.put_tokens(tokens.tolist())
         shutil.rmtree(folder, ignore_errors=True)
@@ -253,14 +265,6 @@ class Search:
             self._recipe.fold.model_dump(mode="json"),
         ]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-    @contextmanager
-    def _bar(self, name: str, doing: str) -> Iterator[Progress]:
-        task, progress = open_bar(self._bars, name, doing)
-        try:
-            yield progress
-        finally:
-            self._bars.remove_task(task)
 
 
 def spread(count: int, wanted: int) -> list[int]:

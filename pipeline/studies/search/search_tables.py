@@ -10,35 +10,37 @@ from kvfold.export.search.space import Option, PlanSpace
 from kvfold.pipeline.show.table import Cell, Table
 from kvfold.pipeline.studies.search.found import Found
 
-CAPTION = """\
-A cell: KL to the unfolded model in nat a token of text, then by how much the NLL
-of an answer grows, in nat; in closed form, before any healing; -: no plan would
-use it, so it was not measured. Chosen: window x KV heads, * for a float cache; or
-whose KV it reads."""
+NOTE = (
+    "A cell: KL to the unfolded model in nat a token of text, then by how much the NLL of an answer grows, "
+    "in nat; in closed form, before any healing; -: no plan would use it, so it was not measured. "
+    "Chosen: window x KV heads, * for a float cache; or whose KV it reads."
+)
 
 
-def search_tables(found: Found) -> tuple[Table | str, ...]:
-    """What each layer costs to change, which are global, whole plans; each fits 80 columns."""
+def search_tables(found: Found) -> tuple[Table, ...]:
+    """What each layer costs to change, which are global, whole plans."""
+    return (
+        cost_table(found),
+        window_table(found),
+        *([distant_table(found.space)] if found.space.share_distant_globals else []),
+        plans_table(found),
+    )
+
+
+def describe_globals(found: Found) -> str:
+    """Which layers are global, what that gives, and what to change where more would give more."""
     space, horizons = found.space, found.horizons
     globals_ = ", ".join(map(str, sorted(horizons.globals_))) or "none"
     answers = (
-        f"\nGlobal layers: {globals_}. An answer's NLL when all others see "
-        f"{space.settings.measured_window} tokens:\n{horizons.nll:.2f} nat, "
-        f"unfolded {space.table.unfolded_nll:.2f}."
+        f"Global layers: {globals_}. An answer's NLL when all others see {space.settings.measured_window} "
+        f"tokens: {horizons.nll:.2f} nat, unfolded {space.table.unfolded_nll:.2f}."
     )
     if horizons.nll > space.table.unfolded_nll + space.settings.max_retrieval_loss:
         answers += (
-            " More of them would answer better, and cost more elsewhere:\nraise --target-bytes, or "
+            " More of them would answer better, and cost more elsewhere: raise --target-bytes, or "
             f"search.retrieval_weight ({space.settings.retrieval_weight:g})."
         )
-    return (
-        cost_table(found),
-        CAPTION,
-        window_table(found),
-        *([distant_table(space)] if space.share_distant_globals else []),
-        answers,
-        plans_table(found),
-    )
+    return answers
 
 
 def cost_table(found: Found) -> Table:
@@ -57,11 +59,12 @@ def cost_table(found: Found) -> Table:
             )
             for layer in range(space.shape.num_hidden_layers)
         ),
+        NOTE,
     )
 
 
 def window_table(found: Found) -> Table:
-    """A row for each layer, a column for each window; the plan's is good."""
+    """A row for each layer, a column for each window, the plan's is good; then the global layers."""
     space, windows = found.space, found.space.settings.sliding_windows
     chosen = {layer: option.sliding_window for option in found.solution.options for layer in option.layers}
     return Table.of(
@@ -77,6 +80,7 @@ def window_table(found: Found) -> Table:
             )
             for layer in range(space.shape.num_hidden_layers)
         ),
+        describe_globals(found),
     )
 
 

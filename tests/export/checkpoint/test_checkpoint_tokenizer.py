@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from gguf import GGMLQuantizationType, GGUFReader
+from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from kvfold.export.checkpoint import load_checkpoint
@@ -29,6 +30,11 @@ TEMPLATE = (
 )
 
 
+def encode(tokenizer: CheckpointTokenizer, text: str) -> list[int]:
+    ids: list[int] = tokenizer.backend.encode(text, add_special_tokens=False).ids
+    return ids
+
+
 @pytest.fixture(scope="session")
 def smollm2_metadata(smollm2_gguf: Path) -> dict[str, Any]:
     return {name: field.contents() for name, field in GGUFReader(smollm2_gguf).fields.items()}
@@ -39,13 +45,13 @@ def test_gguf_tokens_equal_llama_cpp(pre: str, smollm2_gguf: Path, smollm2_metad
     metadata = smollm2_metadata | {"tokenizer.ggml.pre": pre}
     tokenizer = tokenizer_from_gguf(smollm2_gguf, metadata, 49152, None)
     for text, ids in zip(GOLDEN["texts"], GOLDEN["ids"][pre], strict=True):
-        assert tokenizer.encode(text) == ids, text
+        assert encode(tokenizer, text) == ids, text
 
 
 def test_gguf_text_comes_back(smollm2_gguf: Path, smollm2_metadata: dict[str, Any]) -> None:
     tokenizer = tokenizer_from_gguf(smollm2_gguf, smollm2_metadata, 49152, None)
     text = "Größe 12.5 你好 😀\n\tdef f(): pass <|im_end|>"
-    assert tokenizer.backend.decode(tokenizer.encode(text), skip_special_tokens=False) == text
+    assert tokenizer.backend.decode(encode(tokenizer, text), skip_special_tokens=False) == text
 
 
 def test_gguf_special_tokens(smollm2_gguf: Path, smollm2_metadata: dict[str, Any]) -> None:
@@ -84,12 +90,12 @@ def test_inconsistent_gguf_vocabulary_is_refused(changes: dict[str, Any]) -> Non
 
 def test_tokenizer_json_next_to_a_gguf_takes_precedence(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "model.gguf", random_model("llama"), GGMLQuantizationType.F32)
-    assert load_checkpoint(path).tokenizer.encode("ab") == [95]
+    assert encode(load_checkpoint(path).tokenizer, "ab") == [95]
     tokenizer = json.loads(tiny_tokenizer().to_str())
     tokenizer["model"]["merges"] = []
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
     checkpoint = load_checkpoint(path)
-    assert checkpoint.tokenizer.encode("ab") == [65, 66]
+    assert encode(checkpoint.tokenizer, "ab") == [65, 66]
     assert tmp_path / "tokenizer.json" in checkpoint.files
 
 
@@ -125,6 +131,70 @@ def test_chat_template_file_takes_precedence(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path).tokenizer.config.chat_template == "old"
     (tmp_path / "chat_template.jinja").write_text("new")
     assert load_checkpoint(tmp_path).tokenizer.config.chat_template == "new"
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [
+        {"default": "the one"},
+        {"tool_use": "x", "default": "the one"},
+        [{"name": "default", "template": "the one"}],
+    ],
+)
+def test_named_chat_templates_are_read_as_transformers_does(tmp_path: Path, declared: object) -> None:
+    write_folder(tmp_path, random_model("llama"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": declared}))
+    assert load_checkpoint(tmp_path).tokenizer.config.chat_template == "the one"
+    theirs = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    assert theirs.get_chat_template() == "the one"
+
+
+@pytest.mark.parametrize(
+    ("declared", "named"),
+    [
+        ({"tool_use": "x"}, "called tool_use and none called default"),
+        ([{"name": "rag", "template": "x"}], "called rag and none called default"),
+        (3, "the chat template is 3; it must be a text"),
+        ({"default": ["x"]}, r"the chat template is \['x'\]; it must be a text"),
+        (["x"], r"the chat template is \['x'\]; it must be a text"),
+        ("{% for m in messages %}", "the chat template is broken: line 1: Unexpected end"),
+        ("\n{{ messages | nosuch }}", "the chat template is broken: line 2: No filter named 'nosuch'"),
+        ("{{ messages[0].nosuch.content }}", "the chat template is broken: .* has no attribute 'nosuch'"),
+        ("{{ messages[0].content / 2 }}", "the chat template is broken: unsupported operand"),
+        ("{% for x in range(99999999) %}{% endfor %}", "the chat template is broken: Range too big"),
+        ("{{ raise_exception('not for chats') }}", "refuses every small chat: not for chats"),
+    ],
+)
+def test_a_chat_template_that_does_not_work_is_named_when_it_is_read(
+    tmp_path: Path, declared: object, named: str
+) -> None:
+    """Before anything is built on it, and with what to do."""
+    write_folder(tmp_path, random_model("llama"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": declared}))
+    with pytest.raises(CheckpointError, match=f"tokenizer_config.json.*{named}"):
+        load_checkpoint(tmp_path)
+
+
+def test_a_broken_template_of_a_gguf_file_is_named(tmp_path: Path) -> None:
+    model = random_model("llama")
+    path = write_gguf(tmp_path / "model.gguf", model, GGMLQuantizationType.F32, chat_template="{{ oops")
+    with pytest.raises(
+        CheckpointError, match=r"model\.gguf: the chat template is broken: line 1: .*; correct the"
+    ):
+        load_checkpoint(path)
+
+
+def test_a_template_file_that_is_not_text_is_named(tmp_path: Path) -> None:
+    write_folder(tmp_path, random_model("llama"))
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe")
+    with pytest.raises(CheckpointError, match=r"chat_template\.jinja is not UTF-8"):
+        load_checkpoint(tmp_path)
+
+
+def test_a_template_that_refuses_a_system_message_is_no_broken_one(tmp_path: Path) -> None:
+    write_folder(tmp_path, random_model("llama"))
+    (tmp_path / "chat_template.jinja").write_text(TEMPLATE)
+    assert load_checkpoint(tmp_path).tokenizer.config.chat_template == TEMPLATE
 
 
 def test_saved_files_are_read_back(tmp_path: Path) -> None:
@@ -164,5 +234,5 @@ def test_a_tokenizer_that_cuts_or_pads_does_not() -> None:
     backend.enable_truncation(max_length=1)
     backend.enable_padding(length=8)
     tokenizer = CheckpointTokenizer(backend.to_str(), TokenizerConfig())
-    assert len(tokenizer.encode("A B A B")) > 1
-    assert tokenizer.encode("A") == tiny_tokenizer().encode("A").ids
+    assert len(encode(tokenizer, "A B A B")) > 1
+    assert encode(tokenizer, "A") == tiny_tokenizer().encode("A").ids

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kvfold.export.fold.fold import FoldedModel, fold_weights
+from kvfold.export.fold.fold import FoldedModel, HowToFold, fold_weights
 from kvfold.export.fold.fold_settings import FoldSettings
 from kvfold.export.fold.keys import complex_from_halves, halves_from_complex
 from kvfold.export.fold.projections import read_heads, write_heads
@@ -121,7 +121,7 @@ def test_heads_and_layers_fold_together_under_a_window() -> None:
 def test_the_closed_form_beats_mean_pooling() -> None:
     config, weights = model("llama")
     plan = make_plan(config, 1, [0, 1])
-    folded = fold_weights(config, weights, plan, TOKENS, FoldSettings(rope_slots="even"))
+    folded = fold_weights(config, weights, plan, TOKENS, HowToFold(FoldSettings(rope_slots="even")))
     pooled = dict(weights)
     for layer in range(2):
         for projection in ("k_proj", "v_proj"):
@@ -142,7 +142,7 @@ def test_fitted_slots_belong_to_folded_banks_alone() -> None:
     layers = make_plan(config, 1, [0, 0, 2, 3]).layers
     whole = LayerPlan(donor=3, num_key_value_heads=config.num_key_value_heads)
     plan = make_plan(config, 1, [0, 0, 2, 3]).model_copy(update={"layers": (*layers[:3], whole)})
-    fitted = fold_weights(config, weights, plan, TOKENS, FoldSettings(rope_slots="fitted"))
+    fitted = fold_weights(config, weights, plan, TOKENS, HowToFold(FoldSettings(rope_slots="fitted")))
     slots = [layer.rope_slots for layer in fitted.plan.layers]
     assert slots[0] is not None and slots[0] == slots[1] and slots[2] is not None and slots[3] is None
     assert fold_weights(config, weights, plan, TOKENS).plan == plan

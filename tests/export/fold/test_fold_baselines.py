@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kvfold.export.fold.bank import BankStatistics, FoldedBank, Members, MergedHead
 from kvfold.export.fold.baselines import METHODS, aligned_mean, joint_pca
-from kvfold.export.fold.fold import FoldedModel, fold_weights
+from kvfold.export.fold.fold import FoldedModel, HowToFold, fold_weights
 from kvfold.export.fold.fold_settings import FoldSettings
 from kvfold.export.fold.keys import complex_from_halves, halves_from_complex
 from kvfold.export.fold.projections import read_heads, write_heads
@@ -64,7 +64,7 @@ def test_equal_heads_merge_without_loss(family: str, method: str) -> None:
             write_heads(weights, layer, projection, heads)
     plan = make_plan(config, 2, [0, 1])
     for settings in (FoldSettings(), NO_REGRESSION):
-        folded = fold_weights(config, weights, plan, TOKENS, settings, METHODS[method])
+        folded = fold_weights(config, weights, plan, TOKENS, HowToFold(settings, METHODS[method]))
         assert max_difference(config, weights, folded) <= 1e-3
 
 
@@ -72,7 +72,7 @@ def test_equal_heads_merge_without_loss(family: str, method: str) -> None:
 def test_heads_and_layers_merge_under_a_window(method: str) -> None:
     config, weights = model("llama", num_hidden_layers=4)
     plan = make_plan(config, 1, [0, 0, 2, 2], window=16)
-    folded = fold_weights(config, weights, plan, TOKENS, method=METHODS[method])
+    folded = fold_weights(config, weights, plan, TOKENS, HowToFold(method=METHODS[method]))
     expected = fold_weights(config, weights, plan, TOKENS)
     assert {n: w.shape for n, w in folded.weights.items()} == {
         n: w.shape for n, w in expected.weights.items()
@@ -88,7 +88,7 @@ def test_the_closed_form_is_the_best_of_all(before: int, settings: FoldSettings)
     config, weights = model("llama", num_key_value_heads=before)
     plan = make_plan(config, 1, [0, 1])
     found = {
-        name: kl(config, weights, fold_weights(config, weights, plan, TOKENS, settings, method))
+        name: kl(config, weights, fold_weights(config, weights, plan, TOKENS, HowToFold(settings, method)))
         for name, method in METHODS.items()
     }
     others = [value for name, value in found.items() if name not in CLOSED_FORM]
@@ -98,9 +98,8 @@ def test_the_closed_form_is_the_best_of_all(before: int, settings: FoldSettings)
 def test_without_regression_the_mean_is_the_mean_of_the_weights() -> None:
     """The shortcut that the field takes, bit for bit: queries and outputs stay what they were."""
     config, weights = model("llama")
-    folded = fold_weights(
-        config, weights, make_plan(config, 1, [0, 1]), TOKENS, NO_REGRESSION, METHODS["mean"]
-    )
+    how = HowToFold(NO_REGRESSION, METHODS["mean"])
+    folded = fold_weights(config, weights, make_plan(config, 1, [0, 1]), TOKENS, how)
     for layer in range(2):
         for projection in ("k_proj", "v_proj"):
             expected = read_heads(weights, layer, projection, config.head_dim).mean(0, keepdim=True)

@@ -16,7 +16,11 @@ def main(job: Path, folder: Path) -> None:
     """Heal the pickled `Healing` and folded weights of `job`; write work/ and adapter.safetensors."""
     torch.set_num_threads(1)
     healing, folded = pickle.loads(job.read_bytes())
-    adapter = heal(healing, folded, folder / "work", "key", lambda done, note: print(done, note, flush=True))
+
+    def say(fraction: float, note: str = "") -> None:
+        print(fraction, note, flush=True)
+
+    adapter = heal(healing, folded, folder / "work", "key", say)
     save_adapter(folder / "adapter.safetensors", adapter, "base", healing.plan)
 
 

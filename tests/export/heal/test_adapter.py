@@ -13,6 +13,7 @@ from kvfold.export.model.decoder import Decoder
 from kvfold.plugins.contract.errors import AdapterError
 from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.plugins.contract.plan_presets import AttentionShape, Preset, build_plan
+from kvfold.plugins.contract.progress import unheard
 from tests.export.heal.tiny_healing import SETTINGS, tiny_healing
 
 HEALING, FOLDED = tiny_healing(SETTINGS.model_copy(update={"layerwise_tokens": 48 * 8, "tokens": 0}))
@@ -29,7 +30,7 @@ ASKED = changed(HEALING.plan, rope_slots=None)
 
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    return heal(HEALING, FOLDED, tmp_path_factory.mktemp("heal"), "key", lambda fraction, note: None)
+    return heal(HEALING, FOLDED, tmp_path_factory.mktemp("heal"), "key", unheard)
 
 
 def test_the_round_trip_is_exact(tmp_path: Path, adapter: dict[str, torch.Tensor]) -> None:
@@ -48,7 +49,7 @@ def test_where_heads_stay_keys_and_values_change_by_low_rank(tmp_path: Path) -> 
     horizon = Preset(preset="horizon", sliding_window=16, sink_size=2, global_every=4)
     plan = build_plan(horizon, HEALING.config.attention_shape)
     healing, folded = tiny_healing(HEALING.settings, plan=plan)
-    trained = heal(healing, folded, tmp_path, "key", lambda fraction, note: None)
+    trained = heal(healing, folded, tmp_path, "key", unheard)
     save_adapter(tmp_path / "adapter.safetensors", trained, "base", plan)
     read = load_adapter(tmp_path / "adapter.safetensors", "base", plan)
     merged = merge(healing.config, healing.base, plan, read.tensors)
@@ -62,7 +63,7 @@ def test_where_heads_stay_keys_and_values_change_by_low_rank(tmp_path: Path) -> 
 
 def test_head_sinks_are_carried_though_the_base_has_none(tmp_path: Path) -> None:
     healing, folded = tiny_healing(HEALING.settings, head_sink=True)
-    trained = heal(healing, folded, tmp_path, "key", lambda fraction, note: None)
+    trained = heal(healing, folded, tmp_path, "key", unheard)
     save_adapter(tmp_path / "adapter.safetensors", trained, "base", healing.plan)
     read = load_adapter(tmp_path / "adapter.safetensors", "base", healing.plan)
     merged = merge(healing.config, healing.base, healing.plan, read.tensors)

@@ -21,12 +21,9 @@ from kvfold.export.heal.training.journal import Journal
 from kvfold.export.model.decoder import Decoder
 from kvfold.plugins.contract.errors import HealingError, PlanError
 from kvfold.plugins.contract.plan_presets import Preset, build_plan
+from kvfold.plugins.contract.progress import unheard
 from tests.export.heal.tiny_healing import SETTINGS, TOKENS, tiny_healing
 from tests.tiny_model import dense_logits
-
-
-def silent(fraction: float, note: str) -> None:
-    """Report nothing."""
 
 
 def losses(folder: Path, step: str) -> list[float]:
@@ -63,7 +60,7 @@ def test_healing_lowers_the_loss_and_changes_only_what_folding_changed(
     settings = SETTINGS.model_copy(update={"rank": rank})
     healing, folded = tiny_healing(settings, family, head_sink=head_sink)
     before = {name: tensor.clone() for name, tensor in {**healing.base, **folded}.items()}
-    adapter = heal(healing, folded, tmp_path, "key", silent)
+    adapter = heal(healing, folded, tmp_path, "key", unheard)
     healed = merge(healing.config, healing.base, healing.plan, adapter)
     assert healed.keys() == folded.keys()
     trained = trained_names(healing.config, healing.plan, healed)
@@ -103,7 +100,7 @@ def test_a_plan_that_folds_nothing_is_refused(tmp_path: Path) -> None:
     healing, _ = tiny_healing()
     identity = build_plan(Preset(preset="identity"), healing.config.attention_shape)
     with pytest.raises(PlanError, match="nothing to heal"):
-        heal(tiny_healing(plan=identity)[0], healing.base, tmp_path, "key", silent)
+        heal(tiny_healing(plan=identity)[0], healing.base, tmp_path, "key", unheard)
 
 
 def after_three_of(part: str) -> Callable[[str], bool]:
@@ -116,7 +113,7 @@ def test_divergence_is_named(tmp_path: Path) -> None:
     settings = SETTINGS.model_copy(update={"layerwise_learning_rate": 1e30, "clip": 1e30})
     healing, folded = tiny_healing(settings)
     with pytest.raises(HealingError, match=r"layerwise, update [2-9]: .* lower the learning rate"):
-        heal(healing, folded, tmp_path, "key", silent)
+        heal(healing, folded, tmp_path, "key", unheard)
 
 
 @pytest.fixture(scope="module")
@@ -154,10 +151,10 @@ def test_killed_in_each_part_it_ends_with_the_same_bytes(tmp_path: Path, uninter
 
 def test_a_snapshot_of_other_settings_is_not_used(tmp_path: Path) -> None:
     healing, folded = tiny_healing(SETTINGS.model_copy(update={"layerwise_tokens": 48 * 8, "tokens": 0}))
-    first = heal(healing, folded, tmp_path, "one", silent)
+    first = heal(healing, folded, tmp_path, "one", unheard)
     notes: list[str] = []
-    heal(healing, folded, tmp_path, "one", lambda fraction, note: notes.append(note))
+    heal(healing, folded, tmp_path, "one", lambda fraction, note="": notes.append(note))
     assert not notes, "a finished training has nothing left to do"
-    again = heal(healing, folded, tmp_path, "two", lambda fraction, note: notes.append(note))
+    again = heal(healing, folded, tmp_path, "two", lambda fraction, note="": notes.append(note))
     assert notes
     assert all(torch.equal(first[name], again[name]) for name in first)

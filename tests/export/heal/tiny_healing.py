@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kvfold.export.fold.fold import fold_weights
+from kvfold.export.fold.fold import HowToFold, fold_weights
 from kvfold.export.fold.fold_settings import FoldSettings
 from kvfold.export.heal.heal import Healing
 from kvfold.export.heal.heal_settings import HealSettings
@@ -40,5 +40,5 @@ def tiny_healing(
     dials = {"preset": "character", "sliding_window": 16, "global_every": 4}
     dials |= {"sink_size": 0 if head_sink else 2, "head_sink": head_sink}
     plan = plan or build_plan(Preset.model_validate(dials), config.attention_shape)
-    folded = fold_weights(config, base, plan, TOKENS, FoldSettings(rope_slots="fitted"))
+    folded = fold_weights(config, base, plan, TOKENS, HowToFold(FoldSettings(rope_slots="fitted")))
     return Healing(config, base, folded.plan, TOKENS, settings, calibration=TOKENS), folded.weights

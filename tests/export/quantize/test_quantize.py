@@ -190,3 +190,18 @@ def test_packed_linears_find_their_tensors() -> None:
     decoder = Decoder.from_weights(config, make_plan(config), weights)
     for name in ("model.layers.1.self_attn.qkv_proj", "model.layers.0.mlp.gate_up_proj", "lm_head"):
         assert torch.equal(linear_weight(name, weights), decoder.get_submodule(name).get_parameter("weight"))
+
+
+def test_its_phases_share_one_progress() -> None:
+    """The whole is never done while a phase is still to come."""
+    told: list[tuple[float, str]] = []
+
+    def listen(fraction: float, note: str = "") -> None:
+        told.append((fraction, note))
+
+    config, weights = model("llama")
+    calibrate(config, weights, make_plan(config), TOKENS, None, listen)
+    fractions = [fraction for fraction, _ in told]
+    assert fractions == sorted(fractions) and fractions[0] == 0 and fractions[-1] < 1
+    notes = list(dict.fromkeys(note for _, note in told))
+    assert notes == ["observing ranges", "smoothing", "measuring linears"]

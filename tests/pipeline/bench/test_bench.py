@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shutil
 import subprocess
 import sys
@@ -175,6 +176,8 @@ def test_peers_run_and_absent_ones_are_skipped_visibly(tmp_path: Path) -> None:
     assert "OpenVINO GenAI is not installed" in result.skipped[0]
     assert "pip install openvino-genai" in result.skipped[0]
     assert result.skipped[0] in printed
+    for title in ("kvfold", "llama.cpp"):
+        assert re.search(rf"^  > {title} +round 2 of 2$", printed, re.M)
 
 
 @pytest.mark.usefixtures("fake_contenders")

@@ -44,7 +44,7 @@ def test_folder_is_the_same_model(family: str, tmp_path: Path) -> None:
     write_huggingface_folder(checkpoint, folder)
     again = load_checkpoint(folder)
     assert again.config == checkpoint.config
-    assert again.tokenizer.encode("abba") == checkpoint.tokenizer.encode("abba")
+    assert again.tokenizer.json == checkpoint.tokenizer.json
     tokens = torch.arange(20)[None]
     copied = AutoModelForCausalLM.from_pretrained(folder)
     with torch.inference_mode():

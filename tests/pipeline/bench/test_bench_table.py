@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from kvfold.pipeline.bench.bench_results import BenchResult, ContenderResult
-from kvfold.pipeline.bench.bench_table import bench_table, format_value, metric_table
+from kvfold.pipeline.bench.bench_table import bench_table, format_value
 from kvfold.pipeline.bench.describe_machine import Machine
 from kvfold.pipeline.bench.describe_plan import describe_plan
 from kvfold.pipeline.bench.workloads import workloads
@@ -36,7 +36,7 @@ def result_of_two() -> BenchResult:
 
 
 def test_markdown_has_medians_and_marks_the_best_of_each_unit() -> None:
-    lines = write_table(metric_table(result_of_two())).splitlines()
+    lines = write_table(bench_table(result_of_two())).splitlines()
     assert lines[0] == "|  | kvfold 0.1.0 (int8) | llama.cpp 1.2 (Q8_0) |"
     assert lines[2] == "| prefill 512, tokens/s | 200 | **461** |"
     assert lines[3] == "| load, s | **0.50** | 0.75 |"
@@ -60,7 +60,7 @@ def test_a_plan_is_described_by_its_windows_and_dtypes() -> None:
 def test_markdown_names_who_was_not_measured() -> None:
     result = replace(result_of_two(), skipped=["OpenVINO GenAI is not installed; pip install it"])
     result.contenders[1].failure = "round 2: exit code 1:\nits last words"
-    text = write_table(metric_table(result))
+    text = write_table(bench_table(result))
     assert "Not measured: OpenVINO GenAI is not installed" in text
     assert "Not measured: llama.cpp failed: round 2: exit code 1" in text
     assert "last words" not in text
@@ -68,7 +68,7 @@ def test_markdown_names_who_was_not_measured() -> None:
 
 def test_terminal_table_shows_every_contender_and_metric() -> None:
     printed = io.StringIO()
-    Console(file=printed, width=200).print(draw_table(bench_table(result_of_two()), framed=True))
+    Console(file=printed, width=200).print(draw_table(bench_table(result_of_two())))
     for text in ("kvfold 0.1.0", "llama.cpp 1.2", "prefill 512", "461", "Q8_0", "tokens/s"):
         assert text in printed.getvalue()
 

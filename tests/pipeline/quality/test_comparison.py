@@ -98,11 +98,12 @@ def test_comparing_through_polygraphy() -> None:
     assert found.comparison(ORIGINAL, ENGINE).kl_mean == pytest.approx(different.kl_mean)
 
 
-def test_logits_that_are_not_numbers_are_an_error() -> None:
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_not_numbers_are_an_error(value: float) -> None:
     table = np.zeros((VOCAB, VOCAB), np.float32)
     broken = table.copy()
-    broken[:, 0] = np.nan
-    with pytest.raises(ValidationError, match="NaN"):
+    broken[:, 0] = value
+    with pytest.raises(ValidationError, match=f"the subject {ENGINE} are NaN or infinite"):
         measurements(table, table, broken)
 
 

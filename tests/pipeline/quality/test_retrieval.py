@@ -17,6 +17,7 @@ from kvfold.pipeline.quality.likelihood import stream_losses
 from kvfold.pipeline.quality.subjects import TorchSubject
 from kvfold.pipeline.recipe.evaluate_section import SHIPPED_PASSAGES, RetrievalSection
 from kvfold.plugins.contract.errors import CalibrationError, RecipeError, RequestError
+from kvfold.plugins.contract.template_text import TemplateText
 from tests.pipeline.quality.oracle import CopyingSubject
 from tests.runtime.byte_tokenizer import VOCAB, ByteTokenizer
 from tests.tiny_model import tiny_config, tiny_decoder, tiny_plan
@@ -29,10 +30,10 @@ ORACLE, BLIND = CopyingSubject("oracle", VOCAB), CopyingSubject("blind", VOCAB, 
 class PlainTokenizer(ByteTokenizer):
     """A base model's: no chat template; text starts with a token of its own."""
 
-    def encode(self, text: str) -> list[int]:
-        return [256, *super().encode(text)]
+    def encode(self, text: str, *, control_tokens: bool = True) -> list[int]:
+        return [256, *super().encode(text, control_tokens=control_tokens)]
 
-    def render(self, messages: object, *, add_generation_prompt: bool) -> str:
+    def render(self, messages: object, *, add_generation_prompt: bool) -> TemplateText:
         raise RequestError("this model has no chat template")
 
 

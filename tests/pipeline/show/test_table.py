@@ -19,9 +19,9 @@ TABLE = Table.of(
 )
 
 
-def show(table: Table, width: int = 80, framed: bool = False) -> list[str]:
+def show(table: Table, width: int = 80) -> list[str]:
     console = Console(file=io.StringIO(), width=width)
-    console.print(draw_table(table, framed))
+    console.print(draw_table(table))
     assert isinstance(console.file, io.StringIO)
     return [line.rstrip() for line in console.file.getvalue().splitlines()]
 
@@ -52,11 +52,57 @@ def test_emphasis_is_colour_in_a_terminal() -> None:
     assert "\x1b[1;32m  0.5\x1b[0m" in console.file.getvalue()
 
 
-def test_in_a_narrow_terminal_cells_are_cut_and_framed_ones_wrap() -> None:
-    long = Table.of("", ("", "meaning"), [["a", "one two three four"]])
-    assert any("\u2026" in line for line in show(long, width=16))
-    framed = " ".join(show(long, width=16, framed=True))
-    assert "\u2026" not in framed and "three" in framed
+def test_headers_wrap_before_rows_are_stacked() -> None:
+    table = Table.of("", ("", "over the original's", "KL mean"), [["folded", "1.05", "0.0125"]])
+    assert show(table, width=26) == [
+        "          over the      KL",
+        "        original's    mean",
+        "folded        1.05  0.0125",
+    ]
+
+
+def test_a_row_without_room_is_a_block_of_lines() -> None:
+    table = Table.of(
+        "Perplexity",
+        ("tokens", "", "perplexity", "over the original's", "windows"),
+        [
+            ["512", "folded", "17.00 (15.30, 18.70)", "1.050 (0.990, 1.110)", "16"],
+            ["", "engine", Cell("18.00", "good"), "", ""],
+        ],
+        note="Intervals of 95 %.",
+    )
+    assert show(table, width=34) == [
+        "",
+        "Perplexity",
+        "tokens 512",
+        "  folded",
+        "  perplexity: 17.00 (15.30, 18.70)",
+        "  over the original's:",
+        "    1.050 (0.990, 1.110)",
+        "  windows: 16",
+        "tokens 512",
+        "  engine",
+        "  perplexity: 18.00",
+        "Intervals of 95 %.",
+    ]
+
+
+def test_a_drawing_goes_where_there_is_no_room_for_it() -> None:
+    table = Table.of("", ("layer", "sees", "window"), [["0", "#" * 12, "64"]]).drawn_by("sees")
+    assert show(table, width=40) == ["layer          sees  window", f"0      {'#' * 12}      64"]
+    assert show(table, width=20) == ["layer  window", "0          64"]
+    assert show(table, width=12) == ["layer 0", "  window: 64"]
+
+
+def test_sentences_wrap_in_what_the_other_columns_leave_or_stand_below() -> None:
+    text = "a sentence that says at some length what to do"
+    table = Table.of("", ("", ""), [["compiler", text]]).with_prose()
+    assert show(table, width=60) == [f"compiler  {text}"]
+    assert show(table, width=46) == [
+        "compiler  a sentence that says at some length",
+        "          what to do",
+    ]
+    assert show(table, width=30) == ["compiler", "  a sentence that says at some", "  length what to do"]
 
 
 def test_markdown_has_no_title_and_bold_emphasis() -> None:

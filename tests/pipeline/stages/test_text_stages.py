@@ -9,7 +9,7 @@ from rich.console import Console
 
 from kvfold.export.checkpoint import Checkpoint
 from kvfold.pipeline.recipe.load_recipe import load_recipe
-from kvfold.pipeline.show.progress import make_bars
+from kvfold.pipeline.show.watch import open_watch
 from kvfold.pipeline.stages.order import STAGES
 from kvfold.pipeline.studies.search.goal import Goal
 from kvfold.pipeline.studies.search.search import Search
@@ -64,8 +64,8 @@ def test_texts_of_a_bundle_share_an_engine(tmp_path: Path, monkeypatch: pytest.M
 def test_a_search_keeps_its_text_alone(tmp_path: Path) -> None:
     recipe = load_recipe(str(write_tiny_recipe(tmp_path, RECIPE)))
     ledger = tmp_path / "found.yaml.measured.json"
-    with make_bars(Console(quiet=True)) as bars:
-        search = Search(recipe, Goal((), max_kl=1.0), ledger, bars)
+    with open_watch(Console(quiet=True)) as watch:
+        search = Search(recipe, Goal((), max_kl=1.0), ledger, watch)
         search._read_text()
     assert [len(row) for row in search._ledger.file.tokens] == [64, 64]
     assert not ledger.with_suffix(".writer").exists()

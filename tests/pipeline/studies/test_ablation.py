@@ -61,6 +61,16 @@ def test_the_tables_say_it(first: Result, ablation: Ablation, folder: Path) -> N
     assert str(folder) not in markdown
 
 
+def test_what_is_to_be_done_is_said_first(first: Result, ablation: Ablation) -> None:
+    lines = first.output.splitlines()
+    assert lines[0].startswith("To do")
+    assert lines[1].startswith("  tiny: reading the checkpoint, preparing calibration text, ")
+    text = " ".join(first.output.split())
+    count = len(ablation.rows)
+    assert f"{count} of {count} ways to merge heads: fold each on 512 tokens, and hold it against" in text
+    assert "against the original on 512: at least about" in text and "Together at least about" in text
+
+
 def test_nothing_is_folded_twice_and_only_what_changed_again(
     first: Result, ablation: Ablation, folder: Path
 ) -> None:
@@ -69,6 +79,7 @@ def test_nothing_is_folded_twice_and_only_what_changed_again(
     assert again.exit_code == 0, again.output
     assert re.findall(r"~ (methods/\S+)", again.output) == ["methods/mean"]
     assert again.output.count("= methods/") == len(ablation.rows) - 1
+    assert "To do" not in again.output, "a file that went missing is noticed when its stage is reached"
     assert Ablation.model_validate_json((folder / "bundle" / RESULTS).read_bytes()) == ablation
 
 

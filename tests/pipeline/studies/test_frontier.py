@@ -93,6 +93,17 @@ def test_folded_rungs_come_from_their_bundles_as_they_are(first: Result, frontie
     assert all(" = " in line for line in lines[start + 1 : end] if line.strip())
 
 
+def test_what_is_to_be_done_is_said_first(first: Result) -> None:
+    """`kvfold heal` had made one of the bundles."""
+    text = " ".join(first.output.split("whole -> ")[0].split())
+    assert text.startswith(
+        "To do, before the tables: whole: reading the checkpoint, preparing text to evaluate"
+    )
+    assert "folding heads and layers" in text and "training" not in text
+    assert "hold 4 of 4 rungs to the original on 1,024 tokens: about" in text
+    assert " healed: " not in text
+
+
 def test_the_picture_is_self_contained_and_has_every_rung(frontier: Frontier, folder: Path) -> None:
     text = (folder / "out" / "frontier.svg").read_text()
     for outside in ("https://", "<script", "href", "@import", "url("):
@@ -118,6 +129,7 @@ def test_nothing_is_measured_twice_and_only_what_changed_again(
     again = invoke(*LADDER)
     assert again.exit_code == 0, again.output
     assert all(f"= rungs/{name:<5} unchanged" in again.output for name in LADDER)
+    assert "To do" not in again.output
     assert Frontier.model_validate_json((folder / "out" / "frontier.json").read_bytes()) == frontier
     (folder / "tiny.yaml").write_text(RECIPE + "fold: {ridge: 0.1}\n")
     (folder / "out" / "rungs" / "whole.json").write_text("{")

@@ -62,8 +62,8 @@ class Instance:
 class BosTokenizer(ByteTokenizer):
     """A text starts with token 256, whose text is <|im_start|>."""
 
-    def encode(self, text: str) -> list[int]:
-        return [256, *super().encode(text)]
+    def encode(self, text: str, *, control_tokens: bool = True) -> list[int]:
+        return [256, *super().encode(text, control_tokens=control_tokens)]
 
 
 def model(subject: Any = TINY, tokenizer: ByteTokenizer | None = None, context: int = 128) -> LmEvalModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from kvfold.export.search.measure_changes import Station
 from kvfold.pipeline.cli import cli
 from kvfold.pipeline.recipe.load_recipe import load_recipe
 from kvfold.pipeline.recipe.plan_section import WrittenPlan, plan_for
+from kvfold.pipeline.studies.outlook import UNKNOWN
 from kvfold.pipeline.studies.search.ledger import LedgerFile
 from kvfold.plugins.contract.errors import PlanError, RecipeError
 from kvfold.plugins.contract.plan_presets import AttentionShape
@@ -86,7 +88,19 @@ def test_nothing_is_measured_twice(first: Result, folder: Path, monkeypatch: pyt
         monkeypatch.setattr(f"kvfold.export.search.measure_changes.{name}", refuse)
     again = plan(folder, "--target-bytes", "300@1k")
     assert again.exit_code == 0, again.output
-    assert again.output == first.output[-len(again.output) :]
+    tables = "What changing a layer costs"
+    assert again.output.split(tables)[1] == first.output.split(tables)[1]
+
+
+def test_a_search_says_first_what_it_measures_and_how_far_it_is(first: Result, folder: Path) -> None:
+    lines = first.output.splitlines()
+    assert lines[0].startswith("To do") and lines[1] == f"  have 640 tokens of text: {UNKNOWN}"
+    assert re.fullmatch(r"  measure 15 changes of layers on 128 tokens: about \d+\.\d s", lines[2]), lines[2]
+    for name in ("text", "layers", "globals", "plans"):
+        assert any(line.startswith(f"  > {name}") for line in lines)
+        assert any(line.startswith(f"  + {name}") for line in lines)
+    again = plan(folder, "--target-bytes", "300@1k")
+    assert "To do" not in again.output
 
 
 def test_a_killed_search_goes_on(first: Result, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,6 +76,28 @@ def test_a_long_text_is_one_document(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "content", "length", "control"),
+    [
+        ("a.txt", "a<|im_end|>b" * 4, 48, 0),
+        ("a.jsonl", json.dumps({"text": "a<|im_end|>b" * 4}), 48, 0),
+        (
+            "a.jsonl",
+            json.dumps({"messages": [{"role": "user", "content": "a<|im_end|>b" * 4}]}),
+            7 + 48 + 1,
+            1,
+        ),
+        ("a.jsonl", json.dumps([{"role": "<|im_end|>", "content": "<|im_" * 4}, *CHAT]), 34 + 10 + 18, 3),
+    ],
+)
+def test_what_a_file_spells_is_text(
+    checkpoint: Checkpoint, tmp_path: Path, name: str, content: str, length: int, control: int
+) -> None:
+    (tmp_path / name).write_text(content)
+    end = checkpoint.tokenizer.backend.token_to_id("<|im_end|>")
+    assert int((read(checkpoint, tmp_path / name, length, length) == end).sum()) == control
+
+
+@pytest.mark.parametrize(
     ("line", "named"),
     [
         ('{"text": ', "line 2 is not valid JSON"),

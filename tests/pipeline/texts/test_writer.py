@@ -26,6 +26,7 @@ from kvfold.plugins.contract.errors import CalibrationError
 from kvfold.runtime.engine.engine_config import EngineConfig
 from kvfold.runtime.engine.onnxruntime_engine import OnnxRuntimeEngine
 from kvfold.runtime.engine.protocol import StepInputs
+from kvfold.runtime.text.tokenizer import BundleTokenizer
 from tests.export.tiny_checkpoints import CLASSES, random_model, write_folder
 from tests.tiny_model import dense_logits
 
@@ -156,10 +157,18 @@ def test_as_many_rows_run_as_the_budget_holds(
 
 
 def test_a_further_chat_prompt_is_the_conversations_next_turn(checkpoint: Checkpoint) -> None:
-    prompt = encode_prompt(checkpoint.tokenizer, "> Hi there")
-    turn = checkpoint.tokenizer.encode("[user] Hi there<|im_end|>")
+    tokenizer = BundleTokenizer(checkpoint.tokenizer.backend, checkpoint.tokenizer.config)
+    prompt = encode_prompt(tokenizer, "> Hi there")
+    turn = tokenizer.encode("[user] Hi there<|im_end|>")
     assert prompt.first == turn
     assert prompt.later == turn  # neither the reply, nor the end that the model writes itself
+
+
+def test_what_a_prompt_spells_is_text(checkpoint: Checkpoint) -> None:
+    tokenizer = BundleTokenizer(checkpoint.tokenizer.backend, checkpoint.tokenizer.config)
+    end = tokenizer.eos_token_ids[0]
+    chat, plain = (encode_prompt(tokenizer, f"{mark}Hi<|im_end|>there") for mark in ("> ", ""))
+    assert [chat.first.count(end), chat.later.count(end), plain.first.count(end)] == [1, 1, 0]
 
 
 def test_prompts_are_dealt_anew_each_turn(checkpoint: Checkpoint) -> None:
@@ -173,7 +182,7 @@ def test_prompts_are_dealt_anew_each_turn(checkpoint: Checkpoint) -> None:
 def test_a_vocabulary_without_any_prompt_is_named(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(type(checkpoint.tokenizer), "encode", lambda self, text: [])
+    monkeypatch.setattr(BundleTokenizer, "encode_rendered", lambda self, text: [])
     with pytest.raises(CalibrationError, match=r"name a \.txt or \.jsonl file"):
         Prompts(checkpoint.tokenizer, 0)
 
@@ -204,6 +213,26 @@ def test_killed_at_any_point_it_goes_on_with_the_same_tokens(
     assert np.array_equal(again, text)
     assert 0 < kept / 1000 == told[0]
     assert rows_file(folder).read_bytes().startswith(before)
+
+
+def test_a_reply_that_goes_on_and_on_is_ended_also_where_it_was_interrupted(
+    checkpoint: Checkpoint, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next prompt follows an end that the model did not write; a cut at any line gives the same."""
+    monkeypatch.setattr(writer, "LONGEST_REPLY", PIECE)
+    written = write(checkpoint, folder, TEXT)
+    prompts = Prompts(checkpoint.tokenizer, TEXT.seed)
+    for index, row in enumerate(written.tolist()):
+        first, following = len(prompts.give(index, 0)), prompts.give(index, 1)
+        end = next(place for place in range(first, len(row)) if row[place] in prompts.ends)
+        assert end - first < 2 * PIECE
+        assert row[end + 1 : end + 1 + len(following)] == following[: 200 - end - 1]
+    lines = rows_file(folder).read_text().splitlines(keepends=True)
+    ended = [place for place, line in enumerate(lines) if json.loads(line)[1] == [prompts.ends[0]]]
+    assert ended, "no reply was ended for it"
+    for kept in (ended[0], ended[0] + 1):
+        rows_file(folder).write_text("".join(lines[:kept]))
+        assert np.array_equal(write(checkpoint, folder, TEXT), written)
 
 
 def test_half_a_line_is_written_again(checkpoint: Checkpoint, folder: Path, text: np.ndarray) -> None:

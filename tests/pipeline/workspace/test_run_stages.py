@@ -16,7 +16,7 @@ import pytest
 from filelock import FileLock
 
 from kvfold.pipeline.recipe.recipe import Recipe
-from kvfold.pipeline.workspace.run_stages import run_stages
+from kvfold.pipeline.workspace.run_stages import pending_stages, run_stages
 from kvfold.pipeline.workspace.stage import Job, dependents, requirements
 from kvfold.pipeline.workspace.workspace import Workspace
 from kvfold.plugins.contract.errors import BundleError
@@ -39,6 +39,22 @@ def test_unchanged_stages_are_skipped(tmp_path: Path) -> None:
     assert run(tmp_path / "b") == []
     assert contents(tmp_path / "b") == before
     open_bundle(tmp_path / "b", verify="full")
+
+
+def test_what_is_pending_is_what_a_run_would_do(tmp_path: Path) -> None:
+    """In a bundle that is not there yet too; what ran before says how long it took."""
+
+    def pending(seed: int = 0, until: str | None = None) -> dict[str, bool]:
+        found = pending_stages(fake_recipe(seed=seed), tmp_path / "b", fake_stages([]), until)
+        return {stage.name: seconds is not None for stage, seconds in found}
+
+    assert pending() == dict.fromkeys(ALL, False)
+    assert list(pending(until="branch")) == ["first", "branch"]
+    assert not (tmp_path / "b").exists()
+    run(tmp_path / "b")
+    assert pending() == {}
+    assert pending(seed=5) == {"second": True, "third": True}
+    assert run(tmp_path / "b", fake_recipe(seed=5)) == ["second", "third"]
 
 
 def test_until_stops_early_and_goes_on_later(tmp_path: Path) -> None:
@@ -208,12 +224,13 @@ def test_a_kill_at_every_write_leaves_a_bundle_that_resumes(
 SLOW_RUN = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
+from contextlib import nullcontext
 from pathlib import Path
 from kvfold.pipeline.workspace.run_stages import run_stages
 from tests.pipeline.fake_stages import QuietDisplay, fake_recipe, fake_stages
 class Slow(QuietDisplay):
-    def started(self, stage, why, expected_seconds):
-        return lambda fraction: time.sleep(0.2)
+    def running(self, stage, place, why, last_time):
+        return nullcontext(lambda fraction: time.sleep(0.2))
 print("ready", flush=True)
 run_stages(fake_recipe(), Path(sys.argv[1]), fake_stages([]), Slow())
 """

@@ -1,37 +1,38 @@
-"""Stages in the terminal: what was skipped, why a stage runs again, and how long it took."""
+"""Stages in front of a user: what was skipped, why one runs again, which of how many, how long it took."""
 
 from __future__ import annotations
 
 import io
+import re
+from pathlib import Path
 
 from rich.console import Console
 
-from kvfold.pipeline.show.progress import make_bars
-from kvfold.pipeline.workspace.stage_display import StageDisplay, stage_display
-from tests.pipeline.fake_stages import fake_stages
+from kvfold.pipeline.workspace.run_stages import run_stages
+from kvfold.pipeline.workspace.stage_display import stage_display
+from tests.pipeline.fake_stages import fake_recipe, fake_stages
 
 
-def test_a_stage_that_runs_again_says_how_long_it_took_last_time() -> None:
-    bars = make_bars(Console(file=io.StringIO()))
-    progress = StageDisplay(bars.console, bars).started(fake_stages([])[0], "not done yet", 200.0)
-    assert bars.tasks[0].fields["left"] == "about 3 min 20 s in all"
-    progress(0.0, "loss 1.5")
-    assert bars.tasks[0].fields["doing"] == "loss 1.5"
-
-
-def test_a_line_per_stage() -> None:
-    first, second, third, _ = fake_stages([])
+def run(root: Path, seed: int) -> list[str]:
+    """What a log has of a run; durations left out."""
     console = Console(file=io.StringIO(), width=100)
     with stage_display(console) as display:
-        display.skipped(first)
-        progress = display.started(second, "not done yet", None)
-        progress(0.5)
-        display.finished(second, 12.0)
-        display.started(third, "second/b.txt is truncated", 3.0)
-        display.finished(third, 0.5)
+        run_stages(fake_recipe(seed=seed), root, fake_stages([]), display)
     assert isinstance(console.file, io.StringIO)
-    printed = console.file.getvalue()
-    assert "= first       unchanged" in printed
-    assert "+ second      12 s" in printed
-    assert "again: second/b.txt is truncated" in printed
-    assert "again: not done yet" not in printed
+    return re.sub(r"\d+\.\d s", "... s", console.file.getvalue()).splitlines()
+
+
+def test_a_line_per_stage(tmp_path: Path) -> None:
+    run(tmp_path, seed=1)
+    (tmp_path / "branch" / "b.txt").write_text("")
+    assert run(tmp_path, seed=2) == [
+        "  = first       unchanged",
+        "  ~ second      again: its settings, inputs or code changed",
+        "  > second      2 of 4: running second, last time ... s",
+        "  + second      ... s",
+        "  > third       3 of 4: running third, last time ... s",
+        "  + third       ... s",
+        f"  ~ branch      again: {tmp_path}/branch/b.txt is truncated: 0 bytes, recorded 6000",
+        "  > branch      4 of 4: running branch, last time ... s",
+        "  + branch      ... s",
+    ]

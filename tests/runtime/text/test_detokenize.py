@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from kvfold.plugins.contract.errors import BundleError, RequestError
+from kvfold.plugins.contract.template_text import by_template
 from kvfold.plugins.contract.tokenizer_config import TokenizerConfig
 from kvfold.runtime.text.detokenize import Detokenizer
 from kvfold.runtime.text.tokenizer import BundleTokenizer
@@ -111,7 +112,7 @@ def test_special_tokens_are_no_text_but_can_be_rendered() -> None:
     tokenizer = BundleTokenizer(byte_level_bpe(), TokenizerConfig(bos_token_id=0, add_bos_token=True))
     tokens = tokenizer.encode("the cat")
     assert tokens[0] == 0
-    assert tokenizer.encode_rendered("<|end|>the cat") == tokens
+    assert tokenizer.encode_rendered(by_template("<|end|>the cat")) == tokens
     assert tokenizer.decode(tokens) == "the cat"
     assert tokenizer.decode_rendered(tokens) == "<|end|>the cat"
     with pytest.raises(RequestError, match="no chat template"):
