@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from kvfold.pipeline.quality.evaluate.answers import ask
@@ -69,23 +71,38 @@ def evaluate(
     """
     original, *candidates = subjects
     meter = Meter(material.tokens(len(subjects), len(candidates) + 1), progress)
-    divergences, losses = measure_divergences(material.compared, original, (bfloat16, *candidates), meter)
+    spent: dict[str, float] = {}
+    with _timed(spent, "comparison"):
+        divergences, losses = measure_divergences(material.compared, original, (bfloat16, *candidates), meter)
+    with _timed(spent, "perplexity"):
+        perplexity = tuple(
+            measure_perplexity(material.sequences, length, subjects, meter, losses)
+            for length in material.lengths
+        )
+    with _timed(spent, "retrieval"):
+        retrieval = tuple(measure_cell(cell, window, subjects, meter) for cell in material.cells)
+    with _timed(spent, "last words"):
+        answers = ask(subjects, material.passages, meter)
+    with _timed(spent, "slips"):
+        slips = measure_slips(material.openers, speakers, meter) if speakers is not None else None
     return Evaluation(
         text=material.text,
         window=window,
-        perplexity=tuple(
-            measure_perplexity(windows, subjects, meter, losses if length == divergences.length else None)
-            for length, windows in material.windows.items()
-        ),
+        perplexity=perplexity,
         divergences=divergences,
-        retrieval=tuple(measure_cell(cell, window, subjects, meter) for cell in material.cells),
-        last_words=LastWords(
-            text=material.passages_text,
-            passages=len(material.passages),
-            subjects=ask(subjects, material.passages, meter),
-        ),
-        slips=measure_slips(material.openers, speakers, meter) if speakers is not None else None,
+        retrieval=retrieval,
+        last_words=LastWords(text=material.passages_text, passages=len(material.passages), subjects=answers),
+        slips=slips,
+        cpu_seconds=spent,
     )
+
+
+@contextmanager
+def _timed(spent: dict[str, float], part: str) -> Iterator[None]:
+    """Note the CPU seconds of a part, over all threads."""
+    start = time.process_time()
+    yield
+    spent[part] = time.process_time() - start
 
 
 def load_bfloat16(workspace: Workspace) -> TorchSubject:

@@ -131,6 +131,7 @@ class Evaluation(Record):
         text: where the tokens of perplexity and divergence came from.
         window: the smallest one of the plan's layers, in tokens; None where all are global.
         slips: None where the model has no chat template, or no opener fits its context.
+        cpu_seconds: of each part, over all threads.
     """
 
     text: str
@@ -140,6 +141,7 @@ class Evaluation(Record):
     retrieval: tuple[RetrievalCell, ...]
     last_words: LastWords
     slips: Slips | None
+    cpu_seconds: dict[str, float]
 
     def retrieval_shares(self) -> tuple[RetrievalShare, ...]:
         """Each task inside and outside of the window, all lengths and depths pooled."""

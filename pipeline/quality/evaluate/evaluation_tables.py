@@ -24,7 +24,7 @@ SHOWN_SLIPS = 10  # all are in the results
 
 
 def evaluation_tables(evaluation: Evaluation) -> tuple[Table, ...]:
-    """Perplexity, divergence, retrieval cell by cell and pooled, last words, slips."""
+    """Perplexity, divergence, retrieval cell by cell and pooled, last words, slips, and what it took."""
     return (
         perplexity_table(evaluation.perplexity, evaluation.text),
         divergence_table(evaluation.divergences),
@@ -32,6 +32,7 @@ def evaluation_tables(evaluation: Evaluation) -> tuple[Table, ...]:
         retrieval_share_table(evaluation),
         last_words_table(evaluation.last_words),
         *slips_tables(evaluation.slips),
+        cost_table(evaluation.cpu_seconds),
     )
 
 
@@ -164,4 +165,13 @@ def _slip_row(slip: Slip) -> tuple[str, ...]:
         f"{before[-16:]}[{word[:24]}]{after[:10]}",
         f"{100 * slip.chance:.2g}%",
         f"[{likeliest[:12]}] {slip.likeliest_chance:.0%}",
+    )
+
+
+def cost_table(cpu_seconds: dict[str, float]) -> Table:
+    """What each part of the evaluation took."""
+    return Table.of(
+        "What measuring it took",
+        ("", "CPU s"),
+        ((part, f"{spent:,.0f}") for part, spent in cpu_seconds.items()),
     )

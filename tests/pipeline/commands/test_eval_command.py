@@ -71,6 +71,8 @@ def test_everything_that_fits_is_measured(evaluation: Evaluation) -> None:
     assert evaluation.window == 32
     assert (evaluation.last_words.text, evaluation.last_words.passages) == ("words.txt", 2)
     assert evaluation.last_words.subjects.keys() == SUBJECTS
+    assert list(evaluation.cpu_seconds) == ["comparison", "perplexity", "retrieval", "last words", "slips"]
+    assert min(evaluation.cpu_seconds.values()) > 0
     assert evaluation.slips is not None
     assert evaluation.slips.engine.replies == 12
     assert evaluation.slips.original.replies == evaluation.slips.drawn.replies == 3

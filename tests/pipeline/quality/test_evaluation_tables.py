@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kvfold.pipeline.quality.evaluate.evaluation_tables import (
+    cost_table,
     divergence_table,
     evaluation_tables,
     last_words_table,
@@ -83,3 +84,7 @@ def test_slips_are_counted_beside_the_original_s_and_the_worst_are_shown() -> No
 def test_a_model_without_a_chat_template_says_why_it_has_no_slips() -> None:
     (table,) = slips_tables(None)
     assert texts(table) == [["none counted: the model has no chat template"]]
+
+
+def test_the_parts_tell_their_cpu_seconds() -> None:
+    assert texts(cost_table(EVALUATION.cpu_seconds)) == [["comparison", "61"], ["slips", "1,234"]]
