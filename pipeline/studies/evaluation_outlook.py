@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import ceil
 from pathlib import Path
 
@@ -15,16 +16,16 @@ SUBJECTS = 3  # original, folded model and engine; the comparison has the origin
 TASKS = 2  # of retrieval
 
 
-def evaluation_tasks(recipe: Recipe, root: Path) -> list[Task]:
+def evaluation_tasks(recipe: Recipe, root: Path) -> Iterator[Task]:
     """Build what is not built, then read; nothing where all was measured before."""
     name = target_stage("evaluate", recipe.target)
     pending = {stage.name: last for stage, last in pending_stages(recipe, root, STAGES, name)}
     if name not in pending:
-        return []
+        return
+    yield from bundle_tasks(recipe, root, target_stage("build", recipe.target), "evaltext")
     tokens, last = tokens_to_read(recipe, config_of(recipe, root).max_position_embeddings), pending[name]
     seconds = seconds_to_read(config_of(recipe, root), tokens) if last is None else last
-    before = bundle_tasks(recipe, root, target_stage("build", recipe.target), "evaltext")
-    return [*before, Task(f"read {tokens:,} tokens of text and prompts, all models together", seconds)]
+    yield Task(f"read {tokens:,} tokens of text and prompts, all models together", seconds)
 
 
 def tokens_to_read(recipe: Recipe, context: int) -> int:

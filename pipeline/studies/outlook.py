@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 PROBE_TOKENS = 256
 PROBE_VOCAB = 8_192
-UNKNOWN = "how long, its progress will tell"
+UNKNOWN = "takes, its progress will tell."
 
 
 @dataclass(frozen=True)
@@ -46,24 +46,30 @@ class Task:
     def describe(self) -> str:
         """`read 24,576 tokens: about 3 min 20 s`."""
         if self.seconds is None:
-            return f"{self.doing}: {UNKNOWN}"
-        return f"{self.doing}: {'at least ' * self.at_least}about {format_seconds(self.seconds)}"
+            return self.doing
+        return f"{self.doing}: {'at least ' * self.at_least}{_about(self.seconds)}"
 
 
 def say_outlook(console: Console, tasks: Iterable[Task]) -> None:
-    """Print the tasks and their sum; nothing where there is nothing to do."""
-    listed = list(tasks)
-    if not listed:
-        return
-    console.print("To do, before the tables:")
-    for task in listed:
+    """Print the tasks, each when it is known, and their sum; nothing where there is nothing to do."""
+    listed: list[Task] = []
+    for task in tasks:
+        if not listed:
+            console.print("To do, before the tables:")
+        listed.append(task)
         console.print(Padding(task.describe(), (0, 0, 0, 2), expand=False), highlight=False)
     known = [task.seconds for task in listed if task.seconds is not None]
-    if known and len(listed) > 1:
-        whole = len(known) == len(listed) and not any(task.at_least for task in listed)
-        console.print(
-            f"Together {'' if whole else 'at least '}about {format_seconds(sum(known))}.", highlight=False
-        )
+    whole = len(known) == len(listed) and not any(task.at_least for task in listed)
+    if not whole:
+        least = f"Together at least {_about(sum(known))}; how long the rest" if known else "How long that"
+        console.print(f"{least} {UNKNOWN}", highlight=False)
+    elif len(known) > 1:
+        console.print(f"Together {_about(sum(known))}.", highlight=False)
+
+
+def _about(seconds: float) -> str:
+    """`about 12 s`, `about 3 min`."""
+    return f"about {format_seconds(seconds) if seconds < 90 else f'{seconds / 60:.0f} min'}"
 
 
 def bundle_tasks(recipe: Recipe, root: Path, *until: str) -> list[Task]:

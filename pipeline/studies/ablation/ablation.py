@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich import get_console
@@ -70,27 +70,25 @@ def measure_ablation(name: str, root: Path) -> Ablation:
     return ablation
 
 
-def ablation_tasks(workspace: Workspace, variants: Sequence[tuple[str, bool]]) -> list[Task]:
+def ablation_tasks(workspace: Workspace, variants: Sequence[tuple[str, bool]]) -> Iterator[Task]:
     """Texts, then a fold and a measurement for each way that was not measured yet."""
     recipe, root = workspace.recipe, workspace.root
     recorded = read_manifest(root / WORK)
     seconds = recorded.seconds if recorded else {}
-    tasks = bundle_tasks(recipe, root, "calibration", "evaltext")
+    texts = bundle_tasks(recipe, root, "calibration", "evaltext")
+    yield from texts
     names = [_stage_name(*variant) for variant in variants]
-    missing = [name for name in names if tasks or name not in seconds]
+    missing = [name for name in names if texts or name not in seconds]
     if missing:
         read, folded_on = recipe.evaluate.tokens, sum(text.tokens for text in recipe.calibration)
         known = [seconds[name] for name in missing if name in seconds]
         reading = seconds_to_read(config_of(recipe, root), 2 * read)
-        tasks.append(
-            Task(
-                f"{len(missing)} of {len(names)} ways to merge heads: fold each on {folded_on:,} tokens, and "
-                f"hold it against the original on {read:,}",
-                sum(known) + reading * (len(missing) - len(known)),
-                at_least=len(known) < len(missing),
-            )
+        yield Task(
+            f"{len(missing)} of {len(names)} ways to merge heads: fold each on {folded_on:,} tokens, and "
+            f"hold it against the original on {read:,}",
+            sum(known) + reading * (len(missing) - len(known)),
+            at_least=len(known) < len(missing),
         )
-    return tasks
 
 
 def _stage_name(method: str, regressed: bool) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,7 +62,7 @@ def measure_frontier(names: Sequence[str], folder: Path) -> Frontier:
     return frontier
 
 
-def frontier_tasks(rungs: Sequence[Workspace], folder: Path) -> list[Task]:
+def frontier_tasks(rungs: Sequence[Workspace], folder: Path) -> Iterator[Task]:
     """Fold and heal what is not folded yet, then hold it, and what was never measured, to the original."""
     recorded = read_manifest(folder)
     seconds = recorded.seconds if recorded else {}
@@ -71,17 +71,15 @@ def frontier_tasks(rungs: Sequence[Workspace], folder: Path) -> list[Task]:
     parts = {rung: ("evaltext", "heal") if rung is first else ("heal",) for rung in rungs}
     folds = {rung: bundle_tasks(rung.recipe, rung.root, *until) for rung, until in parts.items()}
     measured = [rung for rung in rungs if new_text or folds[rung] or _stage_name(rung) not in seconds]
-    tasks = [task for found in folds.values() for task in found]
+    for found in folds.values():
+        yield from found
     if measured:
         config = config_of(first.recipe, first.root)
         reading = seconds_to_read(config, 2 * section.tokens)
-        tasks.append(
-            Task(
-                f"hold {len(measured)} of {len(rungs)} rungs to the original on {section.tokens:,} tokens",
-                sum(seconds.get(_stage_name(rung), reading) for rung in measured),
-            )
+        yield Task(
+            f"hold {len(measured)} of {len(rungs)} rungs to the original on {section.tokens:,} tokens",
+            sum(seconds.get(_stage_name(rung), reading) for rung in measured),
         )
-    return tasks
 
 
 def _stage_name(rung: Workspace) -> str:

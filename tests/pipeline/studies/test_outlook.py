@@ -32,13 +32,16 @@ def said(*tasks: Task) -> list[str]:
 def test_what_is_known_is_summed_and_what_is_not_is_said() -> None:
     assert said() == []
     assert said(Task("read", 12.0)) == ["To do, before the tables:", "  read: about 12 s"]
-    assert said(Task("read", 100.0), Task("fold", 100.4, at_least=True), Task("write")) == [
+    assert said(Task("read", 170.0), Task("fold", 125.0, at_least=True), Task("write")) == [
         "To do, before the tables:",
-        "  read: about 1 min 40 s",
-        "  fold: at least about 1 min 40 s",
-        f"  write: {UNKNOWN}",
-        "Together at least about 3 min 20 s.",
+        "  read: about 3 min",
+        "  fold: at least about 2 min",
+        "  write",
+        "Together at least about 5 min; how long the rest takes, its",
+        "progress will tell.",
     ]
+    assert said(Task("write"))[-1] == f"How long that {UNKNOWN}"
+    assert said(Task("read", 20.0), Task("fold", 20.0))[-1] == "Together about 40 s."
 
 
 def test_reading_takes_as_long_as_all_layers_and_the_whole_head(monkeypatch: pytest.MonkeyPatch) -> None:
