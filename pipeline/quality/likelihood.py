@@ -19,35 +19,43 @@ from kvfold.pipeline.quality.subjects import Subject, not_finite
 
 # Told of every window: the tokens that were computed, over all subjects.
 Tick = Callable[[int], None]
-# Mean -log p of a token in nat, window by window, by subject.
-Losses = Mapping[str, Sequence[float]]
+# -log p of each token but the first in nat, [L - 1] a sequence, by subject.
+Losses = Mapping[str, Sequence[Float64]]
 
 
 def measure_perplexity(
-    windows: np.ndarray, subjects: Sequence[Subject], tick: Tick, known: Losses | None = None
+    sequences: np.ndarray, length: int, subjects: Sequence[Subject], tick: Tick, known: Losses | None = None
 ) -> Perplexity:
-    """Perplexity of each subject over tokens int64 [windows, length].
+    """Perplexity of each subject over tokens int64 [N, L], in windows of `length`.
 
     Args:
-        windows: what is read.
+        sequences: what is read.
+        length: tokens of a window, as in `cut_windows`.
         subjects: who reads.
         tick: told of what is computed here.
-        known: of the first windows, which `measure_divergences` has read already.
+        known: of the first sequences, which `measure_divergences` has read already: a sequence's first window
+            has nothing before it there either.
 
     Raises:
         ValidationError: a subject's logits are NaN or infinite.
     """
-    means = {subject.name: list(known[subject.name]) if known else [] for subject in subjects}
+    windows, each = cut_windows(sequences, length), sequences.shape[1] // length
+    means: dict[str, list[float]] = {subject.name: [] for subject in subjects}
     for subject in subjects:
-        for window in windows[len(means[subject.name]) :]:
-            losses = stream_losses(subject, window)
+        read = known[subject.name] if known else ()
+        for index, window in enumerate(windows):
+            sequence, place = divmod(index, each)
+            if place == 0 and sequence < len(read):
+                losses = read[sequence][: length - 1]
+            else:
+                losses = stream_losses(subject, window)
+                tick(len(window))
             if not np.isfinite(losses).all():
                 raise not_finite(subject.name)
             means[subject.name].append(float(losses.mean()))
-            tick(len(window))
     values = {name: np.array(found) for name, found in means.items()}
     return Perplexity(
-        length=windows.shape[1],
+        length=length,
         windows=len(windows),
         subjects={name: bootstrap_exp_mean(found) for name, found in values.items()},
         ratios={
@@ -70,7 +78,7 @@ def measure_divergences(
     """
     subjects = original, *candidates
     found = {candidate.name: _Collected() for candidate in candidates}
-    means: dict[str, list[float]] = {subject.name: [] for subject in subjects}
+    read: dict[str, list[Float64]] = {subject.name: [] for subject in subjects}
     for window in windows:
         targets = np.append(window[1:], -1)  # what follows the last token is unknown: nobody is right
         position = 0
@@ -86,9 +94,9 @@ def measure_divergences(
                 found[candidate.name].add(block[0], logits, targets[position : position + rows])
             position += rows
         for name, parts in losses.items():
-            means[name].append(float(np.concatenate(parts).mean()))
+            read[name].append(np.concatenate(parts))
         tick(window.size * len(subjects))
-    if not np.isfinite(means[original.name]).all():
+    if not all(np.isfinite(losses).all() for losses in read[original.name]):
         raise not_finite(original.name)
     for name, collected in found.items():
         if not all(np.isfinite(kl).all() for kl in collected.kl):
@@ -99,7 +107,7 @@ def measure_divergences(
         tokens=windows.size,
         candidates=tuple(collected.summarise(name, len(windows)) for name, collected in found.items()),
     )
-    return divergences, means
+    return divergences, read
 
 
 class _Collected:

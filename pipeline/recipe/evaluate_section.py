@@ -40,6 +40,7 @@ class EvaluateSection(TextSection):
         retrieval: codes to find in long prompts.
         last_words: passages whose last word is asked for: `shipped`, a `.txt` file with one a line, or a
             `.jsonl` file of {"text": ...}.
+        openers: short chats, of 200, to which a chat model replies; its slips are counted.
     """
 
     tokens: int = Field(default=8_192, ge=1)
@@ -49,3 +50,4 @@ class EvaluateSection(TextSection):
     kl_tokens: int = Field(default=8_192, ge=1)
     retrieval: RetrievalSection = RetrievalSection()
     last_words: str = Field(default=SHIPPED_PASSAGES, min_length=1)
+    openers: int = Field(default=200, ge=1, le=200)

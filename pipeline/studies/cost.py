@@ -90,10 +90,11 @@ class Yardstick:
         from kvfold.pipeline.quality.subjects import TorchSubject
 
         folded = TorchSubject(FOLDED, decoder)
-        compared = self._windows[: ceil(self.section.kl_tokens / self._windows.shape[1])]
+        length = self._windows.shape[1]
+        compared = self._windows[: ceil(self.section.kl_tokens / length)]
         tick = Meter(2 * self._windows.size, progress)
         divergences, losses = measure_divergences(compared, self._original, (folded,), tick)
-        perplexity = measure_perplexity(self._windows, (self._original, folded), tick, losses)
+        perplexity = measure_perplexity(self._windows, length, (self._original, folded), tick, losses)
         return FoldCost(perplexity=perplexity, divergences=divergences)
 
 

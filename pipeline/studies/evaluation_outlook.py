@@ -29,13 +29,15 @@ def evaluation_tasks(recipe: Recipe, root: Path) -> Iterator[Task]:
 
 
 def tokens_to_read(recipe: Recipe, context: int) -> int:
-    """Tokens of all passes over text and codes; passages are short beside them."""
+    """Tokens of all passes over text and codes; passages and short chats are left out."""
     section = recipe.evaluate
     length, found = section.sequence_length, section.retrieval
-    text = ceil(section.tokens / length) * length
-    compared = min(text, ceil(section.kl_tokens / length) * length)
-    windows = sum(each <= length for each in section.lengths) or 1
+    sequences = ceil(section.tokens / length)
+    compared = min(sequences, ceil(section.kl_tokens / length))
+    lengths = [each for each in section.lengths if each <= length] or [length]
+    # Of each compared sequence the first window of every length is read with the comparison.
+    windows = sum(each * (sequences * (length // each) - compared) for each in lengths)
     prompts = (
         TASKS * len(found.depths) * found.trials * sum(each for each in found.lengths if each <= context)
     )
-    return SUBJECTS * (windows * text + prompts) + compared
+    return SUBJECTS * (windows + prompts) + (SUBJECTS + 1) * compared * length

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich import get_console
 
-from kvfold.pipeline.commands.options.recipe_arguments import bundle_path, output_option, recipe_argument
+from kvfold.pipeline.commands.options.recipe_arguments import (
+    bundle_path,
+    output_option,
+    recipe_argument,
+    same_arguments,
+)
+from kvfold.pipeline.recipe.recipe_files import DEFAULT_RECIPE
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from kvfold.runtime.metrics import Usage
 
 # Each turn leans on the one before, so the cache has something to give. Simple, as the model is small.
 SYSTEM = "You are a helpful assistant."
@@ -17,6 +30,13 @@ QUESTIONS = (
     "How would I say 'good morning' there?",
 )
 MAX_TOKENS = 96
+# What to try next, by command.
+NEXT = {
+    "run": "talk to it",
+    "inspect": "what was folded, layer by layer",
+    "eval": "what the fold costs, with intervals",
+    "bench": "how fast it is",
+}
 
 
 @click.command("demo")
@@ -33,31 +53,47 @@ def command(recipe: str, output: Path | None) -> None:
       kvfold demo horizon     the same model, five layers of six see 1,024 tokens, int8 KV
     """
     from kvfold.pipeline.bring_up_to_date import bring_up_to_date
-    from kvfold.pipeline.chat.show_reply import show_reply
     from kvfold.pipeline.quality.validate.quality_tables import quality_table, verdict_table
     from kvfold.pipeline.report.report_results import page_file, read_results, require_passed
     from kvfold.pipeline.show.cache_tables import kv_bytes_table, turns_table
     from kvfold.pipeline.show.terminal import draw_table
-    from kvfold.runtime.llm import LLM
-    from kvfold.runtime.sampling.params import SamplingParams
 
     root = bundle_path(recipe, output)
     target = bring_up_to_date(recipe, root, "report").target
     results = read_results(root, target)
     console = get_console()
     console.print()
-    params = SamplingParams(max_tokens=MAX_TOKENS)
-    with LLM.load(root, target=target).session(SYSTEM, on_overflow="drop_oldest") as session:
-        turns = []
-        for question in QUESTIONS:
-            console.print(f"[bold cyan]> {question}[/]", highlight=False)
-            turns.append(show_reply(session.stream(question, params), console).usage)
     tables = (
-        turns_table(turns),
+        turns_table(_converse(root, target, console)),
         kv_bytes_table(results.kv_bytes),
         quality_table(results.measurements),
         verdict_table(results.verdicts),
     )
     console.print(*map(draw_table, tables))
-    console.print(f"\nReport: {root / page_file(target)}    Chat: kvfold run {root}")
+    console.print(f"\nThe whole report: {root / page_file(target)}\nNext:", soft_wrap=True)
+    for name, what in NEXT.items():
+        console.print(
+            f"  {next_line(name, recipe, output)}   [dim]{what}[/]", highlight=False, soft_wrap=True
+        )
     require_passed(results)
+
+
+def _converse(root: Path, target: str, console: Console) -> list[Usage]:
+    """Ask the questions, show the replies; what each turn cost."""
+    from kvfold.pipeline.chat.show_reply import show_reply
+    from kvfold.runtime.llm import LLM
+    from kvfold.runtime.sampling.params import SamplingParams
+
+    params, turns = SamplingParams(max_tokens=MAX_TOKENS), []
+    with LLM.load(root, target=target).session(SYSTEM, on_overflow="drop_oldest") as session:
+        for question in QUESTIONS:
+            console.print(f"[bold cyan]> {question}[/]", highlight=False)
+            turns.append(show_reply(session.stream(question, params), console).usage)
+    return turns
+
+
+def next_line(command: str, recipe: str, output: Path | None) -> str:
+    """A command as its reader has it: through make, whose environment is not on the path, or by itself."""
+    if "MAKELEVEL" not in os.environ or output is not None:
+        return f"kvfold {command} {same_arguments(recipe, output)}"
+    return f"make {command}" if recipe == DEFAULT_RECIPE else f"make {command} RECIPE={recipe}"

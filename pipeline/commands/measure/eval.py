@@ -23,9 +23,10 @@ def command(recipe: str, output: Path | None, target: str | None, architectures:
     """Measure what RECIPE's fold costs, with confidence intervals.
 
     Perplexity by window length; KL, agreement and flips beside the noise floor of bfloat16; retrieval
-    of codes by length and depth, inside and outside the window; last words of passages. The original
-    model takes every test too. Sizes and texts are the recipe's section `evaluate`; the results go
-    to report/<target>/evaluation.json in the bundle, and as a page to evaluation.html.
+    of codes by length and depth, inside and outside the window; last words of passages; slips, the words
+    in replies to everyday openers that the original would hardly have said. The original model takes every
+    test too. Sizes and texts are the recipe's section `evaluate`; the results go to
+    report/<target>/evaluation.json in the bundle, and as a page to evaluation.html.
 
     \b
     Examples:

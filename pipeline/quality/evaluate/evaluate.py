@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from kvfold.pipeline.quality.evaluate.answers import ask
 from kvfold.pipeline.quality.evaluate.evaluation import Evaluation, LastWords, evaluation_file
 from kvfold.pipeline.quality.evaluate.material import Material, prepare_material
 from kvfold.pipeline.quality.evaluate.retrieval import measure_cell, smallest_window
+from kvfold.pipeline.quality.evaluate.slips import Speakers, measure_slips
 from kvfold.pipeline.quality.likelihood import measure_divergences, measure_perplexity
 from kvfold.pipeline.quality.subject_names import BFLOAT16
 from kvfold.pipeline.quality.subjects import Subject, TorchSubject, load_subjects, original_decoder
-from kvfold.pipeline.workspace.workspace import EVALUATION_TOKENS, Workspace
+from kvfold.pipeline.texts.writer import MAX_ROWS
+from kvfold.pipeline.texts.writer_engine import load_writer_engine, unfolded_plan, writer_key
+from kvfold.pipeline.workspace.read_checkpoint import read_checkpoint
+from kvfold.pipeline.workspace.workspace import EVALUATION_TOKENS, WRITER_FOLDER, Workspace
 from kvfold.runtime.bundle import TOKENIZER, TOKENIZER_CONFIG
+from kvfold.runtime.llm import LLM
+from kvfold.runtime.memory.budget import pages_for
+from kvfold.runtime.runtime_config import RuntimeConfig
 from kvfold.runtime.text.tokenizer import BundleTokenizer
 
 
@@ -32,7 +41,8 @@ def write_evaluation(workspace: Workspace, output: Path, progress: Callable[[flo
     material = prepare_material(recipe.evaluate, sequences, tokenizer, context)
     subjects = load_subjects(workspace, material.longest, recipe.validate_on.prefill_chunk)
     window = smallest_window(workspace.plan)
-    evaluation = evaluate(material, subjects, load_bfloat16(workspace), window, progress)
+    speakers = load_speakers(workspace, subjects[0], tokenizer) if material.openers else None
+    evaluation = evaluate(material, subjects, load_bfloat16(workspace), speakers, window, progress)
     path = output / evaluation_file(recipe.target)
     path.parent.mkdir(parents=True)
     path.write_text(evaluation.model_dump_json(indent=1) + "\n")
@@ -42,6 +52,7 @@ def evaluate(
     material: Material,
     subjects: Sequence[Subject],
     bfloat16: Subject,
+    speakers: Speakers | None,
     window: int | None,
     progress: Callable[[float], None],
 ) -> Evaluation:
@@ -51,6 +62,7 @@ def evaluate(
         material: what is read.
         subjects: the original first, then whom to compare with it.
         bfloat16: the original's bfloat16 self.
+        speakers: who replies to the openers; None where there are none.
         window: tokens that a query sees in every layer, itself included; None is all.
         progress: told of the fraction done.
 
@@ -59,22 +71,38 @@ def evaluate(
     """
     original, *candidates = subjects
     meter = Meter(material.tokens(len(subjects), len(candidates) + 1), progress)
-    divergences, losses = measure_divergences(material.compared, original, (bfloat16, *candidates), meter)
+    spent: dict[str, float] = {}
+    with _timed(spent, "comparison"):
+        divergences, losses = measure_divergences(material.compared, original, (bfloat16, *candidates), meter)
+    with _timed(spent, "perplexity"):
+        perplexity = tuple(
+            measure_perplexity(material.sequences, length, subjects, meter, losses)
+            for length in material.lengths
+        )
+    with _timed(spent, "retrieval"):
+        retrieval = tuple(measure_cell(cell, window, subjects, meter) for cell in material.cells)
+    with _timed(spent, "last words"):
+        answers = ask(subjects, material.passages, meter)
+    with _timed(spent, "slips"):
+        slips = measure_slips(material.openers, speakers, meter) if speakers is not None else None
     return Evaluation(
         text=material.text,
         window=window,
-        perplexity=tuple(
-            measure_perplexity(windows, subjects, meter, losses if length == divergences.length else None)
-            for length, windows in material.windows.items()
-        ),
+        perplexity=perplexity,
         divergences=divergences,
-        retrieval=tuple(measure_cell(cell, window, subjects, meter) for cell in material.cells),
-        last_words=LastWords(
-            text=material.passages_text,
-            passages=len(material.passages),
-            subjects=ask(subjects, material.passages, meter),
-        ),
+        retrieval=retrieval,
+        last_words=LastWords(text=material.passages_text, passages=len(material.passages), subjects=answers),
+        slips=slips,
+        cpu_seconds=spent,
     )
+
+
+@contextmanager
+def _timed(spent: dict[str, float], part: str) -> Iterator[None]:
+    """Note the CPU seconds of a part, over all threads."""
+    start = time.process_time()
+    yield
+    spent[part] = time.process_time() - start
 
 
 def load_bfloat16(workspace: Workspace) -> TorchSubject:
@@ -87,6 +115,23 @@ def load_bfloat16(workspace: Workspace) -> TorchSubject:
     if matmul_dtype() is torch.float32:
         multiply_in_float32(decoder)
     return TorchSubject(BFLOAT16, decoder)
+
+
+def load_speakers(workspace: Workspace, original: Subject, tokenizer: BundleTokenizer) -> Speakers:
+    """The engine as users load it; the original, and once more as the engine that writes texts.
+
+    Raises:
+        KvfoldError: an engine cannot be made or loaded.
+    """
+    checkpoint = read_checkpoint(workspace)
+    plan, config = unfolded_plan(checkpoint), RuntimeConfig(max_num_seqs=MAX_ROWS)
+    pages = pages_for(plan, config, workspace.config.max_position_embeddings)
+    folder = workspace.root / WRITER_FOLDER / writer_key(checkpoint)
+    return Speakers(
+        engine=LLM.load(workspace.root, target=workspace.recipe.target),
+        judge=original,
+        original=LLM(load_writer_engine(checkpoint, plan, folder, pages), tokenizer, config),
+    )
 
 
 class Meter:

@@ -74,12 +74,64 @@ class LastWords(Record):
     subjects: dict[str, AnswerScore]
 
 
+class Slip(Record):
+    """The least likely word of a reply that slipped, where it stands.
+
+    Attributes:
+        opener: what the user said last.
+        before, word, after: the reply around it.
+        chance: that the original says the word there.
+        likeliest: the token that it held likeliest there, with `likeliest_chance`.
+    """
+
+    opener: str
+    before: str
+    word: str
+    after: str
+    chance: float
+    likeliest: str
+    likeliest_chance: float
+
+
+class SlipCount(Record):
+    """How many replies hold a token, and how many a word, that the original would hardly have said."""
+
+    replies: int
+    tokens: int
+    words: int
+    token_share: Estimate
+    word_share: Estimate
+
+
+class Slips(Record):
+    """Replies to short chats, and what the original would hardly have said in them.
+
+    Attributes:
+        unlikely_token: the chance below which a token counts.
+        unlikely_word: the share of the likeliest token's chance below which a word counts.
+        temperature: at which the original drew replies.
+        engine: its greedy replies.
+        original, drawn: the original's own, greedy and drawn, to some of the same openers.
+        worst: the worst word of each of the engine's replies that holds either, the least likely first.
+    """
+
+    unlikely_token: float
+    unlikely_word: float
+    temperature: float
+    engine: SlipCount
+    original: SlipCount
+    drawn: SlipCount
+    worst: tuple[Slip, ...]
+
+
 class Evaluation(Record):
     """Everything that `kvfold eval` measured. Subjects: original (the control), folded, engine.
 
     Attributes:
         text: where the tokens of perplexity and divergence came from.
         window: the smallest one of the plan's layers, in tokens; None where all are global.
+        slips: None where the model has no chat template, or no opener fits its context.
+        cpu_seconds: of each part, over all threads.
     """
 
     text: str
@@ -88,6 +140,8 @@ class Evaluation(Record):
     divergences: Divergences
     retrieval: tuple[RetrievalCell, ...]
     last_words: LastWords
+    slips: Slips | None
+    cpu_seconds: dict[str, float]
 
     def retrieval_shares(self) -> tuple[RetrievalShare, ...]:
         """Each task inside and outside of the window, all lengths and depths pooled."""

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kvfold.pipeline.quality.evaluate.evaluation import AnswerScore, Evaluation, LastWords, RetrievalCell
+from kvfold.pipeline.quality.evaluate.evaluation import (
+    AnswerScore,
+    Evaluation,
+    LastWords,
+    RetrievalCell,
+    Slip,
+    Slips,
+)
 from kvfold.pipeline.quality.format_estimate import format_estimate
 from kvfold.pipeline.quality.intervals import CONFIDENCE
 from kvfold.pipeline.quality.likelihood_results import Divergences, Perplexity
@@ -13,16 +20,19 @@ from kvfold.pipeline.show.table import Table
 
 SUBJECTS = (ORIGINAL, FOLDED, ENGINE)
 TITLES = {BFLOAT16: "bfloat16"}
+SHOWN_SLIPS = 10  # all are in the results
 
 
 def evaluation_tables(evaluation: Evaluation) -> tuple[Table, ...]:
-    """Perplexity, divergence, retrieval cell by cell and pooled, last words."""
+    """Perplexity, divergence, retrieval cell by cell and pooled, last words, slips, and what it took."""
     return (
         perplexity_table(evaluation.perplexity, evaluation.text),
         divergence_table(evaluation.divergences),
         retrieval_table(evaluation.retrieval, evaluation.window),
         retrieval_share_table(evaluation),
         last_words_table(evaluation.last_words),
+        *slips_tables(evaluation.slips),
+        cost_table(evaluation.cpu_seconds),
     )
 
 
@@ -109,4 +119,59 @@ def last_words_table(found: LastWords) -> Table:
             (name, format_estimate(score.accuracy, ".0%"), format_estimate(score.nll, ".2f"))
             for name, score in scores
         ),
+    )
+
+
+def slips_tables(slips: Slips | None) -> tuple[Table, ...]:
+    """How many replies slip, the engine's and the original's own; then the engine's worst."""
+    if slips is None:
+        return (Table.of("Slips", ("",), [("none counted: the model has no chat template",)]),)
+    rows = (
+        (f"{ENGINE}, greedy", slips.engine),
+        (f"{ORIGINAL}, greedy", slips.original),
+        (f"{ORIGINAL}, drawn at {slips.temperature:g}", slips.drawn),
+    )
+    shown = slips.worst[:SHOWN_SLIPS]
+    counts = Table.of(
+        f"Slips: replies with what the {ORIGINAL} would hardly have said there",
+        ("", "replies", "an unlikely token", "an unlikely word"),
+        (
+            (
+                name,
+                f"{count.replies:,}",
+                f"{count.tokens:,}: {format_estimate(count.token_share, '.0%')}",
+                f"{count.words:,}: {format_estimate(count.word_share, '.0%')}",
+            )
+            for name, count in rows
+        ),
+        note=f"Unlikely is a token below {slips.unlikely_token:.1%}, and a word below "
+        f"{slips.unlikely_word:.0%} of the likeliest token's chance there.",
+    )
+    worst = Table.of(
+        f"The {len(shown)} worst of {len(slips.worst)} slips, in brackets",
+        ("asked", "replied", "chance", "likeliest there"),
+        map(_slip_row, shown),
+    )
+    return (counts, worst) if shown else (counts,)
+
+
+def _slip_row(slip: Slip) -> tuple[str, ...]:
+    opener = slip.opener if len(slip.opener) <= 20 else f"{slip.opener[:17].rstrip()}..."
+    before, word, after, likeliest = (
+        text.replace("\n", "\\n") for text in (slip.before, slip.word, slip.after, slip.likeliest)
+    )
+    return (
+        opener,
+        f"{before[-16:]}[{word[:24]}]{after[:10]}",
+        f"{100 * slip.chance:.2g}%",
+        f"[{likeliest[:12]}] {slip.likeliest_chance:.0%}",
+    )
+
+
+def cost_table(cpu_seconds: dict[str, float]) -> Table:
+    """What each part of the evaluation took."""
+    return Table.of(
+        "What measuring it took",
+        ("", "CPU s"),
+        ((part, f"{spent:,.0f}") for part, spent in cpu_seconds.items()),
     )

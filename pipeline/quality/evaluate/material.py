@@ -1,4 +1,4 @@
-"""What an evaluation reads: windows of text, codes in haystacks, passages; all made before the first pass."""
+"""What an evaluation reads: text in windows, codes in haystacks, passages, openers; made before any pass."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import numpy as np
 from kvfold.export.search.question import Question
 from kvfold.pipeline.quality.evaluate.haystacks import HaystackCell, write_cells
 from kvfold.pipeline.quality.evaluate.last_words import describe_passages, read_passages
-from kvfold.pipeline.quality.likelihood import cut_windows
+from kvfold.pipeline.quality.evaluate.openers import Opener, read_openers
+from kvfold.pipeline.quality.evaluate.slips import OWN, REPLY_TOKENS
 from kvfold.pipeline.recipe.evaluate_section import EvaluateSection
 from kvfold.runtime.text.tokenizer import Tokenizer
 
@@ -21,17 +22,21 @@ class Material:
     """Texts and questions as tokens.
 
     Attributes:
-        windows: int64 [windows, length] by length, for perplexity; the same text at each length.
-        compared: int64 [windows, length], compared token by token with the original.
+        sequences: int64 [N, L], for perplexity.
+        lengths: of the windows that it is measured in; the same text at each length.
+        compared: the first of the sequences, compared token by token with the original.
         cells: questions that ask for a code.
         passages: questions that ask for a last word.
+        openers: chats to reply to; empty where the model has no chat template.
         text, passages_text: where they came from, as a reader is told.
     """
 
-    windows: dict[int, np.ndarray]
+    sequences: np.ndarray
+    lengths: list[int]
     compared: np.ndarray
     cells: list[HaystackCell]
     passages: list[Question]
+    openers: list[Opener]
     text: str
     passages_text: str
 
@@ -45,15 +50,18 @@ class Material:
     def longest(self) -> int:
         """Tokens of the longest window or question."""
         questions = (len(question.token_ids) for question in self.questions)
-        return max(max(self.windows), len(self.compared[0]), *questions)
+        width: int = self.sequences.shape[1]
+        return max(width, *questions)
 
     def tokens(self, subjects: int, candidates: int) -> int:
         """Tokens of all passes; those of the comparison are the candidates' and the original's."""
-        read = sum(found.size for found in self.windows.values())
-        if self.compared.shape[1] in self.windows:
-            read -= self.compared.size  # whose perplexity comes with the comparison
+        count, length = self.sequences.shape
+        # Of each compared sequence the first window of every length is read with the comparison.
+        read: int = sum(each * (count * (length // each) - len(self.compared)) for each in self.lengths)
         read += sum(len(question.token_ids) for question in self.questions)
-        total: int = subjects * read + (candidates + 1) * self.compared.size
+        answered = (*self.openers, *self.openers[::OWN], *self.openers[::OWN])
+        replies = sum(len(opener.token_ids) + REPLY_TOKENS for opener in answered)
+        total: int = subjects * read + (candidates + 1) * self.compared.size + replies
         return total
 
 
@@ -69,10 +77,12 @@ def prepare_material(
     length = sequences.shape[1]
     lengths = [each for each in section.lengths if each <= length] or [length]
     return Material(
-        windows={each: cut_windows(sequences, each) for each in lengths},
+        sequences=sequences,
+        lengths=lengths,
         compared=sequences[: ceil(section.kl_tokens / length)],
         cells=write_cells(section.retrieval, context, tokenizer, section.seed),
         passages=read_passages(section.last_words, tokenizer, context),
+        openers=read_openers(section.openers, tokenizer, context - REPLY_TOKENS),
         text=section.description,
         passages_text=describe_passages(section.last_words),
     )

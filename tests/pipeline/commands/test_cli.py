@@ -12,7 +12,8 @@ import pytest
 from click.testing import CliRunner
 
 from kvfold.pipeline.cli import COMMANDS, cli, main
-from kvfold.pipeline.recipe.recipe_files import shipped_recipes
+from kvfold.pipeline.commands.make.demo import NEXT, next_line
+from kvfold.pipeline.recipe.recipe_files import DEFAULT_RECIPE, shipped_recipes
 from kvfold.plugins.contract.errors import RecipeError, ValidationError
 
 
@@ -175,3 +176,13 @@ def test_a_wrong_recipe_suggests_the_closest(
     result = CliRunner().invoke(cli, ["export", typed])
     assert isinstance(result.exception, RecipeError)
     assert (f"did you mean {meant!r}?" in str(result.exception)) == (meant is not None)
+
+
+def test_the_demo_says_what_to_try_next_as_its_reader_types_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MAKELEVEL", raising=False)
+    assert next_line("run", "horizon", None) == "kvfold run horizon"
+    assert next_line("run", "horizon", Path("mine")) == "kvfold run horizon -o mine"
+    monkeypatch.setenv("MAKELEVEL", "1")
+    assert next_line("run", "horizon", None) == "make run RECIPE=horizon"
+    assert next_line("run", DEFAULT_RECIPE, None) == "make run"
+    assert set(NEXT) < set(COMMANDS)

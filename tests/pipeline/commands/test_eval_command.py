@@ -25,7 +25,9 @@ evaluate:
   kl_tokens: 600
   retrieval: {lengths: [250, 512], depths: [0.2], trials: 2, keys: 2}
   last_words: words.txt
+  openers: 12
 """
+TEMPLATE = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
 SUBJECTS = {ORIGINAL, FOLDED, ENGINE}
 
 
@@ -34,6 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny recipe with an `evaluate` section."""
     folder = tmp_path_factory.mktemp("eval")
     write_tiny_recipe(folder, RECIPE + EVALUATE)
+    (folder / "model" / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
     (folder / "words.txt").write_text("a cab and a tab and a cab\nwe saw a bat, and it was a bat.\n")
     return folder
 
@@ -68,6 +71,12 @@ def test_everything_that_fits_is_measured(evaluation: Evaluation) -> None:
     assert evaluation.window == 32
     assert (evaluation.last_words.text, evaluation.last_words.passages) == ("words.txt", 2)
     assert evaluation.last_words.subjects.keys() == SUBJECTS
+    assert list(evaluation.cpu_seconds) == ["comparison", "perplexity", "retrieval", "last words", "slips"]
+    assert min(evaluation.cpu_seconds.values()) > 0
+    assert evaluation.slips is not None
+    assert evaluation.slips.engine.replies == 12
+    assert evaluation.slips.original.replies == evaluation.slips.drawn.replies == 3
+    assert len(evaluation.slips.worst) >= max(evaluation.slips.engine.tokens, evaluation.slips.engine.words)
 
 
 def test_rounding_costs_less_than_the_fold(evaluation: Evaluation) -> None:
@@ -107,6 +116,7 @@ def test_the_tables_say_it(first: Result) -> None:
         "passkey",
         "outside",
         "Last words, 2 passages",
+        "Slips: replies with",
     ):
         assert text in first.output
     assert "\u2026" not in first.output, "a table is wider than 80 columns"

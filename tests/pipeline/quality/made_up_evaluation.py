@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from kvfold.pipeline.quality.evaluate.evaluation import AnswerScore, Evaluation, LastWords, RetrievalCell
+from kvfold.pipeline.quality.evaluate.evaluation import (
+    AnswerScore,
+    Evaluation,
+    LastWords,
+    RetrievalCell,
+    Slip,
+    SlipCount,
+    Slips,
+)
 from kvfold.pipeline.quality.intervals import Estimate
 from kvfold.pipeline.quality.likelihood_results import Divergence, Divergences, Perplexity
 from kvfold.pipeline.quality.subject_names import BFLOAT16, ENGINE, FOLDED, ORIGINAL
@@ -52,6 +60,20 @@ def _cell(task: str, inside: bool) -> RetrievalCell:
     )
 
 
+def _slipped(tokens: int, words: int) -> SlipCount:
+    shares = {"token_share": _near(tokens / 200), "word_share": _near(words / 200)}
+    return SlipCount(replies=200, tokens=tokens, words=words, **shares)
+
+
+SLIP = Slip(
+    opener="Hello",
+    before="Hello!",
+    word=" I'shine",
+    after=". I'm here to help with any kind of project.",
+    chance=0.0025,
+    likeliest=" How",
+    likeliest_chance=0.196,
+)
 EVALUATION = Evaluation(
     text="wiki & co.txt",
     window=512,
@@ -64,4 +86,14 @@ EVALUATION = Evaluation(
     ),
     retrieval=tuple(_cell(task, inside) for task in ("passkey", "multi-key") for inside in (False, True)),
     last_words=LastWords(text="words.txt", passages=8, subjects=_answers(4)),
+    slips=Slips(
+        unlikely_token=0.001,
+        unlikely_word=0.02,
+        temperature=0.7,
+        engine=_slipped(2, 13),
+        original=_slipped(0, 8),
+        drawn=_slipped(30, 120),
+        worst=(SLIP, *[SLIP.model_copy(update={"chance": 0.003})] * 12),
+    ),
+    cpu_seconds={"comparison": 61.4, "slips": 1234.5},
 )

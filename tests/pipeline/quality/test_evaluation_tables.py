@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from kvfold.pipeline.quality.evaluate.evaluation_tables import (
+    cost_table,
     divergence_table,
     evaluation_tables,
     last_words_table,
     perplexity_table,
     retrieval_share_table,
     retrieval_table,
+    slips_tables,
 )
 from kvfold.pipeline.show.table import Table
 from tests.pipeline.quality.made_up_evaluation import EVALUATION
@@ -65,3 +67,24 @@ def test_last_words_have_a_row_for_each_subject() -> None:
 def test_every_row_has_a_cell_for_each_column() -> None:
     for table in evaluation_tables(EVALUATION):
         assert all(len(row) == len(table.columns) for row in table.rows)
+
+
+def test_slips_are_counted_beside_the_original_s_and_the_worst_are_shown() -> None:
+    counts, worst = slips_tables(EVALUATION.slips)
+    assert texts(counts) == [
+        ["engine, greedy", "200", "2: 1% (1%, 1%)", "13: 6% (6%, 7%)"],
+        ["original, greedy", "200", "0: 0% (0%, 0%)", "8: 4% (4%, 4%)"],
+        ["original, drawn at 0.7", "200", "30: 15% (14%, 16%)", "120: 60% (54%, 66%)"],
+    ]
+    assert "below 0.1%" in counts.note and "below 2%" in counts.note
+    assert worst.title == "The 10 worst of 13 slips, in brackets"
+    assert texts(worst)[0] == ["Hello", "Hello![ I'shine]. I'm here", "0.25%", "[ How] 20%"]
+
+
+def test_a_model_without_a_chat_template_says_why_it_has_no_slips() -> None:
+    (table,) = slips_tables(None)
+    assert texts(table) == [["none counted: the model has no chat template"]]
+
+
+def test_the_parts_tell_their_cpu_seconds() -> None:
+    assert texts(cost_table(EVALUATION.cpu_seconds)) == [["comparison", "61"], ["slips", "1,234"]]

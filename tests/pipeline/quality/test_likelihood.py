@@ -67,7 +67,7 @@ def test_perplexity_is_the_hand_computed_one() -> None:
     """Two windows of 2 and 3: uniform over 4 tokens, then p = 1/2; perplexity is exp of the mean of all."""
     table = np.log(np.array([[0.25] * 4, [0.5, 0.5, 1e-30, 1e-30], [0.25] * 4, [0.25] * 4], np.float32))
     windows = np.array([[0, 3, 2], [1, 1, 0]])
-    found = measure_perplexity(windows, [BigramSubject(ORIGINAL, table)], ignore)
+    found = measure_perplexity(windows, 3, [BigramSubject(ORIGINAL, table)], ignore)
     expected = np.exp((2 * np.log(4) + 2 * np.log(2)) / 4)
     assert found.subjects[ORIGINAL].value == pytest.approx(expected, rel=1e-6)
     assert (found.length, found.windows, found.ratios) == (3, 2, {})
@@ -109,19 +109,30 @@ def test_kl_to_itself_is_zero_and_to_bfloat16_the_noise_floor() -> None:
     assert folded.kl_mean.low > 3 * floor.kl_mean.high
 
 
-@pytest.mark.parametrize("length", [700, BLOCK_TOKENS + 1])
-def test_a_comparison_knows_the_losses_that_perplexity_is_made_of(length: int) -> None:
-    """Those of the first three windows are known, and reading them again gives the same."""
+@pytest.mark.parametrize(("width", "length"), [(700, 700), (BLOCK_TOKENS + 1, BLOCK_TOKENS + 1), (700, 300)])
+def test_a_comparison_knows_the_losses_that_perplexity_is_made_of(width: int, length: int) -> None:
+    """Those of the first window of the first three sequences; reading them again gives the same."""
     subjects = original(), TorchSubject(FOLDED, tiny_decoder(CONFIG, tiny_plan(CONFIG, "horizon")))
-    windows = TOKENS[:, :length]
-    _, known = measure_divergences(windows[:3], subjects[0], subjects[1:], ignore)
+    sequences = TOKENS[:, :width]
+    _, known = measure_divergences(sequences[:3], subjects[0], subjects[1:], ignore)
     read: list[int] = []
-    found = measure_perplexity(windows, subjects, read.append, known)
-    again = measure_perplexity(windows, subjects, ignore)
-    assert read == [length] * 2  # the fourth window, by both
+    found = measure_perplexity(sequences, length, subjects, read.append, known)
+    again = measure_perplexity(sequences, length, subjects, ignore)
+    windows = 4 * (width // length)
+    assert found.windows == windows
+    assert read == [length] * 2 * (windows - 3)
     for name in (ORIGINAL, FOLDED):
         assert found.subjects[name].value == pytest.approx(again.subjects[name].value, rel=1e-5)
     assert found.subjects[ORIGINAL].value != found.subjects[FOLDED].value
+
+
+def test_an_engine_s_windows_are_bit_for_bit_those_it_has_read() -> None:
+    plan = make_plan((None, 0), (32, 4))
+    subject = EngineSubject(ORIGINAL, SyntheticEngine(plan, 200, vocab=VOCAB_SIZE, context=1024), 40)
+    _, known = measure_divergences(TOKENS, subject, (), ignore)
+    for length in (100, 350, 700):
+        found = measure_perplexity(TOKENS, length, (subject,), ignore, known)
+        assert found == measure_perplexity(TOKENS, length, (subject,), ignore)
 
 
 def test_flips_are_counted_by_who_was_right() -> None:
@@ -143,7 +154,7 @@ def test_logits_that_are_not_numbers_are_an_error() -> None:
     subjects = BigramSubject(ORIGINAL, good), BigramSubject(FOLDED, broken)
     windows = np.array([[0, 1, 2, 3]])
     with pytest.raises(ValidationError, match="folded are NaN"):
-        measure_perplexity(windows, subjects, ignore)
+        measure_perplexity(windows, 4, subjects, ignore)
     with pytest.raises(ValidationError, match="folded are NaN"):
         measure_divergences(windows, subjects[0], subjects[1:], ignore)
     with pytest.raises(ValidationError, match="original are NaN"):
