@@ -95,8 +95,9 @@ doctor: $(INSTALLED) ## What this machine can run, and why not
 bench: $(INSTALLED) ## Measure speed and memory, beside the peers that are installed
 	$(BIN)/kvfold bench $(RECIPE) $(ARGS)
 
+# A process a core; each test file stays in one, with what its tests share.
 test: $(TESTS) ## Run the whole suite
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 # Ends with an error on the first disagreement, and where there is no GPU (each skip says what it would show).
 gpu-check: $(TESTS) ## Run everything that needs a GPU, write gpu-check.md

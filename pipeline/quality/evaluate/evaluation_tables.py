@@ -139,8 +139,8 @@ def slips_tables(slips: Slips | None) -> tuple[Table, ...]:
             (
                 name,
                 f"{count.replies:,}",
-                f"{count.tokens:,}: {format_estimate(count.token_share, '.0%')}",
-                f"{count.words:,}: {format_estimate(count.word_share, '.0%')}",
+                f"{count.tokens:,}: {format_estimate(count.token_share, '.1%')}",
+                f"{count.words:,}: {format_estimate(count.word_share, '.1%')}",
             )
             for name, count in rows
         ),
@@ -156,15 +156,14 @@ def slips_tables(slips: Slips | None) -> tuple[Table, ...]:
 
 
 def _slip_row(slip: Slip) -> tuple[str, ...]:
-    opener = slip.opener if len(slip.opener) <= 20 else f"{slip.opener[:17].rstrip()}..."
     before, word, after, likeliest = (
         text.replace("\n", "\\n") for text in (slip.before, slip.word, slip.after, slip.likeliest)
     )
     return (
-        opener,
-        f"{before[-16:]}[{word[:24]}]{after[:10]}",
+        slip.opener,
+        f"{before[-40:]}[{word}]{after[:10]}",
         f"{100 * slip.chance:.2g}%",
-        f"[{likeliest[:12]}] {slip.likeliest_chance:.0%}",
+        f"[{likeliest}] {slip.likeliest_chance:.0%}",
     )
 
 

@@ -72,9 +72,9 @@ def test_every_row_has_a_cell_for_each_column() -> None:
 def test_slips_are_counted_beside_the_original_s_and_the_worst_are_shown() -> None:
     counts, worst = slips_tables(EVALUATION.slips)
     assert texts(counts) == [
-        ["engine, greedy", "200", "2: 1% (1%, 1%)", "13: 6% (6%, 7%)"],
-        ["original, greedy", "200", "0: 0% (0%, 0%)", "8: 4% (4%, 4%)"],
-        ["original, drawn at 0.7", "200", "30: 15% (14%, 16%)", "120: 60% (54%, 66%)"],
+        ["engine, greedy", "200", "2: 1.0% (0.9%, 1.1%)", "13: 6.5% (5.9%, 7.2%)"],
+        ["original, greedy", "200", "0: 0.0% (0.0%, 0.0%)", "8: 4.0% (3.6%, 4.4%)"],
+        ["original, drawn at 0.7", "200", "30: 15.0% (13.5%, 16.5%)", "120: 60.0% (54.0%, 66.0%)"],
     ]
     assert "below 0.1%" in counts.note and "below 2%" in counts.note
     assert worst.title == "The 10 worst of 13 slips, in brackets"

@@ -116,6 +116,8 @@ def tables_of_a_bundle() -> dict[str, tuple[Table, ...]]:
         "retrieval_table": (evaluation.retrieval_table(EVALUATION.retrieval, EVALUATION.window),),
         "retrieval_share_table": (evaluation.retrieval_share_table(EVALUATION),),
         "last_words_table": (evaluation.last_words_table(EVALUATION.last_words),),
+        "slips_tables": evaluation.slips_tables(EVALUATION.slips),
+        "cost_table": (evaluation.cost_table(EVALUATION.cpu_seconds),),
         "evaluation_tables": evaluation.evaluation_tables(EVALUATION),
         "quality_table": (quality_table(MEASUREMENTS),),
         "full_quality_table": (full_quality_table(MEASUREMENTS),),

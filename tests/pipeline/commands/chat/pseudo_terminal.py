@@ -22,6 +22,11 @@ TIMEOUT = 300.0
 CTRL_C, CTRL_D, CTRL_J, ENTER, UP = "\x03", "\x04", "\n", "\r", "\x1b[A"
 
 
+def without_size(environment: Mapping[str, str]) -> dict[str, str]:
+    """Without a size that whoever runs the tests has set: it would hide the terminal's own."""
+    return {name: value for name, value in environment.items() if name not in ("COLUMNS", "LINES")}
+
+
 class _Screen(pyte.Screen):
     """Answers what a program asks a terminal, such as where the cursor is."""
 
@@ -58,7 +63,7 @@ class PseudoTerminal:
             stdout=theirs,
             stderr=theirs,
             cwd=folder,
-            env={**environment, "TERM": "xterm-256color"},
+            env=without_size(environment) | {"TERM": "xterm-256color"},
             start_new_session=True,
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # so that Ctrl-C is a signal
         )
