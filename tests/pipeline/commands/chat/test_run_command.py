@@ -89,6 +89,9 @@ def test_ctrl_c_between_piped_lines_promises_no_resumption(
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # a suite in the background ignores it
     ) as process:
         assert process.stdin and process.stdout and process.stderr
         process.stdin.write("a cab\n")
