@@ -27,7 +27,7 @@ SYSTEM = "You are a helpful assistant."
 QUESTIONS = (
     "What is the capital of France?",
     "What is it famous for?",
-    "How would I say 'good morning' there?",
+    "What language do they speak there?",
 )
 MAX_TOKENS = 96
 # What to try next, by command.
