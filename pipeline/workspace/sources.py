@@ -27,6 +27,8 @@ _DATA_NAME = re.compile(r"\w[\w-]*(\.[\w-]+)*")
 _INCLUDE = re.compile(r'^#include "([\w./]+)"', re.MULTILINE)
 # A string, or a comment to leave out.
 _CPP_COMMENT = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|/\*.*?\*/', re.DOTALL)
+# Where a node of Python's syntax keeps statements, or what holds some.
+_BLOCKS = ("body", "orelse", "finalbody", "handlers", "cases")
 _SPACE = re.compile(r"\s+")
 
 
@@ -87,22 +89,32 @@ def _digest(content: bytes) -> str:
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:
     """The same tree, changed in place."""
-    for node in ast.walk(tree):
+    for node in (tree, *_statements(tree)):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             node.body = node.body[1:] if ast.get_docstring(node, clean=False) is not None else node.body
     return tree
 
 
-def _imported(node: ast.AST) -> Iterator[str]:
+def _imported(tree: ast.Module) -> Iterator[str]:
     """Modules and names that code imports at any depth, but for annotations."""
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
-            continue
-        if isinstance(child, ast.ImportFrom) and child.module:
-            yield from (f"{child.module}.{name.name}" for name in child.names)
-        elif isinstance(child, ast.Import):
-            yield from (name.name for name in child.names)
-        yield from _imported(child)
+    for statement in _statements(tree):
+        if isinstance(statement, ast.ImportFrom) and statement.module:
+            yield from (f"{statement.module}.{name.name}" for name in statement.names)
+        elif isinstance(statement, ast.Import):
+            yield from (name.name for name in statement.names)
+
+
+def _statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """All statements, and what they are grouped in, but those for annotations; expressions hold none."""
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        for field in _BLOCKS:
+            for child in getattr(node, field, ()):
+                if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+                    continue
+                yield child
+                waiting.append(child)
 
 
 def _files_of(module: str, root: Path) -> Iterator[Path]:

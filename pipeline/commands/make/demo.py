@@ -94,6 +94,9 @@ def _converse(root: Path, target: str, console: Console) -> list[Usage]:
 
 def next_line(command: str, recipe: str, output: Path | None) -> str:
     """A command as its reader has it: through make, whose environment is not on the path, or by itself."""
-    if "MAKELEVEL" not in os.environ or output is not None:
-        return f"kvfold {command} {same_arguments(recipe, output)}"
+    if output is not None:
+        takes_bundle = command in ("run", "inspect")
+        return f"kvfold {command} {output if takes_bundle else same_arguments(recipe, output)}"
+    if "MAKELEVEL" not in os.environ:
+        return f"kvfold {command} {recipe}"
     return f"make {command}" if recipe == DEFAULT_RECIPE else f"make {command} RECIPE={recipe}"

@@ -181,7 +181,8 @@ def test_a_wrong_recipe_suggests_the_closest(
 def test_the_demo_says_what_to_try_next_as_its_reader_types_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MAKELEVEL", raising=False)
     assert next_line("run", "horizon", None) == "kvfold run horizon"
-    assert next_line("run", "horizon", Path("mine")) == "kvfold run horizon -o mine"
+    assert next_line("run", "horizon", Path("mine")) == "kvfold run mine"
+    assert next_line("eval", "horizon", Path("mine")) == "kvfold eval horizon -o mine"
     monkeypatch.setenv("MAKELEVEL", "1")
     assert next_line("run", "horizon", None) == "make run RECIPE=horizon"
     assert next_line("run", DEFAULT_RECIPE, None) == "make run"
