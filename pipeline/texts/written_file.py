@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvfold.pipeline.texts.prompts import Prompts
 from kvfold.pipeline.texts.writer import write_text
+from kvfold.plugins.contract.errors import CalibrationError
 from kvfold.plugins.contract.write_aside import write_aside
 
 if TYPE_CHECKING:
@@ -21,11 +22,13 @@ if TYPE_CHECKING:
 def write_file(section: TextSection, checkpoint: Checkpoint, output: Path, progress: Progress) -> int:
     """Let the model write a text into a .jsonl file, as `write_text` does; returns how many documents it has.
 
-    A document is a conversation or a text; what a sequence breaks off at its end is left out. What is
-    written so far lies beside the file until it is done: a kill loses none of it.
+    A document is a conversation or a text. What a sequence breaks off at its end is left out; where the model
+    has no token that ends anything, a sequence is one text. What is written so far lies beside the file until
+    it is done: a kill loses none of it.
 
     Raises:
-        CalibrationError, ExportError, BundleError, KernelError: what the writer raises.
+        CalibrationError: no sequence holds a whole reply; or as the writer raises it.
+        ExportError, BundleError, KernelError: what the writer raises.
     """
     folder = output.with_name(f"{output.name}.work")
     rows = write_text(section, checkpoint, folder, progress)
@@ -36,6 +39,11 @@ def write_file(section: TextSection, checkpoint: Checkpoint, output: Path, progr
         for index, row in enumerate(rows.tolist())
         for document in _documents(row, index, prompts, decode)
     ]
+    if not documents:
+        raise CalibrationError(
+            f"in sequences of {rows.shape[1]} tokens the model ended no reply to a prompt; try another seed, "
+            "or name a text of your own as the recipe's source"
+        )
     lines = "".join(json.dumps(document, ensure_ascii=False) + "\n" for document in documents)
     write_aside(output, lambda path: path.write_text(lines, encoding="utf-8"))
     shutil.rmtree(folder)
@@ -51,6 +59,8 @@ def _documents(row: list[int], index: int, prompts: Prompts, decode: Any) -> Ite
         start += len(prompts.give(index, turn))
         end = next((place for place in range(start, len(row)) if row[place] in prompts.ends), None)
         if end is None:
+            if not prompts.ends:
+                yield {"text": prompt.text + decode(row[start:])}
             break
         written = decode(row[start:end])
         if prompt.is_chat:

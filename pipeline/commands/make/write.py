@@ -47,13 +47,13 @@ def command(recipe: str, tokens: int, seed: int, output: Path) -> None:
     checkpoint = read_checkpoint(Workspace(load_recipe(recipe), output.parent))
     context = min(CONTEXT, checkpoint.config.max_position_embeddings)
     section = TextSection(tokens=tokens, sequence_length=context, seed=seed)
-    output.parent.mkdir(parents=True, exist_ok=True)
     work = Work("write", "the model writes")
     with (
         name_disk_errors(output.parent),
         open_watch(get_console()) as watch,
         watch.work(work) as progress,
     ):
+        output.parent.mkdir(parents=True, exist_ok=True)
         count = write_file(section, checkpoint, output, progress)
     done = f"Wrote {output}: {count} documents. In a recipe: `source: {output.name}`"
     get_console().print(done, soft_wrap=True)

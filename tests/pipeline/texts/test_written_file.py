@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from kvfold.pipeline.texts import written_file
 from kvfold.pipeline.texts.documents import read_documents
 from kvfold.pipeline.texts.prompts import Prompts
 from kvfold.pipeline.texts.written_file import write_file
+from kvfold.plugins.contract.errors import CalibrationError
 from tests.pipeline.texts.test_writer import write_model
 
 SECTION = TextSection(tokens=600, sequence_length=200, seed=1)
@@ -71,3 +73,26 @@ def test_the_file_can_be_read_as_a_text_and_nothing_else_is_left(
     assert len(list(read_documents(output, checkpoint.tokenizer.config))) == len(documents) >= 3
     assert [path.name for path in tmp_path.iterdir()] == ["chats.jsonl"]
     assert write(checkpoint, tmp_path / "again.jsonl") == documents
+
+
+def test_a_model_that_ends_nothing_writes_a_text_a_sequence(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    tokenizer = checkpoint.tokenizer
+    config = tokenizer.config.model_copy(update={"eos_token_ids": (), "chat_template": None})
+    base = replace(checkpoint, tokenizer=replace(tokenizer, config=config))
+    documents = write(base, tmp_path / "texts.jsonl")
+    assert len(documents) == 3
+    prompts = Prompts(base.tokenizer, SECTION.seed)
+    for index, document in enumerate(documents):
+        start = prompts.deal(index, 0).text
+        assert document["text"].startswith(start) and len(document["text"]) > len(start)
+
+
+def test_a_text_without_a_whole_reply_is_refused_and_what_was_written_stays(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = Prompts(checkpoint.tokenizer, SECTION.seed)
+    monkeypatch.setattr(written_file, "write_text", lambda *_: np.array([[*prompts.give(0, 0), 20, 21]]))
+    (tmp_path / "chats.jsonl.work").mkdir()
+    with pytest.raises(CalibrationError, match="ended no reply"):
+        write(checkpoint, tmp_path / "chats.jsonl")
+    assert [path.name for path in tmp_path.iterdir()] == ["chats.jsonl.work"]
