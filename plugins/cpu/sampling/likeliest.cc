@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <functional>
 
 namespace kvfold {
@@ -18,14 +17,6 @@ Candidates Gathered::at_least(const SamplingKernel& kernel, const Logits& row, f
   found.count = kernel.gather(row.values, row.count, row.peaks, least, found.ids, found.logits);
   while (found.count > 0 && static_cast<std::size_t>(found.ids[found.count - 1]) >= row.count) --found.count;
   return found;
-}
-
-std::uint64_t order_key(float logit, std::size_t place) {
-  logit += 0.0f;  // -0 becomes 0
-  std::uint32_t bits;
-  std::memcpy(&bits, &logit, sizeof bits);
-  const std::uint32_t falling = bits >> 31 ? bits : bits ^ 0x7FFFFFFFu;
-  return std::uint64_t{falling} << 32 | place;
 }
 
 // The `wanted`-th largest peak: as many logits are at least as large.

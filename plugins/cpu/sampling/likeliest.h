@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 #include "cpu/sampling/sampling_kernel.h"
@@ -41,7 +42,13 @@ class Gathered {
 };
 
 // Grows as logits fall and, for equal logits, as places grow.
-std::uint64_t order_key(float logit, std::size_t place);
+inline std::uint64_t order_key(float logit, std::size_t place) {
+  logit += 0.0f;  // -0 becomes 0
+  std::uint32_t bits;
+  std::memcpy(&bits, &logit, sizeof bits);
+  const std::uint32_t falling = bits >> 31 ? bits : bits ^ 0x7FFFFFFFu;
+  return std::uint64_t{falling} << 32 | place;
+}
 inline std::size_t place_of(std::uint64_t key) { return key & 0xFFFFFFFFu; }
 
 class Likeliest {

@@ -13,16 +13,20 @@ struct NucleusDraw {
 
 class Nucleus {
  public:
-  // The index of the drawn one; `mass` is the sum of all weights.
-  std::size_t draw(const SamplingKernel& kernel, const Logits& row, const Weighing& weighing, double mass,
-                   const NucleusDraw& draw);
+  // The index of the drawn one, from all weights of the row and their sum.
+  std::size_t draw(const SamplingKernel& kernel, const Logits& row, const Weighing& weighing, const float* weights,
+                   double mass, const NucleusDraw& draw);
 
  private:
-  std::size_t collect(std::size_t bucket, const Candidates& candidates);
+  double guess(const float* weights, std::size_t count, double limit, double spare);
+  double distribute(const SamplingKernel& kernel, const Logits& row, const Weighing& weighing, double limit);
+  std::size_t collect(std::size_t bucket);
   std::size_t pick(std::size_t members, double sum, double wanted) const;
 
   Gathered gathered_;
-  std::vector<float> weights_;
+  Candidates candidates_ = {};  // each has a weight and a bucket
+  double masses_[kBuckets];
+  std::vector<float> sample_, weights_;
   std::vector<double> sums_;
   std::vector<std::uint8_t> buckets_;
   std::vector<std::uint64_t> members_;

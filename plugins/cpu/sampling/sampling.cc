@@ -117,7 +117,8 @@ class Sampler {
     const Weighing weighing = {row.max, static_cast<float>(kLog2E / params.temperature), all ? params.min_p : 0};
     const double mass = weigh(row.logits, weighing);
     if (all) return draw_by_index(mass, params.draw);
-    return scratch_.nucleus.draw(kernel_, row.logits, weighing, mass, {params.top_p, params.min_p, params.draw});
+    return scratch_.nucleus.draw(kernel_, row.logits, weighing, scratch_.weights.data(), mass,
+                                 {params.top_p, params.min_p, params.draw});
   }
 
   // The index at which the cumulative weights pass a share of their mass: sums of blocks say in which block

@@ -58,10 +58,12 @@ struct Simd {
   static std::uint32_t reaches(F x, F least) {
     return static_cast<std::uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(x, least, _CMP_GE_OQ)));
   }
-  static void compress(F x, std::uint32_t bits, std::int32_t first, std::int32_t* ids, float* values) {
-    const __m256i order = _mm256_load_si256(reinterpret_cast<const __m256i*>(kPlaces.of[bits]));
-    store(values, _mm256_permutevar8x32_ps(x, order));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(ids), _mm256_add_epi32(_mm256_set1_epi32(first), order));
+  static __m256i order(std::uint32_t bits) {
+    return _mm256_load_si256(reinterpret_cast<const __m256i*>(kPlaces.of[bits]));
+  }
+  static void compress(F x, std::uint32_t bits, float* out) { store(out, _mm256_permutevar8x32_ps(x, order(bits))); }
+  static void places(std::uint32_t bits, std::int32_t first, std::int32_t* out) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm256_add_epi32(_mm256_set1_epi32(first), order(bits)));
   }
 };
 

@@ -39,11 +39,13 @@ struct Simd {
   }
   static std::uint32_t reaches(F x, F least) { return _mm512_cmp_ps_mask(x, least, _CMP_GE_OQ); }
   // Compressed in registers: compressing stores are slow on some processors.
-  static void compress(F x, std::uint32_t bits, std::int32_t first, std::int32_t* ids, float* values) {
+  static void compress(F x, std::uint32_t bits, float* out) {
+    store(out, _mm512_maskz_compress_ps(static_cast<__mmask16>(bits), x));
+  }
+  static void places(std::uint32_t bits, std::int32_t first, std::int32_t* out) {
     const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    const auto chosen = static_cast<__mmask16>(bits);
-    store(values, _mm512_maskz_compress_ps(chosen, x));
-    _mm512_storeu_si512(ids, _mm512_maskz_compress_epi32(chosen, _mm512_add_epi32(_mm512_set1_epi32(first), lanes)));
+    const __m512i numbers = _mm512_add_epi32(_mm512_set1_epi32(first), lanes);
+    _mm512_storeu_si512(out, _mm512_maskz_compress_epi32(static_cast<__mmask16>(bits), numbers));
   }
 };
 

@@ -44,13 +44,16 @@ struct Simd {
     const Words bits = (x >= least) & Words{1, 2, 4, 8};
     return static_cast<std::uint32_t>(bits[0] | bits[1] | bits[2] | bits[3]);
   }
-  static void compress(F x, std::uint32_t bits, std::int32_t first, std::int32_t* ids, float* values) {
-    for (std::int32_t lane = 0; bits >> lane != 0; ++lane) {
-      *ids = first + lane;
-      *values = x[lane];
-      const std::uint32_t chosen = bits >> lane & 1;
-      ids += chosen;
-      values += chosen;
+  static void compress(F x, std::uint32_t bits, float* out) {
+    for (std::size_t lane = 0; lane < kLanes; ++lane) {
+      *out = x[lane];
+      out += bits >> lane & 1;
+    }
+  }
+  static void places(std::uint32_t bits, std::int32_t first, std::int32_t* out) {
+    for (std::size_t lane = 0; lane < kLanes; ++lane) {
+      *out = first++;
+      out += bits >> lane & 1;
     }
   }
 

@@ -5,14 +5,15 @@
 //     keep_at_least(x, least)   x, 0 where it is less
 //     choose(x, bits)           x, -inf where a lane's bit is not set
 //     reaches(x, least)         a bit for each lane of at least `least`
-//     compress(x, bits, first, ids, values)
-//                               stores the lanes whose bit is set and first + their numbers; may write beyond
+//     compress(x, bits, out)    stores the lanes whose bit is set side by side, and may write a vector more
+//     places(bits, first, out)  the same of first + a lane's number
 //   Doubles   a sum of vectors in float64: zero(), add(sum, F), total(sum)
 
 #include "cpu/exponential2.h"
 
 constexpr std::size_t kVectors = kBlock / Simd::kLanes;
 constexpr std::size_t kLaneSets = kPeaks / Simd::kLanes;
+constexpr std::size_t kTogether = 8;  // vectors that are added up in float32, before float64
 
 // One block of a row: x itself, or a padded copy of what is left of it.
 struct Block {
@@ -60,26 +61,33 @@ void mask(const float* x, std::size_t count, const std::uint32_t* mask, float* o
   }
 }
 
-double weigh(const float* x, std::size_t count, const Weighing& weighing, float* weights, double* sums) {
+template <bool kAll>
+double weigh_blocks(const float* x, std::size_t count, const Weighing& weighing, float* weights, double* sums) {
   Block block;
   const F max = Simd::set(weighing.max), factor = Simd::set(weighing.factor), least = Simd::set(weighing.least);
   double all = 0;
   for (std::size_t first = 0; first < count; first += kBlock, weights += kBlock) {
     const float* p = block.of(x, count, first);
     auto sum = Doubles::zero();
-    for (std::size_t i = 0; i < kBlock; i += 4 * Simd::kLanes) {
-      F parts[4];
-      for (std::size_t j = 0; j < 4; ++j) {
+    for (std::size_t i = 0; i < kBlock; i += kTogether * Simd::kLanes) {
+      F together = Simd::set(0.0f);
+      for (std::size_t j = 0; j < kTogether; ++j) {
         const std::size_t at = i + j * Simd::kLanes;
-        const F power = exponential2(Simd::mul(Simd::sub(Simd::load(p + at), max), factor));
-        parts[j] = Simd::keep_at_least(power, least);
-        Simd::store(weights + at, parts[j]);
+        F weight = exponential2(Simd::mul(Simd::sub(Simd::load(p + at), max), factor));
+        if (!kAll) weight = Simd::keep_at_least(weight, least);
+        Simd::store(weights + at, weight);
+        together = Simd::add(together, weight);
       }
-      sum = Doubles::add(sum, Simd::add(Simd::add(parts[0], parts[1]), Simd::add(parts[2], parts[3])));
+      sum = Doubles::add(sum, together);
     }
     all += *sums++ = Doubles::total(sum);
   }
   return all;
+}
+
+double weigh(const float* x, std::size_t count, const Weighing& weighing, float* weights, double* sums) {
+  return weighing.least > 0 ? weigh_blocks<false>(x, count, weighing, weights, sums)
+                            : weigh_blocks<true>(x, count, weighing, weights, sums);
 }
 
 std::size_t gather(const float* x, std::size_t count, const float* peaks, float least, std::int32_t* ids,
@@ -98,7 +106,8 @@ std::size_t gather(const float* x, std::size_t count, const float* peaks, float 
     for (std::size_t i = 0; i < kBlock; i += Simd::kLanes) {
       const F value = Simd::load(p + i);
       const std::uint32_t bits = Simd::reaches(value, limit);
-      Simd::compress(value, bits, static_cast<std::int32_t>(first + i), ids + found, values + found);
+      Simd::places(bits, static_cast<std::int32_t>(first + i), ids + found);
+      Simd::compress(value, bits, values + found);
       found += static_cast<std::size_t>(__builtin_popcount(bits));
     }
   }
