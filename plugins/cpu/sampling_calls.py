@@ -104,7 +104,7 @@ class Batch:
         """Keeps the rows: what is changed in one counts from the next call on."""
         self._rows = tuple(rows)
         self._addresses = (ctypes.c_void_p * len(rows))(*map(ctypes.addressof, self._rows))
-        self._sample = _functions().kvfold_sample
+        self._sample = load_sampling().kvfold_sample
         self.results = Results(len(rows), max((row.likely for row in rows if row.likely > 0), default=0))
         self._native = ctypes.byref(self.results.native)
 
@@ -124,7 +124,9 @@ def score(logits: np.ndarray, token_ids: np.ndarray, likely: int) -> tuple[Resul
     results = Results(len(logits), min(likely, logits.shape[1]))
     results.tokens[:] = token_ids
     native = ctypes.byref(results.native)
-    failed = _functions().kvfold_score(logits.ctypes.data, *logits.shape, results.native.likely_capacity, native)
+    failed = load_sampling().kvfold_score(
+        logits.ctypes.data, *logits.shape, results.native.likely_capacity, native
+    )
     return results, _checked(failed)
 
 
@@ -142,7 +144,7 @@ def _address(array: np.ndarray | None, dtype: type) -> int | None:
 
 
 @cache
-def _functions() -> ctypes.CDLL:
+def load_sampling() -> ctypes.CDLL:
     """The library's functions for sampling.
 
     Raises:

@@ -59,9 +59,10 @@ def penalize(seen: np.ndarray, row: SamplingRow) -> np.ndarray:
     )
     counts = row.seen_counts.astype(np.float32)
     with np.errstate(over="ignore", divide="ignore"):
-        x = np.where(seen > 0, seen / repetition, seen * repetition)
-    x = x - frequency * counts
-    return np.where(counts > 0, x - presence, x)
+        x: np.ndarray = np.where(seen > 0, seen / repetition, seen * repetition)
+    x -= frequency * counts
+    x -= presence * (counts > 0)
+    return x
 
 
 def candidates(x: np.ndarray, row: SamplingRow) -> tuple[np.ndarray, np.ndarray]:

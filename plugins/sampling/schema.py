@@ -66,7 +66,8 @@ class SamplingRow:
         draw: uniform in [0, 1), float64.
         likely: how many likeliest tokens to tell with their log probabilities; None tells none, nor the
             log probability of the sampled token.
-        mask: uint32 [ceil(V / 32)]; bit i % 32 of word i / 32 is set where token i is allowed. None allows all.
+        mask: uint32 [ceil(V / 32)]; bit i % 32 of word i / 32 is set where token i is allowed;
+            None allows all.
         bias_ids, bias_values: int32 and float32 [n].
         seen_ids, seen_counts: int32 [n]: tokens of prompt and reply, and how often each is in the reply.
         banned_ids: int32 [n].

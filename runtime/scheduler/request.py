@@ -14,9 +14,10 @@ from kvfold.runtime.engine.protocol import EngineInfo
 from kvfold.runtime.memory.kv_memory import Prefix
 from kvfold.runtime.memory.paged_sequence import PagedSequence
 from kvfold.runtime.metrics import Usage
-from kvfold.runtime.sampling.logprobs import TokenLogprob, token_logprob
+from kvfold.runtime.sampling.batch_sampler import BatchSampler
+from kvfold.runtime.sampling.logprobs import TokenLogprob
 from kvfold.runtime.sampling.params import SamplingParams
-from kvfold.runtime.sampling.sampler import Sampler
+from kvfold.runtime.sampling.sampling_state import SamplingState
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -93,8 +94,9 @@ class Request:
         self._computed = 0
         self._prefilled = 0
         self._sink = sink
-        self._sampler = Sampler(params)
-        self._eos = frozenset() if params.ignore_eos else frozenset(eos_token_ids)
+        self._sampler = BatchSampler(info.vocab_size)
+        self._state = SamplingState(params, ids, eos_token_ids, info.vocab_size)
+        self._ends = frozenset(params.stop_token_ids).union(() if params.ignore_eos else eos_token_ids)
         self._submitted = perf_counter()
         self._first_token: float | None = None
         self._last_token = self._submitted
@@ -129,15 +131,18 @@ class Request:
 
     def append_from(self, logits: np.ndarray) -> None:
         """Sample the next token from a row of logits and see whether the reply ends with it."""
-        token = self._sampler.sample(logits, self.tokens[: self.length])
-        if self.params.logprobs is not None:
-            self.logprobs.append(token_logprob(logits, token, self.params.logprobs))
+        (sampled,) = self._sampler.sample(logits[None], [self._state])
+        if sampled.error is not None:
+            raise sampled.error
+        token = sampled.token_id
+        if sampled.logprob is not None:
+            self.logprobs.append(sampled.logprob)
         self.tokens[self.length] = token
         self.length += 1
         self._last_token = perf_counter()
         if self._first_token is None:
             self._first_token = self._last_token
-        if token in self._eos or self._sink.push(token):
+        if token in self._ends or self._sink.push(token):
             self.finish_reason = "stop"
         elif self.length == len(self.tokens):
             self.finish_reason = "length"
