@@ -22,7 +22,7 @@ from kvfold.pipeline.recipe.recipe_files import BUNDLES
 from kvfold.plugins.contract.errors import RecipeError
 
 if TYPE_CHECKING:
-    from kvfold.runtime.llm import LLM
+    from kvfold.runtime.llm.llm import LLM
     from kvfold.runtime.sampling.params import SamplingParams
 
 EXIT_INTERRUPTED = 130
@@ -57,7 +57,7 @@ def command(
       kvfold run --temperature 0.7 --seed 1       sampled instead of greedy
       echo "What is a KV cache?" | kvfold run     a single question
     """
-    from kvfold.runtime.llm import DEFAULT_TARGET, LLM
+    from kvfold.runtime.llm.llm import DEFAULT_TARGET, LLM
 
     root = Path(recipe)
     if is_bundle(recipe):
