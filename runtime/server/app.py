@@ -23,7 +23,7 @@ from kvfold.runtime.server.http import (
     openai_error,
     to_http_error,
 )
-from kvfold.runtime.server.routes import Route, Routes
+from kvfold.runtime.server.route_table import Route, Routes
 from kvfold.runtime.server.state import ServerState
 from kvfold.runtime.server.streaming import HEADERS, StreamSweep, body, send_events
 
