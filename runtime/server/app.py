@@ -54,6 +54,7 @@ class Application:
                 raise
             if request.cut and (abort := scope.get("kvfold.abort")) is not None:
                 abort()
+                await asyncio.sleep(0)  # uvicorn hears of it
         finally:
             request.end()
             self._state.gate.leave(request)
