@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
+from threading import Lock
 from typing import Any
 
 from kvfold.runtime.server.counts.histogram import Histogram
 
 
 class TimedCompiler:
-    """A GrammarCompiler."""
+    """A GrammarCompiler; several threads may compile at once."""
 
     def __init__(self, compiler: Any, seconds: Histogram) -> None:
         """Counts into a histogram."""
         self._compiler = compiler
         self._seconds = seconds
+        self._lock = Lock()
 
     def compile(self, spec: Any) -> Any:
         """A Grammar; raises what GrammarCompiler raises."""
@@ -22,4 +24,6 @@ class TimedCompiler:
         try:
             return self._compiler.compile(spec)
         finally:
-            self._seconds.observe(time.perf_counter() - start)
+            seconds = time.perf_counter() - start
+            with self._lock:
+                self._seconds.observe(seconds)
