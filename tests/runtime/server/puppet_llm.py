@@ -52,6 +52,7 @@ class PuppetReply:
 
     async def __anext__(self) -> Chunk:
         await self._go.wait()
+        await asyncio.sleep(0)
         if self.failure is not None:
             raise self.failure
         if self._said == len(self._texts):
