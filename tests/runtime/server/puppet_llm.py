@@ -45,6 +45,7 @@ class PuppetReply:
         self.cancelled: str | None = None
         self.buffered_bytes = 0
         self.failure: Exception | None = None
+        self.done = False
         self._prompt = prompt
         self._texts = list(texts)
         self._said = 0
@@ -55,10 +56,11 @@ class PuppetReply:
         await asyncio.sleep(0)
         if self.failure is not None:
             raise self.failure
-        if self._said == len(self._texts):
+        if self.done:
             raise StopAsyncIteration
         self._said += 1
-        completion = self._completion() if self._said == len(self._texts) else None
+        self.done = self._said == len(self._texts)
+        completion = self._completion() if self.done else None
         return Chunk(self._texts[self._said - 1], (self._said,), completion)
 
     def _completion(self) -> Any:
