@@ -1,7 +1,7 @@
 """`run_server` over a puppet in a process of its own: `python -m tests.runtime.server.puppet_server OPTIONS`.
 
 OPTIONS is JSON: `port` to listen on; `paths` and `drain_seconds` of the settings; `load_seconds`;
-`no_bundle`, loading fails; `fails_after`, seconds from loading to the end of the engine. Replies take a second.
+`no_bundle`, loading fails; `fails_after`, seconds from loading to the engine's end. Replies take a second.
 """
 
 from __future__ import annotations
