@@ -66,7 +66,7 @@ class Application:
         try:
             route = self._find(request)
             error_body = route.error_body
-            self._state.gate.enter(request, route.role)
+            self._state.gate.enter(request, route.access)
             answer = await route.handler(request, self._state)
         except Exception as error:
             problem = _explain(request, error)
@@ -87,7 +87,7 @@ class Application:
         try:
             route, request.path_params = self._routes.find(request.method, request.scope["raw_path"])
         except HttpError:
-            self._state.gate.enter(request, "inference")  # strangers are not told which paths there are
+            self._state.gate.enter(request, "any key")  # strangers are not told which paths there are
             raise
         return route
 

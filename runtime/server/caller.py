@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 Role = Literal["inference", "admin", "metrics"]
+# Who may use a route: a role's, which an admin has too; whoever has a key; everybody.
+Access = Role | Literal["any key", "anyone"]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -16,7 +16,6 @@ from kvfold.plugins.contract.errors import CapacityError, KvfoldError, RequestEr
 
 if TYPE_CHECKING:
     from kvfold.runtime.server.caller import Caller
-    from kvfold.runtime.server.tracked_reply import TrackedReply
 
 T = TypeVar("T")
 Message = MutableMapping[str, Any]
@@ -141,6 +140,29 @@ class EventStream:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
+class PendingReply(Protocol):
+    """What a request waits for, as `ServerState.submit` gives it."""
+
+    @property
+    def prompt(self) -> Any:
+        """What it replies to."""
+        ...
+
+    @property
+    def completion(self) -> Any:
+        """The Completion of a finished reply."""
+        ...
+
+    @property
+    def buffered_bytes(self) -> int:
+        """UTF-8 bytes of text that nobody took yet."""
+        ...
+
+    def cancel(self) -> None:
+        """End it; nothing where it has ended."""
+        ...
+
+
 @dataclass(eq=False)
 class Request:
     """One request.
@@ -163,7 +185,7 @@ class Request:
     id: str
     caller: Caller
     path_params: Mapping[str, str] = field(default_factory=dict)
-    replies: list[TrackedReply] = field(default_factory=list)
+    replies: list[PendingReply] = field(default_factory=list)
     disconnected: bool = False
     cut: bool = False
     _body: bytes | None = None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
-from kvfold.runtime.server.caller import Role
+from kvfold.runtime.server.caller import Access
 from kvfold.runtime.server.http import EventStream, HttpError, Request, Response, openai_error
 from kvfold.runtime.server.state import ServerState
 
@@ -22,14 +22,14 @@ class Route:
         method: such as `GET`, which answers HEAD too.
         path: such as `/v1/models/{id}`; a part in braces takes any one part and goes to `path_params`.
         handler: what answers.
-        role: what a caller must be allowed to do; None lets everybody in, also without a key.
+        access: who may use it.
         error_body: the form of errors, of the guard's too.
     """
 
     method: str
     path: str
     handler: Handler
-    role: Role | None = "inference"
+    access: Access = "inference"
     error_body: Callable[[HttpError], dict[str, Any]] = openai_error
 
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from kvfold.runtime.server.guard.admission import Admission, AdmissionLimits
 from kvfold.runtime.server.guard.gate import Gate
 from kvfold.runtime.server.http import HttpError, Request
+from kvfold.runtime.server.observe.reply_metrics import ReplyMetrics
 from kvfold.runtime.server.served_llm import ServedLLM
-from kvfold.runtime.server.tracked_reply import ReplyObserver, TrackedReply
+from kvfold.runtime.server.tracked_reply import TrackedReply
+
+LOADING_SECONDS, RESTART_SECONDS = 5, 10
 
 
 class ServerState:
@@ -17,19 +21,27 @@ class ServerState:
     Attributes:
         model_name: what clients call it.
         gate: who may ask.
-        started: the server's, seconds since the epoch.
+        admission: what is inside.
+        metrics: of replies.
+        started: the server's start, seconds since the epoch.
+        stall_seconds: a step that takes longer is a hang.
         draining: no new request is taken.
     """
 
-    def __init__(self, model_name: str, gate: Gate, observer: ReplyObserver) -> None:
+    def __init__(
+        self, model_name: str, gate: Gate, limits: AdmissionLimits, stall_seconds: float = 30.0
+    ) -> None:
         """Without a model yet: `loaded` brings it."""
         self.model_name = model_name
         self.gate = gate
+        self.metrics = ReplyMetrics()
+        self.admission = Admission(limits, self.metrics.refused)
         self.started = time.time()
+        self.stall_seconds = stall_seconds
         self.draining = False
-        self._observer = observer
         self._llm: ServedLLM | None = None
         self._compiler: Any = None
+        self._asked: float | None = None
 
     def loaded(self, llm: ServedLLM, compiler: Any) -> None:
         """The model can be asked from now on."""
@@ -39,23 +51,72 @@ class ServerState:
     def llm(self) -> ServedLLM:
         """The model; raises HttpError 503 while it loads."""
         if self._llm is None:
-            raise HttpError(503, "the model is loading", code="loading", headers={"retry-after": "5"})
+            raise _unavailable("the model is loading", "loading", LOADING_SECONDS)
         return self._llm
 
     @property
     def compiler(self) -> Any:
         """The model's GrammarCompiler; raises HttpError 503 while it loads."""
-        self.llm  # noqa: B018
+        assert self.llm is not None
         return self._compiler
+
+    def why_not_ready(self) -> str | None:
+        """What keeps the server from answering now; None where nothing does."""
+        if self.draining:
+            return "draining: it finishes what it has and takes no more"
+        if self._llm is None:
+            return "loading: the model is not read yet"
+        if self._llm.failure is not None:
+            return "dead: the engine failed; the process ends"
+        age = self.step_age()
+        if age > self.stall_seconds:
+            return f"hung: the last step ended {age:.0f} s ago, and there is work"
+        return None
+
+    def step_age(self) -> float:
+        """Seconds since the last step while there is work; 0 while there is none."""
+        if self._llm is None:
+            return 0.0
+        snapshot, now = self._llm.snapshot(), time.monotonic()
+        if snapshot.busy:
+            return max(0.0, now - float(snapshot.last_step))
+        # The loop tells of itself after a step: one that hangs in its first step still looks idle.
+        if self._asked is not None and snapshot.last_step < self._asked:
+            return now - self._asked
+        return 0.0
 
     def submit(self, request: Request, prompt: Any, params: Any, service: Any) -> TrackedReply:
         """Ask the model on behalf of a request; the reply is cancelled when the request ends.
+
+        A request is let in as a whole, by its first prompt; several replies to one Prompt object prefill once.
 
         Raises:
             HttpError: 503 the model loads, drains or died; 429 too much waits already.
             RequestError: as AsyncLLM.submit.
             CapacityError: as AsyncLLM.submit.
         """
-        reply = TrackedReply(self.llm.submit(prompt, params, service), request.arrived, self._observer)
-        request.replies.append(reply)
-        return reply
+        llm = self.llm
+        if self.draining:
+            raise self._refuse("draining", "the server is shutting down", LOADING_SECONDS)
+        if llm.failure is not None:
+            raise self._refuse("dead", "the engine failed, and the server restarts", RESTART_SECONDS)
+        tokens = 0 if any(reply.prompt is prompt for reply in request.replies) else len(prompt.token_ids)
+        if not request.replies:
+            self.admission.check(tokens, llm.snapshot().prefill_tokens_per_second)
+        reply = llm.submit(prompt, params, service)
+        self._remember_asking(llm)
+        tracked = TrackedReply(reply, prompt, request.arrived, self.admission.admit(tokens), self.metrics)
+        request.replies.append(tracked)
+        return tracked
+
+    def _remember_asking(self, llm: ServedLLM) -> None:
+        if self._asked is None or llm.snapshot().last_step >= self._asked:
+            self._asked = time.monotonic()
+
+    def _refuse(self, reason: str, text: str, seconds: int) -> HttpError:
+        self.metrics.refused(reason)
+        return _unavailable(text, reason, seconds)
+
+
+def _unavailable(text: str, code: str, seconds: int) -> HttpError:
+    return HttpError(503, text, code=code, headers={"retry-after": str(seconds)})

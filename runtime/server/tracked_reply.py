@@ -4,40 +4,31 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
-from typing import Any, Protocol
+from typing import Any
 
+from kvfold.runtime.server.guard.admission import Ticket
+from kvfold.runtime.server.observe.reply_metrics import ReplyMetrics
 from kvfold.runtime.server.served_llm import ServedReply
-
-
-class ReplyObserver(Protocol):
-    """Told of every reply; called on the loop of asyncio."""
-
-    def first_token(self, seconds: float) -> None:
-        """Since the request's first byte."""
-        ...
-
-    def tokens(self, seconds: float, count: int) -> None:
-        """So many tokens came, each so many seconds after the one before it."""
-        ...
-
-    def ended(self, seconds: float, completion: Any) -> None:
-        """Since the request's first byte; a Completion, or None where an error ended it."""
-        ...
 
 
 class TrackedReply:
     """An AsyncReply whose pieces are counted while they are read.
 
     Attributes:
-        completion: of the finished reply; None before.
+        prompt: what it replies to.
+        completion: of the finished reply; None before, and where it never finishes.
     """
 
-    def __init__(self, reply: ServedReply, arrived: float, observer: ReplyObserver) -> None:
+    def __init__(
+        self, reply: ServedReply, prompt: Any, arrived: float, ticket: Ticket, metrics: ReplyMetrics
+    ) -> None:
         """A reply that was just submitted, to a request whose first byte came at `arrived`."""
+        self.prompt = prompt
         self.completion: Any = None
         self._reply = reply
         self._arrived = arrived
-        self._observer = observer
+        self._ticket = ticket
+        self._metrics = metrics
         self._last: float | None = None
         self._ended = False
 
@@ -62,18 +53,14 @@ class TrackedReply:
         except StopAsyncIteration:
             raise
         except Exception:
-            self._end(None)
+            if self._end():
+                self._metrics.failed()
             raise
         if chunk.token_ids:
-            now = time.monotonic()
-            if self._last is None:
-                self._observer.first_token(now - self._arrived)
-            else:
-                count = len(chunk.token_ids)
-                self._observer.tokens((now - self._last) / count, count)
-            self._last = now
-        if chunk.completion is not None:
-            self._end(chunk.completion)
+            self._count(len(chunk.token_ids))
+        if chunk.completion is not None and self._end():
+            self.completion = chunk.completion
+            self._metrics.ended(time.monotonic() - self._arrived, chunk.completion)
         return chunk
 
     async def finished(self) -> Any:
@@ -84,12 +71,24 @@ class TrackedReply:
 
     def cancel(self, reason: Any = "client") -> None:
         """End it within a step; nothing where it has ended."""
-        if not self._ended:
+        if self._end():
             self._reply.cancel(reason)
-            self._end(None)
+            self._metrics.left()
 
-    def _end(self, completion: Any) -> None:
-        if not self._ended:
-            self._ended = True
-            self.completion = completion
-            self._observer.ended(time.monotonic() - self._arrived, completion)
+    def _count(self, tokens: int) -> None:
+        now = time.monotonic()
+        self._metrics.reply_tokens += tokens
+        if self._last is None:
+            self._ticket.started()
+            self._metrics.began(now - self._arrived, len(self.prompt.token_ids))
+        else:
+            self._metrics.gap(now - self._last, tokens)
+        self._last = now
+
+    def _end(self) -> bool:
+        """Whether this was the end."""
+        if self._ended:
+            return False
+        self._ended = True
+        self._ticket.ended()
+        return True
