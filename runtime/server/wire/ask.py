@@ -58,7 +58,7 @@ class Shape:
     """A form that a reply must have.
 
     Attributes:
-        kind: of `value`: a JSON Schema (None: any object), a regular expression, a list of texts, a Lark grammar.
+        kind: of `value`: a JSON Schema (None: any object), a regular expression, texts, a Lark grammar.
         value: the form.
         param: the field that asked for it.
     """
@@ -104,7 +104,5 @@ class Ask:
         """Params of reply number `at`: a seed of its own, and no more tokens than the context leaves."""
         left = max_length - prompt_tokens
         limit = left if self.max_tokens is None else min(self.max_tokens, left)
-        seed = self.params.seed
-        return replace(
-            self.params, max_tokens=max(limit, 1), seed=None if seed is None else (seed + at) % 2**64
-        )
+        seed = None if self.params.seed is None else (self.params.seed + at) % 2**64
+        return replace(self.params, max_tokens=limit, seed=seed)

@@ -46,7 +46,9 @@ class ChatEvents:
         self._calls = [0] * replies
         chunk = ENCODER.encode(_frame(head, "chat.completion.chunk"))[:-1]
         usage = b',"usage":null}' if include_usage else b"}"
-        self._opening = [b"data: " + chunk + b',"choices":[{"index":%d,"delta":' % at for at in range(replies)]
+        self._opening = [
+            b"data: " + chunk + b',"choices":[{"index":%d,"delta":' % at for at in range(replies)
+        ]
         self._closing = b"}]" + usage + b"\n\n"
         self._text_opening = [opening + b'{"content":' for opening in self._opening]
         self._text_closing = b'},"logprobs":null,"finish_reason":null' + self._closing

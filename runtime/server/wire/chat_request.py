@@ -14,14 +14,14 @@ from kvfold.runtime.server.wire.sampling_fields import (
     stream_fields,
     token_limit,
 )
-from kvfold.runtime.server.wire.shape_fields import ShapeFields, read_shape
+from kvfold.runtime.server.wire.shape_fields import read_shape
 from kvfold.runtime.server.wire.template_messages import TemplateMessage, template_messages
 from kvfold.runtime.server.wire.tool_fields import tool_use
 
 MAX_TOP_LOGPROBS = 20
 
 
-class ChatBody(SamplingFields, ShapeFields, frozen=True, kw_only=True):
+class ChatBody(SamplingFields, frozen=True, kw_only=True):
     """Fields of POST /v1/chat/completions."""
 
     messages: list[Any]

@@ -25,7 +25,7 @@ class Head:
 
 
 def openai_usage(usages: Sequence[Usage], n: int, reasoning_tokens: int = 0) -> dict[str, Any]:
-    """Tokens of all replies, `n` of them to each prompt; a prompt counts once, as its cheapest reply read it."""
+    """Tokens of all replies, `n` to each prompt; a prompt counts once, as its cheapest reply read it."""
     prompts = [usages[at : at + n] for at in range(0, len(usages), n)]
     asked = sum(replies[0].prompt_tokens for replies in prompts)
     written = sum(usage.completion_tokens for usage in usages)

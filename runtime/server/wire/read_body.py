@@ -12,6 +12,7 @@ from kvfold.runtime.server.http import HttpError
 
 Body = TypeVar("Body", bound=msgspec.Struct)
 # Names in the header x-kvfold-ignored: enough to find a misspelling, too few to fill a header.
+MISSING = "Object missing required field "
 MAX_NAMES, MAX_NAME_LENGTH = 16, 64
 
 
@@ -32,12 +33,12 @@ def read_fields(fields: Any, kind: type[Body], param: str = "") -> Body:
     except msgspec.ValidationError as error:
         raise _wrong_type(str(error), fields, param) from None
     except RecursionError:
-        raise wrong("it is nested too deeply; send flatter JSON", param or None) from None
+        raise wrong("is nested too deeply; send flatter JSON", param or "the body") from None
 
 
 def wrong(problem: str, param: str | None = None, code: str | None = None) -> HttpError:
     """The error of a field, or of a body as a whole, that cannot be served as it is."""
-    return HttpError(400, f"{param}: {problem}" if param else problem, param=param, code=code)
+    return HttpError(400, f"{param} {problem}" if param else problem, param=param, code=code)
 
 
 def describe(value: object) -> str:
@@ -57,9 +58,12 @@ def ignored_header(names: Iterable[str]) -> dict[str, str]:
 
 def _wrong_type(message: str, fields: Any, param: str) -> HttpError:
     """msgspec says "Expected `int`, got `str` - at `$.n`"; the sentence gets the value too."""
-    problem, _, path = message.partition(" - at `$")
-    path = path.rstrip("`").lstrip(".")
+    problem, _, path = message.replace("`", "").partition(" - at $")
+    path = param + path if param else path.lstrip(".")
+    if problem.startswith(MISSING):
+        name = problem.removeprefix(MISSING)
+        return wrong("is missing; send it", f"{path}.{name}" if path else name)
+    wanted, _, given = problem.removeprefix("Expected ").partition(", got ")
     known = isinstance(fields, Mapping) and path in fields
-    value = f"is {describe(fields[path])}; " if known else ""
-    where = f"{param}.{path}" if param and path and path[0] != "[" else param + path
-    return wrong(value + problem[:1].lower() + problem[1:].replace("`", ""), where or None)
+    value = describe(fields[path]) if known else f"of type {given}"
+    return wrong(f"is {value}; send {wanted.replace(' | ', ' or ')}", path or None)

@@ -8,7 +8,9 @@ from typing import Literal, Protocol
 from uuid import uuid4
 
 from kvfold.runtime.generation import Completion
+from kvfold.runtime.server.http import HttpError
 
+CLIENT_CLOSED = 499  # nginx's: no client tries again by itself
 FinishReason = Literal["stop", "length", "tool_calls"]
 
 
@@ -90,15 +92,33 @@ class WholeReply:
 
     @property
     def finish_reason(self) -> FinishReason:
-        """OpenAI's word for why it ended; a deadline cuts a reply as a limit of tokens does."""
+        """OpenAI's word for why it ended; raises as `openai_finish`."""
         return openai_finish(self.completion, bool(self.calls))
 
 
 def openai_finish(completion: Completion, called: bool) -> FinishReason:
-    """OpenAI's word for why a reply ended."""
+    """OpenAI's word for why a reply ended; a deadline cuts it as a limit of tokens does.
+
+    Raises:
+        HttpError: somebody else cancelled it: there is no word for that.
+    """
+    check_not_cancelled(completion)
     if completion.finish_reason == "stop":
         return "tool_calls" if called else "stop"
     return "length"
+
+
+def check_not_cancelled(completion: Completion) -> None:
+    """Refuse to call a reply whole that was cancelled, unless its own deadline did that; raises HttpError."""
+    match completion.cancel_reason:
+        case "client":
+            raise HttpError(
+                CLIENT_CLOSED, "the request was cancelled before its reply ended", code="cancelled"
+            )
+        case "drain":
+            raise HttpError(503, "the server stops; ask again elsewhere", code="draining")
+        case "error":
+            raise HttpError(500, "the reply ended by an error of the server", code="reply_failed")
 
 
 def read_whole(completion: Completion, reader: ReplyReader | None) -> WholeReply:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,12 +12,14 @@ import msgspec
 from kvfold.plugins.contract.errors import RequestError
 from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.server.wire.read_body import describe, wrong
+from kvfold.runtime.server.wire.shape_fields import ShapeFields
 
 # OpenAI's default. Ours elsewhere is greedy.
 TEMPERATURE = 1.0
 MAX_REPLIES = 128
 MAX_STOPS = 64
-MAX_SESSION_NAME = 128
+# It stands in paths too.
+SESSION_NAME = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 TIMEOUT_HEADER, SESSION_HEADER = "x-request-timeout", "x-session-id"
 
 
@@ -26,7 +29,7 @@ class StreamOptions(msgspec.Struct, frozen=True):
     include_usage: bool | None = None
 
 
-class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
+class SamplingFields(ShapeFields, frozen=True, kw_only=True):
     """What chat completions and completions share; null is as good as absent."""
 
     model: str | None = None
@@ -82,7 +85,7 @@ def sampling_params(fields: SamplingFields, **more: Any) -> SamplingParams:
 
 
 def checked_params(values: Mapping[str, Any], names: Mapping[str, str] | None = None) -> SamplingParams:
-    """SamplingParams, whose refusals begin with the name of the value: that is the field, or `names` of it."""
+    """SamplingParams. Their refusals begin with a value's name: that is the field, or `names` of it."""
     try:
         return SamplingParams(**values)
     except RequestError as error:
@@ -117,16 +120,20 @@ def service_fields(
     priority = priority or 0
     if not -(2**31) <= priority < 2**31:
         raise wrong(f"is {priority}; use a 32-bit integer", "priority")
-    param, session = "timeout", session_id
+    param = "timeout"
     if timeout is None and TIMEOUT_HEADER in headers:
         param, timeout = TIMEOUT_HEADER, _seconds(headers[TIMEOUT_HEADER])
     if timeout is not None and not 0 < timeout < math.inf:
         raise wrong(f"is {timeout:g}; use seconds above 0", param)
-    if session is None:
-        session = headers.get(SESSION_HEADER)
-    if session is not None and not (0 < len(session) <= MAX_SESSION_NAME and session.isprintable()):
-        raise wrong(f"is {describe(session)}; use 1 to {MAX_SESSION_NAME} printable characters", "session_id")
+    session = check_session(headers.get(SESSION_HEADER) if session_id is None else session_id)
     return {"priority": priority, "deadline": timeout, "session": session}
+
+
+def check_session(name: str | None) -> str | None:
+    """A session's name; raises HttpError 400."""
+    if name is not None and not SESSION_NAME.fullmatch(name):
+        raise wrong(f"is {describe(name)}; use 1 to 128 letters, digits, _ . : or -", "session_id")
+    return name
 
 
 def token_limit(value: int | None, param: str, least: int = 1) -> int | None:

@@ -1,0 +1,33 @@
+"""The routes of all APIs, as lines of the application's table."""
+
+from __future__ import annotations
+
+from kvfold.runtime.server.route_table import Route
+from kvfold.runtime.server.routes.chat_completions import ChatCompletions
+from kvfold.runtime.server.routes.completions import Completions
+from kvfold.runtime.server.routes.conversations import ConversationLimits
+from kvfold.runtime.server.routes.models import get_model, list_models
+from kvfold.runtime.server.routes.operations import Operations
+from kvfold.runtime.server.routes.shared import Shared
+from kvfold.runtime.server.routes.tokenizing import Tokenizing
+from kvfold.runtime.server.state import ServerState
+
+
+def api_routes(state: ServerState, limits: ConversationLimits | None = None) -> list[Route]:
+    """All routes that need the model; they share one store of sessions and responses."""
+    shared = Shared(state, limits or ConversationLimits())
+    tokenizing, operations = Tokenizing(shared), Operations(shared)
+    return [
+        Route("POST", "/v1/chat/completions", ChatCompletions(shared).create),
+        Route("POST", "/v1/completions", Completions(shared).create),
+        Route("GET", "/v1/models", list_models),
+        Route("GET", "/v1/models/{id}", get_model),
+        Route("POST", "/tokenize", tokenizing.tokenize),
+        Route("POST", "/detokenize", tokenizing.detokenize),
+        Route("GET", "/v1/kvfold/requests", operations.list_requests),
+        Route("DELETE", "/v1/kvfold/requests/{id}", operations.cancel_request),
+        Route("POST", "/v1/kvfold/sessions", operations.create_session),
+        Route("GET", "/v1/kvfold/sessions", operations.list_sessions),
+        Route("GET", "/v1/kvfold/sessions/{id}", operations.get_session),
+        Route("DELETE", "/v1/kvfold/sessions/{id}", operations.delete_session),
+    ]
