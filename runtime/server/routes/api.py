@@ -6,20 +6,24 @@ from kvfold.runtime.server.route_table import Route
 from kvfold.runtime.server.routes.chat_completions import ChatCompletions
 from kvfold.runtime.server.routes.completions import Completions
 from kvfold.runtime.server.routes.conversations import ConversationLimits
+from kvfold.runtime.server.routes.messages import Messages
 from kvfold.runtime.server.routes.models import get_model, list_models
 from kvfold.runtime.server.routes.operations import Operations
 from kvfold.runtime.server.routes.shared import Shared
 from kvfold.runtime.server.routes.tokenizing import Tokenizing
 from kvfold.runtime.server.state import ServerState
+from kvfold.runtime.server.wire.message_reply import message_error
 
 
 def api_routes(state: ServerState, limits: ConversationLimits | None = None) -> list[Route]:
     """All routes that need the model; they share one store of sessions and responses."""
     shared = Shared(state, limits or ConversationLimits())
-    tokenizing, operations = Tokenizing(shared), Operations(shared)
+    tokenizing, operations, messages = Tokenizing(shared), Operations(shared), Messages(shared)
     return [
         Route("POST", "/v1/chat/completions", ChatCompletions(shared).create),
         Route("POST", "/v1/completions", Completions(shared).create),
+        Route("POST", "/v1/messages", messages.create, error_body=message_error),
+        Route("POST", "/v1/messages/count_tokens", messages.count_tokens, error_body=message_error),
         Route("GET", "/v1/models", list_models),
         Route("GET", "/v1/models/{id}", get_model),
         Route("POST", "/tokenize", tokenizing.tokenize),

@@ -53,10 +53,10 @@ class Run:
                 self.ended(at, completion)
         return completions
 
-    async def whole(self) -> list[WholeReply]:
-        """The same, read."""
+    async def whole(self, call_prefix: str = "call_") -> list[WholeReply]:
+        """The same, read; ids of calls begin with a prefix."""
         pairs = zip(await self.completions(), self.readers, strict=True)
-        return [read_whole(completion, reader) for completion, reader in pairs]
+        return [read_whole(completion, reader, call_prefix) for completion, reader in pairs]
 
 
 async def begin_chat(
@@ -94,6 +94,13 @@ async def begin_chat(
             turn.finish(state.llm.tokenizer, completion, replies[at].kept)
 
     return Run(len(ids), replies, [form.reader()], ended)
+
+
+async def count_prompt(shared: Shared, ask: Ask, messages: Sequence[TemplateMessage]) -> int:
+    """Tokens of a conversation; raises as `begin_chat`."""
+    check_model(ask.model, shared.state)
+    chat, _ = await asyncio.to_thread(_prepare_chat, shared.state, ask, messages, None)
+    return len(chat.token_ids)
 
 
 async def begin_texts(

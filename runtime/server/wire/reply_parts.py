@@ -121,7 +121,7 @@ def check_not_cancelled(completion: Completion) -> None:
             raise HttpError(500, "the reply ended by an error of the server", code="reply_failed")
 
 
-def read_whole(completion: Completion, reader: ReplyReader | None) -> WholeReply:
+def read_whole(completion: Completion, reader: ReplyReader | None, call_prefix: str = "call_") -> WholeReply:
     """A finished reply in its parts; without a reader all of it is text."""
     if reader is None:
         return WholeReply(completion, completion.text)
@@ -138,7 +138,7 @@ def read_whole(completion: Completion, reader: ReplyReader | None) -> WholeReply
                 calls.append((part.name, []))
             case ArgumentsPart():
                 calls[-1][1].append(part.text)
-    made = tuple(Call(new_id("call_"), name, "".join(pieces)) for name, pieces in calls)
+    made = tuple(Call(new_id(call_prefix), name, "".join(pieces)) for name, pieces in calls)
     return WholeReply(completion, "".join(text), "".join(reasoning), made)
 
 
