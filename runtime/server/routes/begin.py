@@ -86,7 +86,7 @@ async def begin_chat(
     chat, form = await asyncio.to_thread(_prepare_chat, state, ask, messages, turn.known)
     ids = _fitting(chat.token_ids, state, "messages")
     prompt = Prompt(ids, chat.shared_length, turn.kept, tenant=request.tenant)
-    replies = submit(request, shared, ask, prompt, form, keep=True)
+    replies = submit(request, shared, ask, prompt, form, keep=turn.keeps)
     turn.started(chat)
 
     def ended(at: int, completion: Completion) -> None:

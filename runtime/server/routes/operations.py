@@ -8,10 +8,11 @@ from typing import Any
 import msgspec
 
 from kvfold.runtime.server.http import HttpError, Request, Response
-from kvfold.runtime.server.routes.conversations import Conversation
+from kvfold.runtime.server.routes.conversations import Session
 from kvfold.runtime.server.routes.shared import Shared
 from kvfold.runtime.server.state import ServerState
 from kvfold.runtime.server.wire.read_body import ignored_header, read_body
+from kvfold.runtime.server.wire.reply_parts import new_id
 from kvfold.runtime.server.wire.sampling_fields import check_session
 
 
@@ -61,7 +62,8 @@ class Operations:
         """A session without a turn."""
         fields: dict[str, Any] = await request.json(dict[str, Any]) if await request.body() else {}
         body, ignored = read_body(fields, SessionBody)
-        made = self._shared.sessions.create(request.tenant, check_session(body.session_id))
+        name = check_session(body.session_id) or new_id("sess_")
+        made = self._shared.sessions.add(request.tenant, Session(name))
         return Response.json(made.view(), 201, ignored_header(ignored))
 
     async def list_sessions(self, request: Request, state: ServerState) -> Response:
@@ -80,10 +82,11 @@ class Operations:
     async def delete_session(self, request: Request, state: ServerState) -> Response:
         """Forget one and give its pages back; raises HttpError 404, or 409 while its turn runs."""
         found = self._find(request)
-        self._shared.sessions.delete(request.tenant, found.id)
+        found.check_free()
+        self._shared.sessions.drop(request.tenant, found)
         return Response.json({"id": found.id, "object": "kvfold.session", "deleted": True})
 
-    def _find(self, request: Request) -> Conversation:
+    def _find(self, request: Request) -> Session:
         name = request.path_params["id"]
         found = self._shared.sessions.find(request.tenant, name)
         if found is None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvfold.runtime.server.http import Request
-from kvfold.runtime.server.routes.conversations import ConversationLimits, Conversations, Turn
+from kvfold.runtime.server.routes.conversations import ConversationLimits, Conversations, Session, Turn
 from kvfold.runtime.server.state import ServerState
 from kvfold.runtime.server.tracked_reply import TrackedReply
 from kvfold.runtime.server.wire.token_texts import TokenTexts
@@ -37,7 +37,9 @@ class Shared:
 
     def __init__(self, state: ServerState, limits: ConversationLimits) -> None:
         """Empty, also while the model loads."""
-        self.sessions = Conversations(limits.max_sessions, limits.seconds, self._discard)
+        self.sessions: Conversations[Session] = Conversations(
+            limits.max_sessions, limits.seconds, self._discard
+        )
         self.state = state
         self.running: dict[int, Running] = {}
         self._texts: TokenTexts | None = None
@@ -57,7 +59,7 @@ class Shared:
         if session is None:
             return None
         found = self.sessions.find(request.tenant, session)
-        return (found or self.sessions.create(request.tenant, session)).begin()
+        return (found or self.sessions.add(request.tenant, Session(session))).begin()
 
     def watch(self, request: Request, replies: Sequence[TrackedReply]) -> None:
         """Replies of a request can be stopped by others until it ends."""
