@@ -166,6 +166,7 @@ class Conversations(Generic[Kept]):
         self._seconds = seconds
         self._discard = discard
         self._tenants: dict[str, dict[str, Kept]] = {}
+        self._looked = time.monotonic()
 
     def add(self, tenant: str, conversation: Kept) -> Kept:
         """Keep one; raises HttpError 409 where its name is taken, 429 where all others are busy."""
@@ -200,7 +201,12 @@ class Conversations(Generic[Kept]):
         return iter([(tenant, one) for tenant, kept in self._tenants.items() for one in kept.values()])
 
     def _forget(self) -> None:
-        border = time.monotonic() - self._seconds
+        """Look at all, a hundred times within what they are kept for."""
+        now = time.monotonic()
+        if now - self._looked < self._seconds / 100:
+            return
+        self._looked = now
+        border = now - self._seconds
         for tenant in list(self._tenants):
             for one in [one for one in self._tenants[tenant].values() if one.used < border and not one.busy]:
                 self.drop(tenant, one)
