@@ -9,6 +9,7 @@ from kvfold.runtime.server.routes.conversations import ConversationLimits
 from kvfold.runtime.server.routes.messages import Messages
 from kvfold.runtime.server.routes.models import get_model, list_models
 from kvfold.runtime.server.routes.operations import Operations
+from kvfold.runtime.server.routes.responses import Responses
 from kvfold.runtime.server.routes.shared import Shared
 from kvfold.runtime.server.routes.tokenizing import Tokenizing
 from kvfold.runtime.server.state import ServerState
@@ -17,11 +18,17 @@ from kvfold.runtime.server.wire.message_reply import message_error
 
 def api_routes(state: ServerState, limits: ConversationLimits | None = None) -> list[Route]:
     """All routes that need the model; they share one store of sessions and responses."""
-    shared = Shared(state, limits or ConversationLimits())
+    limits = limits or ConversationLimits()
+    shared = Shared(state, limits)
+    responses = Responses(shared, limits)
     tokenizing, operations, messages = Tokenizing(shared), Operations(shared), Messages(shared)
     return [
         Route("POST", "/v1/chat/completions", ChatCompletions(shared).create),
         Route("POST", "/v1/completions", Completions(shared).create),
+        Route("POST", "/v1/responses", responses.create),
+        Route("GET", "/v1/responses/{id}", responses.get),
+        Route("DELETE", "/v1/responses/{id}", responses.delete),
+        Route("POST", "/v1/responses/{id}/cancel", responses.cancel),
         Route("POST", "/v1/messages", messages.create, error_body=message_error),
         Route("POST", "/v1/messages/count_tokens", messages.count_tokens, error_body=message_error),
         Route("GET", "/v1/models", list_models),

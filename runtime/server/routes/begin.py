@@ -90,8 +90,9 @@ async def begin_chat(
     turn.started(chat)
 
     def ended(at: int, completion: Completion) -> None:
-        if completion.cancel_reason in (None, "deadline"):
-            turn.finish(state.llm.tokenizer, completion, replies[at].kept)
+        kept = replies[at].kept
+        if not turn.finish(state.llm.tokenizer, completion, kept):
+            shared.discard(kept)
 
     return Run(len(ids), replies, [form.reader()], ended)
 

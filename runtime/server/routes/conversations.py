@@ -41,6 +41,7 @@ class Conversation:
         kept: pages that hold them, as the model's loop knows them; None where they were given up.
         turns: replies so far.
         rematched: replies that did not go on from the known tokens; the tree was asked instead.
+        dropped: it was forgotten: nothing is kept in it any more.
     """
 
     def __init__(self, name: str) -> None:
@@ -52,6 +53,7 @@ class Conversation:
         self.kept: Any = None
         self.turns = 0
         self.rematched = 0
+        self.dropped = False
 
     @property
     def busy(self) -> bool:
@@ -139,14 +141,17 @@ class Turn:
             self._target.rematched += bool(known) and chat.token_ids[: len(known)] != known
             self._source.kept = None
 
-    def finish(self, tokenizer: Tokenizer, completion: Completion, kept: Any) -> None:
-        """Its reply has ended: remember its tokens, and the pages that hold them."""
-        if self._target is not None:
-            ids = self._chat.token_ids + list(completion.token_ids)
-            self._target.known = add_reply(tokenizer, self._chat.text, ids, completion.token_ids)
-            self._target.kept = kept
-            self._target.turns = self._source.turns + 1
+    def finish(self, tokenizer: Tokenizer, completion: Completion, kept: Any) -> bool:
+        """Its reply has ended: remember its tokens, and the pages that hold them; False: nobody wants them."""
+        target = self._target
+        if target is None or target.dropped or completion.cancel_reason not in (None, "deadline"):
+            return False
+        ids = self._chat.token_ids + list(completion.token_ids)
+        target.known = add_reply(tokenizer, self._chat.text, ids, completion.token_ids)
+        target.kept = kept
+        target.turns = self._source.turns + 1
         self.close()
+        return True
 
     def close(self) -> None:
         """It is over, however it ended."""
@@ -191,9 +196,9 @@ class Conversations(Generic[Kept]):
     def drop(self, tenant: str, conversation: Kept) -> None:
         """Forget one."""
         del self._tenants[tenant][conversation.id]
-        if conversation.kept is not None:
-            self._discard(conversation.kept)
-            conversation.kept = None
+        conversation.dropped = True
+        self._discard(conversation.kept)
+        conversation.kept = None
 
     def __iter__(self) -> Iterator[tuple[str, Kept]]:
         """All, with their tenants."""

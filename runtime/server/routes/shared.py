@@ -38,7 +38,7 @@ class Shared:
     def __init__(self, state: ServerState, limits: ConversationLimits) -> None:
         """Empty, also while the model loads."""
         self.sessions: Conversations[Session] = Conversations(
-            limits.max_sessions, limits.seconds, self._discard
+            limits.max_sessions, limits.seconds, self.discard
         )
         self.state = state
         self.running: dict[int, Running] = {}
@@ -71,5 +71,7 @@ class Shared:
 
         request.at_end(forget)
 
-    def _discard(self, kept: Any) -> None:
-        self.state.llm.discard(kept)
+    def discard(self, kept: Any) -> None:
+        """Give back pages that nobody goes on from, if there are any."""
+        if kept is not None:
+            self.state.llm.discard(kept)

@@ -17,8 +17,8 @@ from kvfold.runtime.server.wire.tool_fields import tool_use
 ROLES = ("user", "assistant", "system")
 # Anthropic's default.
 TEMPERATURE = 1.0
-# Claude Code begins its system prompt with this and a number that changes with every request. No prefix of any
-# of them would be in the cache.
+# Claude Code begins its system prompt with this and a number that changes with every request: with it, no
+# prefix would ever be in the cache.
 BOOKKEEPING = "x-anthropic-billing-header"
 
 
