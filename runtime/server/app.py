@@ -25,7 +25,7 @@ from kvfold.runtime.server.http import (
 )
 from kvfold.runtime.server.route_table import Route, Routes
 from kvfold.runtime.server.state import ServerState
-from kvfold.runtime.server.streaming import HEADERS, StreamSweep, body, send_events
+from kvfold.runtime.server.streaming import HEADERS, body, send_events
 
 LOG = logging.getLogger("kvfold.server")
 CLIENT_CLOSED = 499  # nginx's: nobody reads it but the log
@@ -36,11 +36,10 @@ _NOT_IN_A_HEADER = re.compile(r"[^\x20-\x7e]")
 class Application:
     """What uvicorn calls."""
 
-    def __init__(self, routes: Routes, state: ServerState, sweep: StreamSweep | None = None) -> None:
+    def __init__(self, routes: Routes, state: ServerState) -> None:
         """Over a table of routes."""
         self._routes = routes
         self._state = state
-        self._sweep = sweep or StreamSweep()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -55,6 +54,7 @@ class Application:
                 raise
             if request.cut and (abort := scope.get("kvfold.abort")) is not None:
                 abort()
+                await asyncio.sleep(0)  # uvicorn hears of it
         finally:
             request.end()
             self._state.gate.leave(request)
@@ -80,7 +80,9 @@ class Application:
             await answer.events.aclose()
             await send(body(b"", more=False))
         else:
-            await send_events(answer, request, send, self._sweep, lambda error: _explain(request, error))
+            await send_events(
+                answer, request, send, self._state.sweep, lambda error: _explain(request, error)
+            )
         return 200
 
     def _find(self, request: Request) -> Route:

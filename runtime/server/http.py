@@ -26,7 +26,6 @@ Send = Callable[[Message], Awaitable[None]]
 JSON = "application/json"
 MAX_BODY_BYTES = 8 * 2**20
 BODY_SECONDS = 30.0
-DISCARD_SECONDS = 2.0
 _ERROR_TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -263,9 +262,7 @@ class Request:
             async with asyncio.timeout(BODY_SECONDS):
                 return await self._collect()
         except TimeoutError:
-            raise HttpError(
-                408, f"the body did not arrive within {BODY_SECONDS:g} s", headers={"connection": "close"}
-            ) from None
+            raise HttpError(408, f"the body did not arrive within {BODY_SECONDS:g} s") from None
 
     async def _collect(self) -> bytes:
         if not self.headers.get("content-length", "0").isdecimal():
@@ -283,25 +280,7 @@ class Request:
             size = max(size, received)
             if size <= MAX_BODY_BYTES and not message.get("more_body"):
                 return parts[0] if len(parts) == 1 else b"".join(parts)
-        await self._discard()
-        raise HttpError(
-            413,
-            f"the body is longer than {MAX_BODY_BYTES} bytes; send less",
-            headers={"connection": "close"},
-        )
-
-    async def _discard(self) -> None:
-        """Let a client finish sending: most read an answer only then."""
-        if self.headers.get("expect", "").lower() == "100-continue":
-            return
-        try:
-            async with asyncio.timeout(DISCARD_SECONDS):
-                while (message := await self.receive())["type"] == "http.request" and message.get(
-                    "more_body"
-                ):
-                    pass
-        except TimeoutError:
-            pass
+        raise HttpError(413, f"the body is longer than {MAX_BODY_BYTES} bytes; send less")
 
 
 def decode_json(body: bytes, kind: type[T]) -> T:

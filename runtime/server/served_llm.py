@@ -48,6 +48,11 @@ class ServedLLM(Protocol):
         ...
 
     @property
+    def page_size(self) -> int:
+        """Tokens of a page."""
+        ...
+
+    @property
     def failure(self) -> Exception | None:
         """Why the engine died."""
         ...

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from kvfold.runtime.server.counts.reply_metrics import ReplyMetrics
+from kvfold.runtime.server.counts.timed_compiler import TimedCompiler
 from kvfold.runtime.server.guard.admission import Admission, AdmissionLimits
 from kvfold.runtime.server.guard.gate import Gate
 from kvfold.runtime.server.http import HttpError, Request
-from kvfold.runtime.server.observe.reply_metrics import ReplyMetrics
 from kvfold.runtime.server.served_llm import ServedLLM
+from kvfold.runtime.server.streaming import StreamSweep
 from kvfold.runtime.server.tracked_reply import TrackedReply
 
 LOADING_SECONDS, RESTART_SECONDS = 5, 10
@@ -23,6 +25,7 @@ class ServerState:
         gate: who may ask.
         admission: what is inside.
         metrics: of replies.
+        sweep: over the streams that are being sent.
         started: the server's start, seconds since the epoch.
         stall_seconds: a step that takes longer is a hang.
         draining: no new request is taken.
@@ -36,28 +39,36 @@ class ServerState:
         self.gate = gate
         self.metrics = ReplyMetrics()
         self.admission = Admission(limits, self.metrics.refused)
+        self.sweep = StreamSweep()
         self.started = time.time()
         self.stall_seconds = stall_seconds
         self.draining = False
         self._llm: ServedLLM | None = None
-        self._compiler: Any = None
+        self._compiler: TimedCompiler | None = None
         self._asked: float | None = None
 
     def loaded(self, llm: ServedLLM, compiler: Any) -> None:
         """The model can be asked from now on."""
-        self._llm, self._compiler = llm, compiler
+        self._llm = llm
+        self._compiler = TimedCompiler(compiler, self.metrics.grammar_compile)
+
+    @property
+    def loaded_llm(self) -> ServedLLM | None:
+        """The model; None while it loads."""
+        return self._llm
 
     @property
     def llm(self) -> ServedLLM:
         """The model; raises HttpError 503 while it loads."""
         if self._llm is None:
-            raise _unavailable("the model is loading", "loading", LOADING_SECONDS)
+            raise _loading()
         return self._llm
 
     @property
-    def compiler(self) -> Any:
-        """The model's GrammarCompiler; raises HttpError 503 while it loads."""
-        assert self.llm is not None
+    def compiler(self) -> TimedCompiler:
+        """The model's GrammarCompiler, timed; raises HttpError 503 while it loads."""
+        if self._compiler is None:
+            raise _loading()
         return self._compiler
 
     def why_not_ready(self) -> str | None:
@@ -88,7 +99,7 @@ class ServerState:
     def submit(self, request: Request, prompt: Any, params: Any, service: Any) -> TrackedReply:
         """Ask the model on behalf of a request; the reply is cancelled when the request ends.
 
-        A request is let in as a whole, by its first prompt; several replies to one Prompt object prefill once.
+        A request is let in as a whole, by its first prompt. Replies to one Prompt object prefill once.
 
         Raises:
             HttpError: 503 the model loads, drains or died; 429 too much waits already.
@@ -116,6 +127,10 @@ class ServerState:
     def _refuse(self, reason: str, text: str, seconds: int) -> HttpError:
         self.metrics.refused(reason)
         return _unavailable(text, reason, seconds)
+
+
+def _loading() -> HttpError:
+    return _unavailable("the model is loading", "loading", LOADING_SECONDS)
 
 
 def _unavailable(text: str, code: str, seconds: int) -> HttpError:

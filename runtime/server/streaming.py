@@ -72,6 +72,10 @@ class StreamSweep:
         """It has ended."""
         self._open.discard(stream)
 
+    def unread(self) -> int:
+        """Bytes of text that clients of open streams did not take yet."""
+        return sum(_unread(stream) for stream in self._open)
+
     def _look(self) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
@@ -82,8 +86,7 @@ class StreamSweep:
             loop.call_later(self._limits.look_seconds, self._look)
 
     def _look_at(self, stream: OpenStream, now: float) -> None:
-        unread = sum(reply.buffered_bytes for reply in stream.request.replies)
-        if unread > self._limits.max_unread_bytes and not stream.request.cut:
+        if _unread(stream) > self._limits.max_unread_bytes and not stream.request.cut:
             stream.request.cut = True
             stream.task.cancel()
         elif stream.sent != stream.seen:
@@ -97,6 +100,10 @@ class StreamSweep:
     async def _ping(self, stream: OpenStream) -> None:
         if stream in self._open:  # it may have ended since
             await stream.send(body(KEEP_ALIVE))
+
+
+def _unread(stream: OpenStream) -> int:
+    return sum(reply.buffered_bytes for reply in stream.request.replies)
 
 
 def body(content: bytes, more: bool = True) -> Message:

@@ -6,8 +6,8 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from kvfold.runtime.server.guard.admission import Ticket
-from kvfold.runtime.server.observe.reply_metrics import ReplyMetrics
+from kvfold.runtime.server.counts.reply_metrics import ReplyMetrics
+from kvfold.runtime.server.guard.admission import Admitted
 from kvfold.runtime.server.served_llm import ServedReply
 
 
@@ -20,14 +20,14 @@ class TrackedReply:
     """
 
     def __init__(
-        self, reply: ServedReply, prompt: Any, arrived: float, ticket: Ticket, metrics: ReplyMetrics
+        self, reply: ServedReply, prompt: Any, arrived: float, admitted: Admitted, metrics: ReplyMetrics
     ) -> None:
         """A reply that was just submitted, to a request whose first byte came at `arrived`."""
         self.prompt = prompt
         self.completion: Any = None
         self._reply = reply
         self._arrived = arrived
-        self._ticket = ticket
+        self._admitted = admitted
         self._metrics = metrics
         self._last: float | None = None
         self._ended = False
@@ -88,7 +88,7 @@ class TrackedReply:
         now = time.monotonic()
         self._metrics.reply_tokens += tokens
         if self._last is None:
-            self._ticket.started()
+            self._admitted.started()
             self._metrics.began(now - self._arrived, len(self.prompt.token_ids))
         else:
             self._metrics.gap(now - self._last, tokens)
@@ -99,5 +99,5 @@ class TrackedReply:
         if self._ended:
             return False
         self._ended = True
-        self._ticket.ended()
+        self._admitted.ended()
         return True

@@ -27,7 +27,7 @@ class AdmissionLimits:
     max_waiting_seconds: float = 30.0
 
 
-class Ticket:
+class Admitted:
     """A reply that was let in.
 
     Attributes:
@@ -97,11 +97,11 @@ class Admission:
                 prefill_rate,
             )
 
-    def admit(self, tokens: int) -> Ticket:
+    def admit(self, tokens: int) -> Admitted:
         """Count a reply."""
         self.inside += 1
         self.waiting_tokens += tokens
-        return Ticket(self, tokens)
+        return Admitted(self, tokens)
 
     def ended(self, seconds: float) -> None:
         """A reply ended after so many seconds."""

@@ -1,1 +1,1 @@
-"""The server over scripted models."""
+"""Tests of the HTTP server."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from kvfold.runtime.server.observe.histogram import (
+from kvfold.runtime.server.counts.histogram import (
     FIRST_TOKEN_SECONDS,
+    GRAMMAR_SECONDS,
     REQUEST_SECONDS,
     TOKEN_SECONDS,
     Histogram,
@@ -21,6 +22,7 @@ class ReplyMetrics:
         between_tokens: seconds from a token to the next.
         whole: seconds from the first byte of a request to the end of a reply.
         queued: seconds from submission to the first step.
+        grammar_compile: seconds to compile a grammar, a bad one too.
         ends: finished replies by reason: `stop`, `length`, `cancelled`, `error`.
         cancelled: of these, by who cancelled: `client`, `deadline`, `drain`, `error`.
         refusals: requests that were not let in, by reason.
@@ -34,6 +36,7 @@ class ReplyMetrics:
         self.between_tokens = Histogram(TOKEN_SECONDS)
         self.whole = Histogram(REQUEST_SECONDS)
         self.queued = Histogram(REQUEST_SECONDS)
+        self.grammar_compile = Histogram(GRAMMAR_SECONDS)
         self.ends = Counter({"stop": 0, "length": 0, "cancelled": 0, "error": 0})
         self.cancelled = Counter({"client": 0, "deadline": 0, "drain": 0, "error": 0})
         self.refusals = Counter({"requests": 0, "tokens": 0, "draining": 0, "dead": 0, "key": 0})
