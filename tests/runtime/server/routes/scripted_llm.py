@@ -125,12 +125,17 @@ class ScriptedLLM:
         self.failure: Exception | None = None
         self.reused = reused
         self.asked: list[tuple[Prompt, SamplingParams, Service]] = []
+        self.refuses: Exception | None = None
+        self.replies: list[ScriptedReply] = []
         self.running: set[ScriptedReply] = set()
         self.discarded: list[Any] = []
 
     def submit(self, prompt: Prompt, params: SamplingParams, service: Service | None = None) -> ScriptedReply:
+        if self.refuses is not None:
+            raise self.refuses
         self.asked.append((prompt, params, service or Service()))
         reply = ScriptedReply(self, prompt, params, service or Service())
+        self.replies.append(reply)
         self.running.add(reply)
         return reply
 
