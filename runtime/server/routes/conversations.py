@@ -142,7 +142,7 @@ class Turn:
             self._source.kept = None
 
     def finish(self, tokenizer: Tokenizer, completion: Completion, kept: Any) -> bool:
-        """Its reply has ended: remember its tokens, and the pages that hold them; False: nobody wants them."""
+        """Its reply has ended: remember its tokens and their pages; False: nobody wants them."""
         target = self._target
         if target is None or target.dropped or completion.cancel_reason not in (None, "deadline"):
             return False

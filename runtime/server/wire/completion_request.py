@@ -93,16 +93,17 @@ def read_prompts(given: Any) -> tuple[str | list[int], ...]:
     if not given:
         raise wrong("is an empty list; send at least one text or token id", "prompt")
     if _is_token(given[0]):
-        return (_tokens(given, "prompt"),)
+        return (check_tokens(given, "prompt"),)
     return tuple(
-        prompt if isinstance(prompt, str) else _tokens(prompt, f"prompt[{at}]")
+        prompt if isinstance(prompt, str) else check_tokens(prompt, f"prompt[{at}]")
         for at, prompt in enumerate(given)
     )
 
 
-def _tokens(given: Any, param: str) -> list[int]:
+def check_tokens(given: Any, param: str) -> list[int]:
+    """A list of token ids; raises HttpError 400."""
     if not isinstance(given, list) or not all(map(_is_token, given)):
-        raise wrong(f"is {describe(given)}; send a text, token ids, or a list of either", param)
+        raise wrong(f"is {describe(given)}; send token ids", param)
     if any(not 0 <= token < 2**31 for token in given):
         raise wrong("has a token id that is in no vocabulary; use this model's tokenizer", param)
     return given

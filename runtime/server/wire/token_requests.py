@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from kvfold.runtime.server.wire.ask import ToolUse
-from kvfold.runtime.server.wire.completion_request import read_prompts
+from kvfold.runtime.server.wire.completion_request import check_tokens
 from kvfold.runtime.server.wire.read_body import read_body, wrong
 from kvfold.runtime.server.wire.template_messages import TemplateMessage, template_messages
 from kvfold.runtime.server.wire.tool_fields import tool_use
@@ -80,12 +80,4 @@ def tokenize_ask(fields: Mapping[str, Any]) -> TokenizeAsk:
 def detokenize_ask(fields: Mapping[str, Any]) -> tuple[str | None, list[int], tuple[str, ...]]:
     """The model's name, the tokens, and names of fields that nobody here knows; raises HttpError 400."""
     body, ignored = read_body(fields, DetokenizeBody)
-    if not body.tokens:
-        return body.model, [], ignored
-    try:
-        (tokens,) = read_prompts(body.tokens)
-    except ValueError:
-        tokens = ""
-    if isinstance(tokens, str):
-        raise wrong("is no list of token ids; send integers", "tokens")
-    return body.model, tokens, ignored
+    return body.model, check_tokens(body.tokens, "tokens"), ignored

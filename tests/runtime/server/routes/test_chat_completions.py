@@ -41,7 +41,9 @@ def test_a_stream_byte_for_byte() -> None:
     answer = Server(ScriptedLLM(reused=5)).post(PATH, body)
     deltas = [
         '{"role":"assistant","content":""}',
-        *('{"content":"%s"}' % text for text in ("Hello", " wörld", "!")),
+        '{"content":"Hello"}',
+        '{"content":" wörld"}',
+        '{"content":"!"}',
     ]
     lines = [CHUNK % (delta, "null") + ',"usage":null}' for delta in deltas]
     lines.append(CHUNK % ("{}", '"stop"') + ',"usage":null}')
