@@ -184,7 +184,7 @@ class TextGenerator:
         request = Request(
             prompt,
             params.max_tokens,
-            self.loop.engine.info,
+            self.loop.info,
             end_tokens=frozenset(ends),
             keep=service.keep,
             priority=service.priority,

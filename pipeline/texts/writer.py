@@ -147,7 +147,7 @@ class Writer:
     def _submit(self, row: Row, ids: list[int], max_tokens: int) -> None:
         seed = np.random.SeedSequence((self._section.seed, row.index, len(ids))).generate_state(1, np.uint64)
         params = SamplingParams(temperature=TEMPERATURE, seed=int(seed[0]), max_tokens=max_tokens)
-        prompt, info = Prompt(np.array(ids), kept=row.kept), self._loop.engine.info
+        prompt, info = Prompt(np.array(ids), kept=row.kept), self._loop.info
         ends = frozenset(self._prompts.ends)
         ticket = Ticket(Request(prompt, max_tokens, info, end_tokens=ends, keep=True), params)
         self._running[ticket] = row

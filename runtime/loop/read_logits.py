@@ -28,7 +28,7 @@ def read_logits(loop: EngineLoop, token_ids: np.ndarray, first: int = 0) -> Iter
     def keep(position: int, rows: np.ndarray) -> None:
         found.append((position, rows.copy()))  # the engine's next step overwrites them
 
-    request = Request(Prompt(token_ids, logits_from=first), 0, loop.engine.info)
+    request = Request(Prompt(token_ids, logits_from=first), 0, loop.info)
     ticket = Ticket(request, SamplingParams(), logits_sink=keep)
     loop.submit(ticket)
     try:

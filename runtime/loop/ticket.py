@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
-from time import perf_counter
+from time import monotonic
 from typing import Literal, Protocol
 
 import numpy as np
@@ -97,7 +97,7 @@ class Ticket:
         self.cancel_reason: CancelReason | None = None
         self.error: Exception | None = None
         self._seconds = deadline
-        self._submitted = self._last_token = perf_counter()
+        self._submitted = self._last_token = monotonic()
         self._admitted: float | None = None
         self._first_token: float | None = None
 
@@ -108,7 +108,7 @@ class Ticket:
 
     @property
     def submitted(self) -> float:
-        """Clock of the submission, as of `time.perf_counter`."""
+        """Clock of the submission, as of `time.monotonic`."""
         return self._submitted
 
     @property
@@ -118,7 +118,7 @@ class Ticket:
 
     def start_clock(self) -> None:
         """It was submitted."""
-        self._submitted = self._last_token = perf_counter()
+        self._submitted = self._last_token = monotonic()
         if self._seconds is not None:
             self.deadline = self._submitted + self._seconds
 

@@ -109,17 +109,14 @@ class Scheduler:
         if self._parked.pop(id(sequence), None) is not None:
             self.memory.release(sequence)
 
-    def schedule(self, max_tokens: int | None = None) -> Scheduled:
+    def schedule(self, most_prefill: int | None = None) -> Scheduled:
         """What the next step computes: empty exactly where there is no work.
 
         Args:
-            max_tokens: of the step; by default, and at most, `max_num_batched_tokens`. Running requests get
-                one each all the same.
+            most_prefill: tokens of prompts at most; by default as many as `max_num_batched_tokens` leaves.
         """
         budget = self._config.max_num_batched_tokens
-        if max_tokens is not None:
-            budget = min(budget, max(max_tokens, len(self.running), 1))
-        scheduled = self._schedule(budget)
+        scheduled = self._schedule(budget, budget if most_prefill is None else most_prefill)
         assert scheduled or not self.has_work, "nothing fits although every request fits the pool"
         return scheduled
 
@@ -153,25 +150,33 @@ class Scheduler:
         """The kept sequence that a request goes on from, unless memory ran short meanwhile."""
         return request.kept if request.kept is not None and id(request.kept) in self._parked else None
 
-    def _schedule(self, budget: int) -> Scheduled:
+    def _schedule(self, budget: int, prefill: int) -> Scheduled:
         scheduled: Scheduled = []
         preemptions = self.metrics.preemptions
         for request in tuple(self.running):
-            if request.sequence is None or budget == 0:
+            sequence = request.sequence
+            if sequence is None:
                 continue
-            chunk = _next_chunk(request, request.sequence, budget)
+            decodes = request.length - sequence.num_computed == 1
+            room = budget if decodes else min(budget, prefill)
+            if not room:
+                continue
+            chunk = _next_chunk(request, sequence, room)
             if self._make_room(request, chunk):
                 scheduled.append((request, chunk))
-                budget -= chunk.end - chunk.start
+                size = chunk.end - chunk.start
+                budget -= size
+                prefill -= 0 if decodes else size
         if self.metrics.preemptions > preemptions:
             return scheduled
-        while self.waiting and budget > 0 and len(self.running) < self._config.max_num_seqs:
+        room = min(budget, prefill)
+        while self.waiting and room > 0 and len(self.running) < self._config.max_num_seqs:
             request = self._next_waiting()
-            admitted = self._admit(request, budget)
+            admitted = self._admit(request, room)
             if admitted is None:
                 break
             scheduled.append((request, admitted))
-            budget -= admitted.end - admitted.start
+            room -= admitted.end - admitted.start
         return scheduled
 
     def _make_room(self, request: Request, chunk: Chunk) -> bool:

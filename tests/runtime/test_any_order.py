@@ -69,7 +69,7 @@ class Operations(RuleBasedStateMachine):
 
     @rule(count=st.integers(1, 30))
     def evict(self, count: int) -> None:
-        memory = self.llm.generator.loop.scheduler.memory
+        memory = self.llm.generator.loop.core.scheduler.memory
         for group, pool in enumerate(memory.pools):
             wanted = min(count, pool.num_idle)
             free = pool.num_free
@@ -169,7 +169,7 @@ class Operations(RuleBasedStateMachine):
             return
         for _, chunks in self.turns:
             chunks.close()
-        while self.llm.generator.loop.scheduler.has_work:
+        while self.llm.generator.loop.core.scheduler.has_work:
             self.llm.generator.loop.turn()
         self._check_finished()
         for session in self.open:

@@ -165,7 +165,7 @@ def test_one_bad_prompt_leaves_nothing_behind() -> None:
     llm, _ = make_llm(HYBRID)
     with pytest.raises(RequestError):
         llm.generate(["fine", ""])
-    assert not llm.generator.loop.scheduler.has_work
+    assert not llm.generator.loop.core.scheduler.has_work
     with pytest.raises(RequestError, match="2 prompts came with 1"):
         llm.generate(["a", "b"], [SamplingParams()])
 
@@ -195,7 +195,7 @@ def test_an_engine_that_fails_leaves_no_pages_behind() -> None:
     llm = LLM(engine, ByteTokenizer(()), RuntimeConfig(max_num_batched_tokens=32))
     with pytest.raises(EngineError, match="out of order"):
         llm.generate(make_prompts())
-    assert in_use(llm) == 0 and not llm.generator.loop.scheduler.has_work
+    assert in_use(llm) == 0 and not llm.generator.loop.core.scheduler.has_work
     check(llm)
     with pytest.raises(EngineError, match="load it again"):
         llm.generate(TEXT)
@@ -212,7 +212,7 @@ def test_a_dropped_stream_gives_everything_back() -> None:
     check(llm)
     unused = llm.stream(TEXT)
     del unused
-    assert not llm.generator.loop.scheduler.has_work
+    assert not llm.generator.loop.core.scheduler.has_work
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import pytest
 from kvfold.plugins.contract.errors import EngineError
 from kvfold.runtime.engine.protocol import StepInputs
 from kvfold.runtime.loop.commands import Cancel
-from kvfold.runtime.loop.engine_loop import EngineLoop, Outcome, Turn
+from kvfold.runtime.loop.core import Outcome, Turn
+from kvfold.runtime.loop.engine_loop import EngineLoop
 from kvfold.runtime.loop.ticket import Ticket
 from kvfold.runtime.runtime_config import RuntimeConfig
 from kvfold.runtime.sampling.logprobs import TokenLogprob
@@ -38,12 +39,12 @@ def make_ticket(
     deadline: float | None = None,
 ) -> Ticket:
     read = Prompt(np.array(prompt), tenant=tenant)
-    request = Request(read, count, loop.engine.info, priority=priority)
+    request = Request(read, count, loop.info, priority=priority)
     return Ticket(request, SamplingParams(max_tokens=count), deadline=deadline)
 
 
 def check(loop: EngineLoop) -> None:
-    loop.scheduler.memory.check_integrity(loop.scheduler.sequences)
+    loop.core.scheduler.memory.check_integrity(loop.core.scheduler.sequences)
 
 
 def run_all(loop: EngineLoop) -> None:
@@ -74,7 +75,7 @@ def test_a_prompt_of_another_tenant_is_not_found() -> None:
         reused.append(ticket.request.reused_tokens)
         assert ticket.request.completion_ids == expected_tokens(PLAN, prompt, 8)
     assert reused == [0, 0, 80, 80, 0]
-    memory = loop.scheduler.memory
+    memory = loop.core.scheduler.memory
     memory.tree.evict(0, memory.pools[0].num_idle)
     assert memory.tree.nodes() == [], "nothing is left of any tenant, their roots included"
 
@@ -157,7 +158,7 @@ class Deaf:
 def test_an_error_of_one_request_ends_that_one() -> None:
     loop = make_loop()
     well = make_ticket(loop, [1] * 20)
-    ill = Ticket(Request(Prompt(np.array([2] * 20)), 8, loop.engine.info), SamplingParams(), Deaf())
+    ill = Ticket(Request(Prompt(np.array([2] * 20)), 8, loop.info), SamplingParams(), Deaf())
     for ticket in (ill, well):
         loop.submit(ticket)
     run_all(loop)
@@ -186,7 +187,7 @@ def test_an_error_of_the_engine_ends_all_and_refuses_new_ones() -> None:
     with pytest.raises(EngineError, match="out of memory"):
         loop.submit(make_ticket(loop, [1]))
     check(loop)
-    assert not loop.scheduler.has_work
+    assert not loop.core.scheduler.has_work
 
 
 def test_a_loop_of_its_own_thread_serves_many_and_ends() -> None:

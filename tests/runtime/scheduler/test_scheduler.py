@@ -33,7 +33,7 @@ def cancel(llm: LLM, reply: Reply) -> None:
 
 
 def run_all(llm: LLM) -> None:
-    while llm.generator.loop.scheduler.has_work:
+    while llm.generator.loop.core.scheduler.has_work:
         llm.generator.loop.turn()
 
 
@@ -49,7 +49,7 @@ def test_cancelling_gives_everything_back_at_any_step(name: str) -> None:
             cancel(llm, reply)
             check(llm)
         assert in_use(llm) == 0
-        assert not llm.generator.loop.scheduler.has_work
+        assert not llm.generator.loop.core.scheduler.has_work
         unfinished = [reply for reply in replies if reply.ticket.request.finish_reason == "cancelled"]
         assert unfinished and unfinished[-1].completion().finish_reason == "cancelled"
 
@@ -59,7 +59,7 @@ def test_a_step_never_exceeds_its_budget_and_decodes_beside_a_prefill() -> None:
     short = submit(llm, [1] * 5, count=30)
     llm.generator.loop.turn()
     submit(llm, [2] * 200)
-    while llm.generator.loop.scheduler.has_work:
+    while llm.generator.loop.core.scheduler.has_work:
         before, length = engine.tokens_computed, short.ticket.request.length
         llm.generator.loop.turn()
         assert engine.tokens_computed - before <= 20
