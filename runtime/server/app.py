@@ -129,16 +129,16 @@ def _head(status: int, headers: Mapping[str, str], request: Request) -> Message:
 
 def _log(request: Request, status: int) -> None:
     """One line; the path is as it was sent, without its query, and nothing of the body."""
-    replies = [reply.completion.usage for reply in request.replies if reply.completion is not None]
+    usages = [reply.completion.usage for reply in request.replies if reply.completion is not None]
     LOG.info(
         "%s %s %d %.1f ms prompt=%d reused=%d reply=%d key=%s id=%s",
         request.scope["method"],
         request.scope["raw_path"].decode("latin-1")[:200],
         status,
         (time.monotonic() - request.arrived) * 1e3,
-        sum(usage.prompt_tokens for usage in replies),
-        sum(usage.reused_tokens for usage in replies),
-        sum(usage.completion_tokens for usage in replies),
+        sum(len(reply.prompt.token_ids) for reply in request.replies),
+        sum(usage.reused_tokens for usage in usages),
+        sum(reply.tokens for reply in request.replies),
         request.caller.name or "-",
         request.id,
     )

@@ -153,6 +153,11 @@ class PendingReply(Protocol):
         ...
 
     @property
+    def tokens(self) -> int:
+        """Generated so far, as far as they were read."""
+        ...
+
+    @property
     def buffered_bytes(self) -> int:
         """UTF-8 bytes of text that nobody took yet."""
         ...

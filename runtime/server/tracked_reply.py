@@ -17,6 +17,7 @@ class TrackedReply:
     Attributes:
         prompt: what it replies to.
         completion: of the finished reply; None before, and where it never finishes.
+        tokens: generated so far, as far as they were read.
     """
 
     def __init__(
@@ -25,6 +26,7 @@ class TrackedReply:
         """A reply that was just submitted, to a request whose first byte came at `arrived`."""
         self.prompt = prompt
         self.completion: Any = None
+        self.tokens = 0
         self._reply = reply
         self._arrived = arrived
         self._admitted = admitted
@@ -86,6 +88,7 @@ class TrackedReply:
 
     def _count(self, tokens: int) -> None:
         now = time.monotonic()
+        self.tokens += tokens
         self._metrics.reply_tokens += tokens
         if self._last is None:
             self._admitted.started()

@@ -40,8 +40,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self._reading: asyncio.TimerHandle | None = None
         self._refusal: HttpError | None = None
         self._in_head = True
-        self._head_bytes = 0
-        self._received = 0
+        self._began = False
+        self._head_bytes = self._half_head = self._received = 0
         super().connection_made(transport)
         if len(self.connections) > self.max_connections:
             limit = f"there are {self.max_connections} connections already; close some"
@@ -59,11 +59,16 @@ class GuardedProtocol(HttpToolsProtocol):
         """Parse, and count what no callback tells of: half a header, the frames of chunks."""
         if self._refusal is not None:
             return
-        self._received += len(data)
+        self._began = False
         super().data_received(data)
-        if self._refusal is None and self._in_head and self._received > self.max_head_bytes:
+        if self._refusal is not None:
+            return
+        self._received = len(data) if self._began else self._received + len(data)
+        if self._in_head and not self._began:
+            self._half_head += len(data)
+        if self._half_head > self.max_head_bytes:
             self._refuse(self._long_head())
-        elif self._refusal is None and self._received > self.max_message_bytes:
+        elif self._received > self.max_message_bytes:
             self._refuse(
                 HttpError(413, f"the request is longer than {self.max_message_bytes} bytes; send less")
             )
@@ -71,8 +76,8 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request's first byte."""
         super().on_message_begin()
-        self._in_head = True
-        self._head_bytes = self._received = 0
+        self._in_head = self._began = True
+        self._head_bytes = self._half_head = 0
         self._expect_progress(self.head_seconds)
         self.scope["kvfold.arrived"] = time.monotonic()  # type: ignore[typeddict-unknown-key] # ours
         self.scope["kvfold.abort"] = self.transport.abort  # type: ignore[typeddict-unknown-key] # ours

@@ -46,6 +46,7 @@ class PuppetReply:
         self.buffered_bytes = 0
         self.kept: Any = None
         self.failure: Exception | None = None
+        self.done = False
         self._prompt = prompt
         self._texts = list(texts)
         self._said = 0
@@ -53,12 +54,14 @@ class PuppetReply:
 
     async def __anext__(self) -> Chunk:
         await self._go.wait()
+        await asyncio.sleep(0)
         if self.failure is not None:
             raise self.failure
-        if self._said == len(self._texts):
+        if self.done:
             raise StopAsyncIteration
         self._said += 1
-        completion = self._completion() if self._said == len(self._texts) else None
+        self.done = self._said == len(self._texts)
+        completion = self._completion() if self.done else None
         return Chunk(self._texts[self._said - 1], (self._said,), completion)
 
     def _completion(self) -> Any:
