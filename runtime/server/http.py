@@ -192,6 +192,7 @@ class Request:
     replies: list[PendingReply] = field(default_factory=list)
     disconnected: bool = False
     cut: bool = False
+    _endings: list[Callable[[], None]] = field(default_factory=list)
     _body: bytes | None = None
     _watch: asyncio.Task[None] | None = None
 
@@ -248,6 +249,12 @@ class Request:
             self._watch.cancel()
         for reply in self.replies:
             reply.cancel()
+        for ending in self._endings:
+            ending()
+
+    def at_end(self, ending: Callable[[], None]) -> None:
+        """Call this when the request ends, however it ends."""
+        self._endings.append(ending)
 
     async def _cancel_when_gone(self, handler: asyncio.Task[Any]) -> None:
         while (await self.receive())["type"] != "http.disconnect":

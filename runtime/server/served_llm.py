@@ -20,6 +20,11 @@ class ServedReply(Protocol):
         """UTF-8 bytes of text that nobody took yet."""
         ...
 
+    @property
+    def kept(self) -> Any:
+        """Of a reply that has ended: the pages for its conversation's next turn."""
+        ...
+
     async def __anext__(self) -> Any:
         """The next TextChunk; the last one has a completion."""
         ...
@@ -54,6 +59,10 @@ class ServedLLM(Protocol):
 
     def submit(self, prompt: Any, params: Any, service: Any = ...) -> ServedReply:
         """Ask for a reply; never blocks."""
+        ...
+
+    def discard(self, kept: Any) -> None:
+        """Give back pages that a reply kept; never blocks."""
         ...
 
     def snapshot(self) -> Any:

@@ -71,8 +71,17 @@ class TrackedReply:
             pass
         return self.completion
 
+    @property
+    def kept(self) -> Any:
+        """Of a reply that has ended: the pages for its conversation's next turn, if it has any."""
+        return self._reply.kept
+
+    def stop(self) -> None:
+        """End it within a step; who reads it gets what there is, as a cancelled completion."""
+        self._reply.cancel("client")
+
     def cancel(self, reason: Any = "client") -> None:
-        """End it within a step; nothing where it has ended."""
+        """End it within a step, as nobody reads it any more; nothing where it has ended."""
         if self._end():
             self._reply.cancel(reason)
             self._metrics.left()

@@ -44,6 +44,7 @@ class PuppetReply:
         self.id = number
         self.cancelled: str | None = None
         self.buffered_bytes = 0
+        self.kept: Any = None
         self.failure: Exception | None = None
         self.done = False
         self._prompt = prompt
@@ -100,6 +101,9 @@ class PuppetLLM:
             raise self.refuses
         self.replies.append(PuppetReply(len(self.replies), prompt, self._texts, self.go))
         return self.replies[-1]
+
+    def discard(self, kept: Any) -> None:
+        pass
 
     def snapshot(self) -> Snapshot:
         return self.state
