@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
+from kvfold.runtime.loop.ticket import Service
+from kvfold.runtime.sampling.params import SamplingParams
+from kvfold.runtime.scheduler.request import Prompt
 from kvfold.runtime.server.counts.reply_metrics import ReplyMetrics
 from kvfold.runtime.server.counts.timed_compiler import TimedCompiler
 from kvfold.runtime.server.guard.admission import Admission, AdmissionLimits
@@ -45,7 +49,6 @@ class ServerState:
         self.draining = False
         self._llm: ServedLLM | None = None
         self._compiler: TimedCompiler | None = None
-        self._asked: float | None = None
 
     def loaded(self, llm: ServedLLM, compiler: Any) -> None:
         """The model can be asked from now on."""
@@ -88,18 +91,21 @@ class ServerState:
         """Seconds since the last step while there is work; 0 while there is none."""
         if self._llm is None:
             return 0.0
-        snapshot, now = self._llm.snapshot(), time.monotonic()
-        if snapshot.busy:
-            return max(0.0, now - float(snapshot.last_step))
-        # The loop tells of itself after a step: one that hangs in its first step still looks idle.
-        if self._asked is not None and snapshot.last_step < self._asked:
-            return now - self._asked
-        return 0.0
+        snapshot = self._llm.snapshot()
+        return max(0.0, time.monotonic() - snapshot.last_step) if snapshot.busy else 0.0
 
-    def submit(self, request: Request, prompt: Any, params: Any, service: Any) -> TrackedReply:
-        """Ask the model on behalf of a request; the reply is cancelled when the request ends.
+    def submit(
+        self, request: Request, prompt: Prompt, params: SamplingParams, service: Service
+    ) -> TrackedReply:
+        """A reply to a prompt; errors as for `submit_several`."""
+        return self.submit_several(request, prompt, [params], service)[0]
 
-        A request is let in as a whole, by its first prompt. Replies to one Prompt object prefill once.
+    def submit_several(
+        self, request: Request, prompt: Prompt, params: Sequence[SamplingParams], service: Service
+    ) -> list[TrackedReply]:
+        """Ask the model on behalf of a request, whose end cancels the replies.
+
+        A request is let in as a whole, by its first prompt.
 
         Raises:
             HttpError: 503 the model loads, drains or died; 429 too much waits already.
@@ -111,18 +117,15 @@ class ServerState:
             raise self._refuse("draining", "the server is shutting down", LOADING_SECONDS)
         if llm.failure is not None:
             raise self._refuse("dead", "the engine failed, and the server restarts", RESTART_SECONDS)
-        tokens = 0 if any(reply.prompt is prompt for reply in request.replies) else len(prompt.token_ids)
+        tokens = len(prompt.token_ids) - llm.reusable_tokens(prompt)
         if not request.replies:
-            self.admission.check(tokens, llm.snapshot().prefill_tokens_per_second)
-        reply = llm.submit(prompt, params, service)
-        self._remember_asking(llm)
-        tracked = TrackedReply(reply, prompt, request.arrived, self.admission.admit(tokens), self.metrics)
-        request.replies.append(tracked)
+            self.admission.check(tokens, llm.snapshot().prefill_rate)
+        tracked: list[TrackedReply] = []
+        for reply in llm.submit_several(prompt, params, service):
+            admitted = self.admission.admit(0 if tracked else tokens)
+            tracked.append(TrackedReply(reply, prompt, request.arrived, admitted, self.metrics))
+        request.replies += tracked
         return tracked
-
-    def _remember_asking(self, llm: ServedLLM) -> None:
-        if self._asked is None or llm.snapshot().last_step >= self._asked:
-            self._asked = time.monotonic()
 
     def _refuse(self, reason: str, text: str, seconds: int) -> HttpError:
         self.metrics.refused(reason)

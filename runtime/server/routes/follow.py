@@ -101,11 +101,11 @@ async def _chunks(replies: Sequence[TrackedReply]) -> AsyncGenerator[tuple[int, 
     try:
         for_all = len(tasks)
         while for_all:
-            at, chunk = await queue.get()
-            if isinstance(chunk, Exception):
-                raise chunk
-            yield at, chunk
-            for_all -= chunk.completion is not None
+            at, news = await queue.get()
+            if isinstance(news, Exception):
+                raise news
+            yield at, news
+            for_all -= news.completion is not None
     finally:
         for task in tasks:
             task.cancel()

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from kvfold.plugins.contract.errors import BundleError, KvfoldError
+from kvfold.runtime.generation import TextChunk
+from kvfold.runtime.scheduler.request import Prompt
 from kvfold.runtime.server.start.run_server import run_server
 from kvfold.runtime.server.start.server_settings import ServerSettings
 from tests.runtime.server.puppet_llm import PuppetLLM, PuppetReply
@@ -25,11 +27,11 @@ PIECES = 20
 class SlowReply(PuppetReply):
     """Takes a second."""
 
-    def __init__(self, llm: SlowLLM, prompt: Any) -> None:
-        super().__init__(len(llm.replies), prompt, ["x"] * PIECES, llm.go)
+    def __init__(self, llm: SlowLLM, number: int, prompt: Prompt) -> None:
+        super().__init__(number, prompt, ["x"] * PIECES, llm.go)
         self._llm = llm
 
-    async def __anext__(self) -> Any:
+    async def __anext__(self) -> TextChunk:
         await asyncio.sleep(1 / PIECES)
         if self._llm.failure is not None:
             self.done = True
@@ -47,16 +49,15 @@ class SlowLLM(PuppetLLM):
         super().__init__()
 
     @property
-    def failure(self) -> Exception | None:
+    def failure(self) -> KvfoldError | None:
         return KvfoldError("the engine ran out of memory") if time.monotonic() > self._end else None
 
     @failure.setter
-    def failure(self, value: Exception | None) -> None:
+    def failure(self, value: KvfoldError | None) -> None:
         assert value is None
 
-    def submit(self, prompt: Any, params: Any, service: Any = None) -> PuppetReply:
-        self.replies.append(SlowReply(self, prompt))
-        return self.replies[-1]
+    def reply(self, number: int, prompt: Prompt) -> PuppetReply:
+        return SlowReply(self, number, prompt)
 
     async def drain(self, seconds: float) -> None:
         end = time.monotonic() + seconds
