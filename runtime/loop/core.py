@@ -79,7 +79,7 @@ class Core:
         self._deadlines: list[tuple[float, int, Ticket]] = []
         self._advanced: dict[Ticket, None] = {}
         self._pace = Pace(config.inter_token_target)
-        self._steps = 0
+        self._steps = self._decoding = 0
         self._last_step = self._published = monotonic()
         self.snapshot = self._take_snapshot(busy=False)
 
@@ -110,8 +110,7 @@ class Core:
     def turn(self) -> Turn:
         """Run one step."""
         self._expire(monotonic())
-        decoding = sum(1 for each in self.scheduler.running if each.num_completion_tokens)
-        scheduled = self.scheduler.schedule(self._pace.most_prefill(decoding))
+        scheduled = self.scheduler.schedule(self._pace.most_prefill(self._decoding))
         outcome = self._step(scheduled) if scheduled else Outcome.IDLE
         self._publish(outcome)
         advanced, self._advanced = tuple(self._advanced), {}
@@ -135,8 +134,13 @@ class Core:
         begun = monotonic()
         if not self.snapshot.busy:
             self.snapshot = replace(self.snapshot, busy=True, last_step=begun)
-        for request, _ in scheduled:
-            self._tickets[request].note_admission(begun)
+        self._decoding = prefill = 0
+        for request, chunk in scheduled:
+            if request.length > request.prompt_length:
+                self._decoding += 1
+            else:
+                prefill += chunk.end - chunk.start
+                self._tickets[request].note_admission(begun)
         try:
             logits = self.engine.execute(self._builder.build([chunk for _, chunk in scheduled]))
         except Exception as error:  # whatever an engine raises: nobody can say what it still can do
@@ -144,7 +148,7 @@ class Core:
             return Outcome.FAILED
         self._steps += 1
         self._last_step = monotonic()
-        self._note_pace(scheduled, self._last_step - begun)
+        self._pace.note(prefill, self._decoding, self._last_step - begun)
         self._commit(scheduled, logits)
         return Outcome.COMMITTED
 
@@ -189,13 +193,6 @@ class Core:
         for ticket in self._held.pop(leader, ()):
             if not ticket.ended:
                 self.begin(ticket)
-
-    def _note_pace(self, scheduled: Scheduled, seconds: float) -> None:
-        decode = sum(1 for request, chunk in scheduled if request.num_completion_tokens)
-        prefill = sum(
-            chunk.end - chunk.start for request, chunk in scheduled if not request.num_completion_tokens
-        )
-        self._pace.note(prefill, decode, seconds)
 
     def _publish(self, outcome: Outcome) -> None:
         """Tell how things stand: when work ends, else so often that telling costs nothing."""

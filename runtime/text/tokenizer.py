@@ -64,6 +64,7 @@ class BundleTokenizer:
         self._tokenizer = tokenizer
         self.config = config
         self._control_tokens = ControlTokens(tokenizer)
+        self._single: dict[int, str] = {}
 
     @classmethod
     def load(cls, tokenizer: Path, config: Path) -> BundleTokenizer:
@@ -100,8 +101,14 @@ class BundleTokenizer:
         return self._control_tokens.encode(text)
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Text of tokens, special ones left out."""
-        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+        """Text of tokens, special ones left out; of a single token it is remembered, as streams ask again."""
+        if len(token_ids) != 1:
+            return str(self._tokenizer.decode(token_ids, skip_special_tokens=True))
+        token = token_ids[0]
+        text = self._single.get(token)
+        if text is None:
+            text = self._single[token] = str(self._tokenizer.decode(token_ids, skip_special_tokens=True))
+        return text
 
     def decode_rendered(self, token_ids: Sequence[int]) -> str:
         """Text of tokens, special ones included."""
