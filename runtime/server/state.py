@@ -11,13 +11,15 @@ from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.scheduler.request import Prompt
 from kvfold.runtime.server.counts.reply_metrics import ReplyMetrics
 from kvfold.runtime.server.counts.timed_compiler import TimedCompiler
-from kvfold.runtime.server.guard.admission import Admission, AdmissionLimits
+from kvfold.runtime.server.guard.admission import Admission
+from kvfold.runtime.server.guard.admission_limits import AdmissionLimits
 from kvfold.runtime.server.guard.gate import Gate
 from kvfold.runtime.server.http import HttpError, Request
 from kvfold.runtime.server.served_llm import ServedLLM
 from kvfold.runtime.server.streaming import StreamSweep
 from kvfold.runtime.server.tracked_reply import TrackedReply
 
+CLOSED = AdmissionLimits(0, 0)
 LOADING_SECONDS, RESTART_SECONDS = 5, 10
 
 
@@ -36,7 +38,7 @@ class ServerState:
     """
 
     def __init__(
-        self, model_name: str, gate: Gate, limits: AdmissionLimits, stall_seconds: float = 30.0
+        self, model_name: str, gate: Gate, limits: AdmissionLimits = CLOSED, stall_seconds: float = 30.0
     ) -> None:
         """Without a model yet: `loaded` brings it."""
         self.model_name = model_name
@@ -50,8 +52,10 @@ class ServerState:
         self._llm: ServedLLM | None = None
         self._compiler: TimedCompiler | None = None
 
-    def loaded(self, llm: ServedLLM, compiler: Any) -> None:
-        """The model can be asked from now on."""
+    def loaded(self, llm: ServedLLM, compiler: Any, limits: AdmissionLimits | None = None) -> None:
+        """The model can be asked from now on; `limits` where it brings them."""
+        if limits is not None:
+            self.admission.limits = limits
         self._llm = llm
         self._compiler = TimedCompiler(compiler, self.metrics.grammar_compile)
 

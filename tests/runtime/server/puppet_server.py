@@ -16,7 +16,7 @@ from typing import Any
 from kvfold.plugins.contract.errors import BundleError, KvfoldError
 from kvfold.runtime.generation import TextChunk
 from kvfold.runtime.scheduler.request import Prompt
-from kvfold.runtime.server.start.run_server import run_server
+from kvfold.runtime.server.start.run_server import Loaded, run_server
 from kvfold.runtime.server.start.server_settings import ServerSettings
 from tests.runtime.server.puppet_llm import PuppetLLM, PuppetReply
 from tests.runtime.server.served import make_server
@@ -74,11 +74,11 @@ def main(options: dict[str, Any]) -> None:
     settings = ServerSettings(port=options["port"], drain_seconds=options.get("drain_seconds", 10), **paths)
     app, state = make_server(None, settings.keys)
 
-    def load() -> tuple[Any, Any]:
+    def load() -> Loaded:
         time.sleep(options.get("load_seconds", 0))
         if options.get("no_bundle"):
             raise BundleError("there is no bundle")
-        return SlowLLM(options.get("fails_after", float("inf"))), None
+        return SlowLLM(options.get("fails_after", float("inf"))), None, settings.limits(8)
 
     run_server(app, state, settings, load)
 

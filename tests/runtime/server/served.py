@@ -13,7 +13,7 @@ from kvfold.runtime.loop.ticket import Service
 from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.scheduler.request import Prompt
 from kvfold.runtime.server.app import Application
-from kvfold.runtime.server.guard.admission import AdmissionLimits
+from kvfold.runtime.server.guard.admission_limits import AdmissionLimits
 from kvfold.runtime.server.guard.gate import Gate
 from kvfold.runtime.server.http import EventStream, Request, Response, sse
 from kvfold.runtime.server.observe.health_routes import health_routes

@@ -9,7 +9,7 @@ from functools import wraps
 from typing import Any
 
 from kvfold.plugins.contract.errors import CapacityError, KvfoldError, RequestError
-from kvfold.runtime.server.guard.admission import AdmissionLimits
+from kvfold.runtime.server.guard.admission_limits import AdmissionLimits
 from tests.runtime.server.asgi_client import JSON, Exchange, ask, until
 from tests.runtime.server.puppet_llm import PuppetLLM
 from tests.runtime.server.served import make_server
