@@ -69,6 +69,11 @@ class AsyncLLM:
         return self._loop.info.vocab_size
 
     @property
+    def page_size(self) -> int:
+        """Tokens of a page."""
+        return self._loop.info.plan.page_size
+
+    @property
     def failure(self) -> EngineError | None:
         """Why the engine takes no more; None while it is well."""
         return self._loop.failure
