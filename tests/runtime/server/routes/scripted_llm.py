@@ -122,6 +122,7 @@ class ScriptedLLM:
         self.tokenizer = ByteTokenizer()
         self.max_length = max_length
         self.vocab_size = VOCAB
+        self.page_size = 16
         self.failure: Exception | None = None
         self.reused = reused
         self.asked: list[tuple[Prompt, SamplingParams, Service]] = []

@@ -140,7 +140,11 @@ def test_thoughts_that_come_back_are_no_text() -> None:
 )
 def test_what_is_wrong_is_said_in_anthropic_s_form(fields: dict[str, Any], words: str) -> None:
     answer = ask(**fields)
-    assert (answer.status, answer.json()["type"], answer.error["type"]) == (400, "error", "invalid_request_error")
+    assert (answer.status, answer.json()["type"], answer.error["type"]) == (
+        400,
+        "error",
+        "invalid_request_error",
+    )
     assert words in answer.error["message"]
 
 

@@ -46,7 +46,9 @@ def test_tokens_have_texts_on_demand() -> None:
     assert found["token_strs"] == ["H", "i"]
 
 
-@pytest.mark.parametrize("body", [{}, chat() | {"prompt": "Hi"}, {"prompt": 3}, {"prompt": "Hi", "model": "gpt"}])
+@pytest.mark.parametrize(
+    "body", [{}, chat() | {"prompt": "Hi"}, {"prompt": 3}, {"prompt": "Hi", "model": "gpt"}]
+)
 def test_what_cannot_be_tokenized_is_refused(body: dict[str, Any]) -> None:
     assert Server().post("/tokenize", body).status in (400, 404)
 

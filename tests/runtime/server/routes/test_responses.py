@@ -76,14 +76,22 @@ def test_a_stream_s_response_is_the_whole_one() -> None:
         found["output"][0].pop("id")
         return {name: value for name, value in found.items() if name not in ("id", "created_at")}
 
-    fields: dict[str, Any] = {"top_logprobs": 1, "include": ["message.output_text.logprobs"], "instructions": "!"}
+    fields: dict[str, Any] = {
+        "top_logprobs": 1,
+        "include": ["message.output_text.logprobs"],
+        "instructions": "!",
+    }
     assert settled(ask(**fields), True) == settled(ask(stream=True, **fields), False)
 
 
 def test_log_probabilities_come_where_they_are_asked_for() -> None:
     (item,) = ask(top_logprobs=1).json()["output"]
     assert item["content"][0]["logprobs"][0]["token"] == "H"
-    deltas = [json.loads(text) for name, text in events(ask(top_logprobs=1, stream=True)) if name and "delta" in name]
+    deltas = [
+        json.loads(text)
+        for name, text in events(ask(top_logprobs=1, stream=True))
+        if name and "delta" in name
+    ]
     assert [len(one["logprobs"]) for one in deltas] == [5, 7, 1]
 
 
@@ -124,7 +132,12 @@ def test_items_of_every_kind_are_messages() -> None:
     items = [
         {"role": "developer", "content": "Be brief."},
         {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Hi"}]},
-        {"type": "reasoning", "id": "r", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]},
+        {
+            "type": "reasoning",
+            "id": "r",
+            "summary": [],
+            "content": [{"type": "reasoning_text", "text": "hm"}],
+        },
         {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "Let me see."}]},
         {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
         {"type": "function_call_output", "call_id": "c", "output": "7"},
