@@ -35,7 +35,17 @@ LAYERS = {
     ),
     "export": ("model", "checkpoint", "quantize", "fold", "heal", "search", "graph"),
     "runtime": (
-        *("checks", "runtime_config", "bundle", "text", "sampling", "metrics", "engine", "memory"),
+        *(
+            "checks",
+            "runtime_config",
+            "bundle",
+            "text",
+            "sampling",
+            "structured",
+            "metrics",
+            "engine",
+            "memory",
+        ),
         *("scheduler", "generation", "session", "llm", "status"),
     ),
     "pipeline": (
