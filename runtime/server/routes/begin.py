@@ -12,7 +12,7 @@ from kvfold.runtime.llm.generation import Completion
 from kvfold.runtime.loop.ticket import Service
 from kvfold.runtime.scheduler.request import Prompt
 from kvfold.runtime.server.http import HttpError, Request
-from kvfold.runtime.server.routes.constrain import Constrained, constrain
+from kvfold.runtime.server.routes.constrain import Constrained, constrain_chat, constrain_text
 from kvfold.runtime.server.routes.conversations import Turn
 from kvfold.runtime.server.routes.follow import Ended, Events, stream_replies, whole_replies
 from kvfold.runtime.server.routes.shared import Shared
@@ -22,6 +22,8 @@ from kvfold.runtime.server.wire.ask import Ask
 from kvfold.runtime.server.wire.read_body import describe, wrong
 from kvfold.runtime.server.wire.reply_parts import ReplyReader, WholeReply, read_whole
 from kvfold.runtime.server.wire.template_messages import TemplateMessage
+from kvfold.runtime.structured.call_formats import choose_call_format
+from kvfold.runtime.structured.tool_prompt import prepare_chat
 from kvfold.runtime.text.chat import EncodedChat, encode_chat
 
 
@@ -33,12 +35,14 @@ class Run:
         prompt_tokens: of all prompts together.
         replies: in the order of the choices.
         readers: one for each.
+        ignored: fields, and parts of schemas, that have no effect.
         ended: called with a reply's completion, before it is told.
     """
 
     prompt_tokens: int
     replies: Sequence[TrackedReply]
     readers: Sequence[ReplyReader | None]
+    ignored: tuple[str, ...]
     ended: Ended | None = None
 
     def stream(self, events: Events) -> AsyncGenerator[bytes, None]:
@@ -53,10 +57,10 @@ class Run:
                 self.ended(at, completion)
         return completions
 
-    async def whole(self, call_prefix: str = "call_") -> list[WholeReply]:
-        """The same, read; ids of calls begin with a prefix."""
+    async def whole(self) -> list[WholeReply]:
+        """The same, read."""
         pairs = zip(await self.completions(), self.readers, strict=True)
-        return [read_whole(completion, reader, call_prefix) for completion, reader in pairs]
+        return [read_whole(completion, reader) for completion, reader in pairs]
 
 
 async def begin_chat(
@@ -79,7 +83,7 @@ async def begin_chat(
         ids = _fitting(chat.token_ids, state, "messages")
         prompt = Prompt(ids, chat.shared_length, tenant=request.tenant)
         replies = submit(request, shared, ask, prompt, form)
-        return Run(len(ids), replies, [form.reader() for _ in replies])
+        return Run(len(ids), replies, [form.reader() for _ in replies], (*ask.ignored, *form.ignored))
     request.at_end(turn.close)
     if ask.n > 1:
         raise wrong(f"is {ask.n}; a session has one reply a turn", "n")
@@ -94,7 +98,7 @@ async def begin_chat(
         if not turn.finish(state.llm.tokenizer, completion, kept):
             shared.discard(kept)
 
-    return Run(len(ids), replies, [form.reader()], ended)
+    return Run(len(ids), replies, [form.reader()], (*ask.ignored, *form.ignored), ended)
 
 
 async def count_prompt(shared: Shared, ask: Ask, messages: Sequence[TemplateMessage]) -> int:
@@ -116,7 +120,8 @@ async def begin_texts(
         param = "prompt" if len(tokens) == 1 else f"prompt[{at}]"
         fitting = _fitting(ids, state, param, reply=min(1, 1 if ask.max_tokens is None else ask.max_tokens))
         replies += submit(request, shared, ask, Prompt(fitting, tenant=request.tenant), form)
-    return Run(sum(map(len, tokens)), replies, [None] * len(replies)), tokens
+    ignored = (*ask.ignored, *form.ignored)
+    return Run(sum(map(len, tokens)), replies, [None] * len(replies), ignored), tokens
 
 
 def submit(
@@ -153,8 +158,11 @@ def _prepare_chat(
     state: ServerState, ask: Ask, messages: Sequence[TemplateMessage], known: EncodedChat | None
 ) -> tuple[EncodedChat, Constrained]:
     """In a thread of its own: templates, tokenizers and grammars take their time."""
-    form = constrain(state, ask)
-    return encode_chat(state.llm.tokenizer, form.messages(messages), known), form
+    tokenizer = state.llm.tokenizer
+    form = choose_call_format(tokenizer.chat_template)
+    ready = prepare_chat(tokenizer.chat_template, messages, ask.tools.tools, form)
+    chat = encode_chat(tokenizer, ready.messages, known, ready.tools)
+    return chat, constrain_chat(state, ask, form, chat.text)
 
 
 def _prepare_texts(
@@ -162,7 +170,7 @@ def _prepare_texts(
 ) -> tuple[list[list[int]], Constrained]:
     encode = state.llm.tokenizer.encode if begin else state.llm.tokenizer.encode_rendered
     tokens = [encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
-    return tokens, constrain(state, ask)
+    return tokens, constrain_text(state, ask)
 
 
 def _fitting(ids: Sequence[int], state: ServerState, param: str, reply: int = 1) -> np.ndarray:

@@ -29,7 +29,7 @@ class ChatCompletions:
         turn = self._shared.begin_turn(request, ask.session)
         run = await begin_chat(request, self._shared, ask, messages, turn)
         head = Head(new_id("chatcmpl-"), int(time.time()), state.model_name)
-        headers, texts = ignored_header(ask.ignored), self._shared.texts()
+        headers, texts = ignored_header(run.ignored), self._shared.texts()
         if ask.stream:
             events = ChatEvents(head, ask.n, ask.include_usage, texts)
             return EventStream(run.stream(events), headers=headers)

@@ -30,7 +30,7 @@ class Completions:
         ask = asked.ask
         run, tokens = await begin_texts(request, self._shared, ask, asked.prompts, asked.begin)
         head = Head(new_id("cmpl-"), int(time.time()), state.model_name)
-        headers, texts = ignored_header(ask.ignored), self._shared.texts()
+        headers, texts = ignored_header(run.ignored), self._shared.texts()
         echoes = _echoes(asked, tokens, state) if asked.echo else []
         if ask.stream:
             begun = [echo.text for echo in echoes] or [""] * len(run.replies)

@@ -11,7 +11,8 @@ from kvfold.runtime.llm.generation import Completion, TextChunk
 from kvfold.runtime.metrics import Usage
 from kvfold.runtime.sampling.logprobs import TokenLogprob
 from kvfold.runtime.server.tracked_reply import TrackedReply
-from kvfold.runtime.server.wire.reply_parts import Part, PlainReader, ReplyReader
+from kvfold.runtime.server.wire.reply_parts import PlainReader, ReplyReader
+from kvfold.runtime.structured.reply_events import ReplyEvent
 
 Ended = Callable[[int, Completion], None]
 
@@ -27,7 +28,7 @@ class Events(Protocol):
         """More text of reply number `at`, where no reader and no log probabilities are asked for."""
         ...
 
-    def parts(self, at: int, parts: Sequence[Part], logprobs: Sequence[TokenLogprob] | None) -> bytes:
+    def parts(self, at: int, parts: Sequence[ReplyEvent], logprobs: Sequence[TokenLogprob] | None) -> bytes:
         """More of a reply, and the log probabilities of the tokens that brought it."""
         ...
 
@@ -74,7 +75,7 @@ async def whole_replies(replies: Sequence[TrackedReply]) -> list[Completion]:
 
 def _read(at: int, chunk: TextChunk, reader: ReplyReader | None, events: Events) -> bytes:
     reader = reader or PlainReader()
-    parts = [*reader.feed(chunk.text)]
+    parts = [*reader.push(chunk.text)]
     if chunk.completion is not None:
         parts += reader.finish()
     if not parts and not chunk.logprobs:

@@ -9,12 +9,7 @@ from kvfold.runtime.server.http import EventStream, Request, Response
 from kvfold.runtime.server.routes.begin import begin_chat, count_prompt
 from kvfold.runtime.server.routes.shared import Shared
 from kvfold.runtime.server.state import ServerState
-from kvfold.runtime.server.wire.message_reply import (
-    CALL_PREFIX,
-    MessageEvents,
-    message_body,
-    message_error_event,
-)
+from kvfold.runtime.server.wire.message_reply import MessageEvents, message_body, message_error_event
 from kvfold.runtime.server.wire.message_request import count_ask, message_ask
 from kvfold.runtime.server.wire.openai_usage import Head
 from kvfold.runtime.server.wire.read_body import ignored_header
@@ -34,11 +29,11 @@ class Messages:
         turn = self._shared.begin_turn(request, ask.session)
         run = await begin_chat(request, self._shared, ask, messages, turn)
         head = Head(new_id("msg_"), int(time.time()), state.model_name)
-        headers, limit = ignored_header(ask.ignored), state.llm.max_length
+        headers, limit = ignored_header(run.ignored), state.llm.max_length
         if ask.stream:
             events = MessageEvents(head, run.prompt_tokens, limit)
             return EventStream(run.stream(events), message_error_event, headers)
-        (reply,) = await run.whole(CALL_PREFIX)
+        (reply,) = await run.whole()
         return Response(message_body(head, reply, limit), headers=headers)
 
     async def count_tokens(self, request: Request, state: ServerState) -> Response:

@@ -84,7 +84,7 @@ class Responses:
             stored.stop = run.replies[0].stop
             self._stored.add(request.tenant, stored)
             request.at_end(stored.leave)
-        headers = ignored_header(ask.ignored)
+        headers = ignored_header(run.ignored)
         if ask.stream:
             return EventStream(run.stream(events), events.fail, headers)
         return Response(await _written(run, events), headers=headers)
@@ -146,6 +146,6 @@ class Responses:
 async def _written(run: Run, events: ResponseEvents) -> bytes:
     """The whole response."""
     (completion,), reader = await run.completions(), run.readers[0] or PlainReader()
-    events.parts(0, [*reader.feed(completion.text), *reader.finish()], completion.logprobs)
+    events.parts(0, [*reader.push(completion.text), *reader.finish()], completion.logprobs)
     events.end(0, completion)
     return ENCODER.encode(events.response)

@@ -11,6 +11,8 @@ from kvfold.runtime.server.routes.shared import Shared
 from kvfold.runtime.server.state import ServerState
 from kvfold.runtime.server.wire.read_body import ignored_header
 from kvfold.runtime.server.wire.token_requests import TokenizeAsk, detokenize_ask, tokenize_ask
+from kvfold.runtime.structured.call_formats import choose_call_format
+from kvfold.runtime.structured.tool_prompt import prepare_chat
 from kvfold.runtime.text.tokenizer import Tokenizer
 
 
@@ -41,4 +43,7 @@ class Tokenizing:
 def _encode(tokenizer: Tokenizer, ask: TokenizeAsk) -> list[int]:
     if ask.prompt is not None:
         return tokenizer.encode(ask.prompt) if ask.begin else tokenizer.encode_rendered(ask.prompt)
-    return tokenizer.encode_rendered(tokenizer.render(ask.messages, add_generation_prompt=ask.generate))
+    template = tokenizer.chat_template
+    ready = prepare_chat(template, ask.messages, ask.tools.tools, choose_call_format(template))
+    text = tokenizer.render(ready.messages, add_generation_prompt=ask.generate, tools=ready.tools)
+    return tokenizer.encode_rendered(text)

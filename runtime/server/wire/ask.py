@@ -2,33 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from kvfold.runtime.sampling.params import SamplingParams
+from kvfold.runtime.structured.tools import Tool
 
 ToolMode = Literal["none", "auto", "required"]
-
-
-@dataclass(frozen=True)
-class Tool:
-    """A function that the model may call.
-
-    Attributes:
-        name: of the function.
-        description: for the model; empty where none was given.
-        parameters: JSON Schema of its arguments; None takes any object.
-    """
-
-    name: str
-    description: str = ""
-    parameters: Mapping[str, Any] | None = None
-
-    def for_template(self) -> dict[str, Any]:
-        """As chat templates read it."""
-        function = {"name": self.name, "description": self.description, "parameters": self.parameters or {}}
-        return {"type": "function", "function": function}
 
 
 @dataclass(frozen=True)
@@ -61,11 +41,13 @@ class Shape:
         kind: of `value`: a JSON Schema (None: any object), a regular expression, texts, a Lark grammar.
         value: the form.
         param: the field that asked for it.
+        strict: refuse what of a schema cannot be enforced; else it is ignored, and named.
     """
 
     kind: Literal["json", "regex", "choice", "grammar"]
     value: Any
     param: str
+    strict: bool = True
 
 
 @dataclass(frozen=True)

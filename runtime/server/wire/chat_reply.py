@@ -12,17 +12,15 @@ from kvfold.runtime.metrics import Usage
 from kvfold.runtime.sampling.logprobs import TokenLogprob
 from kvfold.runtime.server.http import sse
 from kvfold.runtime.server.wire.openai_usage import Head, openai_usage
-from kvfold.runtime.server.wire.reply_parts import (
-    ArgumentsPart,
-    CallPart,
-    Part,
-    ReasoningPart,
-    TextPart,
-    WholeReply,
-    new_id,
-    openai_finish,
-)
+from kvfold.runtime.server.wire.reply_parts import WholeReply, openai_finish
 from kvfold.runtime.server.wire.token_texts import TokenTexts
+from kvfold.runtime.structured.reply_events import (
+    ContentDelta,
+    ReasoningDelta,
+    ReplyEvent,
+    ToolCallArguments,
+    ToolCallStart,
+)
 
 DONE = sse(b"[DONE]")
 ENCODER = msgspec.json.Encoder()
@@ -43,7 +41,7 @@ class ChatEvents:
         self._head = head
         self._texts = texts
         self._include_usage = include_usage
-        self._calls = [0] * replies
+        self._called = [False] * replies
         chunk = ENCODER.encode(_frame(head, "chat.completion.chunk"))[:-1]
         usage = b',"usage":null}' if include_usage else b"}"
         self._opening = [
@@ -62,10 +60,10 @@ class ChatEvents:
         """More text of a reply."""
         return self._text_opening[at] + ENCODER.encode(text) + self._text_closing
 
-    def parts(self, at: int, parts: Sequence[Part], logprobs: Sequence[TokenLogprob] | None) -> bytes:
+    def parts(self, at: int, parts: Sequence[ReplyEvent], logprobs: Sequence[TokenLogprob] | None) -> bytes:
         """More of a reply, and the log probabilities of the tokens that brought it."""
         if logprobs is not None and not parts:
-            parts = (TextPart(""),)
+            parts = (ContentDelta(""),)
         chunks = []
         for part in parts:
             chunks.append(self._chunk(at, self._delta(at, part), logprobs))
@@ -74,7 +72,7 @@ class ChatEvents:
 
     def end(self, at: int, completion: Completion) -> bytes:
         """A reply has ended."""
-        return self._chunk(at, {}, finish=openai_finish(completion, self._calls[at] > 0))
+        return self._chunk(at, {}, finish=openai_finish(completion, self._called[at]))
 
     def close(self, usages: Sequence[Usage]) -> bytes:
         """All replies have ended."""
@@ -95,31 +93,30 @@ class ChatEvents:
         rest = ENCODER.encode({"logprobs": content, "finish_reason": finish})
         return self._opening[at] + ENCODER.encode(delta) + b"," + rest[1:-1] + self._closing
 
-    def _delta(self, at: int, part: Part) -> dict[str, Any]:
+    def _delta(self, at: int, part: ReplyEvent) -> dict[str, Any]:
         match part:
-            case TextPart():
-                return {"content": part.text}
-            case ReasoningPart():
-                return {"reasoning_content": part.text}
-            case CallPart():
-                self._calls[at] += 1
-                function = {"name": part.name, "arguments": ""}
-                call = {"id": new_id("call_"), "type": "function", "function": function}
-                return {"tool_calls": [{"index": self._calls[at] - 1} | call]}
-            case ArgumentsPart():
-                more = {"index": self._calls[at] - 1, "function": {"arguments": part.text}}
-                return {"tool_calls": [more]}
+            case ContentDelta(text):
+                return {"content": text}
+            case ReasoningDelta(text):
+                return {"reasoning_content": text}
+            case ToolCallStart(index, identity, name):
+                self._called[at] = True
+                function = {"name": name, "arguments": ""}
+                call = {"index": index, "id": identity, "type": "function", "function": function}
+                return {"tool_calls": [call]}
+            case ToolCallArguments(index, text):
+                return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
 
 
 def _choice(at: int, reply: WholeReply, texts: TokenTexts) -> dict[str, Any]:
     calls = [
         {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-        for call in reply.calls
+        for call in reply.parts.calls
     ]
-    content = None if calls and not reply.text else reply.text
+    content = None if calls and not reply.parts.content else reply.parts.content
     message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
-    if reply.reasoning:
-        message["reasoning_content"] = reply.reasoning
+    if reply.parts.reasoning:
+        message["reasoning_content"] = reply.parts.reasoning
     if calls:
         message["tool_calls"] = calls
     found = reply.completion.logprobs

@@ -12,8 +12,9 @@ from kvfold.runtime.sampling.logprobs import TokenLogprob
 from kvfold.runtime.server.http import sse
 from kvfold.runtime.server.wire.chat_reply import DONE, ENCODER
 from kvfold.runtime.server.wire.openai_usage import Head, openai_usage
-from kvfold.runtime.server.wire.reply_parts import Part, TextPart, openai_finish
+from kvfold.runtime.server.wire.reply_parts import openai_finish
 from kvfold.runtime.server.wire.token_texts import TokenTexts
+from kvfold.runtime.structured.reply_events import ContentDelta, ReplyEvent
 
 KIND = "text_completion"
 
@@ -78,9 +79,9 @@ class CompletionEvents:
         """More text of a reply."""
         return self._opening[at] + ENCODER.encode(text) + self._text_closing
 
-    def parts(self, at: int, parts: Sequence[Part], logprobs: Sequence[TokenLogprob] | None) -> bytes:
+    def parts(self, at: int, parts: Sequence[ReplyEvent], logprobs: Sequence[TokenLogprob] | None) -> bytes:
         """More of a reply, and the log probabilities of the tokens that brought it."""
-        text = "".join(part.text for part in parts if isinstance(part, TextPart))
+        text = "".join(part.text for part in parts if isinstance(part, ContentDelta))
         found = None
         if logprobs is not None:
             ids = [one.token_id for one in logprobs]

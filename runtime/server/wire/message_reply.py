@@ -13,18 +13,15 @@ from kvfold.runtime.sampling.logprobs import TokenLogprob
 from kvfold.runtime.server.http import HttpError, sse
 from kvfold.runtime.server.wire.chat_reply import ENCODER
 from kvfold.runtime.server.wire.openai_usage import Head
-from kvfold.runtime.server.wire.reply_parts import (
-    ArgumentsPart,
-    CallPart,
-    Part,
-    ReasoningPart,
-    TextPart,
-    WholeReply,
-    check_not_cancelled,
-    new_id,
+from kvfold.runtime.server.wire.reply_parts import WholeReply, check_not_cancelled
+from kvfold.runtime.structured.reply_events import (
+    ContentDelta,
+    ReasoningDelta,
+    ReplyEvent,
+    ToolCallArguments,
+    ToolCallStart,
 )
 
-CALL_PREFIX = "toolu_"
 PING = sse(b'{"type":"ping"}', "ping")
 ERRORS = {
     401: "authentication_error",
@@ -50,15 +47,16 @@ def message_error_event(error: HttpError) -> bytes:
 def message_body(head: Head, reply: WholeReply, max_length: int) -> bytes:
     """The body of a message; `max_length` is the model's, which may have ended it."""
     content: list[dict[str, Any]] = []
-    if reply.reasoning:
-        content.append({"type": "thinking", "thinking": reply.reasoning, "signature": ""})
-    if reply.text or not reply.calls:
-        content.append({"type": "text", "text": reply.text})
-    for call in reply.calls:
-        arguments = msgspec.json.decode(call.arguments or "{}")
-        content.append({"type": "tool_use", "id": call.id, "name": call.name, "input": arguments})
+    parts = reply.parts
+    if parts.reasoning:
+        content.append({"type": "thinking", "thinking": parts.reasoning, "signature": ""})
+    if parts.content or not parts.calls:
+        content.append({"type": "text", "text": parts.content})
+    for call in parts.calls:
+        given = _read_arguments(call.arguments)
+        content.append({"type": "tool_use", "id": call.id, "name": call.name, "input": given})
     completion = reply.completion
-    ended = _ended(completion, bool(reply.calls), max_length)
+    ended = _ended(completion, bool(parts.calls), max_length)
     return ENCODER.encode(_message(head, content, _usage(completion.usage)) | ended)
 
 
@@ -92,7 +90,7 @@ class MessageEvents:
             )
         return opening + self._text_opening + ENCODER.encode(text) + b"}}\n\n"
 
-    def parts(self, at: int, parts: Sequence[Part], logprobs: Sequence[TokenLogprob] | None) -> bytes:
+    def parts(self, at: int, parts: Sequence[ReplyEvent], logprobs: Sequence[TokenLogprob] | None) -> bytes:
         """More of the reply; this API has no log probabilities."""
         return b"".join(map(self._part, parts))
 
@@ -107,20 +105,19 @@ class MessageEvents:
         """Nothing more comes."""
         return _event("message_stop")
 
-    def _part(self, part: Part) -> bytes:
+    def _part(self, part: ReplyEvent) -> bytes:
         match part:
-            case TextPart():
-                return self.text(0, part.text) if part.text else b""
-            case ReasoningPart():
+            case ContentDelta(text):
+                return self.text(0, text) if text else b""
+            case ReasoningDelta(text):
                 block = {"type": "thinking", "thinking": "", "signature": ""}
                 opening = b"" if self._open == "thinking" else self._begin_block(block)
-                return opening + self._delta({"type": "thinking_delta", "thinking": part.text})
-            case CallPart():
+                return opening + self._delta({"type": "thinking_delta", "thinking": text})
+            case ToolCallStart(_, identity, name):
                 self._called = True
-                call = {"id": new_id(CALL_PREFIX), "name": part.name, "input": {}}
-                return self._begin_block({"type": "tool_use"} | call)
-            case ArgumentsPart():
-                return self._delta({"type": "input_json_delta", "partial_json": part.text})
+                return self._begin_block({"type": "tool_use", "id": identity, "name": name, "input": {}})
+            case ToolCallArguments(_, text):
+                return self._delta({"type": "input_json_delta", "partial_json": text})
 
     def _begin_block(self, block: dict[str, Any]) -> bytes:
         ending = self._end_block()
@@ -136,6 +133,14 @@ class MessageEvents:
 
     def _delta(self, delta: dict[str, Any]) -> bytes:
         return _event("content_block_delta", index=self._blocks - 1, delta=delta)
+
+
+def _read_arguments(arguments: str) -> Any:
+    """What a call gives its tool; nothing where the reply was cut within, of which stop_reason tells."""
+    try:
+        return msgspec.json.decode(arguments)
+    except msgspec.DecodeError:
+        return {}
 
 
 def _event(kind: str, **fields: Any) -> bytes:

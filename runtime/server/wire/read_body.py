@@ -13,7 +13,7 @@ from kvfold.runtime.server.http import HttpError
 Body = TypeVar("Body", bound=msgspec.Struct)
 # Names in the header x-kvfold-ignored: enough to find a misspelling, too few to fill a header.
 MISSING = "Object missing required field "
-MAX_NAMES, MAX_NAME_LENGTH = 16, 64
+MAX_NAMES, MAX_NAME_LENGTH = 16, 128
 
 
 def read_body(fields: Mapping[str, Any], kind: type[Body]) -> tuple[Body, tuple[str, ...]]:

@@ -1,58 +1,28 @@
-"""A reply in the parts that the APIs tell apart: text, reasoning, calls of tools."""
+"""A reply as the APIs tell it: its parts, whole or as they come, and why it ended."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 from uuid import uuid4
 
 from kvfold.runtime.llm.generation import Completion
 from kvfold.runtime.server.http import HttpError
+from kvfold.runtime.structured.reply_events import ContentDelta, ParsedReply, ReplyEvent, join_events
 
-CLIENT_CLOSED = 499  # nginx's: no client tries again by itself
 FinishReason = Literal["stop", "length", "tool_calls"]
-
-
-@dataclass(frozen=True, slots=True)
-class TextPart:
-    """More of the reply's text."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class ReasoningPart:
-    """More of what the model thought before it replied."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class CallPart:
-    """A call begins; its arguments follow."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class ArgumentsPart:
-    """More of the arguments of the call that began last, as JSON."""
-
-    text: str
-
-
-Part = TextPart | ReasoningPart | CallPart | ArgumentsPart
+CLIENT_CLOSED = 499  # nginx's: no client tries again by itself
 
 
 class ReplyReader(Protocol):
-    """Tells the parts of one reply apart; one object per reply."""
+    """Tells the parts of one reply apart, as ReplyParser does; one object per reply."""
 
-    def feed(self, text: str) -> Sequence[Part]:
+    def push(self, text: str) -> Sequence[ReplyEvent]:
         """Parts that more text made certain."""
         ...
 
-    def finish(self) -> Sequence[Part]:
+    def finish(self) -> Sequence[ReplyEvent]:
         """What was held back: no more text comes."""
         ...
 
@@ -60,40 +30,34 @@ class ReplyReader(Protocol):
 class PlainReader:
     """A reply that is all text."""
 
-    def feed(self, text: str) -> Sequence[Part]:
+    def push(self, text: str) -> Sequence[ReplyEvent]:
         """The text."""
-        return (TextPart(text),) if text else ()
+        return (ContentDelta(text),) if text else ()
 
-    def finish(self) -> Sequence[Part]:
+    def finish(self) -> Sequence[ReplyEvent]:
         """Nothing: it holds nothing back."""
         return ()
 
 
-MakeReader = Callable[[], ReplyReader | None]
-
-
-@dataclass(frozen=True)
-class Call:
-    """A call of a tool; its arguments are JSON."""
-
-    id: str
-    name: str
-    arguments: str
-
-
 @dataclass(frozen=True)
 class WholeReply:
-    """A finished reply, read."""
+    """A finished reply, and its parts."""
 
     completion: Completion
-    text: str
-    reasoning: str = ""
-    calls: tuple[Call, ...] = ()
+    parts: ParsedReply
 
     @property
     def finish_reason(self) -> FinishReason:
         """OpenAI's word for why it ended; raises as `openai_finish`."""
-        return openai_finish(self.completion, bool(self.calls))
+        return openai_finish(self.completion, bool(self.parts.calls))
+
+
+def read_whole(completion: Completion, reader: ReplyReader | None) -> WholeReply:
+    """A finished reply in its parts; without a reader all of it is text."""
+    if reader is None:
+        return WholeReply(completion, ParsedReply(completion.text, "", ()))
+    events = [*reader.push(completion.text), *reader.finish()]
+    return WholeReply(completion, join_events(events))
 
 
 def openai_finish(completion: Completion, called: bool) -> FinishReason:
@@ -119,27 +83,6 @@ def check_not_cancelled(completion: Completion) -> None:
             raise HttpError(503, "the server stops; ask again elsewhere", code="draining")
         case "error":
             raise HttpError(500, "the reply ended by an error of the server", code="reply_failed")
-
-
-def read_whole(completion: Completion, reader: ReplyReader | None, call_prefix: str = "call_") -> WholeReply:
-    """A finished reply in its parts; without a reader all of it is text."""
-    if reader is None:
-        return WholeReply(completion, completion.text)
-    text: list[str] = []
-    reasoning: list[str] = []
-    calls: list[tuple[str, list[str]]] = []
-    for part in (*reader.feed(completion.text), *reader.finish()):
-        match part:
-            case TextPart():
-                text.append(part.text)
-            case ReasoningPart():
-                reasoning.append(part.text)
-            case CallPart():
-                calls.append((part.name, []))
-            case ArgumentsPart():
-                calls[-1][1].append(part.text)
-    made = tuple(Call(new_id(call_prefix), name, "".join(pieces)) for name, pieces in calls)
-    return WholeReply(completion, "".join(text), "".join(reasoning), made)
 
 
 def new_id(prefix: str) -> str:

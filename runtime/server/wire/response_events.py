@@ -11,15 +11,15 @@ from kvfold.runtime.sampling.logprobs import TokenLogprob
 from kvfold.runtime.server.http import HttpError, sse
 from kvfold.runtime.server.wire.chat_reply import ENCODER
 from kvfold.runtime.server.wire.openai_usage import Head
-from kvfold.runtime.server.wire.reply_parts import (
-    ArgumentsPart,
-    CallPart,
-    Part,
-    ReasoningPart,
-    TextPart,
-    new_id,
-)
+from kvfold.runtime.server.wire.reply_parts import new_id
 from kvfold.runtime.server.wire.token_texts import TokenTexts
+from kvfold.runtime.structured.reply_events import (
+    ContentDelta,
+    ReasoningDelta,
+    ReplyEvent,
+    ToolCallArguments,
+    ToolCallStart,
+)
 
 MESSAGE, REASONING, CALL = "message", "reasoning", "function_call"
 
@@ -75,11 +75,11 @@ class ResponseEvents:
         closing = b',"logprobs":[],"sequence_number":%d}\n\n' % (self._sequence - 1)
         return opening + self._text_opening + ENCODER.encode(text) + closing
 
-    def parts(self, at: int, parts: Sequence[Part], logprobs: Sequence[TokenLogprob] | None) -> bytes:
+    def parts(self, at: int, parts: Sequence[ReplyEvent], logprobs: Sequence[TokenLogprob] | None) -> bytes:
         """More of the reply, and the log probabilities of the tokens that brought it."""
         data = b""
         for part in parts:
-            if isinstance(part, TextPart):
+            if isinstance(part, ContentDelta):
                 data += self._say(part.text, logprobs)
                 logprobs = None
             else:
@@ -134,26 +134,24 @@ class ResponseEvents:
             "response.output_text.delta", content_index=0, delta=text, logprobs=found
         )
 
-    def _part(self, part: Part) -> bytes:
+    def _part(self, part: ReplyEvent) -> bytes:
         match part:
-            case TextPart():
-                return self._say(part.text, None)
-            case ReasoningPart():
+            case ContentDelta(text):
+                return self._say(text, None)
+            case ReasoningDelta(text):
                 opening = b"" if self._open == REASONING else self._begin_item(REASONING)
-                self._pieces.append(part.text)
-                return opening + self._event(
-                    "response.reasoning_text.delta", content_index=0, delta=part.text
-                )
-            case CallPart():
-                return self._begin_item(CALL, part.name)
-            case ArgumentsPart():
-                self._pieces.append(part.text)
-                return self._event("response.function_call_arguments.delta", delta=part.text)
+                self._pieces.append(text)
+                return opening + self._event("response.reasoning_text.delta", content_index=0, delta=text)
+            case ToolCallStart(_, identity, name):
+                return self._begin_item(CALL, identity, name)
+            case ToolCallArguments(_, text):
+                self._pieces.append(text)
+                return self._event("response.function_call_arguments.delta", delta=text)
 
-    def _begin_item(self, kind: str, name: str = "") -> bytes:
+    def _begin_item(self, kind: str, call_id: str = "", name: str = "") -> bytes:
         ending = self._end_item("stop")
         self._open = kind
-        item = _item(kind, name)
+        item = _item(kind, call_id, name)
         self.response["output"].append(item)
         added = self._event("response.output_item.added", item=item)
         if kind == CALL:
@@ -178,7 +176,7 @@ class ResponseEvents:
         item["status"] = "completed" if finish == "stop" else "incomplete"
         if kind == CALL:
             item["arguments"] = text
-            done = self._event("response.function_call_arguments.done", name=item["name"], arguments=text)
+            done = self._event("response.function_call_arguments.done", arguments=text)
             return done + self._event("response.output_item.done", item=item)
         part = _text_part(kind, text, logprobs)
         item["content"] = [part]
@@ -208,9 +206,9 @@ class ResponseEvents:
         return sum(self._count(item["content"][0]["text"]) for item in thoughts)
 
 
-def _item(kind: str, name: str) -> dict[str, Any]:
+def _item(kind: str, call_id: str, name: str) -> dict[str, Any]:
     if kind == CALL:
-        call = {"call_id": new_id("call_"), "name": name, "arguments": ""}
+        call = {"call_id": call_id, "name": name, "arguments": ""}
         return {"type": kind, "id": new_id("fc_"), "status": "in_progress", **call}
     if kind == REASONING:
         return {"type": kind, "id": new_id("rs_"), "status": "in_progress", "summary": [], "content": []}

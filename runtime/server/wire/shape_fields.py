@@ -49,7 +49,9 @@ def schema_shape(form: Any, param: str) -> Shape | None:
     if kind == "json_object":
         return Shape("json", None, param)
     if kind == "json_schema":
-        return Shape("json", _schema(form.get("schema"), f"{param}.schema"), param)
+        return Shape(
+            "json", _schema(form.get("schema"), f"{param}.schema"), param, form.get("strict") is True
+        )
     raise wrong(f"is {describe(kind)}; use text, json_object or json_schema", f"{param}.type")
 
 
@@ -62,7 +64,8 @@ def _format(form: dict[str, Any] | None) -> Shape | None:
     inner = form.get("json_schema")
     if not isinstance(inner, dict):
         raise wrong(f"is {describe(inner)}; send an object with name and schema", param)
-    return Shape("json", _schema(inner.get("schema"), f"{param}.schema"), "response_format")
+    schema = _schema(inner.get("schema"), f"{param}.schema")
+    return Shape("json", schema, "response_format", inner.get("strict") is True)
 
 
 def _guided(fields: ShapeFields) -> list[Shape | None]:

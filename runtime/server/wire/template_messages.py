@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
-
 from kvfold.runtime.server.wire.read_body import describe, wrong
 
 # `developer` is what newer clients call `system`; templates know only the latter.
@@ -43,13 +41,8 @@ def text_field(fields: dict[str, Any], name: str, param: str) -> str:
 
 
 def call_of_tool(identity: str, name: str, arguments: str) -> dict[str, Any]:
-    """A call as templates read it: arguments that are an object come as one, as transformers gives them."""
-    try:
-        parsed = msgspec.json.decode(arguments)
-    except (msgspec.MsgspecError, UnicodeError, RecursionError):
-        parsed = None  # a reply that was cut; the template then shows the text
-    shown = parsed if isinstance(parsed, dict) else arguments
-    return {"id": identity, "type": "function", "function": {"name": name, "arguments": shown}}
+    """A call in OpenAI's form; what templates make of its arguments is for later."""
+    return {"id": identity, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 def _message(message: Any, param: str) -> TemplateMessage:

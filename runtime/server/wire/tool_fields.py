@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-from kvfold.runtime.server.wire.ask import Tool, ToolMode, ToolUse
+from kvfold.plugins.contract.errors import RequestError
+from kvfold.runtime.server.http import HttpError
+from kvfold.runtime.server.wire.ask import ToolMode, ToolUse
 from kvfold.runtime.server.wire.read_body import describe, wrong
+from kvfold.runtime.structured.tools import Tool
 
 # Where a function's name, description and schema stand: OpenAI's chat nests them, its responses do not.
 Style = Literal["chat", "responses", "messages"]
-NAME = re.compile(r"[\w.:/-]{1,128}", re.ASCII)
 MAX_TOOLS = 128
 MODES: dict[str, ToolMode] = {"none": "none", "auto": "auto", "required": "required", "any": "required"}
 
@@ -53,16 +54,13 @@ def _tool(tool: Any, param: str, style: Style) -> Tool:
     function = tool.get("function") if style == "chat" else tool
     if not isinstance(function, dict):
         raise wrong(f"is {describe(function)}; send name, description and parameters", f"{param}.function")
-    name, description = function.get("name"), function.get("description")
-    if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise wrong(f"is {describe(name)}; use 1 to 128 letters, digits, _ or -", f"{param}.name")
-    if not isinstance(description, str | None):
-        raise wrong(f"is {describe(description)}; send a string", f"{param}.description")
-    field = "input_schema" if style == "messages" else "parameters"
-    schema = function.get(field)
-    if not isinstance(schema, dict | None):
-        raise wrong(f"is {describe(schema)}; send a JSON Schema", f"{param}.{field}")
-    return Tool(name, description or "", schema)
+    schema = function.get("input_schema" if style == "messages" else "parameters")
+    strict = function.get("strict") is True
+    try:
+        name: Any = function.get("name")
+        return Tool(name, function.get("description") or "", schema, strict)
+    except RequestError as error:  # it checks the types
+        raise HttpError(400, f"{param}: {error}", param=param) from None
 
 
 def _choice(choice: Any, style: Style) -> tuple[ToolMode, tuple[str, ...] | None]:

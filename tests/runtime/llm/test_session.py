@@ -72,7 +72,9 @@ def test_a_stop_text_makes_the_next_turn_look_in_the_tree() -> None:
 class TrimmingTokenizer(ByteTokenizer):
     """Rewrites earlier messages, as some templates do."""
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> TemplateText:
+    def render(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool, tools: object = ()
+    ) -> TemplateText:
         cut = [{**message, "content": message["content"][:5]} for message in messages]
         return super().render(cut, add_generation_prompt=add_generation_prompt)
 
