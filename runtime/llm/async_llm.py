@@ -14,6 +14,7 @@ from kvfold.runtime.llm.async_session import AsyncSession
 from kvfold.runtime.llm.conversation import Conversation, OnOverflow
 from kvfold.runtime.llm.generation import DEFAULT_SERVICE, Completion
 from kvfold.runtime.llm.llm import DEFAULT_TARGET, LLM
+from kvfold.runtime.loop.commands import Discard
 from kvfold.runtime.loop.core import Turn
 from kvfold.runtime.loop.snapshot import LoopSnapshot
 from kvfold.runtime.loop.ticket import Service, Ticket
