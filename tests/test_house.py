@@ -35,8 +35,8 @@ LAYERS = {
     ),
     "export": ("model", "checkpoint", "quantize", "fold", "heal", "search", "graph"),
     "runtime": (
-        *("checks", "runtime_config", "bundle", "text", "sampling", "metrics", "engine", "memory"),
-        *("scheduler", "generation", "session", "llm", "status"),
+        *("checks", "runtime_config", "bundle", "text", "sampling", "structured", "metrics", "engine"),
+        *("memory", "scheduler", "loop", "llm", "status", "server"),
     ),
     "pipeline": (
         *("show", "machine", "recipe", "workspace", "texts", "build", "quality", "report", "stages"),
