@@ -18,11 +18,11 @@ class TimedCompiler:
         self._seconds = seconds
         self._lock = Lock()
 
-    def compile(self, spec: Any) -> Any:
+    def compile(self, spec: Any, reasoning: Any = None) -> Any:
         """A Grammar; raises what GrammarCompiler raises."""
         start = time.perf_counter()
         try:
-            return self._compiler.compile(spec)
+            return self._compiler.compile(spec, reasoning)
         finally:
             seconds = time.perf_counter() - start
             with self._lock:

@@ -18,10 +18,10 @@ from kvfold.runtime.server.routes.follow import Ended, Events, stream_replies, w
 from kvfold.runtime.server.routes.shared import Shared
 from kvfold.runtime.server.state import ServerState
 from kvfold.runtime.server.tracked_reply import TrackedReply
-from kvfold.runtime.server.wire.ask import Ask
-from kvfold.runtime.server.wire.read_body import describe, wrong
+from kvfold.runtime.server.wire.fields.ask import Ask
+from kvfold.runtime.server.wire.fields.read_body import describe, wrong
+from kvfold.runtime.server.wire.fields.template_messages import TemplateMessage
 from kvfold.runtime.server.wire.reply_parts import ReplyReader, WholeReply, read_whole
-from kvfold.runtime.server.wire.template_messages import TemplateMessage
 from kvfold.runtime.structured.call_formats import choose_call_format
 from kvfold.runtime.structured.tool_prompt import prepare_chat
 from kvfold.runtime.text.chat import EncodedChat, encode_chat
