@@ -79,7 +79,7 @@ class Responses:
         stored = StoredResponse(events, messages)
         system = [] if asked.instructions is None else [{"role": "system", "content": asked.instructions}]
         turn = self._turn(request, asked, previous, stored)
-        run = await begin_chat(request, self._shared, ask, [*system, *messages], turn)
+        run = await begin_chat(request, self._shared, ask, [*system, *messages], turn, "input")
         if asked.store:
             stored.stop = run.replies[0].stop
             self._stored.add(request.tenant, stored)

@@ -46,7 +46,7 @@ class Compiler:
 
 
 def make_server(*scripts: Script, template: str | None = "<think>") -> tuple[Server, Compiler]:
-    llm, compiler = ScriptedLLM(*scripts or (SAID,)), Compiler()
+    llm, compiler = ScriptedLLM(*scripts or (SAID,), max_length=2000), Compiler()
     llm.tokenizer.chat_template = template
     return Server(llm, compiler=compiler), compiler
 
