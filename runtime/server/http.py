@@ -158,8 +158,8 @@ class PendingReply(Protocol):
         ...
 
     @property
-    def buffered_bytes(self) -> int:
-        """UTF-8 bytes of text that nobody took yet."""
+    def unread_characters(self) -> int:
+        """Characters of text that nobody took yet."""
         ...
 
     def cancel(self) -> None:

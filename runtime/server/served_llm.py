@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
+from kvfold.plugins.contract.errors import KvfoldError
+from kvfold.runtime.llm.generation import TextChunk
+from kvfold.runtime.loop.snapshot import LoopSnapshot
+from kvfold.runtime.loop.ticket import CancelReason, Service
+from kvfold.runtime.sampling.params import SamplingParams
+from kvfold.runtime.scheduler.request import Prompt
 from kvfold.runtime.text.tokenizer import Tokenizer
 
 
@@ -16,8 +23,8 @@ class ServedReply(Protocol):
         ...
 
     @property
-    def buffered_bytes(self) -> int:
-        """UTF-8 bytes of text that nobody took yet."""
+    def unread_characters(self) -> int:
+        """Characters of text that nobody took yet."""
         ...
 
     @property
@@ -25,11 +32,11 @@ class ServedReply(Protocol):
         """Of a reply that has ended: the pages for its conversation's next turn."""
         ...
 
-    async def __anext__(self) -> Any:
-        """The next TextChunk; the last one has a completion."""
+    async def __anext__(self) -> TextChunk:
+        """The next piece; the last one has a completion."""
         ...
 
-    def cancel(self, reason: Any = "client") -> None:
+    def cancel(self, reason: CancelReason = "client") -> None:
         """End it within a step."""
         ...
 
@@ -53,20 +60,26 @@ class ServedLLM(Protocol):
         ...
 
     @property
-    def failure(self) -> Exception | None:
+    def failure(self) -> KvfoldError | None:
         """Why the engine died."""
         ...
 
-    def submit(self, prompt: Any, params: Any, service: Any = ...) -> ServedReply:
-        """Ask for a reply; never blocks."""
+    def submit_several(
+        self, prompt: Prompt, params: Iterable[SamplingParams], service: Service = ...
+    ) -> Sequence[ServedReply]:
+        """Ask for replies to one prompt, which is computed once; never blocks."""
+        ...
+
+    def reusable_tokens(self, prompt: Prompt) -> int:
+        """Tokens that a prompt would take from the cache now: an estimate."""
         ...
 
     def discard(self, kept: Any) -> None:
         """Give back pages that a reply kept; never blocks."""
         ...
 
-    def snapshot(self) -> Any:
-        """What the loop did until its last step; a LoopSnapshot."""
+    def snapshot(self) -> LoopSnapshot:
+        """How the engine stood a moment ago; costs nothing."""
         ...
 
     async def drain(self, seconds: float) -> None:

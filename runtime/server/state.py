@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
+from kvfold.runtime.loop.ticket import Service
+from kvfold.runtime.sampling.params import SamplingParams
+from kvfold.runtime.scheduler.request import Prompt
 from kvfold.runtime.server.counts.reply_metrics import ReplyMetrics
 from kvfold.runtime.server.counts.timed_compiler import TimedCompiler
-from kvfold.runtime.server.guard.admission import Admission, AdmissionLimits
+from kvfold.runtime.server.guard.admission import Admission
+from kvfold.runtime.server.guard.admission_limits import AdmissionLimits
 from kvfold.runtime.server.guard.gate import Gate
 from kvfold.runtime.server.http import HttpError, Request
 from kvfold.runtime.server.served_llm import ServedLLM
 from kvfold.runtime.server.streaming import StreamSweep
 from kvfold.runtime.server.tracked_reply import TrackedReply
 
+CLOSED = AdmissionLimits(0, 0)
 LOADING_SECONDS, RESTART_SECONDS = 5, 10
 
 
@@ -32,7 +38,7 @@ class ServerState:
     """
 
     def __init__(
-        self, model_name: str, gate: Gate, limits: AdmissionLimits, stall_seconds: float = 30.0
+        self, model_name: str, gate: Gate, limits: AdmissionLimits = CLOSED, stall_seconds: float = 30.0
     ) -> None:
         """Without a model yet: `loaded` brings it."""
         self.model_name = model_name
@@ -45,10 +51,11 @@ class ServerState:
         self.draining = False
         self._llm: ServedLLM | None = None
         self._compiler: TimedCompiler | None = None
-        self._asked: float | None = None
 
-    def loaded(self, llm: ServedLLM, compiler: Any) -> None:
-        """The model can be asked from now on."""
+    def loaded(self, llm: ServedLLM, compiler: Any, limits: AdmissionLimits | None = None) -> None:
+        """The model can be asked from now on; `limits` where it brings them."""
+        if limits is not None:
+            self.admission.limits = limits
         self._llm = llm
         if compiler is not None:
             self._compiler = TimedCompiler(compiler, self.metrics.grammar_compile)
@@ -89,18 +96,21 @@ class ServerState:
         """Seconds since the last step while there is work; 0 while there is none."""
         if self._llm is None:
             return 0.0
-        snapshot, now = self._llm.snapshot(), time.monotonic()
-        if snapshot.busy:
-            return max(0.0, now - float(snapshot.last_step))
-        # The loop tells of itself after a step: one that hangs in its first step still looks idle.
-        if self._asked is not None and snapshot.last_step < self._asked:
-            return now - self._asked
-        return 0.0
+        snapshot = self._llm.snapshot()
+        return max(0.0, time.monotonic() - snapshot.last_step) if snapshot.busy else 0.0
 
-    def submit(self, request: Request, prompt: Any, params: Any, service: Any) -> TrackedReply:
-        """Ask the model on behalf of a request; the reply is cancelled when the request ends.
+    def submit(
+        self, request: Request, prompt: Prompt, params: SamplingParams, service: Service
+    ) -> TrackedReply:
+        """A reply to a prompt; errors as for `submit_several`."""
+        return self.submit_several(request, prompt, [params], service)[0]
 
-        A request is let in as a whole, by its first prompt. Replies to one Prompt object prefill once.
+    def submit_several(
+        self, request: Request, prompt: Prompt, params: Sequence[SamplingParams], service: Service
+    ) -> list[TrackedReply]:
+        """Ask the model on behalf of a request, whose end cancels the replies.
+
+        A request is let in as a whole, by its first prompt.
 
         Raises:
             HttpError: 503 the model loads, drains or died; 429 too much waits already.
@@ -112,18 +122,15 @@ class ServerState:
             raise self._refuse("draining", "the server is shutting down", LOADING_SECONDS)
         if llm.failure is not None:
             raise self._refuse("dead", "the engine failed, and the server restarts", RESTART_SECONDS)
-        tokens = 0 if any(reply.prompt is prompt for reply in request.replies) else len(prompt.token_ids)
+        tokens = len(prompt.token_ids) - llm.reusable_tokens(prompt)
         if not request.replies:
-            self.admission.check(tokens, llm.snapshot().prefill_tokens_per_second)
-        reply = llm.submit(prompt, params, service)
-        self._remember_asking(llm)
-        tracked = TrackedReply(reply, prompt, request.arrived, self.admission.admit(tokens), self.metrics)
-        request.replies.append(tracked)
+            self.admission.check(tokens, llm.snapshot().prefill_rate)
+        tracked: list[TrackedReply] = []
+        for reply in llm.submit_several(prompt, params, service):
+            admitted = self.admission.admit(0 if tracked else tokens)
+            tracked.append(TrackedReply(reply, prompt, request.arrived, admitted, self.metrics))
+        request.replies += tracked
         return tracked
-
-    def _remember_asking(self, llm: ServedLLM) -> None:
-        if self._asked is None or llm.snapshot().last_step >= self._asked:
-            self._asked = time.monotonic()
 
     def _refuse(self, reason: str, text: str, seconds: int) -> HttpError:
         self.metrics.refused(reason)

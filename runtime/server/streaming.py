@@ -22,12 +22,12 @@ class StreamLimits:
 
     Attributes:
         keep_alive_seconds: silence after which a comment is sent; proxies cut silent streams at 60 s.
-        max_unread_bytes: of text that waits for the client; beyond it the stream is cut.
+        max_unread_characters: of text that waits for the client; beyond it the stream is cut.
         look_seconds: between two looks at all streams.
     """
 
     keep_alive_seconds: float = 15.0
-    max_unread_bytes: int = 2**20
+    max_unread_characters: int = 2**20
     look_seconds: float = 1.0
 
 
@@ -73,7 +73,7 @@ class StreamSweep:
         self._open.discard(stream)
 
     def unread(self) -> int:
-        """Bytes of text that clients of open streams did not take yet."""
+        """Characters of text that clients of open streams did not take yet."""
         return sum(_unread(stream) for stream in self._open)
 
     def _look(self) -> None:
@@ -86,7 +86,7 @@ class StreamSweep:
             loop.call_later(self._limits.look_seconds, self._look)
 
     def _look_at(self, stream: OpenStream, now: float) -> None:
-        if _unread(stream) > self._limits.max_unread_bytes and not stream.request.cut:
+        if _unread(stream) > self._limits.max_unread_characters and not stream.request.cut:
             stream.request.cut = True
             stream.task.cancel()
         elif stream.sent != stream.seen:
@@ -103,7 +103,7 @@ class StreamSweep:
 
 
 def _unread(stream: OpenStream) -> int:
-    return sum(reply.buffered_bytes for reply in stream.request.replies)
+    return sum(reply.unread_characters for reply in stream.request.replies)
 
 
 def body(content: bytes, more: bool = True) -> Message:

@@ -6,6 +6,9 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+from kvfold.runtime.llm.generation import Completion, TextChunk
+from kvfold.runtime.loop.ticket import CancelReason
+from kvfold.runtime.scheduler.request import Prompt
 from kvfold.runtime.server.counts.reply_metrics import ReplyMetrics
 from kvfold.runtime.server.guard.admission import Admitted
 from kvfold.runtime.server.served_llm import ServedReply
@@ -21,11 +24,11 @@ class TrackedReply:
     """
 
     def __init__(
-        self, reply: ServedReply, prompt: Any, arrived: float, admitted: Admitted, metrics: ReplyMetrics
+        self, reply: ServedReply, prompt: Prompt, arrived: float, admitted: Admitted, metrics: ReplyMetrics
     ) -> None:
         """A reply that was just submitted, to a request whose first byte came at `arrived`."""
         self.prompt = prompt
-        self.completion: Any = None
+        self.completion: Completion | None = None
         self.tokens = 0
         self._reply = reply
         self._arrived = arrived
@@ -40,16 +43,16 @@ class TrackedReply:
         return self._reply.id
 
     @property
-    def buffered_bytes(self) -> int:
-        """UTF-8 bytes of text that nobody took yet."""
-        return self._reply.buffered_bytes
+    def unread_characters(self) -> int:
+        """Characters of text that nobody took yet."""
+        return self._reply.unread_characters
 
-    def __aiter__(self) -> AsyncIterator[Any]:
+    def __aiter__(self) -> AsyncIterator[TextChunk]:
         """Its pieces."""
         return self
 
-    async def __anext__(self) -> Any:
-        """The next TextChunk; the last one has a completion."""
+    async def __anext__(self) -> TextChunk:
+        """The next piece; the last one has a completion."""
         try:
             chunk = await self._reply.__anext__()
         except StopAsyncIteration:
@@ -65,10 +68,11 @@ class TrackedReply:
             self._metrics.ended(time.monotonic() - self._arrived, chunk.completion)
         return chunk
 
-    async def finished(self) -> Any:
-        """Read to the end; the Completion."""
+    async def finished(self) -> Completion:
+        """Read to the end."""
         async for _ in self:
             pass
+        assert self.completion is not None
         return self.completion
 
     @property
@@ -80,7 +84,7 @@ class TrackedReply:
         """End it within a step; who reads it gets what there is, as a cancelled completion."""
         self._reply.cancel("client")
 
-    def cancel(self, reason: Any = "client") -> None:
+    def cancel(self, reason: CancelReason = "client") -> None:
         """End it within a step, as nobody reads it any more; nothing where it has ended."""
         if self._end():
             self._reply.cancel(reason)

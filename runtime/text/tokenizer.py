@@ -85,6 +85,7 @@ class BundleTokenizer:
         self._control_tokens = ControlTokens(tokenizer)
         added = tokenizer.get_added_tokens_decoder().items()
         self._special = frozenset(index for index, token in added if token.special)
+        self._single: dict[int, str] = {}
 
     @classmethod
     def load(cls, tokenizer: Path, config: Path) -> BundleTokenizer:
@@ -131,12 +132,21 @@ class BundleTokenizer:
         return self._control_tokens.ids
 
     def decode(self, token_ids: Sequence[int], *, keep: Collection[int] = ()) -> str:
-        """Text of tokens, special ones left out but for those to keep."""
-        if not keep:
-            return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
-        left_out = self._special.difference(keep)
-        shown = [token for token in token_ids if token not in left_out]
-        return str(self._tokenizer.decode(shown, skip_special_tokens=False))
+        """Text of tokens, special ones left out but for those to keep.
+
+        That of a single token is remembered, as streams ask again.
+        """
+        if keep and not self._special.isdisjoint(token_ids):
+            left_out = self._special.difference(keep)
+            shown = [token for token in token_ids if token not in left_out]
+            return str(self._tokenizer.decode(shown, skip_special_tokens=False))
+        if len(token_ids) != 1:
+            return str(self._tokenizer.decode(token_ids, skip_special_tokens=True))
+        token = token_ids[0]
+        text = self._single.get(token)
+        if text is None:
+            text = self._single[token] = str(self._tokenizer.decode(token_ids, skip_special_tokens=True))
+        return text
 
     def decode_rendered(self, token_ids: Sequence[int]) -> str:
         """Text of tokens, special ones included."""

@@ -5,26 +5,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from kvfold.runtime.server.guard.admission_limits import AdmissionLimits
 from kvfold.runtime.server.http import HttpError
 
 MAX_RETRY_SECONDS = 60
-
-
-@dataclass(frozen=True)
-class AdmissionLimits:
-    """What may be inside at once.
-
-    Attributes:
-        max_running: replies that the engine computes at once.
-        max_waiting: replies that may wait beyond them.
-        max_waiting_seconds: of prefill at the measured rate that may wait.
-    """
-
-    max_running: int
-    max_waiting: int
-    max_waiting_seconds: float = 30.0
 
 
 class Admitted:
@@ -55,6 +40,7 @@ class Admission:
     """Counts replies from submission to end, so that a burst between two steps of the engine counts too.
 
     Attributes:
+        limits: what may be inside.
         inside: replies that were let in and have not ended.
         waiting_tokens: prompt tokens to compute of those without a first token.
     """
@@ -63,14 +49,14 @@ class Admission:
         """`refused` is told the reason of each refusal."""
         self.inside = 0
         self.waiting_tokens = 0
-        self._limits = limits
+        self.limits = limits
         self._refused = refused
         self._mean_seconds = 1.0
 
     @property
     def waiting(self) -> int:
         """Replies beyond those that the engine computes at once."""
-        return max(0, self.inside - self._limits.max_running)
+        return max(0, self.inside - self.limits.max_running)
 
     def check(self, tokens: int, prefill_rate: float) -> None:
         """Refuse what would wait too long.
@@ -82,7 +68,7 @@ class Admission:
         Raises:
             HttpError: 429 with Retry-After.
         """
-        limits = self._limits
+        limits = self.limits
         if self.waiting >= limits.max_waiting and self.inside >= limits.max_running:
             self._refuse(
                 "requests", f"{self.waiting} replies wait already, of {limits.max_waiting}", prefill_rate

@@ -100,7 +100,9 @@ class ServerCollector(Collector):
             "kvfold:grammar_compile_seconds", "Of a schema, regex or grammar.", {}, metrics.grammar_compile
         )
         yield _gauge(
-            "kvfold:stream_backlog_bytes", "Text that clients did not take yet.", [({}, state.sweep.unread())]
+            "kvfold:stream_backlog_characters",
+            "Text that clients did not take yet.",
+            [({}, state.sweep.unread())],
         )
         yield _gauge("kvfold:ready", "1 while requests are taken.", [({}, state.why_not_ready() is None)])
         yield _gauge(

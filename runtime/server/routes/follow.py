@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import Protocol
 
-from kvfold.runtime.generation import Completion, TextChunk
+from kvfold.runtime.llm.generation import Completion, TextChunk
 from kvfold.runtime.metrics import Usage
 from kvfold.runtime.sampling.logprobs import TokenLogprob
 from kvfold.runtime.server.tracked_reply import TrackedReply
@@ -102,11 +102,11 @@ async def _chunks(replies: Sequence[TrackedReply]) -> AsyncGenerator[tuple[int, 
     try:
         for_all = len(tasks)
         while for_all:
-            at, chunk = await queue.get()
-            if isinstance(chunk, Exception):
-                raise chunk
-            yield at, chunk
-            for_all -= chunk.completion is not None
+            at, news = await queue.get()
+            if isinstance(news, Exception):
+                raise news
+            yield at, news
+            for_all -= news.completion is not None
     finally:
         for task in tasks:
             task.cancel()

@@ -18,6 +18,7 @@ import uvloop
 
 from kvfold.plugins.contract.errors import RequestError
 from kvfold.runtime.server.app import Application
+from kvfold.runtime.server.guard.admission_limits import AdmissionLimits
 from kvfold.runtime.server.guard.connection import GuardedProtocol
 from kvfold.runtime.server.served_llm import ServedLLM
 from kvfold.runtime.server.start.server_settings import ServerSettings
@@ -31,7 +32,8 @@ FLUSH_SECONDS = 5
 # Longer than a proxy keeps idle connections, which would else be closed under its next request.
 KEEP_ALIVE_SECONDS = 75
 
-Load = Callable[[], tuple[ServedLLM, Any]]
+Loaded = tuple[ServedLLM, Any, AdmissionLimits]
+Load = Callable[[], Loaded]
 
 
 def run_server(app: Application, state: ServerState, settings: ServerSettings, load: Load) -> None:
@@ -41,7 +43,7 @@ def run_server(app: Application, state: ServerState, settings: ServerSettings, l
         app: what answers.
         state: of the app.
         settings: where to listen, how to end.
-        load: reads the model, in a thread; an AsyncLLM and its GrammarCompiler.
+        load: reads the model, in a thread: an AsyncLLM, its GrammarCompiler, what may be inside at once.
 
     Raises:
         RequestError: the address or a TLS file cannot be used.
@@ -166,10 +168,10 @@ def _listen(settings: ServerSettings) -> socket.socket:
         ) from error
 
 
-def _in_thread(load: Load) -> asyncio.Future[tuple[ServedLLM, Any]]:
+def _in_thread(load: Load) -> asyncio.Future[Loaded]:
     """Run it in a thread that does not keep the process: reading a model cannot be stopped."""
     loop = asyncio.get_running_loop()
-    future: asyncio.Future[tuple[ServedLLM, Any]] = loop.create_future()
+    future: asyncio.Future[Loaded] = loop.create_future()
 
     def run() -> None:
         with suppress(RuntimeError):  # the loop has ended meanwhile

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kvfold.plugins.contract.errors import RequestError
 from kvfold.runtime.checks import check_integer, check_number
+from kvfold.runtime.server.guard.admission_limits import AdmissionLimits
 from kvfold.runtime.server.guard.loopback import is_loopback
 
 # A queue of so many turns of the engine is long enough to be told to come again.
@@ -54,6 +55,7 @@ class ServerSettings:
                 "port would use the model; give --keys FILE (docs/serving.md), or listen on 127.0.0.1"
             )
 
-    def waiting_of(self, max_num_seqs: int) -> int:
-        """Replies that may wait for an engine that runs so many at once."""
-        return WAITING_PER_SEQUENCE * max_num_seqs if self.max_waiting is None else self.max_waiting
+    def limits(self, max_num_seqs: int) -> AdmissionLimits:
+        """What may be inside at an engine that runs so many sequences at once."""
+        default = WAITING_PER_SEQUENCE * max_num_seqs
+        return AdmissionLimits(max_num_seqs, default if self.max_waiting is None else self.max_waiting)

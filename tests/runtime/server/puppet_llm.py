@@ -4,47 +4,45 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from types import SimpleNamespace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
-from kvfold.runtime.metrics import CacheMetrics, Metrics, PoolUsage
+from kvfold.plugins.contract.errors import KvfoldError
+from kvfold.runtime.llm.generation import Completion, TextChunk
+from kvfold.runtime.loop.snapshot import LoopSnapshot
+from kvfold.runtime.loop.ticket import CancelReason, Service
+from kvfold.runtime.metrics import CacheMetrics, Metrics, PoolUsage, Usage
+from kvfold.runtime.sampling.params import SamplingParams
+from kvfold.runtime.scheduler.request import Prompt
 from tests.runtime.byte_tokenizer import ByteTokenizer
 
+SERVICE = Service()
 POOLS = {"global": PoolUsage(100, 60, 10), "window": PoolUsage(10, 1, 3)}
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """A TextChunk."""
-
-    text: str
-    token_ids: tuple[int, ...]
-    completion: Any = None
-    logprobs: Any = None
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """A LoopSnapshot."""
-
-    last_step: float = 0.0
-    busy: bool = False
-    waiting: int = 0
-    running: int = 0
-    prefill_tokens_per_second: float = 0.0
-    metrics: Metrics = field(default_factory=lambda: Metrics(CacheMetrics(10, 4, 2), POOLS, 5))
+IDLE = LoopSnapshot(
+    steps=3,
+    last_step=0.0,
+    busy=False,
+    waiting=0,
+    running=0,
+    waiting_tokens=0,
+    prefill_rate=0.0,
+    decode_rate=0.0,
+    metrics=Metrics(CacheMetrics(queried_tokens=10, hit_tokens=4, too_short_tokens=2), POOLS, 5),
+    requests=(),
+)
 
 
 class PuppetReply:
     """Says the given texts, a token each; `go` lets it."""
 
-    def __init__(self, number: int, prompt: Any, texts: Sequence[str], go: asyncio.Event) -> None:
+    def __init__(self, number: int, prompt: Prompt, texts: Sequence[str], go: asyncio.Event) -> None:
         self.id = number
-        self.cancelled: str | None = None
-        self.buffered_bytes = 0
         self.kept: Any = None
+        self.cancelled: CancelReason | None = None
+        self.unread_characters = 0
         self.failure: Exception | None = None
         self.done = False
         self._prompt = prompt
@@ -52,7 +50,7 @@ class PuppetReply:
         self._said = 0
         self._go = go
 
-    async def __anext__(self) -> Chunk:
+    async def __anext__(self) -> TextChunk:
         await self._go.wait()
         await asyncio.sleep(0)
         if self.failure is not None:
@@ -62,20 +60,25 @@ class PuppetReply:
         self._said += 1
         self.done = self._said == len(self._texts)
         completion = self._completion() if self.done else None
-        return Chunk(self._texts[self._said - 1], (self._said,), completion)
+        return TextChunk(self._texts[self._said - 1], (self._said,), completion=completion)
 
-    def _completion(self) -> Any:
-        usage = SimpleNamespace(
+    def _completion(self) -> Completion:
+        usage = Usage(
             prompt_tokens=len(self._prompt.token_ids),
             reused_tokens=1,
+            prefilled_tokens=len(self._prompt.token_ids) - 1,
             completion_tokens=self._said,
+            recomputed_tokens=0,
             queued_seconds=0.25,
+            time_to_first_token=None,
+            tokens_per_second=None,
         )
-        return SimpleNamespace(
-            text="".join(self._texts), finish_reason="stop", cancel_reason=None, usage=usage
-        )
+        ids = list(range(self._said))
+        if self.cancelled is not None:
+            return Completion("", ids, "cancelled", None, usage, cancel_reason=self.cancelled)
+        return Completion("".join(self._texts), ids, "stop", None, usage)
 
-    def cancel(self, reason: str = "client") -> None:
+    def cancel(self, reason: CancelReason = "client") -> None:
         self.cancelled = reason
 
 
@@ -86,26 +89,36 @@ class PuppetLLM:
         self.tokenizer = ByteTokenizer()
         self.max_length = 512
         self.page_size = 16
-        self.failure: Exception | None = None
+        self.failure: KvfoldError | None = None
         self.refuses: Exception | None = None
-        self.state = Snapshot(last_step=time.monotonic())
+        self.state = replace(IDLE, last_step=time.monotonic())
         self.replies: list[PuppetReply] = []
         self.go = asyncio.Event()
         self.go.set()
+        self.cached = 0
         self.drained: float | None = None
         self.closed = False
         self._texts = texts
 
-    def submit(self, prompt: Any, params: Any, service: Any = None) -> PuppetReply:
+    def submit_several(
+        self, prompt: Prompt, params: Iterable[SamplingParams], service: Service = SERVICE
+    ) -> list[PuppetReply]:
         if self.refuses is not None:
             raise self.refuses
-        self.replies.append(PuppetReply(len(self.replies), prompt, self._texts, self.go))
-        return self.replies[-1]
+        begun = [self.reply(len(self.replies) + at, prompt) for at, _ in enumerate(params)]
+        self.replies += begun
+        return begun
+
+    def reply(self, number: int, prompt: Prompt) -> PuppetReply:
+        return PuppetReply(number, prompt, self._texts, self.go)
+
+    def reusable_tokens(self, prompt: Prompt) -> int:
+        return self.cached
 
     def discard(self, kept: Any) -> None:
-        pass
+        raise AssertionError("nothing was kept")
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> LoopSnapshot:
         return self.state
 
     def see(self, **changes: Any) -> None:

@@ -1,7 +1,7 @@
 """`run_server` over a puppet in a process of its own: `python -m tests.runtime.server.puppet_server OPTIONS`.
 
 OPTIONS is JSON: `port` to listen on; `paths` and `drain_seconds` of the settings; `load_seconds`;
-`no_bundle`, loading fails; `fails_after`, seconds from loading to the end of the engine. Replies take a second.
+`no_bundle`, loading fails; `fails_after`, seconds from loading to the engine's end. Replies take a second.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from kvfold.plugins.contract.errors import BundleError, KvfoldError
-from kvfold.runtime.server.start.run_server import run_server
+from kvfold.runtime.llm.generation import TextChunk
+from kvfold.runtime.scheduler.request import Prompt
+from kvfold.runtime.server.start.run_server import Loaded, run_server
 from kvfold.runtime.server.start.server_settings import ServerSettings
 from tests.runtime.server.puppet_llm import PuppetLLM, PuppetReply
 from tests.runtime.server.served import make_server
@@ -25,11 +27,11 @@ PIECES = 20
 class SlowReply(PuppetReply):
     """Takes a second."""
 
-    def __init__(self, llm: SlowLLM, prompt: Any) -> None:
-        super().__init__(len(llm.replies), prompt, ["x"] * PIECES, llm.go)
+    def __init__(self, llm: SlowLLM, number: int, prompt: Prompt) -> None:
+        super().__init__(number, prompt, ["x"] * PIECES, llm.go)
         self._llm = llm
 
-    async def __anext__(self) -> Any:
+    async def __anext__(self) -> TextChunk:
         await asyncio.sleep(1 / PIECES)
         if self._llm.failure is not None:
             self.done = True
@@ -47,16 +49,15 @@ class SlowLLM(PuppetLLM):
         super().__init__()
 
     @property
-    def failure(self) -> Exception | None:
+    def failure(self) -> KvfoldError | None:
         return KvfoldError("the engine ran out of memory") if time.monotonic() > self._end else None
 
     @failure.setter
-    def failure(self, value: Exception | None) -> None:
+    def failure(self, value: KvfoldError | None) -> None:
         assert value is None
 
-    def submit(self, prompt: Any, params: Any, service: Any = None) -> PuppetReply:
-        self.replies.append(SlowReply(self, prompt))
-        return self.replies[-1]
+    def reply(self, number: int, prompt: Prompt) -> PuppetReply:
+        return SlowReply(self, number, prompt)
 
     async def drain(self, seconds: float) -> None:
         end = time.monotonic() + seconds
@@ -73,11 +74,11 @@ def main(options: dict[str, Any]) -> None:
     settings = ServerSettings(port=options["port"], drain_seconds=options.get("drain_seconds", 10), **paths)
     app, state = make_server(None, settings.keys)
 
-    def load() -> tuple[Any, Any]:
+    def load() -> Loaded:
         time.sleep(options.get("load_seconds", 0))
         if options.get("no_bundle"):
             raise BundleError("there is no bundle")
-        return SlowLLM(options.get("fails_after", float("inf"))), None
+        return SlowLLM(options.get("fails_after", float("inf"))), None, settings.limits(8)
 
     run_server(app, state, settings, load)
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
+import numpy as np
 
+from kvfold.runtime.loop.ticket import Service
+from kvfold.runtime.sampling.params import SamplingParams
+from kvfold.runtime.scheduler.request import Prompt
 from kvfold.runtime.server.app import Application
-from kvfold.runtime.server.guard.admission import AdmissionLimits
+from kvfold.runtime.server.guard.admission_limits import AdmissionLimits
 from kvfold.runtime.server.guard.gate import Gate
 from kvfold.runtime.server.http import EventStream, Request, Response, sse
 from kvfold.runtime.server.observe.health_routes import health_routes
@@ -32,8 +35,8 @@ class Say(msgspec.Struct):
 async def say(request: Request, state: ServerState) -> Response | EventStream:
     """Submit a prompt of one token a byte; stream its pieces, or answer with all."""
     asked = await request.json(Say)
-    prompt = SimpleNamespace(token_ids=list(asked.prompt.encode()))
-    reply = state.submit(request, prompt, None, None)
+    prompt = Prompt(np.frombuffer(asked.prompt.encode(), np.uint8).astype(np.int64))
+    reply = state.submit(request, prompt, SamplingParams(), Service())
     if not asked.stream:
         completion = await reply.finished()
         return Response.json({"text": completion.text})

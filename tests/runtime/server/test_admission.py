@@ -9,7 +9,7 @@ from functools import wraps
 from typing import Any
 
 from kvfold.plugins.contract.errors import CapacityError, KvfoldError, RequestError
-from kvfold.runtime.server.guard.admission import AdmissionLimits
+from kvfold.runtime.server.guard.admission_limits import AdmissionLimits
 from tests.runtime.server.asgi_client import JSON, Exchange, ask, until
 from tests.runtime.server.puppet_llm import PuppetLLM
 from tests.runtime.server.served import make_server
@@ -57,7 +57,7 @@ async def test_with_no_queue_what_runs_still_runs() -> None:
 @in_loop
 async def test_what_waits_is_bounded_by_seconds_of_prefill_and_the_first_prompt_is_always_taken() -> None:
     llm = PuppetLLM()
-    llm.see(prefill_tokens_per_second=10.0)
+    llm.see(prefill_rate=10.0)
     app, _ = make_server(llm, limits=AdmissionLimits(max_running=8, max_waiting=8, max_waiting_seconds=30))
     llm.go.clear()
     long = Exchange(app, "POST", "/say", b'{"prompt": "%s"}' % (b"x" * 400), JSON)
@@ -69,6 +69,19 @@ async def test_what_waits_is_bounded_by_seconds_of_prefill_and_the_first_prompt_
     llm.go.set()
     assert (await long.end()).status == 200
     assert (await ask(app, "POST", "/say", {"prompt": "short"})).status == 200
+
+
+@in_loop
+async def test_what_the_cache_has_does_not_wait() -> None:
+    llm = PuppetLLM()
+    app, state = make_server(llm)
+    llm.cached = 3
+    llm.go.clear()
+    one = Exchange(app, "POST", "/say", b'{"prompt": "12345"}', JSON)
+    await until(lambda: llm.replies)
+    assert state.admission.waiting_tokens == 2
+    llm.go.set()
+    await one.end()
 
 
 @in_loop
@@ -155,21 +168,3 @@ async def test_a_hung_step_is_seen_and_an_idle_engine_is_well() -> None:
     answer = await ask(app, "GET", "/health/ready")
     assert answer.status == 503 and answer.json()["reason"].startswith("hung: the last step ended 40 s ago")
     assert (await ask(app, "GET", "/health/live")).status == 200
-
-
-@in_loop
-async def test_a_hang_in_the_first_step_after_idleness_is_seen_though_the_client_left() -> None:
-    llm = PuppetLLM()
-    app, state = make_server(llm)
-    state.stall_seconds = 0.02
-    llm.see(last_step=time.monotonic() - 7200, busy=False)
-    llm.go.clear()
-    one = Exchange(app, "POST", "/say", b"{}", JSON)
-    await until(lambda: llm.replies)
-    assert state.why_not_ready() is None
-    one.leave()
-    await one.end()
-    await asyncio.sleep(0.03)
-    assert (state.why_not_ready() or "").startswith("hung:")
-    llm.see(last_step=time.monotonic())
-    assert state.why_not_ready() is None

@@ -226,10 +226,10 @@ def test_a_reader_that_does_not_read_is_cut() -> None:
         )
         await until(lambda: exchange.answer.status)
         exchange.reads.clear()
-        llm.replies[0].buffered_bytes = 2**20
+        llm.replies[0].unread_characters = 2**20
         await asyncio.sleep(0.05)
         assert not exchange.task.done() and state.sweep.unread() == 2**20
-        llm.replies[0].buffered_bytes += 1
+        llm.replies[0].unread_characters += 1
         answer = await exchange.end()
         assert aborted == [True] and not answer.complete
         assert llm.replies[0].cancelled == "client" and state.admission.inside == 0

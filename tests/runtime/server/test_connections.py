@@ -290,7 +290,7 @@ def test_a_stream_whose_text_piles_up_is_cut_at_once(caplog: pytest.LogCaptureFi
             client = await server.connect(receive_bytes=4096)
             client.writer.write(POST + b'content-length: 16\r\n\r\n{"stream": true}')
             await until(lambda: server.llm.replies)
-            server.llm.replies[0].buffered_bytes = 2**21
+            server.llm.replies[0].unread_characters = 2**21
             await until(lambda: server.llm.replies[0].cancelled == "client")
             await until(lambda: server.connections == 0)
         assert "without completing" not in caplog.text

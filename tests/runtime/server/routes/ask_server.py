@@ -9,7 +9,7 @@ from typing import Any
 
 from kvfold.runtime.server.app import Application
 from kvfold.runtime.server.caller import Caller
-from kvfold.runtime.server.guard.admission import AdmissionLimits
+from kvfold.runtime.server.guard.admission_limits import AdmissionLimits
 from kvfold.runtime.server.guard.gate import Gate
 from kvfold.runtime.server.http import Request
 from kvfold.runtime.server.route_table import Routes

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from types import SimpleNamespace
 from typing import Any
 
-from kvfold.runtime.generation import Completion, TextChunk
+from kvfold.plugins.contract.errors import KvfoldError
+from kvfold.runtime.llm.generation import Completion, TextChunk
 from kvfold.runtime.loop.ticket import Service
 from kvfold.runtime.metrics import Usage
 from kvfold.runtime.sampling.logprobs import TokenLogprob
@@ -46,7 +47,7 @@ class ScriptedReply:
     def __init__(self, llm: ScriptedLLM, prompt: Prompt, params: SamplingParams, service: Service) -> None:
         self.id = next(IDS)
         self.kept: Any = None
-        self.buffered_bytes = 0
+        self.unread_characters = 0
         self.cancelled: str | None = None
         self._llm, self._prompt, self._params, self._service = llm, prompt, params, service
         self._script = llm.scripts.pop(0) if len(llm.scripts) > 1 else llm.scripts[0]
@@ -123,7 +124,7 @@ class ScriptedLLM:
         self.max_length = max_length
         self.vocab_size = VOCAB
         self.page_size = 16
-        self.failure: Exception | None = None
+        self.failure: KvfoldError | None = None
         self.reused = reused
         self.asked: list[tuple[Prompt, SamplingParams, Service]] = []
         self.refuses: Exception | None = None
@@ -139,6 +140,14 @@ class ScriptedLLM:
         self.replies.append(reply)
         self.running.add(reply)
         return reply
+
+    def submit_several(
+        self, prompt: Prompt, params: Iterable[SamplingParams], service: Service | None = None
+    ) -> list[ScriptedReply]:
+        return [self.submit(prompt, each, service) for each in params]
+
+    def reusable_tokens(self, prompt: Prompt) -> int:
+        return self.reused
 
     def discard(self, kept: Any) -> None:
         self.discarded.append(kept)
@@ -157,9 +166,7 @@ class ScriptedLLM:
             )
             for reply in self.running
         )
-        return SimpleNamespace(
-            busy=False, last_step=time.monotonic(), prefill_tokens_per_second=0.0, requests=views
-        )
+        return SimpleNamespace(busy=False, last_step=time.monotonic(), prefill_rate=0.0, requests=views)
 
     async def drain(self, seconds: float) -> None:
         pass

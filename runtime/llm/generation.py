@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kvfold.runtime.engine.protocol import Engine
 from kvfold.runtime.loop.commands import Cancel
@@ -14,6 +14,7 @@ from kvfold.runtime.metrics import Usage
 from kvfold.runtime.runtime_config import RuntimeConfig
 from kvfold.runtime.sampling.logprobs import TokenLogprob
 from kvfold.runtime.sampling.params import SamplingParams
+from kvfold.runtime.sampling.sampling_state import SamplingState
 from kvfold.runtime.scheduler.request import FinishReason, Prompt, Request
 from kvfold.runtime.text.detokenize import Detokenizer
 from kvfold.runtime.text.tokenizer import Tokenizer
@@ -32,6 +33,8 @@ class Completion:
         logprobs: one for each token, if SamplingParams.logprobs asked for them.
         usage: what it cost.
         stop_text: the stop text that ended it, if one did.
+        prompt_logprobs: one for each token of the prompt, None for the first, if
+            SamplingParams.prompt_logprobs asked for them.
         cancel_reason: who or what cancelled it, if it was.
     """
 
@@ -41,6 +44,7 @@ class Completion:
     logprobs: list[TokenLogprob] | None
     usage: Usage
     stop_text: str | None = None
+    prompt_logprobs: list[TokenLogprob | None] | None = None
     cancel_reason: CancelReason | None = None
 
 
@@ -66,14 +70,16 @@ class Reply:
 
     Attributes:
         ticket: its request in the loop's hands.
+        params: how it is sampled.
     """
 
     def __init__(
-        self, request: Request, params: SamplingParams, tokenizer: Tokenizer, service: Service
+        self, request: Request, state: SamplingState, tokenizer: Tokenizer, deadline: float | None
     ) -> None:
         """A reply of which nothing was submitted yet."""
-        self.ticket = Ticket(request, params, self, deadline=service.deadline)
-        self._detokenizer = Detokenizer(tokenizer.decode, params.stop)
+        self.params = state.params
+        self.ticket = Ticket(request, state, self, deadline=deadline)
+        self._detokenizer = Detokenizer(tokenizer.decode, state.params.stop)
         self._logprobs: list[TokenLogprob] = []
         self._unread: deque[tuple[str, int, TokenLogprob | None]] = deque()
         self._taken: list[int] = []
@@ -127,7 +133,7 @@ class Reply:
         if not text and not finished:
             return None
         completion = self.completion() if finished else None
-        asked = self.ticket.params.logprobs is not None
+        asked = self.params.logprobs is not None
         chunk = TextChunk(
             text + self._rest if finished else text,
             tuple(self._taken),
@@ -152,9 +158,12 @@ class Reply:
             text=self._detokenizer.text,
             token_ids=ticket.request.completion_ids,
             finish_reason=ticket.request.finish_reason,
-            logprobs=None if ticket.params.logprobs is None else self._logprobs,
+            logprobs=None if self.params.logprobs is None else self._logprobs,
             usage=ticket.usage(),
             stop_text=self._detokenizer.stop_text,
+            prompt_logprobs=(
+                None if self.params.prompt_logprobs is None else [None, *ticket.prompt_logprobs]
+            ),
             cancel_reason=ticket.cancel_reason,
         )
 
@@ -180,16 +189,19 @@ class TextGenerator:
             CapacityError: it needs more pages than the whole pool has.
             EngineError: the engine failed.
         """
-        ends = () if params.ignore_eos else self.tokenizer.eos_token_ids
+        info, eos = self.loop.info, self.tokenizer.eos_token_ids
+        if params.prompt_logprobs is not None:
+            prompt = replace(prompt, logits_from=0)
         request = Request(
             prompt,
             params.max_tokens,
-            self.loop.info,
-            end_tokens=frozenset(ends),
+            info,
+            end_tokens=frozenset(params.stop_token_ids).union(() if params.ignore_eos else eos),
             keep=service.keep,
             priority=service.priority,
         )
-        reply = Reply(request, params, self.tokenizer, service)
+        state = SamplingState(params, prompt.token_ids, eos, info.vocab_size, service.constraint)
+        reply = Reply(request, state, self.tokenizer, service.deadline)
         self.loop.check(reply.ticket)
         return reply
 

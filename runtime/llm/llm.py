@@ -10,15 +10,16 @@ import numpy as np
 
 from kvfold.plugins.contract.errors import RequestError
 from kvfold.runtime.engine.protocol import Engine
-from kvfold.runtime.generation import Completion, TextChunk, TextGenerator
+from kvfold.runtime.llm.conversation import OnOverflow
+from kvfold.runtime.llm.generation import Completion, TextChunk, TextGenerator
+from kvfold.runtime.llm.session import Session
 from kvfold.runtime.loop.read_logits import read_logits
 from kvfold.runtime.memory.budget import pages_for
 from kvfold.runtime.metrics import Metrics
 from kvfold.runtime.runtime_config import RuntimeConfig
-from kvfold.runtime.sampling.logprobs import log_probabilities
+from kvfold.runtime.sampling.batch_sampler import BatchSampler
 from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.scheduler.request import Prompt
-from kvfold.runtime.session import OnOverflow, Session
 from kvfold.runtime.text.chat import encode_chat
 from kvfold.runtime.text.tokenizer import BundleTokenizer, Tokenizer
 
@@ -157,10 +158,11 @@ class LLM:
                 f"first is {first} in a text of {len(ids)} tokens; use 1 to {len(ids) - 1}, as nothing comes "
                 "before the first token"
             )
-        scores = np.empty(len(ids) - 1)
+        sampler, scores = BatchSampler(self.generator.loop.info.vocab_size), np.empty(len(ids) - 1)
         for start, rows in read_logits(self.generator.loop, ids, first - 1):
             follow = ids[start + 1 : start + 1 + len(rows)]
-            scores[start : start + len(follow)] = log_probabilities(rows[: len(follow)], follow)
+            found = sampler.score(rows[: len(follow)], follow, 0)
+            scores[start : start + len(follow)] = [each.logprob for each in found]
         return scores[first - 1 :]
 
     def session(self, system: str | None = None, on_overflow: OnOverflow = "error") -> Session:
