@@ -14,9 +14,11 @@ from kvfold.runtime.llm.async_session import AsyncSession
 from kvfold.runtime.llm.conversation import Conversation, OnOverflow
 from kvfold.runtime.llm.generation import DEFAULT_SERVICE, Completion
 from kvfold.runtime.llm.llm import DEFAULT_TARGET, LLM
+from kvfold.runtime.loop.commands import Discard
 from kvfold.runtime.loop.core import Turn
 from kvfold.runtime.loop.snapshot import LoopSnapshot
 from kvfold.runtime.loop.ticket import Service, Ticket
+from kvfold.runtime.memory.paged_sequence import PagedSequence
 from kvfold.runtime.runtime_config import RuntimeConfig
 from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.scheduler.request import Prompt
@@ -111,6 +113,10 @@ class AsyncLLM:
             self._replies[reply.ticket] = reply
             self._loop.submit(reply.ticket)
         return begun
+
+    def discard(self, kept: PagedSequence) -> None:
+        """Give back pages that a reply kept for a next turn that does not come."""
+        self._loop.post(Discard(kept))
 
     async def generate(
         self, prompt: Prompt, params: SamplingParams, service: Service = DEFAULT_SERVICE

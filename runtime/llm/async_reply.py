@@ -9,6 +9,7 @@ from kvfold.runtime.llm.generation import Completion, Reply, TextChunk
 from kvfold.runtime.loop.commands import Cancel
 from kvfold.runtime.loop.engine_loop import EngineLoop
 from kvfold.runtime.loop.ticket import CancelReason
+from kvfold.runtime.memory.paged_sequence import PagedSequence
 
 
 class AsyncReply:
@@ -36,6 +37,11 @@ class AsyncReply:
     def unread_characters(self) -> int:
         """Characters that wait to be read."""
         return self._reply.unread_characters
+
+    @property
+    def kept(self) -> PagedSequence | None:
+        """Of a reply that has ended: the pages that it kept for its conversation's next turn."""
+        return self.ticket.request.sequence if self._reply.finished else None
 
     @property
     def wants_news(self) -> bool:

@@ -132,21 +132,21 @@ class BundleTokenizer:
         return self._control_tokens.ids
 
     def decode(self, token_ids: Sequence[int], *, keep: Collection[int] = ()) -> str:
-        """Text of tokens, special ones left out but for those to keep.
+        """Text of tokens, special ones left out but for those to keep."""
+        if not keep or self._special.isdisjoint(token_ids):
+            return self._decode_single(token_ids[0]) if len(token_ids) == 1 else self._decode(token_ids)
+        left_out = self._special.difference(keep)
+        shown = [token for token in token_ids if token not in left_out]
+        return str(self._tokenizer.decode(shown, skip_special_tokens=False))
 
-        That of a single token is remembered, as streams ask again.
-        """
-        if keep and not self._special.isdisjoint(token_ids):
-            left_out = self._special.difference(keep)
-            shown = [token for token in token_ids if token not in left_out]
-            return str(self._tokenizer.decode(shown, skip_special_tokens=False))
-        if len(token_ids) != 1:
-            return str(self._tokenizer.decode(token_ids, skip_special_tokens=True))
-        token = token_ids[0]
-        text = self._single.get(token)
-        if text is None:
-            text = self._single[token] = str(self._tokenizer.decode(token_ids, skip_special_tokens=True))
-        return text
+    def _decode(self, token_ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(token_ids, skip_special_tokens=True))
+
+    def _decode_single(self, token_id: int) -> str:
+        """Remembered, as a stream asks again."""
+        if token_id not in self._single:
+            self._single[token_id] = self._decode([token_id])
+        return self._single[token_id]
 
     def decode_rendered(self, token_ids: Sequence[int]) -> str:
         """Text of tokens, special ones included."""
