@@ -99,16 +99,16 @@ class LoadClient:
 
 
 @asynccontextmanager
-async def open_client(url: str, key: str = "") -> AsyncIterator[LoadClient]:
-    """A client of a server such as `http://127.0.0.1:8000`, with as many connections as are asked for."""
+async def open_client(url: str, keep_alive: bool = True) -> AsyncIterator[LoadClient]:
+    """A client of a server such as `http://127.0.0.1:8000`, with as many connections as are asked for.
+
+    Without `keep_alive` every request has a connection of its own.
+    """
     from aiohttp import ClientSession, ClientTimeout, TCPConnector
 
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    async with ClientSession(
-        connector=TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE),
-        timeout=ClientTimeout(total=None),
-        headers=headers,
-    ) as session:
+    timeout = KEEP_ALIVE if keep_alive else None
+    connector = TCPConnector(limit=0, keepalive_timeout=timeout, force_close=not keep_alive)
+    async with ClientSession(connector=connector, timeout=ClientTimeout(total=None)) as session:
         yield LoadClient(url.rstrip("/"), session)
 
 

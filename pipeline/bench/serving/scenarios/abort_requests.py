@@ -37,16 +37,16 @@ async def measure(bench: Bench, progress: Progress) -> Measured:
         before = await state_of(server)
         timed = await _time_leavers(server, bench, draw, steps.next("clients that leave, one by one"))
         doing = steps.next(f"{ABORTS} aborts")
-        load = await closed_loop(
-            server.client, _aborts(bench, draw), CLIENTS, heard_by(doing, ABORTS)
-        )
+        load = await closed_loop(server.client, _aborts(bench, draw), CLIENTS, heard_by(doing, ABORTS))
         after = await wait_for_rest(server)
     over = tuple(1e3 * (free - step) for free, step in timed)
     return Measured(
         (
             Figure("disconnect to pages free", "ms", tuple(1e3 * free for free, _ in timed)),
             Figure("disconnect to pages free, beyond one step", "ms", over, Demand("at most", LIMIT)),
-            Figure(f"pages lost after {ABORTS} aborts", "pages", (lost(before, after),), Demand("at most", 0)),
+            Figure(
+                f"pages lost after {ABORTS} aborts", "pages", (lost(before, after),), Demand("at most", 0)
+            ),
         ),
         {"aborts": (summarise(load),)},
         ("Free pages are looked for over HTTP, which is part of what was measured.",),
@@ -103,4 +103,6 @@ def _aborts(bench: Bench, draw: random.Random) -> Iterator[Job]:
         yield Single(completion(prompt, exactly(NEW_TOKENS), draw.uniform(0.0, ABORT_SECONDS)))
 
 
-SCENARIO = Scenario("aborts", "clients that leave: when their pages are free, and whether any is lost", measure)
+SCENARIO = Scenario(
+    "aborts", "clients that leave: when their pages are free, and whether any is lost", measure
+)

@@ -61,8 +61,8 @@ async def _serve(command: ServerCommand, bench: Bench, number: int, progress: Pr
         for count, seed in ((5, "warm-up"), (REQUESTS, "measured")):
             wanted = exactly(NEW_TOKENS)
             jobs = completions(count, PROMPT_TOKENS, wanted, bench.vocab_size, f"{seed} {number}")
-            served = await serve_all(server, jobs, 1, progress)
-    return summarise(served.load)
+            load = await serve_all(server, jobs, 1, progress)
+    return summarise(load)
 
 
 def _figures(engine: str, over_http: list[float], in_process: list[float]) -> tuple[Figure, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kvfold.pipeline.bench.serving.client.load_summary import LoadSummary, summarise
 from kvfold.pipeline.bench.serving.scenarios.scenario import Bench, Scenario, Steps
-from kvfold.pipeline.bench.serving.scenarios.served_load import ServedLoad, serve_all
+from kvfold.pipeline.bench.serving.scenarios.served_load import ServedLoad, serve_costed
 from kvfold.pipeline.bench.serving.scenarios.served_prompts import completions, exactly
 from kvfold.pipeline.bench.serving.serve_results import Demand, Figure, Measured
 from kvfold.pipeline.bench.serving.servers.in_process import Cost, InProcess, run_in_process
@@ -62,7 +62,7 @@ async def _serve(bench: Bench, number: int, progress: Progress) -> ServedLoad:
         for which in ("warm-up", "0"):
             seed = f"streams {number} {which}"
             jobs = completions(AT_ONCE, PROMPT_TOKENS, exactly(NEW_TOKENS), bench.vocab_size, seed)
-            served = await serve_all(server, jobs, AT_ONCE, progress)
+            served = await serve_costed(server, jobs, AT_ONCE, progress)
     return served
 
 

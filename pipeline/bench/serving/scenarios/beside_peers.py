@@ -1,123 +1,144 @@
-"""Requests and chats a second, kvfold's bundles beside llama.cpp's server."""
+"""Requests and chats a second: kvfold's bundles beside llama.cpp's server, and any other."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 
-from kvfold.pipeline.bench.serving.client.load_summary import LoadSummary, summarise
+from kvfold.pipeline.bench.serving.client.asks import Job
+from kvfold.pipeline.bench.serving.client.load_summary import summarise
+from kvfold.pipeline.bench.serving.client.outcome import Load
 from kvfold.pipeline.bench.serving.scenarios.scenario import Bench, Scenario, Steps
-from kvfold.pipeline.bench.serving.scenarios.served_load import ServedLoad, serve_all
+from kvfold.pipeline.bench.serving.scenarios.served_load import serve_all, serve_costed
 from kvfold.pipeline.bench.serving.scenarios.served_prompts import chats, completions, exactly
 from kvfold.pipeline.bench.serving.serve_results import Demand, Figure, Measured
 from kvfold.pipeline.bench.serving.servers.kvfold_server import KvfoldOptions, kvfold_server
-from kvfold.pipeline.bench.serving.servers.server_process import RunningServer, ServerCommand, run_server
+from kvfold.pipeline.bench.serving.servers.llama_server import TITLE as PEER
+from kvfold.pipeline.bench.serving.servers.server_process import (
+    Endpoint,
+    RunningServer,
+    reach_server,
+    run_server,
+)
 from kvfold.plugins.contract.progress import Progress
 
 AT_ONCE = 64
-PROMPT_TOKENS, NEW_TOKENS, REQUESTS = 256, 64, 192
-TURNS, MESSAGE_WORDS, REPLY_TOKENS = 8, 32, 32
 LENGTH = 1024  # of the longest chat, with its template; a slot of the peer holds so much
 KV_CACHE_BYTES = 3 << 29  # what the peer's slots take of SmolLM2-135M in float16
-REQUEST_LEAD, CHAT_LEAD = 2.0, 3.0
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What all servers are asked for.
+
+    Attributes:
+        title: of its figures.
+        lead: how many times the peer's rate kvfold's is to be.
+        jobs: for a vocabulary of so many tokens, made from a seed.
+    """
+
+    title: str
+    lead: float
+    jobs: Callable[[int, str], list[Job]]
+
+
+WORKLOADS = (
+    Workload(
+        f"{AT_ONCE} at once, 256 in, 64 out",
+        2.0,
+        lambda vocab_size, seed: [*completions(192, 256, exactly(64), vocab_size, seed)],
+    ),
+    Workload(f"{AT_ONCE} chats of 8 turns", 3.0, lambda _, seed: [*chats(AT_ONCE, 8, 32, exactly(32), seed)]),
+)
 
 
 @dataclass
-class Samples:
-    """Of one server, a round each."""
+class Rounds:
+    """Of one server and one workload."""
 
-    requests: list[ServedLoad] = field(default_factory=list)
-    chats: list[ServedLoad] = field(default_factory=list)
+    loads: list[Load] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)  # of servers that the bench started
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """Requests a second."""
+        return tuple(load.requests_per_second for load in self.loads)
+
+
+Found = Mapping[str, Mapping[Workload, Rounds]]
 
 
 async def measure(bench: Bench, progress: Progress) -> Measured:
     """Every server in turn, as many rounds as are asked for; a fresh process each."""
-    servers = _servers(bench)
-    steps = Steps(progress, 2 * bench.rounds * len(servers))
-    found = {server.title: Samples() for server in servers}
+    count = 1 + len(bench.beside) + len(bench.urls) + (bench.peer is not None)
+    steps = Steps(progress, bench.rounds * count * len(WORKLOADS))
+    found: dict[str, dict[Workload, Rounds]] = {}
     for number in range(bench.rounds):
-        for command in servers:
-            async with run_server(command, bench.logs) as server:
-                samples = found[command.title]
-                await _measure_round(server, bench, number, samples, steps)
+        for opened in _servers(bench):
+            async with opened as server:
+                rounds = found.setdefault(server.title, {work: Rounds() for work in WORKLOADS})
+                warm = completions(8, 256, exactly(8), bench.vocab_size, f"warm-up {number}")
+                await serve_all(server, warm, 8)
+                for work in WORKLOADS:
+                    jobs = work.jobs(bench.vocab_size, f"{work.title} {number}")
+                    doing = steps.next(f"{server.title}, {work.title}")
+                    await _serve(server, jobs, rounds[work], doing)
     loads = {
-        f"{title}, {what}": tuple(summarise(each.load) for each in kind)
-        for title, samples in found.items()
-        for what, kind in (("requests", samples.requests), ("chats", samples.chats))
+        f"{title}, {work.title}": tuple(map(summarise, rounds.loads))
+        for title, works in found.items()
+        for work, rounds in works.items()
     }
-    return Measured(tuple(_figures(found)), loads, _notes(loads))
+    return Measured(tuple(_figures(found)), loads, tuple(_notes(found)))
 
 
-def _servers(bench: Bench) -> list[ServerCommand]:
+def _servers(bench: Bench) -> Iterator[AbstractAsyncContextManager[Endpoint]]:
     options = KvfoldOptions(AT_ONCE, KV_CACHE_BYTES, bench.threads)
-    own = [kvfold_server(bundle, options) for bundle in (bench.bundle, *bench.beside)]
-    peer = bench.peer
-    return own if peer is None else [*own, peer.command(AT_ONCE, LENGTH, bench.threads)]
+    commands = [kvfold_server(bundle, options) for bundle in (bench.bundle, *bench.beside)]
+    if bench.peer is not None:
+        commands.append(bench.peer.command(AT_ONCE, LENGTH, bench.threads))
+    yield from (run_server(command, bench.logs) for command in commands)
+    yield from map(reach_server, bench.urls)
 
 
-async def _measure_round(
-    server: RunningServer, bench: Bench, number: int, samples: Samples, steps: Steps
-) -> None:
-    warm = completions(8, PROMPT_TOKENS, exactly(8), bench.vocab_size, f"warm-up {number}")
-    await serve_all(server, warm, 8)
-    requests = completions(
-        REQUESTS, PROMPT_TOKENS, exactly(NEW_TOKENS), bench.vocab_size, f"requests {number}"
-    )
-    doing = steps.next(f"{server.title}, requests")
-    samples.requests.append(await serve_all(server, requests, AT_ONCE, doing))
-    talks = chats(AT_ONCE, TURNS, MESSAGE_WORDS, exactly(REPLY_TOKENS), f"chats {number}")
-    doing = steps.next(f"{server.title}, chats of {TURNS} turns")
-    samples.chats.append(await serve_all(server, talks, AT_ONCE, doing))
+async def _serve(server: Endpoint, jobs: list[Job], rounds: Rounds, progress: Progress) -> None:
+    if isinstance(server, RunningServer):
+        served = await serve_costed(server, jobs, AT_ONCE, progress)
+        rounds.loads.append(served.load)
+        rounds.cpu_seconds.append(served.cpu_seconds)
+    else:
+        rounds.loads.append(await serve_all(server, jobs, AT_ONCE, progress))
 
 
-def _figures(found: Mapping[str, Samples]) -> list[Figure]:
-    requests = f"{AT_ONCE} at once, {PROMPT_TOKENS} in, {NEW_TOKENS} out"
-    talks = f"{AT_ONCE} chats of {TURNS} turns"
-    figures: list[Figure] = []
-    for what, lead, kind in ((requests, REQUEST_LEAD, "requests"), (talks, CHAT_LEAD, "chats")):
-        rates = {title: _rates(getattr(samples, kind)) for title, samples in found.items()}
-        figures += [Figure(f"{title}, {what}", "requests/s", rate) for title, rate in rates.items()]
-        figures += [
-            Figure(f"{title}, {what}, CPU", "s/request", _cpu(getattr(samples, kind)))
-            for title, samples in found.items()
-        ]
-        figures += _leads(what, rates, lead)
-    return figures
+def _figures(found: Found) -> Iterator[Figure]:
+    for work in WORKLOADS:
+        of_work = {title: works[work] for title, works in found.items()}
+        for title, rounds in of_work.items():
+            yield Figure(f"{title}, {work.title}", "requests/s", rounds.rates)
+        for title, rounds in of_work.items():
+            costs = zip(rounds.cpu_seconds, rounds.loads, strict=False)
+            if cpu := tuple(seconds / len(load.outcomes) for seconds, load in costs):
+                yield Figure(f"{title}, {work.title}", "CPU s/request", cpu)
+        if (peer := of_work.get(PEER)) is not None:
+            for title, rounds in of_work.items():
+                if title.startswith("kvfold "):
+                    pairs = zip(rounds.rates, peer.rates, strict=True)
+                    lead = tuple(own / theirs for own, theirs in pairs)
+                    yield Figure(
+                        f"{title} over {PEER}, {work.title}", "x", lead, Demand("at least", work.lead)
+                    )
 
 
-def _leads(what: str, rates: Mapping[str, tuple[float, ...]], lead: float) -> list[Figure]:
-    """Each bundle's rate over the peer's, round by round."""
-    *own, peer = rates
-    if peer != "llama-server":
-        return []
-    return [
-        Figure(
-            f"{title} over {peer}, {what}",
-            "x",
-            tuple(a / b for a, b in zip(rates[title], rates[peer], strict=True)),
-            Demand("at least", lead),
-        )
-        for title in own
-    ]
-
-
-def _rates(served: list[ServedLoad]) -> tuple[float, ...]:
-    return tuple(each.load.requests_per_second for each in served)
-
-
-def _cpu(served: list[ServedLoad]) -> tuple[float, ...]:
-    return tuple(each.cpu_seconds / len(each.load.outcomes) for each in served)
-
-
-def _notes(loads: Mapping[str, tuple[LoadSummary, ...]]) -> tuple[str, ...]:
+def _notes(found: Found) -> Iterator[str]:
     """Tokens that each server counted: a comparison of unequal work must say so."""
-    counts = {
-        title: f"{title}: {sum(each.prompt_tokens for each in summaries):,} tokens of prompts, of which "
-        f"{sum(each.cached_tokens for each in summaries):,} from its cache, and "
-        f"{sum(each.completion_tokens for each in summaries):,} of replies."
-        for title, summaries in loads.items()
-    }
-    return tuple(counts.values())
+    for title, works in found.items():
+        for work, rounds in works.items():
+            whole = [outcome for load in rounds.loads for outcome in load.outcomes]
+            yield (
+                f"{title}, {work.title}: {sum(o.prompt_tokens for o in whole):,} tokens of prompts, of which "
+                f"{sum(o.cached_tokens for o in whole):,} from its cache, and "
+                f"{sum(o.completion_tokens for o in whole):,} of replies."
+            )
 
 
 SCENARIO = Scenario("peers", "requests and chats a second beside llama.cpp's server", measure)

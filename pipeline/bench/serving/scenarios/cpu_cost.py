@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from kvfold.pipeline.bench.serving.client.load_summary import LoadSummary, summarise
 from kvfold.pipeline.bench.serving.scenarios.scenario import Bench, Scenario, Steps
-from kvfold.pipeline.bench.serving.scenarios.served_load import serve_all
+from kvfold.pipeline.bench.serving.scenarios.served_load import serve_costed
 from kvfold.pipeline.bench.serving.scenarios.served_prompts import completions, exactly
 from kvfold.pipeline.bench.serving.serve_results import Demand, Figure, Measured
 from kvfold.pipeline.bench.serving.servers.in_process import InProcess, run_in_process
@@ -94,7 +94,7 @@ async def _serve(
     wanted = exactly(work.tokens, stream=work.tokens > 1)
     for waves, seed in ((1, "warm-up"), (work.waves, "measured")):
         jobs = completions(AT_ONCE * waves, PROMPT_TOKENS, wanted, bench.vocab_size, f"{seed} {number}")
-        served = await serve_all(server, jobs, AT_ONCE, progress)
+        served = await serve_costed(server, jobs, AT_ONCE, progress)
     samples.over_http.append(work.scale * served.cpu_seconds / work.count)
     samples.loads.append(summarise(served.load))
 

@@ -31,8 +31,7 @@ async def measure(bench: Bench, progress: Progress) -> Measured:
     async with run_server(bench.server(AT_ONCE), bench.logs) as server:
         doing = steps.next("capacity")
         for which, count in (("warm-up", AT_ONCE), ("capacity", CAPACITY_REQUESTS)):
-            served = await serve_all(server, _jobs(bench, count, which), AT_ONCE, doing)
-        capacity = served.load
+            capacity = await serve_all(server, _jobs(bench, count, which), AT_ONCE, doing)
         doing = steps.next(f"{TIMES:.0f} times as many for {SECONDS:.0f} s")
         load, memory = await _overload(server, bench, TIMES * capacity.requests_per_second, doing)
     return Measured(
@@ -87,7 +86,9 @@ def _figures(capacity: Load, load: Load, memory: MemoryLog) -> tuple[Figure, ...
             Demand("at most", 0),
         ),
         Figure("refused", "%", (100 * len(refused) / len(load.outcomes),)),
-        Figure("memory, last 10 s over the second 10 s", "%", (growth(early, late),), Demand("at most", GROWTH)),
+        Figure(
+            "memory, last 10 s over the second 10 s", "%", (growth(early, late),), Demand("at most", GROWTH)
+        ),
         *(Figure("first token, p99 over capacity's", "x", (wait,)) for wait in waits),
     )
 

@@ -26,6 +26,7 @@ class Bench:
         vocab_size: of its model.
         beside: other bundles of the same model.
         peer: llama.cpp's server; None where it is not compared.
+        urls: other servers of the same model, that run already.
         rounds: of each measurement; servers of one round run one after the other.
         threads: of every engine; 0 for each one's default.
         soak_seconds: how long the soak takes.
@@ -38,6 +39,7 @@ class Bench:
     logs: Path
     beside: tuple[Path, ...] = ()
     peer: LlamaServer | None = None
+    urls: tuple[str, ...] = ()
     rounds: int = 3
     threads: int = 0
     soak_seconds: float = 1800.0

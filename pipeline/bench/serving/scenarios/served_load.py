@@ -10,7 +10,7 @@ from kvfold.pipeline.bench.serving.client.load_summary import summarise
 from kvfold.pipeline.bench.serving.client.outcome import Load
 from kvfold.pipeline.bench.serving.client.run_load import closed_loop
 from kvfold.pipeline.bench.serving.scenarios.scenario import heard_by
-from kvfold.pipeline.bench.serving.servers.server_process import RunningServer
+from kvfold.pipeline.bench.serving.servers.server_process import Endpoint, RunningServer
 from kvfold.plugins.contract.errors import TargetError
 from kvfold.plugins.contract.progress import Progress, unheard
 
@@ -29,20 +29,24 @@ class ServedLoad:
 
 
 async def serve_all(
-    server: RunningServer, jobs: Sequence[Job], at_once: int, progress: Progress = unheard
-) -> ServedLoad:
+    server: Endpoint, jobs: Sequence[Job], at_once: int, progress: Progress = unheard
+) -> Load:
     """Do all jobs, so many at once.
 
     Raises:
         TargetError: a reply is not whole: figures of a server that refuses are no figures.
     """
-    before = server.tree.cpu_seconds()
     load = await closed_loop(server.client, jobs, at_once, heard_by(progress, len(jobs)))
-    seconds = server.tree.cpu_seconds() - before
     if len(load.of("complete")) < len(load.outcomes):
         summary = summarise(load)
-        raise TargetError(
-            f"{server.title} did not answer all: {summary.endings}, {summary.troubles}; "
-            f"it printed to {server.log}"
-        )
-    return ServedLoad(load, seconds)
+        raise TargetError(f"{server.title} did not answer all: {summary.endings}, {summary.troubles}")
+    return load
+
+
+async def serve_costed(
+    server: RunningServer, jobs: Sequence[Job], at_once: int, progress: Progress = unheard
+) -> ServedLoad:
+    """The same, with what it cost."""
+    before = server.tree.cpu_seconds()
+    load = await serve_all(server, jobs, at_once, progress)
+    return ServedLoad(load, server.tree.cpu_seconds() - before)

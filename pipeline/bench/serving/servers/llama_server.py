@@ -9,7 +9,7 @@ from pathlib import Path
 from kvfold.pipeline.bench.serving.servers.server_process import HOST, ServerCommand
 from kvfold.plugins.contract.errors import TargetError
 
-READY = "/health"
+TITLE, READY = "llama-server", "/health"
 # How to come by it without a hub: this package's source holds all of llama.cpp.
 BUILD = """\
 pip download --no-deps --no-binary llama-cpp-python llama-cpp-python==0.3.36
@@ -58,4 +58,5 @@ class LlamaServer:
             "--threads": str(threads),
         }
         parts = tuple(part for option in options.items() for part in option)
-        return ServerCommand("llama-server", (str(self.binary), *parts), READY)
+        # It closes the connection after a stream and does not say so.
+        return ServerCommand(TITLE, (str(self.binary), *parts), READY, keeps_alive=False)

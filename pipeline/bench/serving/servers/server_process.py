@@ -32,28 +32,39 @@ class ServerCommand:
         title: in tables and progress.
         command: its arguments; `{port}` stands for the port.
         ready: the path that answers 200 once requests are served.
+        keeps_alive: whether a connection may be used again after a stream.
     """
 
     title: str
     command: tuple[str, ...]
     ready: str
+    keeps_alive: bool = True
 
 
 @dataclass(frozen=True)
-class RunningServer:
-    """A server that answers.
+class Endpoint:
+    """A server that answers, whoever started it.
 
     Attributes:
-        title: of its command.
+        title: in tables and progress.
         client: sends requests to it.
+    """
+
+    title: str
+    client: LoadClient
+
+
+@dataclass(frozen=True)
+class RunningServer(Endpoint):
+    """A server that the bench started.
+
+    Attributes:
         tree: its processes.
         process: the one that was started.
         ready: the path that says whether requests are served.
         log: the file that it prints to.
     """
 
-    title: str
-    client: LoadClient
     tree: ProcessTree
     process: subprocess.Popen[bytes]
     ready: str
@@ -91,14 +102,27 @@ async def run_server(server: ServerCommand, logs: Path) -> AsyncIterator[Running
             start_new_session=True,
         )
     try:
-        async with open_client(f"http://{HOST}:{port}") as client:
+        async with open_client(f"http://{HOST}:{port}", server.keeps_alive) as client:
             running = RunningServer(
                 server.title, client, ProcessTree(process.pid), process, server.ready, log
             )
             await _wait_until_ready(running)
+            await client.find_model()
             yield running
     finally:
         _end(process)
+
+
+@asynccontextmanager
+async def reach_server(url: str) -> AsyncIterator[Endpoint]:
+    """A server that runs already.
+
+    Raises:
+        TargetError: nobody answers, or no model is served.
+    """
+    async with open_client(url) as client:
+        await client.find_model()
+        yield Endpoint(url, client)
 
 
 def free_port() -> int:
