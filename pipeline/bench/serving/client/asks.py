@@ -108,16 +108,20 @@ class Chat:
     wanted: Wanted
     system: str = ""
 
+    def said(self, replies: Sequence[str]) -> list[Body]:
+        """The messages of the turn after so many replies."""
+        said: list[Body] = [{"role": "system", "content": self.system}] if self.system else []
+        for message, reply in zip(self.messages, replies, strict=False):
+            said += [{"role": "user", "content": message}, {"role": "assistant", "content": reply}]
+        return [*said, {"role": "user", "content": self.messages[len(replies)]}]
+
     async def run(self, client: Sender, due: float) -> list[Outcome]:
         """All turns; a turn without a whole reply is the last one."""
-        said: list[Body] = [{"role": "system", "content": self.system}] if self.system else []
         outcomes: list[Outcome] = []
-        for message in self.messages:
-            said.append({"role": "user", "content": message})
-            outcome = await client.send(chat_turn(said, self.wanted), due)
-            outcomes.append(outcome)
-            if outcome.ending != "complete":
+        for _ in self.messages:
+            said = self.said([outcome.text for outcome in outcomes])
+            outcomes.append(await client.send(chat_turn(said, self.wanted), due))
+            if outcomes[-1].ending != "complete":
                 break
-            said.append({"role": "assistant", "content": outcome.text})
             due = perf_counter()
         return outcomes

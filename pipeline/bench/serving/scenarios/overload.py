@@ -50,16 +50,18 @@ async def _overload(
     times = list(random_times(rate, SECONDS, seed=0))
     jobs = _jobs(bench, len(times), "overload")
     memory = MemoryLog(server.tree)
-    watching = asyncio.create_task(memory.watch(0.5))
+    watching = asyncio.create_task(watch_memory(memory, SECONDS, progress))
     try:
-        load = await open_loop(
-            server.client,
-            zip(times, jobs, strict=True),
-            lambda done: progress(done / len(times)),
-        )
+        load = await open_loop(server.client, zip(times, jobs, strict=True))
     finally:
         watching.cancel()
     return load, memory
+
+
+async def watch_memory(memory: MemoryLog, seconds: float, progress: Progress) -> None:
+    """Look at it every second, until cancelled, and tell how much of the time has passed."""
+    async for at, mib in memory.watch(1.0):
+        progress(min(1.0, at / seconds), f"{mib:,.0f} MiB")
 
 
 def _figures(capacity: Load, load: Load, memory: MemoryLog) -> tuple[Figure, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -54,6 +55,7 @@ class MemoryLog:
     """Resident memory over time.
 
     Attributes:
+        tree: whose.
         started: seconds of `time.perf_counter`.
         samples: seconds since then, and MiB.
     """
@@ -62,10 +64,11 @@ class MemoryLog:
     started: float = field(default_factory=perf_counter)
     samples: list[tuple[float, float]] = field(default_factory=list)
 
-    async def watch(self, every: float) -> None:
-        """Look every so many seconds, until cancelled."""
+    async def watch(self, every: float) -> AsyncIterator[tuple[float, float]]:
+        """Look every so many seconds, until cancelled; each sample."""
         while True:
             self.samples.append((perf_counter() - self.started, self.tree.rss_mib()))
+            yield self.samples[-1]
             await asyncio.sleep(every)
 
     def between(self, start: float, end: float) -> list[float]:
