@@ -1,4 +1,4 @@
-"""The scenarios by name, and those that run when none is named."""
+"""What answers each scenario."""
 
 from __future__ import annotations
 
@@ -13,20 +13,16 @@ from kvfold.pipeline.bench.serving.scenarios import (
     soak,
     trace_replay,
 )
+from kvfold.pipeline.bench.serving.scenarios.scenario import Measure
 
-SCENARIOS = {
-    module.SCENARIO.name: module.SCENARIO
-    for module in (
-        cpu_cost,
-        added_first_token,
-        beside_in_process,
-        beside_peers,
-        abort_requests,
-        overload,
-        end_under_load,
-        soak,
-        trace_replay,
-    )
+SCENARIOS: dict[str, Measure] = {
+    "cpu": cpu_cost.measure,
+    "first-token": added_first_token.measure,
+    "streams": beside_in_process.measure,
+    "peers": beside_peers.measure,
+    "aborts": abort_requests.measure,
+    "overload": overload.measure,
+    "sigterm": end_under_load.measure,
+    "soak": soak.measure,
+    "trace": trace_replay.measure,
 }
-ON_REQUEST = ("soak", "trace")  # too long, or in need of a file
-USUAL = tuple(name for name in SCENARIOS if name not in ON_REQUEST)

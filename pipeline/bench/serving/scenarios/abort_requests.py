@@ -11,7 +11,7 @@ from time import perf_counter
 from kvfold.pipeline.bench.serving.client.asks import Job, Single, completion
 from kvfold.pipeline.bench.serving.client.load_summary import summarise
 from kvfold.pipeline.bench.serving.client.run_load import closed_loop
-from kvfold.pipeline.bench.serving.scenarios.scenario import Bench, Scenario, Steps, heard_by
+from kvfold.pipeline.bench.serving.scenarios.scenario import Bench, Steps, heard_by
 from kvfold.pipeline.bench.serving.scenarios.served_prompts import exactly
 from kvfold.pipeline.bench.serving.serve_results import Demand, Figure, Measured
 from kvfold.pipeline.bench.serving.servers.server_metrics import METRICS, ServerState, read_state
@@ -101,8 +101,3 @@ def _aborts(bench: Bench, draw: random.Random) -> Iterator[Job]:
     for number in range(ABORTS):
         prompt = write_prompt(draw.randint(1, PROMPT_TOKENS), bench.vocab_size, f"abort {number % 50}")
         yield Single(completion(prompt, exactly(NEW_TOKENS), draw.uniform(0.0, ABORT_SECONDS)))
-
-
-SCENARIO = Scenario(
-    "aborts", "clients that leave: when their pages are free, and whether any is lost", measure
-)

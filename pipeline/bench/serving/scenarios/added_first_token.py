@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import median
 
 from kvfold.pipeline.bench.serving.client.load_summary import LoadSummary, summarise
-from kvfold.pipeline.bench.serving.scenarios.scenario import Bench, Scenario, Steps
+from kvfold.pipeline.bench.serving.scenarios.scenario import Bench, Steps
 from kvfold.pipeline.bench.serving.scenarios.served_load import serve_all
 from kvfold.pipeline.bench.serving.scenarios.served_prompts import completions, exactly
 from kvfold.pipeline.bench.serving.serve_results import Demand, Figure, Measured
@@ -73,6 +73,3 @@ def _figures(engine: str, over_http: list[float], in_process: list[float]) -> tu
         Figure(f"{title}, over HTTP", "ms", tuple(over_http)),
         Figure(f"{title}, added", "ms", added, Demand("at most", LIMIT)),
     )
-
-
-SCENARIO = Scenario("first-token", "time to the first token that HTTP adds, idle", measure)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvfold.pipeline.bench.serving.client.load_summary import LoadSummary, summarise
-from kvfold.pipeline.bench.serving.scenarios.scenario import Bench, Scenario, Steps
+from kvfold.pipeline.bench.serving.scenarios.scenario import Bench, Steps
 from kvfold.pipeline.bench.serving.scenarios.served_load import ServedLoad, serve_costed
 from kvfold.pipeline.bench.serving.scenarios.served_prompts import completions, exactly
 from kvfold.pipeline.bench.serving.serve_results import Demand, Figure, Measured
@@ -64,6 +64,3 @@ async def _serve(bench: Bench, number: int, progress: Progress) -> ServedLoad:
             jobs = completions(AT_ONCE, PROMPT_TOKENS, exactly(NEW_TOKENS), bench.vocab_size, seed)
             served = await serve_costed(server, jobs, AT_ONCE, progress)
     return served
-
-
-SCENARIO = Scenario("streams", "streams of the real engine beside LLM.generate", measure)

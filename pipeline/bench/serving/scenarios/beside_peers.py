@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from kvfold.pipeline.bench.serving.client.asks import Job
 from kvfold.pipeline.bench.serving.client.load_summary import summarise
 from kvfold.pipeline.bench.serving.client.outcome import Load
-from kvfold.pipeline.bench.serving.scenarios.scenario import Bench, Scenario, Steps
+from kvfold.pipeline.bench.serving.scenarios.scenario import Bench, Steps
 from kvfold.pipeline.bench.serving.scenarios.served_load import serve_all, serve_costed
 from kvfold.pipeline.bench.serving.scenarios.served_prompts import chats, completions, exactly
 from kvfold.pipeline.bench.serving.serve_results import Demand, Figure, Measured
@@ -139,6 +139,3 @@ def _notes(found: Found) -> Iterator[str]:
                 f"{sum(o.cached_tokens for o in whole):,} from its cache, and "
                 f"{sum(o.completion_tokens for o in whole):,} of replies."
             )
-
-
-SCENARIO = Scenario("peers", "requests and chats a second beside llama.cpp's server", measure)

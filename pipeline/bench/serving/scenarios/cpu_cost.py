@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from kvfold.pipeline.bench.serving.client.load_summary import LoadSummary, summarise
-from kvfold.pipeline.bench.serving.scenarios.scenario import Bench, Scenario, Steps
+from kvfold.pipeline.bench.serving.scenarios.scenario import Bench, Steps
 from kvfold.pipeline.bench.serving.scenarios.served_load import serve_costed
 from kvfold.pipeline.bench.serving.scenarios.served_prompts import completions, exactly
 from kvfold.pipeline.bench.serving.serve_results import Demand, Figure, Measured
@@ -107,6 +107,3 @@ def _figures(work: Work, samples: Samples) -> tuple[Figure, ...]:
         Figure(f"{work.title}, over HTTP", work.unit, tuple(samples.over_http)),
         Figure(f"{work.title}, added", work.unit, added, Demand("at most", work.limit)),
     )
-
-
-SCENARIO = Scenario("cpu", "CPU of a streamed token and of a request, over in process", measure)

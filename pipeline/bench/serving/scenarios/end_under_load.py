@@ -10,7 +10,7 @@ from kvfold.pipeline.bench.serving.client.asks import Job, Single
 from kvfold.pipeline.bench.serving.client.load_summary import summarise
 from kvfold.pipeline.bench.serving.client.outcome import Outcome
 from kvfold.pipeline.bench.serving.client.run_load import closed_loop
-from kvfold.pipeline.bench.serving.scenarios.scenario import Bench, Scenario, Steps
+from kvfold.pipeline.bench.serving.scenarios.scenario import Bench, Steps
 from kvfold.pipeline.bench.serving.scenarios.served_prompts import completions, exactly
 from kvfold.pipeline.bench.serving.serve_results import Demand, Figure, Measured
 from kvfold.pipeline.bench.serving.servers.server_process import RunningServer, run_server
@@ -82,6 +82,3 @@ async def _knock(server: RunningServer, bench: Bench, number: int) -> Outcome:
     (late,) = completions(1, PROMPT_TOKENS, exactly(1), bench.vocab_size, f"late {number}")
     assert isinstance(late, Single)
     return await server.client.send(late.ask, perf_counter())
-
-
-SCENARIO = Scenario("sigterm", "SIGTERM while streams run", measure)

@@ -9,7 +9,7 @@ from kvfold.pipeline.bench.serving.client.asks import Job
 from kvfold.pipeline.bench.serving.client.load_summary import summarise
 from kvfold.pipeline.bench.serving.client.outcome import Load
 from kvfold.pipeline.bench.serving.client.run_load import open_loop, random_times
-from kvfold.pipeline.bench.serving.scenarios.scenario import Bench, Scenario, Steps
+from kvfold.pipeline.bench.serving.scenarios.scenario import Bench, Steps
 from kvfold.pipeline.bench.serving.scenarios.served_load import serve_all
 from kvfold.pipeline.bench.serving.scenarios.served_prompts import completions, exactly
 from kvfold.pipeline.bench.serving.serve_results import Demand, Figure, Measured
@@ -102,6 +102,3 @@ def growth(early: list[float], late: list[float]) -> float:
 
 def _count(load: Load, ending: str) -> float:
     return float(sum(outcome.ending == ending for outcome in load.outcomes))
-
-
-SCENARIO = Scenario("overload", "ten times what the server can answer, for 60 s", measure)

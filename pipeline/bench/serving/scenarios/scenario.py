@@ -1,4 +1,4 @@
-"""Scenario: a question to a server, and what it needs to be answered."""
+"""What a scenario is given, and how it tells its progress."""
 
 from __future__ import annotations
 
@@ -54,19 +54,8 @@ class Bench:
         return zero_cost_server(self.bundle, KvfoldOptions(at_once))
 
 
-@dataclass(frozen=True)
-class Scenario:
-    """One question.
-
-    Attributes:
-        name: on the command line.
-        title: what it asks.
-        measure: answers it, and tells how far it is.
-    """
-
-    name: str
-    title: str
-    measure: Callable[[Bench, Progress], Awaitable[Measured]]
+# Answers a scenario, and tells how far it is.
+Measure = Callable[[Bench, Progress], Awaitable[Measured]]
 
 
 class Steps:

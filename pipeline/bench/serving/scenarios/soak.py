@@ -1,4 +1,4 @@
-"""Half an hour of everything at once, with a tiny cache: nothing is lost, nothing grows, replies stay right."""
+"""Half an hour of everything at once, with a tiny cache: nothing is lost, nothing grows, nothing is wrong."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kvfold.pipeline.bench.serving.client.outcome import Load
 from kvfold.pipeline.bench.serving.client.run_load import closed_loop, until
 from kvfold.pipeline.bench.serving.scenarios.abort_requests import lost, state_of, wait_for_rest
 from kvfold.pipeline.bench.serving.scenarios.overload import growth, watch_memory
-from kvfold.pipeline.bench.serving.scenarios.scenario import Bench, Scenario, Steps
+from kvfold.pipeline.bench.serving.scenarios.scenario import Bench, Steps
 from kvfold.pipeline.bench.serving.scenarios.soak_jobs import SHOWN, SoakLog, soak_jobs
 from kvfold.pipeline.bench.serving.serve_results import Demand, Figure, Measured
 from kvfold.pipeline.bench.serving.servers.cold_replies import cold_replies
@@ -79,6 +79,3 @@ def bytes_of_sequences(bundle: Path, count: int) -> int:
     pages = pages_of_sequence(files.plan, files.config.max_context_length, chunk)
     of_one = sum(pages[group.name] * group.page_bytes(files.plan.page_size) for group in files.plan.groups)
     return int(count * of_one)
-
-
-SCENARIO = Scenario("soak", "chats, aborts, bad requests and schemas, for half an hour", measure)

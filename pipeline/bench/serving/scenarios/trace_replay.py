@@ -1,4 +1,4 @@
-"""Replay arrivals of a trace in Mooncake's form: when, how long, and which blocks of the prompt are the same."""
+"""Replay arrivals of a trace in Mooncake's form: when, how long, and which blocks prompts share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from kvfold.pipeline.bench.serving.client.asks import Job, Single, completion
 from kvfold.pipeline.bench.serving.client.load_summary import ServiceLevel, summarise
 from kvfold.pipeline.bench.serving.client.run_load import open_loop
-from kvfold.pipeline.bench.serving.scenarios.scenario import Bench, Scenario, heard_by
+from kvfold.pipeline.bench.serving.scenarios.scenario import Bench, heard_by
 from kvfold.pipeline.bench.serving.scenarios.served_prompts import exactly
 from kvfold.pipeline.bench.serving.serve_results import Figure, Measured
 from kvfold.pipeline.bench.serving.servers.server_process import run_server
@@ -115,6 +115,3 @@ async def measure(bench: Bench, progress: Progress) -> Measured:
 
 def _cached_share(cached: int, prompt: int) -> float:
     return 100 * cached / prompt if prompt else 0.0
-
-
-SCENARIO = Scenario("trace", "arrivals of a trace, with the prefixes that they share", measure)
