@@ -21,7 +21,7 @@ AT_ONCE = 8
 PROMPT_TOKENS, NEW_TOKENS = 64, 32
 CAPACITY_REQUESTS = 160
 TIMES, SECONDS = 10.0, 60.0
-SETTLED = (10.0, 20.0)  # seconds in which the memory is first looked at
+SETTLED, LAST = (10.0, 20.0), 10.0  # seconds in which the memory is looked at: first, and at the end
 GOODPUT, GROWTH = 90.0, 2.0  # percent
 
 
@@ -68,7 +68,7 @@ def _figures(capacity: Load, load: Load, memory: MemoryLog) -> tuple[Figure, ...
     in_time = [o for o in load.of("complete") if o.ended <= load.started + SECONDS]
     goodput = 100 * len(in_time) / SECONDS / capacity.requests_per_second
     refused = load.of("refused")
-    early, late = memory.between(*SETTLED), memory.between(SECONDS - 10.0, SECONDS)
+    early, late = memory.between(*SETTLED), memory.between(SECONDS - LAST, SECONDS)
     usual, busy = summarise(capacity).first_token, summarise(load).first_token
     waits = () if usual is None or busy is None else (busy.p99 / usual.p99,)
     return (
