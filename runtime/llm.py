@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,9 +11,11 @@ import numpy as np
 from kvfold.plugins.contract.errors import RequestError
 from kvfold.runtime.engine.protocol import Engine
 from kvfold.runtime.generation import Completion, TextChunk, TextGenerator
+from kvfold.runtime.loop.read_logits import read_logits
 from kvfold.runtime.memory.budget import pages_for
-from kvfold.runtime.metrics import Metrics, PoolUsage
+from kvfold.runtime.metrics import Metrics
 from kvfold.runtime.runtime_config import RuntimeConfig
+from kvfold.runtime.sampling.logprobs import log_probabilities
 from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.scheduler.request import Prompt
 from kvfold.runtime.session import OnOverflow, Session
@@ -30,7 +31,9 @@ DEFAULT_TARGET = "cpu"
 
 
 class LLM:
-    """Generates text. Not thread-safe; several streams and sessions may be open at once.
+    """Generates text. Several streams and sessions may be open at once, and any thread may use it.
+
+    Whoever waits for a reply runs the engine, for all that wait; a session is one thread's at a time.
 
     Attributes:
         config: memory and batch sizes.
@@ -135,6 +138,31 @@ class LLM:
         prompt = Prompt(np.asarray(chat.token_ids, np.int64), chat.shared_length)
         return self.generator.run([self.generator.prepare(prompt, params or SamplingParams())])[0]
 
+    def score(self, prompt: TextOrTokens, *, first: int = 1) -> np.ndarray:
+        """How likely the model finds a text: natural log probabilities of its tokens, one by one.
+
+        Args:
+            prompt: a text, read as by `generate`, or token ids.
+            first: the first token whose score is wanted; earlier ones may come from the cache.
+
+        Returns:
+            float64 [L - first] of L tokens.
+
+        Raises:
+            RequestError: no token has a score; else as for `generate`.
+        """
+        ids = self._prompt(prompt, control_tokens=True).token_ids
+        if not 0 < first < len(ids):
+            raise RequestError(
+                f"first is {first} in a text of {len(ids)} tokens; use 1 to {len(ids) - 1}, as nothing comes "
+                "before the first token"
+            )
+        scores = np.empty(len(ids) - 1)
+        for start, rows in read_logits(self.generator.loop, ids, first - 1):
+            follow = ids[start + 1 : start + 1 + len(rows)]
+            scores[start : start + len(follow)] = log_probabilities(rows[: len(follow)], follow)
+        return scores[first - 1 :]
+
     def session(self, system: str | None = None, on_overflow: OnOverflow = "error") -> Session:
         """A conversation.
 
@@ -153,13 +181,7 @@ class LLM:
     @property
     def metrics(self) -> Metrics:
         """Counters and page usage now."""
-        memory = self.generator.scheduler.memory
-        pools = zip(memory.horizons, memory.pools, strict=True)
-        return Metrics(
-            cache=replace(self.generator.scheduler.metrics),
-            pools={h.name: PoolUsage(pool.num_pages, pool.num_free, pool.num_idle) for h, pool in pools},
-            evicted_pages=memory.tree.evicted_pages,
-        )
+        return self.generator.loop.metrics()
 
     def _prompt(self, prompt: TextOrTokens, control_tokens: bool) -> Prompt:
         if isinstance(prompt, str):

@@ -19,6 +19,8 @@ import numpy as np
 
 from kvfold.plugins.contract.errors import RequestError
 from kvfold.runtime.generation import Completion, Reply, TextChunk, TextGenerator
+from kvfold.runtime.loop.commands import Cancel, Discard
+from kvfold.runtime.loop.ticket import Service
 from kvfold.runtime.memory.paged_sequence import PagedSequence
 from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.scheduler.request import Prompt
@@ -141,12 +143,12 @@ class Session:
         """End the reply that is being streamed before its next token, and keep what was said as the turn.
 
         The stream then ends as always, with a completion; its finish_reason is `cancelled`. Where nothing was
-        said yet its text is empty, and the turn is undone. Nothing happens where no reply is streamed. Only
-        sets a flag, so a signal handler or another thread may call it.
+        said yet its text is empty, and the turn is undone. Nothing happens where no reply is streamed. A
+        signal handler or another thread may call it.
         """
         running = self._running
         if running is not None:
-            running.request.stopping = True
+            self._generator.loop.post(Cancel(running.ticket, keep=True))
 
     def undo(self) -> Message:
         """Take the last turn back; returns the message that began it.
@@ -210,14 +212,14 @@ class Session:
         self._dropped = ()
         chat, dropped = self._encode(turns, message), 0
         if self._on_overflow == "drop_oldest":
-            limit = self._generator.scheduler.max_length
+            limit = self._generator.loop.max_length
             if turns and len(chat.token_ids) + min(params.max_tokens, limit // 4) > limit:
                 dropped = self._excess(turns, message, limit // 2)
                 chat = self._encode(turns[dropped:], message)
             left = max(1, limit - len(chat.token_ids))
             params = replace(params, max_tokens=min(params.max_tokens, left))
-        prompt = Prompt(np.asarray(chat.token_ids, np.int64), chat.shared_length)
-        reply = self._generator.prepare(self._continue(prompt), params, keep=True)
+        prompt = Prompt(np.asarray(chat.token_ids, np.int64), chat.shared_length, self._kept)
+        reply = self._generator.prepare(prompt, params, Service(keep=True))
         self._dropped = turns[:dropped]
         return self._run(_Pending(message, turns[dropped:], chat.text, reply, self._revision))
 
@@ -232,19 +234,6 @@ class Session:
             return len(self._encode(turns[count:], message).token_ids) <= limit
 
         return 1 + bisect_left(range(1, len(turns)), True, key=fits)
-
-    def _continue(self, prompt: Prompt) -> Prompt:
-        """Go on from the kept sequence where the prompt begins with exactly its tokens."""
-        kept = self._kept
-        if kept is None:
-            return prompt
-        cached = kept.tokens[: kept.num_computed]
-        fits = len(cached) < len(prompt.token_ids) and np.array_equal(prompt.token_ids[: len(cached)], cached)
-        if fits and not kept.released:
-            return replace(prompt, kept=kept)
-        self._drop()
-        self._generator.scheduler.metrics.rematched_turns += 1
-        return prompt
 
     def _run(self, turn: _Pending) -> Generator[TextChunk, None, None]:
         self._check_free()
@@ -262,9 +251,8 @@ class Session:
         finally:
             if self._running is reply:
                 self._end(kept=False)
-            sequence = reply.request.sequence
-            if sequence is not None and not kept:
-                self._generator.scheduler.discard(sequence)  # it ended, but its turn is undone
+            if reply.finished and not kept:  # it ended, and its turn is undone
+                self._discard(reply.ticket.request.sequence)
             if self._closed:
                 self._drop()
 
@@ -277,7 +265,7 @@ class Session:
         """Remember the turn, its exact tokens, and the sequence that holds them, unless nothing was said."""
         if completion.finish_reason == "cancelled" and not completion.text:
             return False
-        request = turn.reply.request
+        request = turn.reply.ticket.request
         ids = request.tokens[: request.length].tolist()
         known = add_reply(self._generator.tokenizer, turn.rendered, ids, completion.token_ids)
         reply: Message = {"role": "assistant", "content": completion.text}
@@ -286,9 +274,13 @@ class Session:
         return True
 
     def _drop(self) -> None:
-        if self._kept is not None:
-            self._generator.scheduler.discard(self._kept)
-            self._kept = None
+        self._discard(self._kept)
+        self._kept = None
+
+    def _discard(self, sequence: PagedSequence | None) -> None:
+        if sequence is not None:
+            self._generator.loop.post(Discard(sequence))
+            self._generator.loop.settle()
 
 
 def _messages_of(turns: Iterable[_Turn]) -> tuple[Message, ...]:

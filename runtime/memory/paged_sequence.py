@@ -12,6 +12,7 @@ class PagedSequence:
 
     Attributes:
         tokens: int64, the owner's buffer; positions [0, num_computed) are in the cache.
+        tenant: whose tree it reads and feeds.
         tables: int32 per group, page ids in order of position; -1 is freed or not yet mapped.
         num_pages: pages mapped so far; the same in every group, freed ones included.
         num_computed: tokens whose KV is in the cache.
@@ -33,12 +34,14 @@ class PagedSequence:
         "released",
         "shared_pages",
         "tables",
+        "tenant",
         "tokens",
     )
 
-    def __init__(self, tokens: np.ndarray, num_groups: int, capacity: int) -> None:
+    def __init__(self, tokens: np.ndarray, num_groups: int, capacity: int, tenant: str = "") -> None:
         """An empty sequence whose tables have room for `capacity` pages."""
         self.tokens = tokens
+        self.tenant = tenant
         self.tables: Sequence[np.ndarray] = [np.full(capacity, -1, np.int32) for _ in range(num_groups)]
         self.num_pages = 0
         self.num_computed = 0

@@ -28,3 +28,10 @@ def token_logprob(logits: np.ndarray, token_id: int, top: int) -> TokenLogprob:
     return TokenLogprob(
         token_id, float(logprobs[token_id]), tuple((int(i), float(logprobs[i])) for i in likeliest)
     )
+
+
+def log_probabilities(logits: np.ndarray, token_ids: np.ndarray) -> np.ndarray:
+    """Float64 [R]: of each row's token under softmax(logits), float32 [R, vocab]."""
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    found: np.ndarray = shifted[np.arange(len(token_ids)), token_ids] - np.log(np.exp(shifted).sum(axis=1))
+    return found

@@ -19,13 +19,13 @@ class Chunk:
         sequence: whose tokens; its tables map them.
         start: first position.
         end: one past the last.
-        samples: whether the last one's logits are wanted.
+        wanted: positions of them whose logits are wanted.
     """
 
     sequence: PagedSequence
     start: int
     end: int
-    samples: bool
+    wanted: range
 
 
 class StepBuilder:
@@ -40,13 +40,13 @@ class StepBuilder:
         self._ids = np.zeros(max_tokens, np.int64)
         self._cumulative = np.zeros(max_seqs + 1, np.int32)
         self._past = np.zeros(max_seqs, np.int32)
-        self._rows = np.zeros(max_seqs, np.int64)
+        self._rows = np.zeros(max_tokens, np.int64)
         self._slots = [np.zeros(max_tokens, np.int32) for _ in self._groups]
         self._tables = [np.zeros(max_seqs * max_pages, np.int32) for _ in self._groups]
         self._offsets = np.arange(max_tokens)
 
     def build(self, chunks: Sequence[Chunk]) -> StepInputs:
-        """Inputs of one step; where no chunk samples, the last row's logits are asked for and unused."""
+        """Inputs of one step; where no logits are wanted, the last row's are asked for and unused."""
         total = rows = 0
         for index, chunk in enumerate(chunks):
             count = chunk.end - chunk.start
@@ -54,11 +54,13 @@ class StepBuilder:
             self._past[index] = chunk.start
             for table, slots in zip(chunk.sequence.tables, self._slots, strict=True):
                 self._write_slots(slots[total : total + count], table, chunk.start)
+            wanted = chunk.wanted
+            if wanted:
+                first = total + wanted.start - chunk.start
+                self._rows[rows : rows + len(wanted)] = range(first, first + len(wanted))
+                rows += len(wanted)
             total += count
             self._cumulative[index + 1] = total
-            if chunk.samples:
-                self._rows[rows] = total - 1
-                rows += 1
         if not rows:
             self._rows[0], rows = total - 1, 1
         tables = {

@@ -30,7 +30,7 @@ def make_llm(
 
 def check(llm: LLM) -> None:
     """Every page has exactly its holders."""
-    scheduler = llm.generator.scheduler
+    scheduler = llm.generator.loop.core.scheduler
     scheduler.memory.check_integrity(scheduler.sequences)
 
 

@@ -12,6 +12,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 
 from kvfold.runtime.generation import Completion, Reply, TextChunk
 from kvfold.runtime.llm import LLM
+from kvfold.runtime.loop.commands import Cancel
 from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.scheduler.request import Prompt
 from kvfold.runtime.session import OnOverflow, Session
@@ -49,23 +50,26 @@ class Operations(RuleBasedStateMachine):
             ids = prompt[: max(1, len(prompt) - cut)]
             checked = Prompt(np.asarray(ids), shared_length=min(shared, len(ids)))
             reply = self.llm.generator.prepare(checked, SamplingParams(max_tokens=count))
-            self.llm.generator.scheduler.submit(reply.request)
+            self.llm.generator.loop.submit(reply.ticket)
+            self.llm.generator.loop.settle()
             self.replies.append(reply)
 
     @rule(steps=st.integers(1, 40))
     def step(self, steps: int) -> None:
         for _ in range(steps):
-            self.llm.generator.scheduler.step()
+            self.llm.generator.loop.turn()
         self._check_finished()
 
     @rule(which=st.integers(0, 9))
     def cancel(self, which: int) -> None:
         if self.replies:
-            self.llm.generator.scheduler.cancel(self.replies[which % len(self.replies)].request)
+            loop = self.llm.generator.loop
+            loop.post(Cancel(self.replies[which % len(self.replies)].ticket))
+            loop.settle()
 
     @rule(count=st.integers(1, 30))
     def evict(self, count: int) -> None:
-        memory = self.llm.generator.scheduler.memory
+        memory = self.llm.generator.loop.core.scheduler.memory
         for group, pool in enumerate(memory.pools):
             wanted = min(count, pool.num_idle)
             free = pool.num_free
@@ -153,8 +157,8 @@ class Operations(RuleBasedStateMachine):
 
     def _check_finished(self) -> None:
         for reply in self.replies:
-            if reply.request.finish_reason == "length":
-                request = reply.request
+            if reply.ticket.request.finish_reason == "length":
+                request = reply.ticket.request
                 prompt = request.tokens[: request.prompt_length].tolist()
                 expected = expected_tokens(self.plan, prompt, request.num_completion_tokens, VOCAB)
                 assert request.completion_ids == expected
@@ -165,8 +169,8 @@ class Operations(RuleBasedStateMachine):
             return
         for _, chunks in self.turns:
             chunks.close()
-        while self.llm.generator.scheduler.has_work:
-            self.llm.generator.scheduler.step()
+        while self.llm.generator.loop.core.scheduler.has_work:
+            self.llm.generator.loop.turn()
         self._check_finished()
         for session in self.open:
             session.close()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
 
-from kvfold.plugins.contract.errors import BundleError, CapacityError, RequestError
+from kvfold.plugins.contract.errors import BundleError, CapacityError, EngineError, RequestError
 from kvfold.runtime.llm import LLM, TextOrTokens
+from kvfold.runtime.loop.read_logits import read_logits
 from kvfold.runtime.memory.budget import pages_for
 from kvfold.runtime.runtime_config import RuntimeConfig
 from kvfold.runtime.sampling.params import SamplingParams
@@ -163,7 +165,7 @@ def test_one_bad_prompt_leaves_nothing_behind() -> None:
     llm, _ = make_llm(HYBRID)
     with pytest.raises(RequestError):
         llm.generate(["fine", ""])
-    assert not llm.generator.scheduler.has_work
+    assert not llm.generator.loop.core.scheduler.has_work
     with pytest.raises(RequestError, match="2 prompts came with 1"):
         llm.generate(["a", "b"], [SamplingParams()])
 
@@ -191,13 +193,13 @@ class BrokenEngine(SyntheticEngine):
 def test_an_engine_that_fails_leaves_no_pages_behind() -> None:
     engine = BrokenEngine(HYBRID, vocab=VOCAB)
     llm = LLM(engine, ByteTokenizer(()), RuntimeConfig(max_num_batched_tokens=32))
-    with pytest.raises(RuntimeError, match="out of order"):
+    with pytest.raises(EngineError, match="out of order"):
         llm.generate(make_prompts())
-    assert in_use(llm) == 0 and not llm.generator.scheduler.has_work
+    assert in_use(llm) == 0 and not llm.generator.loop.core.scheduler.has_work
     check(llm)
-    assert llm.generate(TEXT, SamplingParams(max_tokens=5))[0].token_ids == expected_tokens(
-        HYBRID, list(TEXT.encode()), 5, VOCAB
-    )
+    with pytest.raises(EngineError, match="load it again"):
+        llm.generate(TEXT)
+    assert engine.steps == 5, "an engine that failed is asked no more"
 
 
 def test_a_dropped_stream_gives_everything_back() -> None:
@@ -210,7 +212,7 @@ def test_a_dropped_stream_gives_everything_back() -> None:
     check(llm)
     unused = llm.stream(TEXT)
     del unused
-    assert not llm.generator.scheduler.has_work
+    assert not llm.generator.loop.core.scheduler.has_work
 
 
 @pytest.mark.parametrize(
@@ -235,3 +237,49 @@ def test_a_budget_too_small_for_a_step_is_refused() -> None:
 def test_loading_nothing_says_so(tmp_path_factory: pytest.TempPathFactory) -> None:
     with pytest.raises(BundleError, match="no bundle"):
         LLM.load(tmp_path_factory.mktemp("empty"))
+
+
+def test_many_threads_may_use_one_llm() -> None:
+    llm, engine = make_llm(HYBRID, pages=200)
+    prompts = make_prompts()
+
+    def ask(number: int) -> tuple[int, list[int]]:
+        which = number % len(prompts)
+        if number % 3:
+            return which, llm.generate([prompts[which]], SamplingParams(max_tokens=9))[0].token_ids
+        *_, last = llm.stream(prompts[which], SamplingParams(max_tokens=9))
+        assert last.completion is not None
+        return which, last.completion.token_ids
+
+    with ThreadPoolExecutor(8) as pool:
+        replies = list(pool.map(ask, range(48)))
+    for which, tokens in replies:
+        assert tokens == expected_tokens(HYBRID, prompts[which], 9, VOCAB)
+    assert engine.largest_batch > 1, "the threads' requests never ran together"
+    assert in_use(llm) == 0
+    check(llm)
+
+
+def test_scores_are_log_probabilities_whatever_the_cache_holds() -> None:
+    llm, engine = make_llm(PLANS["global"], batched=16)
+    tokens = make_prompts()[0]
+    cold = llm.score(tokens)
+    assert cold.shape == (len(tokens) - 1,) and (cold < 0).all()
+    computed = engine.tokens_computed
+    warm = llm.score(tokens, first=70)
+    assert engine.tokens_computed - computed <= len(tokens) - 64, "what comes before is in the cache"
+    assert np.array_equal(warm, cold[69:])
+    rows = np.concatenate(
+        [rows.astype(np.float64) for _, rows in read_logits(llm.generator.loop, np.array(tokens))]
+    )
+    expected = rows - np.log(np.exp(rows).sum(axis=1, keepdims=True))
+    assert np.allclose(cold, expected[np.arange(len(tokens) - 1), tokens[1:]], rtol=0, atol=1e-6)
+    assert in_use(llm) == 0
+    check(llm)
+
+
+@pytest.mark.parametrize("first", [0, 103, 200])
+def test_a_token_without_a_score_is_refused(first: int) -> None:
+    llm, _ = make_llm(HYBRID)
+    with pytest.raises(RequestError, match=f"first is {first}"):
+        llm.score(make_prompts()[0], first=first)

@@ -245,7 +245,7 @@ def test_a_message_that_is_too_long_by_itself_is_refused_and_nothing_is_given_up
 
 def test_a_pool_smaller_than_the_context_makes_room_too() -> None:
     llm, _ = make_llm(PLANS["global"], pages=12, context=2000)
-    assert llm.generator.scheduler.max_length == 12 * 16
+    assert llm.generator.loop.core.scheduler.max_length == 12 * 16
     with llm.session(on_overflow="drop_oldest") as session:
         for _ in range(9):
             check_turn(session, session.send("And then? " * 3, SamplingParams(max_tokens=100)), "global")

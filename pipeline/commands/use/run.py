@@ -105,5 +105,5 @@ def _converse(llm: LLM, root: Path, system: str | None, params: SamplingParams) 
         from kvfold.pipeline.chat.chat_model import ChatModel
         from kvfold.pipeline.chat.run_chat import run_chat
 
-        model = ChatModel.read(root, llm.generator.scheduler.max_length)
+        model = ChatModel.read(root, llm.generator.loop.max_length)
         run_chat(Conversation(session, params, model, console))

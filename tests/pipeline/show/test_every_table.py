@@ -84,6 +84,7 @@ TURN = Usage(
     prefilled_tokens=1_000,
     completion_tokens=200,
     recomputed_tokens=0,
+    queued_seconds=0.0,
     time_to_first_token=0.0612,
     tokens_per_second=97.34,
 )
