@@ -10,13 +10,6 @@ from kvfold.pipeline.bench.serving.servers.server_process import HOST, ServerCom
 from kvfold.plugins.contract.errors import TargetError
 
 TITLE, READY = "llama-server", "/health"
-# How to come by it without a hub: this package's source holds all of llama.cpp.
-BUILD = """\
-pip download --no-deps --no-binary llama-cpp-python llama-cpp-python==0.3.36
-tar xf llama_cpp_python-0.3.36.tar.gz && cd llama_cpp_python-0.3.36/vendor/llama.cpp
-cmake -B build -DCMAKE_BUILD_TYPE=Release -DLLAMA_BUILD_SERVER=ON -DLLAMA_CURL=OFF -DLLAMA_BUILD_UI=OFF \\
-    -DLLAMA_OPENSSL=OFF -DBUILD_SHARED_LIBS=OFF -DGGML_NATIVE=ON
-cmake --build build --target llama-server"""
 
 
 @dataclass(frozen=True)
@@ -42,7 +35,7 @@ class LlamaServer:
             said = subprocess.run([self.binary, "--version"], capture_output=True, text=True, check=True)
         except (OSError, subprocess.CalledProcessError) as error:
             raise TargetError(
-                f"{self.binary} is no llama-server: {error}; build one with\n{BUILD}"
+                f"{self.binary} is no llama-server: {error}; docs/commands.md says how to build one"
             ) from error
         lines = (said.stdout + said.stderr).splitlines()
         return next((line.removeprefix("version: ") for line in lines if "version:" in line), "unknown")

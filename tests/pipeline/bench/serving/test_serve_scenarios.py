@@ -51,7 +51,7 @@ class FakeBench(Bench):
 
 
 def bench_of(folder: Path, **options: float) -> FakeBench:
-    return FakeBench(bundle=folder / "bundle", vocab_size=5000, logs=folder, rounds=2, options=options)
+    return FakeBench(bundle=folder / "bundle", vocab_size=5000, logs=folder, rounds=1, options=options)
 
 
 def answer(measure: Measure, bench: Bench) -> Measured:
@@ -96,7 +96,7 @@ def test_cpu_is_the_server_s_over_the_same_work_in_process(
 ) -> None:
     set_all(monkeypatch, cpu_cost, AT_ONCE=8)
     asked = cost_of(cpu_cost, monkeypatch, Cost(1.0, 0.001, ()))
-    found = answer(cpu_cost.measure, bench_of(tmp_path))
+    found = answer(cpu_cost.measure, replace(bench_of(tmp_path), rounds=2))
     counts = {work.title: 8 * work.waves * work.tokens for work in cpu_cost.KINDS}
     for work in cpu_cost.KINDS:
         own = figure(found, f"{work.title}, in process")
@@ -128,8 +128,8 @@ def test_what_a_slow_server_adds_to_the_first_token_is_found(
         added = figure(found, f"{engine}, p50, added")
         assert all(45 <= sample < 500 for sample in added.samples)
         assert added.met is False
-        assert figure(found, f"{engine}, p50, in process").samples == (2.0, 2.0)
-    assert [job.zero_cost for job in asked] == [True, False] * 2
+        assert figure(found, f"{engine}, p50, in process").samples == (2.0,)
+    assert [job.zero_cost for job in asked] == [True, False]
 
 
 def test_the_share_of_streams_is_by_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +139,6 @@ def test_the_share_of_streams_is_by_seconds(tmp_path: Path, monkeypatch: pytest.
     assert figure(found, "LLM.generate").value == pytest.approx(160)
     share = figure(found, "share")
     assert share.met is False and 0 < share.value <= 25
-    assert len(found.loads["streams"]) == 2
 
 
 @dataclass(frozen=True)
@@ -162,7 +161,9 @@ def test_bundles_stand_beside_their_peer(tmp_path: Path, monkeypatch: pytest.Mon
     talks = beside_peers.Workload("chats", 3.0, lambda _, seed: [*chats(8, 3, 5, exactly(4), seed)])
     set_all(monkeypatch, beside_peers, AT_ONCE=8, WORKLOADS=(few, talks), kvfold_server=command)
     peer = FakePeer(Path("llama-server"), Path("model.gguf"), delay=0.05)
-    found = answer(beside_peers.measure, replace(bench_of(tmp_path), peer=peer, beside=(Path("other"),)))
+    found = answer(
+        beside_peers.measure, replace(bench_of(tmp_path), rounds=2, peer=peer, beside=(Path("other"),))
+    )
     for work in (few, talks):
         for title in ("kvfold bundle", "kvfold other"):
             lead = figure(found, f"{title} over {PEER}, {work.title}")
@@ -196,8 +197,8 @@ def test_a_server_that_runs_already_is_measured_too(tmp_path: Path, monkeypatch:
     few = beside_peers.Workload(
         "requests", 2.0, lambda _, seed: [*completions(8, 32, exactly(2), 5000, seed)]
     )
-    set_all(monkeypatch, beside_peers, AT_ONCE=8, WORKLOADS=(few,), kvfold_server=lambda *_: bench.server(8))
     bench = bench_of(tmp_path)
+    set_all(monkeypatch, beside_peers, AT_ONCE=8, WORKLOADS=(few,), kvfold_server=lambda *_: bench.server(8))
 
     async def run() -> Measured:
         async with serving(FakeServer()) as url:
@@ -205,7 +206,7 @@ def test_a_server_that_runs_already_is_measured_too(tmp_path: Path, monkeypatch:
 
     found = asyncio.run(run())
     (title,) = (key for key in found.loads if key.startswith("http://127.0.0.1"))
-    assert len(found.loads[title]) == 2
+    assert len(found.loads[title]) == 1
     assert [f.title for f in found.figures if "CPU" in f.unit] == ["kvfold fake, requests"]
 
 
@@ -231,7 +232,7 @@ def overloaded(folder: Path, monkeypatch: pytest.MonkeyPatch, **options: float) 
 
 def test_overload_is_refused_and_the_rest_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = overloaded(tmp_path, monkeypatch)
-    assert figure(found, "refused").value > 50
+    assert next(f for f in found.figures if f.title == "refused").value > 50
     for title in ("other than 429", "without Retry-After", "neither answered"):
         assert figure(found, title).value == 0
     assert figure(found, "of capacity").value > 30
@@ -256,7 +257,7 @@ def test_streams_that_sigterm_breaks_are_found(
     assert whole.met is (drops == 0)
     assert figure(found, "new request got in").value == 0
     assert figure(found, "did not end with 0").value == 0
-    assert len(figure(found, "readiness").samples) == 2
+    assert figure(found, "readiness").met is True
 
 
 @pytest.mark.parametrize(("text", "other"), [(None, 0), ("something else", 1)])

@@ -147,9 +147,7 @@ def test_commands_say_what_a_user_would_type() -> None:
 
 
 def test_a_binary_that_is_no_llama_server_is_refused_with_how_to_build_one() -> None:
-    with pytest.raises(
-        TargetError, match=r"(?s)is no llama-server.*cmake --build build --target llama-server"
-    ):
+    with pytest.raises(TargetError, match=r"is no llama-server.*docs/commands.md"):
         LlamaServer(Path(sys.executable + "-absent"), Path("model.gguf")).version()
 
 
