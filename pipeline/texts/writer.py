@@ -30,6 +30,7 @@ from kvfold.runtime.loop.engine_loop import EngineLoop
 from kvfold.runtime.loop.ticket import Ticket
 from kvfold.runtime.runtime_config import RuntimeConfig
 from kvfold.runtime.sampling.params import SamplingParams
+from kvfold.runtime.sampling.sampling_state import SamplingState
 from kvfold.runtime.scheduler.request import Prompt, Request
 
 if TYPE_CHECKING:
@@ -148,8 +149,9 @@ class Writer:
         seed = np.random.SeedSequence((self._section.seed, row.index, len(ids))).generate_state(1, np.uint64)
         params = SamplingParams(temperature=TEMPERATURE, seed=int(seed[0]), max_tokens=max_tokens)
         prompt, info = Prompt(np.array(ids), kept=row.kept), self._loop.info
-        ends = frozenset(self._prompts.ends)
-        ticket = Ticket(Request(prompt, max_tokens, info, end_tokens=ends, keep=True), params)
+        ends = self._prompts.ends
+        request = Request(prompt, max_tokens, info, end_tokens=frozenset(ends), keep=True)
+        ticket = Ticket(request, SamplingState(params, prompt.token_ids, ends, info.vocab_size))
         self._running[ticket] = row
         self._loop.submit(ticket)
 

@@ -14,14 +14,14 @@ from time import monotonic
 
 import numpy as np
 
-from kvfold.plugins.contract.errors import EngineError
+from kvfold.plugins.contract.errors import EngineError, KernelError
 from kvfold.runtime.engine.protocol import Engine
 from kvfold.runtime.loop.pace import Pace
 from kvfold.runtime.loop.snapshot import LoopSnapshot, RequestView
 from kvfold.runtime.loop.ticket import CancelReason, Ticket
 from kvfold.runtime.metrics import Metrics, PoolUsage
 from kvfold.runtime.runtime_config import RuntimeConfig
-from kvfold.runtime.sampling.logprobs import token_logprob
+from kvfold.runtime.sampling.batch_sampler import BatchSampler, Sampled
 from kvfold.runtime.scheduler.request import Request
 from kvfold.runtime.scheduler.scheduler import Scheduled, Scheduler
 from kvfold.runtime.scheduler.step_builder import StepBuilder
@@ -78,8 +78,9 @@ class Core:
         self._held: dict[Ticket, list[Ticket]] = {}
         self._deadlines: list[tuple[float, int, Ticket]] = []
         self._advanced: dict[Ticket, None] = {}
+        self._sampler = BatchSampler(info.vocab_size)
         self._pace = Pace(config.inter_token_target)
-        self._steps = 0
+        self._steps = self._decoding = 0
         self._last_step = self._published = monotonic()
         self.snapshot = self._take_snapshot(busy=False)
 
@@ -110,8 +111,7 @@ class Core:
     def turn(self) -> Turn:
         """Run one step."""
         self._expire(monotonic())
-        decoding = sum(1 for each in self.scheduler.running if each.num_completion_tokens)
-        scheduled = self.scheduler.schedule(self._pace.most_prefill(decoding))
+        scheduled = self.scheduler.schedule(self._pace.most_prefill(self._decoding))
         outcome = self._step(scheduled) if scheduled else Outcome.IDLE
         self._publish(outcome)
         advanced, self._advanced = tuple(self._advanced), {}
@@ -135,8 +135,13 @@ class Core:
         begun = monotonic()
         if not self.snapshot.busy:
             self.snapshot = replace(self.snapshot, busy=True, last_step=begun)
-        for request, _ in scheduled:
-            self._tickets[request].note_admission(begun)
+        self._decoding = prefill = 0
+        for request, chunk in scheduled:
+            if request.length > request.prompt_length:
+                self._decoding += 1
+            else:
+                prefill += chunk.end - chunk.start
+                self._tickets[request].note_admission(begun)
         try:
             logits = self.engine.execute(self._builder.build([chunk for _, chunk in scheduled]))
         except Exception as error:  # whatever an engine raises: nobody can say what it still can do
@@ -144,40 +149,74 @@ class Core:
             return Outcome.FAILED
         self._steps += 1
         self._last_step = monotonic()
-        self._note_pace(scheduled, self._last_step - begun)
-        self._commit(scheduled, logits)
+        self._pace.note(prefill, self._decoding, self._last_step - begun)
+        try:
+            self._commit(scheduled, logits)
+        except KernelError as error:  # sampling has no kernels
+            self._fail(error)
+            return Outcome.FAILED
         return Outcome.COMMITTED
 
     def _commit(self, scheduled: Scheduled, logits: np.ndarray) -> None:
         """Hand out a step's rows: those of a prompt to who reads them, the last one's to be sampled."""
-        row = 0
+        row, sampling = 0, []
         for request, chunk in scheduled:
             ticket, rows = self._tickets[request], len(chunk.wanted)
             samples = rows > 0 and request.generates and chunk.end == request.length
             self.scheduler.commit(request, chunk)
-            try:
-                if rows > samples and ticket.logits_sink is not None:
-                    ticket.logits_sink(chunk.wanted.start, logits[row : row + rows - samples])
-                    self._advanced[ticket] = None
-                if samples:
-                    self._sample(ticket, logits[row + rows - 1])
-            except Exception as error:  # one request's trouble is its own
-                ticket.error = error
-                self.cancel(ticket, "error")
-            if ticket.ended and request in self._tickets:
-                self._end(ticket)
+            if rows > samples:
+                self._read(ticket, chunk.wanted.start, logits[row : row + rows - samples])
             row += rows
+            if request.finish_reason is not None:
+                self._end(ticket)
+            elif samples:
+                sampling.append((ticket, row - 1))
+        if sampling:
+            self._sample(sampling, logits)
 
-    def _sample(self, ticket: Ticket, logits: np.ndarray) -> None:
-        request, top = ticket.request, ticket.params.logprobs
-        token = ticket.sampler.sample(logits, request.tokens[: request.length])
-        logprob = None if top is None else token_logprob(logits, token, top)
-        ticket.note_token(self._last_step)
-        ends = token in request.end_tokens
-        self.scheduler.append(request, token, ticket.receiver.push(token, logprob, ends))
+    def _read(self, ticket: Ticket, first: int, logits: np.ndarray) -> None:
+        """Give a prompt's rows, from a position on, to who reads them."""
         self._advanced[ticket] = None
-        if ticket in self._held:
+        request, state = ticket.request, ticket.state
+        try:
+            if ticket.logits_sink is not None:
+                ticket.logits_sink(first, logits)
+            if state is not None and state.params.prompt_logprobs is not None:
+                follow = request.tokens[first + 1 : min(first + 1 + len(logits), request.prompt_length)]
+                top = state.params.prompt_logprobs
+                ticket.prompt_logprobs += self._sampler.score(logits[: len(follow)], follow, top)
+        except Exception as error:  # one request's trouble is its own
+            self._end_with(ticket, error)
+
+    def _sample(self, sampling: Sequence[tuple[Ticket, int]], logits: np.ndarray) -> None:
+        """Draw the next token of each ticket from its row."""
+        whole = len(sampling) == len(logits)
+        rows = logits if whole else logits[[row for _, row in sampling]]
+        drawn = self._sampler.sample(rows, [ticket.state for ticket, _ in sampling if ticket.state])
+        for (ticket, _), sampled in zip(sampling, drawn, strict=True):
+            if sampled.error is not None:
+                self._end_with(ticket, sampled.error)
+                continue
+            try:
+                self._append(ticket, sampled)
+            except Exception as error:  # one request's trouble is its own
+                self._end_with(ticket, error)
+
+    def _append(self, ticket: Ticket, sampled: Sampled) -> None:
+        request, token = ticket.request, sampled.token_id
+        ticket.note_token(self._last_step)
+        stops = ticket.receiver.push(token, sampled.logprob, token in request.end_tokens)
+        constraint = ticket.state.constraint if ticket.state is not None else None
+        self.scheduler.append(request, token, stops or (constraint is not None and constraint.finished))
+        self._advanced[ticket] = None
+        if request.finish_reason is not None:
+            self._end(ticket)
+        elif self._held:
             self._release_held(ticket)
+
+    def _end_with(self, ticket: Ticket, error: Exception) -> None:
+        ticket.error = error
+        self.cancel(ticket, "error")
 
     def _end(self, ticket: Ticket) -> None:
         self._tickets.pop(ticket.request, None)
@@ -189,13 +228,6 @@ class Core:
         for ticket in self._held.pop(leader, ()):
             if not ticket.ended:
                 self.begin(ticket)
-
-    def _note_pace(self, scheduled: Scheduled, seconds: float) -> None:
-        decode = sum(1 for request, chunk in scheduled if request.num_completion_tokens)
-        prefill = sum(
-            chunk.end - chunk.start for request, chunk in scheduled if not request.num_completion_tokens
-        )
-        self._pace.note(prefill, decode, seconds)
 
     def _publish(self, outcome: Outcome) -> None:
         """Tell how things stand: when work ends, else so often that telling costs nothing."""

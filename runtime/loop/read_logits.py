@@ -10,7 +10,6 @@ import numpy as np
 from kvfold.runtime.loop.commands import Cancel
 from kvfold.runtime.loop.engine_loop import EngineLoop
 from kvfold.runtime.loop.ticket import Ticket
-from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.scheduler.request import Prompt, Request
 
 
@@ -29,7 +28,7 @@ def read_logits(loop: EngineLoop, token_ids: np.ndarray, first: int = 0) -> Iter
         found.append((position, rows.copy()))  # the engine's next step overwrites them
 
     request = Request(Prompt(token_ids, logits_from=first), 0, loop.info)
-    ticket = Ticket(request, SamplingParams(), logits_sink=keep)
+    ticket = Ticket(request, None, logits_sink=keep)
     loop.submit(ticket)
     try:
         while found or not ticket.ended:

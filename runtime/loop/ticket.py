@@ -11,9 +11,9 @@ from typing import Literal, Protocol
 import numpy as np
 
 from kvfold.runtime.metrics import Usage
+from kvfold.runtime.sampling.constraint import Constraint
 from kvfold.runtime.sampling.logprobs import TokenLogprob
-from kvfold.runtime.sampling.params import SamplingParams
-from kvfold.runtime.sampling.sampler import Sampler
+from kvfold.runtime.sampling.sampling_state import SamplingState
 from kvfold.runtime.scheduler.request import Request
 
 CancelReason = Literal["client", "deadline", "drain", "error"]
@@ -53,11 +53,13 @@ class Service:
         priority: lower goes first.
         deadline: seconds from its submission after which it ends as cancelled; None is none.
         keep: keep the pages after the end, for the conversation's next turn.
+        constraint: a grammar for the reply, which no other reply uses; None: anything may be said.
     """
 
     priority: int = 0
     deadline: float | None = None
     keep: bool = False
+    constraint: Constraint | None = None
 
 
 class Ticket:
@@ -66,9 +68,9 @@ class Ticket:
     Attributes:
         id: counts the tickets of this process.
         request: its tokens and pages.
-        params: how it is sampled.
-        sampler: draws its tokens.
-        receiver: takes them.
+        state: how it is sampled, and what that has to remember; None for a prompt that is only read.
+        receiver: takes its tokens.
+        prompt_logprobs: of the prompt's tokens but the first, where they were asked for, as far as they are.
         logits_sink: takes the logits of the prompt's positions instead; None: nobody wants them.
         after: wait for that one's first token, as both have the same prompt; None: do not wait.
         deadline: clock at which it is cancelled.
@@ -79,7 +81,7 @@ class Ticket:
     def __init__(
         self,
         request: Request,
-        params: SamplingParams,
+        state: SamplingState | None,
         receiver: Receiver | None = None,
         *,
         deadline: float | None = None,
@@ -88,10 +90,10 @@ class Ticket:
         """A ticket that was not submitted yet; `deadline` in seconds from its submission."""
         self.id = next(_IDS)
         self.request = request
-        self.params = params
-        self.sampler = Sampler(params)
+        self.state = state
         self.receiver = receiver or Unread()
         self.logits_sink = logits_sink
+        self.prompt_logprobs: list[TokenLogprob] = []
         self.after: Ticket | None = None
         self.deadline: float | None = None
         self.cancel_reason: CancelReason | None = None

@@ -91,10 +91,11 @@ class KvMemory:
         False, with nothing changed or evicted, where fewer than that many pages and `spare` more
         are free or idle.
         """
-        first, last = sequence.num_pages, ceil(end / self.page_size)
-        count = last - first
-        if count <= 0:
+        first = sequence.num_pages
+        if end <= first * self.page_size:
             return True
+        last = ceil(end / self.page_size)
+        count = last - first
         if any(pool.num_free + pool.num_idle < count + spare for pool in self.pools):
             return False
         for group, (table, pool) in enumerate(zip(sequence.tables, self.pools, strict=True)):
@@ -102,6 +103,7 @@ class KvMemory:
                 self.tree.evict(group, count - pool.num_free)
             table[first:last] = pool.allocate(count)
         sequence.num_pages = last
+        sequence.version += 1
         return True
 
     def commit(self, sequence: PagedSequence, end: int) -> None:
@@ -109,8 +111,11 @@ class KvMemory:
 
         In this order, since the step began at or before each checkpoint: its tail is still mapped.
         """
-        sequence.num_computed = end
         full = end // self.page_size
+        new = full > sequence.num_computed // self.page_size
+        sequence.num_computed = end
+        if not new:
+            return
         while sequence.checkpoints and sequence.checkpoints[0] <= full:
             pages = sequence.checkpoints.pop(0)
             self.tree.insert(sequence, pages, shared=pages == sequence.shared_pages)
@@ -175,3 +180,4 @@ class KvMemory:
             pool.release(int(table[position]))
             table[position] = -1
         sequence.first_kept[group] = kept
+        sequence.version += 1

@@ -105,6 +105,7 @@ class RadixTree:
                     assert mine >= 0, f"page {position} of group {group} left before it was cached"
                     self._pools[group].cache(mine)
                     node.pages[group] = mine
+        sequence.version += 1
         self.touch(path)
         self.mark(path)
         path[-1].shared |= shared

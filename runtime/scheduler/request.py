@@ -120,6 +120,9 @@ class Request:
 
     def count_chunk(self, start: int, end: int) -> int:
         """Count the tokens [start, end) as computed; returns how many of them were so before."""
+        if start >= self._computed and start >= self.prompt_length:
+            self._computed = end
+            return 0
         again = max(0, min(end, self._computed) - start)
         self.prefilled_tokens += max(0, min(end, self.prompt_length) - max(start, self._computed))
         self._computed = max(self._computed, end)

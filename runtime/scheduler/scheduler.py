@@ -157,11 +157,15 @@ class Scheduler:
             sequence = request.sequence
             if sequence is None:
                 continue
-            decodes = request.length - sequence.num_computed == 1
+            start = sequence.num_computed
+            decodes = request.length - start == 1
             room = budget if decodes else min(budget, prefill)
             if not room:
                 continue
-            chunk = _next_chunk(request, sequence, room)
+            if decodes:
+                chunk = Chunk(sequence, start, start + 1, range(start, start + 1))
+            else:
+                chunk = _next_chunk(request, sequence, room)
             if self._make_room(request, chunk):
                 scheduled.append((request, chunk))
                 size = chunk.end - chunk.start

@@ -17,6 +17,7 @@ from kvfold.runtime.loop.ticket import Ticket
 from kvfold.runtime.runtime_config import RuntimeConfig
 from kvfold.runtime.sampling.logprobs import TokenLogprob
 from kvfold.runtime.sampling.params import SamplingParams
+from kvfold.runtime.sampling.sampling_state import SamplingState
 from kvfold.runtime.scheduler.request import Prompt, Request
 from tests.runtime.harness import PLANS
 from tests.runtime.synthetic_engine import SyntheticEngine, expected_tokens
@@ -40,7 +41,11 @@ def make_ticket(
 ) -> Ticket:
     read = Prompt(np.array(prompt), tenant=tenant)
     request = Request(read, count, loop.info, priority=priority)
-    return Ticket(request, SamplingParams(max_tokens=count), deadline=deadline)
+    return Ticket(request, make_state(loop, prompt, count), deadline=deadline)
+
+
+def make_state(loop: EngineLoop, prompt: list[int], count: int) -> SamplingState:
+    return SamplingState(SamplingParams(max_tokens=count), np.array(prompt), (), loop.info.vocab_size)
 
 
 def check(loop: EngineLoop) -> None:
@@ -158,7 +163,7 @@ class Deaf:
 def test_an_error_of_one_request_ends_that_one() -> None:
     loop = make_loop()
     well = make_ticket(loop, [1] * 20)
-    ill = Ticket(Request(Prompt(np.array([2] * 20)), 8, loop.info), SamplingParams(), Deaf())
+    ill = Ticket(Request(Prompt(np.array([2] * 20)), 8, loop.info), make_state(loop, [2] * 20, 8), Deaf())
     for ticket in (ill, well):
         loop.submit(ticket)
     run_all(loop)
