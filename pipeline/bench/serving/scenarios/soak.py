@@ -70,7 +70,7 @@ def bytes_of_sequences(bundle: Path, count: int) -> int:
     """Of all pools, for so many sequences of the whole context."""
     from kvfold.runtime.bundle import open_bundle
     from kvfold.runtime.engine.engine_files import open_engine
-    from kvfold.runtime.llm import DEFAULT_TARGET
+    from kvfold.runtime.llm.llm import DEFAULT_TARGET
     from kvfold.runtime.memory.budget import pages_of_sequence
     from kvfold.runtime.runtime_config import RuntimeConfig
 

@@ -43,7 +43,7 @@ def reply_to_all(bundle: Path, asks: Sequence[dict[str, Any]]) -> list[str]:
     from kvfold.runtime.bundle import TOKENIZER, TOKENIZER_CONFIG, open_bundle
     from kvfold.runtime.engine.engine_files import open_engine
     from kvfold.runtime.engine.load_engine import load_engine
-    from kvfold.runtime.llm import DEFAULT_TARGET, LLM
+    from kvfold.runtime.llm.llm import DEFAULT_TARGET, LLM
     from kvfold.runtime.memory.budget import pages_for
     from kvfold.runtime.runtime_config import RuntimeConfig
     from kvfold.runtime.sampling.params import SamplingParams

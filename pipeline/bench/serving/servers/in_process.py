@@ -18,7 +18,7 @@ from kvfold.pipeline.bench.workloads.workloads import write_prompt
 from kvfold.plugins.contract.errors import TargetError
 
 if TYPE_CHECKING:
-    from kvfold.runtime.llm import LLM
+    from kvfold.runtime.llm.llm import LLM
 
 Way = Literal["generate", "stream"]
 SHOWN = 2000  # characters of what a failed one printed
@@ -122,7 +122,7 @@ def _wave(llm: LLM, job: InProcess, which: str) -> list[float]:
 
 def _load(job: InProcess) -> LLM:
     from kvfold.pipeline.bench.serving.servers.zero_cost import load_zero_cost
-    from kvfold.runtime.llm import LLM
+    from kvfold.runtime.llm.llm import LLM
     from kvfold.runtime.runtime_config import RuntimeConfig
 
     config = RuntimeConfig(max_num_seqs=job.at_once, threads=job.threads)

@@ -10,7 +10,7 @@ import numpy as np
 from kvfold.runtime.bundle import TOKENIZER, TOKENIZER_CONFIG, open_bundle
 from kvfold.runtime.engine.engine_files import open_engine
 from kvfold.runtime.engine.protocol import EngineInfo, StepInputs
-from kvfold.runtime.llm import DEFAULT_TARGET, LLM
+from kvfold.runtime.llm.llm import DEFAULT_TARGET, LLM
 from kvfold.runtime.memory.budget import pages_for
 from kvfold.runtime.text.tokenizer import BundleTokenizer
 
