@@ -15,7 +15,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.kvfold-installed
 TESTS := $(VENV)/.kvfold-tests
-TEST_EXTRAS := export,tensorrt-rtx,test
+TEST_EXTRAS := export,tensorrt-rtx,serve,test
 # The environment that makes a wheel (no PyTorch in it), and where wheels go.
 WHEEL_BIN ?= .venv-wheel/bin
 DIST ?= dist
@@ -38,7 +38,7 @@ install = @printf '  . installing %s\n' "$(1)"; start=$$(date +%s); $(PIP) insta
 
 help: ## Show this list
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | awk -F '\t' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | awk -F '\t' '{ printf "  make %-11s %s\n", $$1, $$2 }'
 
 install: $(INSTALLED) ## Make the environment (every other target does so itself)
 
@@ -133,6 +133,9 @@ wheel: $(WHEEL_BIN)/auditwheel ## Make the wheel for Linux on x86-64, into dist/
 	@PATH="$(abspath $(WHEEL_BIN)):$$PATH" $(WHEEL_BIN)/python -m auditwheel repair --only-plat \
 	  --plat $(WHEEL_PLATFORM) --wheel-dir $(DIST) build/wheel/*.whl
 	@ls $(DIST)/*-$(WHEEL_PLATFORM).whl
+
+check-image: $(TESTS) ## Build the container image without a registry, and run it (root, mmdebstrap, buildah)
+	$(BIN)/python -m pytest tests/deploy/test_image.py --image -rs $(ARGS)
 
 .venv-wheel/bin/auditwheel:
 	$(need_python_and_compiler)

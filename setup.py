@@ -1,4 +1,4 @@
-"""Compiles the CPU kernels into one shared library and tags the wheel; everything else is in pyproject.toml."""
+"""Compiles the CPU kernels into one library and tags the wheel; everything else is in pyproject.toml."""
 
 from __future__ import annotations
 

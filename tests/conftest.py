@@ -33,5 +33,6 @@ def wheel_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--gpu-report FILE`: where `make gpu-check` writes its report."""
+    """`--gpu-report FILE`: where `make gpu-check` writes its report; `--image`: of `make check-image`."""
     parser.addoption("--gpu-report", default=None, help="Write what the GPU tests compared to this file.")
+    parser.addoption("--image", action="store_true", help="Build the container image and run it.")

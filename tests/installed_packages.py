@@ -13,7 +13,7 @@ def package_paths(requirements: list[str]) -> dict[str, Path]:
 
     A link to each, in one folder, makes an environment without a package registry.
     """
-    paths = {}
+    paths: dict[str, Path] = {}
     for name in closure(requirements):
         distribution = importlib.metadata.distribution(name)
         roots = {path.parts[0] for path in distribution.files or ()} - {"..", "__pycache__", "bin"}

@@ -1,4 +1,4 @@
-"""The wheel that `make wheel` makes: complete, for any Python 3, installed where nothing of the checkout is."""
+"""The wheel that `make wheel` makes: complete, for any Python 3, used where nothing of the checkout is."""
 
 from __future__ import annotations
 
