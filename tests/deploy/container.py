@@ -79,9 +79,8 @@ class Image:
             text=True,
         )
 
-    def execute(self, running: subprocess.Popen[str], command: list[str]) -> subprocess.CompletedProcess[str]:
-        """A command beside the running one, as `docker exec` would."""
-        (process,) = psutil.Process(running.pid).children()
+    def execute(self, process: psutil.Process, command: list[str]) -> subprocess.CompletedProcess[str]:
+        """A command beside the first process, as `docker exec` would."""
         enter = ["nsenter", "--target", str(process.pid), "--mount", "--pid", "--net", "--root", "--wd"]
         return subprocess.run(
             [*enter, *command], env=self.environment, capture_output=True, text=True, check=False

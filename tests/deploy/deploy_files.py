@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from kvfold.pipeline.commands.use import serve
 from tests.root import ROOT
 
 FOLDER = ROOT / "docs" / "deploy"
@@ -41,3 +42,8 @@ def serve_arguments(words: list[str]) -> dict[str, str]:
     """Options of a `kvfold serve` command line by name; the bundle as `bundle`."""
     bundle, *rest = words
     return {"bundle": bundle} | dict(zip(rest[::2], rest[1::2], strict=True))
+
+
+def serve_options() -> set[str]:
+    """Every option of `kvfold serve`."""
+    return {name for parameter in serve.command.params for name in parameter.opts if name.startswith("--")}

@@ -7,7 +7,9 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -31,14 +33,16 @@ print(json.load(urllib.request.urlopen(request))["usage"]["completion_tokens"])
 
 
 @pytest.fixture(scope="module")
-def image(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Image:
+def image(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
     shown = "that the Dockerfile builds, and that its image serves, was not shown"
     if not request.config.getoption("--image"):
         pytest.skip(f"`make check-image` builds an image: {shown}")
     missing = [tool for tool in TOOLS if shutil.which(tool) is None]
     if os.geteuid() != 0 or missing:
         pytest.skip(f"needs root, {', '.join(TOOLS)}; not here: {missing}: {shown}")
-    return build_image(tmp_path_factory.mktemp("image"))
+    folder = tmp_path_factory.mktemp("image")
+    yield build_image(folder)
+    shutil.rmtree(folder)  # two gigabytes
 
 
 @pytest.fixture(scope="module")
@@ -62,19 +66,25 @@ def test_the_image_has_no_compiler(image: Image) -> None:
 def test_the_image_serves_from_a_root_that_cannot_be_written(image: Image, mounts: dict[Path, str]) -> None:
     server = image.start(image.config["Cmd"], mounts)
     try:
-        health = image.config["Healthcheck"]["Test"][1:]
-        deadline = time.monotonic() + 120
-        while image.execute(server, health).returncode != 0:
-            assert server.poll() is None and time.monotonic() < deadline, (
-                server.stdout and server.stdout.read()
-            )
-            time.sleep(1)
-        (process,) = psutil.Process(server.pid).children()
+        process = wait_until_healthy(image, server)
         assert set(process.uids()) == {int(image.config["User"].partition(":")[0])}
-        assert image.execute(server, ["touch", "/opt/kvfold/file"]).returncode != 0
-        asked = image.execute(server, ["python", "-c", ASK])
+        assert image.execute(process, ["touch", "/opt/kvfold/file"]).returncode != 0
+        asked = image.execute(process, ["python", "-c", ASK])
         assert asked.stdout == "4\n", asked.stderr
         process.send_signal(signal.SIGTERM)
-        assert server.wait(timeout=60) == 0, server.stdout and server.stdout.read()
+        assert server.wait(timeout=60) == 0, server.communicate()[0]
     finally:
         server.kill()
+
+
+def wait_until_healthy(image: Image, server: subprocess.Popen[str]) -> psutil.Process:
+    """The image's first process, when its health check holds."""
+    check = image.config["Healthcheck"]["Test"][1:]
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and server.poll() is None:
+        for process in psutil.Process(server.pid).children():
+            if image.execute(process, check).returncode == 0:
+                return process
+        time.sleep(1)
+    server.kill()
+    raise AssertionError(server.communicate()[0])
