@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from kvfold.runtime.server.guard.admission import AdmissionLimits
 from kvfold.runtime.server.guard.gate import Gate
+from kvfold.runtime.server.guard.key_file import read_keys
 from kvfold.runtime.server.observe.collector import ServerCollector
 from kvfold.runtime.server.observe.health_routes import health_routes
 from kvfold.runtime.server.routes.api import api_routes
@@ -99,3 +102,15 @@ def test_every_metric_stands_there_once() -> None:
         others = {own.replace("kvfold:", code(also))} if also else set()
         named |= {(each, kind) for each in {own, *others}}
     assert served == named
+
+
+def test_the_page_s_file_of_keys_is_one(tmp_path: Path) -> None:
+    example, nobody = re.findall(r"^```json\n(.*?)^```", PAGE, re.M | re.S)
+    keys = json.loads(example)
+    for number, entry in enumerate(keys["keys"]):
+        entry["sha256"] = f"{number:064x}"
+    keys["keys"].append(json.loads(nobody))
+    (tmp_path / "keys.json").write_text(json.dumps(keys))
+    caller = read_keys(tmp_path / "keys.json").find("")
+    assert caller is not None
+    assert caller.roles == {"metrics"}
