@@ -22,10 +22,12 @@ from tests.deploy.container import TOOLS, Image, build_image
 from tests.pipeline.fake_stages import QuietDisplay
 from tests.pipeline.tiny_recipe import write_tiny_recipe
 
+# Grammars want to know how tokens become text.
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
 KEY = "a key of the test"
 ASK = f"""
 import json, urllib.request
-body = json.dumps({{"model": "bundle", "prompt": "a cab", "max_tokens": 4}}).encode()
+body = json.dumps({{"model": "kvfold", "prompt": "a cab", "max_tokens": 4}}).encode()
 headers = {{"authorization": "Bearer {KEY}", "content-type": "application/json"}}
 request = urllib.request.Request("http://127.0.0.1:8000/v1/completions", body, headers)
 print(json.load(urllib.request.urlopen(request))["usage"]["completion_tokens"])
