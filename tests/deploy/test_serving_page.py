@@ -12,13 +12,13 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from kvfold.pipeline.commands.use.serve import command
 from kvfold.runtime.server.guard.admission import AdmissionLimits
 from kvfold.runtime.server.guard.gate import Gate
 from kvfold.runtime.server.guard.key_file import read_keys
 from kvfold.runtime.server.observe.collector import ServerCollector
 from kvfold.runtime.server.observe.health_routes import health_routes
 from kvfold.runtime.server.routes.api import api_routes
-from kvfold.runtime.server.start.server_settings import ServerSettings
 from kvfold.runtime.server.state import ServerState
 from tests.deploy.deploy_files import serve_options
 from tests.root import ROOT
@@ -52,12 +52,11 @@ def test_every_option_stands_there_once() -> None:
 
 
 def test_defaults_are_those_of_the_code() -> None:
-    for name, default, _ in rows("Options"):
-        value = getattr(ServerSettings(), code(name).strip("-").replace("-", "_"))
-        if isinstance(value, int | float | str):
-            assert code(default) == f"{value}" if isinstance(value, str) else float(code(default)) == value
-        else:
-            assert value is None and "`" not in default
+    stated = {code(name): default for name, default, _ in rows("Options")}
+    fixed = {parameter.opts[-1]: parameter.default for parameter in command.params if parameter.default}
+    assert {"--host", "--port", "--drain-seconds"} <= fixed.keys()
+    for name, default in fixed.items():
+        assert type(default)(code(stated[name])) == default
 
 
 def test_every_route_stands_there_once_with_who_may_ask() -> None:
