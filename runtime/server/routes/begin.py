@@ -18,10 +18,10 @@ from kvfold.runtime.server.routes.follow import Ended, Events, stream_replies, w
 from kvfold.runtime.server.routes.shared import Shared
 from kvfold.runtime.server.state import ServerState
 from kvfold.runtime.server.tracked_reply import TrackedReply
-from kvfold.runtime.server.wire.ask import Ask
-from kvfold.runtime.server.wire.read_body import describe, wrong
+from kvfold.runtime.server.wire.fields.ask import Ask
+from kvfold.runtime.server.wire.fields.read_body import describe, wrong
+from kvfold.runtime.server.wire.fields.template_messages import TemplateMessage
 from kvfold.runtime.server.wire.reply_parts import ReplyReader, WholeReply, read_whole
-from kvfold.runtime.server.wire.template_messages import TemplateMessage
 from kvfold.runtime.structured.call_formats import choose_call_format
 from kvfold.runtime.structured.tool_prompt import prepare_chat
 from kvfold.runtime.text.chat import EncodedChat, encode_chat
@@ -69,8 +69,17 @@ async def begin_chat(
     ask: Ask,
     messages: Sequence[TemplateMessage],
     turn: Turn | None = None,
+    param: str = "messages",
 ) -> Run:
     """Submit the replies to a conversation, as a turn of a kept one if there is such.
+
+    Args:
+        request: asks for it.
+        shared: what handlers share.
+        ask: how to reply.
+        messages: the conversation.
+        turn: of a kept conversation; None where nothing is kept.
+        param: the field that a prompt is too long by.
 
     Raises:
         HttpError: 400 it cannot be served as asked; 404 the model is another; 429, 503 as ServerState.submit.
@@ -80,7 +89,7 @@ async def begin_chat(
     check_model(ask.model, state)
     if turn is None:
         chat, form = await asyncio.to_thread(_prepare_chat, state, ask, messages, None)
-        ids = _fitting(chat.token_ids, state, "messages")
+        ids = _fitting(chat.token_ids, state, param)
         prompt = Prompt(ids, chat.shared_length, tenant=request.tenant)
         replies = submit(request, shared, ask, prompt, form)
         return Run(len(ids), replies, [form.reader() for _ in replies], (*ask.ignored, *form.ignored))
@@ -88,7 +97,7 @@ async def begin_chat(
     if ask.n > 1:
         raise wrong(f"is {ask.n}; a session has one reply a turn", "n")
     chat, form = await asyncio.to_thread(_prepare_chat, state, ask, messages, turn.known)
-    ids = _fitting(chat.token_ids, state, "messages")
+    ids = _fitting(chat.token_ids, state, param)
     prompt = Prompt(ids, chat.shared_length, turn.kept, tenant=request.tenant)
     replies = submit(request, shared, ask, prompt, form, keep=turn.keeps)
     turn.started(chat)

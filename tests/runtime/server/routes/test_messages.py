@@ -112,7 +112,8 @@ def test_results_of_tools_are_messages_of_their_own() -> None:
             {"role": "user", "content": [result, {"type": "text", "text": "So?"}]},
         ]
     )
-    assert "<|im_start|>tool\n7<|im_end|>\n<|im_start|>user\nSo?<|im_end|>" in text
+    response = "<|im_start|>user\n<tool_response>\n7\n</tool_response><|im_end|>\n"
+    assert response + "<|im_start|>user\nSo?<|im_end|>" in text
 
 
 def test_thoughts_that_come_back_are_no_text() -> None:

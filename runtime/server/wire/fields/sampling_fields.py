@@ -11,8 +11,8 @@ import msgspec
 
 from kvfold.plugins.contract.errors import RequestError
 from kvfold.runtime.sampling.params import SamplingParams
-from kvfold.runtime.server.wire.read_body import describe, wrong
-from kvfold.runtime.server.wire.shape_fields import ShapeFields
+from kvfold.runtime.server.wire.fields.read_body import describe, wrong
+from kvfold.runtime.server.wire.fields.shape_fields import ShapeFields
 
 # OpenAI's default. Ours elsewhere is greedy.
 TEMPERATURE = 1.0
