@@ -25,6 +25,11 @@ class Tokenizer(Protocol):
         """Tokens that end a reply."""
         ...
 
+    @property
+    def chat_template(self) -> str | None:
+        """The model's chat template; None where it has none."""
+        ...
+
     def encode(self, text: str, *, control_tokens: bool = True) -> list[int]:
         """Tokens of a plain prompt, with the BOS token where the model wants one.
 
@@ -80,6 +85,7 @@ class BundleTokenizer:
         self._control_tokens = ControlTokens(tokenizer)
         added = tokenizer.get_added_tokens_decoder().items()
         self._special = frozenset(index for index, token in added if token.special)
+        self._single: dict[int, str] = {}
 
     @classmethod
     def load(cls, tokenizer: Path, config: Path) -> BundleTokenizer:
@@ -104,6 +110,11 @@ class BundleTokenizer:
         """Tokens that end a reply."""
         return self.config.eos_token_ids
 
+    @property
+    def chat_template(self) -> str | None:
+        """The model's chat template."""
+        return self.config.chat_template
+
     def encode(self, text: str, *, control_tokens: bool = True) -> list[int]:
         """Tokens of a plain prompt, with the BOS token where the model wants one."""
         ids = self.encode_rendered(by_template(text) if control_tokens else TemplateText(text))
@@ -122,11 +133,20 @@ class BundleTokenizer:
 
     def decode(self, token_ids: Sequence[int], *, keep: Collection[int] = ()) -> str:
         """Text of tokens, special ones left out but for those to keep."""
-        if not keep:
-            return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+        if not keep or self._special.isdisjoint(token_ids):
+            return self._decode_single(token_ids[0]) if len(token_ids) == 1 else self._decode(token_ids)
         left_out = self._special.difference(keep)
         shown = [token for token in token_ids if token not in left_out]
         return str(self._tokenizer.decode(shown, skip_special_tokens=False))
+
+    def _decode(self, token_ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(token_ids, skip_special_tokens=True))
+
+    def _decode_single(self, token_id: int) -> str:
+        """Remembered, as a stream asks again."""
+        if token_id not in self._single:
+            self._single[token_id] = self._decode([token_id])
+        return self._single[token_id]
 
     def decode_rendered(self, token_ids: Sequence[int]) -> str:
         """Text of tokens, special ones included."""

@@ -17,6 +17,7 @@ class ByteTokenizer:
     """Renders chats the ChatML way; `charset` is what its bytes stand for."""
 
     charset = "utf-8"
+    chat_template: str | None = None
 
     def __init__(self, eos_token_ids: Sequence[int] = (257,)) -> None:
         self.eos_token_ids = eos_token_ids
