@@ -36,7 +36,7 @@ LAYERS = {
     "export": ("model", "checkpoint", "quantize", "fold", "heal", "search", "graph"),
     "runtime": (
         *("checks", "runtime_config", "bundle", "text", "sampling", "metrics", "engine", "memory"),
-        *("scheduler", "loop", "generation", "session", "llm", "async_llm", "status", "server"),
+        *("scheduler", "loop", "llm", "status", "server"),
     ),
     "pipeline": (
         *("show", "machine", "recipe", "workspace", "texts", "build", "quality", "report", "stages"),

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from kvfold.plugins.contract.errors import KvfoldError
-from kvfold.runtime.generation import TextChunk
+from kvfold.runtime.llm.generation import TextChunk
 from kvfold.runtime.loop.snapshot import LoopSnapshot
 from kvfold.runtime.loop.ticket import CancelReason, Service
 from kvfold.runtime.sampling.params import SamplingParams

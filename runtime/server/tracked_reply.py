@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from kvfold.runtime.generation import Completion, TextChunk
+from kvfold.runtime.llm.generation import Completion, TextChunk
 from kvfold.runtime.loop.ticket import CancelReason
 from kvfold.runtime.scheduler.request import Prompt
 from kvfold.runtime.server.counts.reply_metrics import ReplyMetrics

@@ -10,12 +10,13 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
-from kvfold.runtime.generation import Completion, Reply, TextChunk
-from kvfold.runtime.llm import LLM
+from kvfold.runtime.llm.conversation import OnOverflow
+from kvfold.runtime.llm.generation import Completion, Reply, TextChunk
+from kvfold.runtime.llm.llm import LLM
+from kvfold.runtime.llm.session import Session
 from kvfold.runtime.loop.commands import Cancel
 from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.scheduler.request import Prompt
-from kvfold.runtime.session import OnOverflow, Session
 from tests.runtime.byte_tokenizer import VOCAB
 from tests.runtime.harness import PLANS, check, in_use, make_llm, make_prompts
 from tests.runtime.synthetic_engine import expected_tokens
@@ -144,7 +145,7 @@ class Operations(RuleBasedStateMachine):
         return session in self.open and not any(session is other for other, _ in self.turns)
 
     def _has_room(self, session: Session) -> bool:
-        endless = session._on_overflow == "drop_oldest"
+        endless = session._conversation._on_overflow == "drop_oldest"
         return self._is_free(session) and (endless or len(session.messages) < 5)
 
     def _check_turn(self, session: Session, completion: Completion) -> None:
@@ -152,7 +153,7 @@ class Operations(RuleBasedStateMachine):
         reply = completion.token_ids
         if completion.finish_reason == "cancelled" and not completion.text:
             return
-        prompt = session._known.token_ids[: -len(reply)]
+        prompt = session._conversation.known.token_ids[: -len(reply)]
         assert reply == expected_tokens(self.plan, prompt, len(reply), VOCAB)
 
     def _check_finished(self) -> None:

@@ -12,7 +12,7 @@ from kvfold.pipeline.bench.contenders.contender import CacheLoad, Generation, Li
 
 if TYPE_CHECKING:
     from kvfold.plugins.contract.fold_plan import FoldPlan
-    from kvfold.runtime.llm import LLM
+    from kvfold.runtime.llm.llm import LLM
     from kvfold.runtime.memory.paged_sequence import PagedSequence
     from kvfold.runtime.runtime_config import RuntimeConfig
 
@@ -31,7 +31,7 @@ def load(model: Path, limits: Limits) -> KvfoldContender:
     """Load a bundle with pools for twice what is in use at once, as OpenVINO GenAI gets."""
     from kvfold.runtime.bundle import open_bundle
     from kvfold.runtime.engine.engine_files import open_engine
-    from kvfold.runtime.llm import DEFAULT_TARGET, LLM
+    from kvfold.runtime.llm.llm import DEFAULT_TARGET, LLM
 
     files = open_engine(open_bundle(model), DEFAULT_TARGET)
     config = runtime_config(files.plan, limits, files.config.max_context_length)

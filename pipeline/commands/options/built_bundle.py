@@ -21,7 +21,7 @@ def built_bundle(
         UsageError: an architecture was given for a bundle that is built.
         KvfoldError: whatever a stage raises.
     """
-    from kvfold.runtime.llm import DEFAULT_TARGET
+    from kvfold.runtime.llm.llm import DEFAULT_TARGET
 
     if is_bundle(recipe):
         if architectures:

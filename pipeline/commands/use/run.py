@@ -15,7 +15,7 @@ from kvfold.pipeline.commands.options.recipe_arguments import output_option, rec
 from kvfold.pipeline.commands.options.sampling_options import sampling_options
 
 if TYPE_CHECKING:
-    from kvfold.runtime.llm import LLM
+    from kvfold.runtime.llm.llm import LLM
     from kvfold.runtime.sampling.params import SamplingParams
 
 EXIT_INTERRUPTED = 130
@@ -50,7 +50,7 @@ def command(
       kvfold run --temperature 0.7 --seed 1       sampled instead of greedy
       echo "What is a KV cache?" | kvfold run     a single question
     """
-    from kvfold.runtime.llm import LLM
+    from kvfold.runtime.llm.llm import LLM
 
     root, target = built_bundle(recipe, output, target, architectures)
     llm = LLM.load(root, target=target)

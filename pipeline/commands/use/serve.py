@@ -36,7 +36,8 @@ def command(
     """Serve RECIPE's model over HTTP; RECIPE may also be the folder of a built bundle.
 
     Stages that are not up to date run first. The server listens before the model is read, and answers 503
-    until then. Ctrl-C or SIGTERM lets running replies finish; a second one does not. SIGHUP reads the keys again.
+    until then. Ctrl-C or SIGTERM lets running replies finish; a second one does not. SIGHUP reads the keys
+    again.
 
     \b
     Examples:
@@ -54,8 +55,8 @@ def command(
 def _serve(
     root: Path, target: str, model_name: str, settings: ServerSettings, config: RuntimeConfig | None
 ) -> None:
-    from kvfold.runtime.async_llm import AsyncLLM
     from kvfold.runtime.bundle import TOKENIZER, open_bundle
+    from kvfold.runtime.llm.async_llm import AsyncLLM
     from kvfold.runtime.server.app import Application
     from kvfold.runtime.server.guard.gate import Gate
     from kvfold.runtime.server.observe.health_routes import health_routes

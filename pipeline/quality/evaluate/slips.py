@@ -18,8 +18,8 @@ from kvfold.pipeline.quality.evaluate.evaluation import Slip, SlipCount, Slips
 from kvfold.pipeline.quality.evaluate.openers import Opener
 from kvfold.pipeline.quality.intervals import share
 from kvfold.pipeline.quality.subjects import Subject
-from kvfold.runtime.generation import Completion
-from kvfold.runtime.llm import LLM
+from kvfold.runtime.llm.generation import Completion
+from kvfold.runtime.llm.llm import LLM
 from kvfold.runtime.sampling.logprobs import TokenLogprob, token_logprob
 from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.text.tokenizer import Tokenizer

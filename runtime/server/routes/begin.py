@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvfold.runtime.generation import Completion
+from kvfold.runtime.llm.generation import Completion
 from kvfold.runtime.loop.ticket import Service
 from kvfold.runtime.scheduler.request import Prompt
 from kvfold.runtime.server.http import HttpError, Request

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from kvfold.runtime.generation import Completion
+from kvfold.runtime.llm.generation import Completion
 from kvfold.runtime.server.http import HttpError
 from kvfold.runtime.text.chat import EncodedChat, add_reply
 from kvfold.runtime.text.tokenizer import Tokenizer

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import Protocol
 
-from kvfold.runtime.generation import Completion, TextChunk
+from kvfold.runtime.llm.generation import Completion, TextChunk
 from kvfold.runtime.metrics import Usage
 from kvfold.runtime.sampling.logprobs import TokenLogprob
 from kvfold.runtime.server.tracked_reply import TrackedReply

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from kvfold.runtime.generation import Completion
+from kvfold.runtime.llm.generation import Completion
 from kvfold.runtime.metrics import Usage
 from kvfold.runtime.sampling.logprobs import TokenLogprob
 from kvfold.runtime.server.http import sse

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kvfold.runtime.generation import Completion
+from kvfold.runtime.llm.generation import Completion
 from kvfold.runtime.metrics import Usage
 from kvfold.runtime.sampling.logprobs import TokenLogprob
 from kvfold.runtime.server.http import sse

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 from uuid import uuid4
 
-from kvfold.runtime.generation import Completion
+from kvfold.runtime.llm.generation import Completion
 from kvfold.runtime.server.http import HttpError
 
 CLIENT_CLOSED = 499  # nginx's: no client tries again by itself

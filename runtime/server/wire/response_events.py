@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from kvfold.runtime.generation import Completion
+from kvfold.runtime.llm.generation import Completion
 from kvfold.runtime.metrics import Usage
 from kvfold.runtime.sampling.logprobs import TokenLogprob
 from kvfold.runtime.server.http import HttpError, sse

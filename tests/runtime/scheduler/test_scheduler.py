@@ -9,8 +9,8 @@ import pytest
 
 from kvfold.plugins.contract.errors import KvfoldError
 from kvfold.runtime.engine.protocol import EngineInfo, StepInputs
-from kvfold.runtime.generation import Reply
-from kvfold.runtime.llm import LLM
+from kvfold.runtime.llm.generation import Reply
+from kvfold.runtime.llm.llm import LLM
 from kvfold.runtime.loop.commands import Cancel
 from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.scheduler.request import Prompt

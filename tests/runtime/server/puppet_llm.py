@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from kvfold.plugins.contract.errors import KvfoldError
-from kvfold.runtime.generation import Completion, TextChunk
+from kvfold.runtime.llm.generation import Completion, TextChunk
 from kvfold.runtime.loop.snapshot import LoopSnapshot
 from kvfold.runtime.loop.ticket import CancelReason, Service
 from kvfold.runtime.metrics import CacheMetrics, Metrics, PoolUsage, Usage

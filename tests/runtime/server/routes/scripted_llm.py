@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from kvfold.plugins.contract.errors import KvfoldError
-from kvfold.runtime.generation import Completion, TextChunk
+from kvfold.runtime.llm.generation import Completion, TextChunk
 from kvfold.runtime.loop.ticket import Service
 from kvfold.runtime.metrics import Usage
 from kvfold.runtime.sampling.logprobs import TokenLogprob

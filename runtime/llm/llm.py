@@ -10,7 +10,9 @@ import numpy as np
 
 from kvfold.plugins.contract.errors import RequestError
 from kvfold.runtime.engine.protocol import Engine
-from kvfold.runtime.generation import Completion, TextChunk, TextGenerator
+from kvfold.runtime.llm.conversation import OnOverflow
+from kvfold.runtime.llm.generation import Completion, TextChunk, TextGenerator
+from kvfold.runtime.llm.session import Session
 from kvfold.runtime.loop.read_logits import read_logits
 from kvfold.runtime.memory.budget import pages_for
 from kvfold.runtime.metrics import Metrics
@@ -18,7 +20,6 @@ from kvfold.runtime.runtime_config import RuntimeConfig
 from kvfold.runtime.sampling.logprobs import log_probabilities
 from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.scheduler.request import Prompt
-from kvfold.runtime.session import OnOverflow, Session
 from kvfold.runtime.text.chat import encode_chat
 from kvfold.runtime.text.tokenizer import BundleTokenizer, Tokenizer
 

@@ -37,7 +37,7 @@ def ended(chunks: Iterable[TextChunk]) -> Completion:
 def check_turn(session: Session, completion: Completion, name: str) -> None:
     """The reply is what the definition says after the conversation's tokens."""
     count = len(completion.token_ids)
-    prompt = session._known.token_ids[:-count]
+    prompt = session._conversation.known.token_ids[:-count]
     assert completion.token_ids == expected_tokens(PLANS[name], prompt, count, VOCAB)
 
 
@@ -60,9 +60,11 @@ def test_a_stopped_reply_is_the_turn_as_far_as_it_was_said(name: str, pieces: in
         assert contents(session)[-2:] == ["Tell me more.", said]
         check_turn(session, completion, name)
         check(llm)
-        known = session._known.token_ids
+        known = session._conversation.known.token_ids
         later = session.send("And?", SHORT)
-        assert session._known.token_ids[: len(known)] == known, "the reply stays as its own tokens"
+        assert session._conversation.known.token_ids[: len(known)] == known, (
+            "the reply stays as its own tokens"
+        )
         assert later.usage.reused_tokens == len(known) - 1
         check_turn(session, later, name)
     assert llm.metrics.cache.resumed_turns == 2
@@ -113,12 +115,12 @@ def test_an_undone_turn_leaves_no_trace(name: str) -> None:
     llm = make_chat(name)
     with llm.session("Be brief.") as session:
         session.send("How are you? " * 8, SHORT)  # no reply here holds a control token
-        before, known = session.messages, session._known
+        before, known = session.messages, session._conversation.known
         session.send("And you?", SHORT)
         assert session.undo() == {"role": "user", "content": "And you?"}
-        assert (session.messages, session._known) == (before, known)
+        assert (session.messages, session._conversation.known) == (before, known)
         later = session.send("Why?", SHORT)
-        assert session._known.token_ids[: len(known.token_ids)] == known.token_ids
+        assert session._conversation.known.token_ids[: len(known.token_ids)] == known.token_ids
         assert later.usage.reused_tokens > 0
         check_turn(session, later, name)
         check(llm)
@@ -160,7 +162,7 @@ def test_the_system_message_and_all_turns_can_change() -> None:
         session.system = "Be long."
         assert session.system == "Be long."
         check_turn(session, session.send("Two.", SHORT), "hybrid")
-        assert session._known.text.startswith(
+        assert session._conversation.known.text.startswith(
             "<|im_start|>system\nBe long.<|im_end|>\n<|im_start|>user\nOne."
         )
         session.clear()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kvfold.plugins.contract.errors import BundleError, CapacityError, EngineError, RequestError
-from kvfold.runtime.llm import LLM, TextOrTokens
+from kvfold.runtime.llm.llm import LLM, TextOrTokens
 from kvfold.runtime.loop.read_logits import read_logits
 from kvfold.runtime.memory.budget import pages_for
 from kvfold.runtime.runtime_config import RuntimeConfig

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 from weakref import WeakValueDictionary
 
 from kvfold.plugins.contract.errors import EngineError
-from kvfold.runtime.generation import DEFAULT_SERVICE, Completion, Reply, TextChunk
-from kvfold.runtime.llm import DEFAULT_TARGET, LLM
-from kvfold.runtime.loop.commands import Cancel
+from kvfold.runtime.llm.async_reply import AsyncReply
+from kvfold.runtime.llm.async_session import AsyncSession
+from kvfold.runtime.llm.conversation import Conversation, OnOverflow
+from kvfold.runtime.llm.generation import DEFAULT_SERVICE, Completion
+from kvfold.runtime.llm.llm import DEFAULT_TARGET, LLM
+from kvfold.runtime.loop.commands import Discard
 from kvfold.runtime.loop.core import Turn
-from kvfold.runtime.loop.engine_loop import EngineLoop
 from kvfold.runtime.loop.snapshot import LoopSnapshot
-from kvfold.runtime.loop.ticket import CancelReason, Service, Ticket
+from kvfold.runtime.loop.ticket import Service, Ticket
+from kvfold.runtime.memory.paged_sequence import PagedSequence
 from kvfold.runtime.runtime_config import RuntimeConfig
 from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.scheduler.request import Prompt
@@ -23,84 +26,6 @@ from kvfold.runtime.text.tokenizer import Tokenizer
 
 # How often a drain looks whether all have ended.
 DRAIN_SECONDS = 0.02
-
-
-class AsyncReply:
-    """A reply's pieces, as an async iterator; dropped before its end, it is cancelled.
-
-    Where its reader is slow, all that is unread comes as one piece.
-    """
-
-    def __init__(self, reply: Reply, loop: EngineLoop) -> None:
-        """Of a reply that this task's event loop will read."""
-        self.event_loop = asyncio.get_running_loop()
-        self.ticket = reply.ticket
-        self._reply = reply
-        self._loop = loop
-        self._waiter: asyncio.Future[None] | None = None
-        self._over = False
-        self._to_the_end = False
-
-    @property
-    def id(self) -> int:
-        """Of the request."""
-        return self.ticket.id
-
-    @property
-    def unread_characters(self) -> int:
-        """Characters that wait to be read."""
-        return self._reply.unread_characters
-
-    @property
-    def wants_news(self) -> bool:
-        """Whether its reader wants to be woken by what there is."""
-        return self._reply.finished or not self._to_the_end
-
-    def __aiter__(self) -> AsyncIterator[TextChunk]:
-        """Itself."""
-        return self
-
-    async def __anext__(self) -> TextChunk:
-        """The next piece; the last one holds the completion.
-
-        Raises:
-            KvfoldError: the request, or the engine, failed.
-        """
-        while not self._over:
-            self._over = self._reply.finished  # so that an error is raised once
-            chunk = self._reply.take()
-            if chunk is not None:
-                self._over = chunk.completion is not None
-                return chunk
-            self._waiter = self.event_loop.create_future()
-            try:
-                await self._waiter
-            except asyncio.CancelledError:
-                self.cancel()
-                raise
-        raise StopAsyncIteration
-
-    async def completion(self) -> Completion:
-        """The whole reply; errors as for the pieces."""
-        self._to_the_end = True
-        async for _ in self:
-            pass
-        return self._reply.completion()
-
-    def cancel(self, reason: CancelReason = "client") -> None:
-        """End it within a step; its last piece then says so. Nothing happens to one that has ended."""
-        if not self._reply.finished:
-            self._loop.post(Cancel(self.ticket, reason, keep=True))
-
-    def wake(self) -> None:
-        """There is news; in the event loop's thread."""
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    def __del__(self) -> None:
-        """Nobody will read it."""
-        if not self._reply.finished:
-            self._loop.post(Cancel(self.ticket))
 
 
 class AsyncLLM:
@@ -189,11 +114,20 @@ class AsyncLLM:
             self._loop.submit(reply.ticket)
         return begun
 
+    def discard(self, kept: PagedSequence) -> None:
+        """Give back pages that a reply kept and that no prompt will take."""
+        self._loop.post(Discard(kept))
+
     async def generate(
         self, prompt: Prompt, params: SamplingParams, service: Service = DEFAULT_SERVICE
     ) -> Completion:
         """A whole reply; errors as for `submit`."""
         return await self.submit(prompt, params, service).completion()
+
+    def session(self, system: str | None = None, on_overflow: OnOverflow = "error") -> AsyncSession:
+        """A conversation; arguments and errors as for `LLM.session`."""
+        conversation = Conversation(self.tokenizer, self.max_length, system, on_overflow)
+        return AsyncSession(conversation, self.submit, self._loop.post)
 
     async def drain(self, seconds: float) -> None:
         """Refuse new requests, wait so long for those that run, then cancel the rest."""

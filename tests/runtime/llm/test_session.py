@@ -27,11 +27,11 @@ def test_a_later_turn_computes_its_new_tokens_only(name: str) -> None:
         first = session.send("How are you? " * 40, SHORT)
         assert first.usage.reused_tokens == 0
         for text in ("And you?", "Why?"):
-            known = session._known.token_ids
+            known = session._conversation.known.token_ids
             completion = session.send(text, SHORT)
             assert completion.usage.prefilled_tokens == len(text) + FRAME
             assert completion.usage.reused_tokens == len(known) - 1
-            prompt = session._known.token_ids[: -len(completion.token_ids)]
+            prompt = session._conversation.known.token_ids[: -len(completion.token_ids)]
             assert prompt[: len(known)] == known
             assert completion.token_ids == expected_tokens(PLANS[name], prompt, 13, VOCAB)
         assert in_use(llm) > 0
@@ -64,7 +64,7 @@ def test_a_stop_text_makes_the_next_turn_look_in_the_tree() -> None:
         completion = session.send("Go on.", SHORT)
         assert completion.usage.reused_tokens > 0
         rendered = ByteTokenizer().render(session.messages[:-1], add_generation_prompt=True)
-        assert session._known.text.startswith(rendered)
+        assert session._conversation.known.text.startswith(rendered)
     assert llm.metrics.cache.rematched_turns == 1
     assert llm.metrics.cache.resumed_turns == 0
 
@@ -84,7 +84,7 @@ def test_a_template_that_rewrites_replies_is_followed() -> None:
         session.send("First", SHORT)
         session.send("Second", SHORT)
         prompt = TrimmingTokenizer().render(session.messages[:-1], add_generation_prompt=True)
-        assert session._known.text.startswith(prompt)
+        assert session._conversation.known.text.startswith(prompt)
     assert llm.metrics.cache.rematched_turns == 1
     assert in_use(llm) == 0
 
@@ -96,7 +96,7 @@ def test_an_idle_session_gives_way_to_a_request_and_comes_back() -> None:
         llm.generate([[7] * 170], SamplingParams(max_tokens=10))
         assert llm.metrics.cache.reclaimed_sessions == 1
         completion = session.send("Still there?", SHORT)
-        prompt = session._known.token_ids[: -len(completion.token_ids)]
+        prompt = session._conversation.known.token_ids[: -len(completion.token_ids)]
         assert completion.token_ids == expected_tokens(PLANS["global"], prompt, 13, VOCAB)
         check(llm)
     assert llm.metrics.cache.rematched_turns == 1

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from kvfold.plugins.contract.errors import CapacityError, EngineError, RequestError
-from kvfold.runtime.async_llm import AsyncLLM, AsyncReply
 from kvfold.runtime.engine.protocol import StepInputs
-from kvfold.runtime.llm import LLM
+from kvfold.runtime.llm.async_llm import AsyncLLM
+from kvfold.runtime.llm.async_reply import AsyncReply
+from kvfold.runtime.llm.llm import LLM
 from kvfold.runtime.loop.ticket import Service
 from kvfold.runtime.runtime_config import RuntimeConfig
 from kvfold.runtime.sampling.params import SamplingParams
@@ -101,6 +102,27 @@ def test_a_session_of_a_thread_goes_on_beside_tasks() -> None:
     llm, _ = make_llm(PLAN, pages=300, seqs=8)
     run(llm, work)
     assert llm.metrics.cache.resumed_turns == 8
+
+
+def test_a_session_of_a_task_pays_for_its_new_tokens_only() -> None:
+    async def work(served: AsyncLLM) -> None:
+        params = SamplingParams(max_tokens=5)
+
+        async def talk(name: str) -> list[int]:
+            async with served.session(f"You are {name}.") as session:
+                reused = [(await session.send("Go on.", params)).usage.reused_tokens for _ in range(3)]
+                async for _ in session.stream("And now?", SamplingParams(max_tokens=40)):
+                    break
+                assert len(session.messages) == 7, "a turn that nobody reads to its end is undone"
+                with pytest.raises(RequestError, match="still streaming"):
+                    await asyncio.gather(session.send("One.", params), session.send("Two.", params))
+                return reused
+
+        for reused in await asyncio.gather(*(talk(name) for name in ("Ada", "Bob", "Cleo"))):
+            assert 0 < reused[1] < reused[2]
+
+    llm, _ = make_llm(PLAN, pages=300, seqs=8)
+    run(llm, work)
 
 
 def test_a_cancelled_reply_ends_with_what_was_said() -> None:
