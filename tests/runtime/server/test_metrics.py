@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from kvfold.plugins.contract.version import VERSION
 from kvfold.runtime.server.counts.histogram import Histogram
+from tests.root import ROOT
 from tests.runtime.server.asgi_client import JSON, Exchange, ask, until
 from tests.runtime.server.puppet_llm import PuppetLLM
 from tests.runtime.server.served import make_server
@@ -104,6 +107,26 @@ def test_what_only_we_have(series: Series) -> None:
     assert value(series, "kvfold:grammar_compile_seconds_count") == 0
     assert value(series, "kvfold:stream_backlog_characters") == 0
     assert value(series, "process_resident_memory_bytes") > 0
+
+
+def test_every_query_of_the_dashboard_finds_its_series(series: Series) -> None:
+    text = (ROOT / "runtime" / "server" / "observe" / "grafana_dashboard.json").read_text()
+    queries = [target["expr"] for panel in json.loads(text)["panels"] for target in panel.get("targets", ())]
+    asked = set()
+    for query in queries:
+        labels = set(re.findall(r"(\w+)(?:=~|=)", query)) - {"instance"}
+        labels |= {name for names in re.findall(r"by \(([^)]*)\)", query) for name in names.split(", ")}
+        names = re.findall(r"\b((?:kvfold:|process_)\w+)\{", query)
+        assert names, query
+        for name in names:
+            found = [dict(key) for each, key in series if each == name]
+            assert found and all(labels <= each.keys() for each in found), (name, labels)
+        asked |= set(names)
+    families = {re.sub("_(bucket|count|sum|created)$", "", name) for name, _ in series}
+    unseen = {
+        name for name in families - {re.sub("_bucket$", "", name) for name in asked} if "kvfold:" in name
+    }
+    assert unseen == {"kvfold:cache_config_info"}, "what is measured is drawn"
 
 
 def test_a_histogram_counts_up_to_each_bound() -> None:
