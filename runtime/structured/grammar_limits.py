@@ -59,13 +59,13 @@ def write_schema(schema: Any) -> str:
     return text
 
 
-def check_lark(grammar: str) -> None:
-    """Raises RequestError where a Lark grammar is larger than the limits."""
-    check_bytes("the grammar", len(grammar))
-    rules = len(_RULE.findall(grammar))
+def check_rules(what: str, text: str) -> None:
+    """Raises RequestError where a Lark grammar or a regex is larger than the limits."""
+    check_bytes(what, len(text))
+    rules = len(_RULE.findall(text))
     if rules > MAX_RULES:
         raise RequestError(
-            f"the grammar has {rules} rules and brackets; at most {MAX_RULES} can be enforced: shorten it"
+            f"{what} has {rules} rules and brackets; at most {MAX_RULES} can be enforced: shorten it"
         )
 
 

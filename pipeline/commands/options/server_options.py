@@ -28,6 +28,7 @@ _SETTINGS: dict[str, tuple[Any, str]] = {
 _CONFIG: dict[str, tuple[Any, str]] = {
     "kv_cache_bytes": (int, "Bytes of all page pools.  [default: what the sequences need, up to 1 GiB]"),
     "max_num_seqs": (int, "Sequences that run at once.  [default: 8, or a TensorRT plan's own]"),
+    "threads": (int, "Of the engine.  [default: one for each physical core]"),
     "inter_token_target": (
         float,
         "Seconds between two tokens of a reply that others' prompts may take up to.",
