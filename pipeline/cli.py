@@ -41,6 +41,7 @@ COMMANDS = {
     ),
     "ablate": CommandEntry("measure.ablate", "Compare ways to merge heads: ours, and those the field uses."),
     "run": CommandEntry("use.run", "Chat with a bundle in the terminal."),
+    "serve": CommandEntry("use.serve", "Serve a bundle over HTTP, as OpenAI's API."),
     "demo": CommandEntry("make.demo", "Everything, then a three-turn conversation and its numbers."),
     "inspect": CommandEntry("use.inspect", "Draw a recipe's or a bundle's plan and its KV bytes."),
     "bench": CommandEntry("measure.bench", "Measure the engine beside its peers."),

@@ -72,6 +72,7 @@ class Usage:
             the first token is out.
         completion_tokens: tokens generated, an end-of-sequence token included.
         recomputed_tokens: computed a second time after a preemption.
+        queued_seconds: from submission to the step that first computed for it.
         time_to_first_token: seconds from submission to the first token; None if there was none.
         tokens_per_second: rate after the first token; None below two tokens.
     """
@@ -81,5 +82,6 @@ class Usage:
     prefilled_tokens: int
     completion_tokens: int
     recomputed_tokens: int
+    queued_seconds: float
     time_to_first_token: float | None
     tokens_per_second: float | None

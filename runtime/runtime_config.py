@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvfold.plugins.contract.errors import RequestError
-from kvfold.runtime.checks import check_integer
+from kvfold.runtime.checks import check_integer, check_number
 
 
 @dataclass(frozen=True)
@@ -18,12 +18,15 @@ class RuntimeConfig:
         max_num_batched_tokens: tokens a step computes at most; longer prompts go in chunks.
         max_num_seqs: requests that run at once; more wait.
         threads: of the engine; 0 takes one for each physical core.
+        inter_token_target: seconds between two tokens of a running reply that the prompts of others, cut
+            into chunks, should not exceed; None lets prompts go as fast as they can.
     """
 
     kv_cache_bytes: int | None = None
     max_num_batched_tokens: int = 512
     max_num_seqs: int = 8
     threads: int = 0
+    inter_token_target: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse values out of range; raises RequestError."""
@@ -32,6 +35,8 @@ class RuntimeConfig:
         check_integer("max_num_batched_tokens", self.max_num_batched_tokens, 1)
         check_integer("max_num_seqs", self.max_num_seqs, 1)
         check_integer("threads", self.threads, 0)
+        if self.inter_token_target is not None:
+            check_number("inter_token_target", self.inter_token_target, 0)
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise RequestError(
                 f"max_num_batched_tokens is {self.max_num_batched_tokens}, below max_num_seqs "

@@ -24,7 +24,7 @@ from kvfold.plugins.contract.version import VERSION
 from kvfold.runtime.metrics import CacheMetrics, Metrics, PoolUsage
 
 if TYPE_CHECKING:
-    from kvfold.runtime.llm import LLM
+    from kvfold.runtime.llm.llm import LLM
 
 INTERVAL_SECONDS = 1.0
 

@@ -30,13 +30,13 @@ LONG_FUNCTIONS = {
 LAYERS = {
     "": ("plugins", "export", "runtime", "pipeline"),
     "plugins": (
-        *("contract", "int8_linear", "paged_attention", "onnxruntime", "cpu"),
+        *("contract", "int8_linear", "paged_attention", "sampling", "onnxruntime", "cpu"),
         *("cuda", "tensorrt"),
     ),
     "export": ("model", "checkpoint", "quantize", "fold", "heal", "search", "graph"),
     "runtime": (
-        *("checks", "runtime_config", "bundle", "text", "sampling", "metrics", "engine", "memory"),
-        *("scheduler", "generation", "session", "llm", "status"),
+        *("checks", "runtime_config", "bundle", "text", "sampling", "structured", "metrics", "engine"),
+        *("memory", "scheduler", "loop", "llm", "status", "server"),
     ),
     "pipeline": (
         *("show", "machine", "recipe", "workspace", "texts", "build", "quality", "report", "stages"),

@@ -17,10 +17,10 @@ from kvfold.pipeline.show.table import Cell, Table
 from kvfold.pipeline.show.terminal import draw_table
 from kvfold.plugins.contract.errors import RequestError
 from kvfold.plugins.contract.kv_savings import format_bytes
-from kvfold.runtime.generation import TextChunk
+from kvfold.runtime.llm.generation import TextChunk
+from kvfold.runtime.llm.session import Session
 from kvfold.runtime.metrics import Usage
 from kvfold.runtime.sampling.params import SamplingParams
-from kvfold.runtime.session import Session
 
 if TYPE_CHECKING:
     from kvfold.plugins.contract.chat_template import Message

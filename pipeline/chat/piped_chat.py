@@ -8,8 +8,8 @@ import click
 from rich.console import Console
 
 from kvfold.pipeline.chat.show_reply import describe_dropped, show_reply
+from kvfold.runtime.llm.session import Session
 from kvfold.runtime.sampling.params import SamplingParams
-from kvfold.runtime.session import Session
 
 
 def answer_lines(session: Session, params: SamplingParams, lines: TextIO) -> None:

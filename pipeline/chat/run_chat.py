@@ -11,7 +11,7 @@ from kvfold.pipeline.chat.chat_commands import COMMANDS, Conversation, run_comma
 from kvfold.pipeline.chat.keyboard import Keyboard, only_ctrl_c, quiet_terminal
 from kvfold.pipeline.chat.show_reply import describe_dropped, show_reply
 from kvfold.plugins.contract.errors import KvfoldError
-from kvfold.runtime.generation import Completion, TextChunk
+from kvfold.runtime.llm.generation import Completion, TextChunk
 
 
 def run_chat(conversation: Conversation) -> None:

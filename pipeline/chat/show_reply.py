@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from rich.console import Console
 
 from kvfold.pipeline.chat.reply_view import ReplyView
-from kvfold.runtime.generation import Completion, TextChunk
+from kvfold.runtime.llm.generation import Completion, TextChunk
 from kvfold.runtime.metrics import Usage
 
 if TYPE_CHECKING:

@@ -10,7 +10,6 @@ import time
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,10 +24,10 @@ from kvfold.plugins.contract.errors import ValidationError
 from kvfold.plugins.contract.plan_presets import Preset, build_plan
 from kvfold.runtime.bundle import WEIGHTS
 from kvfold.runtime.engine.protocol import Engine
+from kvfold.runtime.loop.engine_loop import EngineLoop
+from kvfold.runtime.loop.read_logits import read_logits
 from kvfold.runtime.memory.budget import pages_of_sequence
-from kvfold.runtime.memory.kv_memory import KvMemory, Prefix
-from kvfold.runtime.memory.paged_sequence import PagedSequence
-from kvfold.runtime.scheduler.step_builder import Chunk, StepBuilder
+from kvfold.runtime.runtime_config import RuntimeConfig
 
 if TYPE_CHECKING:
     from kvfold.export.model.decoder import Decoder
@@ -107,7 +106,7 @@ class TorchSubject(Subject):
 
 
 class EngineSubject(Subject):
-    """The engine as it runs for users: paged and in chunks.
+    """The engine as it runs for users: paged and in chunks, through the runtime's loop.
 
     Args:
         name: of the subject.
@@ -119,52 +118,32 @@ class EngineSubject(Subject):
         super().__init__(name)
         self.reused_tokens = 0
         self._engine = engine
-        self._chunk = prefill_chunk
-        info = engine.info
-        self._builder = StepBuilder(
-            [group.name for group in info.plan.groups],
-            info.plan.page_size,
-            max_tokens=prefill_chunk,
-            max_seqs=1,
-            max_pages=-(-info.max_context_length // info.plan.page_size),
-        )
+        self._config = RuntimeConfig(max_num_batched_tokens=prefill_chunk, max_num_seqs=1)
 
     def compute_logits(self, token_ids: np.ndarray) -> np.ndarray:
-        """Three turns, each on the cache of the earlier ones; where one computes again, its logits count."""
-        memory = KvMemory(self._engine.info)
+        """Three turns, each on the cache of the earlier ones."""
+        loop = EngineLoop(self._engine, self._config)
         logits = np.empty((len(token_ids), self._engine.info.vocab_size), np.float32)
+        begin = 0
         for share in TURN_ENDS:
             end = round(share * len(token_ids))
-            sequence = memory.begin(token_ids[:end], end, Prefix(prompt_length=end))
-            self.reused_tokens += sequence.hit_tokens
-            for start, found in self._run(memory, sequence, end):
+            for start, found in read_logits(loop, token_ids[:end], begin):
                 logits[start : start + len(found)] = found
-            memory.release(sequence)
+            begin = end
+        self.reused_tokens += loop.metrics().cache.hit_tokens
         return logits
 
     def stream_logits(self, token_ids: np.ndarray, first: int = 0) -> Iterator[np.ndarray]:
         """One turn over an empty cache; what comes before `first` costs no logits."""
-        memory, end = KvMemory(self._engine.info), len(token_ids)
-        sequence = memory.begin(token_ids, end, Prefix(prompt_length=end))
-        for _ in self._run(memory, sequence, first, every_row=False):
-            pass
-        for rows in blocks(first, end):
-            yield np.concatenate([found.copy() for _, found in self._run(memory, sequence, rows.stop)])
-
-    def _run(
-        self, memory: KvMemory, sequence: PagedSequence, end: int, every_row: bool = True
-    ) -> Iterator[tuple[int, np.ndarray]]:
-        """Compute up to `end`: the first position of each step and its logits, which the next overwrites."""
-        for start in range(sequence.num_computed, end, self._chunk):
-            stop = min(start + self._chunk, end)
-            allocated = memory.allocate(sequence, stop)
-            assert allocated, "the pools hold a whole context"
-            step = self._builder.build([Chunk(sequence, start, stop, samples=True)])
-            if every_row:
-                step = replace(step, logits_indices=np.arange(stop - start))
-            logits = self._engine.execute(step)
-            memory.commit(sequence, stop)
-            yield start, logits
+        steps = read_logits(EngineLoop(self._engine, self._config), token_ids, first)
+        rest = np.empty((0, self._engine.info.vocab_size), np.float32)
+        for rows in blocks(first, len(token_ids)):
+            parts = [rest]
+            while sum(map(len, parts)) < rows.stop - rows.start:
+                parts.append(next(steps)[1])
+            whole = parts[1] if len(rest) == 0 and len(parts) == 2 else np.concatenate(parts)
+            rest = whole[rows.stop - rows.start :]
+            yield whole[: rows.stop - rows.start]
 
 
 def not_finite(name: str) -> ValidationError:

@@ -3,7 +3,7 @@
 A row is one sequence and one context: it starts with a seed prompt, and when the model ends its reply or
 its text, the next prompt follows, as the conversation's next turn or as the next document. A reply that goes
 on and on is ended for it: a small model then repeats itself. Rows run side by side through the runtime's
-scheduler, piece by piece: a piece is a request that goes on from the cache of the one before it, drawn by a
+loop, piece by piece: a piece is a request that goes on from the cache of the one before it, drawn by a
 seed of its own. So a row depends on nothing beside it, and one that was interrupted goes on with the draws
 that it would have had.
 """
@@ -25,10 +25,13 @@ from kvfold.pipeline.texts.prompts import Prompts
 from kvfold.pipeline.texts.writer_engine import load_writer_engine, unfolded_plan, writer_key
 from kvfold.pipeline.texts.written_rows import Row, RowsFile
 from kvfold.runtime.engine.protocol import Engine
+from kvfold.runtime.loop.commands import Discard
+from kvfold.runtime.loop.engine_loop import EngineLoop
+from kvfold.runtime.loop.ticket import Ticket
 from kvfold.runtime.runtime_config import RuntimeConfig
 from kvfold.runtime.sampling.params import SamplingParams
+from kvfold.runtime.sampling.sampling_state import SamplingState
 from kvfold.runtime.scheduler.request import Prompt, Request
-from kvfold.runtime.scheduler.scheduler import Scheduler
 
 if TYPE_CHECKING:
     from kvfold.export.checkpoint.checkpoint import Checkpoint
@@ -96,12 +99,12 @@ class Writer:
             prompts: of the section's seed.
             file: keeps each piece.
         """
-        self._scheduler = Scheduler(engine, RuntimeConfig(max_num_seqs=together))
+        self._loop = EngineLoop(engine, RuntimeConfig(max_num_seqs=together))
         self._together = together
         self._section = section
         self._prompts = prompts
         self._file = file
-        self._running: dict[Request, Row] = {}
+        self._running: dict[Ticket, Row] = {}
         self._written = 0
 
     def write(self, rows: Sequence[Row], progress: Progress) -> None:
@@ -113,10 +116,12 @@ class Writer:
         while waiting or self._running:
             while waiting and len(self._running) < self._together:
                 self._begin_piece(waiting.popleft())
-            for request in self._scheduler.step():
+            for ticket in self._loop.turn().advanced:
                 self._written += 1
-                if request.finish_reason is not None:
-                    self._end_piece(request)
+                if ticket.ended:
+                    self._end_piece(ticket)
+            if self._loop.failure is not None:
+                raise self._loop.failure
             pace = (self._written - found) / (time.perf_counter() - start)
             note = f"{self._written:,} of {total:,} tokens, {pace:,.0f} tokens/s"
             progress(self._written / total, note)
@@ -137,24 +142,24 @@ class Writer:
         if given:
             self._keep(row, given)
         if row.kept is not None:
-            self._scheduler.discard(row.kept)
+            self._loop.post(Discard(row.kept))
             row.kept = None
 
     def _submit(self, row: Row, ids: list[int], max_tokens: int) -> None:
         seed = np.random.SeedSequence((self._section.seed, row.index, len(ids))).generate_state(1, np.uint64)
-        request = Request(
-            Prompt(np.array(ids), kept=row.kept),
-            SamplingParams(temperature=TEMPERATURE, seed=int(seed[0]), max_tokens=max_tokens),
-            _Unread(),
-            self._prompts.ends,
-            self._scheduler.engine.info,
-            keep=True,
-        )
-        self._running[request] = row
-        self._scheduler.submit(request)
+        params = SamplingParams(temperature=TEMPERATURE, seed=int(seed[0]), max_tokens=max_tokens)
+        prompt, info = Prompt(np.array(ids), kept=row.kept), self._loop.info
+        ends = self._prompts.ends
+        request = Request(prompt, max_tokens, info, end_tokens=frozenset(ends), keep=True)
+        ticket = Ticket(request, SamplingState(params, prompt.token_ids, ends, info.vocab_size))
+        self._running[ticket] = row
+        self._loop.submit(ticket)
 
-    def _end_piece(self, request: Request) -> None:
-        row = self._running.pop(request)
+    def _end_piece(self, ticket: Ticket) -> None:
+        row = self._running.pop(ticket)
+        if ticket.error is not None:
+            raise ticket.error
+        request = ticket.request
         row.kept = request.sequence
         self._keep(row, request.tokens[len(row.tokens) : request.length].tolist())
         self._begin_piece(row)
@@ -162,10 +167,3 @@ class Writer:
     def _keep(self, row: Row, piece: list[int]) -> None:
         row.add(piece, self._prompts.ends)
         self._file.append(row.index, piece)
-
-
-class _Unread:
-    """Takes a reply's tokens where nobody wants its text."""
-
-    def push(self, token_id: int) -> bool:
-        return False

@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import TemplateSyntaxError
 
 from kvfold.plugins.contract.errors import RequestError
-from kvfold.plugins.contract.template_environment import RefusalError, compile_template
+from kvfold.plugins.contract.template_environment import RefusalError, compile_template, undeclared_names
 from kvfold.plugins.contract.template_text import TemplateText, by_template, written_by_template
 from kvfold.plugins.contract.tokenizer_config import TokenizerConfig
 
@@ -31,9 +31,19 @@ SMALL_CHATS: tuple[tuple[Message, ...], ...] = (
 
 
 def render_chat(
-    config: TokenizerConfig, messages: Sequence[Message], *, add_generation_prompt: bool = True
+    config: TokenizerConfig,
+    messages: Sequence[Message],
+    *,
+    add_generation_prompt: bool = True,
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> TemplateText:
     """The text of a conversation, and what of it the template wrote; it runs in jinja2's sandbox.
+
+    Args:
+        config: holds the template.
+        messages: the conversation. Its texts are text, whatever control tokens they spell.
+        add_generation_prompt: end with what begins a reply.
+        tools: definitions for a template that knows tools (`takes_tools`); text like the messages'.
 
     Raises:
         RequestError: the model has no chat template, or the template refuses the messages.
@@ -41,9 +51,17 @@ def render_chat(
     if config.chat_template is None:
         raise RequestError("this model has no chat template; give it a plain prompt instead of messages")
     try:
-        return _render(config.chat_template, config.special_tokens, messages, add_generation_prompt)
+        return _render(config.chat_template, config.special_tokens, messages, add_generation_prompt, tools)
     except Exception as error:  # a template is a program: it can fail in any way
         raise RequestError(f"the chat template refuses these messages: {error}") from error
+
+
+def takes_tools(template: str) -> bool:
+    """Whether a chat template writes the definitions of tools into the prompt by itself."""
+    try:
+        return "tools" in undeclared_names(template)
+    except TemplateSyntaxError:  # what renders it says so
+        return False
 
 
 def check_chat_template(template: str, special_tokens: Mapping[str, str]) -> None:
@@ -65,12 +83,16 @@ def check_chat_template(template: str, special_tokens: Mapping[str, str]) -> Non
 
 
 def _render(
-    template: str, special_tokens: Mapping[str, str], messages: Sequence[Message], add_generation_prompt: bool
+    template: str,
+    special_tokens: Mapping[str, str],
+    messages: Sequence[Message],
+    add_generation_prompt: bool,
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> TemplateText:
     text = compile_template(template).render(
         {name: by_template(token) for name, token in special_tokens.items()},
         messages=[_mark(message) for message in messages],
-        tools=None,
+        tools=[_mark_value(tool) for tool in tools] or None,
         documents=None,
         add_generation_prompt=add_generation_prompt,
     )

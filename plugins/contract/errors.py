@@ -61,6 +61,10 @@ class CapacityError(KvfoldError):
     """More KV pages are asked for than the pool has, or more memory than the GPU."""
 
 
+class EngineError(KvfoldError):
+    """An engine failed in the middle of its work and takes no more; every request it ran ended with this."""
+
+
 class ValidationError(KvfoldError):
     """A validation ran and missed a threshold of the recipe."""
 

@@ -13,6 +13,7 @@ from jinja2 import Environment, Template, TemplateError, nodes, pass_eval_contex
 from jinja2.compiler import CodeGenerator, Frame
 from jinja2.ext import Extension
 from jinja2.filters import do_join
+from jinja2.meta import find_undeclared_variables
 from jinja2.nodes import EvalContext
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
@@ -28,6 +29,12 @@ class RefusalError(TemplateError):
 def compile_template(source: str) -> Template:
     """A template, ready to render; raises jinja2's TemplateSyntaxError."""
     return _ChatEnvironment().from_string(source)
+
+
+@lru_cache(maxsize=8)
+def undeclared_names(source: str) -> frozenset[str]:
+    """Names that a template takes from whoever renders it; raises jinja2's TemplateSyntaxError."""
+    return frozenset(find_undeclared_variables(_ChatEnvironment().parse(source)))
 
 
 class _MarkedCode(CodeGenerator):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import onnxruntime
 
 _LIBRARY = Path(__file__).with_name("libkvfold_cpu.so")
-_HOW_TO_COMPILE = (
+HOW_TO_COMPILE = (
     "install a C++17 compiler (Debian: apt-get install g++) and run `pip install -e .` "
     "or `python setup.py build_ext --inplace`"
 )
@@ -26,7 +26,7 @@ def library_path() -> Path:
         KernelError: it was not compiled.
     """
     if not _LIBRARY.is_file():
-        raise KernelError(f"the CPU kernel library {_LIBRARY} was not compiled; {_HOW_TO_COMPILE}")
+        raise KernelError(f"the CPU kernel library {_LIBRARY} was not compiled; {HOW_TO_COMPILE}")
     return _LIBRARY
 
 
@@ -42,18 +42,18 @@ def register_ops(options: onnxruntime.SessionOptions) -> None:
     except Exception as error:  # onnxruntime raises plain and pybind exceptions alike
         raise KernelError(
             f"ONNX Runtime refused the CPU kernel library {path}: {error}; "
-            f"check that onnxruntime is 1.31 or newer, then compile again: {_HOW_TO_COMPILE}"
+            f"check that onnxruntime is 1.31 or newer, then compile again: {HOW_TO_COMPILE}"
         ) from error
 
 
 def supported_isas() -> tuple[str, ...]:
     """Instruction sets that this machine and this build have: portable, avx2, avx512vnni; best last."""
-    return tuple(_functions().kvfold_supported_isas().decode().split())
+    return tuple(load_functions().kvfold_supported_isas().decode().split())
 
 
 def active_isa() -> str:
     """The instruction set that the kernels use now; the best supported one unless another was selected."""
-    name: bytes = _functions().kvfold_active_isa()
+    name: bytes = load_functions().kvfold_active_isa()
     return name.decode()
 
 
@@ -63,18 +63,18 @@ def select_isa(name: str) -> None:
     Raises:
         KernelError: this machine or this build does not have it.
     """
-    if not _functions().kvfold_select_isa(name.encode()):
+    if not load_functions().kvfold_select_isa(name.encode()):
         raise KernelError(f"instruction set {name!r} is not supported here; use one of {supported_isas()}")
 
 
 @cache
-def _functions() -> ctypes.CDLL:
+def load_functions() -> ctypes.CDLL:
     """The library's own C functions; ONNX Runtime's later load shares this mapping and its state."""
     path = library_path()
     try:
         functions = ctypes.CDLL(str(path))
     except OSError as error:
-        raise KernelError(f"cannot load the CPU kernel library {path}: {error}; {_HOW_TO_COMPILE}") from error
+        raise KernelError(f"cannot load the CPU kernel library {path}: {error}; {HOW_TO_COMPILE}") from error
     for getter in (functions.kvfold_supported_isas, functions.kvfold_active_isa):
         getter.restype, getter.argtypes = ctypes.c_char_p, []
     functions.kvfold_select_isa.restype = ctypes.c_int

@@ -17,15 +17,17 @@ from kvfold.runtime.memory.radix_tree import RadixTree
 
 @dataclass(frozen=True)
 class Prefix:
-    """Lengths, in tokens, that other requests are likely to share.
+    """What other requests are likely to share: lengths, in tokens, and with whom.
 
     Attributes:
         prompt_length: a retry has the same prompt.
         shared_length: end of a system prompt that the caller marked; 0 is none.
+        tenant: whose prefixes these are; nobody else's requests find them.
     """
 
     prompt_length: int
     shared_length: int = 0
+    tenant: str = ""
 
 
 class KvMemory:
@@ -40,7 +42,7 @@ class KvMemory:
         self.page_size = info.plan.page_size
         self.horizons = horizons(info.plan)
         self.pools = [PagePool(info.num_pages[horizon.name]) for horizon in self.horizons]
-        self.tree = RadixTree(info.fingerprint, self.horizons, self.pools)
+        self.tree = RadixTree(self.horizons, self.pools)
 
     def shortfall(self, length: int, chunk: int) -> tuple[str, int, int] | None:
         """Why a sequence of `length` tokens can never run: (group, pages it needs, pages there are)."""
@@ -50,20 +52,20 @@ class KvMemory:
                 return horizon.name, pages, pool.num_pages
         return None
 
-    def match_tokens(self, tokens: np.ndarray, length: int) -> int:
+    def match_tokens(self, tokens: np.ndarray, length: int, tenant: str = "") -> int:
         """Tokens, of the first `length`, that a sequence begun now would reuse."""
-        return self.tree.usable(self.tree.walk(tokens, self._hit_limit(length))) * self.page_size
+        return self.tree.usable(self.tree.walk(tokens, self._hit_limit(length), tenant)) * self.page_size
 
     def begin(self, tokens: np.ndarray, length: int, prefix: Prefix) -> PagedSequence:
         """A sequence over the longest cached prefix of its first `length` tokens.
 
         Args:
             tokens: int64, the owner's buffer; its size is the most the sequence will ever have.
-            length: tokens known so far; at least one of them is left to compute.
+            length: what a hit must be shorter than; the known tokens, to get the last one's logits.
             prefix: which lengths are worth caching on the way.
         """
-        sequence = PagedSequence(tokens, len(self.pools), self._capacity(tokens))
-        path = self.tree.walk(tokens, self._hit_limit(length))
+        sequence = PagedSequence(tokens, len(self.pools), self._capacity(tokens), prefix.tenant)
+        path = self.tree.walk(tokens, self._hit_limit(length), prefix.tenant)
         hit = self.tree.usable(path)
         self._take(sequence, [node.pages for node in path[:hit]])
         if hit:
@@ -89,10 +91,11 @@ class KvMemory:
         False, with nothing changed or evicted, where fewer than that many pages and `spare` more
         are free or idle.
         """
-        first, last = sequence.num_pages, ceil(end / self.page_size)
-        count = last - first
-        if count <= 0:
+        first = sequence.num_pages
+        if end <= first * self.page_size:
             return True
+        last = ceil(end / self.page_size)
+        count = last - first
         if any(pool.num_free + pool.num_idle < count + spare for pool in self.pools):
             return False
         for group, (table, pool) in enumerate(zip(sequence.tables, self.pools, strict=True)):
@@ -100,6 +103,7 @@ class KvMemory:
                 self.tree.evict(group, count - pool.num_free)
             table[first:last] = pool.allocate(count)
         sequence.num_pages = last
+        sequence.version += 1
         return True
 
     def commit(self, sequence: PagedSequence, end: int) -> None:
@@ -107,11 +111,14 @@ class KvMemory:
 
         In this order, since the step began at or before each checkpoint: its tail is still mapped.
         """
-        sequence.num_computed = end
         full = end // self.page_size
+        new = full > sequence.num_computed // self.page_size
+        sequence.num_computed = end
+        if not new:
+            return
         while sequence.checkpoints and sequence.checkpoints[0] <= full:
             pages = sequence.checkpoints.pop(0)
-            self.tree.insert(sequence.tokens, sequence.tables, pages, shared=pages == sequence.shared_pages)
+            self.tree.insert(sequence, pages, shared=pages == sequence.shared_pages)
         for horizon in self.horizons:
             kept = horizon.first_kept(full)
             if kept > sequence.first_kept[horizon.index]:
@@ -121,7 +128,7 @@ class KvMemory:
         """Put all full pages of a sequence into the tree; the sequence keeps its references."""
         full = sequence.num_computed // self.page_size
         if full:
-            self.tree.insert(sequence.tokens, sequence.tables, full)
+            self.tree.insert(sequence, full)
 
     def release(self, sequence: PagedSequence) -> None:
         """Cache what the sequence computed, and give back everything it holds."""
@@ -173,3 +180,4 @@ class KvMemory:
             pool.release(int(table[position]))
             table[position] = -1
         sequence.first_kept[group] = kept
+        sequence.version += 1

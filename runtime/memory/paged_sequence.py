@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 
@@ -12,7 +10,9 @@ class PagedSequence:
 
     Attributes:
         tokens: int64, the owner's buffer; positions [0, num_computed) are in the cache.
-        tables: int32 per group, page ids in order of position; -1 is freed or not yet mapped.
+        tenant: whose tree it reads and feeds.
+        tables: int32 [groups, pages], page ids in order of position; -1 is freed or not yet mapped.
+        version: grows with each change of the tables.
         num_pages: pages mapped so far; the same in every group, freed ones included.
         num_computed: tokens whose KV is in the cache.
         hit_tokens: of these, reused from the radix tree when the sequence began.
@@ -33,13 +33,17 @@ class PagedSequence:
         "released",
         "shared_pages",
         "tables",
+        "tenant",
         "tokens",
+        "version",
     )
 
-    def __init__(self, tokens: np.ndarray, num_groups: int, capacity: int) -> None:
+    def __init__(self, tokens: np.ndarray, num_groups: int, capacity: int, tenant: str = "") -> None:
         """An empty sequence whose tables have room for `capacity` pages."""
         self.tokens = tokens
-        self.tables: Sequence[np.ndarray] = [np.full(capacity, -1, np.int32) for _ in range(num_groups)]
+        self.tenant = tenant
+        self.tables = np.full((num_groups, capacity), -1, np.int32)
+        self.version = 0
         self.num_pages = 0
         self.num_computed = 0
         self.hit_tokens = 0
@@ -52,7 +56,6 @@ class PagedSequence:
     def extend(self, tokens: np.ndarray, capacity: int) -> None:
         """Carry on with a longer buffer whose first `num_computed` tokens are the same."""
         self.tokens = tokens
-        grown = [np.full(capacity, -1, np.int32) for _ in self.tables]
-        for new, old in zip(grown, self.tables, strict=True):
-            new[: self.num_pages] = old[: self.num_pages]
+        grown = np.full((len(self.tables), capacity), -1, np.int32)
+        grown[:, : self.num_pages] = self.tables[:, : self.num_pages]
         self.tables = grown

@@ -18,19 +18,20 @@ import numpy as np
 
 from kvfold.runtime.memory.horizon import Horizon
 from kvfold.runtime.memory.page_pool import PagePool
+from kvfold.runtime.memory.paged_sequence import PagedSequence
 from kvfold.runtime.memory.tree_node import TreeNode
 
 
 class RadixTree:
-    """Cached prefixes of one engine.
+    """Cached prefixes of one engine, a root for each tenant.
 
-    A tree lives and ends with its engine, so its pages are all of one model, plan and set of scales;
-    the root is named by the engine's fingerprint, and nothing needs to compare it.
+    A tree lives and ends with its engine, so its pages are all of one model, plan and set of scales.
+    Roots share pools and the order of eviction, and no tenant finds what another one computed.
     """
 
-    def __init__(self, fingerprint: str, horizons: Sequence[Horizon], pools: Sequence[PagePool]) -> None:
+    def __init__(self, horizons: Sequence[Horizon], pools: Sequence[PagePool]) -> None:
         """An empty tree over the pools, which stay owned by the caller."""
-        self.root = TreeNode(fingerprint.encode(), None, len(horizons))
+        self._roots: dict[str, TreeNode] = {}
         self.evicted_pages = 0
         self._page_size = horizons[0].page_size
         self._pools = pools
@@ -43,10 +44,12 @@ class RadixTree:
 
     # Lookup
 
-    def walk(self, tokens: np.ndarray, max_pages: int) -> list[TreeNode]:
-        """Nodes that match the first pages of `tokens`, at most `max_pages` of them."""
+    def walk(self, tokens: np.ndarray, max_pages: int, tenant: str = "") -> list[TreeNode]:
+        """A tenant's nodes that match the first pages of `tokens`, at most `max_pages` of them."""
         path: list[TreeNode] = []
-        node = self.root
+        node = self._roots.get(tenant)
+        if node is None:
+            return path
         data, step = tokens[: max_pages * self._page_size].tobytes(), self._page_size * tokens.itemsize
         for start in range(0, max_pages * step, step):
             child = node.children.get(data[start : start + step])
@@ -83,20 +86,18 @@ class RadixTree:
 
     # Insertion
 
-    def insert(
-        self, tokens: np.ndarray, tables: Sequence[np.ndarray], num_pages: int, shared: bool = False
-    ) -> None:
-        """Cache the first `num_pages` pages and make their end a checkpoint.
+    def insert(self, sequence: PagedSequence, num_pages: int, shared: bool = False) -> None:
+        """Cache the first `num_pages` pages of a sequence and make their end a checkpoint.
 
         Where the tree already holds a page, the sequence's table changes to it and its own page is
         released: afterwards no page of the path exists twice, and who holds a node's global page
         holds those of all its ancestors.
         """
-        path = self.walk(tokens, num_pages)
-        self._extend(path, tokens, num_pages)
+        path = self.walk(sequence.tokens, num_pages, sequence.tenant)
+        self._extend(path, sequence, num_pages)
         needed = {h.index: set(h.needed(num_pages)) for h in self._locals}
         for position, node in enumerate(path):
-            for group, table in enumerate(tables):
+            for group, table in enumerate(sequence.tables):
                 mine, cached = int(table[position]), node.pages[group]
                 if cached >= 0:
                     self._exchange(group, table, position, mine, cached)
@@ -104,22 +105,30 @@ class RadixTree:
                     assert mine >= 0, f"page {position} of group {group} left before it was cached"
                     self._pools[group].cache(mine)
                     node.pages[group] = mine
+        sequence.version += 1
         self.touch(path)
         self.mark(path)
         path[-1].shared |= shared
 
-    def _extend(self, path: list[TreeNode], tokens: np.ndarray, num_pages: int) -> None:
+    def _extend(self, path: list[TreeNode], sequence: PagedSequence, num_pages: int) -> None:
         """Add the nodes that the path lacks."""
         if len(path) == num_pages:
             return
-        node = path[-1] if path else self.root
+        node = path[-1] if path else self._root(sequence.tenant)
         size = self._page_size
         for index in range(len(path), num_pages):
-            child = TreeNode(tokens[index * size : (index + 1) * size].tobytes(), node, len(self._pools))
+            child = TreeNode(
+                sequence.tokens[index * size : (index + 1) * size].tobytes(), node, len(self._pools)
+            )
             node.children[child.key] = child
             path.append(child)
             node = child
         self._queue(node)
+
+    def _root(self, tenant: str) -> TreeNode:
+        if tenant not in self._roots:
+            self._roots[tenant] = TreeNode(tenant.encode(), None, len(self._pools))
+        return self._roots[tenant]
 
     def _exchange(self, group: int, table: np.ndarray, position: int, mine: int, cached: int) -> None:
         if mine < 0 or mine == cached:
@@ -186,7 +195,7 @@ class RadixTree:
         assert parent is not None and not node.children
         if node.checkpoint:
             path = node.path()
-            if parent is not self.root and self.usable(path[:-1]) == len(path) - 1:
+            if parent.depth and self.usable(path[:-1]) == len(path) - 1:
                 self.mark(path[:-1])
             self._unmark(path)
         for group, page in enumerate(node.pages):
@@ -194,8 +203,12 @@ class RadixTree:
                 self._drop_page(node, group)
         del parent.children[node.key]
         node.parent = None
-        if parent is not self.root and not parent.children:
+        if parent.children:
+            return
+        if parent.depth:
             self._queue(parent)
+        else:
+            del self._roots[parent.key.decode()]
 
     def _unmark(self, path: Sequence[TreeNode]) -> None:
         """Drop a checkpoint and the local pages that nothing else needs."""
@@ -232,9 +245,9 @@ class RadixTree:
     # Inspection
 
     def nodes(self) -> list[TreeNode]:
-        """Every node but the root."""
+        """Every node but the roots."""
         found: list[TreeNode] = []
-        stack = list(self.root.children.values())
+        stack = [node for root in self._roots.values() for node in root.children.values()]
         while stack:
             node = stack.pop()
             found.append(node)

@@ -1,30 +1,14 @@
-"""Log probabilities of sampled tokens, under the model's own distribution."""
+"""Log probabilities of tokens, under the model's own distribution."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
-from kvfold.runtime.sampling.sampler import largest
-
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """Natural log probability of a sampled token, and of the likeliest ones as (token id, value)."""
+    """Natural log probability of a token, and of the likeliest ones as (token id, value), likeliest first."""
 
     token_id: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
-
-
-def token_logprob(logits: np.ndarray, token_id: int, top: int) -> TokenLogprob:
-    """Log probability of a token under softmax(logits), with the `top` likeliest tokens in order."""
-    shifted = logits.astype(np.float64) - float(logits.max())
-    logprobs = shifted - np.log(np.exp(shifted).sum())
-    top = min(top, len(logits))
-    likeliest = largest(logits, top) if top else np.empty(0, np.int64)
-    likeliest = likeliest[np.argsort(-logprobs[likeliest], kind="stable")]
-    return TokenLogprob(
-        token_id, float(logprobs[token_id]), tuple((int(i), float(logprobs[i])) for i in likeliest)
-    )

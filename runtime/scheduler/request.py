@@ -1,11 +1,9 @@
-"""Request: one prompt on its way to a reply."""
+"""Request: one prompt on its way to a reply, as the scheduler sees it: tokens, pages and when it ends."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from time import perf_counter
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 
@@ -13,91 +11,86 @@ from kvfold.plugins.contract.errors import RequestError
 from kvfold.runtime.engine.protocol import EngineInfo
 from kvfold.runtime.memory.kv_memory import Prefix
 from kvfold.runtime.memory.paged_sequence import PagedSequence
-from kvfold.runtime.metrics import Usage
-from kvfold.runtime.sampling.logprobs import TokenLogprob, token_logprob
-from kvfold.runtime.sampling.params import SamplingParams
-from kvfold.runtime.sampling.sampler import Sampler
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
 
-class TextSink(Protocol):
-    """Takes a reply's tokens as they come."""
-
-    def push(self, token_id: int) -> bool:
-        """Add a token; True when a stop text is complete."""
-        ...
-
-
 @dataclass(frozen=True)
 class Prompt:
-    """A checked prompt.
+    """What a request reads.
 
     Attributes:
         token_ids: int64.
         shared_length: leading tokens that other prompts share (a system prompt); 0 is none.
-        kept: the sequence of the conversation's last turn, to go on from; None starts anew.
+        kept: the sequence that the conversation's last turn left, to go on from where the prompt begins
+            with exactly its tokens; else it is given back. Only the scheduler looks into it.
+        logits_from: first position whose logits are wanted, which no hit may then pass; None: the last one.
+        tenant: whose cached prefixes it may use; the others' are as if they were not there.
     """
 
     token_ids: np.ndarray
     shared_length: int = 0
     kept: PagedSequence | None = None
+    logits_from: int | None = None
+    tenant: str = ""
 
 
 class Request:
     """State of one request; the scheduler owns it from submission to its end.
 
-    Whoever sets `stopping` asks the scheduler to end it before its next step, with the tokens it has.
+    Attributes:
+        tokens: int64, the prompt, then the reply, with room for all that may come.
+        prompt_length: tokens of the prompt.
+        length: tokens known so far.
+        end_tokens: tokens that end the reply.
+        finish_reason: why it ended; None while it has not.
+        reused_tokens: prompt tokens that came from the cache; None before it was admitted.
+        prefilled_tokens: prompt tokens that were computed.
+        recomputed_tokens: computed a second time after a preemption.
     """
 
     def __init__(
         self,
         prompt: Prompt,
-        params: SamplingParams,
-        sink: TextSink,
-        eos_token_ids: Sequence[int],
+        max_tokens: int,
         info: EngineInfo,
+        *,
+        end_tokens: frozenset[int] = frozenset(),
         keep: bool = False,
+        priority: int = 0,
     ) -> None:
         """A request that was not submitted yet.
 
         Args:
             prompt: what to continue.
-            params: how, and until when.
-            sink: gets each token but the end-of-sequence one.
-            eos_token_ids: tokens that end the reply.
+            max_tokens: tokens of the reply at most; 0 only reads the prompt.
             info: of the engine it will run on.
+            end_tokens: tokens that end the reply.
             keep: keep the sequence's pages after the end, for the conversation's next turn.
+            priority: lower goes first.
 
         Raises:
             RequestError: empty or too long prompt, or a token id out of range.
         """
         ids = prompt.token_ids
-        check_prompt(ids, info)
+        check_prompt(ids, max_tokens, info)
         self.prompt_length = self.length = len(ids)
-        capacity = min(len(ids) + params.max_tokens, info.max_context_length)
-        self.tokens = np.zeros(capacity, np.int64)
+        self.tokens = np.zeros(min(len(ids) + max_tokens, info.max_context_length), np.int64)
         self.tokens[: len(ids)] = ids
-        self.params = params
-        self.prefix = Prefix(len(ids), min(prompt.shared_length, len(ids) - 1))
+        self.prefix = Prefix(len(ids), min(prompt.shared_length, len(ids) - 1), prompt.tenant)
         self.kept = prompt.kept
         self.keep = keep
+        self.priority = priority
         self.sequence: PagedSequence | None = None
         self.finish_reason: FinishReason | None = None
-        self.stopping = False
-        self.logprobs: list[TokenLogprob] = []
         self.overtaken = 0
         self.preempted = False
         self.reused_tokens: int | None = None
+        self.prefilled_tokens = 0
         self.recomputed_tokens = 0
+        self.end_tokens = end_tokens
+        self._logits_from = len(ids) - 1 if prompt.logits_from is None else prompt.logits_from
         self._computed = 0
-        self._prefilled = 0
-        self._sink = sink
-        self._sampler = Sampler(params)
-        self._eos = frozenset() if params.ignore_eos else frozenset(eos_token_ids)
-        self._submitted = perf_counter()
-        self._first_token: float | None = None
-        self._last_token = self._submitted
 
     @property
     def num_completion_tokens(self) -> int:
@@ -110,9 +103,15 @@ class Request:
         ids: list[int] = self.tokens[self.prompt_length : self.length].tolist()
         return ids
 
-    def start_clock(self) -> None:
-        """Begin to measure the time to the first token."""
-        self._submitted = self._last_token = perf_counter()
+    @property
+    def first_wanted(self) -> int:
+        """First position whose logits are still wanted; what comes before may be taken from the cache."""
+        return min(self.length - 1, max(self._logits_from, self._computed))
+
+    @property
+    def generates(self) -> bool:
+        """Whether it has a reply, rather than a prompt to read only."""
+        return len(self.tokens) > self.prompt_length
 
     def begin_at(self, computed: int) -> None:
         """Note where computing starts: at a hit, or anew after a preemption."""
@@ -121,48 +120,30 @@ class Request:
 
     def count_chunk(self, start: int, end: int) -> int:
         """Count the tokens [start, end) as computed; returns how many of them were so before."""
+        if start >= self._computed and start >= self.prompt_length:
+            self._computed = end
+            return 0
         again = max(0, min(end, self._computed) - start)
-        self._prefilled += max(0, min(end, self.prompt_length) - max(start, self._computed))
+        self.prefilled_tokens += max(0, min(end, self.prompt_length) - max(start, self._computed))
         self._computed = max(self._computed, end)
         self.recomputed_tokens += again
         return again
 
-    def append_from(self, logits: np.ndarray) -> None:
-        """Sample the next token from a row of logits and see whether the reply ends with it."""
-        token = self._sampler.sample(logits, self.tokens[: self.length])
-        if self.params.logprobs is not None:
-            self.logprobs.append(token_logprob(logits, token, self.params.logprobs))
+    def append(self, token: int, stops: bool) -> None:
+        """Add a token of the reply and see whether the reply ends with it, as it does where it `stops`."""
         self.tokens[self.length] = token
         self.length += 1
-        self._last_token = perf_counter()
-        if self._first_token is None:
-            self._first_token = self._last_token
-        if token in self._eos or self._sink.push(token):
+        if stops or token in self.end_tokens:
             self.finish_reason = "stop"
         elif self.length == len(self.tokens):
             self.finish_reason = "length"
 
-    def usage(self) -> Usage:
-        """What the request cost so far."""
-        tokens = self.num_completion_tokens
-        first = None if self._first_token is None else self._first_token - self._submitted
-        elapsed = 0.0 if self._first_token is None else self._last_token - self._first_token
-        return Usage(
-            prompt_tokens=self.prompt_length,
-            reused_tokens=self.reused_tokens or 0,
-            prefilled_tokens=self._prefilled,
-            completion_tokens=tokens,
-            recomputed_tokens=self.recomputed_tokens,
-            time_to_first_token=first,
-            tokens_per_second=(tokens - 1) / elapsed if elapsed > 0 else None,
-        )
 
-
-def check_prompt(ids: np.ndarray, info: EngineInfo) -> None:
+def check_prompt(ids: np.ndarray, max_tokens: int, info: EngineInfo) -> None:
     """Refuse a prompt that the engine cannot continue; raises RequestError."""
     if len(ids) == 0:
         raise RequestError("the prompt has no tokens; give it some text")
-    if len(ids) >= info.max_context_length:
+    if len(ids) + min(max_tokens, 1) > info.max_context_length:
         raise RequestError(
             f"the prompt has {len(ids)} tokens, the context {info.max_context_length} with the reply; "
             "shorten the prompt"

@@ -10,68 +10,62 @@ oldest request is never preempted and every request fits the pool, so every requ
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 
-from kvfold.plugins.contract.errors import CapacityError, KvfoldError
-from kvfold.runtime.engine.protocol import Engine
+import numpy as np
+
+from kvfold.plugins.contract.errors import CapacityError
+from kvfold.runtime.engine.protocol import EngineInfo
 from kvfold.runtime.memory.kv_memory import KvMemory
 from kvfold.runtime.memory.paged_sequence import PagedSequence
 from kvfold.runtime.metrics import CacheMetrics
 from kvfold.runtime.runtime_config import RuntimeConfig
 from kvfold.runtime.scheduler.request import Request
-from kvfold.runtime.scheduler.step_builder import Chunk, StepBuilder
+from kvfold.runtime.scheduler.step_builder import Chunk
 
 # How many waiting requests are compared for the longest cached prefix, and how often younger ones
 # may go before an older one.
 LOOKAHEAD = 16
 MAX_OVERTAKEN = 8
 
+Scheduled = list[tuple[Request, Chunk]]
+
 
 class Scheduler:
-    """Runs requests on an engine, one step at a time. Not thread-safe.
+    """Says what a step computes, and is told what came of it. Not thread-safe.
+
+    A step: `schedule`, the engine's work, then for each chunk `commit`, and `append` where a token was
+    sampled. Nothing of a chunk counts before its commit.
 
     Attributes:
         max_length: tokens of the longest sequence that can run: the context's, or what the pools hold.
+        running: requests that have pages, in the order of their admission.
+        waiting: requests that have none yet, or gave them up.
     """
 
-    def __init__(self, engine: Engine, config: RuntimeConfig) -> None:
+    def __init__(self, info: EngineInfo, config: RuntimeConfig) -> None:
         """An idle scheduler with the engine's memory to itself."""
-        info = engine.info
-        self.engine = engine
         self.memory = KvMemory(info)
         self.metrics = CacheMetrics()
+        self.running: list[Request] = []
+        self.waiting: list[Request] = []
         self._config = config
-        self.max_length = bisect_left(range(1, info.max_context_length + 1), True, key=self._is_too_long)
-        self._waiting: list[Request] = []
-        self._running: list[Request] = []
         self._parked: OrderedDict[int, PagedSequence] = OrderedDict()
-        self._builder = StepBuilder(
-            groups=[group.name for group in info.plan.groups],
-            page_size=info.plan.page_size,
-            max_tokens=config.max_num_batched_tokens,
-            max_seqs=config.max_num_seqs,
-            max_pages=-(-info.max_context_length // info.plan.page_size),
-        )
+        self.max_length = bisect_left(range(1, info.max_context_length + 1), True, key=self._is_too_long)
 
     @property
     def has_work(self) -> bool:
         """Whether a request is waiting or running."""
-        return bool(self._waiting or self._running)
+        return bool(self.waiting or self.running)
 
     @property
     def sequences(self) -> list[PagedSequence]:
         """Every sequence that holds pages."""
-        running = [request.sequence for request in self._running if request.sequence is not None]
+        running = [request.sequence for request in self.running if request.sequence is not None]
         return running + list(self._parked.values())
 
-    def submit(self, request: Request) -> None:
-        """Queue a request; raises CapacityError as `check_capacity` does."""
-        self.check_capacity(request)
-        request.start_clock()
-        self._waiting.append(request)
-
     def check_capacity(self, request: Request) -> None:
-        """Refuse a request that could never run.
+        """Refuse a request that could never run; any thread may ask.
 
         Raises:
             CapacityError: it needs more pages than the whole pool has.
@@ -86,95 +80,113 @@ class Scheduler:
                 "kv_cache_bytes, or lower max_tokens or max_num_batched_tokens"
             )
 
-    def cancel(self, request: Request) -> None:
-        """End a request now and take back its pages; nothing happens to one that has ended."""
-        if request.finish_reason is not None:
-            return
-        request.finish_reason = "cancelled"
-        if request.sequence is None:
-            if request in self._waiting:  # not so where it was never submitted
-                self._waiting.remove(request)
-            return
-        self._running.remove(request)
-        self.memory.release(request.sequence)
-        request.sequence = None
+    def submit(self, request: Request) -> None:
+        """Queue a request; a kept sequence that it does not go on from is given back.
+
+        Raises:
+            CapacityError: as `check_capacity`.
+        """
+        self.check_capacity(request)
+        if request.kept is not None and not self._goes_on(request, request.kept):
+            self.discard(request.kept)
+            request.kept = None
+            self.metrics.rematched_turns += 1
+        self.waiting.append(request)
+
+    def cancel(self, request: Request, keep: bool = False) -> None:
+        """End a request now; nothing happens to one that has ended.
+
+        Args:
+            request: which.
+            keep: whether what was said counts, so that its sequence is kept where the request asked for that.
+        """
+        if request.finish_reason is None:
+            request.finish_reason = "cancelled"
+            self._retire(request, keep)
 
     def discard(self, sequence: PagedSequence) -> None:
-        """Give back a kept sequence whose session ended or cannot use it."""
+        """Give back a kept sequence that nobody will go on from."""
         if self._parked.pop(id(sequence), None) is not None:
             self.memory.release(sequence)
 
-    def step(self) -> list[Request]:
-        """Run one engine step; returns the requests that got a token, some of them now finished.
+    def schedule(self, most_prefill: int | None = None) -> Scheduled:
+        """What the next step computes: empty exactly where there is no work.
 
-        Raises:
-            KvfoldError: a request's logits cannot be sampled; it is cancelled, the others got their token.
+        Args:
+            most_prefill: tokens of prompts at most; by default as many as `max_num_batched_tokens` leaves.
         """
-        self._end_stopped()
-        scheduled = self._schedule()
+        budget = self._config.max_num_batched_tokens
+        scheduled = self._schedule(budget, budget if most_prefill is None else most_prefill)
         assert scheduled or not self.has_work, "nothing fits although every request fits the pool"
-        if not scheduled:
-            return []
-        logits = self.engine.execute(self._builder.build([chunk for _, chunk in scheduled]))
-        rows = iter(logits)
-        sampled: list[Request] = []
-        failure: KvfoldError | None = None
-        for request, chunk in scheduled:
-            self.memory.commit(chunk.sequence, chunk.end)
-            self.metrics.recomputed_tokens += request.count_chunk(chunk.start, chunk.end)
-            if not chunk.samples:
-                continue
-            try:
-                request.append_from(next(rows))
-            except KvfoldError as error:
-                self.cancel(request)
-                failure = failure or error
-                continue
-            sampled.append(request)
-            if request.finish_reason is not None:
-                self._retire(request)
-        if failure is not None:
-            raise failure
-        return sampled
+        return scheduled
+
+    def commit(self, request: Request, chunk: Chunk) -> None:
+        """The chunk's keys and values are in the cache; a prompt that is only read ends with its last one."""
+        self.memory.commit(chunk.sequence, chunk.end)
+        self.metrics.recomputed_tokens += request.count_chunk(chunk.start, chunk.end)
+        if chunk.end == request.length and not request.generates:
+            request.finish_reason = "length"
+            self._retire(request)
+
+    def append(self, request: Request, token: int, stops: bool = False) -> None:
+        """The token that follows was sampled; the reply may end with it, and does so where it `stops`."""
+        request.append(token, stops)
+        if request.finish_reason is not None:
+            self._retire(request)
 
     def _is_too_long(self, length: int) -> bool:
         return self.memory.shortfall(length, self._config.max_num_batched_tokens) is not None
 
-    def _end_stopped(self) -> None:
-        """End requests that were asked to stop: as finished where they said something, else cancelled."""
-        for request in [each for each in (*self._running, *self._waiting) if each.stopping]:
-            if request.sequence is None or not request.num_completion_tokens:
-                self.cancel(request)
-            else:
-                request.finish_reason = "cancelled"
-                self._retire(request)
+    def _goes_on(self, request: Request, kept: PagedSequence) -> bool:
+        computed = kept.num_computed
+        return (
+            id(kept) in self._parked
+            and computed <= request.first_wanted
+            and kept.tenant == request.prefix.tenant
+            and np.array_equal(request.tokens[:computed], kept.tokens[:computed])
+        )
 
-    def _schedule(self) -> list[tuple[Request, Chunk]]:
-        budget = self._config.max_num_batched_tokens
-        scheduled: list[tuple[Request, Chunk]] = []
+    def _parked_of(self, request: Request) -> PagedSequence | None:
+        """The kept sequence that a request goes on from, unless memory ran short meanwhile."""
+        return request.kept if request.kept is not None and id(request.kept) in self._parked else None
+
+    def _schedule(self, budget: int, prefill: int) -> Scheduled:
+        scheduled: Scheduled = []
         preemptions = self.metrics.preemptions
-        for request in tuple(self._running):
-            if request.sequence is None or budget == 0:
+        for request in tuple(self.running):
+            sequence = request.sequence
+            if sequence is None:
                 continue
-            chunk = _next_chunk(request, request.sequence, budget)
+            start = sequence.num_computed
+            decodes = request.length - start == 1
+            room = budget if decodes else min(budget, prefill)
+            if not room:
+                continue
+            if decodes:
+                chunk = Chunk(sequence, start, start + 1, range(start, start + 1))
+            else:
+                chunk = _next_chunk(request, sequence, room)
             if self._make_room(request, chunk):
                 scheduled.append((request, chunk))
-                budget -= chunk.end - chunk.start
+                size = chunk.end - chunk.start
+                budget -= size
+                prefill -= 0 if decodes else size
         if self.metrics.preemptions > preemptions:
             return scheduled
-        while self._waiting and budget > 0 and len(self._running) < self._config.max_num_seqs:
+        room = min(budget, prefill)
+        while self.waiting and room > 0 and len(self.running) < self._config.max_num_seqs:
             request = self._next_waiting()
-            admitted = self._admit(request, budget)
+            admitted = self._admit(request, room)
             if admitted is None:
                 break
             scheduled.append((request, admitted))
-            budget -= admitted.end - admitted.start
+            room -= admitted.end - admitted.start
         return scheduled
 
     def _make_room(self, request: Request, chunk: Chunk) -> bool:
         """Map a running request's pages, preempting newer ones; False when it was preempted itself."""
         while not self._allocate(chunk, spare=0):
-            victim = self._running[-1]
+            victim = max(reversed(self.running), key=lambda each: each.priority)
             self._preempt(victim)
             if victim is request:
                 return False
@@ -192,47 +204,59 @@ class Scheduler:
 
     def _preempt(self, request: Request) -> None:
         assert request.sequence is not None
-        self._running.remove(request)
+        self.running.remove(request)
         self.memory.release(request.sequence)
         request.sequence = None
         request.preempted = True
         self.metrics.preemptions += 1
-        self._waiting.insert(0, request)
+        self.waiting.insert(0, request)
 
     def _next_waiting(self) -> Request:
-        """Longest cached prefix first, unless the oldest was preempted or overtaken too often."""
-        oldest = self._waiting[0]
-        if len(self._waiting) == 1 or oldest.preempted or oldest.overtaken >= MAX_OVERTAKEN:
+        """Who goes next: by priority, then of the tenant that has least running, then by the cache.
+
+        Longest cached prefix first, unless the oldest was preempted or overtaken too often.
+        """
+        first = min(request.priority for request in self.waiting)
+        equals = [request for request in self.waiting if request.priority == first]
+        load = Counter(request.prefix.tenant for request in self.running)
+        least = min(load[request.prefix.tenant] for request in equals)
+        candidates = [request for request in equals if load[request.prefix.tenant] == least]
+        oldest = candidates[0]
+        if len(candidates) == 1 or oldest.preempted or oldest.overtaken >= MAX_OVERTAKEN:
             return oldest
-        return max(self._waiting[:LOOKAHEAD], key=self._reusable)
+        chosen = max(candidates[:LOOKAHEAD], key=self._reusable)
+        for older in candidates[: candidates.index(chosen)]:
+            older.overtaken += 1
+        return chosen
 
     def _reusable(self, request: Request) -> int:
-        if request.kept is not None and not request.kept.released:
-            return request.kept.num_computed
-        return self.memory.match_tokens(request.tokens, request.length)
+        parked = self._parked_of(request)
+        if parked is not None:
+            return parked.num_computed
+        return self.memory.match_tokens(request.tokens, request.first_wanted + 1, request.prefix.tenant)
 
     def _admit(self, request: Request, budget: int) -> Chunk | None:
         """Start a waiting request; None when its first chunk finds no room yet.
 
         Each running request keeps a page in reserve, or admission would preempt what it just let in.
         """
-        kept = request.kept if request.kept is not None and not request.kept.released else None
-        if kept is not None:
-            del self._parked[id(kept)]
-            self.memory.resume(kept, request.tokens, request.prefix)
-        sequence = kept or self.memory.begin(request.tokens, request.length, request.prefix)
+        parked = self._parked_of(request)
+        if parked is not None:
+            del self._parked[id(parked)]
+            self.memory.resume(parked, request.tokens, request.prefix)
+            sequence = parked
+        else:
+            sequence = self.memory.begin(request.tokens, request.first_wanted + 1, request.prefix)
         chunk = _next_chunk(request, sequence, budget)
-        if not self._allocate(chunk, spare=len(self._running)):
-            if kept is not None:
-                self._parked[id(kept)] = kept
+        if not self._allocate(chunk, spare=len(self.running)):
+            if parked is not None:
+                self._parked[id(parked)] = parked
             else:
                 self.memory.release(sequence)
             return None
         self._count_admission(request, sequence)
-        for older in self._waiting[: self._waiting.index(request)]:
-            older.overtaken += 1
-        self._waiting.remove(request)
-        self._running.append(request)
+        self.waiting.remove(request)
+        self.running.append(request)
         request.sequence, request.kept = sequence, None
         return chunk
 
@@ -247,15 +271,19 @@ class Scheduler:
             self.metrics.too_short_tokens += sequence.path_tokens - sequence.hit_tokens
         request.begin_at(sequence.hit_tokens)
 
-    def _retire(self, request: Request) -> None:
-        """Take a finished request out; a session's sequence stays, cached but pinned."""
-        assert request.sequence is not None
-        self._running.remove(request)
-        if request.keep:
-            self.memory.publish(request.sequence)
-            self._parked[id(request.sequence)] = request.sequence
+    def _retire(self, request: Request, keep: bool = True) -> None:
+        """Take an ended request out; a session's sequence stays, cached but pinned."""
+        sequence = request.sequence
+        if sequence is None:
+            if request in self.waiting:  # not so where it was never submitted
+                self.waiting.remove(request)
+            return
+        self.running.remove(request)
+        if keep and request.keep and request.num_completion_tokens:
+            self.memory.publish(sequence)
+            self._parked[id(sequence)] = sequence
         else:
-            self.memory.release(request.sequence)
+            self.memory.release(sequence)
             request.sequence = None
 
 
@@ -263,4 +291,4 @@ def _next_chunk(request: Request, sequence: PagedSequence, budget: int) -> Chunk
     """The next positions of a request, as many as the budget allows."""
     start = sequence.num_computed
     end = min(request.length, start + budget)
-    return Chunk(sequence, start, end, samples=end == request.length)
+    return Chunk(sequence, start, end, range(max(start, request.first_wanted), end))

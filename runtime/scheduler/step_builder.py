@@ -1,31 +1,38 @@
-"""StepBuilder: packs the chunks of a step into the engine's inputs, in buffers made once."""
+"""StepBuilder: packs the chunks of a step into the engine's inputs, in buffers made once.
+
+Rows of the block tables stay from step to step: a row is written again only where another sequence takes it,
+or its sequence got or lost a page.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from kvfold.runtime.engine.protocol import GroupTables, StepInputs
 from kvfold.runtime.memory.paged_sequence import PagedSequence
 
+# Tables are as wide as a power of two of pages, at least this one, so that rows seldom move.
+LEAST_WIDTH = 8
+NOBODY = (None, 0)
 
-@dataclass(frozen=True)
-class Chunk:
+
+class Chunk(NamedTuple):
     """Positions [start, end) of a sequence, computed in one step.
 
     Attributes:
         sequence: whose tokens; its tables map them.
         start: first position.
         end: one past the last.
-        samples: whether the last one's logits are wanted.
+        wanted: positions of them whose logits are wanted.
     """
 
     sequence: PagedSequence
     start: int
     end: int
-    samples: bool
+    wanted: range
 
 
 class StepBuilder:
@@ -37,58 +44,78 @@ class StepBuilder:
         """Buffers for the largest step: `max_pages` is the width of a full context's table."""
         self._groups = tuple(groups)
         self._page_size = page_size
+        self._max_pages = max_pages
         self._ids = np.zeros(max_tokens, np.int64)
         self._cumulative = np.zeros(max_seqs + 1, np.int32)
         self._past = np.zeros(max_seqs, np.int32)
-        self._rows = np.zeros(max_seqs, np.int64)
-        self._slots = [np.zeros(max_tokens, np.int32) for _ in self._groups]
-        self._tables = [np.zeros(max_seqs * max_pages, np.int32) for _ in self._groups]
-        self._offsets = np.arange(max_tokens)
+        self._wanted = np.zeros(max_tokens, np.int64)
+        self._numbers = np.arange(max(max_tokens, max_seqs))
+        self._memory = np.empty((len(groups), max_seqs * max_pages), np.int32)
+        self._max_seqs = max_seqs
+        self._tables = self._widen(LEAST_WIDTH)
 
     def build(self, chunks: Sequence[Chunk]) -> StepInputs:
-        """Inputs of one step; where no chunk samples, the last row's logits are asked for and unused."""
-        total = rows = 0
-        for index, chunk in enumerate(chunks):
-            count = chunk.end - chunk.start
-            self._ids[total : total + count] = chunk.sequence.tokens[chunk.start : chunk.end]
-            self._past[index] = chunk.start
-            for table, slots in zip(chunk.sequence.tables, self._slots, strict=True):
-                self._write_slots(slots[total : total + count], table, chunk.start)
-            total += count
-            self._cumulative[index + 1] = total
-            if chunk.samples:
-                self._rows[rows] = total - 1
+        """Inputs of one step; where no logits are wanted, the last row's are asked for and unused."""
+        count, total, rows = len(chunks), 0, 0
+        for index, (sequence, start, end, wanted) in enumerate(chunks):
+            size = end - start
+            if size == 1:
+                self._ids[total] = sequence.tokens[start]
+            else:
+                self._ids[total : total + size] = sequence.tokens[start:end]
+            self._past[index] = start
+            for position in wanted:
+                self._wanted[rows] = total + position - start
                 rows += 1
+            total += size
+            self._cumulative[index + 1] = total
         if not rows:
-            self._rows[0], rows = total - 1, 1
-        tables = {
-            name: GroupTables(self._block_table(group, chunks), self._slots[group][:total])
-            for group, name in enumerate(self._groups)
-        }
+            self._wanted[0], rows = total - 1, 1
+        self._place(chunks)
+        slots = self._slots(count, total)
         return StepInputs(
             input_ids=self._ids[:total],
-            cumulative_sequence_length=self._cumulative[: len(chunks) + 1],
-            past_seqlens=self._past[: len(chunks)],
-            logits_indices=self._rows[:rows],
-            tables=tables,
+            cumulative_sequence_length=self._cumulative[: count + 1],
+            past_seqlens=self._past[:count],
+            logits_indices=self._wanted[:rows],
+            tables={
+                name: GroupTables(self._tables[group, :count], slots[group])
+                for group, name in enumerate(self._groups)
+            },
         )
 
-    def _write_slots(self, slots: np.ndarray, table: np.ndarray, start: int) -> None:
-        size = self._page_size
-        if len(slots) == 1:
-            slots[0] = int(table[start // size]) * size + start % size
-            return
-        positions = self._offsets[: len(slots)] + start
-        slots[:] = table[positions // size] * size + positions % size
+    def _place(self, chunks: Sequence[Chunk]) -> None:
+        """Bring the rows of the tables, int32 [groups, rows, width], up to date."""
+        width = max([chunk.sequence.num_pages for chunk in chunks])
+        if not self._tables.shape[2] // 2 < width <= self._tables.shape[2]:
+            self._tables = self._widen(width)
+        for row, chunk in enumerate(chunks):
+            sequence = chunk.sequence
+            placed = (sequence, sequence.version)
+            if self._placed[row] != placed:
+                pages = sequence.num_pages
+                self._tables[:, row, :pages] = sequence.tables[:, :pages]
+                self._tables[:, row, pages:] = -1
+                self._placed[row] = placed
 
-    def _block_table(self, group: int, chunks: Sequence[Chunk]) -> np.ndarray:
-        """Int32 [B, M], contiguous; of a single sequence its own table, without a copy."""
-        width = max(chunk.sequence.num_pages for chunk in chunks)
-        if len(chunks) == 1:
-            return chunks[0].sequence.tables[group][None, :width]
-        block_table = self._tables[group][: len(chunks) * width].reshape(len(chunks), width)
-        for row, chunk in zip(block_table, chunks, strict=True):
-            pages = chunk.sequence.num_pages
-            row[:pages] = chunk.sequence.tables[group][:pages]
-            row[pages:] = -1
-        return block_table
+    def _widen(self, pages: int) -> np.ndarray:
+        """Tables for rows of so many pages, all of them to be written."""
+        width = LEAST_WIDTH
+        while width < pages:
+            width *= 2
+        width = min(width, self._max_pages)
+        self._placed: list[tuple[PagedSequence | None, int]] = [NOBODY] * self._max_seqs
+        return self._memory[:, : self._max_seqs * width].reshape(-1, self._max_seqs, width)
+
+    def _slots(self, count: int, total: int) -> np.ndarray:
+        """Int32 [groups, total]: where each new token goes."""
+        rows: np.ndarray = self._numbers[:count]
+        positions: np.ndarray = self._past[:count]
+        if total > count:
+            sizes = np.diff(self._cumulative[: count + 1])
+            rows = np.repeat(rows, sizes)
+            positions = self._numbers[:total] + np.repeat(positions - self._cumulative[:count], sizes)
+        pages, offsets = np.divmod(positions, self._page_size)
+        slots: np.ndarray = self._tables[:, rows, pages] * self._page_size
+        slots += offsets.astype(np.int32)
+        return slots

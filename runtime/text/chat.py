@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kvfold.plugins.contract.errors import RequestError
 from kvfold.plugins.contract.template_text import by_template, written_by_template
@@ -31,22 +31,25 @@ class EncodedChat:
 
 
 def encode_chat(
-    tokenizer: Tokenizer, messages: Sequence[Message], known: EncodedChat | None = None
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    known: EncodedChat | None = None,
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> EncodedChat:
     """A conversation that the model is to go on with; what its messages spell is text, never a control token.
 
     Where its text goes on from a known one, only what was added is encoded: a reply's own tokens
-    stay as the model chose them.
+    stay as the model chose them. Tools are for a chat template that writes them by itself.
 
     Raises:
         RequestError: the model has no chat template, or the template refuses the messages.
     """
-    text = tokenizer.render(messages, add_generation_prompt=True)
+    text = tokenizer.render(messages, add_generation_prompt=True, tools=tools)
     if known is not None and known.text and _goes_on_from(known.text, text):
         ids = known.token_ids + tokenizer.encode_rendered(text[len(known.text) :])
     else:
         ids = tokenizer.encode_rendered(text)
-    return EncodedChat(text, ids, _shared_length(tokenizer, messages, text, ids))
+    return EncodedChat(text, ids, _shared_length(tokenizer, messages, tools, text, ids))
 
 
 def add_reply(tokenizer: Tokenizer, rendered: str, token_ids: list[int], reply: Sequence[int]) -> EncodedChat:
@@ -73,11 +76,17 @@ def _goes_on_from(known: str, text: str) -> bool:
     return before & ~now == 0
 
 
-def _shared_length(tokenizer: Tokenizer, messages: Sequence[Message], text: str, ids: list[int]) -> int:
+def _shared_length(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]],
+    text: str,
+    ids: list[int],
+) -> int:
     if len(messages) < 2 or messages[0].get("role") != "system":
         return 0
     try:
-        system = tokenizer.render(messages[:1], add_generation_prompt=False)
+        system = tokenizer.render(messages[:1], add_generation_prompt=False, tools=tools)
     except RequestError:  # some templates refuse a system message alone: then its end is unknown
         return 0
     shared = tokenizer.encode_rendered(system) if text.startswith(system) else []

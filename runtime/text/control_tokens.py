@@ -25,18 +25,19 @@ class ControlTokens:
     A control token is an added token of the tokenizer, special or not, that is more than white space. It is
     recognised where the template wrote all of its characters. Any other text is encoded as if the tokenizer
     had no such token, neither among the added ones nor in its model's vocabulary.
+
+    Attributes:
+        ids: of the control tokens, by their text.
     """
 
     def __init__(self, tokenizer: TokenizersTokenizer) -> None:
         """Over a loaded tokenizer."""
         self._tokenizer = tokenizer
         added = tokenizer.get_added_tokens_decoder().items()
-        self._ids = {
-            token.content: index for index, token in added if token.content.replace("▁", " ").strip()
-        }
-        self._known = frozenset(self._ids.values())
+        self.ids = {token.content: index for index, token in added if token.content.replace("▁", " ").strip()}
+        self._known = frozenset(self.ids.values())
         # As the tokenizers library matches: the first one, and of those that begin there the longest.
-        spellings = sorted(self._ids, key=len, reverse=True)
+        spellings = sorted(self.ids, key=len, reverse=True)
         self._spelled = re.compile("|".join(map(re.escape, spellings)) or r"(?!)")
         self._apart: _Apart | None = None
 
@@ -76,7 +77,7 @@ class ControlTokens:
         """Token ids where each written token stands under a name that no message can spell."""
         apart = self._apart
         if apart is None or apart.mark in text:
-            apart = self._apart = _Apart(self._tokenizer, self._ids)
+            apart = self._apart = _Apart(self._tokenizer, self.ids)
         while True:
             pieces: list[str] = []
             places: list[int] = []
@@ -97,7 +98,7 @@ class ControlTokens:
             read = [
                 span
                 for span, place in zip(written, places, strict=True)
-                if found.get(place) == self._ids[text[slice(*span)]]
+                if found.get(place) == self.ids[text[slice(*span)]]
             ]
             if read == written:
                 return list(encoding.ids)

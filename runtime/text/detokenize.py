@@ -25,7 +25,12 @@ class Detokenizer:
         self._context_text = ""
         self._text = ""
         self._sent = 0
-        self.stopped = False
+        self.stop_text: str | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop text (`stop_text`) is complete."""
+        return self.stop_text is not None
 
     @property
     def text(self) -> str:
@@ -65,10 +70,10 @@ class Detokenizer:
             return False
         border = max(0, len(self._text) - max(map(len, self._stop)) + 1)
         self._text += new
-        found = [at for at in (self._text.find(stop, border) for stop in self._stop) if at >= 0]
+        found = [(at, stop) for stop in self._stop if (at := self._text.find(stop, border)) >= 0]
         if found:
-            self._text = self._text[: min(found)]
-            self.stopped = True
+            at, self.stop_text = min(found)
+            self._text = self._text[:at]
         return self.stopped
 
     def _undecided(self) -> int:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from kvfold.plugins.contract.errors import BundleError
 from kvfold.plugins.contract.template_text import TemplateText, by_template
@@ -25,6 +25,11 @@ class Tokenizer(Protocol):
         """Tokens that end a reply."""
         ...
 
+    @property
+    def chat_template(self) -> str | None:
+        """The model's chat template; None where it has none."""
+        ...
+
     def encode(self, text: str, *, control_tokens: bool = True) -> list[int]:
         """Tokens of a plain prompt, with the BOS token where the model wants one.
 
@@ -39,15 +44,29 @@ class Tokenizer(Protocol):
         """
         ...
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """Text of tokens, special ones left out; an incomplete character becomes U+FFFD."""
+    @property
+    def added_tokens(self) -> Mapping[str, int]:
+        """Ids of the tokens that stand for a text by themselves, special or not, by that text."""
+        ...
+
+    def decode(self, token_ids: Sequence[int], *, keep: Collection[int] = ()) -> str:
+        """Text of tokens; an incomplete character becomes U+FFFD.
+
+        Special tokens are left out, but for those to keep.
+        """
         ...
 
     def decode_rendered(self, token_ids: Sequence[int]) -> str:
         """Text of tokens, special ones included."""
         ...
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> TemplateText:
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> TemplateText:
         """Text of a conversation; raises RequestError where the model has no chat template."""
         ...
 
@@ -64,6 +83,9 @@ class BundleTokenizer:
         self._tokenizer = tokenizer
         self.config = config
         self._control_tokens = ControlTokens(tokenizer)
+        added = tokenizer.get_added_tokens_decoder().items()
+        self._special = frozenset(index for index, token in added if token.special)
+        self._single: dict[int, str] = {}
 
     @classmethod
     def load(cls, tokenizer: Path, config: Path) -> BundleTokenizer:
@@ -88,6 +110,11 @@ class BundleTokenizer:
         """Tokens that end a reply."""
         return self.config.eos_token_ids
 
+    @property
+    def chat_template(self) -> str | None:
+        """The model's chat template."""
+        return self.config.chat_template
+
     def encode(self, text: str, *, control_tokens: bool = True) -> list[int]:
         """Tokens of a plain prompt, with the BOS token where the model wants one."""
         ids = self.encode_rendered(by_template(text) if control_tokens else TemplateText(text))
@@ -99,16 +126,40 @@ class BundleTokenizer:
         """Tokens of a text; control tokens where a template wrote them."""
         return self._control_tokens.encode(text)
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """Text of tokens, special ones left out."""
-        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+    @property
+    def added_tokens(self) -> Mapping[str, int]:
+        """Ids of added tokens by their text."""
+        return self._control_tokens.ids
+
+    def decode(self, token_ids: Sequence[int], *, keep: Collection[int] = ()) -> str:
+        """Text of tokens, special ones left out but for those to keep."""
+        if not keep or self._special.isdisjoint(token_ids):
+            return self._decode_single(token_ids[0]) if len(token_ids) == 1 else self._decode(token_ids)
+        left_out = self._special.difference(keep)
+        shown = [token for token in token_ids if token not in left_out]
+        return str(self._tokenizer.decode(shown, skip_special_tokens=False))
+
+    def _decode(self, token_ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(token_ids, skip_special_tokens=True))
+
+    def _decode_single(self, token_id: int) -> str:
+        """Remembered, as a stream asks again."""
+        if token_id not in self._single:
+            self._single[token_id] = self._decode([token_id])
+        return self._single[token_id]
 
     def decode_rendered(self, token_ids: Sequence[int]) -> str:
         """Text of tokens, special ones included."""
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=False))
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> TemplateText:
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> TemplateText:
         """Text of a conversation."""
         from kvfold.plugins.contract.chat_template import render_chat
 
-        return render_chat(self.config, messages, add_generation_prompt=add_generation_prompt)
+        return render_chat(self.config, messages, add_generation_prompt=add_generation_prompt, tools=tools)

@@ -12,25 +12,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kvfold.runtime.generation import Completion, TextChunk
-    from kvfold.runtime.llm import LLM
+    from kvfold.runtime.llm.async_llm import AsyncLLM
+    from kvfold.runtime.llm.generation import Completion, TextChunk
+    from kvfold.runtime.llm.llm import LLM
+    from kvfold.runtime.llm.session import Session
     from kvfold.runtime.runtime_config import RuntimeConfig
     from kvfold.runtime.sampling.params import SamplingParams
-    from kvfold.runtime.session import Session
 
-__all__ = ["LLM", "Completion", "RuntimeConfig", "SamplingParams", "Session", "TextChunk"]
+__all__ = ["LLM", "AsyncLLM", "Completion", "RuntimeConfig", "SamplingParams", "Session", "TextChunk"]
 
 # ONNX Runtime's wheels for Linux and macOS report to their maker since 1.29. They decide when the library loads;
 # a value that a user has set stays.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOMES = {
-    "LLM": "kvfold.runtime.llm",
-    "Completion": "kvfold.runtime.generation",
+    "AsyncLLM": "kvfold.runtime.llm.async_llm",
+    "LLM": "kvfold.runtime.llm.llm",
+    "Completion": "kvfold.runtime.llm.generation",
     "RuntimeConfig": "kvfold.runtime.runtime_config",
     "SamplingParams": "kvfold.runtime.sampling.params",
-    "Session": "kvfold.runtime.session",
-    "TextChunk": "kvfold.runtime.generation",
+    "Session": "kvfold.runtime.llm.session",
+    "TextChunk": "kvfold.runtime.llm.generation",
 }
 
 

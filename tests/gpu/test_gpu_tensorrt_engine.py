@@ -110,7 +110,7 @@ def test_cold_warm_and_chunked_replies(
 def generate(root: Path, target: str, prompt: list[int], runs: int = 1, chunk: int = 64) -> list[Completion]:
     """Replies one after the other of one LLM."""
     llm = LLM.load(root, RuntimeConfig(max_num_batched_tokens=chunk, max_num_seqs=4), target)
-    engine = llm.generator.scheduler.engine
+    engine = llm.generator.loop.core.engine
     assert isinstance(engine, TensorRTEngine)
     try:
         return [llm.generate(prompt, GREEDY)[0] for _ in range(runs)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from kvfold.plugins.contract.chat_template import Message
 from kvfold.plugins.contract.template_text import TemplateText, by_template, join_texts, written_by_template
@@ -17,6 +17,7 @@ class ByteTokenizer:
     """Renders chats the ChatML way; `charset` is what its bytes stand for."""
 
     charset = "utf-8"
+    chat_template: str | None = None
 
     def __init__(self, eos_token_ids: Sequence[int] = (257,)) -> None:
         self.eos_token_ids = eos_token_ids
@@ -33,8 +34,12 @@ class ByteTokenizer:
             at += len(part)
         return ids
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        return bytes(token for token in token_ids if token < 256).decode(self.charset, errors="replace")
+    @property
+    def added_tokens(self) -> Mapping[str, int]:
+        return SPECIAL
+
+    def decode(self, token_ids: Sequence[int], *, keep: Collection[int] = ()) -> str:
+        return self.decode_rendered([token for token in token_ids if token < 256 or token in keep])
 
     def decode_rendered(self, token_ids: Sequence[int]) -> str:
         text, run = "", bytearray()
@@ -46,7 +51,9 @@ class ByteTokenizer:
             run.clear()
         return text + run.decode(self.charset, errors="replace")
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> TemplateText:
+    def render(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool, tools: object = ()
+    ) -> TemplateText:
         pieces: list[str] = []
         for message in messages:
             opening = by_template(f"<|im_start|>{message['role']}\n")

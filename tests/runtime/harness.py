@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from kvfold.plugins.contract.fold_plan import FoldPlan
-from kvfold.runtime.llm import LLM
+from kvfold.runtime.llm.llm import LLM
 from kvfold.runtime.runtime_config import RuntimeConfig
 from tests.runtime.byte_tokenizer import VOCAB, ByteTokenizer
 from tests.runtime.synthetic_engine import SyntheticEngine, make_plan
@@ -30,7 +30,7 @@ def make_llm(
 
 def check(llm: LLM) -> None:
     """Every page has exactly its holders."""
-    scheduler = llm.generator.scheduler
+    scheduler = llm.generator.loop.core.scheduler
     scheduler.memory.check_integrity(scheduler.sequences)
 
 

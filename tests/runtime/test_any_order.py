@@ -10,11 +10,13 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
-from kvfold.runtime.generation import Completion, Reply, TextChunk
-from kvfold.runtime.llm import LLM
+from kvfold.runtime.llm.conversation import OnOverflow
+from kvfold.runtime.llm.generation import Completion, Reply, TextChunk
+from kvfold.runtime.llm.llm import LLM
+from kvfold.runtime.llm.session import Session
+from kvfold.runtime.loop.commands import Cancel
 from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.scheduler.request import Prompt
-from kvfold.runtime.session import OnOverflow, Session
 from tests.runtime.byte_tokenizer import VOCAB
 from tests.runtime.harness import PLANS, check, in_use, make_llm, make_prompts
 from tests.runtime.synthetic_engine import expected_tokens
@@ -49,23 +51,26 @@ class Operations(RuleBasedStateMachine):
             ids = prompt[: max(1, len(prompt) - cut)]
             checked = Prompt(np.asarray(ids), shared_length=min(shared, len(ids)))
             reply = self.llm.generator.prepare(checked, SamplingParams(max_tokens=count))
-            self.llm.generator.scheduler.submit(reply.request)
+            self.llm.generator.loop.submit(reply.ticket)
+            self.llm.generator.loop.settle()
             self.replies.append(reply)
 
     @rule(steps=st.integers(1, 40))
     def step(self, steps: int) -> None:
         for _ in range(steps):
-            self.llm.generator.scheduler.step()
+            self.llm.generator.loop.turn()
         self._check_finished()
 
     @rule(which=st.integers(0, 9))
     def cancel(self, which: int) -> None:
         if self.replies:
-            self.llm.generator.scheduler.cancel(self.replies[which % len(self.replies)].request)
+            loop = self.llm.generator.loop
+            loop.post(Cancel(self.replies[which % len(self.replies)].ticket))
+            loop.settle()
 
     @rule(count=st.integers(1, 30))
     def evict(self, count: int) -> None:
-        memory = self.llm.generator.scheduler.memory
+        memory = self.llm.generator.loop.core.scheduler.memory
         for group, pool in enumerate(memory.pools):
             wanted = min(count, pool.num_idle)
             free = pool.num_free
@@ -140,7 +145,7 @@ class Operations(RuleBasedStateMachine):
         return session in self.open and not any(session is other for other, _ in self.turns)
 
     def _has_room(self, session: Session) -> bool:
-        endless = session._on_overflow == "drop_oldest"
+        endless = session._conversation._on_overflow == "drop_oldest"
         return self._is_free(session) and (endless or len(session.messages) < 5)
 
     def _check_turn(self, session: Session, completion: Completion) -> None:
@@ -148,13 +153,13 @@ class Operations(RuleBasedStateMachine):
         reply = completion.token_ids
         if completion.finish_reason == "cancelled" and not completion.text:
             return
-        prompt = session._known.token_ids[: -len(reply)]
+        prompt = session._conversation.known.token_ids[: -len(reply)]
         assert reply == expected_tokens(self.plan, prompt, len(reply), VOCAB)
 
     def _check_finished(self) -> None:
         for reply in self.replies:
-            if reply.request.finish_reason == "length":
-                request = reply.request
+            if reply.ticket.request.finish_reason == "length":
+                request = reply.ticket.request
                 prompt = request.tokens[: request.prompt_length].tolist()
                 expected = expected_tokens(self.plan, prompt, request.num_completion_tokens, VOCAB)
                 assert request.completion_ids == expected
@@ -165,8 +170,8 @@ class Operations(RuleBasedStateMachine):
             return
         for _, chunks in self.turns:
             chunks.close()
-        while self.llm.generator.scheduler.has_work:
-            self.llm.generator.scheduler.step()
+        while self.llm.generator.loop.core.scheduler.has_work:
+            self.llm.generator.loop.turn()
         self._check_finished()
         for session in self.open:
             session.close()

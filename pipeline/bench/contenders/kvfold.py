@@ -12,10 +12,9 @@ from kvfold.pipeline.bench.contenders.contender import CacheLoad, Generation, Li
 
 if TYPE_CHECKING:
     from kvfold.plugins.contract.fold_plan import FoldPlan
-    from kvfold.runtime.llm import LLM
+    from kvfold.runtime.llm.llm import LLM
     from kvfold.runtime.memory.paged_sequence import PagedSequence
     from kvfold.runtime.runtime_config import RuntimeConfig
-    from kvfold.runtime.scheduler.request import Prompt
 
 TITLE = "kvfold"
 WEIGHTS = "int8"
@@ -32,7 +31,7 @@ def load(model: Path, limits: Limits) -> KvfoldContender:
     """Load a bundle with pools for twice what is in use at once, as OpenVINO GenAI gets."""
     from kvfold.runtime.bundle import open_bundle
     from kvfold.runtime.engine.engine_files import open_engine
-    from kvfold.runtime.llm import DEFAULT_TARGET, LLM
+    from kvfold.runtime.llm.llm import DEFAULT_TARGET, LLM
 
     files = open_engine(open_bundle(model), DEFAULT_TARGET)
     config = runtime_config(files.plan, limits, files.config.max_context_length)
@@ -72,7 +71,7 @@ def pages_in_use(plan: FoldPlan, limits: Limits, chunk: int) -> dict[str, int]:
 
 
 class KvfoldContender:
-    """Steps the scheduler itself, so that every token's arrival is known; turns go on as a Session's do."""
+    """Runs the loop's turns itself, so that every token's arrival is known; turns go on as a Session's do."""
 
     def __init__(self, llm: LLM) -> None:
         self._generator = llm.generator
@@ -80,36 +79,30 @@ class KvfoldContender:
 
     def generate(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> Generation:
         """See `Contender.generate`; a single prompt's sequence is kept for the next call."""
-        from kvfold.runtime.sampling.params import SamplingParams
-
-        params = SamplingParams(max_tokens=new_tokens, ignore_eos=True)
-        single = len(prompts) == 1
-        started = time.perf_counter()
-        replies = [self._generator.prepare(self._continue(prompt), params, keep=single) for prompt in prompts]
-        for reply in replies:
-            self._generator.scheduler.submit(reply.request)
-        arrivals: list[list[float]] = [[] for _ in prompts]
-        while not all(reply.finished for reply in replies):
-            self._generator.scheduler.step()
-            clock = time.perf_counter()
-            for times, reply in zip(arrivals, replies, strict=True):
-                times += [clock] * (len(reply.request.completion_ids) - len(times))
-        if single:
-            self._kept = replies[0].request.sequence
-        return Generation(started, [reply.request.completion_ids for reply in replies], arrivals)
-
-    def _continue(self, prompt: Sequence[int]) -> Prompt:
-        """Go on from the kept sequence where the prompt begins with exactly its tokens, else give it back."""
         import numpy as np
 
+        from kvfold.runtime.loop.commands import Discard
+        from kvfold.runtime.loop.ticket import Service
+        from kvfold.runtime.sampling.params import SamplingParams
         from kvfold.runtime.scheduler.request import Prompt
 
-        tokens = np.array(prompt, np.int64)
-        kept, self._kept = self._kept, None
-        if kept is None:
-            return Prompt(tokens)
-        cached = kept.tokens[: kept.num_computed]
-        if len(cached) < len(tokens) and np.array_equal(tokens[: len(cached)], cached) and not kept.released:
-            return Prompt(tokens, kept=kept)
-        self._generator.scheduler.discard(kept)
-        return Prompt(tokens)
+        loop, single = self._generator.loop, len(prompts) == 1
+        params, service = SamplingParams(max_tokens=new_tokens, ignore_eos=True), Service(keep=single)
+        if self._kept is not None and not single:
+            loop.post(Discard(self._kept))
+        kept = self._kept if single else None
+        started = time.perf_counter()
+        requests = []
+        for prompt in prompts:
+            read = Prompt(np.array(prompt, np.int64), kept=kept)
+            ticket = self._generator.prepare(read, params, service).ticket
+            loop.submit(ticket)
+            requests.append(ticket.request)
+        arrivals: list[list[float]] = [[] for _ in prompts]
+        while not all(request.finish_reason for request in requests):
+            loop.turn()
+            clock = time.perf_counter()
+            for times, request in zip(arrivals, requests, strict=True):
+                times += [clock] * (request.num_completion_tokens - len(times))
+        self._kept = requests[0].sequence if single else None
+        return Generation(started, [request.completion_ids for request in requests], arrivals)

@@ -29,7 +29,7 @@ def command(recipe: str, output: Path | None, target: str | None, architectures:
       kvfold build --target tensorrt-rtx --sm 80,86,89,120    plans for four GPU generations; needs no GPU
     """
     from kvfold.pipeline.bring_up_to_date import bring_up_to_date
-    from kvfold.runtime.llm import DEFAULT_TARGET
+    from kvfold.runtime.llm.llm import DEFAULT_TARGET
 
     root = bundle_path(recipe, output)
     built = bring_up_to_date(recipe, root, "build", target, architectures).target

@@ -81,7 +81,7 @@ def command(recipe: str, output: Path | None) -> None:
 def _converse(root: Path, target: str, console: Console) -> list[Usage]:
     """Ask the questions, show the replies; what each turn cost."""
     from kvfold.pipeline.chat.show_reply import show_reply
-    from kvfold.runtime.llm import LLM
+    from kvfold.runtime.llm.llm import LLM
     from kvfold.runtime.sampling.params import SamplingParams
 
     params, turns = SamplingParams(max_tokens=MAX_TOKENS), []

@@ -10,19 +10,12 @@ from typing import TYPE_CHECKING
 import click
 from rich import get_console
 
-from kvfold.pipeline.commands.options.recipe_arguments import (
-    bundle_path,
-    is_bundle,
-    output_option,
-    recipe_argument,
-    target_options,
-)
+from kvfold.pipeline.commands.options.built_bundle import built_bundle
+from kvfold.pipeline.commands.options.recipe_arguments import output_option, recipe_argument, target_options
 from kvfold.pipeline.commands.options.sampling_options import sampling_options
-from kvfold.pipeline.recipe.recipe_files import BUNDLES
-from kvfold.plugins.contract.errors import RecipeError
 
 if TYPE_CHECKING:
-    from kvfold.runtime.llm import LLM
+    from kvfold.runtime.llm.llm import LLM
     from kvfold.runtime.sampling.params import SamplingParams
 
 EXIT_INTERRUPTED = 130
@@ -57,37 +50,14 @@ def command(
       kvfold run --temperature 0.7 --seed 1       sampled instead of greedy
       echo "What is a KV cache?" | kvfold run     a single question
     """
-    from kvfold.runtime.llm import DEFAULT_TARGET, LLM
+    from kvfold.runtime.llm.llm import LLM
 
-    root = Path(recipe)
-    if is_bundle(recipe):
-        if architectures:
-            raise click.UsageError("--sm builds an engine, and a bundle's folder runs as it is; leave it out")
-    else:
-        root, target = _bring_up_to_date(recipe, output, target, architectures)
-    llm = LLM.load(root, target=target or DEFAULT_TARGET)
+    root, target = built_bundle(recipe, output, target, architectures)
+    llm = LLM.load(root, target=target)
     try:
         _converse(llm, root, system, params)
     except KeyboardInterrupt:  # outside a reply in a terminal; a conversation does not resume
         raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
-
-
-def _bring_up_to_date(
-    recipe: str, output: Path | None, target: str | None, architectures: tuple[int, ...]
-) -> tuple[Path, str]:
-    """The bundle of a recipe and its target; raises RecipeError that names bundles too."""
-    try:
-        root = bundle_path(recipe, output)
-    except RecipeError as error:
-        from kvfold.runtime.bundle import MANIFEST
-
-        built = ", ".join(sorted(str(manifest.parent) for manifest in BUNDLES.glob(f"*/{MANIFEST}")))
-        raise RecipeError(
-            f"{error}; or a bundle's folder ({built or f'there is none in {BUNDLES} yet'})"
-        ) from error
-    from kvfold.pipeline.bring_up_to_date import bring_up_to_date
-
-    return root, bring_up_to_date(recipe, root, "run", target, architectures).target
 
 
 def _converse(llm: LLM, root: Path, system: str | None, params: SamplingParams) -> None:
@@ -105,5 +75,5 @@ def _converse(llm: LLM, root: Path, system: str | None, params: SamplingParams) 
         from kvfold.pipeline.chat.chat_model import ChatModel
         from kvfold.pipeline.chat.run_chat import run_chat
 
-        model = ChatModel.read(root, llm.generator.scheduler.max_length)
+        model = ChatModel.read(root, llm.generator.loop.max_length)
         run_chat(Conversation(session, params, model, console))

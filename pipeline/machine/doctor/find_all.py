@@ -13,7 +13,7 @@ from kvfold.pipeline.machine.doctor.software import (
     check_torch,
 )
 from kvfold.pipeline.machine.targets import TARGETS, Target
-from kvfold.runtime.llm import DEFAULT_TARGET
+from kvfold.runtime.llm.llm import DEFAULT_TARGET
 
 CHECKS = (
     check_python,

@@ -20,7 +20,7 @@ from kvfold.pipeline.texts.writer_engine import load_writer_engine, unfolded_pla
 from kvfold.pipeline.workspace.read_checkpoint import read_checkpoint
 from kvfold.pipeline.workspace.workspace import EVALUATION_TOKENS, WRITER_FOLDER, Workspace
 from kvfold.runtime.bundle import TOKENIZER, TOKENIZER_CONFIG
-from kvfold.runtime.llm import LLM
+from kvfold.runtime.llm.llm import LLM
 from kvfold.runtime.memory.budget import pages_for
 from kvfold.runtime.runtime_config import RuntimeConfig
 from kvfold.runtime.text.tokenizer import BundleTokenizer

@@ -18,9 +18,10 @@ from kvfold.pipeline.quality.evaluate.evaluation import Slip, SlipCount, Slips
 from kvfold.pipeline.quality.evaluate.openers import Opener
 from kvfold.pipeline.quality.intervals import share
 from kvfold.pipeline.quality.subjects import Subject
-from kvfold.runtime.generation import Completion
-from kvfold.runtime.llm import LLM
-from kvfold.runtime.sampling.logprobs import TokenLogprob, token_logprob
+from kvfold.runtime.llm.generation import Completion
+from kvfold.runtime.llm.llm import LLM
+from kvfold.runtime.sampling.batch_sampler import BatchSampler
+from kvfold.runtime.sampling.logprobs import TokenLogprob
 from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.text.tokenizer import Tokenizer
 
@@ -129,7 +130,8 @@ def judge(original: Subject, opener: Sequence[int], reply: Sequence[int]) -> lis
     """What the original thinks of each token of a reply, and the token that it held likeliest there."""
     ids, judged = np.array([*opener, *reply]), list[TokenLogprob]()
     for block in original.stream_logits(ids[:-1], len(opener) - 1):
-        judged += [token_logprob(logits, reply[len(judged) + row], 1) for row, logits in enumerate(block)]
+        said = np.array(reply[len(judged) : len(judged) + len(block)])
+        judged += BatchSampler(block.shape[1]).score(block, said, 1)
     return judged
 
 

@@ -11,7 +11,7 @@ from kvfold.plugins.contract.errors import TargetError
 from kvfold.runtime.bundle import TOKENIZER, TOKENIZER_CONFIG, open_bundle
 from kvfold.runtime.engine.engine_files import open_engine
 from kvfold.runtime.engine.load_engine import load_engine
-from kvfold.runtime.llm import DEFAULT_TARGET, LLM
+from kvfold.runtime.llm.llm import DEFAULT_TARGET, LLM
 from kvfold.runtime.memory.budget import pages_for, pages_of_sequence
 from kvfold.runtime.runtime_config import RuntimeConfig
 from kvfold.runtime.text.tokenizer import BundleTokenizer, Tokenizer

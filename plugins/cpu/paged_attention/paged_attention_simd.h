@@ -7,29 +7,11 @@
 //             4 bytes in each of kPlanes planes
 // Both products (query by keys, weights by values) are left [rows, n] x right [n, columns].
 
-using F = Simd::F;
+#include "cpu/exponential2.h"
 
 // Bytes of one group of a `left` row.
 template <typename Dot>
 constexpr int kLeftBytes = 4 * Dot::kPlanes;
-
-// 2^x for x <= 0: 2^n * p(x - n), n the nearest integer; p is the minimax polynomial with p(0) = 1,
-// relative error 1.1e-7. Below -127 it is exactly 0.
-inline F exponential2(F x) {
-  const F magic = Simd::set(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-  x = Simd::max(x, Simd::set(-127.0f));
-  const F t = Simd::add(x, magic);
-  const F r = Simd::sub(x, Simd::sub(t, magic));
-  F p = Simd::set(1.326472731e-3f);
-  p = Simd::fma(p, r, Simd::set(9.671512991e-3f));
-  p = Simd::fma(p, r, Simd::set(5.550733581e-2f));
-  p = Simd::fma(p, r, Simd::set(2.402224243e-1f));
-  p = Simd::fma(p, r, Simd::set(6.931470037e-1f));
-  p = Simd::fma(p, r, Simd::set(1.0f));
-  return Simd::mul(p, Simd::power_of_two(t));
-}
-
-constexpr float kLog2E = 1.44269504088896341f;
 
 // exp(x) for x <= 0.
 inline F exponential(F x) { return exponential2(Simd::mul(x, Simd::set(kLog2E))); }

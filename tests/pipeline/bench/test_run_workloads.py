@@ -18,7 +18,7 @@ from kvfold.pipeline.recipe.plan_section import plan_for
 from kvfold.pipeline.recipe.recipe_files import shipped_recipes
 from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.plugins.contract.plan_presets import AttentionShape
-from kvfold.runtime.llm import LLM
+from kvfold.runtime.llm.llm import LLM
 from kvfold.runtime.memory.budget import pages_for
 from kvfold.runtime.sampling.params import SamplingParams
 from tests.runtime.byte_tokenizer import ByteTokenizer

@@ -33,7 +33,7 @@ class PlainTokenizer(ByteTokenizer):
     def encode(self, text: str, *, control_tokens: bool = True) -> list[int]:
         return [256, *super().encode(text, control_tokens=control_tokens)]
 
-    def render(self, messages: object, *, add_generation_prompt: bool) -> TemplateText:
+    def render(self, messages: object, *, add_generation_prompt: bool, tools: object = ()) -> TemplateText:
         raise RequestError("this model has no chat template")
 
 

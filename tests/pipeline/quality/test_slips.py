@@ -21,7 +21,7 @@ from kvfold.pipeline.quality.evaluate.slips import (
 from kvfold.pipeline.quality.logit_measures import negative_log_likelihood
 from kvfold.pipeline.quality.subjects import EngineSubject
 from kvfold.runtime.engine.protocol import StepInputs
-from kvfold.runtime.llm import LLM
+from kvfold.runtime.llm.llm import LLM
 from kvfold.runtime.sampling.logprobs import TokenLogprob
 from kvfold.runtime.sampling.params import SamplingParams
 from tests.pipeline.quality.test_retrieval import PlainTokenizer

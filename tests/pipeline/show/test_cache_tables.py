@@ -24,6 +24,7 @@ def test_turns_are_numbered_and_what_was_not_timed_is_a_dash() -> None:
             prefilled_tokens=200,
             completion_tokens=20,
             recomputed_tokens=0,
+            queued_seconds=0.0,
             time_to_first_token=first,
             tokens_per_second=rate,
         )

@@ -9,8 +9,9 @@ import pytest
 
 from kvfold.plugins.contract.errors import KvfoldError
 from kvfold.runtime.engine.protocol import EngineInfo, StepInputs
-from kvfold.runtime.generation import Reply
-from kvfold.runtime.llm import LLM
+from kvfold.runtime.llm.generation import Reply
+from kvfold.runtime.llm.llm import LLM
+from kvfold.runtime.loop.commands import Cancel
 from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.scheduler.request import Prompt
 from kvfold.runtime.scheduler.scheduler import MAX_OVERTAKEN
@@ -21,13 +22,19 @@ from tests.runtime.synthetic_engine import SyntheticEngine, expected_tokens, mak
 
 def submit(llm: LLM, prompt: list[int], count: int = 8) -> Reply:
     reply = llm.generator.prepare(Prompt(np.asarray(prompt)), SamplingParams(max_tokens=count))
-    llm.generator.scheduler.submit(reply.request)
+    llm.generator.loop.submit(reply.ticket)
+    llm.generator.loop.settle()
     return reply
 
 
+def cancel(llm: LLM, reply: Reply) -> None:
+    llm.generator.loop.post(Cancel(reply.ticket))
+    llm.generator.loop.settle()
+
+
 def run_all(llm: LLM) -> None:
-    while llm.generator.scheduler.has_work:
-        llm.generator.scheduler.step()
+    while llm.generator.loop.core.scheduler.has_work:
+        llm.generator.loop.turn()
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -36,27 +43,27 @@ def test_cancelling_gives_everything_back_at_any_step(name: str) -> None:
         llm, _ = make_llm(PLANS[name], batched=16, seqs=2)
         replies = [submit(llm, [seed] * 50) for seed in range(3)]
         for _ in range(steps):
-            llm.generator.scheduler.step()
+            llm.generator.loop.turn()
         for reply in replies:
-            llm.generator.scheduler.cancel(reply.request)
-            llm.generator.scheduler.cancel(reply.request)
+            cancel(llm, reply)
+            cancel(llm, reply)
             check(llm)
         assert in_use(llm) == 0
-        assert not llm.generator.scheduler.has_work
-        unfinished = [reply for reply in replies if reply.request.finish_reason == "cancelled"]
+        assert not llm.generator.loop.core.scheduler.has_work
+        unfinished = [reply for reply in replies if reply.ticket.request.finish_reason == "cancelled"]
         assert unfinished and unfinished[-1].completion().finish_reason == "cancelled"
 
 
 def test_a_step_never_exceeds_its_budget_and_decodes_beside_a_prefill() -> None:
     llm, engine = make_llm(PLANS["hybrid"], batched=20)
     short = submit(llm, [1] * 5, count=30)
-    llm.generator.scheduler.step()
+    llm.generator.loop.turn()
     submit(llm, [2] * 200)
-    while llm.generator.scheduler.has_work:
-        before, length = engine.tokens_computed, short.request.length
-        llm.generator.scheduler.step()
+    while llm.generator.loop.core.scheduler.has_work:
+        before, length = engine.tokens_computed, short.ticket.request.length
+        llm.generator.loop.turn()
         assert engine.tokens_computed - before <= 20
-        assert short.finished or short.request.length == length + 1
+        assert short.finished or short.ticket.request.length == length + 1
 
 
 def test_no_more_requests_run_than_allowed() -> None:
@@ -72,8 +79,8 @@ def test_the_longest_cached_prefix_goes_first() -> None:
     llm.generate([list(range(100))])
     cold, warm = submit(llm, [200] * 60), submit(llm, [*range(80), 9])
     while not warm.finished:
-        llm.generator.scheduler.step()
-    assert cold.request.sequence is None and not cold.finished
+        llm.generator.loop.turn()
+    assert cold.ticket.request.sequence is None and not cold.finished
     run_all(llm)
     assert cold.finished
 
@@ -86,7 +93,7 @@ def test_an_old_request_is_overtaken_only_so_often() -> None:
     for number in range(2 * MAX_OVERTAKEN):
         submit(llm, [*range(80), number], count=1)
     while not cold.finished:
-        llm.generator.scheduler.step()
+        llm.generator.loop.turn()
         finished_before += 1
     assert finished_before - 1 == MAX_OVERTAKEN
     run_all(llm)
@@ -97,8 +104,8 @@ def test_the_oldest_request_is_never_preempted() -> None:
     replies = [submit(llm, [seed] * 60, count=100) for seed in range(3)]
     run_all(llm)
     assert llm.metrics.cache.preemptions > 0
-    assert not replies[0].request.preempted
-    assert all(reply.request.finish_reason == "length" for reply in replies)
+    assert not replies[0].ticket.request.preempted
+    assert all(reply.ticket.request.finish_reason == "length" for reply in replies)
     check(llm)
 
 
@@ -106,8 +113,8 @@ def test_a_request_that_was_never_submitted_can_be_cancelled() -> None:
     llm, _ = make_llm(PLANS["global"])
     other = submit(llm, [1] * 20)
     reply = llm.generator.prepare(Prompt(np.asarray([1, 2, 3])), SamplingParams())
-    llm.generator.scheduler.cancel(reply.request)
-    assert reply.request.finish_reason == "cancelled"
+    cancel(llm, reply)
+    assert reply.ticket.request.finish_reason == "cancelled"
     run_all(llm)
     assert other.finished
 
@@ -129,13 +136,12 @@ def test_a_request_that_cannot_be_sampled_ends_alone() -> None:
     llm = LLM(NanEngine(plan, vocab=VOCAB), ByteTokenizer(()))
     prompts = [[1] * 20, [77] * 20, [2] * 20]
     first, broken, last = (submit(llm, prompt) for prompt in prompts)
-    with pytest.raises(KvfoldError, match="nan as a logit"):
-        run_all(llm)
-    assert broken.request.finish_reason == "cancelled"
-    check(llm)
     run_all(llm)
+    with pytest.raises(KvfoldError, match="nan as a logit"):
+        broken.completion()
+    assert broken.ticket.request.finish_reason == "cancelled"
     for reply, prompt in ((first, prompts[0]), (last, prompts[2])):
-        assert reply.request.completion_ids == expected_tokens(plan, prompt, 8, VOCAB)
+        assert reply.ticket.request.completion_ids == expected_tokens(plan, prompt, 8, VOCAB)
     assert in_use(llm) == 0
     check(llm)
 

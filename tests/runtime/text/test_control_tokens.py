@@ -12,7 +12,7 @@ from tokenizers import AddedToken
 from kvfold.plugins.contract.chat_template import Message, render_chat
 from kvfold.plugins.contract.template_text import by_template, written_by_template
 from kvfold.plugins.contract.tokenizer_config import TokenizerConfig
-from kvfold.runtime.llm import TextOrTokens
+from kvfold.runtime.llm.llm import TextOrTokens
 from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.text.chat import add_reply, encode_chat
 from kvfold.runtime.text.tokenizer import BundleTokenizer
@@ -208,7 +208,7 @@ def test_a_session_reads_control_tokens_of_its_template_alone() -> None:
             reply = session.send(ATTACK, SamplingParams(max_tokens=9)).token_ids
             turn = [256, *b"user\n", *ATTACK.encode(), 257, *b"\n", 256, *b"assistant\n"]
             expected += [*turn, *reply]
-            assert session._known.token_ids == expected
+            assert session._conversation.known.token_ids == expected
             expected += [257, *b"\n"]
     assert llm.metrics.cache.resumed_turns == 2
 

@@ -13,7 +13,7 @@ from kvfold.plugins.contract.errors import CapacityError, TargetError
 from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.runtime.engine.protocol import GroupTables, StepInputs
 from kvfold.runtime.engine.tensorrt.tensorrt_engine import TensorRTEngine
-from kvfold.runtime.llm import LLM
+from kvfold.runtime.llm.llm import LLM
 from kvfold.runtime.runtime_config import RuntimeConfig
 from kvfold.runtime.sampling.params import SamplingParams
 from tests.runtime.byte_tokenizer import VOCAB, ByteTokenizer

@@ -1,0 +1,55 @@
+"""Options of `kvfold serve`; names, defaults and limits are ServerSettings' and RuntimeConfig's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kvfold.runtime.runtime_config import RuntimeConfig
+from kvfold.runtime.server.start.server_settings import ServerSettings
+
+_FILE = click.Path(path_type=Path, dir_okay=False)
+_SETTINGS: dict[str, tuple[Any, str]] = {
+    "host": (str, "Address to listen on; any but this machine's own needs --keys."),
+    "port": (int, "Port to listen on; 0 takes a free one."),
+    "keys": (
+        _FILE,
+        "File of keys (docs/serving.md).  [default: none; whoever reaches the address is served]",
+    ),
+    "tls_cert": (_FILE, "Certificate chain, PEM: serve HTTPS."),
+    "tls_key": (_FILE, "Its private key, PEM."),
+    "max_waiting": (int, "Replies that may wait for the engine.  [default: 8 for each sequence at once]"),
+    "drain_seconds": (float, "For running replies after SIGTERM."),
+}
+_CONFIG: dict[str, tuple[Any, str]] = {
+    "kv_cache_bytes": (int, "Bytes of all page pools.  [default: what the sequences need, up to 1 GiB]"),
+    "max_num_seqs": (int, "Sequences that run at once.  [default: 8, or a TensorRT plan's own]"),
+    "threads": (int, "Of the engine.  [default: one for each physical core]"),
+    "inter_token_target": (
+        float,
+        "Seconds between two tokens of a reply that others' prompts may take up to.",
+    ),
+}
+
+
+def server_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options; the command gets `settings`, and `config` where an option of the engine was given."""
+
+    @wraps(function)
+    def with_settings(**options: Any) -> Any:
+        settings = ServerSettings(**{name: options.pop(name) for name in _SETTINGS})
+        given = {name: value for name in _CONFIG if (value := options.pop(name)) is not None}
+        return function(**options, settings=settings, config=RuntimeConfig(**given) if given else None)
+
+    defaults = ServerSettings()
+    command: Callable[..., Any] = with_settings
+    for name, (kind, text) in reversed({**_SETTINGS, **_CONFIG}.items()):
+        default = getattr(defaults, name, None)
+        shown = default is not None
+        flag = f"--{name.replace('_', '-')}"
+        command = click.option(flag, name, type=kind, default=default, show_default=shown, help=text)(command)
+    return command

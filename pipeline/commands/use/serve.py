@@ -1,0 +1,81 @@
+"""`kvfold serve`: a bundle over HTTP, as OpenAI's API."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from kvfold.pipeline.commands.options.built_bundle import built_bundle
+from kvfold.pipeline.commands.options.recipe_arguments import output_option, recipe_argument, target_options
+from kvfold.pipeline.commands.options.server_options import server_options
+
+if TYPE_CHECKING:
+    from kvfold.runtime.runtime_config import RuntimeConfig
+    from kvfold.runtime.server.start.run_server import Loaded
+    from kvfold.runtime.server.start.server_settings import ServerSettings
+
+
+@click.command("serve")
+@recipe_argument
+@output_option
+@target_options
+@click.option("--served-model-name", help="What clients call the model.  [default: the bundle's folder]")
+@server_options
+def command(
+    recipe: str,
+    output: Path | None,
+    target: str | None,
+    architectures: tuple[int, ...],
+    served_model_name: str | None,
+    settings: ServerSettings,
+    config: RuntimeConfig | None,
+) -> None:
+    """Serve RECIPE's model over HTTP; RECIPE may also be the folder of a built bundle.
+
+    Stages that are not up to date run first. The server listens before the model is read, and answers 503
+    until then. Ctrl-C or SIGTERM lets running replies finish; a second one does not. SIGHUP reads the
+    keys again.
+
+    \b
+    Examples:
+      kvfold serve                              the demo model, on http://127.0.0.1:8000
+      kvfold serve bundles/compact --port 9000  a built bundle; needs no torch
+      kvfold serve --host 0.0.0.0 --keys keys.json  for other machines
+    """
+    from kvfold.pipeline.machine.extras import require_extra
+
+    require_extra("serve")
+    root, target = built_bundle(recipe, output, target, architectures)
+    _serve(root, target, served_model_name or root.resolve().name, settings, config)
+
+
+def _serve(
+    root: Path, target: str, model_name: str, settings: ServerSettings, config: RuntimeConfig | None
+) -> None:
+    from kvfold.runtime.bundle import TOKENIZER, open_bundle
+    from kvfold.runtime.llm.async_llm import AsyncLLM
+    from kvfold.runtime.server.app import Application
+    from kvfold.runtime.server.guard.gate import Gate
+    from kvfold.runtime.server.observe.health_routes import health_routes
+    from kvfold.runtime.server.route_table import Routes
+    from kvfold.runtime.server.routes.api import api_routes
+    from kvfold.runtime.server.start.run_server import run_server
+    from kvfold.runtime.server.state import ServerState
+    from kvfold.runtime.status import published
+    from kvfold.runtime.structured.grammar_compiler import GrammarCompiler
+
+    state = ServerState(model_name, Gate(settings.keys), stall_seconds=settings.stall_seconds)
+    app = Application(Routes([*api_routes(state), *health_routes(state)]), state)
+    with ExitStack() as stack:
+
+        def load() -> Loaded:
+            llm = AsyncLLM.load(root, config, target)
+            stack.enter_context(published(llm.llm, str(root)))
+            text = open_bundle(root).file(TOKENIZER).read_text(encoding="utf-8")
+            compiler = GrammarCompiler(text, llm.vocab_size, llm.tokenizer.eos_token_ids)
+            return llm, compiler, settings.limits(llm.llm.config.max_num_seqs)
+
+        run_server(app, state, settings, load)

@@ -1,0 +1,1 @@
+"""Sampling: rows of logits to tokens, and the log probabilities of tokens."""

@@ -1,0 +1,1 @@
+"""The engine's one owner: it runs steps, and gives each request its tokens."""

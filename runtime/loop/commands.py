@@ -1,0 +1,45 @@
+"""What clients ask of the loop: frozen values, put into its inbox by any thread."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvfold.runtime.loop.ticket import CancelReason, Ticket
+from kvfold.runtime.memory.paged_sequence import PagedSequence
+
+
+@dataclass(frozen=True)
+class Submit:
+    """Run a ticket."""
+
+    ticket: Ticket
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """End a ticket before its next token; nothing happens to one that has ended.
+
+    Attributes:
+        ticket: which.
+        reason: why.
+        keep: whether what was said counts, so that its pages are kept where the request asked for that.
+    """
+
+    ticket: Ticket
+    reason: CancelReason = "client"
+    keep: bool = False
+
+
+@dataclass(frozen=True)
+class Discard:
+    """Give back a sequence that was kept for a next turn."""
+
+    sequence: PagedSequence
+
+
+@dataclass(frozen=True)
+class Close:
+    """End the loop's own thread."""
+
+
+Command = Submit | Cancel | Discard | Close

@@ -1,0 +1,263 @@
+"""Core: an engine, its scheduler and its tickets, for one thread at a time.
+
+A turn runs one step and gives each ticket what it got. An error of one request ends that one; an error of
+the engine ends them all.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from time import monotonic
+
+import numpy as np
+
+from kvfold.plugins.contract.errors import EngineError, KernelError
+from kvfold.runtime.engine.protocol import Engine
+from kvfold.runtime.loop.pace import Pace
+from kvfold.runtime.loop.snapshot import LoopSnapshot, RequestView
+from kvfold.runtime.loop.ticket import CancelReason, Ticket
+from kvfold.runtime.metrics import Metrics, PoolUsage
+from kvfold.runtime.runtime_config import RuntimeConfig
+from kvfold.runtime.sampling.batch_sampler import BatchSampler, Sampled
+from kvfold.runtime.scheduler.request import Request
+from kvfold.runtime.scheduler.scheduler import Scheduled, Scheduler
+from kvfold.runtime.scheduler.step_builder import StepBuilder
+
+# Snapshots are this far apart while steps run.
+PUBLISH_SECONDS = 0.05
+
+
+class Outcome(Enum):
+    """What a turn came to."""
+
+    IDLE = "no request has work"
+    COMMITTED = "a step ran, and what it computed counts"
+    FAILED = "the engine failed: every request ended with an error, and nothing of the step counts"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of the loop.
+
+    Attributes:
+        outcome: of its step.
+        advanced: tickets that got a token, or logits, or ended in it.
+    """
+
+    outcome: Outcome
+    advanced: Sequence[Ticket]
+
+
+class Core:
+    """Runs tickets on an engine.
+
+    Attributes:
+        engine: used by nobody else.
+        scheduler: its requests and pages.
+        failure: why the engine takes no more; None while it is well.
+        snapshot: how things stood a moment ago.
+    """
+
+    def __init__(self, engine: Engine, config: RuntimeConfig) -> None:
+        """An idle core."""
+        info = engine.info
+        self.engine = engine
+        self.scheduler = Scheduler(info, config)
+        self.failure: EngineError | None = None
+        self._builder = StepBuilder(
+            groups=[group.name for group in info.plan.groups],
+            page_size=info.plan.page_size,
+            max_tokens=config.max_num_batched_tokens,
+            max_seqs=config.max_num_seqs,
+            max_pages=-(-info.max_context_length // info.plan.page_size),
+        )
+        self._tickets: dict[Request, Ticket] = {}
+        self._held: dict[Ticket, list[Ticket]] = {}
+        self._deadlines: list[tuple[float, int, Ticket]] = []
+        self._advanced: dict[Ticket, None] = {}
+        self._sampler = BatchSampler(info.vocab_size)
+        self._pace = Pace(config.inter_token_target)
+        self._steps = self._decoding = 0
+        self._last_step = self._published = monotonic()
+        self.snapshot = self._take_snapshot(busy=False)
+
+    def begin(self, ticket: Ticket) -> None:
+        """Queue a ticket, behind the one that it waits for."""
+        if ticket.ended:  # cancelled before it came here
+            return
+        if self.failure is not None:
+            ticket.error = self.failure
+            self.cancel(ticket, "error")
+            return
+        if ticket.deadline is not None:
+            heapq.heappush(self._deadlines, (ticket.deadline, ticket.id, ticket))
+        leader = ticket.after
+        if leader is not None and leader.first_token is None and not leader.ended:
+            self._held.setdefault(leader, []).append(ticket)
+            return
+        self._tickets[ticket.request] = ticket
+        self.scheduler.submit(ticket.request)
+
+    def cancel(self, ticket: Ticket, reason: CancelReason, keep: bool = False) -> None:
+        """End a ticket; nothing happens to one that has ended. `keep` as for `Cancel`."""
+        if not ticket.ended:
+            ticket.cancel_reason = reason
+            self.scheduler.cancel(ticket.request, keep)
+            self._end(ticket)
+
+    def turn(self) -> Turn:
+        """Run one step."""
+        self._expire(monotonic())
+        scheduled = self.scheduler.schedule(self._pace.most_prefill(self._decoding))
+        outcome = self._step(scheduled) if scheduled else Outcome.IDLE
+        self._publish(outcome)
+        advanced, self._advanced = tuple(self._advanced), {}
+        return Turn(outcome, advanced)
+
+    def metrics(self) -> Metrics:
+        """Counters and page usage now; while a turn is running they may be a step apart."""
+        memory = self.scheduler.memory
+        pools = zip(memory.horizons, memory.pools, strict=True)
+        return Metrics(
+            cache=replace(self.scheduler.metrics),
+            pools={law.name: PoolUsage(pool.num_pages, pool.num_free, pool.num_idle) for law, pool in pools},
+            evicted_pages=memory.tree.evicted_pages,
+        )
+
+    def _expire(self, now: float) -> None:
+        while self._deadlines and self._deadlines[0][0] <= now:
+            self.cancel(heapq.heappop(self._deadlines)[2], "deadline", keep=True)
+
+    def _step(self, scheduled: Scheduled) -> Outcome:
+        begun = monotonic()
+        if not self.snapshot.busy:
+            self.snapshot = replace(self.snapshot, busy=True, last_step=begun)
+        self._decoding = prefill = 0
+        for request, chunk in scheduled:
+            if request.length > request.prompt_length:
+                self._decoding += 1
+            else:
+                prefill += chunk.end - chunk.start
+                self._tickets[request].note_admission(begun)
+        try:
+            logits = self.engine.execute(self._builder.build([chunk for _, chunk in scheduled]))
+        except Exception as error:  # whatever an engine raises: nobody can say what it still can do
+            self._fail(error)
+            return Outcome.FAILED
+        self._steps += 1
+        self._last_step = monotonic()
+        self._pace.note(prefill, self._decoding, self._last_step - begun)
+        try:
+            self._commit(scheduled, logits)
+        except KernelError as error:  # sampling has no kernels
+            self._fail(error)
+            return Outcome.FAILED
+        return Outcome.COMMITTED
+
+    def _commit(self, scheduled: Scheduled, logits: np.ndarray) -> None:
+        """Hand out a step's rows: those of a prompt to who reads them, the last one's to be sampled."""
+        row, sampling = 0, []
+        for request, chunk in scheduled:
+            ticket, rows = self._tickets[request], len(chunk.wanted)
+            samples = rows > 0 and request.generates and chunk.end == request.length
+            self.scheduler.commit(request, chunk)
+            if rows > samples:
+                self._read(ticket, chunk.wanted.start, logits[row : row + rows - samples])
+            row += rows
+            if request.finish_reason is not None:
+                self._end(ticket)
+            elif samples:
+                sampling.append((ticket, row - 1))
+        if sampling:
+            self._sample(sampling, logits)
+
+    def _read(self, ticket: Ticket, first: int, logits: np.ndarray) -> None:
+        """Give a prompt's rows, from a position on, to who reads them."""
+        self._advanced[ticket] = None
+        request, state = ticket.request, ticket.state
+        try:
+            if ticket.logits_sink is not None:
+                ticket.logits_sink(first, logits)
+            if state is not None and state.params.prompt_logprobs is not None:
+                follow = request.tokens[first + 1 : min(first + 1 + len(logits), request.prompt_length)]
+                top = state.params.prompt_logprobs
+                ticket.prompt_logprobs += self._sampler.score(logits[: len(follow)], follow, top)
+        except Exception as error:  # one request's trouble is its own
+            self._end_with(ticket, error)
+
+    def _sample(self, sampling: Sequence[tuple[Ticket, int]], logits: np.ndarray) -> None:
+        """Draw the next token of each ticket from its row."""
+        whole = len(sampling) == len(logits)
+        rows = logits if whole else logits[[row for _, row in sampling]]
+        drawn = self._sampler.sample(rows, [ticket.state for ticket, _ in sampling if ticket.state])
+        for (ticket, _), sampled in zip(sampling, drawn, strict=True):
+            if sampled.error is not None:
+                self._end_with(ticket, sampled.error)
+                continue
+            try:
+                self._append(ticket, sampled)
+            except Exception as error:  # one request's trouble is its own
+                self._end_with(ticket, error)
+
+    def _append(self, ticket: Ticket, sampled: Sampled) -> None:
+        request, token = ticket.request, sampled.token_id
+        ticket.note_token(self._last_step)
+        stops = ticket.receiver.push(token, sampled.logprob, token in request.end_tokens)
+        constraint = ticket.state.constraint if ticket.state is not None else None
+        self.scheduler.append(request, token, stops or (constraint is not None and constraint.finished))
+        self._advanced[ticket] = None
+        if request.finish_reason is not None:
+            self._end(ticket)
+        elif self._held:
+            self._release_held(ticket)
+
+    def _end_with(self, ticket: Ticket, error: Exception) -> None:
+        ticket.error = error
+        self.cancel(ticket, "error")
+
+    def _end(self, ticket: Ticket) -> None:
+        self._tickets.pop(ticket.request, None)
+        self._advanced[ticket] = None
+        ticket.receiver.end()
+        self._release_held(ticket)
+
+    def _release_held(self, leader: Ticket) -> None:
+        for ticket in self._held.pop(leader, ()):
+            if not ticket.ended:
+                self.begin(ticket)
+
+    def _publish(self, outcome: Outcome) -> None:
+        """Tell how things stand: when work ends, else so often that telling costs nothing."""
+        now = monotonic()
+        if outcome is Outcome.COMMITTED and now - self._published < PUBLISH_SECONDS:
+            return
+        if outcome is Outcome.IDLE and not self.snapshot.busy and not self._advanced:
+            return
+        self._published = now
+        self.snapshot = self._take_snapshot(busy=self.scheduler.has_work)
+
+    def _take_snapshot(self, busy: bool) -> LoopSnapshot:
+        scheduler = self.scheduler
+        return LoopSnapshot(
+            steps=self._steps,
+            last_step=self._last_step,
+            busy=busy,
+            waiting=len(scheduler.waiting),
+            running=len(scheduler.running),
+            waiting_tokens=sum(request.prompt_length for request in scheduler.waiting),
+            prefill_rate=self._pace.prefill_rate,
+            decode_rate=self._pace.decode_rate,
+            metrics=self.metrics(),
+            requests=tuple(RequestView.of(ticket) for ticket in self._tickets.values()),
+        )
+
+    def _fail(self, error: Exception) -> None:
+        self.failure = EngineError(f"the engine failed in a step: {error}; load it again")
+        self.failure.__cause__ = error
+        held = [ticket for tickets in self._held.values() for ticket in tickets]
+        for ticket in (*self._tickets.values(), *held):
+            ticket.error = self.failure
+            self.cancel(ticket, "error")

@@ -1,0 +1,1 @@
+"""The HTTP server: raw ASGI over AsyncLLM; needs the extra `kvfold[serve]`."""

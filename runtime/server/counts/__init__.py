@@ -1,0 +1,1 @@
+"""What is counted while requests run, for whoever asks later."""

@@ -1,0 +1,1 @@
+"""Handlers: a request of an API, through the model, to its answer."""

@@ -1,0 +1,111 @@
+"""Forms of replies and calls of tools: a grammar for the sampler, and a reader for the text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from kvfold.plugins.contract.errors import RequestError
+from kvfold.runtime.server.http import HttpError
+from kvfold.runtime.server.state import ServerState
+from kvfold.runtime.server.wire.fields.ask import Ask, Shape
+from kvfold.runtime.server.wire.fields.read_body import wrong
+from kvfold.runtime.server.wire.reply_parts import ReplyReader
+from kvfold.runtime.structured.call_formats import CallFormat
+from kvfold.runtime.structured.grammar_spec import Choice, GrammarSpec, JsonSchema, Lark, Regex, ToolCalls
+from kvfold.runtime.structured.reasoning import Reasoning, find_reasoning
+from kvfold.runtime.structured.reply_parser import ReplyParser, kept_tokens
+
+
+@dataclass(frozen=True)
+class Constrained:
+    """What holds a request's replies to the form it asks for, and tells their parts apart.
+
+    Attributes:
+        grammar: compiled; None for any text.
+        reasoning: marks of reasoning that the text may have.
+        calls: how calls are written; None where they are text like any other.
+        kept: tokens whose text the reader must see, though they are control tokens.
+        ignored: parts of a schema that have no effect.
+    """
+
+    grammar: Any = None
+    reasoning: Reasoning | None = None
+    calls: CallFormat | None = None
+    kept: frozenset[int] = frozenset()
+    ignored: tuple[str, ...] = ()
+
+    def service(self) -> dict[str, Any]:
+        """What a reply's Service has for it."""
+        found: dict[str, Any] = {}
+        if self.grammar is not None:
+            found["constraint"] = self.grammar.constraint()
+        if self.kept:
+            found["kept_tokens"] = self.kept
+        return found
+
+    def reader(self) -> ReplyReader | None:
+        """A reply's own reader; None where all of it is text."""
+        if self.reasoning is None and self.calls is None:
+            return None
+        return ReplyParser(self.reasoning, self.calls)
+
+
+def constrain_chat(state: ServerState, ask: Ask, form: CallFormat, prompt: str) -> Constrained:
+    """The form of replies to a rendered chat; raises HttpError 400."""
+    tokenizer = state.llm.tokenizer
+    reasoning = find_reasoning(tokenizer.chat_template, prompt)
+    calls = None if ask.tools.mode == "none" else form
+    if calls is None and ask.shape is None and reasoning is None and not ask.tools.tools:
+        return Constrained()
+    spec, param = _spec(ask, form)
+    grammar = None if spec is None else _compile(state, spec, param, reasoning)
+    kept = kept_tokens(tokenizer.added_tokens, reasoning, calls)
+    return Constrained(grammar, reasoning, calls, kept, _ignored(grammar, param))
+
+
+def constrain_text(state: ServerState, ask: Ask) -> Constrained:
+    """The form of replies to raw prompts, in which nothing is told apart; raises HttpError 400."""
+    if ask.shape is None:
+        return Constrained()
+    grammar = _compile(state, _shape_spec(ask.shape), ask.shape.param, None)
+    return Constrained(grammar, ignored=_ignored(grammar, ask.shape.param))
+
+
+def _spec(ask: Ask, form: CallFormat) -> tuple[GrammarSpec | None, str]:
+    """What replies are held to, and the field that asks for it; raises HttpError 400."""
+    use = ask.tools
+    if ask.shape is not None and use.mode == "auto":
+        problem = "cannot be asked for where tools may be called; use tool_choice none or required"
+        raise wrong(problem, ask.shape.param)
+    if ask.shape is not None and use.mode == "none":
+        return _shape_spec(ask.shape), ask.shape.param
+    if use.tools:
+        return ToolCalls(use.callable_tools, use.mode, use.parallel, form), "tools"
+    return None, ""
+
+
+def _shape_spec(shape: Shape) -> GrammarSpec:
+    match shape.kind:
+        case "json":
+            return JsonSchema(shape.value, shape.strict)
+        case "regex":
+            return Regex(shape.value)
+        case "choice":
+            return Choice(tuple(shape.value))
+        case "grammar":
+            return Lark(shape.value)
+
+
+def _compile(state: ServerState, spec: GrammarSpec, param: str, reasoning: Reasoning | None) -> Any:
+    if state.compiler is None:
+        problem = "cannot be enforced: this server has no grammars; ask for plain text"
+        raise wrong(problem, param, "unsupported_value")
+    try:
+        return state.compiler.compile(spec, reasoning)
+    except RequestError as error:
+        raise HttpError(400, str(error), param=param) from None
+
+
+def _ignored(grammar: Any, param: str) -> tuple[str, ...]:
+    return () if grammar is None else tuple(f"{param}: {warning}" for warning in grammar.warnings)

@@ -1,0 +1,43 @@
+"""POST /v1/messages and /v1/messages/count_tokens: Anthropic's API."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from kvfold.runtime.server.http import EventStream, Request, Response
+from kvfold.runtime.server.routes.begin import begin_chat, count_prompt
+from kvfold.runtime.server.routes.shared import Shared
+from kvfold.runtime.server.state import ServerState
+from kvfold.runtime.server.wire.fields.read_body import ignored_header
+from kvfold.runtime.server.wire.message_reply import MessageEvents, message_body, message_error_event
+from kvfold.runtime.server.wire.message_request import count_ask, message_ask
+from kvfold.runtime.server.wire.openai_usage import Head
+from kvfold.runtime.server.wire.reply_parts import new_id
+
+
+class Messages:
+    """The handlers, and what they share with others."""
+
+    def __init__(self, shared: Shared) -> None:
+        """Over what handlers share."""
+        self._shared = shared
+
+    async def create(self, request: Request, state: ServerState) -> Response | EventStream:
+        """Reply to a conversation."""
+        ask, messages = message_ask(await request.json(dict[str, Any]), request.headers)
+        turn = self._shared.begin_turn(request, ask.session)
+        run = await begin_chat(request, self._shared, ask, messages, turn)
+        head = Head(new_id("msg_"), int(time.time()), state.model_name)
+        headers, limit = ignored_header(run.ignored), state.llm.max_length
+        if ask.stream:
+            events = MessageEvents(head, run.prompt_tokens, limit)
+            return EventStream(run.stream(events), message_error_event, headers)
+        (reply,) = await run.whole()
+        return Response(message_body(head, reply, limit), headers=headers)
+
+    async def count_tokens(self, request: Request, state: ServerState) -> Response:
+        """Tokens that a conversation is to the model."""
+        ask, messages = count_ask(await request.json(dict[str, Any]))
+        count = await count_prompt(self._shared, ask, messages)
+        return Response.json({"input_tokens": count}, headers=ignored_header(ask.ignored))

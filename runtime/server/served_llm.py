@@ -1,0 +1,91 @@
+"""What the server needs of an AsyncLLM; a test puts a scripted one in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+from kvfold.plugins.contract.errors import KvfoldError
+from kvfold.runtime.llm.generation import TextChunk
+from kvfold.runtime.loop.snapshot import LoopSnapshot
+from kvfold.runtime.loop.ticket import CancelReason, Service
+from kvfold.runtime.sampling.params import SamplingParams
+from kvfold.runtime.scheduler.request import Prompt
+from kvfold.runtime.text.tokenizer import Tokenizer
+
+
+class ServedReply(Protocol):
+    """A reply that comes in pieces; see AsyncReply."""
+
+    @property
+    def id(self) -> int:
+        """Of the request in the loop."""
+        ...
+
+    @property
+    def unread_characters(self) -> int:
+        """Characters of text that nobody took yet."""
+        ...
+
+    @property
+    def kept(self) -> Any:
+        """Of a reply that has ended: the pages for its conversation's next turn."""
+        ...
+
+    async def __anext__(self) -> TextChunk:
+        """The next piece; the last one has a completion."""
+        ...
+
+    def cancel(self, reason: CancelReason = "client") -> None:
+        """End it within a step."""
+        ...
+
+
+class ServedLLM(Protocol):
+    """A loaded model; see AsyncLLM."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Text to tokens and back."""
+        ...
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of prompt and reply at most."""
+        ...
+
+    @property
+    def page_size(self) -> int:
+        """Tokens of a page."""
+        ...
+
+    @property
+    def failure(self) -> KvfoldError | None:
+        """Why the engine died."""
+        ...
+
+    def submit_several(
+        self, prompt: Prompt, params: Iterable[SamplingParams], service: Service = ...
+    ) -> Sequence[ServedReply]:
+        """Ask for replies to one prompt, which is computed once; never blocks."""
+        ...
+
+    def reusable_tokens(self, prompt: Prompt) -> int:
+        """Tokens that a prompt would take from the cache now: an estimate."""
+        ...
+
+    def discard(self, kept: Any) -> None:
+        """Give back pages that a reply kept; never blocks."""
+        ...
+
+    def snapshot(self) -> LoopSnapshot:
+        """How the engine stood a moment ago; costs nothing."""
+        ...
+
+    async def drain(self, seconds: float) -> None:
+        """Take no more, wait for what runs, then cancel the rest."""
+        ...
+
+    async def close(self) -> None:
+        """End the engine's thread."""
+        ...

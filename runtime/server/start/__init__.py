@@ -1,0 +1,1 @@
+"""From a command line to a server that listens, and to its end."""

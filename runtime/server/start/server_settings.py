@@ -1,0 +1,61 @@
+"""ServerSettings: how `kvfold serve` listens and ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvfold.plugins.contract.errors import RequestError
+from kvfold.runtime.checks import check_integer, check_number
+from kvfold.runtime.server.guard.admission_limits import AdmissionLimits
+from kvfold.runtime.server.guard.loopback import is_loopback
+
+# A queue of so many turns of the engine is long enough to be told to come again.
+WAITING_PER_SEQUENCE = 8
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """How a server listens and ends.
+
+    Attributes:
+        host: address to listen on; any but a loopback address needs `keys`.
+        port: to listen on; 0 takes a free one.
+        keys: file of keys (docs/serving.md); None serves whoever reaches the address.
+        tls_cert: certificate chain, PEM; None serves plain HTTP.
+        tls_key: its private key, PEM.
+        max_waiting: replies that may wait for the engine; more are told 429. None: 8 for each sequence that
+            it runs at once.
+        drain_seconds: for running replies after SIGTERM, before they are cancelled.
+        stall_seconds: a step of the engine that takes longer is a hang: the server is not ready.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    keys: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    max_waiting: int | None = None
+    drain_seconds: float = 30.0
+    stall_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range, and doors that stand open; raises RequestError."""
+        check_integer("port", self.port, 0)
+        check_number("port", self.port, 0, 65535)
+        if self.max_waiting is not None:
+            check_integer("max_waiting", self.max_waiting, 0)
+        check_number("drain_seconds", self.drain_seconds, 0)
+        check_number("stall_seconds", self.stall_seconds, 1)
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise RequestError("TLS needs a certificate and its key; give --tls-cert and --tls-key")
+        if self.keys is None and not is_loopback(self.host):
+            raise RequestError(
+                f"{self.host} can be reached from other machines, and there are no keys: whoever finds the "
+                "port would use the model; give --keys FILE (docs/serving.md), or listen on 127.0.0.1"
+            )
+
+    def limits(self, max_num_seqs: int) -> AdmissionLimits:
+        """What may be inside at an engine that runs so many sequences at once."""
+        default = WAITING_PER_SEQUENCE * max_num_seqs
+        return AdmissionLimits(max_num_seqs, default if self.max_waiting is None else self.max_waiting)

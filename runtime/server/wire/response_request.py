@@ -1,0 +1,141 @@
+"""The body of OpenAI's responses as an Ask and messages for the template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from kvfold.runtime.server.wire.chat_request import MAX_TOP_LOGPROBS
+from kvfold.runtime.server.wire.fields.ask import Ask
+from kvfold.runtime.server.wire.fields.read_body import describe, read_body, wrong
+from kvfold.runtime.server.wire.fields.sampling_fields import (
+    TEMPERATURE,
+    checked_params,
+    service_fields,
+    token_limit,
+)
+from kvfold.runtime.server.wire.fields.shape_fields import schema_shape
+from kvfold.runtime.server.wire.fields.template_messages import TemplateMessage
+from kvfold.runtime.server.wire.fields.tool_fields import tool_use
+from kvfold.runtime.server.wire.response_items import input_messages
+
+WITH_LOGPROBS = "message.output_text.logprobs"
+
+
+class ResponseBody(msgspec.Struct, frozen=True, kw_only=True):
+    """Fields of POST /v1/responses."""
+
+    input: Any
+    model: str | None = None
+    instructions: str | None = None
+    previous_response_id: str | None = None
+    max_output_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_logprobs: int | None = None
+    include: list[str] | None = None
+    stream: bool | None = None
+    store: bool | None = None
+    tools: list[Any] | None = None
+    tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
+    text: dict[str, Any] | None = None
+    truncation: str | None = None
+    background: bool | None = None
+    conversation: Any = None
+    prompt: Any = None
+    metadata: dict[str, Any] | None = None
+    user: str | None = None
+    # ours and vLLM's
+    priority: int | None = None
+    timeout: float | None = None
+    session_id: str | None = None
+
+
+@dataclass(frozen=True)
+class ResponseAsk:
+    """What a response asks for.
+
+    Attributes:
+        ask: what all APIs share.
+        instructions: a system message that later responses do not inherit; None for none.
+        messages: those of the input.
+        previous: the response that it goes on from; None for none.
+        store: keep it, to be asked for or gone on from.
+        told: fields that the response repeats.
+    """
+
+    ask: Ask
+    instructions: str | None
+    messages: list[TemplateMessage]
+    previous: str | None
+    store: bool
+    told: dict[str, Any]
+
+
+def response_ask(fields: Mapping[str, Any], headers: Mapping[str, str]) -> ResponseAsk:
+    """What a response asks for; raises HttpError 400."""
+    body, ignored = read_body(fields, ResponseBody)
+    _refuse_unserved(body)
+    values = {
+        "temperature": TEMPERATURE if body.temperature is None else body.temperature,
+        "top_p": 1.0 if body.top_p is None else body.top_p,
+        "logprobs": _logprobs(body),
+    }
+    form = (body.text or {}).get("format")
+    ask = Ask(
+        body.model,
+        checked_params(values),
+        max_tokens=token_limit(body.max_output_tokens, "max_output_tokens"),
+        stream=bool(body.stream),
+        shape=None if form is None else schema_shape(form, "text.format"),
+        tools=tool_use(body.tools, body.tool_choice, body.parallel_tool_calls, "responses"),
+        ignored=ignored,
+        **service_fields(headers, body.priority, body.timeout, body.session_id),
+    )
+    store = body.store is not False
+    messages = input_messages(body.input)
+    return ResponseAsk(
+        ask, body.instructions, messages, body.previous_response_id, store, _told(body, ask, store)
+    )
+
+
+def _refuse_unserved(body: ResponseBody) -> None:
+    """Refuse fields that would change what a response is, were they ignored."""
+    if body.background:
+        raise wrong("is true; this server keeps no response running: send stream: true", "background")
+    if body.truncation not in (None, "disabled"):
+        raise wrong(f"is {describe(body.truncation)}; nothing is cut here: use disabled", "truncation")
+    for name in ("conversation", "prompt"):
+        if getattr(body, name) is not None:
+            raise wrong("is not served here; send input, and previous_response_id for a conversation", name)
+
+
+def _logprobs(body: ResponseBody) -> int | None:
+    top = body.top_logprobs
+    if not 0 <= (top or 0) <= MAX_TOP_LOGPROBS:
+        raise wrong(f"is {top}; use 0 to {MAX_TOP_LOGPROBS}", "top_logprobs")
+    return (top or 0) if top or WITH_LOGPROBS in (body.include or ()) else None
+
+
+def _told(body: ResponseBody, ask: Ask, store: bool) -> dict[str, Any]:
+    return {
+        "instructions": body.instructions,
+        "max_output_tokens": body.max_output_tokens,
+        "parallel_tool_calls": body.parallel_tool_calls is not False,
+        "previous_response_id": body.previous_response_id,
+        "reasoning": {"effort": None, "summary": None},
+        "store": store,
+        "temperature": ask.params.temperature,
+        "text": {"format": {"type": "text"}} | (body.text or {}),
+        "tool_choice": "auto" if body.tool_choice is None else body.tool_choice,
+        "tools": body.tools or [],
+        "top_logprobs": body.top_logprobs or 0,
+        "top_p": ask.params.top_p,
+        "truncation": "disabled",
+        "user": body.user,
+        "metadata": body.metadata or {},
+    }

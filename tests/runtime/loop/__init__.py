@@ -1,0 +1,1 @@
+"""Tests of the loop that owns an engine."""

@@ -1,0 +1,216 @@
+"""Who may ask the loop for what, when it is done, and what an error costs."""
+
+from __future__ import annotations
+
+import threading
+from time import sleep
+
+import numpy as np
+import pytest
+
+from kvfold.plugins.contract.errors import EngineError
+from kvfold.runtime.engine.protocol import StepInputs
+from kvfold.runtime.loop.commands import Cancel
+from kvfold.runtime.loop.core import Outcome, Turn
+from kvfold.runtime.loop.engine_loop import EngineLoop
+from kvfold.runtime.loop.ticket import Ticket
+from kvfold.runtime.runtime_config import RuntimeConfig
+from kvfold.runtime.sampling.logprobs import TokenLogprob
+from kvfold.runtime.sampling.params import SamplingParams
+from kvfold.runtime.sampling.sampling_state import SamplingState
+from kvfold.runtime.scheduler.request import Prompt, Request
+from tests.runtime.harness import PLANS
+from tests.runtime.synthetic_engine import SyntheticEngine, expected_tokens
+
+PLAN = PLANS["hybrid"]
+
+
+def make_loop(engine: SyntheticEngine | None = None, batched: int = 64, seqs: int = 4) -> EngineLoop:
+    config = RuntimeConfig(max_num_batched_tokens=batched, max_num_seqs=seqs)
+    return EngineLoop(engine or SyntheticEngine(PLAN), config)
+
+
+def make_ticket(
+    loop: EngineLoop,
+    prompt: list[int],
+    count: int = 8,
+    *,
+    tenant: str = "",
+    priority: int = 0,
+    deadline: float | None = None,
+) -> Ticket:
+    read = Prompt(np.array(prompt), tenant=tenant)
+    request = Request(read, count, loop.info, priority=priority)
+    return Ticket(request, make_state(loop, prompt, count), deadline=deadline)
+
+
+def make_state(loop: EngineLoop, prompt: list[int], count: int) -> SamplingState:
+    return SamplingState(SamplingParams(max_tokens=count), np.array(prompt), (), loop.info.vocab_size)
+
+
+def check(loop: EngineLoop) -> None:
+    loop.core.scheduler.memory.check_integrity(loop.core.scheduler.sequences)
+
+
+def run_all(loop: EngineLoop) -> None:
+    while loop.turn().outcome is Outcome.COMMITTED:
+        check(loop)
+
+
+def test_a_turn_says_what_it_came_to() -> None:
+    loop = make_loop()
+    assert loop.turn() == Turn(Outcome.IDLE, ())
+    ticket = make_ticket(loop, [1, 2, 3], count=2)
+    loop.submit(ticket)
+    assert loop.turn() == Turn(Outcome.COMMITTED, (ticket,)) and not ticket.ended
+    assert loop.turn() == Turn(Outcome.COMMITTED, (ticket,)) and ticket.ended
+    assert loop.turn() == Turn(Outcome.IDLE, ())
+    assert ticket.request.completion_ids == expected_tokens(PLAN, [1, 2, 3], 2)
+
+
+def test_a_prompt_of_another_tenant_is_not_found() -> None:
+    engine = SyntheticEngine(PLAN)
+    loop = make_loop(engine)
+    prompt = list(range(90))
+    reused = []
+    for tenant in ("one", "two", "one", "two", ""):
+        ticket = make_ticket(loop, prompt, tenant=tenant)
+        loop.submit(ticket)
+        run_all(loop)
+        reused.append(ticket.request.reused_tokens)
+        assert ticket.request.completion_ids == expected_tokens(PLAN, prompt, 8)
+    assert reused == [0, 0, 80, 80, 0]
+    memory = loop.core.scheduler.memory
+    memory.tree.evict(0, memory.pools[0].num_idle)
+    assert memory.tree.nodes() == [], "nothing is left of any tenant, their roots included"
+
+
+def test_priority_goes_first_and_is_preempted_last() -> None:
+    loop = make_loop(SyntheticEngine(PLANS["global"], pages=11), seqs=2)
+    slow = [make_ticket(loop, [seed] * 60, count=60, priority=1) for seed in (1, 2, 3)]
+    urgent = make_ticket(loop, [9] * 60, count=60)
+    for ticket in (*slow[:2], slow[2], urgent):
+        loop.submit(ticket)
+    order = []
+    while not all(ticket.ended for ticket in (*slow, urgent)):
+        order += [ticket for ticket in loop.turn().advanced if ticket.ended]
+        check(loop)
+    assert order[0] is urgent and loop.metrics().cache.preemptions > 0
+    assert not urgent.request.preempted
+
+
+def test_a_tenant_with_a_long_queue_does_not_starve_another() -> None:
+    loop = make_loop(seqs=2)
+    crowd = [make_ticket(loop, [seed] * 20, tenant="crowd") for seed in range(20)]
+    single = make_ticket(loop, [77] * 20, tenant="single")
+    for ticket in (*crowd, single):
+        loop.submit(ticket)
+    while not single.ended:
+        loop.turn()
+    assert sum(ticket.ended for ticket in crowd) <= 2
+
+
+class Slow(SyntheticEngine):
+    """Takes a millisecond a step."""
+
+    def execute(self, step: StepInputs) -> np.ndarray:
+        sleep(0.001)
+        return super().execute(step)
+
+
+def test_a_deadline_ends_a_request_that_waits_and_one_that_runs() -> None:
+    loop = make_loop(Slow(PLAN), seqs=1)
+    running = make_ticket(loop, [1] * 20, count=400, deadline=0.05)
+    waiting = make_ticket(loop, [2] * 20, count=400, deadline=0.05)
+    for ticket in (running, waiting):
+        loop.submit(ticket)
+    while loop.turn().outcome is Outcome.COMMITTED:
+        check(loop)
+    for ticket in (running, waiting):
+        assert ticket.request.finish_reason == "cancelled" and ticket.cancel_reason == "deadline"
+    assert loop.metrics().pools["global"].in_use == 0
+
+
+def test_followers_of_a_prompt_wait_for_it_and_find_it() -> None:
+    engine = SyntheticEngine(PLAN)
+    loop = make_loop(engine, batched=32)
+    tickets = [make_ticket(loop, list(range(90))) for _ in range(4)]
+    for ticket in tickets[1:]:
+        ticket.after = tickets[0]
+    for ticket in tickets:
+        loop.submit(ticket)
+    run_all(loop)
+    assert [ticket.request.reused_tokens for ticket in tickets] == [0, 80, 80, 80]
+    orphan, leader = make_ticket(loop, [5] * 20), make_ticket(loop, [5] * 20)
+    orphan.after = leader
+    for ticket in (leader, orphan):
+        loop.submit(ticket)
+    loop.post(Cancel(leader))
+    run_all(loop)
+    assert orphan.request.finish_reason == "length", "a leader that is cancelled lets its followers go"
+
+
+class Deaf:
+    """A receiver that cannot take a token."""
+
+    def push(self, token_id: int, logprob: TokenLogprob | None, ends: bool) -> bool:
+        raise ValueError("deaf")
+
+    def end(self) -> None:
+        pass
+
+
+def test_an_error_of_one_request_ends_that_one() -> None:
+    loop = make_loop()
+    well = make_ticket(loop, [1] * 20)
+    ill = Ticket(Request(Prompt(np.array([2] * 20)), 8, loop.info), make_state(loop, [2] * 20, 8), Deaf())
+    for ticket in (ill, well):
+        loop.submit(ticket)
+    run_all(loop)
+    assert str(ill.error) == "deaf" and ill.cancel_reason == "error"
+    assert well.request.completion_ids == expected_tokens(PLAN, [1] * 20, 8)
+
+
+class Failing(SyntheticEngine):
+    """Fails in its third step."""
+
+    def execute(self, step: StepInputs) -> np.ndarray:
+        if self.steps == 2:
+            raise MemoryError("out of memory")
+        return super().execute(step)
+
+
+def test_an_error_of_the_engine_ends_all_and_refuses_new_ones() -> None:
+    loop = make_loop(Failing(PLAN), seqs=1)
+    running, waiting, held = (make_ticket(loop, [seed] * 20) for seed in range(3))
+    held.after = waiting
+    for ticket in (running, waiting, held):
+        loop.submit(ticket)
+    assert [loop.turn().outcome for _ in range(3)][-1] is Outcome.FAILED
+    for ticket in (running, waiting, held):
+        assert isinstance(ticket.error, EngineError) and ticket.cancel_reason == "error"
+    with pytest.raises(EngineError, match="out of memory"):
+        loop.submit(make_ticket(loop, [1]))
+    check(loop)
+    assert not loop.core.scheduler.has_work
+
+
+def test_a_loop_of_its_own_thread_serves_many_and_ends() -> None:
+    loop = make_loop()
+    delivered: list[Ticket] = []
+    loop.start(lambda turn: delivered.extend(ticket for ticket in turn.advanced if ticket.ended))
+    tickets = [make_ticket(loop, [seed] * 30) for seed in range(12)]
+    threads = [threading.Thread(target=loop.submit, args=(ticket,)) for ticket in tickets]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for ticket in tickets:
+        while not ticket.ended:
+            loop.advance(lambda ticket=ticket: ticket.ended)  # type: ignore[misc]
+    loop.close()
+    assert sorted(ticket.id for ticket in delivered) == sorted(ticket.id for ticket in tickets)
+    for seed, ticket in enumerate(tickets):
+        assert ticket.request.completion_ids == expected_tokens(PLAN, [seed] * 30, 8)
+    check(loop)
+    assert "kvfold engine" not in {thread.name for thread in threading.enumerate()}
