@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LLM", "AsyncLLM", "Completion", "RuntimeConfig", "SamplingParams", "Session", "TextChunk"]
 
-# ONNX Runtime's wheels for Linux and macOS report to their maker since 1.29. They decide when the library loads;
-# a value that a user has set stays.
+# ONNX Runtime's wheels for Linux and macOS report to their maker since 1.29. They decide it when the library
+# loads; a value that a user has set stays.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOMES = {
