@@ -21,7 +21,7 @@ from kvfold.pipeline.recipe.load_recipe import load_recipe
 from kvfold.pipeline.stages.order import STAGES
 from kvfold.pipeline.workspace.run_stages import run_stages
 from kvfold.plugins.contract.errors import MissingExtraError
-from tests.installed_packages import package_paths
+from tests.deploy.installed_packages import package_paths
 from tests.pipeline.fake_stages import QuietDisplay
 from tests.pipeline.tiny_recipe import RECIPE, write_tiny_recipe
 from tests.root import ROOT
