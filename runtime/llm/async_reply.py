@@ -95,6 +95,6 @@ class AsyncReply:
             self._waiter.set_result(None)
 
     def __del__(self) -> None:
-        """Nobody will read it."""
-        if not self._reply.finished:
+        """Nobody will read it to its end, or take what it kept."""
+        if not self._over:
             self._loop.post(Cancel(self.ticket))
