@@ -44,6 +44,12 @@ class PreTokenizer:
     ignore_merges: bool = False
     add_bos: bool = False
 
+    def splitter(self) -> pre_tokenizers.PreTokenizer:
+        """The same for the tokenizers library."""
+        splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in self.patterns]
+        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        return pre_tokenizers.Sequence([*splits, byte_level])
+
 
 _GPT2 = PreTokenizer((GPT2,))
 _DIGITS_THEN_GPT2 = PreTokenizer((r"\p{N}", GPT2))
@@ -124,9 +130,7 @@ def _build(path: Path, metadata: Mapping[str, Any]) -> Tokenizer:
     except Exception as error:  # tokenizers raises bare Exception for a merge outside of the vocabulary
         raise CheckpointError(f"{path}: the vocabulary is inconsistent: {error}; {ADVICE}") from error
     tokenizer = Tokenizer(model)
-    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in pre_tokenizer.patterns]
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
+    tokenizer.pre_tokenizer = pre_tokenizer.splitter()
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_tokens(_added_tokens(tokens, metadata["tokenizer.ggml.token_type"]))
     return tokenizer

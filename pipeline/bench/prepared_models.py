@@ -7,9 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kvfold.export.checkpoint.checkpoint import Checkpoint
+from kvfold.pipeline.bench.models.gguf_from_huggingface import write_gguf
+from kvfold.pipeline.bench.models.gguf_vocabulary import add_vocabulary
 from kvfold.pipeline.bench.models.huggingface_folder import write_huggingface_folder
 from kvfold.pipeline.bench.processes.jobs import Prepare
 from kvfold.pipeline.bench.processes.process import run_job
+
+SERVED = "served-q8_0.gguf"
 
 
 class PreparedModels:
@@ -25,14 +29,29 @@ class PreparedModels:
         Raises:
             WorkerError: the conversion failed.
         """
-        source = self._finish(
-            "huggingface", lambda folder: write_huggingface_folder(self._checkpoint, folder)
-        )
+        source = self._huggingface()
 
         def convert(folder: Path) -> None:
             run_job(Prepare(contender, str(source), str(folder)), python)
 
         return self._finish(f"{contender}-{version}", convert)
+
+    def served_gguf(self) -> Path:
+        """A GGUF file with Q8_0 matrices, tokenizer and chat template, as llama.cpp's server reads it.
+
+        Raises:
+            UnsupportedModelError: llama.cpp has no pre-tokenizer like this tokenizer's.
+        """
+        source, tokenizer = self._huggingface(), self._checkpoint.tokenizer
+        vocab_size = self._checkpoint.config.vocab_size
+
+        def convert(folder: Path) -> None:
+            write_gguf(source, folder / SERVED, lambda writer: add_vocabulary(writer, tokenizer, vocab_size))
+
+        return self._finish("served", convert) / SERVED
+
+    def _huggingface(self) -> Path:
+        return self._finish("huggingface", lambda folder: write_huggingface_folder(self._checkpoint, folder))
 
     def _finish(self, name: str, write: Callable[[Path], None]) -> Path:
         """Write a folder aside and rename it, so that a folder that exists is whole."""

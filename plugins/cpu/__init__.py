@@ -1,1 +1,1 @@
-"""The ops as one C++17 ONNX Runtime custom-op library; `cpu_library.py` finds, checks and registers it."""
+"""The ops as one C++17 library, ONNX Runtime's and sampling; `cpu_library.py` finds and checks it."""

@@ -52,7 +52,7 @@ class OnnxRuntimeEngine:
         self._info = info
         self._binding = session.io_binding()
         self._pools = _bind_pools(self._binding, info, provider)
-        self._logits: dict[int, ort.OrtValue] = {}
+        self._logits = np.empty((0, info.vocab_size), np.float32)
 
     @classmethod
     def load(cls, files: EngineFiles, num_pages: Mapping[str, int], threads: int = 0) -> OnnxRuntimeEngine:
@@ -96,8 +96,7 @@ class OnnxRuntimeEngine:
             feeds[contract.slot_mapping(group)] = tables.slot_mapping
         for name, array in feeds.items():
             self._binding.bind_cpu_input(name, np.ascontiguousarray(array))
-        logits = self._logits_buffer(len(step.logits_indices))
-        self._binding.bind_ortvalue_output(contract.LOGITS, logits)
+        logits = self._bind_logits(len(step.logits_indices))
         try:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:  # ORT's binding raises several unrelated types
@@ -105,14 +104,17 @@ class OnnxRuntimeEngine:
                 f"ONNX Runtime {ort.__version__} cannot run a step of this engine: {error}; if memory did "
                 "not run out, the engine is damaged: build it again with `kvfold build`"
             ) from error
-        result: np.ndarray = logits.numpy()
-        return result
+        return logits
 
-    def _logits_buffer(self, rows: int) -> ort.OrtValue:
-        if rows not in self._logits:
-            shape = (rows, self._info.vocab_size)
-            self._logits = {rows: ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float32)}
-        return self._logits[rows]
+    def _bind_logits(self, rows: int) -> np.ndarray:
+        """Rows of a buffer that only grows: the number of rows changes from step to step."""
+        if rows > len(self._logits):
+            self._logits = np.empty((rows, self._info.vocab_size), np.float32)
+        logits = self._logits[:rows]
+        self._binding.bind_output(
+            contract.LOGITS, _CPU.memory, 0, _ELEMENT_TYPES["float32"], logits.shape, logits.ctypes.data
+        )
+        return logits
 
 
 def _open_session(path: Path, provider: Provider, threads: int) -> ort.InferenceSession:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from kvfold.runtime.engine.protocol import Engine
 from kvfold.runtime.loop.commands import Cancel
@@ -74,12 +75,14 @@ class Reply:
     """
 
     def __init__(
-        self, request: Request, state: SamplingState, tokenizer: Tokenizer, deadline: float | None
+        self, request: Request, state: SamplingState, tokenizer: Tokenizer, service: Service
     ) -> None:
         """A reply of which nothing was submitted yet."""
         self.params = state.params
-        self.ticket = Ticket(request, state, self, deadline=deadline)
-        self._detokenizer = Detokenizer(tokenizer.decode, state.params.stop)
+        self.ticket = Ticket(request, state, self, deadline=service.deadline)
+        kept = service.kept_tokens
+        decode = partial(tokenizer.decode, keep=kept) if kept else tokenizer.decode
+        self._detokenizer = Detokenizer(decode, state.params.stop)
         self._logprobs: list[TokenLogprob] = []
         self._unread: deque[tuple[str, int, TokenLogprob | None]] = deque()
         self._taken: list[int] = []
@@ -201,7 +204,7 @@ class TextGenerator:
             priority=service.priority,
         )
         state = SamplingState(params, prompt.token_ids, eos, info.vocab_size, service.constraint)
-        reply = Reply(request, state, self.tokenizer, service.deadline)
+        reply = Reply(request, state, self.tokenizer, service)
         self.loop.check(reply.ticket)
         return reply
 

@@ -103,6 +103,7 @@ class BatchSampler:
         return np.ascontiguousarray(logits, np.float32)
 
     def _begin(self, states: tuple[SamplingState, ...]) -> None:
+        assert all(state.vocab_size == self._vocab_size for state in states)
         self._states = states
         self._batch = Batch([state.native for state in states])
         numbered = list(enumerate(states))

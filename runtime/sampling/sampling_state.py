@@ -18,6 +18,7 @@ class SamplingState:
 
     Attributes:
         params: how the reply is sampled.
+        vocab_size: logits a row.
         constraint: its grammar, if any.
         native: how its next token is sampled, as the kernels read it.
         prepares: whether there is something to do before a token is sampled.
@@ -52,6 +53,7 @@ class SamplingState:
                         "use ids of this model's tokenizer"
                     )
         self.params = params
+        self.vocab_size = vocab_size
         self.constraint = constraint
         self._generator = np.random.default_rng(params.seed) if params.temperature > 0 else None
         self._length = 0
@@ -115,6 +117,7 @@ class _Seen:
     def __init__(self, params: SamplingParams, prompt_ids: np.ndarray, limit: int) -> None:
         prompt = np.unique(prompt_ids) if params.repetition_penalty != 1 else np.empty(0, np.int64)
         capacity = min(len(prompt) + params.max_tokens, limit)
+        assert len(prompt) <= capacity and not (prompt < 0).any() and not (prompt >= limit).any()
         self.ids = np.zeros(capacity, np.int32)
         self.ids[: len(prompt)] = prompt
         self.counts = np.zeros(capacity, np.int32)

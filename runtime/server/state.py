@@ -57,7 +57,8 @@ class ServerState:
         if limits is not None:
             self.admission.limits = limits
         self._llm = llm
-        self._compiler = TimedCompiler(compiler, self.metrics.grammar_compile)
+        if compiler is not None:
+            self._compiler = TimedCompiler(compiler, self.metrics.grammar_compile)
 
     @property
     def loaded_llm(self) -> ServedLLM | None:
@@ -72,9 +73,9 @@ class ServerState:
         return self._llm
 
     @property
-    def compiler(self) -> TimedCompiler:
-        """The model's GrammarCompiler, timed; raises HttpError 503 while it loads."""
-        if self._compiler is None:
+    def compiler(self) -> TimedCompiler | None:
+        """The model's GrammarCompiler, timed; None where it has none. Raises HttpError 503 while it loads."""
+        if self._llm is None:
             raise _loading()
         return self._compiler
 

@@ -11,11 +11,11 @@ import numpy as np
 from kvfold.plugins.contract.errors import MissingExtraError, RequestError
 from kvfold.runtime.structured.deep_stack import call_on_stack
 from kvfold.runtime.structured.grammar_errors import explain_failure
-from kvfold.runtime.structured.grammar_limits import FUEL, ITEMS, STACK_BYTES, STEP_FUEL
-from kvfold.runtime.structured.grammar_spec import GrammarSpec
+from kvfold.runtime.structured.grammar_limits import FUEL, ITEMS, ROW, STACK_BYTES, STEP_FUEL
+from kvfold.runtime.structured.grammar_spec import GrammarSpec, ToolCalls
 from kvfold.runtime.structured.reasoning import Reasoning
 from kvfold.runtime.structured.token_constraint import TokenConstraint
-from kvfold.runtime.structured.write_grammar import GrammarWriter
+from kvfold.runtime.structured.write_grammar import GrammarWriter, find_tool_at
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -62,15 +62,14 @@ class GrammarCompiler:
                 "structured output needs llguidance; install it with: pip install 'kvfold[serve]'"
             ) from error
         data: dict[str, Any] = json.loads(tokenizer_json)
-        added = {token["content"]: int(token["id"]) for token in data["added_tokens"]}
-        text = json.dumps(
-            data | {"truncation": None, "padding": None}
-        )  # a forced text is never cut or filled
+        added = {token["content"]: int(token["id"]) for token in data.get("added_tokens", ())}
         eos = [int(token) for token in eos_token_ids]
         # llguidance wants one; where the model has none, it is one that is then never allowed.
-        marks = eos or [token["id"] for token in data["added_tokens"] if token["special"]][:1]
+        marks = eos or [token["id"] for token in data.get("added_tokens", ()) if token["special"]][:1]
         try:
-            self._tokenizer = llguidance.LLTokenizer(text, n_vocab=vocab_size, eos_token=marks or None)
+            self._tokenizer = llguidance.LLTokenizer(
+                tokenizer_json, n_vocab=vocab_size, eos_token=marks or None
+            )
         except BaseException as error:  # it panics on what it does not know
             _let_through(error)
             raise RequestError(
@@ -81,7 +80,11 @@ class GrammarCompiler:
         self._allowed = _tokens_of(data, vocab_size, () if eos else self._tokenizer.eos_tokens)
         self._words = -(-vocab_size // 32)
         self._limits = llguidance.LLParserLimits(
-            initial_lexer_fuel=FUEL, step_lexer_fuel=STEP_FUEL, step_max_items=ITEMS, verbose_errors=False
+            initial_lexer_fuel=FUEL,
+            step_lexer_fuel=STEP_FUEL,
+            step_max_items=ITEMS,
+            max_items_in_row=ROW,
+            verbose_errors=False,
         )
 
     def compile(self, spec: GrammarSpec, reasoning: Reasoning | None = None) -> Grammar:
@@ -118,8 +121,10 @@ class GrammarCompiler:
 
 
 def _refusal(spec: GrammarSpec, message: str) -> RequestError:
+    tool = find_tool_at(spec, message) if isinstance(spec, ToolCalls) else None
+    what = f"{spec!r:.120}" if tool is None else f"tool {tool.name!r}"
     return RequestError(
-        f"{spec!r:.120} cannot be enforced: {explain_failure(message)}; correct it, or ask for plain text"
+        f"{what} cannot be enforced: {explain_failure(message)}; correct it, or ask for plain text"
     )
 
 
@@ -133,7 +138,7 @@ def _tokens_of(data: Mapping[str, Any], vocab_size: int, never: Sequence[int]) -
     """A mask of the tokens that a tokenizer has, without some; None where that is every bit."""
     vocab = data["model"]["vocab"]
     ids = [*(vocab.values() if isinstance(vocab, Mapping) else range(len(vocab)))]
-    ids += [token["id"] for token in data["added_tokens"]]
+    ids += [token["id"] for token in data.get("added_tokens", ())]
     bits = np.zeros(-(-vocab_size // 32) * 32, bool)
     bits[ids] = True
     bits[list(never)] = False

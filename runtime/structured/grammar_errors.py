@@ -17,4 +17,5 @@ def explain_failure(message: str) -> str:
     lines = [line.strip() for line in message.splitlines()]
     cause = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), "")
     sentence = cause or _PLACE.sub("", lines[0] if lines else "").strip()
+    sentence = sentence.partition("; following special tokens are available")[0]  # hundreds of them
     return _SENTENCES.get(sentence, sentence)[:_LENGTH] or "it gave no reason"

@@ -28,6 +28,7 @@ class TokenConstraint:
         self._first = first
         self._allowed = allowed
         self._length = 0
+        self._past_end = 0  # ends of sequence after the grammar's own, which the matcher does not count
 
     @property
     def finished(self) -> bool:
@@ -55,15 +56,19 @@ class TokenConstraint:
 
     def accept(self, token_id: int) -> None:
         """Go on after a token; raises RequestError where the grammar does not allow it, or is too complex."""
+        finished = self.finished
         if not self._matcher.consume_token(token_id):
             self._fail()
         self._length += 1
+        self._past_end += finished
 
     def rollback(self, count: int) -> None:
         """Take back the last tokens; raises RequestError where there are fewer."""
-        if count > self._length or not self._matcher.rollback(count):
+        past_end = min(count, self._past_end)
+        if count > self._length or not self._matcher.rollback(count - past_end):
             raise RequestError(f"{count} tokens cannot be taken back; the grammar has read {self._length}")
         self._length -= count
+        self._past_end -= past_end
 
     def _fail(self) -> None:
         why = explain_failure(self._matcher.get_error())

@@ -8,16 +8,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvfold.plugins.contract.errors import RequestError
-from kvfold.runtime.structured.grammar_limits import check_bytes, check_lark, write_schema
+from kvfold.runtime.structured.grammar_limits import check_bytes, check_rules, write_schema
 from kvfold.runtime.structured.grammar_spec import Choice, GrammarSpec, JsonSchema, Lark, Regex, ToolCalls
 from kvfold.runtime.structured.reasoning import Reasoning
 from kvfold.runtime.structured.tools import Tool
 
+# Else llguidance forces the tokens that its tokenizer makes of a text that must come. Where that text spells
+# a control token, or is no normal form of Unicode, those tokens are another text, and the reply would fail.
+OPTIONS = '%llguidance {"no_forcing": true}'
 # As JSON is printed, in a line or indented: a model that only writes spaces is not allowed to go on.
 WHITE_SPACE = r"\x20|\n[\x20\t]{0,80}"
 TEXT = "TEXT: /(?s:.*)/"
 # What may stand between reasoning and the answer.
 GAP = r"GAP: /[ \n]{0,4}/"
+_PLACE = re.compile(r"at (\d+)\(")
 
 
 class GrammarWriter:
@@ -31,10 +35,9 @@ class GrammarWriter:
 
     def write(self, spec: GrammarSpec, reasoning: Reasoning | None) -> dict[str, Any]:
         """A grammar as LLMatcher takes it; raises RequestError where it is larger than the limits."""
-        body = self._write_body(spec)
-        if reasoning is None:
-            return {"grammars": [body]}
-        return {"grammars": [{"lark_grammar": self._write_reasoning(reasoning)}, {"name": "body", **body}]}
+        start = "start: @body" if reasoning is None else self._write_reasoning(reasoning)
+        top = {"lark_grammar": f"{OPTIONS}\n{start}"}
+        return {"grammars": [top, {"name": "body", **self._write_body(spec)}]}
 
     def _write_body(self, spec: GrammarSpec) -> dict[str, Any]:
         match spec:
@@ -43,7 +46,11 @@ class GrammarWriter:
             case Regex(pattern):
                 from llguidance import regex_to_lark
 
-                check_lark(_encodable("the regex", pattern))
+                check_rules("the regex", _encodable("the regex", pattern))
+                if (len(pattern) - len(pattern.rstrip("\\"))) % 2:
+                    raise RequestError(
+                        f"the regex {pattern!r:.80} ends with half an escape; write \\\\ for one"
+                    )
                 return {"lark_grammar": f"start: /{regex_to_lark(pattern)}/"}
             case Choice(texts):
                 if not texts:
@@ -52,7 +59,7 @@ class GrammarWriter:
                 check_bytes("the choice", len(choice))
                 return {"lark_grammar": f"start: CHOICE\nCHOICE: {choice}"}
             case Lark(grammar):
-                check_lark(_encodable("the grammar", grammar))
+                check_rules("the grammar", _encodable("the grammar", grammar))
                 return {"lark_grammar": grammar}
             case ToolCalls():
                 return {"lark_grammar": self._write_calls(spec)}
@@ -88,10 +95,11 @@ class GrammarWriter:
         again = ""
         if calls.parallel and form.block_separator is not None:
             again = f"({self._literal(form.block_separator + form.mark)} block)*"
-        lines = [
+        lines = [  # a tool a line, from the first on: `find_tool_at`
+            *self._write_tools(calls),
+            f"call: {' | '.join(f'call_{index}' for index in range(len(calls.tools)))}",
             f"block: {self._literal(form.begin)} {call} {self._literal(form.end)}",
             f"calls: block {again}",
-            *self._write_tools(calls),
         ]
         if calls.choice == "required":
             lines.append(f"start: {self._literal(form.mark)} calls")
@@ -99,7 +107,9 @@ class GrammarWriter:
             lines += ["start: TEXT | head calls", self._write_mark("head", "TEXT ", form.mark), TEXT]
         else:  # a call is known by its first character
             first = re.escape(form.before[0])
-            lines += ["start: SPACE | PLAIN | calls", r"SPACE: /\s*/", rf"PLAIN: /\s*[^{first}\s](?s:.*)/"]
+            space = r"[ \t\r\n]*"
+            lines += ["start: SPACE | PLAIN | calls", f"SPACE: /{space}/"]
+            lines.append(rf"PLAIN: /{space}[^ \t\r\n{first}](?s:.*)/")
         return "\n".join(lines)
 
     def _repeat(self, separator: str | None, calls: ToolCalls) -> str:
@@ -107,7 +117,7 @@ class GrammarWriter:
 
     def _write_tools(self, calls: ToolCalls) -> list[str]:
         form, size = calls.format, 0
-        lines = [f"call: {' | '.join(f'call_{index}' for index in range(len(calls.tools)))}"]
+        lines = []
         for index, tool in enumerate(calls.tools):
             before, after = self._literal(form.before + tool.name + form.between), self._literal(form.after)
             arguments = _arguments(tool)
@@ -123,6 +133,13 @@ class GrammarWriter:
             terms += [_quote(text[at : found.start()]), f"<[{self._special[found.group()]}]>"]
             at = found.end()
         return " ".join(term for term in [*terms, _quote(text[at:])] if term != '""')
+
+
+def find_tool_at(calls: ToolCalls, message: str) -> Tool | None:
+    """The tool whose schema llguidance complains of; None where it is no tool's."""
+    place = _PLACE.match(message)
+    line = int(place.group(1)) if place else 0
+    return calls.tools[line - 1] if 0 < line <= len(calls.tools) else None
 
 
 def _arguments(tool: Tool) -> str:

@@ -133,7 +133,7 @@ class BundleTokenizer:
 
     def decode(self, token_ids: Sequence[int], *, keep: Collection[int] = ()) -> str:
         """Text of tokens, special ones left out but for those to keep."""
-        if not keep:
+        if not keep or self._special.isdisjoint(token_ids):
             return self._decode_single(token_ids[0]) if len(token_ids) == 1 else self._decode(token_ids)
         left_out = self._special.difference(keep)
         shown = [token for token in token_ids if token not in left_out]

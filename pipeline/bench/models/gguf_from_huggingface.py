@@ -1,11 +1,12 @@
 """A Hugging Face folder as a GGUF file with Q8_0 matrices, for llama.cpp.
 
-It holds no tokenizer: the bench hands token ids over.
+For the bench in process it holds no tokenizer: token ids are handed over. A server wants one.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +22,13 @@ ARCHITECTURES = {
 }
 
 
-def write_gguf(source: Path, target: Path) -> None:
-    """Convert the folder `source` into the file `target`.
+def add_no_vocabulary(writer: Any) -> None:
+    """For a model that is given token ids."""
+    writer.add_tokenizer_model("no_vocab")
+
+
+def write_gguf(source: Path, target: Path, add_vocabulary: Callable[[Any], None] = add_no_vocabulary) -> None:
+    """Convert the folder `source` into the file `target`; `add_vocabulary` gets its GGUFWriter.
 
     Raises:
         ValueError: RoPE scaling, which this writer does not know.
@@ -38,6 +44,7 @@ def write_gguf(source: Path, target: Path) -> None:
     name, interleaved = ARCHITECTURES[config["model_type"]]
     writer = gguf.GGUFWriter(target, name)
     _add_config(writer, config)
+    add_vocabulary(writer)
     architecture = {known: kind for kind, known in gguf.MODEL_ARCH_NAMES.items()}[name]
     names = gguf.get_tensor_name_map(architecture, config["num_hidden_layers"])
     for tensor_name, tensor in load_file(source / "model.safetensors").items():
@@ -70,7 +77,6 @@ def _add_config(writer: Any, config: dict[str, Any]) -> None:
     writer.add_rope_freq_base(config["rope_theta"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
-    writer.add_tokenizer_model("no_vocab")
 
 
 def _permuted_heads(tensor_name: str, config: dict[str, Any]) -> int:

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich import get_console
 
 from kvfold.pipeline.bench.bench_settings import BenchSettings
+from kvfold.pipeline.bench.serving.serve_settings import ServeSettings
 from kvfold.pipeline.commands.options.bench_options import bench_options
 from kvfold.pipeline.commands.options.recipe_arguments import bundle_path, output_option, recipe_argument
+from kvfold.pipeline.commands.options.serve_bench_options import serve_bench_options
 from kvfold.pipeline.workspace.fetch import MODEL_CACHE
-from kvfold.plugins.contract.errors import BundleError
+from kvfold.plugins.contract.errors import BundleError, ValidationError
+
+if TYPE_CHECKING:
+    from kvfold.pipeline.bench.bench_results import BenchResult
+    from kvfold.pipeline.bench.serving.serve_results import ServeResult
+    from kvfold.pipeline.show.table import Table
 
 
 @click.command("bench")
 @recipe_argument
 @output_option
 @bench_options
+@serve_bench_options
 @click.option(
     "--work",
     type=click.Path(path_type=Path, file_okay=False),
@@ -25,24 +34,33 @@ from kvfold.plugins.contract.errors import BundleError
     show_default=True,
     help="Where the peers' converted models are kept.",
 )
-def command(recipe: str, output: Path | None, settings: BenchSettings, work: Path) -> None:
+def command(
+    recipe: str, output: Path | None, settings: BenchSettings, serving: ServeSettings | None, work: Path
+) -> None:
     """Measure RECIPE's engine beside its peers: llama.cpp, onnxruntime-genai, OpenVINO GenAI, transformers.
 
     All start from the same weights, kvfold's folded by the plan; one process runs at a time. Measured are
     prefill, decoding, eight sequences at once, the second turn of a conversation, peak memory and load
     time. Raw samples go to report/bench.json in the bundle, the table to report/bench.md.
 
+    With --serve the bench starts `kvfold serve` and puts it under load: what HTTP costs, what ten times too
+    many requests do, whether anything is lost when clients leave. Each figure stands beside its demand, and a
+    missed one is exit code 1. Results go to report/serve.json and serve.md.
+
     \b
     Examples:
       kvfold bench --peers none --quick
       kvfold bench --peer-python .venv-peers/bin/python
+      kvfold bench --serve --scenario cpu
+      kvfold bench --serve --scenario peers --llama-server ./llama-server
     """
+    if serving is not None:
+        _bench_servers(recipe, output, settings, serving, work)
+        return
     from kvfold.pipeline.bench.bench import run_bench
     from kvfold.pipeline.bench.bench_table import bench_table
     from kvfold.pipeline.bench.prepared_models import PreparedModels
     from kvfold.pipeline.bring_up_to_date import bring_up_to_date
-    from kvfold.pipeline.show.markdown import write_table
-    from kvfold.pipeline.show.terminal import draw_table
     from kvfold.pipeline.workspace.read_checkpoint import read_checkpoint
     from kvfold.pipeline.workspace.workspace import Workspace
 
@@ -53,13 +71,64 @@ def command(recipe: str, output: Path | None, settings: BenchSettings, work: Pat
     models = PreparedModels(work, checkpoint)
     console = get_console()
     result = run_bench(root, workspace.plan, models, checkpoint.config, settings, console)
-    table = bench_table(result)
-    console.print(draw_table(table))
     report = root / "report"
+    _write(result, bench_table(result), report / "bench.json", report / "bench.md")
+
+
+def _bench_servers(
+    recipe: str, output: Path | None, settings: BenchSettings, serving: ServeSettings, work: Path
+) -> None:
+    from kvfold.pipeline.bench.prepared_models import PreparedModels
+    from kvfold.pipeline.bench.serving.run_serve_bench import prepare_peer, run_serve_bench
+    from kvfold.pipeline.bench.serving.scenarios.scenario import Bench
+    from kvfold.pipeline.bench.serving.serve_table import serve_table
+    from kvfold.pipeline.bring_up_to_date import bring_up_to_date
+    from kvfold.pipeline.machine.extras import require_extra
+    from kvfold.pipeline.workspace.read_checkpoint import read_checkpoint
+    from kvfold.pipeline.workspace.workspace import Workspace
+
+    require_extra("serve-bench")
+    root = bundle_path(recipe, output)
+    workspace = Workspace(bring_up_to_date(recipe, root, "build", target="cpu"), root)
+    others = {name: bundle_path(name, None) for name in serving.beside}
+    for name, other in others.items():
+        bring_up_to_date(name, other, "build", target="cpu")
+    checkpoint, console, report = read_checkpoint(workspace), get_console(), root / "report"
+    peer = serving.llama_server
+    logs = report / "serve-logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    bench = Bench(
+        bundle=root,
+        vocab_size=checkpoint.config.vocab_size,
+        logs=logs,
+        beside=tuple(others.values()),
+        peer=None if peer is None else prepare_peer(peer, PreparedModels(work, checkpoint), console),
+        urls=serving.urls,
+        rounds=settings.rounds,
+        threads=settings.threads,
+        soak_seconds=60 * serving.minutes,
+        trace=serving.trace,
+    )
+    result = run_serve_bench(bench, serving.scenarios, console)
+    _write(result, serve_table(result), serving.json or report / "serve.json", report / "serve.md")
+    if result.missed:
+        missed = "; ".join(f"{figure.title}: {figure.value:.3g} {figure.unit}" for figure in result.missed)
+        raise ValidationError(f"{len(result.missed)} figures miss their demand: {missed}")
+
+
+def _write(result: BenchResult | ServeResult, table: Table, raw: Path, page: Path) -> None:
+    """Show the table, and write it and what it was made from."""
+    from kvfold.pipeline.show.markdown import write_table
+    from kvfold.pipeline.show.terminal import draw_table
+
+    console = get_console()
+    console.print(draw_table(table))
     try:
-        report.mkdir(exist_ok=True)
-        result.save(report / "bench.json")
-        (report / "bench.md").write_text(write_table(table), encoding="utf-8")
+        page.parent.mkdir(exist_ok=True)
+        result.save(raw)
+        page.write_text(write_table(table), encoding="utf-8")
     except OSError as error:
-        raise BundleError(f"{report} cannot be written ({error.strerror}); check its permissions") from error
-    console.print(f"Wrote {report / 'bench.json'} and bench.md", soft_wrap=True)
+        raise BundleError(
+            f"{error.filename} cannot be written ({error.strerror}); check its permissions"
+        ) from error
+    console.print(f"Wrote {raw} and {page.name}", soft_wrap=True)

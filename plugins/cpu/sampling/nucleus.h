@@ -18,10 +18,15 @@ class Nucleus {
                    double mass, const NucleusDraw& draw);
 
  private:
+  struct Passing {
+    double sum;
+    std::size_t place;
+  };
+
   double guess(const float* weights, std::size_t count, double limit, double spare);
   double distribute(const SamplingKernel& kernel, const Logits& row, const Weighing& weighing, double limit);
   std::size_t collect(std::size_t bucket);
-  std::size_t pick(std::size_t members, double sum, double wanted) const;
+  Passing pass(double wanted);
 
   Gathered gathered_;
   Candidates candidates_ = {};  // each has a weight and a bucket

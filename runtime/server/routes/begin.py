@@ -18,10 +18,10 @@ from kvfold.runtime.server.routes.follow import Ended, Events, stream_replies, w
 from kvfold.runtime.server.routes.shared import Shared
 from kvfold.runtime.server.state import ServerState
 from kvfold.runtime.server.tracked_reply import TrackedReply
-from kvfold.runtime.server.wire.ask import Ask
-from kvfold.runtime.server.wire.read_body import describe, wrong
+from kvfold.runtime.server.wire.fields.ask import Ask
+from kvfold.runtime.server.wire.fields.read_body import describe, wrong
+from kvfold.runtime.server.wire.fields.template_messages import TemplateMessage
 from kvfold.runtime.server.wire.reply_parts import ReplyReader, WholeReply, read_whole
-from kvfold.runtime.server.wire.template_messages import TemplateMessage
 from kvfold.runtime.structured.call_formats import choose_call_format
 from kvfold.runtime.structured.tool_prompt import prepare_chat
 from kvfold.runtime.text.chat import EncodedChat, encode_chat
@@ -69,8 +69,17 @@ async def begin_chat(
     ask: Ask,
     messages: Sequence[TemplateMessage],
     turn: Turn | None = None,
+    param: str = "messages",
 ) -> Run:
     """Submit the replies to a conversation, as a turn of a kept one if there is such.
+
+    Args:
+        request: asks for it.
+        shared: what handlers share.
+        ask: how to reply.
+        messages: the conversation.
+        turn: of a kept conversation; None where nothing is kept.
+        param: the field that a prompt is too long by.
 
     Raises:
         HttpError: 400 it cannot be served as asked; 404 the model is another; 429, 503 as ServerState.submit.
@@ -80,7 +89,7 @@ async def begin_chat(
     check_model(ask.model, state)
     if turn is None:
         chat, form = await asyncio.to_thread(_prepare_chat, state, ask, messages, None)
-        ids = _fitting(chat.token_ids, state, "messages")
+        ids = _fitting(chat.token_ids, state, param)
         prompt = Prompt(ids, chat.shared_length, tenant=request.tenant)
         replies = submit(request, shared, ask, prompt, form)
         return Run(len(ids), replies, [form.reader() for _ in replies], (*ask.ignored, *form.ignored))
@@ -88,16 +97,20 @@ async def begin_chat(
     if ask.n > 1:
         raise wrong(f"is {ask.n}; a session has one reply a turn", "n")
     chat, form = await asyncio.to_thread(_prepare_chat, state, ask, messages, turn.known)
-    ids = _fitting(chat.token_ids, state, "messages")
+    ids = _fitting(chat.token_ids, state, param)
     prompt = Prompt(ids, chat.shared_length, turn.kept, tenant=request.tenant)
     replies = submit(request, shared, ask, prompt, form, keep=turn.keeps)
     turn.started(chat)
 
     def ended(at: int, completion: Completion) -> None:
-        kept = replies[at].kept
-        if not turn.finish(state.llm.tokenizer, completion, kept):
-            shared.discard(kept)
+        turn.finish(state.llm.tokenizer, completion, replies[at].kept)
 
+    def undo() -> None:
+        if not turn.finished:
+            shared.discard(turn.taken)
+            shared.discard(replies[0].kept)
+
+    request.at_end(undo)
     return Run(len(ids), replies, [form.reader()], (*ask.ignored, *form.ignored), ended)
 
 
@@ -130,15 +143,20 @@ def submit(
     """Ask for all replies to one prompt; raises as ServerState.submit."""
     state = shared.state
     length = len(prompt.token_ids)
-    replies = [
-        state.submit(
-            request,
-            prompt,
-            ask.params_for(length, state.llm.max_length, at),
-            Service(ask.priority, ask.deadline, keep, **form.service()),
-        )
-        for at in range(ask.n)
-    ]
+    params = [ask.params_for(length, state.llm.max_length, at) for at in range(ask.n)]
+    if form.grammar is None:
+        service = Service(ask.priority, ask.deadline, keep, kept_tokens=form.kept)
+        replies = state.submit_several(request, prompt, params, service)
+    else:  # each has a constraint of its own
+        replies = [
+            state.submit(
+                request,
+                prompt,
+                one,
+                Service(ask.priority, ask.deadline, keep, form.grammar.constraint(), form.kept),
+            )
+            for one in params
+        ]
     shared.watch(request, replies)
     return replies
 

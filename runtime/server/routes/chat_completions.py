@@ -11,8 +11,8 @@ from kvfold.runtime.server.routes.shared import Shared
 from kvfold.runtime.server.state import ServerState
 from kvfold.runtime.server.wire.chat_reply import ChatEvents, chat_body
 from kvfold.runtime.server.wire.chat_request import chat_ask
+from kvfold.runtime.server.wire.fields.read_body import ignored_header
 from kvfold.runtime.server.wire.openai_usage import Head
-from kvfold.runtime.server.wire.read_body import ignored_header
 from kvfold.runtime.server.wire.reply_parts import new_id
 
 

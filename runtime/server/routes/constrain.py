@@ -8,8 +8,8 @@ from typing import Any
 from kvfold.plugins.contract.errors import RequestError
 from kvfold.runtime.server.http import HttpError
 from kvfold.runtime.server.state import ServerState
-from kvfold.runtime.server.wire.ask import Ask, Shape
-from kvfold.runtime.server.wire.read_body import wrong
+from kvfold.runtime.server.wire.fields.ask import Ask, Shape
+from kvfold.runtime.server.wire.fields.read_body import wrong
 from kvfold.runtime.server.wire.reply_parts import ReplyReader
 from kvfold.runtime.structured.call_formats import CallFormat
 from kvfold.runtime.structured.grammar_spec import Choice, GrammarSpec, JsonSchema, Lark, Regex, ToolCalls
@@ -34,15 +34,6 @@ class Constrained:
     calls: CallFormat | None = None
     kept: frozenset[int] = frozenset()
     ignored: tuple[str, ...] = ()
-
-    def service(self) -> dict[str, Any]:
-        """What a reply's Service has for it."""
-        found: dict[str, Any] = {}
-        if self.grammar is not None:
-            found["constraint"] = self.grammar.constraint()
-        if self.kept:
-            found["kept_tokens"] = self.kept
-        return found
 
     def reader(self) -> ReplyReader | None:
         """A reply's own reader; None where all of it is text."""

@@ -9,10 +9,10 @@ from kvfold.runtime.server.http import EventStream, Request, Response
 from kvfold.runtime.server.routes.begin import begin_chat, count_prompt
 from kvfold.runtime.server.routes.shared import Shared
 from kvfold.runtime.server.state import ServerState
+from kvfold.runtime.server.wire.fields.read_body import ignored_header
 from kvfold.runtime.server.wire.message_reply import MessageEvents, message_body, message_error_event
 from kvfold.runtime.server.wire.message_request import count_ask, message_ask
 from kvfold.runtime.server.wire.openai_usage import Head
-from kvfold.runtime.server.wire.read_body import ignored_header
 from kvfold.runtime.server.wire.reply_parts import new_id
 
 

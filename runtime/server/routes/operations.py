@@ -11,9 +11,9 @@ from kvfold.runtime.server.http import HttpError, Request, Response
 from kvfold.runtime.server.routes.conversations import Session
 from kvfold.runtime.server.routes.shared import Shared
 from kvfold.runtime.server.state import ServerState
-from kvfold.runtime.server.wire.read_body import ignored_header, read_body
+from kvfold.runtime.server.wire.fields.read_body import ignored_header, read_body
+from kvfold.runtime.server.wire.fields.sampling_fields import check_session
 from kvfold.runtime.server.wire.reply_parts import new_id
-from kvfold.runtime.server.wire.sampling_fields import check_session
 
 
 class SessionBody(msgspec.Struct, frozen=True):

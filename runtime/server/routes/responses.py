@@ -12,13 +12,13 @@ from kvfold.runtime.server.routes.conversations import Conversation, Conversatio
 from kvfold.runtime.server.routes.shared import Shared
 from kvfold.runtime.server.state import ServerState
 from kvfold.runtime.server.wire.chat_reply import ENCODER
+from kvfold.runtime.server.wire.fields.read_body import ignored_header
+from kvfold.runtime.server.wire.fields.template_messages import TemplateMessage
 from kvfold.runtime.server.wire.openai_usage import Head
-from kvfold.runtime.server.wire.read_body import ignored_header
 from kvfold.runtime.server.wire.reply_parts import PlainReader, new_id
 from kvfold.runtime.server.wire.response_events import ResponseEvents
 from kvfold.runtime.server.wire.response_items import item_messages
 from kvfold.runtime.server.wire.response_request import ResponseAsk, response_ask
-from kvfold.runtime.server.wire.template_messages import TemplateMessage
 
 
 class StoredResponse(Conversation):
@@ -79,7 +79,7 @@ class Responses:
         stored = StoredResponse(events, messages)
         system = [] if asked.instructions is None else [{"role": "system", "content": asked.instructions}]
         turn = self._turn(request, asked, previous, stored)
-        run = await begin_chat(request, self._shared, ask, [*system, *messages], turn)
+        run = await begin_chat(request, self._shared, ask, [*system, *messages], turn, "input")
         if asked.store:
             stored.stop = run.replies[0].stop
             self._stored.add(request.tenant, stored)

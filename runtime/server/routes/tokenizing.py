@@ -9,7 +9,7 @@ from kvfold.runtime.server.http import Request, Response
 from kvfold.runtime.server.routes.begin import check_model
 from kvfold.runtime.server.routes.shared import Shared
 from kvfold.runtime.server.state import ServerState
-from kvfold.runtime.server.wire.read_body import ignored_header
+from kvfold.runtime.server.wire.fields.read_body import ignored_header
 from kvfold.runtime.server.wire.token_requests import TokenizeAsk, detokenize_ask, tokenize_ask
 from kvfold.runtime.structured.call_formats import choose_call_format
 from kvfold.runtime.structured.tool_prompt import prepare_chat

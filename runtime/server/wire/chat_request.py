@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kvfold.runtime.server.wire.ask import Ask
-from kvfold.runtime.server.wire.read_body import describe, read_body, wrong
-from kvfold.runtime.server.wire.sampling_fields import (
+from kvfold.runtime.server.wire.fields.ask import Ask
+from kvfold.runtime.server.wire.fields.read_body import describe, read_body, wrong
+from kvfold.runtime.server.wire.fields.sampling_fields import (
     SamplingFields,
     sampling_params,
     service_fields,
     stream_fields,
     token_limit,
 )
-from kvfold.runtime.server.wire.shape_fields import read_shape
-from kvfold.runtime.server.wire.template_messages import TemplateMessage, template_messages
-from kvfold.runtime.server.wire.tool_fields import tool_use
+from kvfold.runtime.server.wire.fields.shape_fields import read_shape
+from kvfold.runtime.server.wire.fields.template_messages import TemplateMessage, template_messages
+from kvfold.runtime.server.wire.fields.tool_fields import tool_use
 
 MAX_TOP_LOGPROBS = 20
 

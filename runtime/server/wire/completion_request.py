@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kvfold.runtime.server.wire.ask import Ask
-from kvfold.runtime.server.wire.read_body import describe, read_body, wrong
-from kvfold.runtime.server.wire.sampling_fields import (
+from kvfold.runtime.server.wire.fields.ask import Ask
+from kvfold.runtime.server.wire.fields.read_body import describe, read_body, wrong
+from kvfold.runtime.server.wire.fields.sampling_fields import (
     SamplingFields,
     sampling_params,
     service_fields,
     stream_fields,
     token_limit,
 )
-from kvfold.runtime.server.wire.shape_fields import read_shape
+from kvfold.runtime.server.wire.fields.shape_fields import read_shape
 
 MAX_LOGPROBS = 20
 # OpenAI's default.

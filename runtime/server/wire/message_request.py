@@ -7,12 +7,12 @@ from typing import Any
 
 import msgspec
 
-from kvfold.runtime.server.wire.ask import Ask, Shape, ToolUse
-from kvfold.runtime.server.wire.read_body import describe, read_body, wrong
-from kvfold.runtime.server.wire.sampling_fields import checked_params, service_fields, token_limit
-from kvfold.runtime.server.wire.shape_fields import schema_shape
-from kvfold.runtime.server.wire.template_messages import TemplateMessage, call_of_tool, text_field
-from kvfold.runtime.server.wire.tool_fields import tool_use
+from kvfold.runtime.server.wire.fields.ask import Ask, Shape, ToolUse
+from kvfold.runtime.server.wire.fields.read_body import describe, read_body, wrong
+from kvfold.runtime.server.wire.fields.sampling_fields import checked_params, service_fields, token_limit
+from kvfold.runtime.server.wire.fields.shape_fields import schema_shape
+from kvfold.runtime.server.wire.fields.template_messages import TemplateMessage, call_of_tool, text_field
+from kvfold.runtime.server.wire.fields.tool_fields import tool_use
 
 ROLES = ("user", "assistant", "system")
 # Anthropic's default.

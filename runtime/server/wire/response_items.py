@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from kvfold.runtime.server.wire.read_body import describe, wrong
-from kvfold.runtime.server.wire.template_messages import (
+from kvfold.runtime.server.wire.fields.read_body import describe, wrong
+from kvfold.runtime.server.wire.fields.template_messages import (
     ROLES,
     TemplateMessage,
     call_of_tool,

@@ -8,19 +8,19 @@ from typing import Any
 
 import msgspec
 
-from kvfold.runtime.server.wire.ask import Ask
 from kvfold.runtime.server.wire.chat_request import MAX_TOP_LOGPROBS
-from kvfold.runtime.server.wire.read_body import describe, read_body, wrong
-from kvfold.runtime.server.wire.response_items import input_messages
-from kvfold.runtime.server.wire.sampling_fields import (
+from kvfold.runtime.server.wire.fields.ask import Ask
+from kvfold.runtime.server.wire.fields.read_body import describe, read_body, wrong
+from kvfold.runtime.server.wire.fields.sampling_fields import (
     TEMPERATURE,
     checked_params,
     service_fields,
     token_limit,
 )
-from kvfold.runtime.server.wire.shape_fields import schema_shape
-from kvfold.runtime.server.wire.template_messages import TemplateMessage
-from kvfold.runtime.server.wire.tool_fields import tool_use
+from kvfold.runtime.server.wire.fields.shape_fields import schema_shape
+from kvfold.runtime.server.wire.fields.template_messages import TemplateMessage
+from kvfold.runtime.server.wire.fields.tool_fields import tool_use
+from kvfold.runtime.server.wire.response_items import input_messages
 
 WITH_LOGPROBS = "message.output_text.logprobs"
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import msgspec
 
-from kvfold.runtime.server.wire.ask import ToolUse
 from kvfold.runtime.server.wire.completion_request import check_tokens
-from kvfold.runtime.server.wire.read_body import read_body, wrong
-from kvfold.runtime.server.wire.template_messages import TemplateMessage, template_messages
-from kvfold.runtime.server.wire.tool_fields import tool_use
+from kvfold.runtime.server.wire.fields.ask import ToolUse
+from kvfold.runtime.server.wire.fields.read_body import read_body, wrong
+from kvfold.runtime.server.wire.fields.template_messages import TemplateMessage, template_messages
+from kvfold.runtime.server.wire.fields.tool_fields import tool_use
 
 
 class TokenizeBody(msgspec.Struct, frozen=True, kw_only=True):

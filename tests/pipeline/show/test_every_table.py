@@ -15,6 +15,7 @@ from kvfold.export.quantize.precision import LinearPrecision, Quantization
 from kvfold.export.search.choose import Candidate, Horizons, choose_banks
 from kvfold.export.search.costs import Cost
 from kvfold.pipeline.bench.bench_table import bench_table
+from kvfold.pipeline.bench.serving.serve_table import serve_table
 from kvfold.pipeline.commands.make.heal import loss_table
 from kvfold.pipeline.commands.use.doctor import findings_table
 from kvfold.pipeline.machine.doctor.finding import Finding
@@ -39,6 +40,7 @@ from kvfold.plugins.contract.plan_presets import AttentionShape, Preset, build_p
 from kvfold.runtime.metrics import CacheMetrics, Metrics, PoolUsage, Usage
 from kvfold.runtime.status import EngineStatus
 from tests.export.search.test_choose import make_space
+from tests.pipeline.bench.serving.test_serve_table import result_of_two_scenarios
 from tests.pipeline.bench.test_bench_table import result_of_two
 from tests.pipeline.quality.made_up_evaluation import EVALUATION
 from tests.pipeline.quality.test_quality_tables import MEASUREMENTS
@@ -157,6 +159,7 @@ def tables_of_studies_and_machines() -> dict[str, tuple[Table, ...]]:
         "machine_table": (machine_table(),),
         "engine_table": (engine_table([ENGINE]),),
         "bench_table": (bench_table(result_of_two()),),
+        "serve_table": (serve_table(result_of_two_scenarios()),),
         "findings_table": (
             findings_table(
                 [

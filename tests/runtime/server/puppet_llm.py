@@ -78,7 +78,7 @@ class PuppetReply:
             return Completion("", ids, "cancelled", None, usage, cancel_reason=self.cancelled)
         return Completion("".join(self._texts), ids, "stop", None, usage)
 
-    def cancel(self, reason: CancelReason = "client") -> None:
+    def cancel(self, reason: CancelReason = "client", keep: bool = True) -> None:
         self.cancelled = reason
 
 

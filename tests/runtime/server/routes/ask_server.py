@@ -35,10 +35,15 @@ class NamedTenants(Gate):
 class Server:
     """The application, and the model it asks."""
 
-    def __init__(self, llm: ScriptedLLM | None = None, limits: ConversationLimits | None = None) -> None:
+    def __init__(
+        self,
+        llm: ScriptedLLM | None = None,
+        limits: ConversationLimits | None = None,
+        compiler: Any = None,
+    ) -> None:
         self.llm = llm or ScriptedLLM()
         self.state = ServerState(MODEL, NamedTenants(), AdmissionLimits(64, 64))
-        self.state.loaded(self.llm, None)
+        self.state.loaded(self.llm, compiler)
         self.app = Application(Routes(api_routes(self.state, limits)), self.state)
 
     def post(self, path: str, value: Any, headers: Mapping[str, str] | None = None) -> Answer:

@@ -145,7 +145,9 @@ def test_items_of_every_kind_are_messages() -> None:
     assert ask(server, input=items).status == 200
     assert prompts(server)[0] == (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
-        "<|im_start|>assistant\nLet me see.<|im_end|>\n<|im_start|>tool\n7<|im_end|>\n<|im_start|>assistant\n"
+        "<|im_start|>assistant\nLet me see.\n"
+        '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call><|im_end|>\n'
+        "<|im_start|>user\n<tool_response>\n7\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
     )
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from kvfold.runtime.server.http import HttpError
-from kvfold.runtime.server.wire.ask import Ask
 from kvfold.runtime.server.wire.chat_request import chat_ask
+from kvfold.runtime.server.wire.fields.ask import Ask
 
 USER = {"role": "user", "content": "Hi"}
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
@@ -170,13 +170,11 @@ def test_calls_and_their_results_go_to_the_template() -> None:
         {"role": "assistant", "content": None, "tool_calls": [CALL], "reasoning_content": "hm"},
         {"role": "tool", "content": "7", "tool_call_id": "c1"},
     )
-    function = {"name": "f", "arguments": {"a": 1}}
-    assert called["tool_calls"] == [{"id": "c1", "type": "function", "function": function}]
+    assert called["tool_calls"] == [CALL]
     assert (called["content"], called["reasoning_content"]) == ("", "hm")
     assert result == {"role": "tool", "content": "7", "tool_call_id": "c1"}
 
 
-def test_arguments_that_are_cut_stay_the_text_they_are() -> None:
-    cut = {**CALL, "function": {"name": "f", "arguments": '{"a": '}}
-    (found,) = messages({"role": "assistant", "tool_calls": [cut]})
-    assert found["tool_calls"][0]["function"]["arguments"] == '{"a": '
+def test_a_token_id_that_is_none_is_refused_by_its_field_s_name() -> None:
+    assert refusal(stop_token_ids=[-1]).param == "stop_token_ids"
+    assert refusal(logit_bias={"1": 1e3}).param == "logit_bias"

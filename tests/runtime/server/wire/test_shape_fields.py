@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from kvfold.runtime.server.http import HttpError
-from kvfold.runtime.server.wire.ask import Shape
 from kvfold.runtime.server.wire.chat_request import chat_ask
+from kvfold.runtime.server.wire.fields.ask import Shape
 
 SCHEMA = {"type": "object"}
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from kvfold.runtime.server.http import HttpError
-from kvfold.runtime.server.wire.ask import ToolUse
-from kvfold.runtime.server.wire.tool_fields import Style, tool_use
+from kvfold.runtime.server.wire.fields.ask import ToolUse
+from kvfold.runtime.server.wire.fields.tool_fields import Style, tool_use
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
 
@@ -101,9 +101,9 @@ def test_a_choice_of_an_unknown_tool_is_refused(style: Style) -> None:
     [
         ({"type": "web_search"}, "tools[0]"),
         ("weather", "tools[0]"),
-        ({"type": "function", "function": {"name": "a b"}}, "tools[0].name"),
-        ({"type": "function", "function": {"name": "f", "description": 1}}, "tools[0].description"),
-        ({"type": "function", "function": {"name": "f", "parameters": []}}, "tools[0].parameters"),
+        ({"type": "function", "function": {"name": "a b"}}, "tools[0]"),
+        ({"type": "function", "function": {"name": "f", "description": 1}}, "tools[0]"),
+        ({"type": "function", "function": {"name": "f", "parameters": []}}, "tools[0]"),
         ({"type": "function", "function": None}, "tools[0].function"),
     ],
 )

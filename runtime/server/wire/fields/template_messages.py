@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from kvfold.runtime.server.wire.read_body import describe, wrong
+from kvfold.runtime.server.wire.fields.read_body import describe, wrong
 
 # `developer` is what newer clients call `system`; templates know only the latter.
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}

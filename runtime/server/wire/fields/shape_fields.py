@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
-from kvfold.runtime.server.wire.ask import Shape
-from kvfold.runtime.server.wire.read_body import describe, wrong
+from kvfold.runtime.server.wire.fields.ask import Shape
+from kvfold.runtime.server.wire.fields.read_body import describe, wrong
 
 
 class StructuredOutputs(msgspec.Struct, frozen=True):

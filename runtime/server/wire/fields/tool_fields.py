@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from kvfold.plugins.contract.errors import RequestError
 from kvfold.runtime.server.http import HttpError
-from kvfold.runtime.server.wire.ask import ToolMode, ToolUse
-from kvfold.runtime.server.wire.read_body import describe, wrong
+from kvfold.runtime.server.wire.fields.ask import ToolMode, ToolUse
+from kvfold.runtime.server.wire.fields.read_body import describe, wrong
 from kvfold.runtime.structured.tools import Tool
 
 # Where a function's name, description and schema stand: OpenAI's chat nests them, its responses do not.
@@ -54,10 +54,10 @@ def _tool(tool: Any, param: str, style: Style) -> Tool:
     function = tool.get("function") if style == "chat" else tool
     if not isinstance(function, dict):
         raise wrong(f"is {describe(function)}; send name, description and parameters", f"{param}.function")
+    name: Any = function.get("name")
     schema = function.get("input_schema" if style == "messages" else "parameters")
     strict = function.get("strict") is True
     try:
-        name: Any = function.get("name")
         return Tool(name, function.get("description") or "", schema, strict)
     except RequestError as error:  # it checks the types
         raise HttpError(400, f"{param}: {error}", param=param) from None

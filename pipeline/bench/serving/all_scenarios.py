@@ -1,0 +1,28 @@
+"""What answers each scenario."""
+
+from __future__ import annotations
+
+from kvfold.pipeline.bench.serving.scenarios import (
+    abort_requests,
+    added_first_token,
+    beside_in_process,
+    beside_peers,
+    cpu_cost,
+    end_under_load,
+    overload,
+    soak,
+    trace_replay,
+)
+from kvfold.pipeline.bench.serving.scenarios.scenario import Measure
+
+SCENARIOS: dict[str, Measure] = {
+    "cpu": cpu_cost.measure,
+    "first-token": added_first_token.measure,
+    "streams": beside_in_process.measure,
+    "peers": beside_peers.measure,
+    "aborts": abort_requests.measure,
+    "overload": overload.measure,
+    "sigterm": end_under_load.measure,
+    "soak": soak.measure,
+    "trace": trace_replay.measure,
+}

@@ -1,0 +1,47 @@
+"""`kvfold serve`, as a user starts it."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvfold.pipeline.bench.serving.servers.server_process import HOST, ServerCommand
+
+READY = "/health/ready"
+
+
+@dataclass(frozen=True)
+class KvfoldOptions:
+    """Of `kvfold serve`, those that a scenario sets.
+
+    Attributes:
+        max_num_seqs: requests that run at once.
+        kv_cache_bytes: of all page pools; None for its default.
+        threads: of the engine; 0 for its default.
+    """
+
+    max_num_seqs: int
+    kv_cache_bytes: int | None = None
+    threads: int = 0
+
+    def arguments(self) -> tuple[str, ...]:
+        """As they are typed."""
+        cache = () if self.kv_cache_bytes is None else ("--kv-cache-bytes", str(self.kv_cache_bytes))
+        threads = ("--threads", str(self.threads)) if self.threads else ()
+        return ("--max-num-seqs", str(self.max_num_seqs), *cache, *threads)
+
+
+def kvfold_server(bundle: Path, options: KvfoldOptions) -> ServerCommand:
+    """The server of a bundle that is built."""
+    start = (sys.executable, "-m", "kvfold.pipeline.cli", "serve", str(bundle))
+    return ServerCommand(
+        f"kvfold {bundle.name}", (*start, "--host", HOST, "--port", "{port}", *options.arguments()), READY
+    )
+
+
+def zero_cost_server(bundle: Path, options: KvfoldOptions) -> ServerCommand:
+    """The same server over an engine that computes nothing."""
+    module = "kvfold.pipeline.bench.serving.servers.serve_zero_cost"
+    start = (sys.executable, "-m", module, str(bundle), "{port}", str(options.max_num_seqs))
+    return ServerCommand("zero-cost engine", start, READY)

@@ -1,0 +1,1 @@
+"""`kvfold bench --serve` against servers that only look like one."""
