@@ -64,11 +64,12 @@ def _serve(
     from kvfold.runtime.server.routes.api import api_routes
     from kvfold.runtime.server.start.run_server import run_server
     from kvfold.runtime.server.state import ServerState
+    from kvfold.runtime.server.ui.ui_routes import ui_routes
     from kvfold.runtime.status import published
     from kvfold.runtime.structured.grammar_compiler import GrammarCompiler
 
     state = ServerState(model_name, Gate(settings.keys), stall_seconds=settings.stall_seconds)
-    app = Application(Routes([*api_routes(state), *health_routes(state)]), state)
+    app = Application(Routes([*api_routes(state), *health_routes(state), *ui_routes()]), state)
     with ExitStack() as stack:
 
         def load() -> Loaded:
