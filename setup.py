@@ -1,4 +1,4 @@
-"""Compiles the CPU kernels into one shared library; everything else is in pyproject.toml."""
+"""Compiles the CPU kernels into one library and tags the wheel; everything else is in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 PLUGINS = Path("src/kvfold/plugins")
@@ -90,6 +91,15 @@ class BuildKernels(build_ext):
         return [built]
 
 
+class TagWheel(bdist_wheel):
+    """A wheel for any Python 3 of one platform: nothing in it is bound to an interpreter's ABI."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        """The platform of a compiled wheel, with no Python version and no ABI."""
+        *_, platform_tag = super().get_tag()
+        return "py3", "none", platform_tag
+
+
 setup(
     ext_modules=[
         Extension(
@@ -98,5 +108,5 @@ setup(
             depends=find("*.h"),
         )
     ],
-    cmdclass={"build_ext": BuildKernels},
+    cmdclass={"build_ext": BuildKernels, "bdist_wheel": TagWheel},
 )

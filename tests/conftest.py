@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kvfold.pipeline.workspace.fetch import fetch_demo_model
-from tests.root import ROOT
+from tests.root import ROOT, build_lock
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +24,8 @@ def wheel_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     site, wheels = tmp_path_factory.mktemp("site"), tmp_path_factory.mktemp("wheels")
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     make = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(wheels), str(ROOT)]
-    subprocess.run([*pip, *make], cwd=ROOT, check=True)
+    with build_lock():
+        subprocess.run([*pip, *make], cwd=ROOT, check=True)
     subprocess.run(
         [*pip, "install", "--no-deps", "--target", str(site), *map(str, wheels.glob("*.whl"))], check=True
     )
@@ -32,5 +33,6 @@ def wheel_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--gpu-report FILE`: where `make gpu-check` writes its report."""
+    """`--gpu-report FILE`: where `make gpu-check` writes its report; `--image`: of `make check-image`."""
     parser.addoption("--gpu-report", default=None, help="Write what the GPU tests compared to this file.")
+    parser.addoption("--image", action="store_true", help="Build the container image and run it.")

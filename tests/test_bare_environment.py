@@ -6,7 +6,6 @@ without the packages of the environment that runs the tests.
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import re
 import subprocess
@@ -15,7 +14,6 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from packaging.requirements import Requirement
 
 from kvfold.pipeline.cli import COMMANDS
 from kvfold.pipeline.machine import extras
@@ -23,6 +21,7 @@ from kvfold.pipeline.recipe.load_recipe import load_recipe
 from kvfold.pipeline.stages.order import STAGES
 from kvfold.pipeline.workspace.run_stages import run_stages
 from kvfold.plugins.contract.errors import MissingExtraError
+from tests.deploy.installed_packages import package_paths
 from tests.pipeline.fake_stages import QuietDisplay
 from tests.pipeline.tiny_recipe import RECIPE, write_tiny_recipe
 from tests.root import ROOT
@@ -76,26 +75,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bare_site(wheel_site: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of packages."""
     site = tmp_path_factory.mktemp("bare")
-    entries = {path.name: path for path in wheel_site.iterdir()}
-    for name in closure(PYPROJECT["dependencies"]):
-        distribution = importlib.metadata.distribution(name)
-        roots = {path.parts[0] for path in distribution.files or ()} - {"..", "__pycache__", "bin"}
-        entries |= {root: Path(str(distribution.locate_file(root))) for root in roots}
+    entries = {path.name: path for path in wheel_site.iterdir()} | package_paths(PYPROJECT["dependencies"])
     for name, path in entries.items():
         (site / name).symlink_to(path)
     return site
-
-
-def closure(requirements: list[str]) -> set[str]:
-    """Distributions that are required, and those that they require, without extras."""
-    found: set[str] = set()
-    waiting = list(requirements)
-    while waiting:
-        needed = Requirement(waiting.pop())
-        if needed.name not in found and (needed.marker is None or needed.marker.evaluate({"extra": ""})):
-            found.add(needed.name)
-            waiting += importlib.metadata.requires(needed.name) or ()
-    return found
 
 
 def kvfold(line: str, folder: Path, site: Path) -> subprocess.CompletedProcess[str]:

@@ -118,21 +118,21 @@ void Context::run_parallel(int64_t total, void (*body)(const void*, int64_t), co
     void (*body)(const void*, int64_t);
     const void* user;
     std::mutex mutex;
-    std::exception_ptr failure;
-  } call{body, user, {}, nullptr};
+    std::string failure;  // std::exception_ptr would ask for a newer libstdc++ than manylinux_2_28 has
+  } call{body, user, {}, {}};
   auto run = [](void* raw, size_t index) {
     auto* self = static_cast<Call*>(raw);
     try {
       self->body(self->user, static_cast<int64_t>(index));
-    } catch (...) {
+    } catch (const std::exception& failure) {
       std::lock_guard<std::mutex> lock(self->mutex);
-      self->failure = std::current_exception();
+      self->failure = failure.what();
     }
   };
   // As many batches as indices: ONNX Runtime then hands out one index at a time to idle threads.
   const auto count = static_cast<size_t>(total);
   check(ort().KernelContext_ParallelFor(context_, run, count, count, &call), "KernelContext_ParallelFor");
-  if (call.failure) std::rethrow_exception(call.failure);
+  if (!call.failure.empty()) throw std::runtime_error(call.failure);
 }
 
 }  // namespace kvfold

@@ -124,7 +124,11 @@ class EngineLoop:
 
     def _run(self, deliver: Callable[[Turn], None]) -> None:
         while self._thread is not None:
-            turn = self.turn()
+            try:
+                turn = self.turn()
+            except Exception as error:  # a law of ours is broken: nobody may wait for ever
+                self.core.fail(error)
+                turn = self.turn()
             if turn.advanced:
                 deliver(turn)
             with self._turned:

@@ -63,10 +63,15 @@ def describe_tools(tools: Sequence[Tool], form: CallFormat) -> str:
 
 
 def _read_calls(message: Message) -> Message:
-    """The message with the arguments of its calls as objects: so templates write them."""
+    """The message with the arguments of its calls as objects: so templates write them.
+
+    Without calls it has no list of them either: templates ask whether there is one.
+    """
     calls = message.get("tool_calls")
     if not calls:
-        return message
+        return {key: value for key, value in message.items() if key != "tool_calls"}
+    if not isinstance(calls, Sequence) or isinstance(calls, str):
+        raise RequestError(f"the tool_calls of a message are {calls!r:.80}; send a list of calls")
     return {**message, "tool_calls": [_read_call(call) for call in calls]}
 
 

@@ -7,6 +7,7 @@ first use, so that importing one part loads no other. The parts, `kvfold.runtime
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from kvfold.runtime.sampling.params import SamplingParams
 
 __all__ = ["LLM", "AsyncLLM", "Completion", "RuntimeConfig", "SamplingParams", "Session", "TextChunk"]
+
+# ONNX Runtime's wheels for Linux and macOS report to their maker since 1.29. They decide it when the library
+# loads; a value that a user has set stays.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOMES = {
     "AsyncLLM": "kvfold.runtime.llm.async_llm",

@@ -71,9 +71,16 @@ double Nucleus::guess(const float* weights, std::size_t count, double limit, dou
   return limit;
 }
 
+// By log1p, as glibc's log2 is a newer symbol than the wheel's manylinux_2_28 may ask for; exact before it.
+double log2_of(double x) {
+  int exponent = 0;
+  const double fraction = std::frexp(x, &exponent);
+  return exponent + std::log1p(fraction - 1) / std::log1p(1);
+}
+
 // Takes the tokens of at least a weight, and distributes them; returns the mass of what weighing.least leaves.
 double Nucleus::distribute(const SamplingKernel& kernel, const Logits& row, const Weighing& weighing, double limit) {
-  const double below = std::log2(limit) / weighing.factor;
+  const double below = log2_of(limit) / weighing.factor;
   const double slack = kSlack * (std::fabs(below) + std::fabs(weighing.max) + 1 / weighing.factor);
   const auto least = static_cast<float>(std::max(weighing.max + below - slack, static_cast<double>(-FLT_MAX)));
   candidates_ = gathered_.at_least(kernel, row, least);

@@ -57,7 +57,9 @@ class Sampler {
 
   // log(sum(exp(x))), and the `wanted` likeliest tokens with their log probabilities.
   double tell(const Row& row, std::int32_t wanted, std::int32_t* ids, double* logprobs) const {
-    const double log_mass = row.max + std::log(weigh(row.logits, {row.max, static_cast<float>(kLog2E), 0}));
+    // The mass is at least 1, and log1p is an older symbol of glibc than log.
+    const double mass = weigh(row.logits, {row.max, static_cast<float>(kLog2E), 0});
+    const double log_mass = row.max + std::log1p(mass - 1);
     const std::size_t limit = std::min(static_cast<std::size_t>(wanted), row.logits.count);
     if (limit == 0) return log_mass;
     const Candidates likely = scratch_.likeliest.of(kernel_, row.logits, limit);

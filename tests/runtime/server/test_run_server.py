@@ -147,6 +147,13 @@ def test_a_second_signal_ends_at_once(pool: ThreadPoolExecutor) -> None:
         assert all(isinstance(request.exception(), (ConnectionError, OSError)) for request in requests)
 
 
+def test_an_engine_that_hangs_cannot_keep_the_process() -> None:
+    with serving({"hangs": True, "drain_seconds": 0}) as server:
+        wait_for(lambda: server.ready() == 200)
+        server.signal(signal.SIGTERM)
+        assert server.popen.wait(20) == 3
+
+
 def test_a_signal_while_it_loads_ends_it_at_once() -> None:
     with serving({"load_seconds": 60}) as server:
         wait_for(lambda: server.ready() == 503)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections.abc import Iterator
 from statistics import median
@@ -14,7 +15,7 @@ from kvfold.pipeline.bench.serving.client.run_load import closed_loop
 from kvfold.pipeline.bench.serving.scenarios.scenario import Bench, Steps, heard_by
 from kvfold.pipeline.bench.serving.scenarios.served_prompts import exactly
 from kvfold.pipeline.bench.serving.serve_results import Demand, Figure, Measured
-from kvfold.pipeline.bench.serving.servers.server_metrics import METRICS, ServerState, read_state
+from kvfold.pipeline.bench.serving.servers.server_metrics import METRICS, REQUESTS, ServerState, read_state
 from kvfold.pipeline.bench.serving.servers.server_process import RunningServer, run_server
 from kvfold.pipeline.bench.workloads.workloads import write_prompt
 from kvfold.plugins.contract.errors import TargetError
@@ -49,7 +50,7 @@ async def measure(bench: Bench, progress: Progress) -> Measured:
             ),
         ),
         {"aborts": (summarise(load),)},
-        ("Free pages are looked for over HTTP, which is part of what was measured.",),
+        ("That a request is gone is asked over HTTP, which is part of its time.",),
     )
 
 
@@ -72,6 +73,21 @@ async def wait_for_rest(server: RunningServer, seconds: float = REST_SECONDS) ->
     return state
 
 
+async def _gone(server: RunningServer) -> float:
+    """When nobody is there and no page is held, a clock of `time.perf_counter`.
+
+    Raises:
+        TargetError: that does not come.
+    """
+    end = perf_counter() + REST_SECONDS
+    while perf_counter() < end:
+        _, listed = await server.client.get(REQUESTS)
+        clock = perf_counter()
+        if not json.loads(listed)["data"] and (await state_of(server)).at_rest:
+            return clock
+    raise TargetError(f"{server.title} lists requests of clients that left {REST_SECONDS:.0f} s ago")
+
+
 def lost(before: ServerState, after: ServerState) -> float:
     """Pages that belong to nobody, of two states at rest."""
     return float(before.total_pages - after.total_pages + after.pages["used"])
@@ -89,8 +105,7 @@ async def _time_leavers(
         outcome = await server.client.send(ask, perf_counter())
         if outcome.ending != "aborted" or len(outcome.gaps) < 2:
             raise TargetError(f"a stream of {hang_up:.1f} s was {outcome.ending}: {outcome.trouble}")
-        await wait_for_rest(server)
-        times.append((perf_counter() - outcome.ended, median(outcome.gaps)))
+        times.append((await _gone(server) - outcome.ended, median(outcome.gaps)))
         progress((number + 1) / LEAVERS)
         await asyncio.sleep(0.05)
     return times

@@ -144,7 +144,8 @@ def broken_requests(draw: st.DrawFn) -> Request:
     index = draw(st.integers(0, len(tensors) - 1))
     if draw(st.booleans()):
         dims = list(tensors[index].dims)
-        dims[draw(st.integers(0, len(dims) - 1))] = draw(st.sampled_from((-1, 0, 1, 2, 24, 64, 256)))
+        # None is unknown (-1) once a plan runs, so none is here.
+        dims[draw(st.integers(0, len(dims) - 1))] = draw(st.sampled_from((0, 1, 2, 24, 64, 256)))
         kept = draw(st.integers(0, 8)) and len(dims)  # now and then a scalar
         tensors[index] = replace(tensors[index], dims=tuple(dims[:kept]))
     else:
