@@ -97,7 +97,7 @@ class AsyncLLM:
         return {group.name: group.page_bytes(plan.page_size) for group in plan.groups}
 
     def copy_tree(self, tenant: str | None) -> asyncio.Future[TreeCopy]:
-        """Ask for a copy of the tree, of one tenant or of all; it is there when the step at work has ended."""
+        """Ask for a copy of the tree, of one tenant or of all; it comes when the step at work ends."""
         event_loop = asyncio.get_running_loop()
         copied: asyncio.Future[TreeCopy] = event_loop.create_future()
 

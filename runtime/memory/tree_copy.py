@@ -1,7 +1,7 @@
 """A copy of the most used part of the tree, to be looked at while the tree goes on.
 
-The owner of the tree copies between two steps, so it does little: a bounded number of nodes, as numbers in one
-list. Whoever looks makes boxes of them, in a thread of its own.
+The owner of the tree copies between two steps, so it does little: a bounded number of nodes, as numbers in
+one list. Whoever looks makes boxes of them, in a thread of its own.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ class Point(NamedTuple):
 class Percentiles(NamedTuple):
     """Of a histogram's values; None where it had none."""
 
-    count: int
+    values: int
     p50: float | None
     p95: float | None
     p99: float | None

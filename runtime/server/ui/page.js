@@ -199,7 +199,8 @@ function take(snapshot) {
   seen.ended = [...snapshot.ended.reverse(), ...seen.ended].slice(0, MAX_ENDED);
   if (snapshot.tree) seen.tree = readTree(snapshot.tree);
   document.body.dataset.whole = snapshot.server.sees_whole_server ? "yes" : "no";
-  document.body.dataset.tenants = snapshot.server.sees_all_tenants ? "all" : "one";
+  const tenants = [...snapshot.requests, ...seen.ended, ...(seen.tree?.boxes ?? [])].some((each) => each.tenant);
+  document.body.dataset.tenants = snapshot.server.sees_all_tenants && tenants ? "all" : "one";
   showHealth(snapshot);
   if (snapshot.speed) showSpeed();
   if (snapshot.cache) showCache(snapshot.cache);
@@ -294,13 +295,13 @@ function showSpeed() {
   const of = speed.minutes[minutes()];
   for (const [name, found] of [["first", of.first_token], ["between", of.between_tokens]]) {
     for (const rank of ["p50", "p95", "p99"]) stat(`${name}-${rank}`, seconds(found[rank]), found[rank]);
-    stat(`${name}-count`, count(found.count), found.count);
+    stat(`${name}-count`, count(found.values), found.values);
   }
   const young = of.seconds < 59 * minutes();
   const engine = (rate) => (rate ? `${number(rate)} a second while it does` : "not measured yet");
   stat(
     "speed-span",
-    `${young ? "Since the start" : "Over the last"} ${young ? `, ${seconds(of.seconds)} ago` : seconds(of.seconds)}: ` +
+    `${young ? "Since the start" : "Over the last"} ${seconds(of.seconds)}${young ? " ago" : ""}: ` +
       `${number(of.reply_rate)} reply tokens and ${number(of.prefill_rate)} computed prompt tokens a second` +
       `${of.batch === null ? "" : `, ${number(of.batch)} reply tokens a step`}. ` +
       `The engine computes prompts at ${engine(speed.engine_prefill_rate)}, replies at ` +
@@ -316,7 +317,7 @@ function drawChart(chart, points, from, to) {
     chart.keys = chart.lines.map(([name], at) => el("span", { class: `key-${at}` }));
     chart.picture = svg("svg", { viewBox: "0 0 300 44", preserveAspectRatio: "none", "aria-hidden": "true" });
     chart.note = el("p");
-    const caption = el("figcaption", {}, el("b", {}, chart.name), ...chart.keys);
+    const caption = el("figcaption", {}, el("b", {}, chart.name), el("span", {}, ...chart.keys));
     chart.figure = el("figure", { "data-chart": chart.name }, caption, chart.picture, chart.note);
     byId("charts").append(chart.figure);
   }
@@ -452,9 +453,9 @@ function showReuse() {
   const wanted = {
     all: () => true,
     gone: (request) => request.matched_tokens > request.reused_tokens,
-    none: (request) => request.reused_tokens === 0 && request.state !== "queued",
+    none: (request) => request.reused_tokens === 0,
   }[byId("why-show").value];
-  const all = [...seen.now.requests].reverse().concat(seen.ended);
+  const all = [...seen.now.requests].reverse().filter((request) => id || request.state !== "queued").concat(seen.ended);
   const found = all.filter((request) => wanted(request) && (!id || request.id === id)).slice(0, MAX_ENDED);
   byId("no-reuse").hidden = found.length > 0;
   setText(byId("no-reuse"), all.length ? "None of the last 256 is such a request." : "No request yet.");
@@ -517,7 +518,10 @@ function readTree(tree) {
   return { ...tree, boxes, roots: boxes.filter((box) => !box.above) };
 }
 
-const ageClass = (age) => `age-${[1, 10, 50, 250].findIndex((most) => age <= most) & 7}`.replace("age-7", "age-4");
+function ageClass(age) {
+  const found = [1, 10, 50, 250].findIndex((most) => age <= most);
+  return `age-${found < 0 ? 4 : found}`;
+}
 
 function describe(box) {
   const whose = seen.now.server.sees_all_tenants && box.tenant ? `tenant ${box.tenant}: ` : "";
@@ -743,7 +747,7 @@ function addMessage(role, text) {
   const cost = el("div", { class: "cost" });
   const block = el("div", { "data-role": role }, el("div", { class: "role" }, role), said, cost);
   byId("chat").append(block);
-  block.scrollIntoView({ block: "nearest" });
+  showChatEnd();
   return { block, said, cost };
 }
 
@@ -771,7 +775,7 @@ async function send() {
   showCost(reply, got, (performance.now() - begun) / 1000);
   chat.running = null;
   setRunning(false);
-  message.focus();
+  message.focus({ preventScroll: true });
 }
 
 async function readReply(got, reply, begun) {
@@ -801,6 +805,7 @@ async function readReply(got, reply, begun) {
     got.tokens += tokens.length;
     for (const token of tokens) got.sum += token.logprob;
     reply.said.append(...tokenSpans(text, tokens));
+    showChatEnd();
   }
 }
 
@@ -844,7 +849,11 @@ function showCost(reply, got, took) {
   if (got.tokens) parts.push(`mean probability of a token ${probability(got.sum / got.tokens)}`);
   reply.cost.append(`${parts.join("; ")}.`);
   reply.block.dataset.finish = got.finish ?? "";
-  reply.block.scrollIntoView({ block: "nearest" });
+  showChatEnd();
+}
+
+function showChatEnd() {
+  byId("chat").scrollTop = byId("chat").scrollHeight;
 }
 
 function setRunning(running) {

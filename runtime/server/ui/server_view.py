@@ -1,4 +1,4 @@
-"""A server as values for JSON: what the page and `kvfold monitor` show. A caller sees what its roles allow."""
+"""A server as values for JSON, as the page and `kvfold monitor` show them, within a caller's roles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tree as values for JSON: copied by the engine's owner at most once a second, and only while asked for."""
+"""The tree as values for JSON: copied at most once a second, and only while somebody asks for it."""
 
 from __future__ import annotations
 
@@ -58,9 +58,7 @@ class TreeViews:
         copying.add_done_callback(lambda done: self._keep(look, llm, tenant, done))
         return look
 
-    def _keep(
-        self, look: Look, llm: ServedLLM, tenant: str | None, copied: asyncio.Future[TreeCopy]
-    ) -> None:
+    def _keep(self, look: Look, llm: ServedLLM, tenant: str | None, copied: asyncio.Future[TreeCopy]) -> None:
         if copied.cancelled():
             return
         copy = copied.result()

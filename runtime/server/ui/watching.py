@@ -33,7 +33,7 @@ class Watching:
         return EventStream(self._events(request.caller, state))
 
     async def cache(self, request: Request, state: ServerState) -> Response:
-        """The tree: of the caller's tenant, or all for an admin. Raises HttpError 503 where the engine hangs."""
+        """The tree of the caller's tenant, for an admin all; raises HttpError 503 where the engine hangs."""
         tenant = _tenant(request.caller)
         try:
             async with asyncio.timeout(TREE_SECONDS):

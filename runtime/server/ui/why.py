@@ -19,12 +19,14 @@ def why(prompt_tokens: int, match: PrefixMatch | None, page_size: int) -> str:
         return f"Its session's kept pages held {match.hit_tokens} tokens; only what followed was computed."
     most = (prompt_tokens - 1) // page_size * page_size
     if not most:
-        return f"Its {prompt_tokens} tokens fill no page of {page_size} before the last token: nothing to share."
+        return (
+            f"Its {prompt_tokens} tokens fill no page of {page_size} before the last token: nothing to share."
+        )
     if match.matched_tokens > match.hit_tokens:
         groups = ", ".join(match.gone)
         return (
-            f"{match.matched_tokens} tokens were known, but pages of {groups} that their last ones see were "
-            f"evicted: reuse ended at {match.hit_tokens}. More cache keeps more of them."
+            f"{match.matched_tokens} tokens were known, but window pages of {groups} before that "
+            f"point are gone: reuse ended at {match.hit_tokens}. What was computed again is kept for the next."
         )
     if match.hit_tokens >= most:
         return "All that can be shared was reused: its whole pages, but for the last token."
