@@ -95,7 +95,7 @@ def kvfold(line: str, folder: Path, site: Path) -> subprocess.CompletedProcess[s
 
 
 def test_every_command_is_tried() -> None:
-    assert REFUSED.keys() | WORKING.keys() == COMMANDS.keys()
+    assert REFUSED.keys() | WORKING.keys() | {"serve"} == COMMANDS.keys()
 
 
 def test_the_environment_is_bare(bare_site: Path) -> None:
@@ -116,6 +116,13 @@ def test_it_says_what_to_install(line: str, folder: Path, bare_site: Path) -> No
     assert run.stderr.startswith("MissingExtraError: torch"), run.stderr
     assert INSTALL in run.stderr
     assert not list(folder.glob("bundles/*/manifest.json")), "it began what it cannot end"
+
+
+def test_a_server_says_what_to_install(folder: Path, bare_site: Path) -> None:
+    run = kvfold("serve built", folder, bare_site)
+    assert run.returncode == 2, run.stdout + run.stderr
+    assert run.stderr.startswith("MissingExtraError: uvicorn"), run.stderr
+    assert "pip install 'kvfold[serve]'" in run.stderr
 
 
 @pytest.mark.parametrize(("line", "said"), [*WORKING.values(), *WORKING_TOO])

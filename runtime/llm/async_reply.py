@@ -73,7 +73,7 @@ class AsyncReply:
             try:
                 await self._waiter
             except asyncio.CancelledError:
-                self.cancel()
+                self.cancel(keep=False)
                 raise
         raise StopAsyncIteration
 
@@ -84,10 +84,15 @@ class AsyncReply:
             pass
         return self._reply.completion()
 
-    def cancel(self, reason: CancelReason = "client") -> None:
-        """End it within a step; its last piece then says so. Nothing happens to one that has ended."""
+    def cancel(self, reason: CancelReason = "client", keep: bool = True) -> None:
+        """End it within a step; its last piece then says so. Nothing happens to one that has ended.
+
+        Args:
+            reason: why.
+            keep: what was said counts, so that its pages are kept where the request asked for that.
+        """
         if not self._reply.finished:
-            self._loop.post(Cancel(self.ticket, reason, keep=True))
+            self._loop.post(Cancel(self.ticket, reason, keep))
 
     def wake(self) -> None:
         """There is news; in the event loop's thread."""
@@ -95,6 +100,6 @@ class AsyncReply:
             self._waiter.set_result(None)
 
     def __del__(self) -> None:
-        """Nobody will read it."""
-        if not self._reply.finished:
+        """Nobody will read it to its end, or take what it kept."""
+        if not self._over:
             self._loop.post(Cancel(self.ticket))

@@ -19,7 +19,7 @@ class Submit:
 
 @dataclass(frozen=True)
 class Cancel:
-    """End a ticket before its next token; nothing happens to one that has ended.
+    """End a ticket before its next token. Of one that has ended, only pages that were not to be kept go.
 
     Attributes:
         ticket: which.

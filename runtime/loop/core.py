@@ -102,8 +102,11 @@ class Core:
         self.scheduler.submit(ticket.request)
 
     def cancel(self, ticket: Ticket, reason: CancelReason, keep: bool = False) -> None:
-        """End a ticket; nothing happens to one that has ended. `keep` as for `Cancel`."""
-        if not ticket.ended:
+        """End a ticket; of one that has ended, give back what nobody takes. `keep` as for `Cancel`."""
+        if ticket.ended:
+            if not keep and ticket.request.sequence is not None:
+                self.scheduler.discard(ticket.request.sequence)
+        else:
             ticket.cancel_reason = reason
             self.scheduler.cancel(ticket.request, keep)
             self._end(ticket)

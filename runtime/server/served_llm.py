@@ -43,8 +43,8 @@ class ServedReply(Protocol):
         """The next piece; the last one has a completion."""
         ...
 
-    def cancel(self, reason: CancelReason = "client") -> None:
-        """End it within a step."""
+    def cancel(self, reason: CancelReason = "client", keep: bool = True) -> None:
+        """End it within a step; `keep`: what was said counts."""
         ...
 
 

@@ -88,7 +88,7 @@ class TrackedReply:
     def cancel(self, reason: CancelReason = "client") -> None:
         """End it within a step, as nobody reads it any more; nothing where it has ended."""
         if self._end(reason):
-            self._reply.cancel(reason)
+            self._reply.cancel(reason, keep=False)
             self._metrics.left()
 
     def _count(self, tokens: int) -> None:

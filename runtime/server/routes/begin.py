@@ -105,7 +105,12 @@ async def begin_chat(
     def ended(at: int, completion: Completion) -> None:
         turn.finish(state.llm.tokenizer, completion, replies[at].kept)
 
-    request.at_end(lambda: shared.discard(None if turn.finished else replies[0].kept))
+    def undo() -> None:
+        if not turn.finished:
+            shared.discard(turn.taken)
+            shared.discard(replies[0].kept)
+
+    request.at_end(undo)
     return Run(len(ids), replies, [form.reader()], (*ask.ignored, *form.ignored), ended)
 
 

@@ -111,6 +111,7 @@ class Turn:
 
     Attributes:
         finished: its reply has ended, and is remembered.
+        taken: pages that it was submitted with; the model has them again once it computes for it.
     """
 
     def __init__(
@@ -118,6 +119,7 @@ class Turn:
     ) -> None:
         """A turn that goes on from `source`; what it comes to is kept in `target`, if anywhere."""
         self.finished = False
+        self.taken: Any = None
         self._source = source
         self._target = target
         self._ended = ended
@@ -139,12 +141,12 @@ class Turn:
         return self._source.kept if self.keeps else None
 
     def started(self, chat: EncodedChat) -> None:
-        """It was submitted with these tokens; the kept pages are the model's again."""
+        """It was submitted with these tokens, and with the kept pages: no other turn may have them."""
         self._chat = chat
         if self._target is not None:
             known = self._source.known.token_ids
             self._target.rematched += bool(known) and chat.token_ids[: len(known)] != known
-            self._source.kept = None
+            self.taken, self._source.kept = self._source.kept, None
 
     def finish(self, tokenizer: Tokenizer, completion: Completion, kept: Any) -> None:
         """Its reply has ended: remember its tokens and their pages, where anybody wants them."""

@@ -25,8 +25,8 @@ def why(prompt_tokens: int, match: PrefixMatch | None, page_size: int) -> str:
     if match.matched_tokens > match.hit_tokens:
         groups = ", ".join(match.gone)
         return (
-            f"{match.matched_tokens} tokens were known, but window pages of {groups} before that "
-            f"point are gone: reuse ended at {match.hit_tokens}. What was computed again is kept for the next."
+            f"{match.matched_tokens} tokens were known, but window pages of {groups} before that point "
+            f"are gone: reuse ended at {match.hit_tokens}. What was computed again is kept for the next."
         )
     if match.hit_tokens >= most:
         return "All that can be shared was reused: its whole pages, but for the last token."

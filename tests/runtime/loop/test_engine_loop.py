@@ -199,8 +199,8 @@ def test_a_broken_law_lets_nobody_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     loop = make_loop()
     ticket = make_ticket(loop, [1] * 20)
     monkeypatch.setattr(loop.core.scheduler, "schedule", lambda most: 1 // 0)
-    loop.start(lambda turn: None)
     loop.submit(ticket)
+    loop.start(lambda turn: None)
     while not ticket.ended:
         loop.advance(lambda: ticket.ended)
     loop.close()

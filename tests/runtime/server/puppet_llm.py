@@ -81,7 +81,7 @@ class PuppetReply:
             return Completion("", ids, "cancelled", None, self.usage(), cancel_reason=self.cancelled)
         return Completion("".join(self._texts), ids, "stop", None, self.usage())
 
-    def cancel(self, reason: CancelReason = "client") -> None:
+    def cancel(self, reason: CancelReason = "client", keep: bool = True) -> None:
         self.cancelled = reason
 
 

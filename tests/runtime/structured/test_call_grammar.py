@@ -183,3 +183,18 @@ def test_a_reply_ends_after_its_only_call() -> None:
     for token in tiny_bpe().encode(text, add_special_tokens=False).ids:
         constraint.accept(token)
     assert constraint.finished
+
+
+@pytest.mark.parametrize("spells", [False, True], ids=["tokens", "spelled"])
+def test_reasoning_is_marked_by_tokens_or_by_their_text(spells: bool) -> None:
+    tokenizer, compiler = spelling_compiler() if spells else (tiny_bpe(), tiny_compiler())
+    call = '<tool_call>\n{"name": "stop", "arguments": {}}\n</tool_call>'
+    for reasoning, text in [
+        (THINK[1], f"<think>\nHm <b>\n</think>\n\n{call}"),
+        (THINK[2], f"Hm</think>{call}"),
+    ]:
+        constraint = compiler.compile(ToolCalls(TOOLS, parallel=False), reasoning).constraint()
+        for token in tokenizer.encode(text, add_special_tokens=False).ids:
+            assert token in allowed(constraint)
+            constraint.accept(token)
+        assert constraint.finished

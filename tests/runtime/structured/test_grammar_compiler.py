@@ -55,7 +55,10 @@ BOMBS: dict[str, GrammarSpec] = {
         }
     ),
     "wide": JsonSchema({"properties": {f"p{i}": {} for i in range(20_000)}}),
-    "wide but allowed": JsonSchema({"prefixItems": [{"properties": {f"p{i}": {} for i in range(500)}}] * 20}),
+    "wide but allowed": JsonSchema({"prefixItems": [{"properties": {f"p{i}": {} for i in range(200)}}] * 30}),
+    "wide and required": JsonSchema(
+        {"properties": {f"p{i}": {} for i in range(4_000)}, "required": [f"p{i}" for i in range(4_000)]}
+    ),
     "counts": JsonSchema({"minItems": 10**9, "items": {"minLength": 10**6, "maxLength": 10**9}}),
     "regex": Regex("(a+)+"),
     "regex repeats": Regex("((a{1,1000}){1,1000}){1,1000}"),

@@ -10,9 +10,10 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from kvfold.plugins.contract.errors import RequestError
+from kvfold.runtime.structured.grammar_limits import MAX_OPTIONAL
 from kvfold.runtime.structured.grammar_spec import JsonSchema
 from tests.runtime.structured.json_schemas import PERSON, REFUSED, SCHEMAS
-from tests.runtime.structured.random_walks import spell, tiny_bpe, tiny_compiler, walk
+from tests.runtime.structured.random_walks import allowed, spell, tiny_bpe, tiny_compiler, walk
 
 DOCUMENTS = 1_000
 
@@ -66,3 +67,20 @@ def test_a_stranger_s_schema_cannot_change_how_json_is_written() -> None:
     grammar = tiny_compiler().compile(JsonSchema({**schema, "x-guidance": options}))
     for seed in range(10):
         assert json.loads(spell(walk(grammar.constraint(), seed))) == [1, 1]
+
+
+def test_as_many_properties_as_are_allowed_can_be_left_out() -> None:
+    names = [f"p{i}" for i in range(MAX_OPTIONAL + 100)]
+    schema = {
+        "type": "object",
+        "properties": {name: {"type": "null"} for name in names},
+        "required": names[:100],
+    }
+    text = json.dumps(dict.fromkeys([*names[:100], names[150], names[-1]]))
+    constraint = tiny_compiler().compile(JsonSchema({**schema, "additionalProperties": False})).constraint()
+    for token in tiny_bpe().encode(text, add_special_tokens=False).ids:
+        assert token in allowed(constraint)
+        constraint.accept(token)
+    assert constraint.finished
+    with pytest.raises(RequestError, match="201 properties that may be left out"):
+        tiny_compiler().compile(JsonSchema({**schema, "required": names[:99]}))

@@ -71,6 +71,23 @@ REPLIES: dict[str, tuple[str, Reasoning | None, CallFormat | None, str, str, tup
         (("f", '{"a'),),
     ),
     "cut behind them": (F_CALL[:-9], None, HERMES, "", "", (("f", '{"a": "}\\"{"}'),)),
+    "cut in a second call": (
+        f'{F_CALL}\n<tool_call>\n{{"name": "g',
+        None,
+        HERMES,
+        "",
+        "",
+        (("f", '{"a": "}\\"{"}'),),
+    ),
+    "cut in a second mark": (f"{F_CALL}\n<tool_", None, HERMES, "", "", (("f", '{"a": "}\\"{"}'),)),
+    "a second call without a name": (
+        '[TOOL_CALLS][{"name": "f", "arguments": {}}, {"name": "g g", "arguments": {}}]',
+        None,
+        FORMATS["mistral"],
+        '}, {"name": "g g", "arguments": {}}]',
+        "",
+        (("f", "{}"),),
+    ),
     "a mark alone": ("a <tool_call> b", None, HERMES, "a <tool_call> b", "", ()),
     "no name": (
         '<tool_call>\n{"name": "f f", "arguments": {}}',

@@ -110,6 +110,23 @@ def test_a_system_message_keeps_its_words_before_ours() -> None:
     assert prepare_chat(PLAIN, CHAT[:1], (), HERMES).messages == (CHAT[0],)
 
 
+STRICT = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('in turn, please') }}{% endif %}"
+    "<|start|>{{ m.content }}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("template", [STRICT, STRICT.replace("raise_exception('no system')", "''")])
+def test_a_template_that_wants_users_and_assistants_in_turn_gets_them(template: str) -> None:
+    answers = [*CHAT[:2], CHAT[2], CHAT[2], {"role": "user", "content": "And now?"}]
+    chat = prepare_chat(template, answers, (WEATHER,), HERMES)
+    tokenizer(template).render(chat.messages, add_generation_prompt=True)
+    assert chat.messages[0]["content"] == f"{CHAT[0]['content']}\n\n{describe_tools((WEATHER,), HERMES)}"
+    answer = "<tool_response>\nFine<|end|>\n</tool_response>"
+    assert chat.messages[2]["content"] == f"{answer}\n{answer}\nAnd now?"
+
+
 @pytest.mark.parametrize("form", CALL_FORMATS, ids=lambda form: form.name)
 def test_calls_are_spelled_as_the_parser_reads_them(form: Any) -> None:
     text = prepare_chat(PLAIN, CHAT, (), form).messages[1]["content"]

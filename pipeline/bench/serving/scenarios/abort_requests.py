@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from statistics import median
 from time import perf_counter
 
@@ -23,7 +24,7 @@ from kvfold.plugins.contract.progress import Progress
 
 AT_ONCE, CLIENTS = 8, 16  # half of the clients wait in the queue
 LEAVERS, ABORTS = 20, 1000
-STREAM_SECONDS = (0.3, 0.9)  # of those whose pages are timed
+STREAM_PIECES = (4, 24)  # of those whose pages are timed
 ABORT_SECONDS = 1.0  # at most
 PROMPT_TOKENS, NEW_TOKENS = 600, 400
 REST_SECONDS = 30.0
@@ -99,12 +100,11 @@ async def _time_leavers(
     """Seconds from a disconnect to free pages, and of a step of that stream."""
     times = []
     for number in range(LEAVERS):
-        hang_up = draw.uniform(*STREAM_SECONDS)
         prompt = write_prompt(20, bench.vocab_size, f"leaver {number}")
-        ask = completion(prompt, exactly(NEW_TOKENS), hang_up)
+        ask = replace(completion(prompt, exactly(NEW_TOKENS)), pieces=draw.randint(*STREAM_PIECES))
         outcome = await server.client.send(ask, perf_counter())
-        if outcome.ending != "aborted" or len(outcome.gaps) < 2:
-            raise TargetError(f"a stream of {hang_up:.1f} s was {outcome.ending}: {outcome.trouble}")
+        if outcome.ending != "aborted":
+            raise TargetError(f"a stream to be left was {outcome.ending}: {outcome.trouble}")
         times.append((await _gone(server) - outcome.ended, median(outcome.gaps)))
         progress((number + 1) / LEAVERS)
         await asyncio.sleep(0.05)

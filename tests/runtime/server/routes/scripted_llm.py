@@ -78,7 +78,7 @@ class ScriptedReply:
             raise self._script.error
         return TextChunk("", (), self._logprobs(()), self._completion())
 
-    def cancel(self, reason: Any = "client") -> None:
+    def cancel(self, reason: Any = "client", keep: bool = True) -> None:
         self.cancelled = reason
         self._woken.set()
 
