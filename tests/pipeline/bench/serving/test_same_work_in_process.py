@@ -53,6 +53,12 @@ def test_a_zero_cost_engine_goes_through_all_of_the_runtime(small_bundle: Path) 
     assert replies[0].text and replies[0].usage.completion_tokens == 6
 
 
+def test_its_pauses_take_time_and_no_cpu(small_bundle: Path) -> None:
+    paused = do_job(replace(job_of(small_bundle), waves=1, pause=0.1))
+    assert paused.seconds >= 5 * 0.1
+    assert paused.cpu_seconds < 0.4
+
+
 @pytest.mark.parametrize("zero_cost", [True, False])
 def test_a_wave_is_generated_and_paid_for(zero_cost: bool, small_bundle: Path) -> None:
     cost = do_job(replace(job_of(small_bundle), zero_cost=zero_cost))

@@ -46,7 +46,7 @@ class FakeBench(Bench):
     def server(self, at_once: int, kv_cache_bytes: int | None = None) -> ServerCommand:
         return ServerCommand("kvfold fake", fake_command(**self.options), "/health/ready")
 
-    def zero_cost(self, at_once: int) -> ServerCommand:
+    def zero_cost(self, at_once: int, pause: float = 0.0) -> ServerCommand:
         return self.server(at_once)
 
 
@@ -107,7 +107,9 @@ def test_cpu_is_the_server_s_over_the_same_work_in_process(
         assert added.samples == pytest.approx([a - b for a, b in zip(http.samples, own.samples, strict=True)])
         assert added.demand is not None and added.demand.limit == work.limit
         assert [load.completion_tokens for load in found.loads[work.title]] == [counts[work.title]] * 2
+    assert figure(found, "tokens that came together").samples == (1.0, 1.0)
     assert {job.zero_cost for job in asked} == {True}
+    assert [job.pause for job in asked] == [cpu_cost.TOKENS.pause, 0.0] * 2
     assert [job.requests * job.new_tokens for job in asked[:2]] == list(counts.values())
 
 
