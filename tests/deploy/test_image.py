@@ -24,6 +24,8 @@ from tests.pipeline.tiny_recipe import write_tiny_recipe
 
 # Grammars want to know how tokens become text.
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+pytestmark = pytest.mark.timeout(3600)
+
 KEY = "a key of the test"
 ASK = f"""
 import json, urllib.request

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from kvfold.runtime.server.guard.admission import AdmissionLimits
+from kvfold.runtime.server.guard.admission_limits import AdmissionLimits
 from kvfold.runtime.server.guard.gate import Gate
 from kvfold.runtime.server.observe.health_routes import health_routes
 from kvfold.runtime.server.start.run_server import FLUSH_SECONDS

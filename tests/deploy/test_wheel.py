@@ -16,7 +16,7 @@ import pytest
 from kvfold.pipeline.recipe.load_recipe import load_recipe
 from kvfold.pipeline.stages.order import STAGES
 from kvfold.pipeline.workspace.run_stages import run_stages
-from tests.installed_packages import package_paths
+from tests.deploy.installed_packages import package_paths
 from tests.pipeline.fake_stages import QuietDisplay
 from tests.pipeline.tiny_recipe import write_tiny_recipe
 from tests.root import ROOT, build_lock

@@ -18,7 +18,13 @@ async def live(request: Request, state: ServerState) -> Response:
 
 
 async def ready(request: Request, state: ServerState) -> Response:
-    """200 while requests are taken, else 503 with the reason."""
+    """200 while requests are taken, else 503; a word says why: probes have no key, and learn no more."""
+    reason = state.why_not_ready() or "ready"
+    return Response.json({"status": reason.partition(":")[0]}, 200 if reason == "ready" else 503)
+
+
+async def health(request: Request, state: ServerState) -> Response:
+    """The same with a sentence."""
     reason = state.why_not_ready()
     if reason is None:
         return Response.json({"status": "ready"})
@@ -43,8 +49,8 @@ def health_routes(state: ServerState) -> list[Route]:
 
     return [
         Route("GET", "/health/live", live, "anyone"),
-        Route("GET", "/health/ready", ready, "any key"),
-        Route("GET", "/health", ready, "any key"),
+        Route("GET", "/health/ready", ready, "anyone"),
+        Route("GET", "/health", health, "any key"),
         Route("GET", "/version", version, "any key"),
         Route("GET", "/metrics", metrics, "metrics"),
     ]

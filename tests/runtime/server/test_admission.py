@@ -119,9 +119,10 @@ async def test_errors_of_the_core_have_their_status() -> None:
 @in_loop
 async def test_it_answers_while_it_loads() -> None:
     app, state = make_server(None)
-    for path in ("/health/ready", "/health"):
-        answer = await ask(app, "GET", path)
-        assert (answer.status, answer.json()["reason"][:8]) == (503, "loading:")
+    answer = await ask(app, "GET", "/health/ready")
+    assert (answer.status, answer.json()) == (503, {"status": "loading"})
+    answer = await ask(app, "GET", "/health")
+    assert (answer.status, answer.json()["reason"][:8]) == (503, "loading:")
     refused = await ask(app, "POST", "/say", {})
     assert (refused.status, refused.error["code"], refused.headers["retry-after"]) == (503, "loading", "5")
     assert (await ask(app, "GET", "/health/live")).status == 200
@@ -141,7 +142,7 @@ async def test_while_it_drains_new_requests_are_503_and_running_ones_end() -> No
     refused = await ask(app, "POST", "/say", {})
     assert (refused.status, refused.error["code"]) == (503, "draining")
     assert "retry-after" in refused.headers
-    assert (await ask(app, "GET", "/health/ready")).json()["reason"].startswith("draining:")
+    assert (await ask(app, "GET", "/health")).json()["reason"].startswith("draining:")
     llm.go.set()
     assert (await one.end()).status == 200
     assert state.metrics.refusals["draining"] == 1
@@ -154,7 +155,7 @@ async def test_a_dead_engine_is_503() -> None:
     llm.failure = KvfoldError("out of memory")
     refused = await ask(app, "POST", "/say", {})
     assert (refused.status, refused.error["code"]) == (503, "dead")
-    assert (await ask(app, "GET", "/health/ready")).json()["reason"].startswith("dead:")
+    assert (await ask(app, "GET", "/health")).json()["reason"].startswith("dead:")
 
 
 @in_loop
@@ -165,6 +166,6 @@ async def test_a_hung_step_is_seen_and_an_idle_engine_is_well() -> None:
     llm.see(last_step=hours_ago, busy=False)
     assert state.why_not_ready() is None and state.step_age() == 0
     llm.see(last_step=time.monotonic() - 40, busy=True)
-    answer = await ask(app, "GET", "/health/ready")
+    answer = await ask(app, "GET", "/health")
     assert answer.status == 503 and answer.json()["reason"].startswith("hung: the last step ended 40 s ago")
     assert (await ask(app, "GET", "/health/live")).status == 200
