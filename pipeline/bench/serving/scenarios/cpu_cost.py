@@ -10,7 +10,7 @@ from kvfold.pipeline.bench.serving.scenarios.served_load import serve_costed
 from kvfold.pipeline.bench.serving.scenarios.served_prompts import completions, exactly
 from kvfold.pipeline.bench.serving.serve_results import Demand, Figure, Measured
 from kvfold.pipeline.bench.serving.servers.in_process import InProcess, run_in_process
-from kvfold.pipeline.bench.serving.servers.server_process import RunningServer, run_server
+from kvfold.pipeline.bench.serving.servers.started_server import RunningServer, run_server
 from kvfold.plugins.contract.progress import Progress
 
 AT_ONCE, PROMPT_TOKENS = 64, 20

@@ -13,7 +13,7 @@ from kvfold.pipeline.bench.serving.servers.kvfold_server import (
     zero_cost_server,
 )
 from kvfold.pipeline.bench.serving.servers.llama_server import LlamaServer
-from kvfold.pipeline.bench.serving.servers.server_process import ServerCommand
+from kvfold.pipeline.bench.serving.servers.started_server import ServerCommand
 from kvfold.plugins.contract.progress import Progress, part
 
 

@@ -18,7 +18,7 @@ from kvfold.pipeline.bench.serving.servers.cold_replies import cold_replies, rep
 from kvfold.pipeline.bench.serving.servers.in_process import InProcess, do_job, run_in_process
 from kvfold.pipeline.bench.serving.servers.kvfold_server import KvfoldOptions, kvfold_server, zero_cost_server
 from kvfold.pipeline.bench.serving.servers.server_metrics import METRICS, read_state
-from kvfold.pipeline.bench.serving.servers.server_process import ServerCommand, run_server
+from kvfold.pipeline.bench.serving.servers.started_server import ServerCommand, run_server
 from kvfold.pipeline.bench.serving.servers.zero_cost import load_zero_cost
 from kvfold.plugins.contract.errors import TargetError
 from kvfold.runtime.llm.llm import LLM
