@@ -66,10 +66,11 @@ def _serve(
     from kvfold.runtime.server.start.run_server import run_server
     from kvfold.runtime.server.start.server_settings import serving_config
     from kvfold.runtime.server.state import ServerState
+    from kvfold.runtime.server.ui.ui_routes import ui_routes
     from kvfold.runtime.status import published
 
     state = ServerState(model_name, Gate(settings.keys), stall_seconds=settings.stall_seconds)
-    app = Application(Routes([*api_routes(state), *health_routes(state)]), state)
+    app = Application(Routes([*api_routes(state), *health_routes(state), *ui_routes()]), state)
     with ExitStack() as stack:
 
         def load() -> Loaded:
