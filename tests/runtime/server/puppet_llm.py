@@ -89,6 +89,7 @@ class PuppetLLM:
         self.tokenizer = ByteTokenizer()
         self.max_length = 512
         self.page_size = 16
+        self.vocab_size = 258
         self.failure: KvfoldError | None = None
         self.refuses: Exception | None = None
         self.state = replace(IDLE, last_step=time.monotonic())
