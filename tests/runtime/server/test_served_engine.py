@@ -19,7 +19,7 @@ from kvfold.runtime.server.app import Application
 from kvfold.runtime.server.guard.admission_limits import AdmissionLimits
 from kvfold.runtime.server.state import ServerState
 from tests.runtime.byte_tokenizer import VOCAB, ByteTokenizer
-from tests.runtime.harness import PLANS, check
+from tests.runtime.harness import PLANS, check, in_use
 from tests.runtime.server.asgi_client import JSON, Exchange, ask, until
 from tests.runtime.server.served import make_server
 from tests.runtime.synthetic_engine import SyntheticEngine
@@ -60,20 +60,16 @@ def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(asyncio.wait_for(test(), 60))
 
 
-def pages_in_use(state: ServerState) -> int:
-    return sum(pool.in_use for pool in state.llm.snapshot().metrics.pools.values())
-
-
 def test_a_client_that_leaves_gives_its_pages_back_within_a_step() -> None:
     async def test() -> None:
-        async with serving() as (app, state, engine, llm):
+        async with serving() as (app, _, engine, llm):
             exchange = Exchange(app, "POST", "/say", STREAM, JSON)
             await until(lambda: len(exchange.answer.parts) > 3)
-            assert pages_in_use(state) > 0
+            assert in_use(llm.llm) > 0
             exchange.leave()
             await exchange.end()
             steps = engine.steps
-            await until(lambda: pages_in_use(state) == 0)
+            await until(lambda: in_use(llm.llm) == 0)
             assert engine.steps <= steps + 2  # one was in progress
             check(llm.llm)
 

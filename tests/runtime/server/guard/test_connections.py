@@ -10,7 +10,7 @@ import pytest
 import uvloop
 
 from tests.runtime.server.asgi_client import until
-from tests.runtime.server.listening_server import Impatient, listening
+from tests.runtime.server.guard.listening_server import Impatient, listening
 from tests.runtime.server.puppet_llm import PuppetLLM
 
 POST = b"POST /say HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
