@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from time import sleep
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ STREAM = b'{"prompt": "a long enough prompt", "stream": true}'
 
 
 class HeldEngine(SyntheticEngine):
-    """Waits in each step until it may go, and may fail in it."""
+    """Takes a millisecond a step, waits in it until it may go, and may fail in it."""
 
     def __init__(self) -> None:
         super().__init__(PLANS["hybrid"], 64, vocab=VOCAB, context=512)
@@ -38,6 +39,7 @@ class HeldEngine(SyntheticEngine):
 
     def execute(self, step: StepInputs) -> np.ndarray:
         self.may_go.wait()
+        sleep(0.001)
         if self.fails:
             raise MemoryError("no memory for the step")
         return super().execute(step)
