@@ -81,6 +81,21 @@ def test_half_a_header_counts_as_it_arrives() -> None:
     run(test)
 
 
+def test_who_goes_on_sending_after_a_refusal_is_ended() -> None:
+    async def test() -> None:
+        async with listening() as server:
+            client = await server.connect()
+            assert (await client.ask(b"no HTTP\r\n\r\n"))[0] == 400
+            with pytest.raises(ConnectionError):
+                while True:
+                    client.writer.write(b"x" * 10_000)
+                    await client.writer.drain()
+                    await asyncio.sleep(0)
+            await until(lambda: server.connections == 0)
+
+    run(test)
+
+
 def test_trailers_count_as_headers() -> None:
     async def test() -> None:
         async with listening() as server:
