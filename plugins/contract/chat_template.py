@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from jinja2 import TemplateSyntaxError
@@ -61,6 +62,16 @@ def takes_tools(template: str) -> bool:
     try:
         return "tools" in undeclared_names(template)
     except TemplateSyntaxError:  # what renders it says so
+        return False
+
+
+@lru_cache(maxsize=8)
+def takes_system(template: str) -> bool:
+    """Whether a chat template shows the model what a system message says, rather than refuse or drop it."""
+    system, user = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}
+    try:
+        return "Be brief." in _render(template, {}, (system, user), add_generation_prompt=True)
+    except Exception:  # a template is a program: it can fail in any way
         return False
 
 

@@ -10,6 +10,7 @@ from kvfold.runtime.loop.commands import Cancel
 from kvfold.runtime.loop.engine_loop import EngineLoop
 from kvfold.runtime.loop.ticket import CancelReason
 from kvfold.runtime.memory.paged_sequence import PagedSequence
+from kvfold.runtime.metrics import Usage
 
 
 class AsyncReply:
@@ -43,6 +44,10 @@ class AsyncReply:
         """Of a reply that has ended: the pages that it kept for its conversation's next turn."""
         return self.ticket.request.sequence if self._reply.finished else None
 
+    def usage(self) -> Usage:
+        """What it cost so far."""
+        return self.ticket.usage()
+
     @property
     def wants_news(self) -> bool:
         """Whether its reader wants to be woken by what there is."""
@@ -68,7 +73,7 @@ class AsyncReply:
             try:
                 await self._waiter
             except asyncio.CancelledError:
-                self.cancel()
+                self.cancel(keep=False)
                 raise
         raise StopAsyncIteration
 
@@ -79,10 +84,15 @@ class AsyncReply:
             pass
         return self._reply.completion()
 
-    def cancel(self, reason: CancelReason = "client") -> None:
-        """End it within a step; its last piece then says so. Nothing happens to one that has ended."""
+    def cancel(self, reason: CancelReason = "client", keep: bool = True) -> None:
+        """End it within a step; its last piece then says so. Nothing happens to one that has ended.
+
+        Args:
+            reason: why.
+            keep: what was said counts, so that its pages are kept where the request asked for that.
+        """
         if not self._reply.finished:
-            self._loop.post(Cancel(self.ticket, reason, keep=True))
+            self._loop.post(Cancel(self.ticket, reason, keep))
 
     def wake(self) -> None:
         """There is news; in the event loop's thread."""
@@ -90,6 +100,6 @@ class AsyncReply:
             self._waiter.set_result(None)
 
     def __del__(self) -> None:
-        """Nobody will read it."""
-        if not self._reply.finished:
+        """Nobody will read it to its end, or take what it kept."""
+        if not self._over:
             self._loop.post(Cancel(self.ticket))

@@ -73,7 +73,7 @@ class LLM:
 
         opened = open_bundle(bundle)
         files = open_engine(opened, target)
-        config = config or _default_config(files.config)
+        config = config or default_config(files.config)
         pages = pages_for(files.plan, config, files.config.max_context_length)
         engine = load_engine(files, pages, config.max_num_batched_tokens, config.max_num_seqs, config.threads)
         tokenizer = BundleTokenizer.load(opened.file(TOKENIZER), opened.file(TOKENIZER_CONFIG))
@@ -200,7 +200,8 @@ class LLM:
             ) from error
 
 
-def _default_config(facts: EngineConfig) -> RuntimeConfig:
+def default_config(facts: EngineConfig) -> RuntimeConfig:
+    """RuntimeConfig's own, or a TensorRT plan's limits."""
     if facts.tensorrt is None:
         return RuntimeConfig()
     decode, prefill = facts.tensorrt.decode, facts.tensorrt.prefill

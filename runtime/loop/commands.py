@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from kvfold.runtime.loop.ticket import CancelReason, Ticket
 from kvfold.runtime.memory.paged_sequence import PagedSequence
+from kvfold.runtime.memory.tree_copy import TreeCopy
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,7 @@ class Submit:
 
 @dataclass(frozen=True)
 class Cancel:
-    """End a ticket before its next token; nothing happens to one that has ended.
+    """End a ticket before its next token. Of one that has ended, only pages that were not to be kept go.
 
     Attributes:
         ticket: which.
@@ -38,8 +40,21 @@ class Discard:
 
 
 @dataclass(frozen=True)
+class CopyTree:
+    """Copy the tree of cached prefixes as it is between two steps.
+
+    Attributes:
+        tenant: whose; None is everybody's.
+        taken: given the copy, in the loop's thread.
+    """
+
+    tenant: str | None
+    taken: Callable[[TreeCopy], None]
+
+
+@dataclass(frozen=True)
 class Close:
     """End the loop's own thread."""
 
 
-Command = Submit | Cancel | Discard | Close
+Command = Submit | Cancel | Discard | CopyTree | Close

@@ -14,7 +14,7 @@ from time import monotonic
 
 import numpy as np
 
-from kvfold.plugins.contract.errors import EngineError, KernelError
+from kvfold.plugins.contract.errors import EngineError
 from kvfold.runtime.engine.protocol import Engine
 from kvfold.runtime.loop.pace import Pace
 from kvfold.runtime.loop.snapshot import LoopSnapshot, RequestView
@@ -102,8 +102,11 @@ class Core:
         self.scheduler.submit(ticket.request)
 
     def cancel(self, ticket: Ticket, reason: CancelReason, keep: bool = False) -> None:
-        """End a ticket; nothing happens to one that has ended. `keep` as for `Cancel`."""
-        if not ticket.ended:
+        """End a ticket; of one that has ended, give back what nobody takes. `keep` as for `Cancel`."""
+        if ticket.ended:
+            if not keep and ticket.request.sequence is not None:
+                self.scheduler.discard(ticket.request.sequence)
+        else:
             ticket.cancel_reason = reason
             self.scheduler.cancel(ticket.request, keep)
             self._end(ticket)
@@ -111,11 +114,22 @@ class Core:
     def turn(self) -> Turn:
         """Run one step."""
         self._expire(monotonic())
-        scheduled = self.scheduler.schedule(self._pace.most_prefill(self._decoding))
+        scheduled: Scheduled = []
+        if self.failure is None:
+            scheduled = self.scheduler.schedule(self._pace.most_prefill(self._decoding))
         outcome = self._step(scheduled) if scheduled else Outcome.IDLE
         self._publish(outcome)
         advanced, self._advanced = tuple(self._advanced), {}
         return Turn(outcome, advanced)
+
+    def fail(self, error: Exception) -> None:
+        """End every ticket with an error, and take no more."""
+        self.failure = EngineError(f"the engine failed in a step: {error}; load it again")
+        self.failure.__cause__ = error
+        held = [ticket for tickets in self._held.values() for ticket in tickets]
+        for ticket in (*self._tickets.values(), *held):
+            ticket.error = self.failure
+            self.cancel(ticket, "error")
 
     def metrics(self) -> Metrics:
         """Counters and page usage now; while a turn is running they may be a step apart."""
@@ -145,15 +159,15 @@ class Core:
         try:
             logits = self.engine.execute(self._builder.build([chunk for _, chunk in scheduled]))
         except Exception as error:  # whatever an engine raises: nobody can say what it still can do
-            self._fail(error)
+            self.fail(error)
             return Outcome.FAILED
         self._steps += 1
         self._last_step = monotonic()
         self._pace.note(prefill, self._decoding, self._last_step - begun)
         try:
             self._commit(scheduled, logits)
-        except KernelError as error:  # sampling has no kernels
-            self._fail(error)
+        except Exception as error:  # no request's own: sampling has no kernels, or a law is broken
+            self.fail(error)
             return Outcome.FAILED
         return Outcome.COMMITTED
 
@@ -253,11 +267,3 @@ class Core:
             metrics=self.metrics(),
             requests=tuple(RequestView.of(ticket) for ticket in self._tickets.values()),
         )
-
-    def _fail(self, error: Exception) -> None:
-        self.failure = EngineError(f"the engine failed in a step: {error}; load it again")
-        self.failure.__cause__ = error
-        held = [ticket for tickets in self._held.values() for ticket in tickets]
-        for ticket in (*self._tickets.values(), *held):
-            ticket.error = self.failure
-            self.cancel(ticket, "error")

@@ -8,7 +8,10 @@ import numpy as np
 
 
 class Constraint(Protocol):
-    """A grammar over one reply: one object a reply, used by one thread."""
+    """A grammar over one reply: one object a reply, used by one thread.
+
+    A KvfoldError that one of its methods raises ends its own reply alone.
+    """
 
     def fill_mask(self, mask: np.ndarray) -> None:
         """Write which tokens may follow.

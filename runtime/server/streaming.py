@@ -39,7 +39,8 @@ class OpenStream:
         sent: events so far.
         seen: events at the last look.
         quiet_since: the loop's time of the last look that saw a new one.
-        sending: an event is on its way; the connection takes no more now.
+        sending: an event is on its way.
+        comment: the last one.
     """
 
     request: Request
@@ -49,6 +50,12 @@ class OpenStream:
     sent: int = 0
     seen: int = 0
     sending: bool = False
+    comment: asyncio.Task[None] | None = None
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the client has not taken what is on its way."""
+        return self.sending or (self.comment is not None and not self.comment.done())
 
 
 class StreamSweep:
@@ -58,7 +65,6 @@ class StreamSweep:
         """Looks begin with the first stream."""
         self._limits = limits or StreamLimits()
         self._open: set[OpenStream] = set()
-        self._pings: set[asyncio.Task[None]] = set()
         self._looking = False
 
     def add(self, stream: OpenStream) -> None:
@@ -66,7 +72,7 @@ class StreamSweep:
         self._open.add(stream)
         if not self._looking:
             self._looking = True
-            asyncio.get_running_loop().call_later(self._limits.look_seconds, self._look)
+            asyncio.get_running_loop().call_later(self._limits.look_seconds, self._look_again)
 
     def remove(self, stream: OpenStream) -> None:
         """It has ended."""
@@ -76,14 +82,17 @@ class StreamSweep:
         """Characters of text that clients of open streams did not take yet."""
         return sum(_unread(stream) for stream in self._open)
 
-    def _look(self) -> None:
-        loop = asyncio.get_running_loop()
-        now = loop.time()
+    def look(self, now: float) -> None:
+        """Send comments and cut streams, at this time of the loop."""
         for stream in self._open:
             self._look_at(stream, now)
+
+    def _look_again(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.look(loop.time())
         self._looking = bool(self._open)
         if self._looking:
-            loop.call_later(self._limits.look_seconds, self._look)
+            loop.call_later(self._limits.look_seconds, self._look_again)
 
     def _look_at(self, stream: OpenStream, now: float) -> None:
         if _unread(stream) > self._limits.max_unread_characters and not stream.request.cut:
@@ -91,13 +100,11 @@ class StreamSweep:
             stream.task.cancel()
         elif stream.sent != stream.seen:
             stream.seen, stream.quiet_since = stream.sent, now
-        elif now - stream.quiet_since >= self._limits.keep_alive_seconds and not stream.sending:
+        elif now - stream.quiet_since >= self._limits.keep_alive_seconds and not stream.blocked:
             stream.quiet_since = now
-            ping = asyncio.create_task(self._ping(stream))
-            self._pings.add(ping)
-            ping.add_done_callback(self._pings.discard)
+            stream.comment = asyncio.create_task(self._comment(stream))
 
-    async def _ping(self, stream: OpenStream) -> None:
+    async def _comment(self, stream: OpenStream) -> None:
         if stream in self._open:  # it may have ended since
             await stream.send(body(KEEP_ALIVE))
 

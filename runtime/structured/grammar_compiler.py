@@ -11,7 +11,7 @@ import numpy as np
 from kvfold.plugins.contract.errors import MissingExtraError, RequestError
 from kvfold.runtime.structured.deep_stack import call_on_stack
 from kvfold.runtime.structured.grammar_errors import explain_failure
-from kvfold.runtime.structured.grammar_limits import FUEL, ITEMS, STACK_BYTES, STEP_FUEL
+from kvfold.runtime.structured.grammar_limits import FUEL, ITEMS, ROW, STACK_BYTES, STEP_FUEL
 from kvfold.runtime.structured.grammar_spec import GrammarSpec, ToolCalls
 from kvfold.runtime.structured.reasoning import Reasoning
 from kvfold.runtime.structured.token_constraint import TokenConstraint
@@ -80,7 +80,11 @@ class GrammarCompiler:
         self._allowed = _tokens_of(data, vocab_size, () if eos else self._tokenizer.eos_tokens)
         self._words = -(-vocab_size // 32)
         self._limits = llguidance.LLParserLimits(
-            initial_lexer_fuel=FUEL, step_lexer_fuel=STEP_FUEL, step_max_items=ITEMS, verbose_errors=False
+            initial_lexer_fuel=FUEL,
+            step_lexer_fuel=STEP_FUEL,
+            step_max_items=ITEMS,
+            max_items_in_row=ROW,
+            verbose_errors=False,
         )
 
     def compile(self, spec: GrammarSpec, reasoning: Reasoning | None = None) -> Grammar:

@@ -15,10 +15,11 @@ from kvfold.plugins.contract.errors import RequestError
 
 # Bytes of a grammar, or of all its schemas; levels of a schema, and of it with all that it refers to.
 MAX_BYTES, MAX_DEPTH, MAX_LEVELS = 256 << 10, 100, 1_000
-# Properties of one object: time grows with their square. Rules and brackets of a Lark grammar.
-MAX_PROPERTIES, MAX_RULES = 500, 2_000
-# llguidance's own: for a grammar's regexes, for a mask's regexes, and parser items of a mask.
-FUEL, STEP_FUEL, ITEMS = 200_000, 50_000, 20_000
+# Properties of an object that may be left out: each takes four of `ROW`, and time grows with their square.
+# Rules and brackets of a Lark grammar.
+MAX_OPTIONAL, MAX_RULES = 200, 2_000
+# llguidance's own: for a grammar's regexes, a mask's regexes, parser items of a mask, those of one place.
+FUEL, STEP_FUEL, ITEMS, ROW = 200_000, 50_000, 20_000, 1_000
 # What the limits above may take of the stack: measured, at most 8 KiB a level or rule.
 STACK_BYTES = 64 << 20
 
@@ -41,12 +42,8 @@ def write_schema(schema: Any) -> str:
     check_bytes("the schema", len(text))
     targets: dict[int, Any] = {}
     for node in _mappings(schema):
-        properties, reference = node.get("properties"), node.get("$ref")
-        if isinstance(properties, Mapping) and len(properties) > MAX_PROPERTIES:
-            raise RequestError(
-                f"an object of the schema has {len(properties)} properties; "
-                f"at most {MAX_PROPERTIES} can be enforced: split it"
-            )
+        _check_optional(node)
+        reference = node.get("$ref")
         if isinstance(reference, str):
             target = _resolve(schema, reference)
             targets[id(target)] = target
@@ -57,6 +54,18 @@ def write_schema(schema: Any) -> str:
             f"at most {MAX_LEVELS} can be enforced: make it smaller"
         )
     return text
+
+
+def _check_optional(schema: Mapping[str, Any]) -> None:
+    properties, required = schema.get("properties"), schema.get("required")
+    if isinstance(properties, Mapping):
+        named = {name for name in required if isinstance(name, str)} if isinstance(required, list) else set()
+        optional = len(properties.keys() - named)
+        if optional > MAX_OPTIONAL:
+            raise RequestError(
+                f"an object of the schema has {optional} properties that may be left out; "
+                f"at most {MAX_OPTIONAL} can be enforced: make some of them required, or split it"
+            )
 
 
 def check_rules(what: str, text: str) -> None:

@@ -39,7 +39,10 @@ class Choice:
 
 @dataclass(frozen=True)
 class Lark:
-    """A grammar in llguidance's variant of Lark; `start` is the reply."""
+    """A grammar in llguidance's variant of Lark; `start` is the reply.
+
+    Control tokens are named in it as such: `<tool_call>`, or by their id `<[7]>`.
+    """
 
     grammar: str
 

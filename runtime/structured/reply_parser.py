@@ -21,8 +21,8 @@ from kvfold.runtime.structured.reply_events import (
     ToolCallStart,
 )
 
-# White space that is held back for a mark; a model that writes more of it means it.
-MAX_SPACE = 64
+# White space that belongs to a mark, and how much of it: a model that writes more of it means it.
+SPACE, MAX_SPACE = " \t\r\n", 64
 Said = type[ContentDelta] | type[ReasoningDelta]
 _STRUCTURE = re.compile(r'["\\{}\[\]]')
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -70,6 +70,8 @@ class ReplyParser:
         self._held = ""
         self._events: list[ReplyEvent] = []
         self._index = -1
+        self._head = calls.head if calls is not None else ""
+        self._lead = ""  # of what is held, the beginning of a call that was read already
         self._object = _ObjectEnd()
         # Whether white space is dropped until something is said.
         self._trims = reasoning is not None and reasoning.opened
@@ -83,13 +85,14 @@ class ReplyParser:
         return self._take()
 
     def finish(self) -> list[ReplyEvent]:
-        """No more text comes; returns what was held back, but for the rest of a mark that ends a call."""
+        """No more text comes; returns what was held back, but for marks that were cut beside a call."""
         if self._step == self._think:
             self._say(ReasoningDelta, self._held)
-        elif self._step == self._name:
-            assert self._calls is not None
-            self._say(ContentDelta, self._calls.head + self._held)
-        elif self._step != self._close:
+        elif self._index < 0:
+            self._say(ContentDelta, self._lead + self._held)
+        elif self._step == self._speak and not (
+            self._trims and self._head.startswith(self._held.strip(SPACE))
+        ):
             self._say(ContentDelta, self._held)
         self._held = ""
         return self._take()
@@ -99,7 +102,7 @@ class ReplyParser:
         return events
 
     def _say(self, kind: Said, text: str) -> None:
-        text = text.lstrip() if self._trims else text
+        text = text.lstrip(SPACE) if self._trims else text
         if text:
             self._trims = False
             self._events.append(kind(text))
@@ -110,13 +113,13 @@ class ReplyParser:
         """Before the answer: reasoning, a call that is the answer, or content."""
         marks = [(self._reasoning.begin, self._think)] if self._reasoning is not None else []
         if self._calls is not None and not self._calls.mark:
-            marks.append((self._calls.head, self._name))
-        text = self._held.lstrip()
+            marks.append((self._head, self._name))
+        text = self._held.lstrip(SPACE)
         if len(self._held) - len(text) <= MAX_SPACE:
             for mark, step in marks:
                 if text.startswith(mark):
-                    self._trims, self._step, self._held = True, step, text[len(mark) :]
-                    return True
+                    self._trims, self._held = True, text
+                    return self._pass(mark, step)
             if any(mark.startswith(text) for mark, _ in marks):
                 return False
         self._step = self._speak
@@ -126,16 +129,16 @@ class ReplyParser:
         assert self._reasoning is not None
         if not self._say_until(self._reasoning.end, ReasoningDelta):
             return False
-        self._reasoning, self._trims, self._step = None, True, self._begin
+        self._pass(self._reasoning.end, self._begin)
+        self._reasoning, self._trims = None, True
         return True
 
     def _speak(self) -> bool:
         if self._calls is None or not self._calls.mark:
             self._say(ContentDelta, self._held)
             self._held = ""
-        elif self._say_until(self._calls.head, ContentDelta):
-            self._step = self._name
-            return True
+        elif self._say_until(self._head, ContentDelta):
+            return self._pass(self._head, self._name)
         return False
 
     def _name(self) -> bool:
@@ -146,13 +149,12 @@ class ReplyParser:
             self._index += 1
             self._object = _ObjectEnd()
             self._events.append(ToolCallStart(self._index, self._new_id(), name.group()))
-            self._step, self._held = self._argue, rest[len(self._calls.between) :]
-            return True
+            self._lead, self._held = "", rest
+            return self._pass(self._calls.between, self._argue)
         if self._calls.between.startswith(rest):
             return False
-        self._say(ContentDelta, self._calls.head)
-        self._step = self._speak
-        return True
+        self._say(ContentDelta, self._lead)
+        return self._pass("", self._speak)
 
     def _argue(self) -> bool:
         end = self._object.find(self._held)
@@ -169,23 +171,28 @@ class ReplyParser:
         if form.separator is not None:
             another = form.after + form.separator + form.before
             if self._held.startswith(another):
-                self._step, self._held = self._name, self._held[len(another) :]
-                return True
+                return self._pass(another, self._name)
             if another.startswith(self._held):
                 return False
         end = form.after + form.end
         if end != self._held and end.startswith(self._held):
             return False
-        self._trims, self._step, self._held = True, self._speak, self._held.removeprefix(end)
+        self._trims = True
+        return self._pass(end if self._held.startswith(end) else "", self._speak)
+
+    def _pass(self, mark: str, step: Callable[[], bool]) -> bool:
+        """Go on with a step behind a mark that the held text begins with."""
+        self._lead = mark if step == self._name else ""
+        self._step, self._held = step, self._held[len(mark) :]
         return True
 
     def _say_until(self, mark: str, kind: Said) -> bool:
         """Say what stands before a mark; without one, all that cannot belong to it. True at the mark."""
         at = self._held.find(mark)
         border = at if at >= 0 else len(self._held) - _overlap(self._held, mark)
-        certain = max(len(self._held[:border].rstrip()), border - MAX_SPACE)
+        certain = max(len(self._held[:border].rstrip(SPACE)), border - MAX_SPACE)
         self._say(kind, self._held[:certain])
-        self._held = self._held[at + len(mark) if at >= 0 else certain :]
+        self._held = self._held[border if at >= 0 else certain :]
         return at >= 0
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kvfold.plugins.contract.chat_template import Message, takes_tools
+from kvfold.plugins.contract.chat_template import Message, takes_system, takes_tools
 from kvfold.plugins.contract.errors import RequestError
 from kvfold.runtime.structured.call_formats import CallFormat
 from kvfold.runtime.structured.tools import Tool
@@ -52,8 +52,11 @@ def prepare_chat(
     read = tuple(map(_read_calls, messages))
     if takes_tools(template or ""):
         return ToolChat(read, tuple(tool.definition() for tool in tools))
-    spelled = tuple(_spell(message, form) for message in read)
-    return ToolChat(_instruct(spelled, describe_tools(tools, form)) if tools else spelled)
+    spelled = _spell(read, form)
+    if not tools:
+        return ToolChat(spelled)
+    role = "system" if takes_system(template or "") else "user"
+    return ToolChat(_instruct(spelled, role, describe_tools(tools, form)))
 
 
 def describe_tools(tools: Sequence[Tool], form: CallFormat) -> str:
@@ -63,10 +66,15 @@ def describe_tools(tools: Sequence[Tool], form: CallFormat) -> str:
 
 
 def _read_calls(message: Message) -> Message:
-    """The message with the arguments of its calls as objects: so templates write them."""
+    """The message with the arguments of its calls as objects: so templates write them.
+
+    Without calls it has no list of them either: templates ask whether there is one.
+    """
     calls = message.get("tool_calls")
     if not calls:
-        return message
+        return {key: value for key, value in message.items() if key != "tool_calls"}
+    if not isinstance(calls, Sequence) or isinstance(calls, str):
+        raise RequestError(f"the tool_calls of a message are {calls!r:.80}; send a list of calls")
     return {**message, "tool_calls": [_read_call(call) for call in calls]}
 
 
@@ -90,32 +98,46 @@ def _read_call(call: Any) -> Mapping[str, Any]:
     return {**call, "function": {**function, "arguments": arguments}}
 
 
-def _spell(message: Message, form: CallFormat) -> Message:
-    """A message of a conversation with tools, for a template that has never heard of them."""
-    if message.get("role") == "tool":
-        return {"role": "user", "content": _ANSWER.format(message.get("content") or "")}
-    calls = message.get("tool_calls")
-    if not calls:
-        return message
+def _spell(messages: Sequence[Message], form: CallFormat) -> tuple[Message, ...]:
+    """A conversation with tools for a template that has never heard of them: all of it is text.
+
+    Answers to calls are the user's words. What he says next goes on from them, as some templates want
+    users and assistants in turn.
+    """
+    spelled: list[Message] = []
+    answered = False
+    for message in messages:
+        words = message.get("content")
+        if answered and message.get("role") in ("tool", "user") and isinstance(words, str):
+            words = _ANSWER.format(words) if message["role"] == "tool" else words
+            spelled[-1] = {"role": "user", "content": f"{spelled[-1]['content']}\n{words}"}
+        elif message.get("role") == "tool":
+            spelled.append({"role": "user", "content": _ANSWER.format(words or "")})
+        elif message.get("tool_calls"):
+            spelled.append(_spell_calls(message, form))
+        else:
+            spelled.append(message)
+        answered = message.get("role") == "tool"
+    return tuple(spelled)
+
+
+def _spell_calls(message: Message, form: CallFormat) -> Message:
+    functions = [call["function"] for call in message["tool_calls"]]
     written = [
-        _write_call(
-            call["function"]["name"], json.dumps(call["function"]["arguments"], ensure_ascii=False), form
-        )
-        for call in calls
+        _write_call(function["name"], json.dumps(function["arguments"], ensure_ascii=False), form)
+        for function in functions
     ]
-    return {
-        "role": message.get("role", "assistant"),
-        "content": "\n".join(filter(None, [message.get("content") or "", *written])),
-    }
+    words = "\n".join(filter(None, [message.get("content") or "", *written]))
+    return {"role": message.get("role", "assistant"), "content": words}
 
 
 def _write_call(name: str, arguments: str, form: CallFormat) -> str:
     return f"{form.head}{name}{form.between}{arguments}{form.after}{form.end}"
 
 
-def _instruct(messages: tuple[Message, ...], text: str) -> tuple[Message, ...]:
-    """The messages with a text at the end of the system message, or in one of its own."""
+def _instruct(messages: tuple[Message, ...], role: str, text: str) -> tuple[Message, ...]:
+    """The messages with a text at the end of the first one of a role, or before all, in one of its own."""
     first = messages[0] if messages else {}
-    if first.get("role") == "system" and isinstance(first.get("content"), str):
+    if first.get("role") == role and isinstance(first.get("content"), str):
         return ({**first, "content": f"{first['content']}\n\n{text}"}, *messages[1:])
-    return ({"role": "system", "content": text}, *messages)
+    return ({"role": role, "content": text}, *messages)

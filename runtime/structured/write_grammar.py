@@ -107,7 +107,9 @@ class GrammarWriter:
             lines += ["start: TEXT | head calls", self._write_mark("head", "TEXT ", form.mark), TEXT]
         else:  # a call is known by its first character
             first = re.escape(form.before[0])
-            lines += ["start: SPACE | PLAIN | calls", r"SPACE: /\s*/", rf"PLAIN: /\s*[^{first}\s](?s:.*)/"]
+            space = r"[ \t\r\n]*"
+            lines += ["start: SPACE | PLAIN | calls", f"SPACE: /{space}/"]
+            lines.append(rf"PLAIN: /{space}[^ \t\r\n{first}](?s:.*)/")
         return "\n".join(lines)
 
     def _repeat(self, separator: str | None, calls: ToolCalls) -> str:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LLM", "AsyncLLM", "Completion", "RuntimeConfig", "SamplingParams", "Session", "TextChunk"]
 
-# ONNX Runtime's wheels for Linux and macOS report to their maker since 1.29. They decide that when the library
+# ONNX Runtime's wheels for Linux and macOS report to their maker since 1.29. They decide it when the library
 # loads; a value that a user has set stays.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 

@@ -66,7 +66,10 @@ def serve_bench_options(function: Callable[..., Any]) -> Callable[..., Any]:
     def with_settings(**options: Any) -> Any:
         values = {name: options.pop(name) for name in ServeSettings.__dataclass_fields__}
         serve = options.pop("serve")
-        _refuse(OF_THE_OTHER_BENCH if serve else tuple(values), "do not go" if serve else "go only")
+        if serve:
+            _refuse(OF_THE_OTHER_BENCH, "for an engine in process; leave this out, or leave out --serve")
+        else:
+            _refuse(tuple(values), "for servers; add --serve, or leave this out")
         return function(**options, serving=ServeSettings(**values) if serve else None)
 
     command: Callable[..., Any] = with_settings
@@ -75,7 +78,7 @@ def serve_bench_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--serve", is_flag=True, help="Measure `kvfold serve` under load instead.")(command)
 
 
-def _refuse(names: tuple[str, ...], how: str) -> None:
+def _refuse(names: tuple[str, ...], what: str) -> None:
     """Refuse options that were typed and would do nothing."""
     context = click.get_current_context()
     typed = [
@@ -85,4 +88,4 @@ def _refuse(names: tuple[str, ...], how: str) -> None:
         and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
     ]
     if typed:
-        raise click.UsageError(f"{', '.join(typed)} {how} with --serve")
+        raise click.UsageError(f"{', '.join(typed)}: {what}")

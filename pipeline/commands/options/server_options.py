@@ -9,8 +9,7 @@ from typing import Any
 
 import click
 
-from kvfold.runtime.runtime_config import RuntimeConfig
-from kvfold.runtime.server.start.server_settings import ServerSettings
+from kvfold.runtime.server.start.server_settings import INTER_TOKEN_TARGET, MAX_NUM_SEQS, ServerSettings
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _SETTINGS: dict[str, tuple[Any, str]] = {
@@ -27,23 +26,26 @@ _SETTINGS: dict[str, tuple[Any, str]] = {
 }
 _CONFIG: dict[str, tuple[Any, str]] = {
     "kv_cache_bytes": (int, "Bytes of all page pools.  [default: what the sequences need, up to 1 GiB]"),
-    "max_num_seqs": (int, "Sequences that run at once.  [default: 8, or a TensorRT plan's own]"),
+    "max_num_seqs": (
+        int,
+        f"Sequences at once.  [default: {MAX_NUM_SEQS}, or a TensorRT plan's own]",
+    ),
     "threads": (int, "Of the engine.  [default: one for each physical core]"),
     "inter_token_target": (
         float,
-        "Seconds between two tokens of a reply that others' prompts may take up to.",
+        f"Seconds that prompts may keep running replies waiting.  [default: {INTER_TOKEN_TARGET}]",
     ),
 }
 
 
 def server_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options; the command gets `settings`, and `config` where an option of the engine was given."""
+    """Add the options; the command gets `settings`, and `engine`: what was given of RuntimeConfig."""
 
     @wraps(function)
     def with_settings(**options: Any) -> Any:
         settings = ServerSettings(**{name: options.pop(name) for name in _SETTINGS})
         given = {name: value for name in _CONFIG if (value := options.pop(name)) is not None}
-        return function(**options, settings=settings, config=RuntimeConfig(**given) if given else None)
+        return function(**options, settings=settings, engine=given)
 
     defaults = ServerSettings()
     command: Callable[..., Any] = with_settings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,7 +13,6 @@ from kvfold.pipeline.commands.options.recipe_arguments import output_option, rec
 from kvfold.pipeline.commands.options.server_options import server_options
 
 if TYPE_CHECKING:
-    from kvfold.runtime.runtime_config import RuntimeConfig
     from kvfold.runtime.server.start.run_server import Loaded
     from kvfold.runtime.server.start.server_settings import ServerSettings
 
@@ -31,7 +30,7 @@ def command(
     architectures: tuple[int, ...],
     served_model_name: str | None,
     settings: ServerSettings,
-    config: RuntimeConfig | None,
+    engine: dict[str, Any],
 ) -> None:
     """Serve RECIPE's model over HTTP; RECIPE may also be the folder of a built bundle.
 
@@ -49,33 +48,38 @@ def command(
 
     require_extra("serve")
     root, target = built_bundle(recipe, output, target, architectures)
-    _serve(root, target, served_model_name or root.resolve().name, settings, config)
+    _serve(root, target, served_model_name or root.resolve().name, settings, engine)
 
 
 def _serve(
-    root: Path, target: str, model_name: str, settings: ServerSettings, config: RuntimeConfig | None
+    root: Path, target: str, model_name: str, settings: ServerSettings, engine: dict[str, Any]
 ) -> None:
     from kvfold.runtime.bundle import TOKENIZER, open_bundle
+    from kvfold.runtime.engine.engine_files import open_engine
     from kvfold.runtime.llm.async_llm import AsyncLLM
     from kvfold.runtime.server.app import Application
     from kvfold.runtime.server.guard.gate import Gate
     from kvfold.runtime.server.observe.health_routes import health_routes
     from kvfold.runtime.server.route_table import Routes
     from kvfold.runtime.server.routes.api import api_routes
+    from kvfold.runtime.server.start.load_compiler import load_compiler
     from kvfold.runtime.server.start.run_server import run_server
+    from kvfold.runtime.server.start.server_settings import serving_config
     from kvfold.runtime.server.state import ServerState
+    from kvfold.runtime.server.ui.ui_routes import ui_routes
     from kvfold.runtime.status import published
-    from kvfold.runtime.structured.grammar_compiler import GrammarCompiler
 
     state = ServerState(model_name, Gate(settings.keys), stall_seconds=settings.stall_seconds)
-    app = Application(Routes([*api_routes(state), *health_routes(state)]), state)
+    app = Application(Routes([*api_routes(state), *health_routes(state), *ui_routes()]), state)
     with ExitStack() as stack:
 
         def load() -> Loaded:
+            bundle = open_bundle(root)
+            config = serving_config(open_engine(bundle, target).config, engine)
             llm = AsyncLLM.load(root, config, target)
             stack.enter_context(published(llm.llm, str(root)))
-            text = open_bundle(root).file(TOKENIZER).read_text(encoding="utf-8")
-            compiler = GrammarCompiler(text, llm.vocab_size, llm.tokenizer.eos_token_ids)
+            text = bundle.file(TOKENIZER).read_text(encoding="utf-8")
+            compiler = load_compiler(text, llm.vocab_size, llm.tokenizer.eos_token_ids)
             return llm, compiler, settings.limits(llm.llm.config.max_num_seqs)
 
         run_server(app, state, settings, load)

@@ -103,10 +103,14 @@ async def begin_chat(
     turn.started(chat)
 
     def ended(at: int, completion: Completion) -> None:
-        kept = replies[at].kept
-        if not turn.finish(state.llm.tokenizer, completion, kept):
-            shared.discard(kept)
+        turn.finish(state.llm.tokenizer, completion, replies[at].kept)
 
+    def undo() -> None:
+        if not turn.finished:
+            shared.discard(turn.taken)
+            shared.discard(replies[0].kept)
+
+    request.at_end(undo)
     return Run(len(ids), replies, [form.reader()], (*ask.ignored, *form.ignored), ended)
 
 
@@ -139,15 +143,20 @@ def submit(
     """Ask for all replies to one prompt; raises as ServerState.submit."""
     state = shared.state
     length = len(prompt.token_ids)
-    replies = [
-        state.submit(
-            request,
-            prompt,
-            ask.params_for(length, state.llm.max_length, at),
-            Service(ask.priority, ask.deadline, keep, **form.service()),
-        )
-        for at in range(ask.n)
-    ]
+    params = [ask.params_for(length, state.llm.max_length, at) for at in range(ask.n)]
+    if form.grammar is None:
+        service = Service(ask.priority, ask.deadline, keep, kept_tokens=form.kept)
+        replies = state.submit_several(request, prompt, params, service)
+    else:  # each has a constraint of its own
+        replies = [
+            state.submit(
+                request,
+                prompt,
+                one,
+                Service(ask.priority, ask.deadline, keep, form.grammar.constraint(), form.kept),
+            )
+            for one in params
+        ]
     shared.watch(request, replies)
     return replies
 

@@ -35,15 +35,6 @@ class Constrained:
     kept: frozenset[int] = frozenset()
     ignored: tuple[str, ...] = ()
 
-    def service(self) -> dict[str, Any]:
-        """What a reply's Service has for it."""
-        found: dict[str, Any] = {}
-        if self.grammar is not None:
-            found["constraint"] = self.grammar.constraint()
-        if self.kept:
-            found["kept_tokens"] = self.kept
-        return found
-
     def reader(self) -> ReplyReader | None:
         """A reply's own reader; None where all of it is text."""
         if self.reasoning is None and self.calls is None:

@@ -107,12 +107,19 @@ class Session(Conversation):
 
 
 class Turn:
-    """A turn on its way; one that does not come to its end changes nothing."""
+    """A turn on its way; one that does not come to its end changes nothing.
+
+    Attributes:
+        finished: its reply has ended, and is remembered.
+        taken: pages that it was submitted with; the model has them again once it computes for it.
+    """
 
     def __init__(
         self, source: Conversation, target: Conversation | None, ended: Callable[[Turn], None] | None = None
     ) -> None:
         """A turn that goes on from `source`; what it comes to is kept in `target`, if anywhere."""
+        self.finished = False
+        self.taken: Any = None
         self._source = source
         self._target = target
         self._ended = ended
@@ -134,24 +141,24 @@ class Turn:
         return self._source.kept if self.keeps else None
 
     def started(self, chat: EncodedChat) -> None:
-        """It was submitted with these tokens; the kept pages are the model's again."""
+        """It was submitted with these tokens, and with the kept pages: no other turn may have them."""
         self._chat = chat
         if self._target is not None:
             known = self._source.known.token_ids
             self._target.rematched += bool(known) and chat.token_ids[: len(known)] != known
-            self._source.kept = None
+            self.taken, self._source.kept = self._source.kept, None
 
-    def finish(self, tokenizer: Tokenizer, completion: Completion, kept: Any) -> bool:
-        """Its reply has ended: remember its tokens and their pages; False: nobody wants them."""
+    def finish(self, tokenizer: Tokenizer, completion: Completion, kept: Any) -> None:
+        """Its reply has ended: remember its tokens and their pages, where anybody wants them."""
         target = self._target
         if target is None or target.dropped or completion.cancel_reason not in (None, "deadline"):
-            return False
+            return
         ids = self._chat.token_ids + list(completion.token_ids)
         target.known = add_reply(tokenizer, self._chat.text, ids, completion.token_ids)
         target.kept = kept
         target.turns = self._source.turns + 1
+        self.finished = True
         self.close()
-        return True
 
     def close(self) -> None:
         """It is over, however it ended."""

@@ -29,6 +29,7 @@ LOG = logging.getLogger("kvfold.server")
 LOOK_SECONDS = 0.25
 # For answers that are written, and for streams that carry an error, after the last reply has ended.
 FLUSH_SECONDS = 5
+EXIT_HUNG = 3
 # Longer than a proxy keeps idle connections, which would else be closed under its next request.
 KEEP_ALIVE_SECONDS = 75
 
@@ -105,7 +106,7 @@ class Run:
             notify("STOPPING=1")
             llm = self._state.loaded_llm
             if llm is not None and llm.failure is None:
-                await llm.drain(self._settings.drain_seconds)
+                await self._drain(llm)
             self._server.should_exit = True
             await serving
             if llm is not None:
@@ -125,12 +126,23 @@ class Run:
         watchdog = watchdog_seconds()
         next_sign = 0.0
         while not self._ending.is_set() and self._state.llm.failure is None:
+            self._state.look()
             now = asyncio.get_running_loop().time()
             if watchdog is not None and now >= next_sign and self._state.why_not_ready() is None:
                 notify("WATCHDOG=1")
                 next_sign = now + watchdog
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._ending.wait(), LOOK_SECONDS)
+
+    async def _drain(self, llm: ServedLLM) -> None:
+        """Let replies finish; a hung engine lets none, nor itself be closed."""
+        seconds = self._settings.drain_seconds
+        try:
+            async with asyncio.timeout(seconds + FLUSH_SECONDS):
+                await llm.drain(seconds)
+        except TimeoutError:
+            LOG.error("the engine hangs: running replies are lost")
+            os._exit(EXIT_HUNG)
 
     def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from kvfold.plugins.contract.errors import RequestError
 from kvfold.runtime.checks import check_integer, check_number
+from kvfold.runtime.runtime_config import RuntimeConfig
 from kvfold.runtime.server.guard.admission_limits import AdmissionLimits
 from kvfold.runtime.server.guard.loopback import is_loopback
 
+if TYPE_CHECKING:
+    from kvfold.runtime.engine.engine_config import EngineConfig
+
 # A queue of so many turns of the engine is long enough to be told to come again.
 WAITING_PER_SEQUENCE = 8
+# Sequences that a server runs at once, where no TensorRT plan has limits of its own; and seconds that prompts
+# may keep running replies waiting: chunks that small cost a long prompt nothing (docs/results.md).
+MAX_NUM_SEQS = 64
+INTER_TOKEN_TARGET = 0.1
 
 
 @dataclass(frozen=True)
@@ -59,3 +69,21 @@ class ServerSettings:
         """What may be inside at an engine that runs so many sequences at once."""
         default = WAITING_PER_SEQUENCE * max_num_seqs
         return AdmissionLimits(max_num_seqs, default if self.max_waiting is None else self.max_waiting)
+
+
+def serving_config(facts: EngineConfig, given: Mapping[str, Any]) -> RuntimeConfig:
+    """How an engine runs for many clients: as given, else with this module's defaults.
+
+    Args:
+        facts: of the engine.
+        given: fields of RuntimeConfig.
+
+    Raises:
+        RequestError: a value is out of range.
+    """
+    from kvfold.runtime.llm.llm import default_config
+
+    base = default_config(facts)
+    if facts.tensorrt is None:
+        base = replace(base, max_num_seqs=MAX_NUM_SEQS)
+    return replace(base, **{"inter_token_target": INTER_TOKEN_TARGET, **given})

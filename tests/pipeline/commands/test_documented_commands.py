@@ -36,9 +36,9 @@ INSTEAD = {
 }
 # Words of a line, and why it is not run here; its arguments are parsed.
 NOT_RUN = {
-    "kvfold serve": "serves until a signal: tests/runtime/server/test_run_server.py and tests/deploy do",
     "--target tensorrt": "builds or runs a plan: tests/pipeline/build and tests/gpu do",
     "--target tensorrt-rtx": "builds or runs a plan: tests/pipeline/build and tests/gpu do",
+    "kvfold serve": "serves until a signal: test_serve_command.py does",
     "bench --serve": "puts servers under load for minutes: tests/pipeline/bench/serving does, for seconds",
     "--peer-python": "needs the peers, and the network to get them",
 }

@@ -111,18 +111,31 @@ def test_a_session_of_a_task_pays_for_its_new_tokens_only() -> None:
         async def talk(name: str) -> list[int]:
             async with served.session(f"You are {name}.") as session:
                 reused = [(await session.send("Go on.", params)).usage.reused_tokens for _ in range(3)]
-                async for _ in session.stream("And now?", SamplingParams(max_tokens=40)):
-                    break
-                assert len(session.messages) == 7, "a turn that nobody reads to its end is undone"
+                stream = session.stream("And now?", SamplingParams(max_tokens=100))
+                await anext(stream)
                 with pytest.raises(RequestError, match="still streaming"):
-                    await asyncio.gather(session.send("One.", params), session.send("Two.", params))
+                    await session.send("And then?", params)
+                await stream.aclose()
+                assert len(session.messages) == 7, "a turn that nobody reads to its end is undone"
                 return reused
 
         for reused in await asyncio.gather(*(talk(name) for name in ("Ada", "Bob", "Cleo"))):
             assert 0 < reused[1] < reused[2]
 
-    llm, _ = make_llm(PLAN, pages=300, seqs=8)
-    run(llm, work)
+    run(make_slow(), work)
+
+
+def test_a_turn_that_nobody_reads_to_its_end_gives_its_pages_back() -> None:
+    async def work(served: AsyncLLM) -> None:
+        async with served.session() as session:
+            stream = session.stream("Hi.", SamplingParams(max_tokens=3))
+            await anext(stream)
+            while served.snapshot().busy:
+                await asyncio.sleep(0.01)
+            await stream.aclose()
+
+    for _ in range(5):
+        run(make_slow(), work)
 
 
 def test_a_cancelled_reply_ends_with_what_was_said() -> None:

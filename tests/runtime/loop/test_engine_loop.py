@@ -195,6 +195,44 @@ def test_an_error_of_the_engine_ends_all_and_refuses_new_ones() -> None:
     assert not loop.core.scheduler.has_work
 
 
+def test_a_broken_law_lets_nobody_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = make_loop()
+    ticket = make_ticket(loop, [1] * 20)
+    monkeypatch.setattr(loop.core.scheduler, "schedule", lambda most: 1 // 0)
+    loop.submit(ticket)
+    loop.start(lambda turn: None)
+    while not ticket.ended:
+        loop.advance(lambda: ticket.ended)
+    loop.close()
+    assert isinstance(ticket.error, EngineError) and isinstance(loop.failure, EngineError)
+
+
+class BrokenGrammar:
+    """A constraint that fails in a way that nobody foresaw."""
+
+    finished = False
+
+    def fill_mask(self, mask: np.ndarray) -> None:
+        raise ZeroDivisionError("of a grammar")
+
+    def accept(self, token_id: int) -> None: ...
+
+    def rollback(self, count: int) -> None: ...
+
+
+def test_an_error_in_sampling_that_is_no_requests_own_ends_all() -> None:
+    loop = make_loop()
+    well = make_ticket(loop, [1] * 20)
+    request = Request(Prompt(np.array([2] * 20)), 8, loop.info)
+    state = SamplingState(SamplingParams(), np.array([2] * 20), (), loop.info.vocab_size, BrokenGrammar())
+    ill = Ticket(request, state)
+    for ticket in (ill, well):
+        loop.submit(ticket)
+    assert loop.turn().outcome is Outcome.FAILED
+    assert isinstance(well.error, EngineError) and isinstance(ill.error, EngineError)
+    check(loop)
+
+
 def test_a_loop_of_its_own_thread_serves_many_and_ends() -> None:
     loop = make_loop()
     delivered: list[Ticket] = []

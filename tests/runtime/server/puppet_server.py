@@ -1,7 +1,8 @@
 """`run_server` over a puppet in a process of its own: `python -m tests.runtime.server.puppet_server OPTIONS`.
 
 OPTIONS is JSON: `port` to listen on; `paths` and `drain_seconds` of the settings; `load_seconds`;
-`no_bundle`, loading fails; `fails_after`, seconds from loading to the engine's end. Replies take a second.
+`no_bundle`, loading fails; `hangs`, a drain never ends; `fails_after`, seconds from loading to the engine's
+end. Replies take a second.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class SlowReply(PuppetReply):
 class SlowLLM(PuppetLLM):
     """Drains as AsyncLLM does, and may fail."""
 
-    def __init__(self, fails_after: float) -> None:
+    def __init__(self, fails_after: float, hangs: bool) -> None:
+        self.hangs = hangs
         self._end = time.monotonic() + fails_after
         super().__init__()
 
@@ -61,6 +63,8 @@ class SlowLLM(PuppetLLM):
 
     async def drain(self, seconds: float) -> None:
         end = time.monotonic() + seconds
+        while self.hangs:
+            await asyncio.sleep(1)
         while not all(reply.done or reply.cancelled == "client" for reply in self.replies):
             await asyncio.sleep(0.01)
             if time.monotonic() > end:
@@ -78,7 +82,8 @@ def main(options: dict[str, Any]) -> None:
         time.sleep(options.get("load_seconds", 0))
         if options.get("no_bundle"):
             raise BundleError("there is no bundle")
-        return SlowLLM(options.get("fails_after", float("inf"))), None, settings.limits(8)
+        llm = SlowLLM(options.get("fails_after", float("inf")), options.get("hangs", False))
+        return llm, None, settings.limits(8)
 
     run_server(app, state, settings, load)
 

@@ -189,29 +189,37 @@ def test_a_client_that_leaves_in_its_body_ends_quietly() -> None:
 
 
 def test_a_silent_stream_gets_comments_and_a_busy_one_does_not() -> None:
-    async def call(silent: bool) -> bytes:
-        llm = PuppetLLM(["x"] * 40)
+    async def call() -> None:
+        llm = PuppetLLM()
         app, state = make_server(llm)
-        state.sweep = streaming.StreamSweep(
-            streaming.StreamLimits(keep_alive_seconds=0.03, look_seconds=0.01)
-        )
         llm.go.clear()
         exchange = Exchange(app, "POST", "/say", b'{"stream": true}', JSON)
-        for _ in range(10):
-            await asyncio.sleep(0.01)
-            if not silent:
-                llm.go.set()
-                await asyncio.sleep(0)
-                await asyncio.sleep(0)
-                llm.go.clear()
-        llm.go.set()
-        answer = await exchange.end()
-        assert answer.complete
-        return answer.body
+        parts = exchange.answer.parts
+        await until(lambda: exchange.answer.status)
+        start = asyncio.get_running_loop().time()
 
-    body = run(call(silent=True))
-    assert body.count(b": keep-alive\n\n") in range(1, 5)
-    assert run(call(silent=False)).count(b": keep-alive") == 0
+        async def seen(seconds: float) -> int:
+            state.sweep.look(start + seconds)
+            await asyncio.sleep(0)
+            return parts.count(b": keep-alive\n\n")
+
+        assert [await seen(at) for at in (14, 16, 17, 30, 32, 33)] == [0, 1, 1, 1, 2, 2]
+        llm.go.set()
+        await until(lambda: b"data: a\n\n" in parts)
+        llm.go.clear()
+        assert [await seen(at) for at in (45, 46, 59, 62)] == [2, 2, 2, 3], (
+            "silence counts from the look that saw it"
+        )
+        exchange.reads.clear()
+        assert [await seen(at) for at in (78, 79, 95)] == [3, 3, 3], (
+            "a client that reads nothing gets no more"
+        )
+        exchange.reads.set()
+        llm.go.set()
+        assert (await exchange.end()).complete
+        assert parts.count(b": keep-alive\n\n") == 4
+
+    run(call())
 
 
 def test_a_reader_that_does_not_read_is_cut() -> None:

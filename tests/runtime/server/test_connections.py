@@ -181,12 +181,37 @@ def test_frames_of_tiny_chunks_count() -> None:
     run(test)
 
 
-def test_what_is_no_http_is_400() -> None:
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 10,
+        b"CONNECT localhost:80 HTTP/1.1\r\n\r\n",
+        b"GET /\xff\xfe HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nx: \x00\r\n\r\n",
+        b"POST /say HTTP/1.1\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n",
+        b"POST /say HTTP/1.1\r\ncontent-length: -5\r\n\r\n",
+        b"POST /say HTTP/1.1\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\n",
+    ],
+)
+def test_what_is_no_http_is_400(data: bytes) -> None:
     async def test() -> None:
         async with listening() as server:
             client = await server.connect()
-            assert (await client.ask(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 10))[0] == 400
+            assert (await client.ask(data))[0] == 400
             assert await client.closed()
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    "path", [b"/%ff%zz", b"//", b"/things/%00", b"/?" + b"%" * 100, b"http://localhost/nothing"]
+)
+def test_an_odd_path_is_an_answer_like_others(path: bytes) -> None:
+    async def test() -> None:
+        async with listening() as server:
+            client = await server.connect()
+            status, _, _ = await client.ask(b"GET " + path + b" HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            assert status == (200 if path == b"/things/%00" else 404)
 
     run(test)
 

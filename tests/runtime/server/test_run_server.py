@@ -147,6 +147,13 @@ def test_a_second_signal_ends_at_once(pool: ThreadPoolExecutor) -> None:
         assert all(isinstance(request.exception(), (ConnectionError, OSError)) for request in requests)
 
 
+def test_an_engine_that_hangs_cannot_keep_the_process() -> None:
+    with serving({"hangs": True, "drain_seconds": 0}) as server:
+        wait_for(lambda: server.ready() == 200)
+        server.signal(signal.SIGTERM)
+        assert server.popen.wait(20) == 3
+
+
 def test_a_signal_while_it_loads_ends_it_at_once() -> None:
     with serving({"load_seconds": 60}) as server:
         wait_for(lambda: server.ready() == 503)
@@ -175,7 +182,7 @@ def test_an_engine_that_fails_tells_every_stream_and_ends_the_process(pool: Thre
 def test_sighup_reads_the_keys_again(tmp_path: Path) -> None:
     path = write(tmp_path / "keys.json", [entry("alice")])
     with serving({"paths": {"keys": str(path)}}) as server:
-        wait_for(lambda: server.ready() == 401)
+        wait_for(lambda: server.ready() == 200)
         assert server.ask("GET", "/version", **bearer("alice"))[0] == 200
         write(path, [entry("bob")])
         server.signal(signal.SIGHUP)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
-from itertools import takewhile
 
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -45,7 +44,7 @@ def tiny_bpe() -> Tokenizer:
 @cache
 def vocab_size() -> int:
     """Width of the model's logits."""
-    return tiny_bpe().get_vocab_size() + EXTRA
+    return int(tiny_bpe().get_vocab_size()) + EXTRA
 
 
 @cache
@@ -61,36 +60,28 @@ def allowed(constraint: TokenConstraint, width: int | None = None) -> np.ndarray
     return np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))
 
 
-def walk(
-    constraint: TokenConstraint,
-    rng: random.Random,
-    closing: Iterable[int],
-    eos: Iterable[int] = (EOS,),
-    width: int | None = None,
-    free: int = 60,
-    limit: int = 3_000,
-) -> list[int]:
+def walk(constraint: TokenConstraint, seed: int, free: int = 60, once: Sequence[int] = ()) -> list[int]:
     """Tokens of a reply, the end of sequence not among them.
 
-    After `free` uniform draws it takes the first of `closing` that is allowed, where one is, since chance
-    alone would leave few strings and lists.
+    After `free` uniform draws it takes each of `once` where it is first allowed, else what closes something,
+    where that is allowed: chance alone would leave few strings and lists.
 
     Raises:
-        AssertionError: it does not end within the limit, or a state allows nothing.
+        AssertionError: it does not end, or a state allows nothing.
     """
-    ends, tokens = set(eos), []
+    rng, left, tokens = random.Random(seed), list(once), list[int]()
     while not constraint.finished:
-        ids = allowed(constraint, width)
-        assert len(ids), tokens
+        ids = allowed(constraint)
+        assert len(ids) and len(tokens) < 2_000, f"{spell(tokens[:50])} ..."
         chosen = int(rng.choice(ids))
         if len(tokens) >= free:
             possible = set(ids.tolist())
-            chosen = next((token for token in closing if token in possible), chosen)
+            chosen = next((token for token in (*left, *closing_tokens()) if token in possible), chosen)
+            left = [token for token in left if token != chosen]
         constraint.accept(chosen)
-        if chosen in ends:
+        if chosen == EOS:
             break
         tokens.append(chosen)
-        assert len(tokens) < limit, tokens
     return tokens
 
 
@@ -102,6 +93,4 @@ def closing_tokens() -> tuple[int, ...]:
 
 def spell(tokens: Iterable[int]) -> str:
     """The text of tokens, control tokens included."""
-    return str(
-        tiny_bpe().decode(list(takewhile(lambda token: token != EOS, tokens)), skip_special_tokens=False)
-    )
+    return str(tiny_bpe().decode(list(tokens), skip_special_tokens=False))

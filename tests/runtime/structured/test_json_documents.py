@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,19 +10,17 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from kvfold.plugins.contract.errors import RequestError
+from kvfold.runtime.structured.grammar_limits import MAX_OPTIONAL
 from kvfold.runtime.structured.grammar_spec import JsonSchema
 from tests.runtime.structured.json_schemas import PERSON, REFUSED, SCHEMAS
-from tests.runtime.structured.random_walks import closing_tokens, spell, tiny_bpe, tiny_compiler, walk
+from tests.runtime.structured.random_walks import allowed, spell, tiny_bpe, tiny_compiler, walk
 
 DOCUMENTS = 1_000
 
 
 def documents(schema: Mapping[str, Any], count: int) -> list[str]:
     grammar = tiny_compiler().compile(JsonSchema(schema))
-    return [
-        spell(walk(grammar.constraint(), random.Random(seed), closing_tokens(), free=seed % 40))
-        for seed in range(count)
-    ]
+    return [spell(walk(grammar.constraint(), seed, free=seed % 40)) for seed in range(count)]
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
@@ -37,7 +34,7 @@ def test_random_documents_are_valid(name: str) -> None:
 def test_no_schema_means_any_object() -> None:
     grammar = tiny_compiler().compile(JsonSchema())
     for seed in range(20):
-        text = spell(walk(grammar.constraint(), random.Random(seed), closing_tokens()))
+        text = spell(walk(grammar.constraint(), seed))
         assert isinstance(json.loads(text), dict)
 
 
@@ -69,4 +66,21 @@ def test_a_stranger_s_schema_cannot_change_how_json_is_written() -> None:
     options = {"item_separator": ";", "whitespace_pattern": "x", "lenient": True}
     grammar = tiny_compiler().compile(JsonSchema({**schema, "x-guidance": options}))
     for seed in range(10):
-        assert json.loads(spell(walk(grammar.constraint(), random.Random(seed), closing_tokens()))) == [1, 1]
+        assert json.loads(spell(walk(grammar.constraint(), seed))) == [1, 1]
+
+
+def test_as_many_properties_as_are_allowed_can_be_left_out() -> None:
+    names = [f"p{i}" for i in range(MAX_OPTIONAL + 100)]
+    schema = {
+        "type": "object",
+        "properties": {name: {"type": "null"} for name in names},
+        "required": names[:100],
+    }
+    text = json.dumps(dict.fromkeys([*names[:100], names[150], names[-1]]))
+    constraint = tiny_compiler().compile(JsonSchema({**schema, "additionalProperties": False})).constraint()
+    for token in tiny_bpe().encode(text, add_special_tokens=False).ids:
+        assert token in allowed(constraint)
+        constraint.accept(token)
+    assert constraint.finished
+    with pytest.raises(RequestError, match="201 properties that may be left out"):
+        tiny_compiler().compile(JsonSchema({**schema, "required": names[:99]}))

@@ -12,6 +12,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from kvfold.plugins.contract.errors import BundleError
 from kvfold.plugins.contract.tokenizer_config import TokenizerConfig
 from kvfold.runtime.text.tokenizer import BundleTokenizer
+from tests.runtime.text.chat_tokenizers import TOKENIZERS
 
 
 def save(folder: Path, config: TokenizerConfig, *, truncate: bool = False, pad: bool = False) -> None:
@@ -47,3 +48,14 @@ def test_a_damaged_tokenizer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(BundleError, match="cannot be read as a tokenizer"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["qwen", "gguf smollm"])
+def test_special_tokens_are_left_out_but_for_those_to_keep(name: str) -> None:
+    tokenizer = BundleTokenizer(TOKENIZERS[name](), TokenizerConfig())
+    added = tokenizer.added_tokens
+    ids = [added["<|im_start|>"], *tokenizer.encode("the é", control_tokens=False), added["<think>"]]
+    ids.append(added["<|im_end|>"])
+    assert tokenizer.decode(ids) == "the é<think>"
+    assert tokenizer.decode(ids, keep={added["<|im_end|>"]}) == "the é<think><|im_end|>"
+    assert tokenizer.decode(ids, keep=added.values()) == tokenizer.decode_rendered(ids)

@@ -21,11 +21,13 @@ class Ask:
         path: from the server's root.
         body: as JSON, to which the client adds the model's name; bytes are sent as they are.
         hang_up: seconds after which the client closes the connection; None: never.
+        pieces: of a stream's text after which it does; None: never.
     """
 
     path: str
     body: Body | bytes
     hang_up: float | None = None
+    pieces: int | None = None
 
     @property
     def streams(self) -> bool:

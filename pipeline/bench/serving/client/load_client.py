@@ -63,6 +63,8 @@ class LoadClient:
             return reply.end("broken", f"{type(error).__name__}: {error}")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             return reply.end("broken", f"not OpenAI's API: {type(error).__name__}: {error}")
+        if reply.left:
+            return reply.end("aborted")
         if reply.status != 200:
             return reply.end("refused", reply.trouble)
         missing = reply.missing()
@@ -90,7 +92,9 @@ class LoadClient:
                     reply.trouble = _refusal(await response.text())
                 elif ask.streams:
                     reply.streamed = True
-                    await _read_events(response, reply)
+                    await _read_events(response, reply, ask.pieces)
+                    if reply.left:
+                        response.close()
                 else:
                     reply.take_whole(json.loads(await response.read()))
             except asyncio.CancelledError:
@@ -121,6 +125,7 @@ class _Reply:
     trouble: str = ""
     retry_after: float | None = None
     streamed: bool = False
+    left: bool = False
     done: bool = False
     arrivals: list[float] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
@@ -170,8 +175,11 @@ class _Reply:
         )
 
 
-async def _read_events(response: ClientResponse, reply: _Reply) -> None:
-    """Take in server-sent events; one `data:` line is an event, comments and other fields are passed over."""
+async def _read_events(response: ClientResponse, reply: _Reply, pieces: int | None) -> None:
+    """Take in server-sent events, at most those of so many pieces of text.
+
+    One `data:` line is an event; comments and other fields are passed over.
+    """
     rest = b""
     async for piece in response.content.iter_any():
         clock = perf_counter()
@@ -184,6 +192,9 @@ async def _read_events(response: ClientResponse, reply: _Reply) -> None:
                 reply.done = True
             else:
                 reply.take_event(json.loads(data), clock)
+        if pieces is not None and len(reply.arrivals) >= pieces:
+            reply.left = True
+            return
 
 
 def _seconds(header: str | None) -> float | None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from statistics import median
 from time import perf_counter
 
@@ -14,7 +16,7 @@ from kvfold.pipeline.bench.serving.client.run_load import closed_loop
 from kvfold.pipeline.bench.serving.scenarios.scenario import Bench, Steps, heard_by
 from kvfold.pipeline.bench.serving.scenarios.served_prompts import exactly
 from kvfold.pipeline.bench.serving.serve_results import Demand, Figure, Measured
-from kvfold.pipeline.bench.serving.servers.server_metrics import METRICS, ServerState, read_state
+from kvfold.pipeline.bench.serving.servers.server_metrics import METRICS, REQUESTS, ServerState, read_state
 from kvfold.pipeline.bench.serving.servers.server_process import RunningServer, run_server
 from kvfold.pipeline.bench.workloads.workloads import write_prompt
 from kvfold.plugins.contract.errors import TargetError
@@ -22,7 +24,7 @@ from kvfold.plugins.contract.progress import Progress
 
 AT_ONCE, CLIENTS = 8, 16  # half of the clients wait in the queue
 LEAVERS, ABORTS = 20, 1000
-STREAM_SECONDS = (0.3, 0.9)  # of those whose pages are timed
+STREAM_PIECES = (4, 24)  # of those whose pages are timed
 ABORT_SECONDS = 1.0  # at most
 PROMPT_TOKENS, NEW_TOKENS = 600, 400
 REST_SECONDS = 30.0
@@ -49,7 +51,7 @@ async def measure(bench: Bench, progress: Progress) -> Measured:
             ),
         ),
         {"aborts": (summarise(load),)},
-        ("Free pages are looked for over HTTP, which is part of what was measured.",),
+        ("That a request is gone is asked over HTTP, which is part of its time.",),
     )
 
 
@@ -72,6 +74,21 @@ async def wait_for_rest(server: RunningServer, seconds: float = REST_SECONDS) ->
     return state
 
 
+async def _gone(server: RunningServer) -> float:
+    """When nobody is there and no page is held, a clock of `time.perf_counter`.
+
+    Raises:
+        TargetError: that does not come.
+    """
+    end = perf_counter() + REST_SECONDS
+    while perf_counter() < end:
+        _, listed = await server.client.get(REQUESTS)
+        clock = perf_counter()
+        if not json.loads(listed)["data"] and (await state_of(server)).at_rest:
+            return clock
+    raise TargetError(f"{server.title} lists requests of clients that left {REST_SECONDS:.0f} s ago")
+
+
 def lost(before: ServerState, after: ServerState) -> float:
     """Pages that belong to nobody, of two states at rest."""
     return float(before.total_pages - after.total_pages + after.pages["used"])
@@ -83,14 +100,12 @@ async def _time_leavers(
     """Seconds from a disconnect to free pages, and of a step of that stream."""
     times = []
     for number in range(LEAVERS):
-        hang_up = draw.uniform(*STREAM_SECONDS)
         prompt = write_prompt(20, bench.vocab_size, f"leaver {number}")
-        ask = completion(prompt, exactly(NEW_TOKENS), hang_up)
+        ask = replace(completion(prompt, exactly(NEW_TOKENS)), pieces=draw.randint(*STREAM_PIECES))
         outcome = await server.client.send(ask, perf_counter())
-        if outcome.ending != "aborted" or len(outcome.gaps) < 2:
-            raise TargetError(f"a stream of {hang_up:.1f} s was {outcome.ending}: {outcome.trouble}")
-        await wait_for_rest(server)
-        times.append((perf_counter() - outcome.ended, median(outcome.gaps)))
+        if outcome.ending != "aborted":
+            raise TargetError(f"a stream to be left was {outcome.ending}: {outcome.trouble}")
+        times.append((await _gone(server) - outcome.ended, median(outcome.gaps)))
         progress((number + 1) / LEAVERS)
         await asyncio.sleep(0.05)
     return times

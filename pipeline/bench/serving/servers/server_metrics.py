@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from kvfold.plugins.contract.errors import TargetError
 
 METRICS = "/metrics"
+REQUESTS = "/v1/kvfold/requests"  # who runs or waits, of the same moment; far cheaper to ask
 POOL_PAGES = "kvfold:pool_pages"
 RUNNING, WAITING = "vllm:num_requests_running", "vllm:num_requests_waiting"
 _LINE = re.compile(r"^([\w:]+)(?:\{(.*)\})? (\S+)$")

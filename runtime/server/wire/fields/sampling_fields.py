@@ -11,6 +11,7 @@ import msgspec
 
 from kvfold.plugins.contract.errors import RequestError
 from kvfold.runtime.sampling.params import SamplingParams
+from kvfold.runtime.server.http import HttpError
 from kvfold.runtime.server.wire.fields.read_body import describe, wrong
 from kvfold.runtime.server.wire.fields.shape_fields import ShapeFields
 
@@ -20,6 +21,7 @@ MAX_REPLIES = 128
 MAX_STOPS = 64
 # It stands in paths too.
 SESSION_NAME = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+NO_NAMES: Mapping[str, str] = {}
 TIMEOUT_HEADER, SESSION_HEADER = "x-request-timeout", "x-session-id"
 
 
@@ -84,14 +86,15 @@ def sampling_params(fields: SamplingFields, **more: Any) -> SamplingParams:
     return checked_params({name: value for name, value in values.items() if value is not None})
 
 
-def checked_params(values: Mapping[str, Any], names: Mapping[str, str] | None = None) -> SamplingParams:
-    """SamplingParams. Their refusals begin with a value's name: that is the field, or `names` of it."""
+def checked_params(values: Mapping[str, Any], names: Mapping[str, str] = NO_NAMES) -> SamplingParams:
+    """SamplingParams; the HttpError of a refused value names its field, which `names` may call otherwise."""
     try:
         return SamplingParams(**values)
     except RequestError as error:
-        name, _, problem = str(error).partition(" ")
-        param = (names or {}).get(name, name)
-        raise wrong(problem, param) from None
+        message = str(error)
+        field = next((name for name in re.findall(r"\w+", message) if name in values), "")
+        param = names.get(field, field)
+        raise HttpError(400, message.replace(field, param, 1), param=param or None) from None
 
 
 def stream_fields(fields: SamplingFields) -> dict[str, Any]:

@@ -57,6 +57,7 @@ class FakeServer:
         app.router.add_get("/v1/models", self.models)
         app.router.add_get("/health/ready", self.ready)
         app.router.add_get("/metrics", self.metrics)
+        app.router.add_get("/v1/kvfold/requests", self.requests)
         for path in ("/v1/completions", "/v1/chat/completions"):
             app.router.add_post(path, self.reply)
         return app
@@ -75,6 +76,9 @@ class FakeServer:
         ]
         lines.append(f'vllm:num_requests_running{{model_name="fake"}} {self.at_once}.0')
         return web.Response(text="\n".join(["# TYPE kvfold:pool_pages gauge", *lines, ""]))
+
+    async def requests(self, request: web.Request) -> web.Response:
+        return web.json_response({"data": [{}] * self.at_once})
 
     async def reply(self, request: web.Request) -> web.StreamResponse:
         if self.draining:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from time import perf_counter
 from typing import TypeVar
 
@@ -129,6 +130,22 @@ def test_a_client_that_leaves_is_seen_by_the_server_at_once() -> None:
     assert outcome.ending == "aborted" and server.left == 1
     assert 2 < len(outcome.arrivals) < 1000
     assert 0.3 <= outcome.seconds < 2
+
+
+def test_a_client_may_leave_after_so_many_pieces() -> None:
+    server = FakeServer(delay=0.02)
+
+    async def leave(client: LoadClient) -> Outcome:
+        outcome = await client.send(replace(completion("go", Wanted(1000)), pieces=5), perf_counter())
+        for _ in range(100):
+            await asyncio.sleep(0.01)
+            if server.left:
+                break
+        return outcome
+
+    outcome = with_client(server, leave)
+    assert outcome.ending == "aborted" and server.left == 1
+    assert 5 <= len(outcome.arrivals) < 10
 
 
 def test_a_client_may_leave_before_anything_came() -> None:

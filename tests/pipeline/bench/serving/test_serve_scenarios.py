@@ -211,7 +211,7 @@ def test_a_server_that_runs_already_is_measured_too(tmp_path: Path, monkeypatch:
 
 
 def test_aborts_that_cost_pages_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    set_all(monkeypatch, abort_requests, LEAVERS=3, ABORTS=30, ABORT_SECONDS=0.2, STREAM_SECONDS=(0.2, 0.3))
+    set_all(monkeypatch, abort_requests, LEAVERS=3, ABORTS=30, ABORT_SECONDS=0.2)
     found = answer(abort_requests.measure, bench_of(tmp_path, delay=0.01))
     assert figure(found, "pages lost").value == 0
     assert figure(found, "pages lost").met is True

@@ -103,7 +103,7 @@ def test_the_system_prompt_comes_first_without_a_client_s_bookkeeping() -> None:
     assert rendered(system=[billing]).startswith("<|im_start|>user")
 
 
-def test_results_of_tools_are_messages_of_their_own() -> None:
+def test_the_user_goes_on_from_results_of_tools() -> None:
     result = {"type": "tool_result", "tool_use_id": "t", "content": [{"type": "text", "text": "7"}]}
     text = rendered(
         messages=[
@@ -112,8 +112,7 @@ def test_results_of_tools_are_messages_of_their_own() -> None:
             {"role": "user", "content": [result, {"type": "text", "text": "So?"}]},
         ]
     )
-    response = "<|im_start|>user\n<tool_response>\n7\n</tool_response><|im_end|>\n"
-    assert response + "<|im_start|>user\nSo?<|im_end|>" in text
+    assert "<|im_start|>user\n<tool_response>\n7\n</tool_response>\nSo?<|im_end|>" in text
 
 
 def test_thoughts_that_come_back_are_no_text() -> None:

@@ -173,3 +173,8 @@ def test_calls_and_their_results_go_to_the_template() -> None:
     assert called["tool_calls"] == [CALL]
     assert (called["content"], called["reasoning_content"]) == ("", "hm")
     assert result == {"role": "tool", "content": "7", "tool_call_id": "c1"}
+
+
+def test_a_token_id_that_is_none_is_refused_by_its_field_s_name() -> None:
+    assert refusal(stop_token_ids=[-1]).param == "stop_token_ids"
+    assert refusal(logit_bias={"1": 1e3}).param == "logit_bias"
