@@ -22,8 +22,6 @@ from tests.deploy.container import TOOLS, Image, build_image
 from tests.pipeline.fake_stages import QuietDisplay
 from tests.pipeline.tiny_recipe import write_tiny_recipe
 
-# Grammars want to know how tokens become text.
-BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
 pytestmark = pytest.mark.timeout(3600)
 
 KEY = "a key of the test"
