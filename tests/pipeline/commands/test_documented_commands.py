@@ -38,7 +38,6 @@ INSTEAD = {
 NOT_RUN = {
     "--target tensorrt": "builds or runs a plan: tests/pipeline/build and tests/gpu do",
     "--target tensorrt-rtx": "builds or runs a plan: tests/pipeline/build and tests/gpu do",
-    "kvfold serve": "serves until a signal: test_serve_command.py does",
     "bench --serve": "puts servers under load for minutes: tests/pipeline/bench/serving does, for seconds",
     "--peer-python": "needs the peers, and the network to get them",
 }

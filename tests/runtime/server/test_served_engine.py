@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from time import sleep
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from kvfold.runtime.server.app import Application
 from kvfold.runtime.server.guard.admission_limits import AdmissionLimits
 from kvfold.runtime.server.state import ServerState
 from tests.runtime.byte_tokenizer import VOCAB, ByteTokenizer
-from tests.runtime.harness import PLANS, check
+from tests.runtime.harness import PLANS, check, in_use
 from tests.runtime.server.asgi_client import JSON, Exchange, ask, until
 from tests.runtime.server.served import make_server
 from tests.runtime.synthetic_engine import SyntheticEngine
@@ -28,7 +29,7 @@ STREAM = b'{"prompt": "a long enough prompt", "stream": true}'
 
 
 class HeldEngine(SyntheticEngine):
-    """Waits in each step until it may go, and may fail in it."""
+    """Takes a millisecond a step, waits in it until it may go, and may fail in it."""
 
     def __init__(self) -> None:
         super().__init__(PLANS["hybrid"], 64, vocab=VOCAB, context=512)
@@ -38,6 +39,7 @@ class HeldEngine(SyntheticEngine):
 
     def execute(self, step: StepInputs) -> np.ndarray:
         self.may_go.wait()
+        sleep(0.001)
         if self.fails:
             raise MemoryError("no memory for the step")
         return super().execute(step)
@@ -60,20 +62,16 @@ def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(asyncio.wait_for(test(), 60))
 
 
-def pages_in_use(state: ServerState) -> int:
-    return sum(pool.in_use for pool in state.llm.snapshot().metrics.pools.values())
-
-
 def test_a_client_that_leaves_gives_its_pages_back_within_a_step() -> None:
     async def test() -> None:
-        async with serving() as (app, state, engine, llm):
+        async with serving() as (app, _, engine, llm):
             exchange = Exchange(app, "POST", "/say", STREAM, JSON)
             await until(lambda: len(exchange.answer.parts) > 3)
-            assert pages_in_use(state) > 0
+            assert in_use(llm.llm) > 0
             exchange.leave()
             await exchange.end()
             steps = engine.steps
-            await until(lambda: pages_in_use(state) == 0)
+            await until(lambda: in_use(llm.llm) == 0)
             assert engine.steps <= steps + 2  # one was in progress
             check(llm.llm)
 

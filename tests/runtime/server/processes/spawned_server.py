@@ -35,7 +35,7 @@ class ServerProcess:
         self.folder = folder
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port: int = free.getsockname()[1]
-        module = [sys.executable, "-m", "tests.runtime.server.real_server"]
+        module = [sys.executable, "-m", "tests.runtime.server.processes.real_server"]
         arguments = [*module, str(folder), str(self.port), *([] if keys is None else [str(keys)])]
         with self._log.open("wb") as log:
             self.popen = subprocess.Popen(
