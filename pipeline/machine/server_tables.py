@@ -69,10 +69,9 @@ def _cache(cache: Values) -> Table:
         (pool["group"], *(f"{pool[key]:,}" for key in ("total", "in_use", "idle", "free")))
         for pool in cache["pools"]
     )
-    saved = cache["saved_seconds"]
     note = (
-        f"Of {asked:,} prompt tokens {_share(cache['hit_tokens'], asked)} were reused"
-        f"{'' if saved is None else f', {_seconds(saved)} of prefill saved'}; "
+        f"Of {asked:,} prompt tokens {_share(cache['hit_tokens'], asked)} were reused, "
+        f"{_seconds(cache['saved_seconds'])} of prefill saved; "
         f"{_share(cache['too_short_tokens'], asked)} were known, but their window gone; "
         f"{cache['evicted_pages']:,} pages were evicted."
     )
@@ -103,11 +102,10 @@ def _requests(requests: list[Values]) -> Table:
 def _ended(ended: list[Values]) -> Table:
     def rows() -> Iterator[tuple[str, ...]]:
         for each in reversed(ended):
-            tokens = (f"{each[key]:,}" for key in ("prompt_tokens", "reused_tokens", "completion_tokens"))
-            yield each["id"], each["reason"], *tokens, _seconds(each["first_token_seconds"]), each["why"]
+            tokens = (f"{each[key]:,}" for key in ("prompt_tokens", "reused_tokens"))
+            yield each["id"], each["reason"], *tokens, each["why"]
 
-    columns = ("request", "end", "prompt", "reused", "reply", "first token", "reuse")
-    return Table.of("Ended lately", columns, rows()).with_prose()
+    return Table.of("Ended lately", ("request", "end", "prompt", "reused", "why"), rows()).with_prose()
 
 
 def _share(part: int, whole: int) -> str:

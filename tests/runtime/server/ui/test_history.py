@@ -78,6 +78,17 @@ def test_a_point_is_what_happened_between_two_samples(clock: Clock) -> None:
     assert kept.after(point.at) == []
 
 
+def test_a_hit_saves_what_prefill_took_when_it_came(clock: Clock) -> None:
+    kept = History(ReplyMetrics())
+    for rate, hits, saved in ((100.0, 200, 2.0), (400.0, 600, 3.0), (0.0, 600, 3.0)):
+        clock.now += 5
+        cache = Metrics(CacheMetrics(queried_tokens=2000, hit_tokens=hits), POOLS, 0)
+        snapshot = replace(IDLE, prefill_rate=rate, metrics=cache)
+        assert kept.saved_seconds(snapshot) == saved
+        kept.look(snapshot)
+        assert kept.saved_seconds(snapshot) == saved
+
+
 def test_an_hour_is_kept_and_no_more(clock: Clock) -> None:
     kept = History(ReplyMetrics())
     for _ in range(2000):
