@@ -15,6 +15,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.kvfold-installed
 TESTS := $(VENV)/.kvfold-tests
+CLIENTS := .venv-clients
 TEST_EXTRAS := export,tensorrt-rtx,serve,test
 # The environment that makes a wheel (no PyTorch in it), and where wheels go.
 WHEEL_BIN ?= .venv-wheel/bin
@@ -34,11 +35,11 @@ install = @printf '  . installing %s\n' "$(1)"; start=$$(date +%s); $(PIP) insta
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo export heal build validate eval run serve inspect doctor bench test gpu-check lint wheel \
-	check-image clean
+	check-image check-clients clean
 
 help: ## Show this list
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | awk -F '\t' '{ printf "  make %-11s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | awk -F '\t' '{ printf "  make %-13s %s\n", $$1, $$2 }'
 
 install: $(INSTALLED) ## Make the environment (every other target does so itself)
 
@@ -115,6 +116,17 @@ bench: $(INSTALLED) ## Measure speed and memory, beside the peers that are insta
 # A process a core; each test file stays in one, with what its tests share.
 test: $(TESTS) ## Run the whole suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+
+# Clients of others have an environment of their own: what they need is none of kvfold's business.
+$(CLIENTS)/.installed: tests/runtime/server/clients/requirements.txt
+	@test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip --disable-pip-version-check install -qq --no-compile -r $<
+	@if command -v npm >/dev/null; then npm install --silent --prefix $(CLIENTS) openai@6.49.0; \
+	else echo "  . without npm: OpenAI's JavaScript client is not tried"; fi
+	@touch $@
+
+check-clients: $(TESTS) $(CLIENTS)/.installed ## Try the server with clients that others wrote
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/runtime/server/clients -rs $(ARGS)
 
 # Ends with an error on the first disagreement, and where there is no GPU (each skip says what it would show).
 gpu-check: $(TESTS) ## Run everything that needs a GPU, write gpu-check.md

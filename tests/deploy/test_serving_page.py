@@ -20,6 +20,7 @@ from kvfold.runtime.server.observe.collector import ServerCollector
 from kvfold.runtime.server.observe.health_routes import health_routes
 from kvfold.runtime.server.routes.api import api_routes
 from kvfold.runtime.server.state import ServerState
+from kvfold.runtime.server.ui.ui_routes import ui_routes
 from tests.deploy.deploy_files import serve_options
 from tests.root import ROOT
 from tests.runtime.server.puppet_llm import PuppetLLM
@@ -63,7 +64,7 @@ def test_defaults_are_those_of_the_code() -> None:
 
 def test_every_route_stands_there_once_with_who_may_ask() -> None:
     state = make_state()
-    routes = [*api_routes(state), *health_routes(state)]
+    routes = [*api_routes(state), *health_routes(state), *ui_routes()]
     named = [(code(route), access) for route, access, _ in rows("Routes")]
     assert sorted(named) == sorted((f"{route.method} {route.path}", route.access) for route in routes)
 

@@ -34,7 +34,7 @@ class Process:
             [
                 sys.executable,
                 "-m",
-                "tests.runtime.server.puppet_server",
+                "tests.runtime.server.processes.puppet_server",
                 json.dumps({"port": self.port, **options}),
             ],
             cwd=ROOT,

@@ -5,22 +5,17 @@ Pictures go to the folder that pytest keeps for this test; look at them after a 
 
 from __future__ import annotations
 
-import json
 import shutil
-import socket
-import subprocess
-import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.root import ROOT
+from tests.runtime.server.processes.spawned_server import ServerProcess
 from tests.runtime.server.test_gate import entry, write
 
 CHROMIUM = shutil.which("chromium")
@@ -34,43 +29,10 @@ SHARED = "You answer whatever is asked, at any length, about ships and the sea. 
 HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)</script>"
 
 
-class Server:
-    """A process that serves the page."""
-
-    def __init__(self, keys: Path | None = None) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port: int = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        more = [] if keys is None else [str(keys)]
-        module = "tests.runtime.server.ui.synthetic_server"
-        self.popen = subprocess.Popen(
-            [sys.executable, "-m", module, str(self.port), *more], cwd=ROOT, stderr=subprocess.DEVNULL
-        )
-
-    def wait(self) -> None:
-        end = time.monotonic() + 60
-        while time.monotonic() < end:
-            try:
-                urllib.request.urlopen(f"{self.url}/ui").read()
-                return
-            except urllib.error.URLError:
-                time.sleep(0.05)
-        raise AssertionError("the server did not start")
-
-    def complete(self, prompt: str, key: str | None = None, **fields: Any) -> int:
-        """The status of a completion."""
-        body = json.dumps({"prompt": prompt, "max_tokens": 3, **fields}).encode()
-        headers = {"content-type": "application/json"}
-        if key is not None:
-            headers["authorization"] = f"Bearer {key}"
-        request = urllib.request.Request(f"{self.url}/v1/completions", body, headers)
-        try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                answer.read()
-                status: int = answer.status
-                return status
-        except urllib.error.HTTPError as error:
-            return error.code
+def complete(server: ServerProcess, prompt: str, max_tokens: int = 3) -> int:
+    """The status of a completion."""
+    status, _ = server.ask("POST", "/v1/completions", {"prompt": prompt, "max_tokens": max_tokens})
+    return status
 
 
 @pytest.fixture(scope="module")
@@ -81,21 +43,28 @@ def browser() -> Iterator[Any]:
         chromium.close()
 
 
+@contextmanager
+def serving(folder: Path, keys: Path | None = None) -> Iterator[ServerProcess]:
+    started = ServerProcess(folder, keys, "slow_server")
+    try:
+        yield started
+    finally:
+        started.popen.kill()
+        started.popen.wait()
+
+
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    served = Server()
-    served.wait()
-    for question in ("How deep is it?", "Who sails there?", "Who sails there, and why?"):
-        assert served.complete(SHARED + question) == 200
-    yield served
-    served.popen.terminate()
-    served.popen.wait()
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    with serving(tmp_path_factory.mktemp("server")) as started:
+        for question in ("How deep is it?", "Who sails there?", "Who sails there, and why?"):
+            assert complete(started, SHARED + question) == 200
+        yield started
 
 
 class Page:
     """A page, and what went wrong in it."""
 
-    def __init__(self, browser: Any, server: Server, scheme: str = "light", width: int = 1280) -> None:
+    def __init__(self, browser: Any, server: ServerProcess, scheme: str = "light", width: int = 1280) -> None:
         self.troubles: list[str] = []
         context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 900})
         self.page = context.new_page()
@@ -130,13 +99,13 @@ class Page:
 
 
 @pytest.fixture
-def page(browser: Any, server: Server) -> Iterator[Page]:
+def page(browser: Any, server: ServerProcess) -> Iterator[Page]:
     opened = Page(browser, server)
     yield opened
     opened.close()
 
 
-def test_health_speed_and_cache_are_shown_as_numbers(page: Page, server: Server) -> None:
+def test_health_speed_and_cache_are_shown_as_numbers(page: Page, server: ServerProcess) -> None:
     page.snapshots()
     assert page.page.locator("#status").get_attribute("data-state") == "ready"
     assert "tiny" in page.page.title()
@@ -146,14 +115,14 @@ def test_health_speed_and_cache_are_shown_as_numbers(page: Page, server: Server)
     assert page.page.locator("#pools tr").count() == 2
     assert page.page.locator("#charts figure").count() == 6
     before = page.value("first-count")
-    server.complete("Another one")
+    complete(server, "Another one")
     page.until(f"Number(document.querySelector('[data-stat=first-count]').dataset.value) == {before + 1}")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 400])
 def test_no_picture_is_wider_than_its_window(
-    browser: Any, server: Server, tmp_path: Path, scheme: str, width: int
+    browser: Any, server: ServerProcess, tmp_path: Path, scheme: str, width: int
 ) -> None:
     opened = Page(browser, server, scheme, width)
     opened.snapshots(3)
@@ -164,10 +133,10 @@ def test_no_picture_is_wider_than_its_window(
     opened.close()
 
 
-def test_a_request_is_cancelled_by_its_button(page: Page, server: Server) -> None:
+def test_a_request_is_cancelled_by_its_button(page: Page, server: ServerProcess) -> None:
     statuses: list[int] = []
     prompt = SHARED + "Tell me all."
-    asked = threading.Thread(target=lambda: statuses.append(server.complete(prompt, max_tokens=1500)))
+    asked = threading.Thread(target=lambda: statuses.append(complete(server, prompt, 1500)))
     asked.start()
     row = page.page.locator("#requests tr")
     row.wait_for()
@@ -180,10 +149,10 @@ def test_a_request_is_cancelled_by_its_button(page: Page, server: Server) -> Non
     assert page.page.locator("#requests tr").count() == 0
 
 
-def test_a_request_says_why_it_was_computed(page: Page, server: Server) -> None:
+def test_a_request_says_why_it_was_computed(page: Page, server: ServerProcess) -> None:
     prompt = SHARED + "Who sails there, and why?"
-    server.complete(prompt)
-    server.complete("Something that nobody ever asked here before.")
+    complete(server, prompt)
+    complete(server, "Something that nobody ever asked here before.")
     page.snapshots(3)
     newest, before = (page.page.locator("#reuse li").nth(at) for at in (0, 1))
     page.until("document.querySelector('#reuse li').dataset.reused === '0'")
@@ -249,9 +218,7 @@ def test_the_playground_streams_and_says_what_was_reused(page: Page) -> None:
 
 def test_a_key_is_asked_for_and_kept_in_this_tab_only(browser: Any, tmp_path: Path) -> None:
     keys = write(tmp_path / "keys.json", [entry("alice"), entry("root", roles=["admin"])])
-    served = Server(keys)
-    served.wait()
-    try:
+    with serving(tmp_path, keys) as served:
         opened = Page(browser, served)
         opened.page.locator("#key-dialog[open]").wait_for()
         opened.page.locator("#key").fill("key of alice")
@@ -266,6 +233,3 @@ def test_a_key_is_asked_for_and_kept_in_this_tab_only(browser: Any, tmp_path: Pa
         opened.page.locator("#fast").wait_for()
         opened.troubles = [line for line in opened.troubles if "401 (Unauthorized)" not in line]
         opened.close()
-    finally:
-        served.popen.terminate()
-        served.popen.wait()

@@ -18,6 +18,7 @@ from kvfold.runtime.llm.llm import LLM
 from kvfold.runtime.server.app import Application
 from kvfold.runtime.server.guard.admission_limits import AdmissionLimits
 from kvfold.runtime.server.guard.gate import Gate
+from kvfold.runtime.server.observe.health_routes import health_routes
 from kvfold.runtime.server.route_table import Routes
 from kvfold.runtime.server.routes.api import api_routes
 from kvfold.runtime.server.state import ServerState
@@ -31,7 +32,7 @@ EVENTS, CACHE, COMPLETIONS = "/v1/kvfold/events", "/v1/kvfold/cache", "/v1/compl
 def make_app(keys: Path | None = None) -> tuple[Application, ServerState]:
     """The APIs and the page, without a model."""
     state = ServerState("tiny", Gate(keys), AdmissionLimits(4, 8))
-    return Application(Routes([*api_routes(state), *ui_routes()]), state), state
+    return Application(Routes([*api_routes(state), *health_routes(state), *ui_routes()]), state), state
 
 
 class Watched:

@@ -1,6 +1,6 @@
-"""`kvfold serve` over the synthetic engine: `python -m tests.runtime.server.ui.synthetic_server PORT [KEYS]`.
+"""A server over the synthetic engine whose steps take 10 ms and whose replies never end by themselves.
 
-A step takes 10 ms, so that requests can be watched; a token is a byte, and no reply ends by itself.
+`python -m tests.runtime.server.processes.slow_server FOLDER PORT [KEYS]`. A token is a byte.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.runtime.server.ui.watched import make_app
 STEP_SECONDS = 0.01
 
 
-def main(port: int, keys: Path | None = None) -> None:
+def main(port: int, keys: Path | None) -> None:
     """Serve until a signal."""
     llm, engine = make_llm(PLANS["hybrid"], pages=256, context=2048)
     execute = engine.execute
@@ -41,4 +41,4 @@ def main(port: int, keys: Path | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), *map(Path, sys.argv[2:]))
+    main(int(sys.argv[2]), Path(sys.argv[3]) if len(sys.argv) > 3 else None)

@@ -1,0 +1,1 @@
+"""Clients of others, as they are: each script is theirs to run, against any server."""

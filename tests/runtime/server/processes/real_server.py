@@ -1,0 +1,73 @@
+"""All of `kvfold serve` over a synthetic engine, from sockets to pages: only the model's numbers are a hash.
+
+`python -m tests.runtime.server.processes.real_server FOLDER PORT [KEYS]`. A token is a byte. After the drain
+it counts its pages, and ends with 0 where each has exactly its holders. FOLDER gets the tokenizer.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from kvfold.plugins.contract.tokenizer_config import TokenizerConfig
+from kvfold.runtime.llm.async_llm import AsyncLLM
+from kvfold.runtime.llm.llm import LLM
+from kvfold.runtime.runtime_config import RuntimeConfig
+from kvfold.runtime.server.app import Application
+from kvfold.runtime.server.guard.gate import Gate
+from kvfold.runtime.server.observe.health_routes import health_routes
+from kvfold.runtime.server.route_table import Routes
+from kvfold.runtime.server.routes.api import api_routes
+from kvfold.runtime.server.start.run_server import Loaded, run_server
+from kvfold.runtime.server.start.server_settings import ServerSettings
+from kvfold.runtime.server.state import ServerState
+from kvfold.runtime.structured.grammar_compiler import GrammarCompiler
+from kvfold.runtime.text.tokenizer import BundleTokenizer
+from tests.runtime.harness import PLANS, check
+from tests.runtime.synthetic_engine import SyntheticEngine
+
+MODEL = "tiny"
+CONTROL = ("<|im_start|>", "<|im_end|>")
+VOCAB = 256 + len(CONTROL)
+CONTEXT, PAGES = 2048, 512
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def write_tokenizer(folder: Path) -> tuple[Path, Path]:
+    """A tokenizer of bytes with ChatML's control tokens, as a bundle has it."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({text: at for at, text in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in CONTROL])
+    config = TokenizerConfig(eos_token_ids=(VOCAB - 1,), chat_template=TEMPLATE)
+    paths = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    for path, text in zip(paths, (tokenizer.to_str(), config.model_dump_json()), strict=True):
+        path.write_text(text)
+    return paths
+
+
+def main(folder: Path, port: int, keys: Path | None) -> None:
+    """Serve until a signal; raises AssertionError where a page was lost."""
+    paths = write_tokenizer(folder)
+    engine = SyntheticEngine(PLANS["hybrid"], PAGES, VOCAB, CONTEXT)
+    llm = LLM(engine, BundleTokenizer.load(*paths), RuntimeConfig(max_num_batched_tokens=64))
+    state = ServerState(MODEL, Gate(keys))
+    app = Application(Routes([*api_routes(state), *health_routes(state)]), state)
+    settings = ServerSettings(port=port, keys=keys, drain_seconds=5)
+
+    def load() -> Loaded:
+        compiler = GrammarCompiler(paths[0].read_text(), VOCAB, [VOCAB - 1])
+        return AsyncLLM(llm), compiler, settings.limits(llm.config.max_num_seqs)
+
+    run_server(app, state, settings, load)
+    check(llm)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]) if len(sys.argv) > 3 else None)
