@@ -106,12 +106,14 @@ class History:
         kept = int(KEPT_SECONDS / SAMPLE_SECONDS) + 1
         self._samples: deque[Sample] = deque([self._sample(None)], maxlen=kept)
         self._points: deque[Point] = deque(maxlen=kept)
+        self._saved_seconds = 0.0
 
     def look(self, snapshot: LoopSnapshot | None) -> None:
         """Take a sample if the last one is old enough; to be called more often than that."""
         before = self._samples[-1]
         if time.monotonic() - before.clock < SAMPLE_SECONDS:
             return
+        self._saved_seconds += self._saved_since(before, snapshot)
         now = self._sample(snapshot)
         self._samples.append(now)
         first, between = self._metrics.first_token, self._metrics.between_tokens
@@ -133,6 +135,10 @@ class History:
                 between_tokens_p95=quantile(between.bounds, between_counts, 0.95),
             )
         )
+
+    def saved_seconds(self, snapshot: LoopSnapshot) -> float:
+        """Of prefill that hits made unnecessary, at the rate that was measured when they came."""
+        return self._saved_seconds + self._saved_since(self._samples[-1], snapshot)
 
     def after(self, at: float) -> list[Point]:
         """Points that ended after a time, seconds since the epoch."""
@@ -157,6 +163,11 @@ class History:
             (now.reply_tokens - before.reply_tokens) / span,
             (now.reply_tokens - before.reply_tokens) / steps if steps else None,
         )
+
+    def _saved_since(self, before: Sample, snapshot: LoopSnapshot | None) -> float:
+        if snapshot is None or not snapshot.prefill_rate:
+            return 0.0
+        return (snapshot.metrics.cache.hit_tokens - before.hit_tokens) / snapshot.prefill_rate
 
     def _sample(self, snapshot: LoopSnapshot | None) -> Sample:
         cache = CacheMetrics() if snapshot is None else snapshot.metrics.cache

@@ -225,7 +225,7 @@ function showHealth({ server, load, counts }) {
   stat("model", server.model);
   stat("version", `version ${server.version}`);
   stat("uptime", `up ${seconds(server.uptime_seconds)}`, server.uptime_seconds);
-  stat("problem", server.problem ?? "takes requests", null, server.problem ? "bad" : "good");
+  stat("problem", server.problem ?? "ready", null, server.problem ? "bad" : "good");
   const age = server.step_age_seconds;
   const slow = age > 5 ? "bad" : age > 1 ? "warn" : null;
   stat("step-age", load.busy ? `${seconds(age)} ago` : "idle", age, slow);
@@ -355,7 +355,7 @@ function runs(line) {
 function showCache(cache) {
   const { queried_tokens: asked, hit_tokens: hit, too_short_tokens: gone } = cache;
   stat("hit-share", share(hit, asked), asked ? hit / asked : 0);
-  stat("saved", cache.saved_seconds === null ? "-" : seconds(cache.saved_seconds), cache.saved_seconds);
+  stat("saved", seconds(cache.saved_seconds), cache.saved_seconds);
   stat("too-short", share(gone, asked), gone, asked && gone / asked > 0.1 ? "warn" : null);
   stat("evicted", count(cache.evicted_pages), cache.evicted_pages);
   stat("preemptions", count(cache.preemptions), cache.preemptions, cache.preemptions ? "warn" : null);
@@ -486,6 +486,7 @@ function showReuse() {
       }
       setWidths(bar, [["hit", reused], ["gone", matched - reused], ["miss", asked - matched]]);
       setText(text, request.why);
+      text.title = request.gone.join(", ");
     },
   );
 }
@@ -672,7 +673,7 @@ function drawStrip() {
       box.pages.forEach((count, group) => { kept[group][column] += (overlap * count) / pages; });
     }
   }
-  const high = 15;
+  const high = 25;
   const picture = svg("svg", { viewBox: `0 0 ${width} ${high * tree.groups.length}`, height: high * tree.groups.length, role: "img",
     "aria-label": tree.groups.map(({ group }, at) => `${group}: ${share(sumOf(kept[at]), sumOf(there))} of the pages in view are kept`).join("; ") });
   tree.groups.forEach(({ group }, row) => {
@@ -680,10 +681,10 @@ function drawStrip() {
       if (!there[column]) continue;
       const part = kept[row][column] / there[column];
       const left = x(first + column * size);
-      picture.append(svg("rect", { class: part > 0.001 ? "" : "none", x: left, y: row * high + 1, height: high - 3,
+      picture.append(svg("rect", { class: part > 0.001 ? "" : "none", x: left, y: row * high + 14, height: 9,
         width: Math.max(1, x(first + (column + 1) * size) - left - 0.5), "fill-opacity": part > 0.001 ? Math.max(0.12, part) : 1 }));
     }
-    picture.append(svg("text", { class: "group", x: 4, y: row * high + 11 }, `${group} ${share(sumOf(kept[row]), sumOf(there))}`));
+    picture.append(svg("text", { x: 0, y: row * high + 11 }, `${group} ${share(sumOf(kept[row]), sumOf(there))}`));
   });
   holder.replaceChildren(picture);
 }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import psutil
@@ -51,7 +53,7 @@ class ServerView:
             "load": self._load(snapshot),
             "counts": self._counts() if whole else None,
             "speed": self._speed(snapshot) if whole else None,
-            "cache": _cache(snapshot, llm.page_bytes) if whole and llm and snapshot else None,
+            "cache": self._cache(snapshot) if whole else None,
             "requests": self._requests(snapshot),
             "ended": self._ended(),
             "history": self._history() if whole else None,
@@ -95,6 +97,12 @@ class ServerView:
             "reply_tokens": metrics.reply_tokens,
             "unread_characters": self._state.sweep.unread(),
         }
+
+    def _cache(self, snapshot: LoopSnapshot | None) -> dict[str, Any] | None:
+        llm = self._state.loaded_llm
+        if snapshot is None or llm is None:
+            return None
+        return _cache(snapshot, self._state.history.saved_seconds(snapshot), llm.page_bytes)
 
     def _speed(self, snapshot: LoopSnapshot | None) -> dict[str, Any]:
         of_minutes = {
@@ -145,19 +153,10 @@ def _speed(speed: Speed) -> dict[str, Any]:
     }
 
 
-def _cache(snapshot: LoopSnapshot, page_bytes: Any) -> dict[str, Any]:
-    cache = snapshot.metrics.cache
-    rate = snapshot.prefill_rate
+def _cache(snapshot: LoopSnapshot, saved_seconds: float, page_bytes: Mapping[str, int]) -> dict[str, Any]:
     return {
-        "queried_tokens": cache.queried_tokens,
-        "hit_tokens": cache.hit_tokens,
-        "too_short_tokens": cache.too_short_tokens,
-        "saved_seconds": cache.hit_tokens / rate if rate else None,
-        "recomputed_tokens": cache.recomputed_tokens,
-        "preemptions": cache.preemptions,
-        "resumed_turns": cache.resumed_turns,
-        "rematched_turns": cache.rematched_turns,
-        "reclaimed_sessions": cache.reclaimed_sessions,
+        **asdict(snapshot.metrics.cache),
+        "saved_seconds": saved_seconds,
         "evicted_pages": snapshot.metrics.evicted_pages,
         "pools": [
             {

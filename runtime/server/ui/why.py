@@ -23,7 +23,7 @@ def why(prompt_tokens: int, match: PrefixMatch | None, page_size: int) -> str:
             f"Its {prompt_tokens} tokens fill no page of {page_size} before the last token: nothing to share."
         )
     if match.matched_tokens > match.hit_tokens:
-        groups = ", ".join(match.gone)
+        groups = ", ".join(match.gone) if len(match.gone) < 3 else f"{len(match.gone)} groups"
         return (
             f"{match.matched_tokens} tokens were known, but window pages of {groups} before that point "
             f"are gone: reuse ended at {match.hit_tokens}. What was computed again is kept for the next."
