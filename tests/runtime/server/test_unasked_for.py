@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.runtime.server.asgi_client import until
@@ -134,7 +136,7 @@ def test_requests_behind_one_another_are_not_read_without_end() -> None:
             client = await server.connect()
             client.writer.write(WHOLE)
             await until(lambda: server.llm.replies)
-            (connection,) = server.uvicorn.server_state.connections
+            connection: Any = next(iter(server.uvicorn.server_state.connections))
             for sent in range(12):
                 client.writer.write(GET + b"\r\n")
                 await until(lambda sent=sent: len(connection.pipeline) == min(sent + 1, Few.max_pipelined))
