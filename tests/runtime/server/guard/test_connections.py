@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any
 
 import pytest
-import uvloop
 
 from tests.runtime.server.asgi_client import until
-from tests.runtime.server.guard.listening_server import Impatient, listening
+from tests.runtime.server.guard.listening_server import GET, POST, Impatient, listening, run
 from tests.runtime.server.puppet_llm import PuppetLLM
-
-POST = b"POST /say HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
-GET = b"GET /things/1 HTTP/1.1\r\nhost: localhost\r\n"
-
-
-def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(asyncio.wait_for(test(), 30))
 
 
 def test_requests_follow_one_another_on_a_connection() -> None:
