@@ -62,6 +62,11 @@ class ServedLLM(Protocol):
         ...
 
     @property
+    def vocab_size(self) -> int:
+        """Token ids are below it."""
+        ...
+
+    @property
     def page_size(self) -> int:
         """Tokens of a page."""
         ...

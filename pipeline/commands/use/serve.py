@@ -62,6 +62,7 @@ def _serve(
     from kvfold.runtime.server.observe.health_routes import health_routes
     from kvfold.runtime.server.route_table import Routes
     from kvfold.runtime.server.routes.api import api_routes
+    from kvfold.runtime.server.routes.conversations import ConversationLimits
     from kvfold.runtime.server.start.load_compiler import load_compiler
     from kvfold.runtime.server.start.run_server import run_server
     from kvfold.runtime.server.start.server_settings import serving_config
@@ -70,7 +71,8 @@ def _serve(
     from kvfold.runtime.status import published
 
     state = ServerState(model_name, Gate(settings.keys), stall_seconds=settings.stall_seconds)
-    app = Application(Routes([*api_routes(state), *health_routes(state), *ui_routes()]), state)
+    kept = ConversationLimits(settings.max_sessions, settings.max_sessions, settings.session_seconds)
+    app = Application(Routes([*api_routes(state, kept), *health_routes(state), *ui_routes()]), state)
     with ExitStack() as stack:
 
         def load() -> Loaded:

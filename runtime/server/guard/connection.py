@@ -4,11 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
+from typing import Any
 
 import msgspec
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from kvfold.runtime.server.guard.plain_parser import PlainParser
 from kvfold.runtime.server.http import MAX_BODY_BYTES, HttpError, openai_error
+
+
+class QuietTransport:
+    """A transport that may be used after its end, which a task hears of only when its turn comes.
+
+    That is so with asyncio's own; uvloop's raises.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        """Over the connection's."""
+        self._transport = transport
+
+    def write(self, data: bytes) -> None:
+        """Send, if it has not ended."""
+        if not self._transport.is_closing():
+            self._transport.write(data)
+
+    def resume_reading(self) -> None:
+        """Read on, if it has not ended."""
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is the connection's."""
+        return getattr(self._transport, name)
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -21,15 +49,17 @@ class GuardedProtocol(HttpToolsProtocol):
         max_connections: more are told 503 and closed.
         max_head_bytes: of a request's headers, trailers too; more are told 431.
         max_message_bytes: of all of a request as it is sent.
+        max_pipelined: requests behind one that is not answered, before nothing more is read.
         head_seconds: from a connection, or a request's first byte, to the end of its head.
-        discard_seconds: for the rest of a body after its answer; most clients read an answer only when they
-            have sent all.
+        discard_seconds: for the rest of a request after its answer; most clients read an answer only when
+            they have sent all.
         write_seconds: for a client to take some of what waits for it.
     """
 
     max_connections = 1024
     max_head_bytes = 16 * 1024
     max_message_bytes = 2 * MAX_BODY_BYTES
+    max_pipelined = 16
     head_seconds = 10.0
     discard_seconds = 2.0
     write_seconds = 60.0
@@ -42,7 +72,9 @@ class GuardedProtocol(HttpToolsProtocol):
         self._in_head = True
         self._began = False
         self._head_bytes = self._half_head = self._received = 0
-        super().connection_made(transport)
+        self._unanswered: deque[RequestResponseCycle] = deque()
+        self.parser = PlainParser(self)  # type: ignore[assignment] # uvicorn's own
+        super().connection_made(QuietTransport(transport))  # type: ignore[arg-type] # all that uvicorn uses
         if len(self.connections) > self.max_connections:
             limit = f"there are {self.max_connections} connections already; close some"
             self._refuse(HttpError(503, limit, headers={"retry-after": "1"}))
@@ -53,6 +85,7 @@ class GuardedProtocol(HttpToolsProtocol):
         """Nothing is timed any more."""
         self._expect_progress(None)
         self.resume_writing()
+        self._hang_up()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -63,7 +96,9 @@ class GuardedProtocol(HttpToolsProtocol):
         super().data_received(data)
         if self._refusal is not None:
             return
-        self._received = len(data) if self._began else self._received + len(data)
+        # What waits behind a request that is not answered counts with it.
+        fresh = self._began and len(self._unanswered) < 2
+        self._received = len(data) if fresh else self._received + len(data)
         if self._in_head and not self._began:
             self._half_head += len(data)
         if self._half_head > self.max_head_bytes:
@@ -97,9 +132,14 @@ class GuardedProtocol(HttpToolsProtocol):
         self._in_head = False
         self._expect_progress(None)
         super().on_headers_complete()
+        self._unanswered.append(self.cycle)
+        if len(self._unanswered) <= self.max_pipelined:
+            self.flow.resume_reading()  # behind another request too: else nobody sees that the client left
 
     def on_message_complete(self) -> None:
         """All of a request is here; where its answer went out before, the connection is idle now."""
+        if self.parser.should_upgrade():
+            return  # the parser reads on
         super().on_message_complete()
         if self.cycle.response_complete:
             self._expect_progress(None)
@@ -110,6 +150,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """An answer went out; the rest of its request may still come."""
+        self._unanswered.popleft()
         super().on_response_complete()
         if self.transport.is_closing():
             self._expect_progress(self.write_seconds)
@@ -140,9 +181,10 @@ class GuardedProtocol(HttpToolsProtocol):
         """What uvicorn calls for bytes that are no HTTP, and for an exception in a callback of the parser."""
         if self._refusal is None:
             self._refusal = HttpError(400, "this is no HTTP request")
-        if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
+        if self._unanswered and self._unanswered[0].response_started:
             self.transport.abort()  # in the middle of an answer there is no place for another
             return
+        self._hang_up()
         error = self._refusal
         body = msgspec.json.encode(openai_error(error))
         headers = {
@@ -153,8 +195,19 @@ class GuardedProtocol(HttpToolsProtocol):
         }
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         self.transport.write(b"".join((STATUS_LINE[error.status], lines.encode(), b"\r\n", body)))
-        self.transport.close()
-        self._expect_progress(self.write_seconds)
+        if error.status == 503 or not self.transport.can_write_eof():
+            self.transport.close()
+            self._expect_progress(self.write_seconds)
+        else:  # closed with bytes unread, the client might not see the answer
+            self.transport.write_eof()
+            self.flow.resume_reading()
+            self._expect_progress(self.discard_seconds)
+
+    def _hang_up(self) -> None:
+        """Nobody reads answers any more: not that to the last request, nor to those before it."""
+        for cycle in self._unanswered:
+            cycle.disconnected = True
+            cycle.message_event.set()
 
     def _refuse(self, error: HttpError) -> None:
         self._refusal = error

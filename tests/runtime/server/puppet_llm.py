@@ -92,6 +92,7 @@ class PuppetLLM:
         self.tokenizer = ByteTokenizer()
         self.max_length = 512
         self.page_size = 16
+        self.vocab_size = 258
         self.page_bytes = {"global": 512, "window": 256}
         self.failure: KvfoldError | None = None
         self.refuses: Exception | None = None

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from tests.root import ROOT
-from tests.runtime.server.test_gate import bearer, entry, write
+from tests.runtime.server.guard.test_gate import bearer, entry, write
 
 
 class Process:

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
+from tests.runtime.server.guard.test_gate import entry, write
 from tests.runtime.server.processes.spawned_server import ServerProcess
-from tests.runtime.server.test_gate import entry, write
 
 CHROMIUM = shutil.which("chromium")
 playwright = pytest.importorskip(

@@ -10,7 +10,7 @@ import pytest
 
 from kvfold.runtime.server.ui import ui_routes
 from tests.runtime.server.asgi_client import Answer, ask
-from tests.runtime.server.test_gate import KEYS, write
+from tests.runtime.server.guard.test_gate import KEYS, write
 from tests.runtime.server.ui.watched import make_app
 
 FILES = {"/ui": "text/html", **{f"/ui/{name}": kind for name, kind in ui_routes.ASSETS.items()}}

@@ -17,7 +17,7 @@ from kvfold.runtime.memory import tree_copy
 from kvfold.runtime.server.ui import tree_views, watching
 from tests.runtime.harness import PLANS, make_llm
 from tests.runtime.server.asgi_client import Exchange, until
-from tests.runtime.server.test_gate import KEYS, bearer, entry, write
+from tests.runtime.server.guard.test_gate import KEYS, bearer, entry, write
 from tests.runtime.server.ui.watched import CACHE, EVENTS, Watched, make_app, snapshots, watched
 
 PROMPT = list(range(100))

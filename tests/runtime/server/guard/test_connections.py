@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any
 
 import pytest
-import uvloop
 
 from tests.runtime.server.asgi_client import until
-from tests.runtime.server.listening_server import Impatient, listening
+from tests.runtime.server.guard.listening_server import GET, POST, Impatient, listening, run
 from tests.runtime.server.puppet_llm import PuppetLLM
-
-POST = b"POST /say HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
-GET = b"GET /things/1 HTTP/1.1\r\nhost: localhost\r\n"
-
-
-def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(asyncio.wait_for(test(), 30))
 
 
 def test_requests_follow_one_another_on_a_connection() -> None:
@@ -77,6 +66,21 @@ def test_half_a_header_counts_as_it_arrives() -> None:
             client.writer.write(GET + b"x: ")
             await asyncio.sleep(0.02)
             assert (await client.ask(b"a" * 20_000))[0] == 431
+
+    run(test)
+
+
+def test_who_goes_on_sending_after_a_refusal_is_ended() -> None:
+    async def test() -> None:
+        async with listening() as server:
+            client = await server.connect()
+            assert (await client.ask(b"no HTTP\r\n\r\n"))[0] == 400
+            with pytest.raises(ConnectionError):
+                while True:
+                    client.writer.write(b"x" * 10_000)
+                    await client.writer.drain()
+                    await asyncio.sleep(0)
+            await until(lambda: server.connections == 0)
 
     run(test)
 

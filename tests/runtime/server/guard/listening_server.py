@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
 import uvicorn
+import uvloop
 
 from kvfold.runtime.server.guard.connection import GuardedProtocol
 from tests.runtime.server.asgi_client import until
 from tests.runtime.server.puppet_llm import PuppetLLM
 from tests.runtime.server.served import make_server
+
+POST = b"POST /say HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+GET = b"GET /things/1 HTTP/1.1\r\nhost: localhost\r\n"
 
 
 class Impatient(GuardedProtocol):
@@ -86,3 +90,8 @@ async def listening(
     finally:
         server.uvicorn.force_exit = server.uvicorn.should_exit = True
         await serving
+
+
+def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(asyncio.wait_for(test(), 30))
