@@ -197,6 +197,9 @@ function take(snapshot) {
     seen.points = [...seen.points, ...news].slice(-MAX_POINTS);
   }
   seen.ended = [...snapshot.ended.reverse(), ...seen.ended].slice(0, MAX_ENDED);
+  // The loop tells how requests stand a moment later than that they ended.
+  const over = new Set(seen.ended.map((reply) => reply.id));
+  snapshot.requests = snapshot.requests.filter((request) => !over.has(request.id));
   if (snapshot.tree) seen.tree = readTree(snapshot.tree);
   document.body.dataset.whole = snapshot.server.sees_whole_server ? "yes" : "no";
   const tenants = [...snapshot.requests, ...seen.ended, ...(seen.tree?.boxes ?? [])].some((each) => each.tenant);
