@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 from kvfold.plugins.contract.errors import RequestError
 from kvfold.runtime.checks import check_integer, check_number
@@ -97,7 +96,7 @@ class SamplingParams:
         for token_id, bias in self.logit_bias.items():
             check_integer("a token id of logit_bias", token_id, 0)
             check_number(f"logit_bias of token {token_id}", bias, -100, 100)
-        object.__setattr__(self, "logit_bias", MappingProxyType(dict(self.logit_bias)))
+        object.__setattr__(self, "logit_bias", dict(self.logit_bias))
 
     def _check_length(self) -> None:
         check_integer("max_tokens", self.max_tokens, 0)

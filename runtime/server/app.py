@@ -128,7 +128,9 @@ def _head(status: int, headers: Mapping[str, str], request: Request) -> Message:
 
 
 def _log(request: Request, status: int) -> None:
-    """One line; the path is as it was sent, without its query, and nothing of the body."""
+    """One line, but for probes that go well: the path is as it was sent, without its query or the body."""
+    if status == 200 and request.scope["raw_path"].startswith(b"/health"):
+        return
     usages = [reply.completion.usage for reply in request.replies if reply.completion is not None]
     LOG.info(
         "%s %s %d %.1f ms prompt=%d reused=%d reply=%d key=%s id=%s",

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Role = Literal["inference", "admin", "metrics"]
-# Who may use a route: a role's, which an admin has too; whoever has a key; everybody.
+Role = Literal["inference", "admin", "metrics", "probe"]
+# Who may use a route: a role's, which an admin has too; whoever has a key; everybody. Any key may ask what a probe
+# may, and a probe nothing else.
 Access = Role | Literal["any key", "anyone"]
 
 
@@ -30,3 +31,12 @@ class Caller:
 # Without a file of keys everybody is this one.
 ANYONE = Caller("", "", frozenset({"inference", "admin", "metrics"}))
 NOBODY = Caller("", "", frozenset())
+
+
+def may(caller: Caller, access: Access) -> bool:
+    """Whether a caller may use a route that is not for everybody."""
+    if access == "probe":
+        return bool(caller.roles)
+    if access == "any key":
+        return bool(caller.roles - {"probe"})
+    return bool(caller.roles & {access, "admin"})

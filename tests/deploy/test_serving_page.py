@@ -129,13 +129,14 @@ def test_every_metric_stands_there_once() -> None:
     assert served == named
 
 
-def test_the_page_s_file_of_keys_is_one(tmp_path: Path) -> None:
-    example, nobody = re.findall(r"^```json\n(.*?)^```", PAGE, re.M | re.S)
+def test_the_page_s_files_of_keys_are_some(tmp_path: Path) -> None:
+    example, for_llm_d = re.findall(r"^```json\n(.*?)^```", PAGE, re.M | re.S)
     keys = json.loads(example)
-    for number, entry in enumerate(keys["keys"]):
+    *others, probes = keys["keys"]
+    for number, entry in enumerate(others):
         entry["sha256"] = f"{number:064x}"
-    keys["keys"].append(json.loads(nobody))
-    (tmp_path / "keys.json").write_text(json.dumps(keys))
-    caller = read_keys(tmp_path / "keys.json").find("")
-    assert caller is not None
-    assert caller.roles == {"metrics"}
+    for entry, roles in ((probes, {"probe"}), (json.loads(for_llm_d), {"probe", "metrics"})):
+        (tmp_path / "keys.json").write_text(json.dumps({"keys": [*others, entry]}))
+        caller = read_keys(tmp_path / "keys.json").find("")
+        assert caller is not None
+        assert caller.roles == roles

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from kvfold.plugins.contract.errors import RequestError
-from kvfold.runtime.server.caller import ANYONE, Access, Caller
+from kvfold.runtime.server.caller import ANYONE, Access, Caller, may
 from kvfold.runtime.server.guard.key_file import Keys, read_keys
 from kvfold.runtime.server.guard.loopback import host_of, is_loopback
 from kvfold.runtime.server.http import HttpError, Request
@@ -46,8 +46,9 @@ class Gate:
         if access == "anyone":
             return
         caller = request.caller = self._caller(request)
-        if access != "any key" and not caller.roles & {access, "admin"}:
-            raise HttpError(403, f"the key {caller.name!r} has not the role {access}")
+        if not may(caller, access):
+            needed = "a role but probe" if access == "any key" else f"the role {access}"
+            raise HttpError(403, f"the key {caller.name!r} may not do this; it needs {needed}")
         if caller.max_concurrent is not None and self._inside[caller.name] >= caller.max_concurrent:
             raise HttpError(
                 429,

@@ -9,6 +9,8 @@
 A new key and its hash:
 
     key=$(openssl rand -hex 32); echo "$key"; printf %s "$key" | sha256sum
+
+An entry with the hash of nothing is for who sends no key: with the role `probe`, readiness probes.
 """
 
 from __future__ import annotations
@@ -97,7 +99,7 @@ def _problems(entries: tuple[KeyEntry, ...]) -> list[str]:
         if not tenant_of(entry):
             found.append(f"tenant of {entry.name!r} is empty; name one or leave it out")
         if not entry.roles:
-            found.append(f"{entry.name!r} has no roles; give it inference, admin or metrics")
+            found.append(f"{entry.name!r} has no roles; give it inference, admin, metrics or probe")
         if entry.max_concurrent is not None and entry.max_concurrent < 1:
             found.append(f"max_concurrent of {entry.name!r} is {entry.max_concurrent}; use at least 1")
     for field in ("name", "sha256"):

@@ -18,7 +18,7 @@ async def live(request: Request, state: ServerState) -> Response:
 
 
 async def ready(request: Request, state: ServerState) -> Response:
-    """200 while requests are taken, else 503; a word says why: probes have no key, and learn no more."""
+    """200 while requests are taken, else 503; a word says why: a probe learns no more."""
     reason = state.why_not_ready() or "ready"
     return Response.json({"status": reason.partition(":")[0]}, 200 if reason == "ready" else 503)
 
@@ -49,7 +49,7 @@ def health_routes(state: ServerState) -> list[Route]:
 
     return [
         Route("GET", "/health/live", live, "anyone"),
-        Route("GET", "/health/ready", ready, "anyone"),
+        Route("GET", "/health/ready", ready, "probe"),
         Route("GET", "/health", health, "any key"),
         Route("GET", "/version", version, "any key"),
         Route("GET", "/metrics", metrics, "metrics"),

@@ -66,13 +66,25 @@ def ask_all(path: Path | None, *questions: tuple[str, str, dict[str, str]]) -> l
         {"x-api-key": "\xff\xfe"},
     ],
 )
-def test_without_a_known_key_all_is_401_but_what_probes_ask(path: Path, headers: dict[str, str]) -> None:
-    paths = ["/say", "/things/1", "/health", "/metrics", "/version", "/nothing"]
+def test_without_a_known_key_all_is_401_but_that_it_lives(path: Path, headers: dict[str, str]) -> None:
+    paths = ["/say", "/things/1", "/health", "/health/ready", "/metrics", "/version", "/nothing"]
     for answer in ask_all(path, *(("GET", where, headers) for where in paths)):
         assert (answer.status, answer.error["code"]) == (401, "invalid_api_key")
         assert answer.headers["www-authenticate"] == "Bearer"
-    live, ready = ask_all(path, ("GET", "/health/live", headers), ("GET", "/health/ready", headers))
-    assert (live.json(), ready.json()) == ({"status": "live"}, {"status": "ready"})
+    (live,) = ask_all(path, ("GET", "/health/live", headers))
+    assert live.json() == {"status": "live"}
+
+
+def test_an_entry_for_nobody_lets_probes_see_readiness_and_nothing_else(path: Path) -> None:
+    nobody = {"name": "probes", "sha256": hashlib.sha256(b"").hexdigest(), "roles": ["probe"]}
+    write(path, [*KEYS, nobody])
+    (ready,) = ask_all(path, ("GET", "/health/ready", {}))
+    assert (ready.status, ready.json()) == (200, {"status": "ready"})
+    for where in ("/health", "/metrics", "/version", "/things/1", "/nothing"):
+        (answer,) = ask_all(path, ("GET", where, {}))
+        assert answer.status == 403, where
+    (known,) = ask_all(path, ("GET", "/health/ready", bearer("alice")))
+    assert known.status == 200
 
 
 def test_a_key_brings_its_tenant_in_either_header(path: Path) -> None:
