@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 Role = Literal["inference", "admin", "metrics", "probe"]
-# Who may use a route: a role's, which an admin has too; whoever has a key; everybody. Any key may ask what a probe
-# may, and a probe nothing else.
+# Who may use a route: a role's, which an admin has too; whoever has a key; everybody. Any key may ask what a
+# probe may, and a probe nothing else.
 Access = Role | Literal["any key", "anyone"]
 
 
