@@ -203,7 +203,8 @@ class TextGenerator:
             keep=service.keep,
             priority=service.priority,
         )
-        state = SamplingState(params, prompt.token_ids, eos, info.vocab_size, service.constraint)
+        constraint = None if service.constraint is None else service.constraint()
+        state = SamplingState(params, prompt.token_ids, eos, info.vocab_size, constraint)
         reply = Reply(request, state, self.tokenizer, service)
         self.loop.check(reply.ticket)
         return reply

@@ -53,14 +53,14 @@ class Service:
         priority: lower goes first.
         deadline: seconds from its submission after which it ends as cancelled; None is none.
         keep: keep the pages after the end, for the conversation's next turn.
-        constraint: a grammar for the reply, which no other reply uses; None: anything may be said.
+        constraint: makes a reply's own grammar; None: anything may be said.
         kept_tokens: special tokens whose text stays in the reply's, as they mark parts of it.
     """
 
     priority: int = 0
     deadline: float | None = None
     keep: bool = False
-    constraint: Constraint | None = None
+    constraint: Callable[[], Constraint] | None = None
     kept_tokens: frozenset[int] = frozenset()
 
 

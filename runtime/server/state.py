@@ -106,12 +106,6 @@ class ServerState:
         snapshot = self._llm.snapshot()
         return max(0.0, time.monotonic() - snapshot.last_step) if snapshot.busy else 0.0
 
-    def submit(
-        self, request: Request, prompt: Prompt, params: SamplingParams, service: Service
-    ) -> TrackedReply:
-        """A reply to a prompt; errors as for `submit_several`."""
-        return self.submit_several(request, prompt, [params], service)[0]
-
     def submit_several(
         self, request: Request, prompt: Prompt, params: Sequence[SamplingParams], service: Service
     ) -> list[TrackedReply]:

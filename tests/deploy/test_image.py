@@ -54,7 +54,9 @@ def mounts(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, str]:
     run_stages(
         load_recipe(str(write_tiny_recipe(folder))), folder / "bundle", STAGES, QuietDisplay(), "build-cpu"
     )
-    keys = {"keys": [{"name": "test", "sha256": hashlib.sha256(KEY.encode()).hexdigest()}]}
+    test, probes = (hashlib.sha256(key.encode()).hexdigest() for key in (KEY, ""))
+    entries = [{"name": "test", "sha256": test}, {"name": "probes", "sha256": probes, "roles": ["probe"]}]
+    keys = {"keys": entries}
     (folder / "keys.json").write_text(json.dumps(keys))
     return {folder / "bundle": "/bundle", folder / "keys.json": "/keys.json"}
 

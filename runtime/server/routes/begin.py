@@ -140,23 +140,13 @@ async def begin_texts(
 def submit(
     request: Request, shared: Shared, ask: Ask, prompt: Prompt, form: Constrained, keep: bool = False
 ) -> list[TrackedReply]:
-    """Ask for all replies to one prompt; raises as ServerState.submit."""
+    """Ask for all replies to one prompt; raises as ServerState.submit_several."""
     state = shared.state
     length = len(prompt.token_ids)
     params = [ask.params_for(length, state.llm.max_length, at) for at in range(ask.n)]
-    if form.grammar is None:
-        service = Service(ask.priority, ask.deadline, keep, kept_tokens=form.kept)
-        replies = state.submit_several(request, prompt, params, service)
-    else:  # each has a constraint of its own
-        replies = [
-            state.submit(
-                request,
-                prompt,
-                one,
-                Service(ask.priority, ask.deadline, keep, form.grammar.constraint(), form.kept),
-            )
-            for one in params
-        ]
+    constraint = None if form.grammar is None else form.grammar.constraint
+    service = Service(ask.priority, ask.deadline, keep, constraint, form.kept)
+    replies = state.submit_several(request, prompt, params, service)
     shared.watch(request, replies)
     return replies
 

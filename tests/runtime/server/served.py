@@ -36,7 +36,7 @@ async def say(request: Request, state: ServerState) -> Response | EventStream:
     """Submit a prompt of one token a byte; stream its pieces, or answer with all."""
     asked = await request.json(Say)
     prompt = Prompt(np.frombuffer(asked.prompt.encode(), np.uint8).astype(np.int64))
-    reply = state.submit(request, prompt, SamplingParams(), Service())
+    (reply,) = state.submit_several(request, prompt, [SamplingParams()], Service())
     if not asked.stream:
         completion = await reply.finished()
         return Response.json({"text": completion.text})

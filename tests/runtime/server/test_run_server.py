@@ -63,10 +63,10 @@ class Process:
         finally:
             connection.close()
 
-    def ready(self) -> int:
+    def ready(self, **headers: str) -> int:
         """The status of /health/ready; 0 where nobody listens."""
         try:
-            return self.ask("GET", "/health/ready")[0]
+            return self.ask("GET", "/health/ready", **headers)[0]
         except (ConnectionError, OSError):
             return 0
 
@@ -182,7 +182,7 @@ def test_an_engine_that_fails_tells_every_stream_and_ends_the_process(pool: Thre
 def test_sighup_reads_the_keys_again(tmp_path: Path) -> None:
     path = write(tmp_path / "keys.json", [entry("alice")])
     with serving({"paths": {"keys": str(path)}}) as server:
-        wait_for(lambda: server.ready() == 200)
+        wait_for(lambda: server.ready(**bearer("alice")) == 200)
         assert server.ask("GET", "/version", **bearer("alice"))[0] == 200
         write(path, [entry("bob")])
         server.signal(signal.SIGHUP)

@@ -46,7 +46,7 @@ def reply(
     tokens: int = 900,
 ) -> Reply:
     """A reply that was not submitted yet, drawn at random, where what closes something is likelier."""
-    constraint = None if spec is None else tiny_compiler().compile(spec).constraint()
+    constraint = None if spec is None else tiny_compiler().compile(spec).constraint
     ends = dict.fromkeys(closing_tokens(), 12.0)
     params = SamplingParams(max_tokens=tokens, temperature=1, seed=seed, logit_bias=ends)
     prompt = Prompt(np.array(PROMPTS[seed % len(PROMPTS)]))
@@ -84,7 +84,7 @@ def test_calls_are_read_from_the_text_of_a_reply(form: CallFormat) -> None:
 def test_a_grammar_that_fails_ends_its_reply_alone() -> None:
     llm = make_constrained()
     a = tiny_bpe().token_to_id("a")
-    bomb = tiny_compiler().compile(Regex("(.*a.{200}){5}b")).constraint()
+    bomb = tiny_compiler().compile(Regex("(.*a.{200}){5}b")).constraint
     only_a = SamplingParams(max_tokens=1_500, logit_bias={a: 100.0})
     failing = llm.generator.prepare(Prompt(np.array(PROMPTS[0])), only_a, Service(constraint=bomb))
     other = reply(llm, 0, JsonSchema(PERSON))
