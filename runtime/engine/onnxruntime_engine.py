@@ -125,6 +125,8 @@ def _open_session(path: Path, provider: Provider, threads: int) -> ort.Inference
         )
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
+    # A pattern of memory is kept for each combination of shapes, and steps have ever new ones.
+    options.enable_mem_pattern = False
     options.log_severity_level = 3
     if provider == _CPU:
         register_ops(options)
