@@ -62,6 +62,23 @@ class Metrics:
 
 
 @dataclass(frozen=True)
+class PrefixMatch:
+    """What the cache had of a prompt when its request was let in.
+
+    Attributes:
+        matched_tokens: of its beginning, found in the tree.
+        hit_tokens: of these, reused.
+        gone: groups whose pages at the end of the match were evicted, where the hit is shorter than it.
+        resumed: it went on from its session's kept sequence, and the tree was not asked.
+    """
+
+    matched_tokens: int = 0
+    hit_tokens: int = 0
+    gone: tuple[str, ...] = ()
+    resumed: bool = False
+
+
+@dataclass(frozen=True)
 class Usage:
     """What one request cost.
 
@@ -75,6 +92,7 @@ class Usage:
         queued_seconds: from submission to the step that first computed for it.
         time_to_first_token: seconds from submission to the first token; None if there was none.
         tokens_per_second: rate after the first token; None below two tokens.
+        match: what the cache had of the prompt; None where it was never let in.
     """
 
     prompt_tokens: int
@@ -85,3 +103,4 @@ class Usage:
     queued_seconds: float
     time_to_first_token: float | None
     tokens_per_second: float | None
+    match: PrefixMatch | None = None

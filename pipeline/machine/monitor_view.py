@@ -1,26 +1,32 @@
-"""What the monitor shows: GPUs, the machine, running engines."""
+"""What the monitor shows: GPUs, the machine, running engines, a server."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
 import psutil
-from rich.console import Group
+from rich.console import Group, RenderableType
+from rich.text import Text
 
 from kvfold.pipeline.machine.gpus import Gpu
+from kvfold.pipeline.machine.server_tables import server_tables
+from kvfold.pipeline.machine.server_watch import Seen
 from kvfold.pipeline.show.table import Table
 from kvfold.pipeline.show.terminal import draw_table
 from kvfold.plugins.contract.kv_savings import format_bytes
 from kvfold.runtime.status import EngineStatus
 
 
-def monitor_view(no_gpu: str | None, gpus: Sequence[Gpu], engines: Sequence[EngineStatus]) -> Group:
+def monitor_view(
+    no_gpu: str | None, gpus: Sequence[Gpu], engines: Sequence[EngineStatus], server: Seen | None = None
+) -> Group:
     """Everything at once.
 
     Args:
         no_gpu: why there is no GPU to show, or None.
         gpus: the GPUs.
         engines: the published engines of this user.
+        server: the one that was asked for, if any.
     """
     return Group(
         no_gpu or draw_table(gpu_table(gpus)),
@@ -28,7 +34,15 @@ def monitor_view(no_gpu: str | None, gpus: Sequence[Gpu], engines: Sequence[Engi
         draw_table(engine_table(engines))
         if engines
         else "\nno running engine is published (`kvfold run` publishes its own)",
+        *(_draw_server(server) if server else ()),
     )
+
+
+def _draw_server(server: Seen) -> Iterator[RenderableType]:
+    if server.problem is not None:
+        yield Text(f"\n{server.url}: {server.problem}", style="bold red")
+    if server.snapshot is not None:
+        yield from map(draw_table, server_tables(server.url, server.snapshot))
 
 
 def gpu_table(gpus: Sequence[Gpu]) -> Table:

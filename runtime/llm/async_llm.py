@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 from weakref import WeakValueDictionary
@@ -14,11 +15,12 @@ from kvfold.runtime.llm.async_session import AsyncSession
 from kvfold.runtime.llm.conversation import Conversation, OnOverflow
 from kvfold.runtime.llm.generation import DEFAULT_SERVICE, Completion
 from kvfold.runtime.llm.llm import DEFAULT_TARGET, LLM
-from kvfold.runtime.loop.commands import Discard
+from kvfold.runtime.loop.commands import CopyTree, Discard
 from kvfold.runtime.loop.core import Turn
 from kvfold.runtime.loop.snapshot import LoopSnapshot
 from kvfold.runtime.loop.ticket import Service, Ticket
 from kvfold.runtime.memory.paged_sequence import PagedSequence
+from kvfold.runtime.memory.tree_copy import TreeCopy
 from kvfold.runtime.runtime_config import RuntimeConfig
 from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.scheduler.request import Prompt
@@ -87,6 +89,24 @@ class AsyncLLM:
     def reusable_tokens(self, prompt: Prompt) -> int:
         """Tokens that a prompt would take from the cache now: an estimate."""
         return self._loop.reusable_tokens(prompt)
+
+    @property
+    def page_bytes(self) -> Mapping[str, int]:
+        """Bytes of a page of each group."""
+        plan = self._loop.info.plan
+        return {group.name: group.page_bytes(plan.page_size) for group in plan.groups}
+
+    def copy_tree(self, tenant: str | None) -> asyncio.Future[TreeCopy]:
+        """Ask for a copy of the tree, of one tenant or of all; it comes when the step at work ends."""
+        event_loop = asyncio.get_running_loop()
+        copied: asyncio.Future[TreeCopy] = event_loop.create_future()
+
+        def taken(copy: TreeCopy) -> None:
+            with suppress(RuntimeError):  # the event loop was closed, so nobody looks
+                event_loop.call_soon_threadsafe(_give, copied, copy)
+
+        self._loop.post(CopyTree(tenant, taken))
+        return copied
 
     def submit(
         self, prompt: Prompt, params: SamplingParams, service: Service = DEFAULT_SERVICE
@@ -172,6 +192,11 @@ class AsyncLLM:
             except RuntimeError:  # the event loop was closed, so nobody reads
                 for reply in replies:
                     reply.cancel()
+
+
+def _give(copied: asyncio.Future[TreeCopy], copy: TreeCopy) -> None:
+    if not copied.done():
+        copied.set_result(copy)
 
 
 def _wake(replies: list[AsyncReply]) -> None:

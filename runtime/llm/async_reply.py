@@ -10,6 +10,7 @@ from kvfold.runtime.loop.commands import Cancel
 from kvfold.runtime.loop.engine_loop import EngineLoop
 from kvfold.runtime.loop.ticket import CancelReason
 from kvfold.runtime.memory.paged_sequence import PagedSequence
+from kvfold.runtime.metrics import Usage
 
 
 class AsyncReply:
@@ -42,6 +43,10 @@ class AsyncReply:
     def kept(self) -> PagedSequence | None:
         """Of a reply that has ended: the pages that it kept for its conversation's next turn."""
         return self.ticket.request.sequence if self._reply.finished else None
+
+    def usage(self) -> Usage:
+        """What it cost so far."""
+        return self.ticket.usage()
 
     @property
     def wants_news(self) -> bool:

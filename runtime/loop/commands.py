@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from kvfold.runtime.loop.ticket import CancelReason, Ticket
 from kvfold.runtime.memory.paged_sequence import PagedSequence
+from kvfold.runtime.memory.tree_copy import TreeCopy
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,21 @@ class Discard:
 
 
 @dataclass(frozen=True)
+class CopyTree:
+    """Copy the tree of cached prefixes as it is between two steps.
+
+    Attributes:
+        tenant: whose; None is everybody's.
+        taken: given the copy, in the loop's thread.
+    """
+
+    tenant: str | None
+    taken: Callable[[TreeCopy], None]
+
+
+@dataclass(frozen=True)
 class Close:
     """End the loop's own thread."""
 
 
-Command = Submit | Cancel | Discard | Close
+Command = Submit | Cancel | Discard | CopyTree | Close

@@ -12,10 +12,11 @@ from threading import Condition, RLock, Thread
 
 from kvfold.plugins.contract.errors import EngineError
 from kvfold.runtime.engine.protocol import Engine, EngineInfo
-from kvfold.runtime.loop.commands import Cancel, Close, Command, Discard, Submit
+from kvfold.runtime.loop.commands import Cancel, Close, Command, CopyTree, Discard, Submit
 from kvfold.runtime.loop.core import Core, Outcome, Turn
 from kvfold.runtime.loop.snapshot import LoopSnapshot
 from kvfold.runtime.loop.ticket import Ticket
+from kvfold.runtime.memory.tree_copy import TreeCopy
 from kvfold.runtime.metrics import Metrics
 from kvfold.runtime.runtime_config import RuntimeConfig
 from kvfold.runtime.scheduler.request import Prompt
@@ -158,5 +159,7 @@ class EngineLoop:
                 self.core.cancel(ticket, reason, keep)
             case Discard(sequence):
                 self.core.scheduler.discard(sequence)
+            case CopyTree(tenant, taken):
+                taken(TreeCopy(self.core.scheduler.memory.tree, tenant))
             case Close():
                 self._thread = None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kvfold.runtime.loop.ticket import Ticket
-from kvfold.runtime.metrics import Metrics
+from kvfold.runtime.metrics import Metrics, PrefixMatch
 
 RequestState = Literal["queued", "prefill", "decode"]
 
@@ -24,6 +24,7 @@ class RequestView:
         completion_tokens: of its reply so far.
         submitted: clock of its submission, as of `time.monotonic`.
         first_token: clock of its first token; None before.
+        match: what the cache had of its prompt; None while it waits.
     """
 
     id: int
@@ -34,6 +35,7 @@ class RequestView:
     completion_tokens: int
     submitted: float
     first_token: float | None
+    match: PrefixMatch | None = None
 
     @classmethod
     def of(cls, ticket: Ticket) -> RequestView:
@@ -49,6 +51,7 @@ class RequestView:
             completion_tokens=request.num_completion_tokens,
             submitted=ticket.submitted,
             first_token=ticket.first_token,
+            match=request.match,
         )
 
 

@@ -152,4 +152,5 @@ class Ticket:
             queued_seconds=(self._last_token if self._admitted is None else self._admitted) - self._submitted,
             time_to_first_token=first,
             tokens_per_second=(tokens - 1) / elapsed if elapsed > 0 else None,
+            match=request.match,
         )

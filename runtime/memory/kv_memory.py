@@ -13,6 +13,7 @@ from kvfold.runtime.memory.horizon import horizons
 from kvfold.runtime.memory.page_pool import PagePool
 from kvfold.runtime.memory.paged_sequence import PagedSequence
 from kvfold.runtime.memory.radix_tree import RadixTree
+from kvfold.runtime.metrics import PrefixMatch
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,9 @@ class KvMemory:
         if hit:
             self.tree.touch(path[:hit])
             self.tree.mark(path[:hit])
-        sequence.hit_tokens = sequence.num_computed
-        sequence.path_tokens = len(path) * self.page_size
+        sequence.match = PrefixMatch(
+            len(path) * self.page_size, sequence.num_computed, self.tree.gone(path) if len(path) > hit else ()
+        )
         self._plan_checkpoints(sequence, prefix)
         # A branch point is where the prompt leaves the tree, even if the hit was shortened.
         if len(path) > hit and len(path) not in sequence.checkpoints:
@@ -82,8 +84,14 @@ class KvMemory:
     def resume(self, sequence: PagedSequence, tokens: np.ndarray, prefix: Prefix) -> None:
         """Carry on with a kept sequence; the first `num_computed` of `tokens` are its own."""
         sequence.extend(tokens, self._capacity(tokens))
-        sequence.hit_tokens = sequence.path_tokens = sequence.num_computed
+        sequence.match = PrefixMatch(sequence.num_computed, sequence.num_computed, resumed=True)
         self._plan_checkpoints(sequence, prefix)
+
+    def count_hit(self, sequence: PagedSequence) -> None:
+        """Note in the tree what a sequence that was let in reused."""
+        pages = sequence.match.hit_tokens // self.page_size
+        for node in self.tree.walk(sequence.tokens, pages, sequence.tenant):
+            node.hits += 1
 
     def allocate(self, sequence: PagedSequence, end: int, spare: int = 0) -> bool:
         """Map pages for tokens up to `end`, evicting cached ones where needed.

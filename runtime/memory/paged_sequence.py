@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from kvfold.runtime.metrics import PrefixMatch
+
 
 class PagedSequence:
     """What a request (or a waiting session) holds of the KV memory.
@@ -15,8 +17,7 @@ class PagedSequence:
         version: grows with each change of the tables.
         num_pages: pages mapped so far; the same in every group, freed ones included.
         num_computed: tokens whose KV is in the cache.
-        hit_tokens: of these, reused from the radix tree when the sequence began.
-        path_tokens: tokens that matched the tree, whether or not their tail was still there.
+        match: what of these was there when the sequence began.
         first_kept: per group, pages before this index (sinks aside) are freed.
         checkpoints: growing page counts at which the prefix goes into the tree on the way.
         shared_pages: which of them ends a shared prompt; 0 is none.
@@ -26,10 +27,9 @@ class PagedSequence:
     __slots__ = (
         "checkpoints",
         "first_kept",
-        "hit_tokens",
+        "match",
         "num_computed",
         "num_pages",
-        "path_tokens",
         "released",
         "shared_pages",
         "tables",
@@ -46,8 +46,7 @@ class PagedSequence:
         self.version = 0
         self.num_pages = 0
         self.num_computed = 0
-        self.hit_tokens = 0
-        self.path_tokens = 0
+        self.match = PrefixMatch()
         self.first_kept = [0] * num_groups
         self.checkpoints: list[int] = []
         self.shared_pages = 0

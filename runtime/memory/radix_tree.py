@@ -41,6 +41,7 @@ class RadixTree:
         self._leaves: list[tuple[int, int, TreeNode]] = []
         self._clock = 0
         self._serial = 0
+        self._made = self._removed = 0
 
     # Lookup
 
@@ -77,6 +78,14 @@ class RadixTree:
             if complete:
                 hit = depth
         return hit
+
+    def gone(self, path: Sequence[TreeNode]) -> tuple[str, ...]:
+        """Groups whose sinks or tail at the end of a path are not all there."""
+        return tuple(
+            horizon.name
+            for horizon in self._locals
+            if any(path[position].pages[horizon.index] < 0 for position in horizon.needed(len(path)))
+        )
 
     def touch(self, path: Sequence[TreeNode]) -> None:
         """Mark a path as just used."""
@@ -117,9 +126,9 @@ class RadixTree:
         node = path[-1] if path else self._root(sequence.tenant)
         size = self._page_size
         for index in range(len(path), num_pages):
-            child = TreeNode(
-                sequence.tokens[index * size : (index + 1) * size].tobytes(), node, len(self._pools)
-            )
+            key = sequence.tokens[index * size : (index + 1) * size].tobytes()
+            self._made += 1
+            child = TreeNode(key, node, len(self._pools), self._made)
             node.children[child.key] = child
             path.append(child)
             node = child
@@ -201,6 +210,7 @@ class RadixTree:
         for group, page in enumerate(node.pages):
             if page >= 0:
                 self._drop_page(node, group)
+        self._removed += 1
         del parent.children[node.key]
         node.parent = None
         if parent.children:
@@ -244,6 +254,22 @@ class RadixTree:
 
     # Inspection
 
+    @property
+    def size(self) -> int:
+        """How many nodes there are, but the roots."""
+        return self._made - self._removed
+
+    @property
+    def clock(self) -> int:
+        """Logical time: counts hits and insertions."""
+        return self._clock
+
+    def roots(self, tenant: str | None = None) -> dict[str, TreeNode]:
+        """Roots by tenant: of one, or of all."""
+        if tenant is None:
+            return dict(self._roots)
+        return {tenant: self._roots[tenant]} if tenant in self._roots else {}
+
     def nodes(self) -> list[TreeNode]:
         """Every node but the roots."""
         found: list[TreeNode] = []
@@ -261,6 +287,7 @@ class RadixTree:
     def check_integrity(self) -> None:
         """Check the laws of this module; quadratic, for tests and idle moments."""
         nodes = self.nodes()
+        assert len(nodes) == self.size
         needed: dict[tuple[TreeNode, int], int] = {}
         assert {node for node in nodes if node.checkpoint} == self._checkpoints
         for node in self._checkpoints:

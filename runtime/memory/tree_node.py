@@ -15,21 +15,25 @@ class TreeNode:
         checkpoint: a hit may end here: the tails of all local groups are kept.
         shared: the caller marked this length as the end of a shared prompt.
         last_used: logical time of the last hit or insertion through this node.
+        hits: requests that reused this page.
+        number: counts the nodes of the tree, those that are gone too.
     """
 
     __slots__ = (
         "checkpoint",
         "children",
         "depth",
+        "hits",
         "key",
         "last_used",
         "needed_by",
+        "number",
         "pages",
         "parent",
         "shared",
     )
 
-    def __init__(self, key: bytes, parent: TreeNode | None, num_groups: int) -> None:
+    def __init__(self, key: bytes, parent: TreeNode | None, num_groups: int, number: int = 0) -> None:
         """A node without pages, not yet linked from its parent."""
         self.key = key
         self.parent = parent
@@ -40,6 +44,8 @@ class TreeNode:
         self.checkpoint = False
         self.shared = False
         self.last_used = 0
+        self.hits = 0
+        self.number = number
 
     @property
     def linked(self) -> bool:

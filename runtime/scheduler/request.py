@@ -11,6 +11,7 @@ from kvfold.plugins.contract.errors import RequestError
 from kvfold.runtime.engine.protocol import EngineInfo
 from kvfold.runtime.memory.kv_memory import Prefix
 from kvfold.runtime.memory.paged_sequence import PagedSequence
+from kvfold.runtime.metrics import PrefixMatch
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -44,7 +45,7 @@ class Request:
         length: tokens known so far.
         end_tokens: tokens that end the reply.
         finish_reason: why it ended; None while it has not.
-        reused_tokens: prompt tokens that came from the cache; None before it was admitted.
+        match: what the cache had of the prompt; None before it was admitted.
         prefilled_tokens: prompt tokens that were computed.
         recomputed_tokens: computed a second time after a preemption.
     """
@@ -85,12 +86,17 @@ class Request:
         self.finish_reason: FinishReason | None = None
         self.overtaken = 0
         self.preempted = False
-        self.reused_tokens: int | None = None
+        self.match: PrefixMatch | None = None
         self.prefilled_tokens = 0
         self.recomputed_tokens = 0
         self.end_tokens = end_tokens
         self._logits_from = len(ids) - 1 if prompt.logits_from is None else prompt.logits_from
         self._computed = 0
+
+    @property
+    def reused_tokens(self) -> int | None:
+        """Prompt tokens that came from the cache; None before it was admitted."""
+        return None if self.match is None else self.match.hit_tokens
 
     @property
     def num_completion_tokens(self) -> int:
@@ -113,10 +119,11 @@ class Request:
         """Whether it has a reply, rather than a prompt to read only."""
         return len(self.tokens) > self.prompt_length
 
-    def begin_at(self, computed: int) -> None:
+    def begin_at(self, match: PrefixMatch) -> None:
         """Note where computing starts: at a hit, or anew after a preemption."""
-        if self.reused_tokens is None:
-            self.reused_tokens = self._computed = computed
+        if self.match is None:
+            self.match = match
+            self._computed = match.hit_tokens
 
     def count_chunk(self, start: int, end: int) -> int:
         """Count the tokens [start, end) as computed; returns how many of them were so before."""

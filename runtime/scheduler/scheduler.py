@@ -267,9 +267,10 @@ class Scheduler:
             self.metrics.rematched_turns += not resumed
         if request.reused_tokens is None:
             self.metrics.queried_tokens += request.prompt_length
-            self.metrics.hit_tokens += sequence.hit_tokens
-            self.metrics.too_short_tokens += sequence.path_tokens - sequence.hit_tokens
-        request.begin_at(sequence.hit_tokens)
+            self.metrics.hit_tokens += sequence.match.hit_tokens
+            self.metrics.too_short_tokens += sequence.match.matched_tokens - sequence.match.hit_tokens
+            self.memory.count_hit(sequence)
+        request.begin_at(sequence.match)
 
     def _retire(self, request: Request, keep: bool = True) -> None:
         """Take an ended request out; a session's sequence stays, cached but pinned."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from kvfold.plugins.contract.errors import KvfoldError
 from kvfold.runtime.llm.generation import TextChunk
 from kvfold.runtime.loop.snapshot import LoopSnapshot
 from kvfold.runtime.loop.ticket import CancelReason, Service
+from kvfold.runtime.memory.tree_copy import TreeCopy
+from kvfold.runtime.metrics import Usage
 from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.scheduler.request import Prompt
 from kvfold.runtime.text.tokenizer import Tokenizer
@@ -30,6 +33,10 @@ class ServedReply(Protocol):
     @property
     def kept(self) -> Any:
         """Of a reply that has ended: the pages for its conversation's next turn."""
+        ...
+
+    def usage(self) -> Usage:
+        """What it cost so far."""
         ...
 
     async def __anext__(self) -> TextChunk:
@@ -55,8 +62,18 @@ class ServedLLM(Protocol):
         ...
 
     @property
+    def vocab_size(self) -> int:
+        """Token ids are below it."""
+        ...
+
+    @property
     def page_size(self) -> int:
         """Tokens of a page."""
+        ...
+
+    @property
+    def page_bytes(self) -> Mapping[str, int]:
+        """Bytes of a page of each group."""
         ...
 
     @property
@@ -80,6 +97,10 @@ class ServedLLM(Protocol):
 
     def snapshot(self) -> LoopSnapshot:
         """How the engine stood a moment ago; costs nothing."""
+        ...
+
+    def copy_tree(self, tenant: str | None) -> asyncio.Future[TreeCopy]:
+        """Ask for a copy of the tree, of one tenant or of all; an engine that hangs never gives it."""
         ...
 
     async def drain(self, seconds: float) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from kvfold.runtime.loop.ticket import Service
 from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.scheduler.request import Prompt
+from kvfold.runtime.server.counts.history import History
 from kvfold.runtime.server.counts.reply_metrics import ReplyMetrics
 from kvfold.runtime.server.counts.timed_compiler import TimedCompiler
 from kvfold.runtime.server.guard.admission import Admission
@@ -31,6 +32,7 @@ class ServerState:
         gate: who may ask.
         admission: what is inside.
         metrics: of replies.
+        history: of these, over the last hour.
         sweep: over the streams that are being sent.
         started: the server's start, seconds since the epoch.
         stall_seconds: a step that takes longer is a hang.
@@ -44,6 +46,7 @@ class ServerState:
         self.model_name = model_name
         self.gate = gate
         self.metrics = ReplyMetrics()
+        self.history = History(self.metrics)
         self.admission = Admission(limits, self.metrics.refused)
         self.sweep = StreamSweep()
         self.started = time.time()
@@ -91,6 +94,10 @@ class ServerState:
         if age > self.stall_seconds:
             return f"hung: the last step ended {age:.0f} s ago, and there is work"
         return None
+
+    def look(self) -> None:
+        """Go on with the history; whoever runs the server looks several times a second."""
+        self.history.look(None if self._llm is None else self._llm.snapshot())
 
     def step_age(self) -> float:
         """Seconds since the last step while there is work; 0 while there is none."""

@@ -58,14 +58,15 @@ class TrackedReply:
         except StopAsyncIteration:
             raise
         except Exception:
-            if self._end():
+            if self._end("error"):
                 self._metrics.failed()
             raise
         if chunk.token_ids:
             self._count(len(chunk.token_ids))
-        if chunk.completion is not None and self._end():
-            self.completion = chunk.completion
-            self._metrics.ended(time.monotonic() - self._arrived, chunk.completion)
+        completion = chunk.completion
+        if completion is not None and self._end(completion.cancel_reason or completion.finish_reason):
+            self.completion = completion
+            self._metrics.ended(time.monotonic() - self._arrived, completion)
         return chunk
 
     async def finished(self) -> Completion:
@@ -86,7 +87,7 @@ class TrackedReply:
 
     def cancel(self, reason: CancelReason = "client") -> None:
         """End it within a step, as nobody reads it any more; nothing where it has ended."""
-        if self._end():
+        if self._end(reason):
             self._reply.cancel(reason, keep=False)
             self._metrics.left()
 
@@ -101,10 +102,13 @@ class TrackedReply:
             self._metrics.gap(now - self._last, tokens)
         self._last = now
 
-    def _end(self) -> bool:
+    def _end(self, reason: str) -> bool:
         """Whether this was the end."""
         if self._ended:
             return False
         self._ended = True
         self._admitted.ended()
+        self._metrics.recent.add(
+            self.id, self.prompt.tenant, reason, time.monotonic() - self._arrived, self._reply.usage()
+        )
         return True

@@ -18,7 +18,7 @@ import psutil
 from tests.deploy.deploy_files import DOCKERFILE, docker_steps
 from tests.root import ROOT
 
-TOOLS = ("mmdebstrap", "buildah", "unshare", "nsenter", "setpriv", "ip")
+TOOLS = ("mmdebstrap", "buildah", "unshare", "nsenter", "ip")
 # How this machine reaches its package indexes, for the build's pip.
 REGISTRY_ACCESS = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pip.conf")
 # A root that cannot be written, a network of its own, /tmp as `--tmpfs /tmp` would give it.
@@ -31,7 +31,8 @@ mount -t tmpfs tmpfs "$0/tmp"
 mount --rbind /dev "$0/dev"
 for pair in $MOUNTS; do mount --bind "${pair%%:*}" "$0${pair#*:}"; done
 mount -o remount,bind,ro "$0"
-exec setpriv --no-new-privs --bounding-set=-all chroot --groups= --userspec="$USERSPEC" "$0" "$@"
+exec chroot "$0" setpriv --reuid="${USERSPEC%:*}" --regid="${USERSPEC#*:}" --clear-groups --no-new-privs \\
+  --bounding-set=-all "$@"
 """
 
 

@@ -14,12 +14,17 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from kvfold.pipeline.commands.use.serve import command
 from kvfold.runtime.server.guard.admission_limits import AdmissionLimits
+from kvfold.runtime.server.guard.connection import GuardedProtocol
 from kvfold.runtime.server.guard.gate import Gate
 from kvfold.runtime.server.guard.key_file import read_keys
+from kvfold.runtime.server.http import BODY_SECONDS, MAX_BODY_BYTES
 from kvfold.runtime.server.observe.collector import ServerCollector
 from kvfold.runtime.server.observe.health_routes import health_routes
 from kvfold.runtime.server.routes.api import api_routes
+from kvfold.runtime.server.start.run_server import KEEP_ALIVE_SECONDS
+from kvfold.runtime.server.start.server_settings import INTER_TOKEN_TARGET, MAX_NUM_SEQS
 from kvfold.runtime.server.state import ServerState
+from kvfold.runtime.server.ui.ui_routes import ui_routes
 from tests.deploy.deploy_files import serve_options
 from tests.root import ROOT
 from tests.runtime.server.puppet_llm import PuppetLLM
@@ -41,9 +46,14 @@ def make_state() -> ServerState:
     return ServerState("model", Gate(), AdmissionLimits(max_running=1, max_waiting=1))
 
 
+def codes(cell: str) -> list[str]:
+    """All that stands in a cell between backticks."""
+    return cell.split("`")[1::2]
+
+
 def code(cell: str) -> str:
-    """What stands in a cell between backticks."""
-    return cell.split("`")[1]
+    """The first of it."""
+    return codes(cell)[0]
 
 
 def test_every_option_stands_there_once() -> None:
@@ -56,6 +66,7 @@ def test_defaults_are_those_of_the_code() -> None:
     options = {parameter.opts[-1]: parameter.default for parameter in command.params}
     fixed = {name: value for name, value in options.items() if isinstance(value, int | float | str)}
     del fixed["recipe"]
+    fixed |= {"--max-num-seqs": MAX_NUM_SEQS, "--inter-token-target": INTER_TOKEN_TARGET}
     assert {"--host", "--port", "--drain-seconds"} <= fixed.keys()
     for name, default in fixed.items():
         assert type(default)(code(stated[name])) == default
@@ -63,8 +74,8 @@ def test_defaults_are_those_of_the_code() -> None:
 
 def test_every_route_stands_there_once_with_who_may_ask() -> None:
     state = make_state()
-    routes = [*api_routes(state), *health_routes(state)]
-    named = [(code(route), access) for route, access, _ in rows("Routes")]
+    routes = [*api_routes(state), *health_routes(state), *ui_routes()]
+    named = [(route, access) for cell, access, _ in rows("Routes") for route in codes(cell)]
     assert sorted(named) == sorted((f"{route.method} {route.path}", route.access) for route in routes)
 
 
@@ -81,6 +92,19 @@ def statuses_of_the_code() -> Iterator[int]:
                 given = [*node.args[:2], *(word.value for word in node.keywords if word.arg == "status")]
                 inside = [part for each in given for part in ast.walk(each) if isinstance(part, ast.Constant)]
                 yield from (part.value for part in inside if type(part.value) is int and part.value >= 100)
+
+
+def test_limits_are_those_of_the_code() -> None:
+    security = PAGE.split("\n## Security\n")[1].split("\n## ")[0]
+    (line,) = re.findall(r"\*\*What a client may send\*\* is bounded: (.*?\n.*?\n)", security)
+    assert re.findall(r"\d[\d,]* \w+", line.replace("\n", " ")) == [
+        f"{GuardedProtocol.max_head_bytes // 1024} KiB",
+        f"{MAX_BODY_BYTES // 2**20} MiB",
+        f"{BODY_SECONDS:g} s",
+        f"{GuardedProtocol.max_connections:,} connections",
+        f"{KEEP_ALIVE_SECONDS} s",
+        f"{GuardedProtocol.write_seconds:g} s",
+    ]
 
 
 def test_every_word_of_readiness_stands_there_once() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -45,7 +46,7 @@ def make_wheel(folder: Path, **environment: str) -> subprocess.CompletedProcess[
     """`make wheel` into a folder, with the tests' environment as its tools."""
     variables = [f"WHEEL_BIN={Path(sys.executable).parent}", f"DIST={folder}"]
     with build_lock():
-        return subprocess.run(
+        made = subprocess.run(
             ["make", "wheel", *variables],
             cwd=ROOT,
             env=os.environ | environment,
@@ -53,6 +54,9 @@ def make_wheel(folder: Path, **environment: str) -> subprocess.CompletedProcess[
             text=True,
             check=False,
         )
+        for left in (ROOT / "build").glob("lib*"):  # the next build would take what was compiled here
+            shutil.rmtree(left)
+        return made
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,8 @@ _SETTINGS: dict[str, tuple[Any, str]] = {
     "tls_cert": (_FILE, "Certificate chain, PEM: serve HTTPS."),
     "tls_key": (_FILE, "Its private key, PEM."),
     "max_waiting": (int, "Replies that may wait for the engine.  [default: 8 for each sequence at once]"),
+    "max_sessions": (int, "Sessions of a tenant, and stored responses, that are kept."),
+    "session_seconds": (float, "After which an unused session or response is forgotten."),
     "drain_seconds": (float, "For running replies after SIGTERM."),
 }
 _CONFIG: dict[str, tuple[Any, str]] = {

@@ -62,14 +62,17 @@ def _serve(
     from kvfold.runtime.server.observe.health_routes import health_routes
     from kvfold.runtime.server.route_table import Routes
     from kvfold.runtime.server.routes.api import api_routes
+    from kvfold.runtime.server.routes.conversations import ConversationLimits
+    from kvfold.runtime.server.start.load_compiler import load_compiler
     from kvfold.runtime.server.start.run_server import run_server
     from kvfold.runtime.server.start.server_settings import serving_config
     from kvfold.runtime.server.state import ServerState
+    from kvfold.runtime.server.ui.ui_routes import ui_routes
     from kvfold.runtime.status import published
-    from kvfold.runtime.structured.grammar_compiler import GrammarCompiler
 
     state = ServerState(model_name, Gate(settings.keys), stall_seconds=settings.stall_seconds)
-    app = Application(Routes([*api_routes(state), *health_routes(state)]), state)
+    kept = ConversationLimits(settings.max_sessions, settings.max_sessions, settings.session_seconds)
+    app = Application(Routes([*api_routes(state, kept), *health_routes(state), *ui_routes()]), state)
     with ExitStack() as stack:
 
         def load() -> Loaded:
@@ -78,7 +81,7 @@ def _serve(
             llm = AsyncLLM.load(root, config, target)
             stack.enter_context(published(llm.llm, str(root)))
             text = bundle.file(TOKENIZER).read_text(encoding="utf-8")
-            compiler = GrammarCompiler(text, llm.vocab_size, llm.tokenizer.eos_token_ids)
+            compiler = load_compiler(text, llm.vocab_size, llm.tokenizer.eos_token_ids)
             return llm, compiler, settings.limits(llm.llm.config.max_num_seqs)
 
         run_server(app, state, settings, load)

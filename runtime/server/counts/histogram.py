@@ -35,6 +35,16 @@ class Histogram:
         self._counts[bisect_left(self._bounds, value)] += times
         self.total += value * times
 
+    @property
+    def bounds(self) -> Sequence[float]:
+        """Upper bounds of all counts but the last."""
+        return self._bounds
+
+    @property
+    def counts(self) -> Sequence[int]:
+        """Values up to each bound, and those above the last."""
+        return tuple(self._counts)
+
     def buckets(self) -> list[tuple[str, float]]:
         """Prometheus' form: each bound with the number of values that do not exceed it."""
         found: list[tuple[str, float]] = []
@@ -43,3 +53,21 @@ class Histogram:
             below += count
             found.append((bound, below))
         return found
+
+
+def quantile(bounds: Sequence[float], counts: Sequence[int], share: float) -> float | None:
+    """The value below which a share of all counted ones lies, as Prometheus' histogram_quantile finds it.
+
+    Within a bucket values are taken as evenly spread; above the last bound it is that bound. None: no values.
+    """
+    total = sum(counts)
+    if not total:
+        return None
+    rank = share * total
+    lower = 0.0
+    for bound, count in zip(bounds, counts, strict=False):
+        if count and rank <= count:
+            return lower + (bound - lower) * rank / count
+        rank -= count
+        lower = bound
+    return lower

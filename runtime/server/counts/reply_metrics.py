@@ -12,6 +12,7 @@ from kvfold.runtime.server.counts.histogram import (
     TOKEN_SECONDS,
     Histogram,
 )
+from kvfold.runtime.server.counts.recent_replies import RecentReplies
 
 
 class ReplyMetrics:
@@ -28,6 +29,7 @@ class ReplyMetrics:
         refusals: requests that were not let in, by reason.
         prompt_tokens: of replies that began.
         reply_tokens: generated.
+        recent: the replies that ended last.
     """
 
     def __init__(self) -> None:
@@ -42,6 +44,7 @@ class ReplyMetrics:
         self.refusals = Counter({"requests": 0, "tokens": 0, "draining": 0, "dead": 0, "key": 0})
         self.prompt_tokens = 0
         self.reply_tokens = 0
+        self.recent = RecentReplies()
 
     def began(self, seconds: float, prompt_tokens: int) -> None:
         """A reply's first token came, so long after the request's first byte."""

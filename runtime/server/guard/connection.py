@@ -51,8 +51,8 @@ class GuardedProtocol(HttpToolsProtocol):
         max_message_bytes: of all of a request as it is sent.
         max_pipelined: requests behind one that is not answered, before nothing more is read.
         head_seconds: from a connection, or a request's first byte, to the end of its head.
-        discard_seconds: for the rest of a body after its answer; most clients read an answer only when they
-            have sent all.
+        discard_seconds: for the rest of a request after its answer; most clients read an answer only when
+            they have sent all.
         write_seconds: for a client to take some of what waits for it.
     """
 
@@ -195,8 +195,13 @@ class GuardedProtocol(HttpToolsProtocol):
         }
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         self.transport.write(b"".join((STATUS_LINE[error.status], lines.encode(), b"\r\n", body)))
-        self.transport.close()
-        self._expect_progress(self.write_seconds)
+        if error.status == 503 or not self.transport.can_write_eof():
+            self.transport.close()
+            self._expect_progress(self.write_seconds)
+        else:  # closed with bytes unread, the client might not see the answer
+            self.transport.write_eof()
+            self.flow.resume_reading()
+            self._expect_progress(self.discard_seconds)
 
     def _hang_up(self) -> None:
         """Nobody reads answers any more: not that to the last request, nor to those before it."""

@@ -9,7 +9,7 @@ from kvfold.runtime.server.http import Request, Response
 from kvfold.runtime.server.routes.begin import check_model
 from kvfold.runtime.server.routes.shared import Shared
 from kvfold.runtime.server.state import ServerState
-from kvfold.runtime.server.wire.fields.read_body import ignored_header
+from kvfold.runtime.server.wire.fields.read_body import ignored_header, wrong
 from kvfold.runtime.server.wire.token_requests import TokenizeAsk, detokenize_ask, tokenize_ask
 from kvfold.runtime.structured.call_formats import choose_call_format
 from kvfold.runtime.structured.tool_prompt import prepare_chat
@@ -36,6 +36,10 @@ class Tokenizing:
         """The text of tokens, control tokens included."""
         model, tokens, ignored = detokenize_ask(await request.json(dict[str, Any]))
         check_model(model, state)
+        limit = state.llm.vocab_size
+        for token in tokens:
+            if token >= limit:
+                raise wrong(f"has {token}; this model's token ids are below {limit}", "tokens")
         text = await asyncio.to_thread(state.llm.tokenizer.decode_rendered, tokens)
         return Response.json({"prompt": text}, headers=ignored_header(ignored))
 

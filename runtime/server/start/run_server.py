@@ -126,6 +126,7 @@ class Run:
         watchdog = watchdog_seconds()
         next_sign = 0.0
         while not self._ending.is_set() and self._state.llm.failure is None:
+            self._state.look()
             now = asyncio.get_running_loop().time()
             if watchdog is not None and now >= next_sign and self._state.why_not_ready() is None:
                 notify("WATCHDOG=1")

@@ -36,6 +36,8 @@ class ServerSettings:
         tls_key: its private key, PEM.
         max_waiting: replies that may wait for the engine; more are told 429. None: 8 for each sequence that
             it runs at once.
+        max_sessions: of a tenant, and likewise stored responses; the one longest unused gives way.
+        session_seconds: after which an unused session or response is forgotten.
         drain_seconds: for running replies after SIGTERM, before they are cancelled.
         stall_seconds: a step of the engine that takes longer is a hang: the server is not ready.
     """
@@ -46,6 +48,8 @@ class ServerSettings:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     max_waiting: int | None = None
+    max_sessions: int = 256
+    session_seconds: float = 3600.0
     drain_seconds: float = 30.0
     stall_seconds: float = 30.0
 
@@ -55,6 +59,8 @@ class ServerSettings:
         check_number("port", self.port, 0, 65535)
         if self.max_waiting is not None:
             check_integer("max_waiting", self.max_waiting, 0)
+        check_integer("max_sessions", self.max_sessions, 1)
+        check_number("session_seconds", self.session_seconds, 0)
         check_number("drain_seconds", self.drain_seconds, 0)
         check_number("stall_seconds", self.stall_seconds, 1)
         if (self.tls_cert is None) != (self.tls_key is None):

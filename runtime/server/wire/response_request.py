@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from kvfold.runtime.server.wire.chat_request import MAX_TOP_LOGPROBS
-from kvfold.runtime.server.wire.fields.ask import Ask
+from kvfold.runtime.server.wire.fields.ask import Ask, ToolUse
 from kvfold.runtime.server.wire.fields.read_body import describe, read_body, wrong
 from kvfold.runtime.server.wire.fields.sampling_fields import (
     TEMPERATURE,
@@ -22,6 +22,7 @@ from kvfold.runtime.server.wire.fields.template_messages import TemplateMessage
 from kvfold.runtime.server.wire.fields.tool_fields import tool_use
 from kvfold.runtime.server.wire.response_items import input_messages
 
+FORM_FIELDS = ("type", "name", "schema", "strict", "description")
 WITH_LOGPROBS = "message.output_text.logprobs"
 
 
@@ -122,20 +123,53 @@ def _logprobs(body: ResponseBody) -> int | None:
 
 
 def _told(body: ResponseBody, ask: Ask, store: bool) -> dict[str, Any]:
+    """Fields that the response repeats, as far as we know them: it may be kept, so nothing else is."""
+    form = (body.text or {}).get("format") or {"type": "text"}
     return {
         "instructions": body.instructions,
         "max_output_tokens": body.max_output_tokens,
+        "metadata": check_metadata(body.metadata),
         "parallel_tool_calls": body.parallel_tool_calls is not False,
         "previous_response_id": body.previous_response_id,
         "reasoning": {"effort": None, "summary": None},
         "store": store,
         "temperature": ask.params.temperature,
-        "text": {"format": {"type": "text"}} | (body.text or {}),
-        "tool_choice": "auto" if body.tool_choice is None else body.tool_choice,
-        "tools": body.tools or [],
+        "text": {"format": {name: form[name] for name in FORM_FIELDS if name in form}},
+        "tool_choice": _told_choice(ask.tools),
+        "tools": [
+            {
+                "type": "function",
+                "name": tool.name,
+                "description": tool.description,
+                "parameters": tool.parameters,
+                "strict": tool.strict,
+            }
+            for tool in ask.tools.tools
+        ],
         "top_logprobs": body.top_logprobs or 0,
         "top_p": ask.params.top_p,
         "truncation": "disabled",
-        "user": body.user,
-        "metadata": body.metadata or {},
     }
+
+
+def _told_choice(use: ToolUse) -> Any:
+    """The choice among the tools, in this API's words."""
+    if not use.tools:
+        return "auto"
+    if use.only is None:
+        return use.mode
+    names = [{"type": "function", "name": name} for name in use.only]
+    if use.mode == "required" and len(names) == 1:
+        return names[0]
+    return {"type": "allowed_tools", "mode": use.mode, "tools": names}
+
+
+def check_metadata(given: dict[str, Any] | None) -> dict[str, str]:
+    """A client's own notes on a response; raises HttpError 400 beyond OpenAI's limits."""
+    found = given or {}
+    fits = len(found) <= 16 and all(
+        isinstance(value, str) and len(name) <= 64 and len(value) <= 512 for name, value in found.items()
+    )
+    if not fits:
+        raise wrong("must be at most 16 texts of up to 512 characters, under names of up to 64", "metadata")
+    return found

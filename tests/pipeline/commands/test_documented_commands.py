@@ -36,7 +36,6 @@ INSTEAD = {
 }
 # Words of a line, and why it is not run here; its arguments are parsed.
 NOT_RUN = {
-    "kvfold serve": "serves until a signal: tests/runtime/server/test_run_server.py and tests/deploy do",
     "--target tensorrt": "builds or runs a plan: tests/pipeline/build and tests/gpu do",
     "--target tensorrt-rtx": "builds or runs a plan: tests/pipeline/build and tests/gpu do",
     "bench --serve": "puts servers under load for minutes: tests/pipeline/bench/serving does, for seconds",

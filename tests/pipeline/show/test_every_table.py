@@ -6,6 +6,8 @@ import ast
 import io
 import json
 from collections import Counter
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from rich.cells import cell_len
@@ -21,6 +23,7 @@ from kvfold.pipeline.commands.use.doctor import findings_table
 from kvfold.pipeline.machine.doctor.finding import Finding
 from kvfold.pipeline.machine.gpus import Gpu
 from kvfold.pipeline.machine.monitor_view import engine_table, gpu_table, machine_table
+from kvfold.pipeline.machine.server_tables import server_tables
 from kvfold.pipeline.quality.evaluate import evaluation_tables as evaluation
 from kvfold.pipeline.quality.validate.measurements import Verdict
 from kvfold.pipeline.quality.validate.quality_tables import full_quality_table, quality_table, verdict_table
@@ -37,7 +40,10 @@ from kvfold.pipeline.studies.search import search_tables as search
 from kvfold.pipeline.studies.search.found import Found
 from kvfold.plugins.contract.kv_savings import kv_bytes
 from kvfold.plugins.contract.plan_presets import AttentionShape, Preset, build_plan
-from kvfold.runtime.metrics import CacheMetrics, Metrics, PoolUsage, Usage
+from kvfold.runtime.loop.snapshot import RequestView
+from kvfold.runtime.metrics import CacheMetrics, Metrics, PoolUsage, PrefixMatch, Usage
+from kvfold.runtime.server.caller import ANYONE
+from kvfold.runtime.server.ui.server_view import ServerView
 from kvfold.runtime.status import EngineStatus
 from tests.export.search.test_choose import make_space
 from tests.pipeline.bench.serving.test_serve_table import result_of_two_scenarios
@@ -46,6 +52,8 @@ from tests.pipeline.quality.made_up_evaluation import EVALUATION
 from tests.pipeline.quality.test_quality_tables import MEASUREMENTS
 from tests.pipeline.studies.made_up_rungs import make_rung
 from tests.root import ROOT
+from tests.runtime.server.puppet_llm import PuppetLLM
+from tests.runtime.server.served import make_server
 
 WIDTHS = (40, 60, 80)
 SHAPE = AttentionShape(num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3, head_dim=64)
@@ -107,6 +115,16 @@ def search_result() -> Found:
     )
 
 
+def server_snapshot() -> dict[str, Any]:
+    """A server's own, of the widest figures."""
+    llm = PuppetLLM()
+    _, state = make_server(llm)
+    match = PrefixMatch(11_000, 9_000, gone=("window1024_sink4",))
+    state.metrics.recent.add(1234567, "a tenant", "deadline", 9.9, replace(TURN, match=match))
+    llm.see(requests=(RequestView(1234567, "research", "decode", 120_000, 9_000, 1_234, 0.0, None, match),))
+    return ServerView(state, ANYONE).values()
+
+
 def tables_of_a_bundle() -> dict[str, tuple[Table, ...]]:
     """By the function that makes them; words and figures as large as they come."""
     linear = LinearPrecision(precision="int8_a16", relative_error=0.123, deployed_error=0.004)
@@ -158,6 +176,7 @@ def tables_of_studies_and_machines() -> dict[str, tuple[Table, ...]]:
         "gpu_table": (gpu_table([Gpu(0, "NVIDIA H100 80GB HBM3", 87, 3 << 30, 80 << 30, 61, None)]),),
         "machine_table": (machine_table(),),
         "engine_table": (engine_table([ENGINE]),),
+        "server_tables": server_tables("http://127.0.0.1:8000", server_snapshot()),
         "bench_table": (bench_table(result_of_two()),),
         "serve_table": (serve_table(result_of_two_scenarios()),),
         "findings_table": (

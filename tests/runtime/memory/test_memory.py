@@ -14,6 +14,7 @@ from kvfold.runtime.memory.horizon import Horizon, horizons
 from kvfold.runtime.memory.kv_memory import KvMemory, Prefix
 from kvfold.runtime.memory.page_pool import PagePool
 from kvfold.runtime.memory.paged_sequence import PagedSequence
+from kvfold.runtime.metrics import PrefixMatch
 from kvfold.runtime.runtime_config import RuntimeConfig
 from tests.runtime.harness import PLANS
 from tests.runtime.synthetic_engine import make_plan, visible_positions
@@ -106,7 +107,7 @@ def test_a_hit_is_shortened_to_the_last_length_whose_tail_is_there() -> None:
     for length, expected in [(200, 192), (180, 96), (97, 96), (96, 16), (40, 16)]:
         assert memory.match_tokens(tokens, length) == expected
     sequence = memory.begin(tokens[:180], 180, Prefix(180))
-    assert (sequence.hit_tokens, sequence.path_tokens) == (96, 176)
+    assert sequence.match == PrefixMatch(matched_tokens=176, hit_tokens=96, gone=(memory.horizons[1].name,))
     assert sequence.checkpoints == [11]  # the branch point and the prompt's end are the same page
     mapped = np.flatnonzero(sequence.tables[1] >= 0).tolist()
     assert mapped == [0, 4, 5]

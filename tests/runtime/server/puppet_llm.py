@@ -12,6 +12,7 @@ from kvfold.plugins.contract.errors import KvfoldError
 from kvfold.runtime.llm.generation import Completion, TextChunk
 from kvfold.runtime.loop.snapshot import LoopSnapshot
 from kvfold.runtime.loop.ticket import CancelReason, Service
+from kvfold.runtime.memory.tree_copy import TreeCopy
 from kvfold.runtime.metrics import CacheMetrics, Metrics, PoolUsage, Usage
 from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.scheduler.request import Prompt
@@ -62,8 +63,8 @@ class PuppetReply:
         completion = self._completion() if self.done else None
         return TextChunk(self._texts[self._said - 1], (self._said,), completion=completion)
 
-    def _completion(self) -> Completion:
-        usage = Usage(
+    def usage(self) -> Usage:
+        return Usage(
             prompt_tokens=len(self._prompt.token_ids),
             reused_tokens=1,
             prefilled_tokens=len(self._prompt.token_ids) - 1,
@@ -73,10 +74,12 @@ class PuppetReply:
             time_to_first_token=None,
             tokens_per_second=None,
         )
+
+    def _completion(self) -> Completion:
         ids = list(range(self._said))
         if self.cancelled is not None:
-            return Completion("", ids, "cancelled", None, usage, cancel_reason=self.cancelled)
-        return Completion("".join(self._texts), ids, "stop", None, usage)
+            return Completion("", ids, "cancelled", None, self.usage(), cancel_reason=self.cancelled)
+        return Completion("".join(self._texts), ids, "stop", None, self.usage())
 
     def cancel(self, reason: CancelReason = "client", keep: bool = True) -> None:
         self.cancelled = reason
@@ -89,6 +92,8 @@ class PuppetLLM:
         self.tokenizer = ByteTokenizer()
         self.max_length = 512
         self.page_size = 16
+        self.vocab_size = 258
+        self.page_bytes = {"global": 512, "window": 256}
         self.failure: KvfoldError | None = None
         self.refuses: Exception | None = None
         self.state = replace(IDLE, last_step=time.monotonic())
@@ -117,6 +122,9 @@ class PuppetLLM:
 
     def discard(self, kept: Any) -> None:
         raise AssertionError("nothing was kept")
+
+    def copy_tree(self, tenant: str | None) -> asyncio.Future[TreeCopy]:
+        raise AssertionError("it has no tree")
 
     def snapshot(self) -> LoopSnapshot:
         return self.state

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from tests.root import ROOT
-from tests.runtime.server.test_gate import bearer, entry, write
+from tests.runtime.server.guard.test_gate import bearer, entry, write
 
 
 class Process:
@@ -34,7 +34,7 @@ class Process:
             [
                 sys.executable,
                 "-m",
-                "tests.runtime.server.puppet_server",
+                "tests.runtime.server.processes.puppet_server",
                 json.dumps({"port": self.port, **options}),
             ],
             cwd=ROOT,

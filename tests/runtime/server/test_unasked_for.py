@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.runtime.server.asgi_client import until
-from tests.runtime.server.test_connections import GET, POST, Impatient, listening, run
+from tests.runtime.server.guard.listening_server import GET, POST, Impatient, listening, run
 
 OFFER = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AA\r\n"
 STREAM = POST + b'content-length: 16\r\n\r\n{"stream": true}'

@@ -17,7 +17,7 @@ from kvfold.pipeline.bench.serving.scenarios.scenario import Bench, Steps, heard
 from kvfold.pipeline.bench.serving.scenarios.served_prompts import exactly
 from kvfold.pipeline.bench.serving.serve_results import Demand, Figure, Measured
 from kvfold.pipeline.bench.serving.servers.server_metrics import METRICS, REQUESTS, ServerState, read_state
-from kvfold.pipeline.bench.serving.servers.server_process import RunningServer, run_server
+from kvfold.pipeline.bench.serving.servers.started_server import RunningServer, run_server
 from kvfold.pipeline.bench.workloads.workloads import write_prompt
 from kvfold.plugins.contract.errors import TargetError
 from kvfold.plugins.contract.progress import Progress

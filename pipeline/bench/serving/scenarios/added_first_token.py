@@ -10,7 +10,7 @@ from kvfold.pipeline.bench.serving.scenarios.served_load import serve_all
 from kvfold.pipeline.bench.serving.scenarios.served_prompts import completions, exactly
 from kvfold.pipeline.bench.serving.serve_results import Demand, Figure, Measured
 from kvfold.pipeline.bench.serving.servers.in_process import InProcess, run_in_process
-from kvfold.pipeline.bench.serving.servers.server_process import ServerCommand, run_server
+from kvfold.pipeline.bench.serving.servers.started_server import ServerCommand, run_server
 from kvfold.plugins.contract.progress import Progress
 
 PROMPT_TOKENS, NEW_TOKENS = 20, 2

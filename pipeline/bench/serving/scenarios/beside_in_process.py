@@ -8,7 +8,7 @@ from kvfold.pipeline.bench.serving.scenarios.served_load import ServedLoad, serv
 from kvfold.pipeline.bench.serving.scenarios.served_prompts import completions, exactly
 from kvfold.pipeline.bench.serving.serve_results import Demand, Figure, Measured
 from kvfold.pipeline.bench.serving.servers.in_process import Cost, InProcess, run_in_process
-from kvfold.pipeline.bench.serving.servers.server_process import run_server
+from kvfold.pipeline.bench.serving.servers.started_server import run_server
 from kvfold.plugins.contract.progress import Progress
 
 AT_ONCE, PROMPT_TOKENS, NEW_TOKENS = 64, 128, 64

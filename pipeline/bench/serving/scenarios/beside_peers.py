@@ -15,7 +15,7 @@ from kvfold.pipeline.bench.serving.scenarios.served_prompts import chats, comple
 from kvfold.pipeline.bench.serving.serve_results import Demand, Figure, Measured
 from kvfold.pipeline.bench.serving.servers.kvfold_server import KvfoldOptions, kvfold_server
 from kvfold.pipeline.bench.serving.servers.llama_server import TITLE as PEER
-from kvfold.pipeline.bench.serving.servers.server_process import (
+from kvfold.pipeline.bench.serving.servers.started_server import (
     Endpoint,
     RunningServer,
     reach_server,

@@ -13,7 +13,7 @@ from kvfold.pipeline.bench.serving.client.run_load import closed_loop
 from kvfold.pipeline.bench.serving.scenarios.scenario import Bench, Steps
 from kvfold.pipeline.bench.serving.scenarios.served_prompts import completions, exactly
 from kvfold.pipeline.bench.serving.serve_results import Demand, Figure, Measured
-from kvfold.pipeline.bench.serving.servers.server_process import RunningServer, run_server
+from kvfold.pipeline.bench.serving.servers.started_server import RunningServer, run_server
 from kvfold.plugins.contract.progress import Progress
 
 AT_ONCE, CLIENTS = 8, 16  # half of the requests wait when the signal comes

@@ -14,7 +14,7 @@ from kvfold.pipeline.bench.serving.scenarios.served_load import serve_all
 from kvfold.pipeline.bench.serving.scenarios.served_prompts import completions, exactly
 from kvfold.pipeline.bench.serving.serve_results import Demand, Figure, Measured
 from kvfold.pipeline.bench.serving.servers.process_tree import MemoryLog
-from kvfold.pipeline.bench.serving.servers.server_process import RunningServer, run_server
+from kvfold.pipeline.bench.serving.servers.started_server import RunningServer, run_server
 from kvfold.plugins.contract.progress import Progress
 
 AT_ONCE = 8

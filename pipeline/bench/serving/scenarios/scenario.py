@@ -13,7 +13,7 @@ from kvfold.pipeline.bench.serving.servers.kvfold_server import (
     zero_cost_server,
 )
 from kvfold.pipeline.bench.serving.servers.llama_server import LlamaServer
-from kvfold.pipeline.bench.serving.servers.server_process import ServerCommand
+from kvfold.pipeline.bench.serving.servers.started_server import ServerCommand
 from kvfold.plugins.contract.progress import Progress, part
 
 
@@ -49,9 +49,9 @@ class Bench:
         """kvfold over the bundle, for so many requests at once."""
         return kvfold_server(self.bundle, KvfoldOptions(at_once, kv_cache_bytes, self.threads))
 
-    def zero_cost(self, at_once: int) -> ServerCommand:
-        """kvfold over an engine that computes nothing."""
-        return zero_cost_server(self.bundle, KvfoldOptions(at_once))
+    def zero_cost(self, at_once: int, pause: float = 0.0) -> ServerCommand:
+        """kvfold over an engine that computes nothing, and pauses so many seconds a step."""
+        return zero_cost_server(self.bundle, KvfoldOptions(at_once), pause)
 
 
 # Answers a scenario, and tells how far it is.

@@ -10,7 +10,7 @@ from kvfold.pipeline.bench.serving.client.load_summary import summarise
 from kvfold.pipeline.bench.serving.client.outcome import Load
 from kvfold.pipeline.bench.serving.client.run_load import closed_loop
 from kvfold.pipeline.bench.serving.scenarios.scenario import heard_by
-from kvfold.pipeline.bench.serving.servers.server_process import Endpoint, RunningServer
+from kvfold.pipeline.bench.serving.servers.started_server import Endpoint, RunningServer
 from kvfold.plugins.contract.errors import TargetError
 from kvfold.plugins.contract.progress import Progress, unheard
 

@@ -16,7 +16,7 @@ from kvfold.pipeline.bench.serving.scenarios.soak_jobs import SHOWN, SoakLog, so
 from kvfold.pipeline.bench.serving.serve_results import Demand, Figure, Measured
 from kvfold.pipeline.bench.serving.servers.cold_replies import cold_replies
 from kvfold.pipeline.bench.serving.servers.process_tree import MemoryLog
-from kvfold.pipeline.bench.serving.servers.server_process import RunningServer, run_server
+from kvfold.pipeline.bench.serving.servers.started_server import RunningServer, run_server
 from kvfold.plugins.contract.progress import Progress
 
 AT_ONCE, CLIENTS = 8, 12

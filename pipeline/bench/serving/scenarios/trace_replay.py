@@ -13,7 +13,7 @@ from kvfold.pipeline.bench.serving.client.run_load import open_loop
 from kvfold.pipeline.bench.serving.scenarios.scenario import Bench, heard_by
 from kvfold.pipeline.bench.serving.scenarios.served_prompts import exactly
 from kvfold.pipeline.bench.serving.serve_results import Figure, Measured
-from kvfold.pipeline.bench.serving.servers.server_process import run_server
+from kvfold.pipeline.bench.serving.servers.started_server import run_server
 from kvfold.pipeline.bench.workloads.workloads import write_prompt
 from kvfold.plugins.contract.errors import RequestError
 from kvfold.plugins.contract.progress import Progress

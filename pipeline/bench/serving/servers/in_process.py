@@ -39,6 +39,7 @@ class InProcess:
         new_tokens: of each reply.
         threads: of the engine; 0 for its default.
         seed: makes prompts that no other job has.
+        pause: seconds of a step of the engine that computes nothing.
     """
 
     bundle: str
@@ -51,6 +52,7 @@ class InProcess:
     new_tokens: int
     threads: int
     seed: str
+    pause: float = 0.0
 
     @property
     def requests(self) -> int:
@@ -126,7 +128,9 @@ def _load(job: InProcess) -> LLM:
     from kvfold.runtime.runtime_config import RuntimeConfig
 
     config = RuntimeConfig(max_num_seqs=job.at_once, threads=job.threads)
-    return load_zero_cost(Path(job.bundle), config) if job.zero_cost else LLM.load(job.bundle, config)
+    if job.zero_cost:
+        return load_zero_cost(Path(job.bundle), config, job.pause)
+    return LLM.load(job.bundle, config)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvfold.pipeline.bench.serving.servers.server_process import HOST, ServerCommand
+from kvfold.pipeline.bench.serving.servers.started_server import HOST, ServerCommand
 
 READY = "/health/ready"
 
@@ -40,8 +40,8 @@ def kvfold_server(bundle: Path, options: KvfoldOptions) -> ServerCommand:
     )
 
 
-def zero_cost_server(bundle: Path, options: KvfoldOptions) -> ServerCommand:
-    """The same server over an engine that computes nothing."""
+def zero_cost_server(bundle: Path, options: KvfoldOptions, pause: float = 0.0) -> ServerCommand:
+    """The same server over an engine that computes nothing, and pauses so many seconds a step."""
     module = "kvfold.pipeline.bench.serving.servers.serve_zero_cost"
-    start = (sys.executable, "-m", module, str(bundle), "{port}", str(options.max_num_seqs))
+    start = (sys.executable, "-m", module, str(bundle), "{port}", str(options.max_num_seqs), str(pause))
     return ServerCommand("zero-cost engine", start, READY)

@@ -6,7 +6,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvfold.pipeline.bench.serving.servers.server_process import HOST, ServerCommand
+from kvfold.pipeline.bench.serving.servers.started_server import HOST, ServerCommand
 from kvfold.plugins.contract.errors import TargetError
 
 TITLE, READY = "llama-server", "/health"

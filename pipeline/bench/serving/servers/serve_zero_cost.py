@@ -1,4 +1,4 @@
-"""kvfold's server over an engine that computes nothing; arguments: a bundle, the port, requests at once."""
+"""kvfold's server over an engine that computes nothing: BUNDLE PORT REQUESTS_AT_ONCE PAUSE."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from kvfold.runtime.server.state import ServerState
 from kvfold.runtime.structured.grammar_compiler import GrammarCompiler
 
 
-def serve(bundle: Path, port: int, at_once: int) -> None:
-    """Until SIGTERM."""
+def serve(bundle: Path, port: int, at_once: int, pause: float) -> None:
+    """Until SIGTERM; the engine pauses so many seconds a step."""
     settings = ServerSettings(port=port)
     state = ServerState(bundle.name, Gate(settings.keys), stall_seconds=settings.stall_seconds)
     app = Application(Routes([*api_routes(state), *health_routes(state)]), state)
 
     def load() -> Loaded:
-        llm = AsyncLLM(load_zero_cost(bundle, RuntimeConfig(max_num_seqs=at_once)))
+        llm = AsyncLLM(load_zero_cost(bundle, RuntimeConfig(max_num_seqs=at_once), pause))
         text = open_bundle(bundle).file(TOKENIZER).read_text(encoding="utf-8")
         compiler = GrammarCompiler(text, llm.vocab_size, llm.tokenizer.eos_token_ids)
         return llm, compiler, settings.limits(at_once)
@@ -36,5 +36,5 @@ def serve(bundle: Path, port: int, at_once: int) -> None:
 
 
 if __name__ == "__main__":
-    of_bundle, of_port, of_requests = sys.argv[1:]
-    serve(Path(of_bundle), int(of_port), int(of_requests))
+    of_bundle, of_port, of_requests, of_pause = sys.argv[1:]
+    serve(Path(of_bundle), int(of_port), int(of_requests), float(of_pause))

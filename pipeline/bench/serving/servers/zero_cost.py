@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from time import sleep
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,22 +24,29 @@ TEXT = " a"  # of every token
 class ZeroCostEngine:
     """Wants the same token next, whatever it is given."""
 
-    def __init__(self, info: EngineInfo, token_id: int, rows: int) -> None:
-        """Logits of up to `rows` sequences a step."""
+    def __init__(self, info: EngineInfo, token_id: int, rows: int, pause: float) -> None:
+        """Logits of up to `rows` sequences a step, which takes `pause` seconds of no CPU."""
         self.info = info
+        self._pause = pause
         self._logits = np.zeros((rows, info.vocab_size), np.float32)
         self._logits[:, token_id] = 1.0
 
     def execute(self, step: StepInputs) -> np.ndarray:
         """Float32 [R, vocab_size], the same memory each time."""
+        if self._pause:
+            sleep(self._pause)
         return self._logits[: len(step.logits_indices)]
 
 
-def load_zero_cost(bundle: Path, config: RuntimeConfig) -> LLM:
-    """A bundle's plan, pools and tokenizer over an engine that computes nothing."""
+def load_zero_cost(bundle: Path, config: RuntimeConfig, pause: float = 0.0) -> LLM:
+    """A bundle's plan, pools and tokenizer over an engine that computes nothing.
+
+    Readers fall behind an engine that takes no time, and then get several tokens at once. A `pause`, in
+    seconds a step, gives them theirs one by one, as a real engine does.
+    """
     opened = open_bundle(bundle)
     files = open_engine(opened, DEFAULT_TARGET)
     tokenizer = BundleTokenizer.load(opened.file(TOKENIZER), opened.file(TOKENIZER_CONFIG))
     info = files.info(pages_for(files.plan, config, files.config.max_context_length))
     token_id = tokenizer.encode_rendered(TEXT)[-1]
-    return LLM(ZeroCostEngine(info, token_id, config.max_num_seqs), tokenizer, config)
+    return LLM(ZeroCostEngine(info, token_id, config.max_num_seqs, pause), tokenizer, config)

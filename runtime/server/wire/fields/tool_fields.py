@@ -21,11 +21,9 @@ def tool_use(tools: Sequence[Any] | None, choice: Any, parallel: bool | None, st
     """What the model may call; raises HttpError 400 for a tool or choice that cannot be served."""
     found = read_tools(tools or (), style)
     if not found:
-        if choice in (None, "none", "auto") or (isinstance(choice, dict) and choice.get("type") in MODES):
-            if choice is not None and _mode(choice) == "required":
-                raise wrong("asks for a call, but there are no tools; send tools", "tool_choice")
-            return ToolUse()
-        raise wrong(f"is {describe(choice)}, but there are no tools; send tools", "tool_choice")
+        if choice is not None and _kind(choice) not in ("none", "auto"):
+            raise wrong(f"is {describe(choice)}, but there are no tools; send tools", "tool_choice")
+        return ToolUse()
     mode, only = _choice(choice, style)
     names = {tool.name for tool in found}
     for name in only or ():
@@ -66,7 +64,7 @@ def _tool(tool: Any, param: str, style: Style) -> Tool:
 def _choice(choice: Any, style: Style) -> tuple[ToolMode, tuple[str, ...] | None]:
     if choice is None:
         return "auto", None
-    kind = choice.get("type") if isinstance(choice, dict) else choice
+    kind = _kind(choice)
     if kind == "allowed_tools" and style != "messages":
         allowed = choice.get("allowed_tools") if style == "chat" else choice
         if isinstance(allowed, dict) and isinstance(allowed.get("tools"), list):
@@ -80,8 +78,12 @@ def _choice(choice: Any, style: Style) -> tuple[ToolMode, tuple[str, ...] | None
     raise wrong(f"is {describe(choice)}; use auto, none, required or a function's name", "tool_choice")
 
 
+def _kind(choice: Any) -> Any:
+    return choice.get("type") if isinstance(choice, dict) else choice
+
+
 def _mode(choice: Any) -> ToolMode:
-    kind = choice.get("type") if isinstance(choice, dict) else choice
+    kind = _kind(choice)
     if not isinstance(kind, str) or kind not in MODES:
         raise wrong(f"is {describe(choice)}; use auto, none, required or a function's name", "tool_choice")
     return MODES[kind]

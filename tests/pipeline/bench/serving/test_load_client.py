@@ -13,7 +13,7 @@ import pytest
 from kvfold.pipeline.bench.serving.client.asks import COMPLETIONS, Ask, Chat, Wanted, chat_turn, completion
 from kvfold.pipeline.bench.serving.client.load_client import LoadClient, open_client
 from kvfold.pipeline.bench.serving.client.outcome import Outcome
-from kvfold.pipeline.bench.serving.servers.server_process import free_port
+from kvfold.pipeline.bench.serving.servers.started_server import free_port
 from kvfold.plugins.contract.errors import TargetError
 from tests.pipeline.bench.serving.fake_openai_server import FakeServer, serving, words_of
 

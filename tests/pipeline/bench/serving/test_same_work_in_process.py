@@ -18,7 +18,7 @@ from kvfold.pipeline.bench.serving.servers.cold_replies import cold_replies, rep
 from kvfold.pipeline.bench.serving.servers.in_process import InProcess, do_job, run_in_process
 from kvfold.pipeline.bench.serving.servers.kvfold_server import KvfoldOptions, kvfold_server, zero_cost_server
 from kvfold.pipeline.bench.serving.servers.server_metrics import METRICS, read_state
-from kvfold.pipeline.bench.serving.servers.server_process import ServerCommand, run_server
+from kvfold.pipeline.bench.serving.servers.started_server import ServerCommand, run_server
 from kvfold.pipeline.bench.serving.servers.zero_cost import load_zero_cost
 from kvfold.plugins.contract.errors import TargetError
 from kvfold.runtime.llm.llm import LLM
@@ -51,6 +51,12 @@ def test_a_zero_cost_engine_goes_through_all_of_the_runtime(small_bundle: Path) 
     replies = llm.generate([[5, 6, 7]] * 3, SamplingParams(max_tokens=6, ignore_eos=True))
     assert {tuple(reply.token_ids) for reply in replies} == {(replies[0].token_ids[0],) * 6}
     assert replies[0].text and replies[0].usage.completion_tokens == 6
+
+
+def test_its_pauses_take_time_and_no_cpu(small_bundle: Path) -> None:
+    paused = do_job(replace(job_of(small_bundle), waves=1, pause=0.1))
+    assert paused.seconds >= 5 * 0.1
+    assert paused.cpu_seconds < 0.4
 
 
 @pytest.mark.parametrize("zero_cost", [True, False])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
@@ -23,7 +22,6 @@ from kvfold.pipeline.bench.serving.scenarios import (
     overload,
     soak,
     soak_jobs,
-    trace_replay,
 )
 from kvfold.pipeline.bench.serving.scenarios.scenario import Bench, Measure
 from kvfold.pipeline.bench.serving.scenarios.served_prompts import chats, completions, exactly
@@ -31,8 +29,8 @@ from kvfold.pipeline.bench.serving.serve_results import Figure, Measured
 from kvfold.pipeline.bench.serving.servers.in_process import Cost, InProcess
 from kvfold.pipeline.bench.serving.servers.llama_server import TITLE as PEER
 from kvfold.pipeline.bench.serving.servers.llama_server import LlamaServer
-from kvfold.pipeline.bench.serving.servers.server_process import ServerCommand
-from kvfold.plugins.contract.errors import RequestError, TargetError
+from kvfold.pipeline.bench.serving.servers.started_server import ServerCommand
+from kvfold.plugins.contract.errors import TargetError
 from kvfold.plugins.contract.progress import unheard
 from tests.pipeline.bench.serving.fake_openai_server import PAGES, FakeServer, fake_command, serving, words_of
 
@@ -46,7 +44,7 @@ class FakeBench(Bench):
     def server(self, at_once: int, kv_cache_bytes: int | None = None) -> ServerCommand:
         return ServerCommand("kvfold fake", fake_command(**self.options), "/health/ready")
 
-    def zero_cost(self, at_once: int) -> ServerCommand:
+    def zero_cost(self, at_once: int, pause: float = 0.0) -> ServerCommand:
         return self.server(at_once)
 
 
@@ -107,7 +105,9 @@ def test_cpu_is_the_server_s_over_the_same_work_in_process(
         assert added.samples == pytest.approx([a - b for a, b in zip(http.samples, own.samples, strict=True)])
         assert added.demand is not None and added.demand.limit == work.limit
         assert [load.completion_tokens for load in found.loads[work.title]] == [counts[work.title]] * 2
+    assert figure(found, "tokens that came together").samples == (1.0, 1.0)
     assert {job.zero_cost for job in asked} == {True}
+    assert [job.pause for job in asked] == [cpu_cost.TOKENS.pause, 0.0] * 2
     assert [job.requests * job.new_tokens for job in asked[:2]] == list(counts.values())
 
 
@@ -284,37 +284,3 @@ def said(body: dict[str, object]) -> str:
     """What the fake server replies."""
     assert isinstance(body["max_tokens"], int) and isinstance(body["messages"], list)
     return "".join(words_of(body["max_tokens"], len(body["messages"])))
-
-
-def write_trace(path: Path) -> Path:
-    rows = [(0, 1024, 32, [1, 2]), (100, 1536, 16, [1, 2, 3]), (200, 600, 64, [4, 5])]
-    keys = ("timestamp", "input_length", "output_length", "hash_ids")
-    path.write_text("".join(json.dumps(dict(zip(keys, row, strict=True))) + "\n" for row in rows))
-    return path
-
-
-def test_a_trace_keeps_its_times_lengths_and_shared_blocks(tmp_path: Path) -> None:
-    first, second, third = trace_replay.read_trace(write_trace(tmp_path / "trace.jsonl"))
-    assert [each.at for each in (first, second, third)] == pytest.approx([0, 0.4, 0.8])
-    assert [each.new_tokens for each in (first, second, third)] == [2, 1, 4]
-    prompts = [each.prompt(5000) for each in (first, second, third)]
-    assert [len(prompt) for prompt in prompts] == [64, 96, 37]
-    assert prompts[1][:64] == prompts[0]
-    assert prompts[2][:32] != prompts[0][:32]
-
-
-def test_a_trace_is_replayed(tmp_path: Path) -> None:
-    bench = bench_of(tmp_path)
-    with pytest.raises(RequestError, match="--trace"):
-        answer(trace_replay.measure, bench)
-    found = answer(trace_replay.measure, replace(bench, trace=write_trace(tmp_path / "trace.jsonl")))
-    assert found.loads["trace"][0].completion_tokens == 7
-    assert figure(found, "from the cache").value == pytest.approx(50, abs=1)
-    assert figure(found, "within").value > 0
-
-
-def test_a_file_that_is_no_trace_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "x.jsonl"
-    path.write_text('{"time": 1}\n')
-    with pytest.raises(RequestError, match=r"x.jsonl, line 1: .*Mooncake"):
-        list(trace_replay.read_trace(path))

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.root import ROOT
-from tests.runtime.server.real_server import CONTROL, MODEL
-from tests.runtime.server.server_process import ServerProcess, real_server
+from tests.runtime.server.processes.real_server import CONTROL, MODEL
+from tests.runtime.server.processes.spawned_server import ServerProcess, real_server
 
 CLIENTS = ROOT / ".venv-clients"
 SCRIPTS = Path(__file__).parent

@@ -13,6 +13,7 @@ from typing import Any
 from kvfold.plugins.contract.errors import KvfoldError
 from kvfold.runtime.llm.generation import Completion, TextChunk
 from kvfold.runtime.loop.ticket import Service
+from kvfold.runtime.memory.tree_copy import TreeCopy
 from kvfold.runtime.metrics import Usage
 from kvfold.runtime.sampling.logprobs import TokenLogprob
 from kvfold.runtime.sampling.params import SamplingParams
@@ -87,6 +88,10 @@ class ScriptedReply:
         top = tuple((65 + rank, -1.0 - rank) for rank in range(self._params.logprobs))
         return tuple(TokenLogprob(token, -0.5, top) for token in ids)
 
+    def usage(self) -> Usage:
+        asked, said = len(self._prompt.token_ids), len(self._said.encode())
+        return Usage(asked, self._llm.reused, asked - self._llm.reused, said, 0, 0.0, 0.1, 9.0)
+
     def _completion(self) -> Completion:
         ids = list(self._said.encode())
         logprobs = self._logprobs(ids)
@@ -99,9 +104,7 @@ class ScriptedReply:
             "token_ids": ids,
             "finish_reason": "cancelled" if self.cancelled else self._script.finish,
             "logprobs": None if logprobs is None else list(logprobs),
-            "usage": Usage(
-                len(asked), self._llm.reused, len(asked) - self._llm.reused, len(ids), 0, 0.0, 0.1, 9.0
-            ),
+            "usage": self.usage(),
             "cancel_reason": self.cancelled,
             "prompt_logprobs": None
             if scored is None
@@ -124,6 +127,7 @@ class ScriptedLLM:
         self.max_length = max_length
         self.vocab_size = VOCAB
         self.page_size = 16
+        self.page_bytes = {"global": 512}
         self.failure: KvfoldError | None = None
         self.reused = reused
         self.asked: list[tuple[Prompt, SamplingParams, Service]] = []
@@ -151,6 +155,9 @@ class ScriptedLLM:
 
     def discard(self, kept: Any) -> None:
         self.discarded.append(kept)
+
+    def copy_tree(self, tenant: str | None) -> asyncio.Future[TreeCopy]:
+        raise AssertionError("it has no tree")
 
     def snapshot(self) -> Any:
         views = tuple(

@@ -59,7 +59,7 @@ def test_tokens_are_text_again() -> None:
     assert Server().post("/detokenize", {"tokens": []}).json() == {"prompt": ""}
 
 
-@pytest.mark.parametrize("tokens", [["a"], [[1]], [True], [-1], "abc", None])
+@pytest.mark.parametrize("tokens", [["a"], [[1]], [True], [-1], [258], [2**40], "abc", None])
 def test_what_are_no_tokens_is_refused(tokens: Any) -> None:
     answer = Server().post("/detokenize", {"tokens": tokens})
     assert (answer.status, answer.error["param"]) == (400, "tokens")

@@ -12,6 +12,7 @@ from kvfold.runtime.server.routes.conversations import ConversationLimits
 from tests.runtime.server.asgi_client import Answer, until
 from tests.runtime.server.routes.ask_server import MODEL, Server, events
 from tests.runtime.server.routes.scripted_llm import Script, ScriptedLLM
+from tests.runtime.server.routes.test_tool_calls import Compiler
 
 PATH = "/v1/responses"
 
@@ -45,6 +46,24 @@ def test_a_body() -> None:
         "total_tokens": 34,
     }
     assert (found["temperature"], found["metadata"], found["store"]) == (1.0, {"a": "b"}, True)
+
+
+def test_a_response_repeats_what_it_was_asked_and_nothing_that_nobody_knows() -> None:
+    server = Server(compiler=Compiler())
+    function = {"type": "function", "name": "f", "description": "d", "parameters": {"type": "object"}}
+    fields = {
+        "tools": [{**function, "junk": "x" * 100}],
+        "tool_choice": {"type": "function", "name": "f", "junk": 1},
+        "text": {"format": {"type": "json_schema", "name": "n", "schema": {}, "junk": 1}, "verbosity": "low"},
+        "user": "u",
+    }
+    found = ask(server, **fields).json()
+    assert found["tools"] == [{**function, "strict": False}]
+    assert found["tool_choice"] == {"type": "function", "name": "f"}
+    assert found["text"] == {"format": {"type": "json_schema", "name": "n", "schema": {}}}
+    allowed = {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "f"}]}
+    again = ask(server, tools=[function], tool_choice=allowed).json()
+    assert again["tool_choice"] == allowed
 
 
 def test_a_stream() -> None:
@@ -161,6 +180,8 @@ def test_items_of_every_kind_are_messages() -> None:
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0]"),
         ({"input": [{"type": "function_call", "call_id": "c"}]}, "input[0].name"),
         ({"background": True}, "background"),
+        ({"metadata": {"a": 1}}, "metadata"),
+        ({"metadata": {str(at): "" for at in range(17)}}, "metadata"),
         ({"truncation": "auto"}, "truncation"),
         ({"conversation": "conv_1"}, "conversation"),
         ({"prompt": {"id": "p"}}, "prompt"),

@@ -3,99 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import socket
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
-from typing import Any
 
 import pytest
-import uvicorn
-import uvloop
 
-from kvfold.runtime.server.guard.connection import GuardedProtocol
 from tests.runtime.server.asgi_client import until
+from tests.runtime.server.guard.listening_server import GET, POST, Impatient, listening, run
 from tests.runtime.server.puppet_llm import PuppetLLM
-from tests.runtime.server.served import make_server
-
-POST = b"POST /say HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
-GET = b"GET /things/1 HTTP/1.1\r\nhost: localhost\r\n"
-
-
-class Impatient(GuardedProtocol):
-    """Limits that a test can wait for."""
-
-    max_connections = 3
-    head_seconds = 0.2
-    discard_seconds = 0.2
-    write_seconds = 0.2
-
-
-class Connection:
-    """A socket and what came of it."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader, self.writer = reader, writer
-
-    async def ask(self, data: bytes) -> tuple[int, dict[str, str], Any]:
-        """Send, and read one answer."""
-        self.writer.write(data)
-        return await self.answer()
-
-    async def answer(self) -> tuple[int, dict[str, str], Any]:
-        lines = (await self.reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
-        headers = dict(line.split(": ", 1) for line in lines[1:] if line)
-        body = await self.reader.readexactly(int(headers["content-length"]))
-        return int(lines[0].split()[1]), headers, json.loads(body)
-
-    async def closed(self) -> bool:
-        """Whether the server ends the connection, in good or bad manners."""
-        try:
-            return await self.reader.read() == b""
-        except ConnectionResetError:
-            return True
-
-
-class Listening:
-    """A server and its port."""
-
-    def __init__(self, llm: PuppetLLM, protocol: type[GuardedProtocol]) -> None:
-        self.llm = llm
-        self.app, self.state = make_server(llm)
-        options: dict[str, Any] = {"lifespan": "off", "log_config": None, "access_log": False, "ws": "none"}
-        self.uvicorn = uvicorn.Server(uvicorn.Config(self.app, http=protocol, **options))
-        self.socket = socket.create_server(("127.0.0.1", 0))
-
-    async def connect(self, receive_bytes: int | None = None) -> Connection:
-        client = socket.socket()
-        if receive_bytes is not None:
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
-        client.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(client, self.socket.getsockname())
-        return Connection(*await asyncio.open_connection(sock=client))
-
-    @property
-    def connections(self) -> int:
-        return len(self.uvicorn.server_state.connections)
-
-
-@asynccontextmanager
-async def listening(
-    llm: PuppetLLM | None = None, protocol: type[GuardedProtocol] = Impatient
-) -> AsyncIterator[Listening]:
-    server = Listening(llm or PuppetLLM(), protocol)
-    serving = asyncio.create_task(server.uvicorn._serve([server.socket]))
-    await until(lambda: server.uvicorn.started)
-    try:
-        yield server
-    finally:
-        server.uvicorn.force_exit = server.uvicorn.should_exit = True
-        await serving
-
-
-def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(asyncio.wait_for(test(), 30))
 
 
 def test_requests_follow_one_another_on_a_connection() -> None:
@@ -157,6 +70,21 @@ def test_half_a_header_counts_as_it_arrives() -> None:
     run(test)
 
 
+def test_who_goes_on_sending_after_a_refusal_is_ended() -> None:
+    async def test() -> None:
+        async with listening() as server:
+            client = await server.connect()
+            assert (await client.ask(b"no HTTP\r\n\r\n"))[0] == 400
+            with pytest.raises(ConnectionError):
+                while True:
+                    client.writer.write(b"x" * 10_000)
+                    await client.writer.drain()
+                    await asyncio.sleep(0)
+            await until(lambda: server.connections == 0)
+
+    run(test)
+
+
 def test_trailers_count_as_headers() -> None:
     async def test() -> None:
         async with listening() as server:
@@ -181,12 +109,37 @@ def test_frames_of_tiny_chunks_count() -> None:
     run(test)
 
 
-def test_what_is_no_http_is_400() -> None:
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 10,
+        b"CONNECT localhost:80 HTTP/1.1\r\n\r\n",
+        b"GET /\xff\xfe HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nx: \x00\r\n\r\n",
+        b"POST /say HTTP/1.1\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n",
+        b"POST /say HTTP/1.1\r\ncontent-length: -5\r\n\r\n",
+        b"POST /say HTTP/1.1\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\n",
+    ],
+)
+def test_what_is_no_http_is_400(data: bytes) -> None:
     async def test() -> None:
         async with listening() as server:
             client = await server.connect()
-            assert (await client.ask(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 10))[0] == 400
+            assert (await client.ask(data))[0] == 400
             assert await client.closed()
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    "path", [b"/%ff%zz", b"//", b"/things/%00", b"/?" + b"%" * 100, b"http://localhost/nothing"]
+)
+def test_an_odd_path_is_an_answer_like_others(path: bytes) -> None:
+    async def test() -> None:
+        async with listening() as server:
+            client = await server.connect()
+            status, _, _ = await client.ask(b"GET " + path + b" HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            assert status == (200 if path == b"/things/%00" else 404)
 
     run(test)
 

@@ -11,12 +11,12 @@ import psutil
 import pytest
 
 from kvfold.pipeline.bench.serving.client.asks import Wanted, completion
-from kvfold.pipeline.bench.serving.servers import server_process
+from kvfold.pipeline.bench.serving.servers import started_server
 from kvfold.pipeline.bench.serving.servers.kvfold_server import KvfoldOptions, kvfold_server
 from kvfold.pipeline.bench.serving.servers.llama_server import LlamaServer
 from kvfold.pipeline.bench.serving.servers.process_tree import MemoryLog, ProcessTree
 from kvfold.pipeline.bench.serving.servers.server_metrics import ServerState, read_samples, read_state
-from kvfold.pipeline.bench.serving.servers.server_process import RunningServer, ServerCommand, run_server
+from kvfold.pipeline.bench.serving.servers.started_server import RunningServer, ServerCommand, run_server
 from kvfold.plugins.contract.errors import TargetError
 from tests.pipeline.bench.serving.fake_openai_server import fake_command
 
@@ -74,7 +74,7 @@ def test_one_that_fails_tells_its_last_words(tmp_path: Path) -> None:
 def test_one_that_is_never_ready_is_given_up_and_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_process, "READY_SECONDS", 1.0)
+    monkeypatch.setattr(started_server, "READY_SECONDS", 1.0)
     command = (sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(600)")
 
     async def run() -> None:
@@ -152,7 +152,7 @@ def test_a_binary_that_is_no_llama_server_is_refused_with_how_to_build_one() -> 
 
 
 def test_one_that_ignores_sigterm_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_process, "EXIT_SECONDS", 0.3)
+    monkeypatch.setattr(started_server, "EXIT_SECONDS", 0.3)
     options = ServerCommand("stubborn", fake_command(stubborn=1), READY)
 
     async def run() -> RunningServer:

@@ -1,4 +1,4 @@
-"""`real_server` as a child of a test: started, asked, looked at, ended."""
+"""A server as a child of a test: started, asked, looked at, ended."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class ServerProcess:
         popen: the process.
     """
 
-    def __init__(self, folder: Path, keys: Path | None = None) -> None:
-        """Start it, and wait until it is ready."""
+    def __init__(self, folder: Path, keys: Path | None = None, module: str = "real_server") -> None:
+        """Start a module of this folder, and wait until it is ready."""
         self.folder = folder
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port: int = free.getsockname()[1]
-        module = [sys.executable, "-m", "tests.runtime.server.real_server"]
-        arguments = [*module, str(folder), str(self.port), *([] if keys is None else [str(keys)])]
+        command = [sys.executable, "-m", f"{__package__}.{module}"]
+        arguments = [*command, str(folder), str(self.port), *([] if keys is None else [str(keys)])]
         with self._log.open("wb") as log:
             self.popen = subprocess.Popen(
                 arguments, cwd=ROOT, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}

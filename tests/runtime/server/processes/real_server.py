@@ -1,7 +1,7 @@
 """All of `kvfold serve` over a synthetic engine, from sockets to pages: only the model's numbers are a hash.
 
-`python -m tests.runtime.server.real_server FOLDER PORT [KEYS]`. A token is a byte. After the drain it counts
-its pages, and ends with 0 where each has exactly its holders. FOLDER gets the tokenizer.
+`python -m tests.runtime.server.processes.real_server FOLDER PORT [KEYS]`. A token is a byte. After the drain
+it counts its pages, and ends with 0 where each has exactly its holders. FOLDER gets the tokenizer.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`run_server` over a puppet in a process of its own: `python -m tests.runtime.server.puppet_server OPTIONS`.
+"""`run_server` over a puppet: `python -m tests.runtime.server.processes.puppet_server OPTIONS`.
 
 OPTIONS is JSON: `port` to listen on; `paths` and `drain_seconds` of the settings; `load_seconds`;
 `no_bundle`, loading fails; `hangs`, a drain never ends; `fails_after`, seconds from loading to the engine's

@@ -1,0 +1,1 @@
+"""The page at /ui, and the stream of snapshots that it shows."""
