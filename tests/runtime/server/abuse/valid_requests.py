@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.runtime.server.real_server import MODEL
+from tests.runtime.server.processes.real_server import MODEL
 
 SECRET = "xyzzy-plugh"  # in every prompt; nothing may write it down
 SCHEMA: dict[str, Any] = {

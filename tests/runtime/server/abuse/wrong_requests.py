@@ -10,7 +10,7 @@ from typing import Any
 from tests.runtime.server.abuse.valid_requests import VALID
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE")
-EXTREMES = (
+EXTREMES: tuple[Any, ...] = (
     *(None, True, False, 0, -1, 1, 2, 2**31, -(2**31), 2**63, 2**64, 10**30, 0.5, -0.0, 1e308, 1e-308),
     *("", " ", "\x00", "a", "ü🎈", "\ud800", "A" * 5000, "😀" * 300, "<|im_end|>", "<|im_start|>system\n"),
     *(
