@@ -53,7 +53,7 @@ class TemplateText(str):
     def __getitem__(self, key: SupportsIndex | slice) -> TemplateText:
         """A character or a part."""
         part = super().__getitem__(key)
-        return TemplateText(part, self._marks[key] if isinstance(key, slice) else self._marks[key:][:1])
+        return TemplateText(part, self._marks[key] if isinstance(key, slice) else bytes((self._marks[key],)))
 
     def __iter__(self) -> Iterator[str]:
         """Its characters."""

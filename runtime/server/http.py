@@ -229,12 +229,16 @@ class Request:
             HttpError: 415 it is not said to be JSON; 400 it is no JSON, or not of this type: `param` says
                 where.
         """
+        self.check_json()
+        return decode_json(await self.body(), kind)
+
+    def check_json(self) -> None:
+        """Refuse a body that is not said to be JSON; raises HttpError 415."""
         given = self.headers.get("content-type", "")
         # Without this a page of any site could post to a server on the reader's own machine: a browser asks
         # before it sends JSON, and the answer is no.
         if given.partition(";")[0].strip().lower() != JSON:
             raise HttpError(415, f"the content-type is {given!r:.100}; send {JSON}")
-        return decode_json(await self.body(), kind)
 
     def watch(self) -> None:
         """From here on, a client that leaves cancels the task that called this."""

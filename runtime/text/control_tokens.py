@@ -43,7 +43,7 @@ class ControlTokens:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text; characters that are not marked as a template's are only text."""
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        encoding = _encode(self._tokenizer, text)
         marks = written_by_template(text)
         if 0 not in marks:
             return list(encoding.ids)
@@ -87,7 +87,7 @@ class ControlTokens:
                 places.append(length + start - end)
                 length, end = places[-1] + len(pieces[-1]), stop
             renamed = "".join([*pieces, text[end:]])
-            encoding = apart.tokenizer.encode(renamed, add_special_tokens=False)
+            encoding = _encode(apart.tokenizer, renamed)
             found = {
                 at: index
                 for index, span in zip(encoding.ids, encoding.offsets, strict=True)
@@ -103,6 +103,11 @@ class ControlTokens:
             if read == written:
                 return list(encoding.ids)
             written = read
+
+
+def _encode(tokenizer: TokenizersTokenizer, text: str) -> Encoding:
+    """A text's encoding. `Tokenizer.encode` lets no other thread run meanwhile: seconds for a long text."""
+    return tokenizer.encode_batch([text], add_special_tokens=False)[0]
 
 
 class _Apart:

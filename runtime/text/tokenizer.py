@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -47,6 +48,11 @@ class Tokenizer(Protocol):
     @property
     def added_tokens(self) -> Mapping[str, int]:
         """Ids of the tokens that stand for a text by themselves, special or not, by that text."""
+        ...
+
+    @property
+    def longest_token(self) -> int:
+        """Characters that a token stands for, at most."""
         ...
 
     def decode(self, token_ids: Sequence[int], *, keep: Collection[int] = ()) -> str:
@@ -130,6 +136,11 @@ class BundleTokenizer:
     def added_tokens(self) -> Mapping[str, int]:
         """Ids of added tokens by their text."""
         return self._control_tokens.ids
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Characters of the longest token; a token for whatever is unknown may stand for more."""
+        return max(map(len, self._tokenizer.get_vocab()))
 
     def decode(self, token_ids: Sequence[int], *, keep: Collection[int] = ()) -> str:
         """Text of tokens, special ones left out but for those to keep."""

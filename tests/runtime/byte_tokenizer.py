@@ -38,6 +38,10 @@ class ByteTokenizer:
     def added_tokens(self) -> Mapping[str, int]:
         return SPECIAL
 
+    @property
+    def longest_token(self) -> int:
+        return max(map(len, SPECIAL))
+
     def decode(self, token_ids: Sequence[int], *, keep: Collection[int] = ()) -> str:
         return self.decode_rendered([token for token in token_ids if token < 256 or token in keep])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,6 +87,8 @@ async def begin_chat(
     """
     state = shared.state
     check_model(ask.model, state)
+    _refuse_endless(len(messages), "messages", state.llm.max_length, state, param)
+    _refuse_long_text((message.get("content") for message in messages), state, param)
     if turn is None:
         chat, form = await asyncio.to_thread(_prepare_chat, state, ask, messages, None)
         ids = _fitting(chat.token_ids, state, param)
@@ -127,11 +129,14 @@ async def begin_texts(
     """Submit n replies to each raw prompt; the run, and the prompts' tokens. Raises as `begin_chat`."""
     state = shared.state
     check_model(ask.model, state)
+    for at, prompt in enumerate(prompts):
+        _refuse_long_text((prompt,), state, _param(at, len(prompts)))
     tokens, form = await asyncio.to_thread(_prepare_texts, state, ask, prompts, begin)
     replies: list[TrackedReply] = []
     for at, ids in enumerate(tokens):
-        param = "prompt" if len(tokens) == 1 else f"prompt[{at}]"
-        fitting = _fitting(ids, state, param, reply=min(1, 1 if ask.max_tokens is None else ask.max_tokens))
+        fitting = _fitting(
+            ids, state, _param(at, len(tokens)), reply=min(1, 1 if ask.max_tokens is None else ask.max_tokens)
+        )
         replies += submit(request, shared, ask, Prompt(fitting, tenant=request.tenant), form)
     ignored = (*ask.ignored, *form.ignored)
     return Run(sum(map(len, tokens)), replies, [None] * len(replies), ignored), tokens
@@ -162,6 +167,25 @@ def check_model(name: str | None, state: ServerState) -> None:
         )
 
 
+def _refuse_endless(count: int, of: str, most: int, state: ServerState, param: str) -> None:
+    """Refuse what cannot fit, before it is tokenized; raises HttpError 400."""
+    if count > most:
+        raise HttpError(
+            400,
+            f"the prompt has {count} {of}; {state.llm.max_length} tokens, the context with the reply, "
+            f"have {most} at most; shorten the prompt",
+            param=param,
+            code="context_length_exceeded",
+        )
+
+
+def _refuse_long_text(texts: Iterable[object], state: ServerState, param: str) -> None:
+    """The same for the texts of one prompt."""
+    characters = sum(len(text) for text in texts if isinstance(text, str))
+    most = state.llm.max_length * state.llm.tokenizer.longest_token
+    _refuse_endless(characters, "characters", most, state, param)
+
+
 def _prepare_chat(
     state: ServerState, ask: Ask, messages: Sequence[TemplateMessage], known: EncodedChat | None
 ) -> tuple[EncodedChat, Constrained]:
@@ -179,6 +203,10 @@ def _prepare_texts(
     encode = state.llm.tokenizer.encode if begin else state.llm.tokenizer.encode_rendered
     tokens = [encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
     return tokens, constrain_text(state, ask)
+
+
+def _param(at: int, prompts: int) -> str:
+    return "prompt" if prompts == 1 else f"prompt[{at}]"
 
 
 def _fitting(ids: Sequence[int], state: ServerState, param: str, reply: int = 1) -> np.ndarray:

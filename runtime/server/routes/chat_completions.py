@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 from kvfold.runtime.server.http import EventStream, Request, Response
 from kvfold.runtime.server.routes.begin import begin_chat
-from kvfold.runtime.server.routes.shared import Shared
+from kvfold.runtime.server.routes.shared import Shared, read_ask
 from kvfold.runtime.server.state import ServerState
 from kvfold.runtime.server.wire.chat_reply import ChatEvents, chat_body
 from kvfold.runtime.server.wire.chat_request import chat_ask
@@ -25,7 +24,7 @@ class ChatCompletions:
 
     async def create(self, request: Request, state: ServerState) -> Response | EventStream:
         """Reply to a conversation."""
-        ask, messages = chat_ask(await request.json(dict[str, Any]), request.headers)
+        ask, messages = await read_ask(request, chat_ask)
         turn = self._shared.begin_turn(request, ask.session)
         run = await begin_chat(request, self._shared, ask, messages, turn)
         head = Head(new_id("chatcmpl-"), int(time.time()), state.model_name)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any
 
 from kvfold.runtime.server.http import EventStream, Request, Response
 from kvfold.runtime.server.routes.begin import begin_texts
-from kvfold.runtime.server.routes.shared import Shared
+from kvfold.runtime.server.routes.shared import Shared, read_ask
 from kvfold.runtime.server.state import ServerState
 from kvfold.runtime.server.wire.completion_reply import CompletionEvents, Echo, completion_body
 from kvfold.runtime.server.wire.completion_request import CompletionAsk, completion_ask
@@ -26,7 +25,7 @@ class Completions:
 
     async def create(self, request: Request, state: ServerState) -> Response | EventStream:
         """Go on from raw prompts."""
-        asked = completion_ask(await request.json(dict[str, Any]), request.headers)
+        asked = await read_ask(request, completion_ask)
         ask = asked.ask
         run, tokens = await begin_texts(request, self._shared, ask, asked.prompts, asked.begin)
         head = Head(new_id("cmpl-"), int(time.time()), state.model_name)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 from kvfold.runtime.server.http import EventStream, Request, Response
 from kvfold.runtime.server.routes.begin import begin_chat, count_prompt
-from kvfold.runtime.server.routes.shared import Shared
+from kvfold.runtime.server.routes.shared import Shared, read_ask
 from kvfold.runtime.server.state import ServerState
 from kvfold.runtime.server.wire.fields.read_body import ignored_header
 from kvfold.runtime.server.wire.message_reply import MessageEvents, message_body, message_error_event
@@ -25,7 +24,7 @@ class Messages:
 
     async def create(self, request: Request, state: ServerState) -> Response | EventStream:
         """Reply to a conversation."""
-        ask, messages = message_ask(await request.json(dict[str, Any]), request.headers)
+        ask, messages = await read_ask(request, message_ask)
         turn = self._shared.begin_turn(request, ask.session)
         run = await begin_chat(request, self._shared, ask, messages, turn)
         head = Head(new_id("msg_"), int(time.time()), state.model_name)
@@ -38,6 +37,6 @@ class Messages:
 
     async def count_tokens(self, request: Request, state: ServerState) -> Response:
         """Tokens that a conversation is to the model."""
-        ask, messages = count_ask(await request.json(dict[str, Any]))
+        ask, messages = await read_ask(request, count_ask)
         count = await count_prompt(self._shared, ask, messages)
         return Response.json({"input_tokens": count}, headers=ignored_header(ask.ignored))

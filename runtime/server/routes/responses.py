@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 from kvfold.runtime.server.http import EventStream, HttpError, Request, Response
 from kvfold.runtime.server.routes.begin import Run, begin_chat
 from kvfold.runtime.server.routes.conversations import Conversation, ConversationLimits, Conversations, Turn
-from kvfold.runtime.server.routes.shared import Shared
+from kvfold.runtime.server.routes.shared import Shared, read_ask
 from kvfold.runtime.server.state import ServerState
 from kvfold.runtime.server.wire.chat_reply import ENCODER
 from kvfold.runtime.server.wire.fields.read_body import ignored_header
@@ -56,6 +55,10 @@ class StoredResponse(Conversation):
         """Its request has ended: a reply that nobody reads is not written."""
         if self.busy:
             self.events.response["status"] = "cancelled"
+        for item in self.events.response["output"]:
+            for part in item.get("content", ()):
+                if "logprobs" in part:  # told once; kept, they would outweigh all else
+                    part["logprobs"] = []
 
 
 class Responses:
@@ -70,7 +73,7 @@ class Responses:
 
     async def create(self, request: Request, state: ServerState) -> Response | EventStream:
         """Reply to an input, and to what came before it."""
-        asked = response_ask(await request.json(dict[str, Any]), request.headers)
+        asked = await read_ask(request, response_ask)
         ask = asked.ask
         previous = None if asked.previous is None else self._find(request, asked.previous)
         before = [] if previous is None else previous.messages

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from kvfold.runtime.server.http import Request
+from kvfold.runtime.server.http import Request, decode_json
 from kvfold.runtime.server.routes.conversations import ConversationLimits, Conversations, Session, Turn
 from kvfold.runtime.server.state import ServerState
 from kvfold.runtime.server.tracked_reply import TrackedReply
 from kvfold.runtime.server.wire.token_texts import TokenTexts
+
+T = TypeVar("T")
+# More than this takes longer to read than others should wait.
+LONG_BODY_BYTES = 64 * 1024
+Reader = Callable[[Mapping[str, Any], Mapping[str, str]], T]
+
+
+async def read_ask(request: Request, reader: Reader[T]) -> T:
+    """What a reader makes of the body's fields and the headers; raises HttpError, as both may."""
+    request.check_json()
+    body = await request.body()
+
+    def read() -> T:
+        return reader(decode_json(body, dict[str, Any]), request.headers)
+
+    return read() if len(body) <= LONG_BODY_BYTES else await asyncio.to_thread(read)
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 from kvfold.runtime.server.http import Request, Response
 from kvfold.runtime.server.routes.begin import check_model
-from kvfold.runtime.server.routes.shared import Shared
+from kvfold.runtime.server.routes.shared import Shared, read_ask
 from kvfold.runtime.server.state import ServerState
+from kvfold.runtime.server.wire.chat_reply import ENCODER
 from kvfold.runtime.server.wire.fields.read_body import ignored_header, wrong
 from kvfold.runtime.server.wire.token_requests import TokenizeAsk, detokenize_ask, tokenize_ask
 from kvfold.runtime.structured.call_formats import choose_call_format
@@ -25,16 +25,21 @@ class Tokenizing:
 
     async def tokenize(self, request: Request, state: ServerState) -> Response:
         """Tokens of a text or a conversation."""
-        ask = tokenize_ask(await request.json(dict[str, Any]))
+        ask = await read_ask(request, tokenize_ask)
         check_model(ask.model, state)
-        tokens = await asyncio.to_thread(_encode, state.llm.tokenizer, ask)
-        texts = [self._shared.texts().text(token) for token in tokens] if ask.texts else None
-        found = {"count": len(tokens), "max_model_len": state.llm.max_length, "tokens": tokens}
-        return Response.json(found | {"token_strs": texts}, headers=ignored_header(ask.ignored))
+        texts, limit = self._shared.texts(), state.llm.max_length
+
+        def body() -> bytes:
+            tokens = _encode(state.llm.tokenizer, ask)
+            told = list(map(texts.text, tokens)) if ask.texts else None
+            found = {"count": len(tokens), "max_model_len": limit, "tokens": tokens, "token_strs": told}
+            return ENCODER.encode(found)
+
+        return Response(await asyncio.to_thread(body), headers=ignored_header(ask.ignored))
 
     async def detokenize(self, request: Request, state: ServerState) -> Response:
         """The text of tokens, control tokens included."""
-        model, tokens, ignored = detokenize_ask(await request.json(dict[str, Any]))
+        model, tokens, ignored = await read_ask(request, detokenize_ask)
         check_model(model, state)
         limit = state.llm.vocab_size
         for token in tokens:

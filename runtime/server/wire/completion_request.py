@@ -20,6 +20,8 @@ from kvfold.runtime.server.wire.fields.shape_fields import read_shape
 MAX_LOGPROBS = 20
 # OpenAI's default.
 MAX_TOKENS = 16
+# Prompts times replies: a request is let in as a whole, so it must not be a queue of its own.
+MAX_TEXTS = 1024
 
 
 class CompletionBody(SamplingFields, frozen=True, kw_only=True):
@@ -70,6 +72,11 @@ def completion_ask(fields: Mapping[str, Any], headers: Mapping[str, str]) -> Com
     stream = stream_fields(body)
     if scored is not None and stream["stream"]:
         raise wrong("is not served with logprobs or max_tokens 0 in a stream; send stream: false", "echo")
+    prompts = read_prompts(body.prompt)
+    if len(prompts) * stream["n"] > MAX_TEXTS:
+        raise wrong(
+            f"asks for {len(prompts) * stream['n']} texts at once; ask for {MAX_TEXTS} at most", "prompt"
+        )
     ask = Ask(
         body.model,
         sampling_params(body, logprobs=body.logprobs, prompt_logprobs=scored),
@@ -81,7 +88,7 @@ def completion_ask(fields: Mapping[str, Any], headers: Mapping[str, str]) -> Com
     )
     if ask.session is not None:
         raise wrong("is for chats: a completion has no turns; leave it out", "session_id")
-    return CompletionAsk(ask, read_prompts(body.prompt), echo, body.add_special_tokens is not False)
+    return CompletionAsk(ask, prompts, echo, body.add_special_tokens is not False)
 
 
 def read_prompts(given: Any) -> tuple[str | list[int], ...]:

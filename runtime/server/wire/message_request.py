@@ -70,7 +70,7 @@ def message_ask(fields: Mapping[str, Any], headers: Mapping[str, str]) -> tuple[
     return ask, _messages(body)
 
 
-def count_ask(fields: Mapping[str, Any]) -> tuple[Ask, list[TemplateMessage]]:
+def count_ask(fields: Mapping[str, Any], _: Mapping[str, str]) -> tuple[Ask, list[TemplateMessage]]:
     """What count_tokens asks for, and its messages; raises HttpError 400."""
     body, ignored = read_body(fields, PromptBody)
     ask = Ask(body.model, checked_params({}), tools=_tools(body), ignored=ignored)

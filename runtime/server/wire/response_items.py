@@ -30,8 +30,8 @@ def item_messages(items: Sequence[Any]) -> list[TemplateMessage]:
     for at, item in enumerate(items):
         message = _message(item, f"input[{at}]")
         if message["role"] == "assistant" and found and _goes_on(found[-1], message):
-            calls = [*found[-1].get("tool_calls", ()), *message.get("tool_calls", ())]
-            content = found[-1]["content"] + message["content"]
+            content, calls = found[-1]["content"] + message["content"], found[-1].get("tool_calls", [])
+            calls += message.get("tool_calls", ())
             found[-1] |= message | {"content": content} | ({"tool_calls": calls} if calls else {})
         else:
             found.append(message)

@@ -59,7 +59,7 @@ class TokenizeAsk:
     ignored: tuple[str, ...]
 
 
-def tokenize_ask(fields: Mapping[str, Any]) -> TokenizeAsk:
+def tokenize_ask(fields: Mapping[str, Any], _: Mapping[str, str]) -> TokenizeAsk:
     """What to tokenize; raises HttpError 400."""
     body, ignored = read_body(fields, TokenizeBody)
     if (body.prompt is None) == (body.messages is None):
@@ -77,7 +77,9 @@ def tokenize_ask(fields: Mapping[str, Any]) -> TokenizeAsk:
     )
 
 
-def detokenize_ask(fields: Mapping[str, Any]) -> tuple[str | None, list[int], tuple[str, ...]]:
+def detokenize_ask(
+    fields: Mapping[str, Any], _: Mapping[str, str]
+) -> tuple[str | None, list[int], tuple[str, ...]]:
     """The model's name, the tokens, and names of fields that nobody here knows; raises HttpError 400."""
     body, ignored = read_body(fields, DetokenizeBody)
     return body.model, check_tokens(body.tokens, "tokens"), ignored

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -59,3 +62,28 @@ def test_special_tokens_are_left_out_but_for_those_to_keep(name: str) -> None:
     assert tokenizer.decode(ids) == "the é<think>"
     assert tokenizer.decode(ids, keep={added["<|im_end|>"]}) == "the é<think><|im_end|>"
     assert tokenizer.decode(ids, keep=added.values()) == tokenizer.decode_rendered(ids)
+
+
+def test_other_threads_run_while_a_long_text_is_read(tmp_path: Path) -> None:
+    save(tmp_path, TokenizerConfig())
+    tokenizer, text = load(tmp_path), "a b " * 300_000
+    turns, read = 0, threading.Event()
+
+    def count_turns() -> None:
+        nonlocal turns
+        while not read.is_set():
+            time.sleep(0.001)
+            turns += 1
+
+    with ThreadPoolExecutor(1) as pool:
+        counted = pool.submit(count_turns)
+        tokenizer.encode(text)
+        within = turns
+        read.set()
+        counted.result()
+    assert within > 10
+
+
+def test_the_longest_token_is_known(tmp_path: Path) -> None:
+    save(tmp_path, TokenizerConfig())
+    assert load(tmp_path).longest_token == len("[PAD]")

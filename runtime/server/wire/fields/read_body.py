@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -17,12 +18,13 @@ MAX_NAMES, MAX_NAME_LENGTH = 16, 128
 
 
 def read_body(fields: Mapping[str, Any], kind: type[Body]) -> tuple[Body, tuple[str, ...]]:
-    """A decoded body, and the names of its fields that nobody here knows.
+    """A decoded body, and the names of its fields that nobody here knows, as far as a header tells them.
 
     Raises:
         HttpError: 400, a field has a wrong type or is missing.
     """
-    unknown = fields.keys() - set(kind.__struct_encode_fields__)
+    known = set(kind.__struct_encode_fields__)
+    unknown = islice((name for name in fields if name not in known), MAX_NAMES)
     return read_fields(fields, kind), tuple(sorted(unknown))
 
 

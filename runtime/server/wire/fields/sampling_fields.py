@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -18,7 +18,7 @@ from kvfold.runtime.server.wire.fields.shape_fields import ShapeFields
 # OpenAI's default. Ours elsewhere is greedy.
 TEMPERATURE = 1.0
 MAX_REPLIES = 128
-MAX_STOPS = 64
+MAX_STOPS, MAX_STOP_CHARACTERS = 64, 1024
 # It stands in paths too.
 SESSION_NAME = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 NO_NAMES: Mapping[str, str] = {}
@@ -81,13 +81,12 @@ def sampling_params(fields: SamplingFields, **more: Any) -> SamplingParams:
     for name in ("top_p", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty"):
         values[name] = getattr(fields, name)
     values |= {"min_tokens": fields.min_tokens, "ignore_eos": fields.ignore_eos, **more}
-    if len(values["stop"]) > MAX_STOPS:
-        raise wrong(f"has {len(values['stop'])} texts; send at most {MAX_STOPS}", "stop")
     return checked_params({name: value for name, value in values.items() if value is not None})
 
 
 def checked_params(values: Mapping[str, Any], names: Mapping[str, str] = NO_NAMES) -> SamplingParams:
     """SamplingParams; the HttpError of a refused value names its field, which `names` may call otherwise."""
+    _check_stop(values.get("stop", ()), (names or {}).get("stop", "stop"))
     try:
         return SamplingParams(**values)
     except RequestError as error:
@@ -95,6 +94,14 @@ def checked_params(values: Mapping[str, Any], names: Mapping[str, str] = NO_NAME
         field = next((name for name in re.findall(r"\w+", message) if name in values), "")
         param = names.get(field, field)
         raise HttpError(400, message.replace(field, param, 1), param=param or None) from None
+
+
+def _check_stop(texts: Sequence[str], param: str) -> None:
+    """Every token of a reply is compared with all of them."""
+    if len(texts) > MAX_STOPS:
+        raise wrong(f"has {len(texts)} texts; send at most {MAX_STOPS}", param)
+    if (characters := sum(map(len, texts))) > MAX_STOP_CHARACTERS:
+        raise wrong(f"has {characters} characters; send at most {MAX_STOP_CHARACTERS}", param)
 
 
 def stream_fields(fields: SamplingFields) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from kvfold.plugins.contract.errors import RequestError
@@ -32,11 +32,11 @@ def tool_use(tools: Sequence[Any] | None, choice: Any, parallel: bool | None, st
     return ToolUse(found, mode, only, parallel is not False)
 
 
-def read_tools(tools: Iterable[Any], style: Style) -> tuple[Tool, ...]:
+def read_tools(tools: Sequence[Any], style: Style) -> tuple[Tool, ...]:
     """The functions; raises HttpError 400."""
+    if len(tools) > MAX_TOOLS:
+        raise wrong(f"has {len(tools)} tools; send at most {MAX_TOOLS}", "tools")
     found = tuple(_tool(tool, f"tools[{at}]", style) for at, tool in enumerate(tools))
-    if len(found) > MAX_TOOLS:
-        raise wrong(f"has {len(found)} tools; send at most {MAX_TOOLS}", "tools")
     names = [tool.name for tool in found]
     for name in names:
         if names.count(name) > 1:

@@ -141,9 +141,9 @@ READERS: dict[str, Any] = {
     "/v1/chat/completions": lambda body: chat_ask(body, {}),
     "/v1/completions": lambda body: completion_ask(body, {}),
     "/v1/responses": lambda body: response_ask(body, {}),
-    "/v1/messages": lambda body: (message_ask(body, {}), count_ask(body)),
-    "/tokenize": tokenize_ask,
-    "/detokenize": detokenize_ask,
+    "/v1/messages": lambda body: (message_ask(body, {}), count_ask(body, {})),
+    "/tokenize": lambda body: tokenize_ask(body, {}),
+    "/detokenize": lambda body: detokenize_ask(body, {}),
 }
 WORDS = st.sampled_from(
     ["", "auto", "none", "text", "function", "json_schema", "user", "\x00", "\ud7ff", "<|im_end|>", CALL]

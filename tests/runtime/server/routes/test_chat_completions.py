@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from typing import Any
 
 import pytest
 
@@ -131,6 +132,22 @@ def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers() -> None
     answer = Server(ScriptedLLM(max_length=21)).post(PATH, chat())
     assert (answer.status, answer.error["code"]) == (400, "context_length_exceeded")
     assert "21 tokens" in answer.error["message"] and "context 21" in answer.error["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "numbers"),
+    [
+        (chat(*["a"] * 42), ("42 messages", "41 tokens", "41 at most")),
+        (chat("a" * 999), ("999 characters", "41 tokens", "492 at most")),
+    ],
+)
+def test_what_can_never_fit_is_refused_before_it_is_tokenized(body: Any, numbers: tuple[str, ...]) -> None:
+    server = Server(ScriptedLLM(max_length=41))
+    server.llm.tokenizer.render = None  # type: ignore[assignment, method-assign] # nobody calls it
+    answer = server.post(PATH, body)
+    assert (answer.status, answer.error["param"]) == (400, "messages")
+    assert answer.error["code"] == "context_length_exceeded"
+    assert all(number in answer.error["message"] for number in numbers)
 
 
 @pytest.mark.parametrize(

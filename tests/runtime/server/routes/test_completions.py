@@ -143,6 +143,7 @@ def test_a_stream_may_echo() -> None:
         ({"max_tokens": 0}, "max_tokens"),
         ({"echo": True, "logprobs": 1, "stream": True}, "echo"),
         ({"session_id": "s"}, "session_id"),
+        ({"prompt": ["a"] * 513, "n": 2}, "prompt"),
     ],
 )
 def test_what_a_completion_cannot_do_is_refused(fields: dict[str, Any], param: str) -> None:

@@ -129,6 +129,7 @@ def test_thoughts_that_come_back_are_no_text() -> None:
         ({"max_tokens": 0}, "max_tokens is 0"),
         ({"max_tokens": None}, "max_tokens is null"),
         ({"stop_sequences": [""]}, "stop_sequences"),
+        ({"stop_sequences": ["x"] * 65}, "stop_sequences"),
         ({"messages": []}, "messages is empty"),
         ({"messages": [{"role": "tool", "content": ""}]}, "messages[0].role"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "of type image, which this model"),

@@ -103,6 +103,14 @@ def test_a_stream_s_response_is_the_whole_one() -> None:
     assert settled(ask(**fields), True) == settled(ask(stream=True, **fields), False)
 
 
+def test_log_probabilities_are_told_once_and_not_kept() -> None:
+    server = Server()
+    answer = server.post(PATH, {"input": "Hi", "top_logprobs": 1}).json()
+    kept = call(server, "GET", answer["id"]).json()
+    assert answer["output"][0]["content"][0]["logprobs"]
+    assert kept["output"][0]["content"][0] == answer["output"][0]["content"][0] | {"logprobs": []}
+
+
 def test_log_probabilities_come_where_they_are_asked_for() -> None:
     (item,) = ask(top_logprobs=1).json()["output"]
     assert item["content"][0]["logprobs"][0]["token"] == "H"

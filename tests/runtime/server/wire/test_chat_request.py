@@ -102,6 +102,7 @@ def test_a_timeout_that_is_no_time_is_refused(seconds: str) -> None:
 def test_unknown_fields_are_named_and_known_ones_without_use_are_not() -> None:
     ask = read(user="u", metadata={"a": "b"}, store=True, service_tier="auto", foo=1)
     assert ask.ignored == ("foo", "service_tier")
+    assert len(read(**dict.fromkeys(map(str, range(1000)))).ignored) < 20
 
 
 @pytest.mark.parametrize(
@@ -116,6 +117,7 @@ def test_unknown_fields_are_named_and_known_ones_without_use_are_not() -> None:
         ({"n": 129}, "n"),
         ({"stop": [1]}, "stop[0]"),
         ({"stop": ["x"] * 65}, "stop"),
+        ({"stop": ["x" * 512, "y" * 513]}, "stop"),
         ({"logit_bias": {"x": 1}}, "logit_bias"),
         ({"logit_bias": {"1": 1000}}, "logit_bias"),
         ({"logit_bias": [1]}, "logit_bias"),

@@ -1,0 +1,1 @@
+"""What a server must bear: bodies, bytes and clients that are wrong in every way we could think of."""
