@@ -82,7 +82,8 @@ async def begin_chat(
         param: the field that a prompt is too long by.
 
     Raises:
-        HttpError: 400 it cannot be served as asked; 404 the model is another; 429, 503 as ServerState.submit.
+        HttpError: 400 it cannot be served as asked; 404 the model is another; 429, 503 as
+            ServerState.submit_several.
         RequestError: the chat template refuses the messages; else as AsyncLLM.submit.
     """
     state = shared.state
@@ -95,6 +96,13 @@ async def begin_chat(
         prompt = Prompt(ids, chat.shared_length, tenant=request.tenant)
         replies = submit(request, shared, ask, prompt, form)
         return Run(len(ids), replies, [form.reader() for _ in replies], (*ask.ignored, *form.ignored))
+    return await _begin_turn(request, shared, ask, messages, turn, param)
+
+
+async def _begin_turn(
+    request: Request, shared: Shared, ask: Ask, messages: Sequence[TemplateMessage], turn: Turn, param: str
+) -> Run:
+    state = shared.state
     request.at_end(turn.close)
     if ask.n > 1:
         raise wrong(f"is {ask.n}; a session has one reply a turn", "n")
