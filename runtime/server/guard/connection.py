@@ -26,8 +26,12 @@ class QuietTransport:
 
     def write(self, data: bytes) -> None:
         """Send, if it has not ended."""
-        if not self._transport.is_closing():
+        if self._transport.is_closing():
+            return
+        try:
             self._transport.write(data)
+        except RuntimeError:  # the client ended it a moment ago, which is_closing does not know yet
+            self._transport.abort()
 
     def resume_reading(self) -> None:
         """Read on, if it has not ended."""

@@ -95,7 +95,11 @@ VALID: list[tuple[str, str, Any]] = [
     ("POST", "/v1/chat/completions", CHAT | {"guided_grammar": 'start: "a" | "b" start\n'}),
     ("POST", "/v1/completions", TEXT),
     ("POST", "/v1/completions", SAMPLING | STREAM | {"prompt": SECRET, "logprobs": 1}),
-    ("POST", "/v1/completions", SAMPLING | {"prompt": [[65, 66], [67]], "max_tokens": 0, "echo": True}),
+    (
+        "POST",
+        "/v1/completions",
+        SAMPLING | {"prompt": [[65], [67]], "max_tokens": 0, "echo": True, "min_tokens": 0},
+    ),
     ("POST", "/v1/completions", SAMPLING | {"prompt": SECRET, "guided_json": SCHEMA}),
     ("POST", "/v1/responses", RESPONSE),
     ("POST", "/v1/responses", RESPONSE | {"stream": True, "text": {}, "tool_choice": "required"}),
