@@ -62,7 +62,7 @@ def test_a_stranger_is_told_nothing(tenants: Tenants, key: dict[str, str]) -> No
         (path, tenants.server.ask(method, path, body, key)[0])
         for method, path, body in [*VALID, ("GET", "/nowhere", None), ("PATCH", CHAT, None)]
     }
-    assert {path for path, status in told if status != 401} == {"/health/live", "/health/ready"}
+    assert {path for path, status in told if status != 401} == {"/health/live"}
 
 
 def test_another_tenant_s_prompt_is_computed_anew(tenants: Tenants) -> None:
