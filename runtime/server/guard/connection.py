@@ -188,6 +188,9 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._unanswered and self._unanswered[0].response_started:
             self.transport.abort()  # in the middle of an answer there is no place for another
             return
+        if self.cycle is not None and self.cycle.response_complete and self.cycle.more_body:
+            self.transport.close()  # this request has its answer: another would be taken for the next one's
+            return
         self._hang_up()
         error = self._refusal
         body = msgspec.json.encode(openai_error(error))

@@ -144,3 +144,21 @@ def test_requests_behind_one_another_are_not_read_without_end() -> None:
             assert [(await client.answer())[0] for _ in range(13)] == [200] * 13
 
     run(test)
+
+
+@pytest.mark.parametrize("rest", [b"1000\r\n" + b" " * 4096 + b"\r\n", b"no chunk\r\n"])
+def test_a_request_that_was_answered_before_its_end_gets_no_second_answer(rest: bytes) -> None:
+    async def test() -> None:
+        class Small(Impatient):
+            max_message_bytes = 2000
+
+        async with listening(protocol=Small) as server:
+            client = await server.connect()
+            status, _, _ = await client.ask(
+                b"PUT" + POST[4:] + b"transfer-encoding: chunked\r\n\r\n1\r\n \r\n"
+            )
+            assert status == 405
+            client.writer.write(rest)
+            assert await client.closed()
+
+    run(test)
