@@ -189,7 +189,8 @@ class GuardedProtocol(HttpToolsProtocol):
             self.transport.abort()  # in the middle of an answer there is no place for another
             return
         if self.cycle is not None and self.cycle.response_complete and self.cycle.more_body:
-            self.transport.close()  # this request has its answer: another would be taken for the next one's
+            # This one has its answer: another would be taken for the next one's. What still comes is dropped
+            # until the time for it is over, so that its client reads the answer it has.
             return
         self._hang_up()
         error = self._refusal
