@@ -45,7 +45,7 @@ class EngineInfo:
         num_pages: pages of each horizon group's pool, by group name.
         vocab_size: width of the logits.
         max_context_length: longest sequence in tokens.
-        fingerprint: identifies model, plan and scales; it names the root of the radix tree.
+        fingerprint: identifies model, plan and scales.
     """
 
     plan: FoldPlan

@@ -21,13 +21,13 @@ class AsyncReply:
 
     def __init__(self, reply: Reply, loop: EngineLoop) -> None:
         """Of a reply that this task's event loop will read."""
-        self.event_loop = asyncio.get_running_loop()
         self.ticket = reply.ticket
         self._reply = reply
         self._loop = loop
         self._waiter: asyncio.Future[None] | None = None
         self._over = False
         self._to_the_end = False
+        self.event_loop = asyncio.get_running_loop()  # last: where there is none, it ends like one dropped
 
     @property
     def id(self) -> int:

@@ -100,9 +100,11 @@ class Reply:
 
     def end(self) -> None:
         """No more tokens come."""
-        self._detokenizer.finish()
-        self._rest = self._detokenizer.take()
-        self._finished = True
+        try:
+            self._detokenizer.finish()
+            self._rest = self._detokenizer.take()
+        finally:  # nobody waits for ever, whatever a tokenizer does
+            self._finished = True
 
     @property
     def finished(self) -> bool:

@@ -181,10 +181,11 @@ class Core:
             if rows > samples:
                 self._read(ticket, chunk.wanted.start, logits[row : row + rows - samples])
             row += rows
-            if request.finish_reason is not None:
+            if request.finish_reason is None:
+                if samples:
+                    sampling.append((ticket, row - 1))
+            elif request in self._tickets:  # its prompt was all, and reading it did not fail
                 self._end(ticket)
-            elif samples:
-                sampling.append((ticket, row - 1))
         if sampling:
             self._sample(sampling, logits)
 

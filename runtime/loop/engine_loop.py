@@ -137,6 +137,8 @@ class EngineLoop:
                 command = self._inbox.get()
                 with self._turning:
                     self._run_command(command)
+        with self._turned:  # who still waits runs the turns from now on
+            self._turned.notify_all()
 
     def turn(self) -> Turn:
         """Carry out the inbox, then run one step."""

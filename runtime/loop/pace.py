@@ -27,7 +27,9 @@ class Pace:
         self.decode_rate = 0.0
 
     def note(self, prefill: int, decode: int, seconds: float) -> None:
-        """A step of so many prompt tokens and running replies took so long."""
+        """A step of so many prompt tokens and running replies took so long; none where the clock says so."""
+        if seconds <= 0:
+            return
         if not prefill:
             self._decode_seconds = _average(self._decode_seconds, seconds)
             self.decode_rate = _average(self.decode_rate, decode / seconds)

@@ -41,11 +41,13 @@ class RequestView:
     def of(cls, ticket: Ticket) -> RequestView:
         """How a ticket stands between two turns."""
         request = ticket.request
-        started = "decode" if request.num_completion_tokens else "prefill"
+        state: RequestState = "decode" if request.num_completion_tokens else "prefill"
+        if request.sequence is None:
+            state = "queued"
         return cls(
             id=ticket.id,
             tenant=request.prefix.tenant,
-            state="queued" if request.sequence is None else started,  # type: ignore[arg-type]
+            state=state,
             prompt_tokens=request.prompt_length,
             reused_tokens=request.reused_tokens or 0,
             completion_tokens=request.num_completion_tokens,

@@ -111,7 +111,7 @@ class ServerState:
     ) -> list[TrackedReply]:
         """Ask the model on behalf of a request, whose end cancels the replies.
 
-        A request is let in as a whole, by its first prompt.
+        What a request was let in with is cancelled, as always, where a later prompt of it is refused.
 
         Raises:
             HttpError: 503 the model loads, drains or died; 429 too much waits already.
@@ -124,8 +124,8 @@ class ServerState:
         if llm.failure is not None:
             raise self._refuse("dead", "the engine failed, and the server restarts", RESTART_SECONDS)
         tokens = len(prompt.token_ids) - llm.reusable_tokens(prompt)
-        if not request.replies:
-            self.admission.check(tokens, llm.snapshot().prefill_rate)
+        rate = llm.snapshot().prefill_rate
+        self.admission.check(len(params), len(request.replies), tokens, rate)
         tracked: list[TrackedReply] = []
         for reply in llm.submit_several(prompt, params, service):
             admitted = self.admission.admit(0 if tracked else tokens)

@@ -1,6 +1,9 @@
 """The engines under test, a module each, all alike: TITLE, WEIGHTS, PACKAGE, INSTALL, prepare and load.
 
 Importing a module imports no engine: that happens in `prepare` and `load`, inside a worker process.
+
+To add one: its module; its name in `PEERS`; the help of `commands/measure/bench.py`; its package in
+`pyproject.toml` (mypy) and in `test_contender_modules_import_no_engine`.
 """
 
 from __future__ import annotations

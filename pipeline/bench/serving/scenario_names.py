@@ -4,8 +4,10 @@ from __future__ import annotations
 
 TITLES = {
     "cpu": "CPU of a streamed token and of a request, over the same work in process",
+    "own": "CPU of a token beside the engine: scheduler, sampling and text, 16 at once",
     "first-token": "time to the first token that HTTP adds to an idle server",
     "streams": "64 streams of the real engine beside LLM.generate of the same prompts",
+    "schemas": "what a schema adds to the time between tokens, 8 streams",
     "peers": "64 requests at once and chats of 8 turns, beside llama.cpp's server",
     "aborts": "clients that leave: when their pages are free, and whether any is lost",
     "overload": "ten times what the server can answer, for a minute",

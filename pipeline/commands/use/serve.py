@@ -57,22 +57,13 @@ def _serve(
     from kvfold.runtime.bundle import TOKENIZER, open_bundle
     from kvfold.runtime.engine.engine_files import open_engine
     from kvfold.runtime.llm.async_llm import AsyncLLM
-    from kvfold.runtime.server.app import Application
-    from kvfold.runtime.server.guard.gate import Gate
-    from kvfold.runtime.server.observe.health_routes import health_routes
-    from kvfold.runtime.server.route_table import Routes
-    from kvfold.runtime.server.routes.api import api_routes
-    from kvfold.runtime.server.routes.conversations import ConversationLimits
     from kvfold.runtime.server.start.load_compiler import load_compiler
+    from kvfold.runtime.server.start.make_application import make_application
     from kvfold.runtime.server.start.run_server import run_server
     from kvfold.runtime.server.start.server_settings import serving_config
-    from kvfold.runtime.server.state import ServerState
-    from kvfold.runtime.server.ui.ui_routes import ui_routes
     from kvfold.runtime.status import published
 
-    state = ServerState(model_name, Gate(settings.keys), stall_seconds=settings.stall_seconds)
-    kept = ConversationLimits(settings.max_sessions, settings.max_sessions, settings.session_seconds)
-    app = Application(Routes([*api_routes(state, kept), *health_routes(state), *ui_routes()]), state)
+    app, state = make_application(model_name, settings)
     with ExitStack() as stack:
 
         def load() -> Loaded:

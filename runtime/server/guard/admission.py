@@ -58,21 +58,30 @@ class Admission:
         """Replies beyond those that the engine computes at once."""
         return max(0, self.inside - self.limits.max_running)
 
-    def check(self, tokens: int, prefill_rate: float) -> None:
+    def check(self, replies: int, own: int, tokens: int, prefill_rate: float) -> None:
         """Refuse what would wait too long.
 
         Args:
+            replies: to one prompt, that are to be let in.
+            own: replies to other prompts of the same request, that are inside already.
             tokens: of the prompt that no cache has.
             prefill_rate: tokens a second, measured; 0 where nothing was yet.
 
         Raises:
-            HttpError: 429 with Retry-After.
+            HttpError: 429 with Retry-After; 400 where one request asks for more than may ever be inside.
         """
         limits = self.limits
-        if self.waiting >= limits.max_waiting and self.inside >= limits.max_running:
+        most = limits.max_running + limits.max_waiting
+        if own + replies > most:
+            raise HttpError(
+                400, f"asks for more than {most} replies, as many as may run and wait here; ask for fewer"
+            )
+        if self.inside + replies > most:
             self._refuse(
                 "requests", f"{self.waiting} replies wait already, of {limits.max_waiting}", prefill_rate
             )
+        if own:  # what its first prompt waits for, the others wait for with it
+            return
         ahead = self.waiting_tokens
         # A prompt that is long by itself is served when its turn comes; only a queue is too long.
         if ahead and prefill_rate and (ahead + tokens) / prefill_rate > limits.max_waiting_seconds:

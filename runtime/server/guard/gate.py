@@ -69,6 +69,7 @@ class Gate:
         if self._keys is None:
             _refuse_other_hosts(request)
             return ANYONE
+        _refuse_repeated(request, b"authorization", b"x-api-key")
         scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
         key = bearer.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
         caller = self._keys.find(key)
@@ -84,9 +85,17 @@ class Gate:
 
 def _refuse_other_hosts(request: Request) -> None:
     """Without keys only this machine is served, so a name that is not its own comes from a page that lies."""
+    _refuse_repeated(request, b"host")
     host = request.headers.get("host", "localhost")
     if not is_loopback(host_of(host)):
         raise HttpError(
             403,
             f"the host is {host!r:.100}; a server without keys answers to localhost and loopback addresses",
         )
+
+
+def _refuse_repeated(request: Request, *names: bytes) -> None:
+    """Two of a header are read differently by a proxy and by us."""
+    for name in names:
+        if sum(other == name for other, _ in request.scope["headers"]) > 1:
+            raise HttpError(400, f"the header {name.decode()} came more than once; send it once")

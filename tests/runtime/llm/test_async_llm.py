@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine
 from time import sleep
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,42 +17,12 @@ from kvfold.runtime.llm.llm import LLM
 from kvfold.runtime.loop.ticket import Service
 from kvfold.runtime.runtime_config import RuntimeConfig
 from kvfold.runtime.sampling.params import SamplingParams
-from kvfold.runtime.scheduler.request import Prompt
 from tests.runtime.byte_tokenizer import VOCAB, ByteTokenizer
-from tests.runtime.harness import PLANS, check, in_use, make_llm, make_prompts
+from tests.runtime.harness import PLANS, make_llm, make_prompts
+from tests.runtime.llm.async_harness import PLAN, Slow, make_slow, prompt, run
 from tests.runtime.synthetic_engine import SyntheticEngine, expected_tokens
 
-PLAN = PLANS["hybrid"]
 PROMPTS = make_prompts()
-
-
-class Slow(SyntheticEngine):
-    """Takes two milliseconds a step."""
-
-    def execute(self, step: StepInputs) -> np.ndarray:
-        sleep(0.002)
-        return super().execute(step)
-
-
-def make_slow(engine: type[SyntheticEngine] = Slow, seqs: int = 4) -> LLM:
-    made = engine(PLAN, 200, vocab=VOCAB)
-    return LLM(made, ByteTokenizer(()), RuntimeConfig(max_num_batched_tokens=64, max_num_seqs=seqs))
-
-
-def run(llm: LLM, work: Callable[[AsyncLLM], Coroutine[Any, Any, None]]) -> None:
-    """Work with an AsyncLLM, which then leaves nothing behind."""
-
-    async def inside() -> None:
-        async with AsyncLLM(llm) as served:
-            await asyncio.wait_for(work(served), 60)
-
-    asyncio.run(inside())
-    assert in_use(llm) == 0
-    check(llm)
-
-
-def prompt(ids: list[int]) -> Prompt:
-    return Prompt(np.array(ids))
 
 
 async def read(reply: AsyncReply) -> list[int]:
@@ -83,59 +51,6 @@ def test_tasks_and_threads_share_one_engine() -> None:
 
     llm, engine = make_llm(PLAN, pages=200)
     run(llm, work)
-
-
-def test_a_session_of_a_thread_goes_on_beside_tasks() -> None:
-    async def work(served: AsyncLLM) -> None:
-        def talk() -> list[int]:
-            with served.llm.session("Be brief.") as session:
-                return [
-                    session.send("Go on.", SamplingParams(max_tokens=5)).usage.reused_tokens for _ in range(3)
-                ]
-
-        talks = [asyncio.create_task(asyncio.to_thread(talk)) for _ in range(4)]
-        others = [served.generate(prompt(PROMPTS[0]), SamplingParams(max_tokens=30)) for _ in range(4)]
-        await asyncio.gather(*others)
-        reused = await asyncio.gather(*talks)
-        assert all(turns[1] > 0 and turns[2] > turns[1] for turns in reused)
-
-    llm, _ = make_llm(PLAN, pages=300, seqs=8)
-    run(llm, work)
-    assert llm.metrics.cache.resumed_turns == 8
-
-
-def test_a_session_of_a_task_pays_for_its_new_tokens_only() -> None:
-    async def work(served: AsyncLLM) -> None:
-        params = SamplingParams(max_tokens=5)
-
-        async def talk(name: str) -> list[int]:
-            async with served.session(f"You are {name}.") as session:
-                reused = [(await session.send("Go on.", params)).usage.reused_tokens for _ in range(3)]
-                stream = session.stream("And now?", SamplingParams(max_tokens=100))
-                await anext(stream)
-                with pytest.raises(RequestError, match="still streaming"):
-                    await session.send("And then?", params)
-                await stream.aclose()
-                assert len(session.messages) == 7, "a turn that nobody reads to its end is undone"
-                return reused
-
-        for reused in await asyncio.gather(*(talk(name) for name in ("Ada", "Bob", "Cleo"))):
-            assert 0 < reused[1] < reused[2]
-
-    run(make_slow(), work)
-
-
-def test_a_turn_that_nobody_reads_to_its_end_gives_its_pages_back() -> None:
-    async def work(served: AsyncLLM) -> None:
-        async with served.session() as session:
-            stream = session.stream("Hi.", SamplingParams(max_tokens=3))
-            await anext(stream)
-            while served.snapshot().busy:
-                await asyncio.sleep(0.01)
-            await stream.aclose()
-
-    for _ in range(5):
-        run(make_slow(), work)
 
 
 def test_a_cancelled_reply_ends_with_what_was_said() -> None:
@@ -195,6 +110,19 @@ def test_several_replies_to_a_prompt_compute_it_once() -> None:
 
     llm, _ = make_llm(PLAN, pages=200)
     run(llm, work)
+
+
+def test_several_replies_share_a_cache_that_holds_one_at_a_time() -> None:
+    async def work(served: AsyncLLM) -> None:
+        several = [SamplingParams(temperature=1, seed=seed, max_tokens=60) for seed in range(6)]
+        together = [await reply.completion() for reply in served.submit_several(prompt([5] * 60), several)]
+        for params, each in zip(several, together, strict=True):
+            alone = await served.generate(prompt([5] * 60), params)
+            assert each.token_ids == alone.token_ids and each.finish_reason == "length"
+
+    llm, _ = make_llm(PLANS["global"], pages=11, batched=32, seqs=6)
+    run(llm, work)
+    assert llm.metrics.cache.preemptions > 0, "the cache was not small enough to show it"
 
 
 def test_bad_requests_are_refused_at_once_and_nobody_else_notices() -> None:

@@ -10,10 +10,11 @@ import pytest
 
 from kvfold.plugins.contract.errors import EngineError
 from kvfold.runtime.engine.protocol import StepInputs
-from kvfold.runtime.loop.commands import Cancel
+from kvfold.runtime.loop.commands import Cancel, Close
 from kvfold.runtime.loop.core import Outcome, Turn
 from kvfold.runtime.loop.engine_loop import EngineLoop
-from kvfold.runtime.loop.ticket import Ticket
+from kvfold.runtime.loop.pace import Pace
+from kvfold.runtime.loop.ticket import Ticket, Unread
 from kvfold.runtime.runtime_config import RuntimeConfig
 from kvfold.runtime.sampling.logprobs import TokenLogprob
 from kvfold.runtime.sampling.params import SamplingParams
@@ -252,3 +253,45 @@ def test_a_loop_of_its_own_thread_serves_many_and_ends() -> None:
         assert ticket.request.completion_ids == expected_tokens(PLAN, [seed] * 30, 8)
     check(loop)
     assert "kvfold engine" not in {thread.name for thread in threading.enumerate()}
+
+
+class Counting(Unread):
+    """How often it was told of the end."""
+
+    ends = 0
+
+    def end(self) -> None:
+        self.ends += 1
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_who_cannot_read_logits_is_told_of_the_end_once(count: int) -> None:
+    def fail(first: int, logits: np.ndarray) -> None:
+        raise ValueError("cannot read")
+
+    loop, receiver = make_loop(), Counting()
+    request = Request(Prompt(np.array([1] * 20), logits_from=0), count, loop.info)
+    state = make_state(loop, [1] * 20, count) if count else None
+    ticket = Ticket(request, state, receiver, logits_sink=fail)
+    loop.submit(ticket)
+    run_all(loop)
+    assert str(ticket.error) == "cannot read" and receiver.ends == 1
+    check(loop)
+
+
+def test_who_waits_as_the_thread_ends_goes_on_alone() -> None:
+    loop = make_loop()
+    loop.start(lambda turn: None)
+    ticket = make_ticket(loop, [1] * 20)
+    loop.post(Close())
+    loop.submit(ticket)
+    while not ticket.ended:
+        loop.advance(lambda: ticket.ended)
+    assert ticket.request.completion_ids == expected_tokens(PLAN, [1] * 20, 8)
+
+
+def test_a_clock_that_stands_still_is_no_pace() -> None:
+    pace = Pace(0.1)
+    pace.note(prefill=0, decode=4, seconds=0.0)
+    pace.note(prefill=64, decode=4, seconds=0.0)
+    assert (pace.prefill_rate, pace.decode_rate, pace.most_prefill(4)) == (0.0, 0.0, None)

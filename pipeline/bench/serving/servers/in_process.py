@@ -10,9 +10,10 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from kvfold.pipeline.bench.workloads.workloads import write_prompt
 from kvfold.plugins.contract.errors import TargetError
@@ -40,6 +41,7 @@ class InProcess:
         threads: of the engine; 0 for its default.
         seed: makes prompts that no other job has.
         pause: seconds of a step of the engine that computes nothing.
+        sampling: fields of SamplingParams; greedy without any.
     """
 
     bundle: str
@@ -53,6 +55,7 @@ class InProcess:
     threads: int
     seed: str
     pause: float = 0.0
+    sampling: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def requests(self) -> int:
@@ -103,7 +106,7 @@ def do_job(job: InProcess) -> Cost:
 def _wave(llm: LLM, job: InProcess, which: str) -> list[float]:
     from kvfold.runtime.sampling.params import SamplingParams
 
-    params = SamplingParams(max_tokens=job.new_tokens, ignore_eos=True)
+    params = SamplingParams(max_tokens=job.new_tokens, ignore_eos=True, **job.sampling)
     prompts = [
         write_prompt(job.prompt_tokens, job.vocab_size, f"{job.seed} {which} {index}")
         for index in range(job.at_once)

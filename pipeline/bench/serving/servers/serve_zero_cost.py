@@ -9,27 +9,21 @@ from kvfold.pipeline.bench.serving.servers.zero_cost import load_zero_cost
 from kvfold.runtime.bundle import TOKENIZER, open_bundle
 from kvfold.runtime.llm.async_llm import AsyncLLM
 from kvfold.runtime.runtime_config import RuntimeConfig
-from kvfold.runtime.server.app import Application
-from kvfold.runtime.server.guard.gate import Gate
-from kvfold.runtime.server.observe.health_routes import health_routes
-from kvfold.runtime.server.route_table import Routes
-from kvfold.runtime.server.routes.api import api_routes
+from kvfold.runtime.server.start.load_compiler import load_compiler
+from kvfold.runtime.server.start.make_application import make_application
 from kvfold.runtime.server.start.run_server import Loaded, run_server
 from kvfold.runtime.server.start.server_settings import ServerSettings
-from kvfold.runtime.server.state import ServerState
-from kvfold.runtime.structured.grammar_compiler import GrammarCompiler
 
 
 def serve(bundle: Path, port: int, at_once: int, pause: float) -> None:
     """Until SIGTERM; the engine pauses so many seconds a step."""
     settings = ServerSettings(port=port)
-    state = ServerState(bundle.name, Gate(settings.keys), stall_seconds=settings.stall_seconds)
-    app = Application(Routes([*api_routes(state), *health_routes(state)]), state)
+    app, state = make_application(bundle.name, settings)
 
     def load() -> Loaded:
         llm = AsyncLLM(load_zero_cost(bundle, RuntimeConfig(max_num_seqs=at_once), pause))
         text = open_bundle(bundle).file(TOKENIZER).read_text(encoding="utf-8")
-        compiler = GrammarCompiler(text, llm.vocab_size, llm.tokenizer.eos_token_ids)
+        compiler = load_compiler(text, llm.vocab_size, llm.tokenizer.eos_token_ids)
         return llm, compiler, settings.limits(at_once)
 
     run_server(app, state, settings, load)

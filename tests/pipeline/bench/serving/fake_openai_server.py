@@ -25,6 +25,7 @@ class FakeServer:
 
     Attributes:
         delay: seconds a token.
+        form_delay: the same of a reply that is held to a form.
         at_most: requests at once; more are told 429.
         refusal: what they are told instead.
         loses: pages that are lost with each client that leaves.
@@ -38,6 +39,7 @@ class FakeServer:
     """
 
     delay: float = 0.0
+    form_delay: float = 0.0
     at_most: int = 1000
     refusal: int = 429
     loses: int = 0
@@ -124,10 +126,17 @@ class FakeServer:
                 {"message": {"content": "".join(texts)}} if chat else {"text": "".join(texts)}
             )
             return web.json_response({"choices": [{**said, "finish_reason": "length"}], "usage": usage})
-        return await self._stream(request, chat, wish, texts, usage)
+        delay = self.form_delay if "response_format" in body else self.delay
+        return await self._stream(request, chat, wish, texts, usage, delay)
 
     async def _stream(
-        self, request: web.Request, chat: bool, wish: str, texts: list[str], usage: dict[str, Any]
+        self,
+        request: web.Request,
+        chat: bool,
+        wish: str,
+        texts: list[str],
+        usage: dict[str, Any],
+        delay: float,
     ) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
@@ -140,7 +149,7 @@ class FakeServer:
         if chat:
             await send(json.dumps({"choices": [{"delta": {"role": "assistant", "content": ""}}]}))
         for number, text in enumerate(texts):
-            await asyncio.sleep(self.delay)
+            await asyncio.sleep(delay)
             if wish == "break" and number == 2:
                 assert request.transport is not None
                 request.transport.abort()

@@ -19,7 +19,9 @@ from kvfold.pipeline.bench.serving.scenarios import (
     beside_peers,
     cpu_cost,
     end_under_load,
+    held_to_schema,
     overload,
+    own_work,
     soak,
     soak_jobs,
 )
@@ -130,6 +132,28 @@ def test_what_a_slow_server_adds_to_the_first_token_is_found(
         assert added.met is False
         assert figure(found, f"{engine}, p50, in process").samples == (2.0,)
     assert [job.zero_cost for job in asked] == [True, False]
+
+
+def test_the_runtime_s_own_work_is_by_token_and_by_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = cost_of(own_work, monkeypatch, Cost(1.0, 0.3, ()))
+    found = answer(own_work.measure, bench_of(tmp_path))
+    tokens = own_work.AT_ONCE * own_work.WAVES * own_work.NEW_TOKENS
+    assert [figure.value for figure in found.figures] == pytest.approx([0.3e6 / tokens] * 3)
+    assert [figure.met for figure in found.figures] == [False, True, True]
+    assert [job.sampling for job in asked] == [kind.sampling for kind in own_work.KINDS]
+    assert {job.zero_cost for job in asked} == {True}
+
+
+def test_a_schema_that_slows_streams_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_all(monkeypatch, held_to_schema, NEW_TOKENS=10)
+    found = answer(held_to_schema.measure, bench_of(tmp_path, delay=0.02, form_delay=0.06))
+    free, held = (figure(found, f"streams, {kind}").value for kind in held_to_schema.KINDS)
+    added = figure(found, "what a schema adds")
+    assert added.value == pytest.approx(100 * (held - free) / free) and added.value > 100
+    assert added.met is False
+    assert [load.completion_tokens for load in found.loads["free"]] == [8 * 10]
 
 
 def test_the_share_of_streams_is_by_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

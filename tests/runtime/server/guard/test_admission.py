@@ -8,8 +8,12 @@ from collections.abc import Callable, Coroutine
 from functools import wraps
 from typing import Any
 
+import pytest
+
 from kvfold.plugins.contract.errors import CapacityError, KvfoldError, RequestError
+from kvfold.runtime.server.guard.admission import Admission
 from kvfold.runtime.server.guard.admission_limits import AdmissionLimits
+from kvfold.runtime.server.http import HttpError
 from tests.runtime.server.asgi_client import JSON, Exchange, ask, until
 from tests.runtime.server.puppet_llm import PuppetLLM
 from tests.runtime.server.served import make_server
@@ -52,6 +56,20 @@ async def test_with_no_queue_what_runs_still_runs() -> None:
     assert (await ask(app, "POST", "/say", {})).status == 429
     llm.go.set()
     assert (await one.end()).status == 200
+
+
+def test_every_reply_of_a_request_counts() -> None:
+    refusals: list[str] = []
+    admission = Admission(AdmissionLimits(max_running=2, max_waiting=3), refusals.append)
+    admission.check(replies=5, own=0, tokens=1, prefill_rate=0.0)
+    for _ in range(2):
+        admission.admit(1)
+    with pytest.raises(HttpError, match="0 replies wait already, of 3") as busy:
+        admission.check(replies=4, own=0, tokens=1, prefill_rate=0.0)
+    assert busy.value.status == 429 and refusals == ["requests"]
+    with pytest.raises(HttpError, match="more than 5 replies") as never:
+        admission.check(replies=2, own=4, tokens=1, prefill_rate=0.0)
+    assert never.value.status == 400, "that it is too much does not pass with time"
 
 
 @in_loop

@@ -13,8 +13,11 @@ from typing import Any
 import pytest
 
 from kvfold.plugins.contract.errors import RequestError
+from kvfold.runtime.server.caller import NOBODY
 from kvfold.runtime.server.guard import key_file
+from kvfold.runtime.server.guard.gate import Gate
 from kvfold.runtime.server.guard.key_file import read_keys
+from kvfold.runtime.server.http import HttpError, Request
 from kvfold.runtime.server.start.server_settings import ServerSettings
 from tests.runtime.server.asgi_client import JSON, Exchange, ask, until
 from tests.runtime.server.puppet_llm import PuppetLLM
@@ -85,6 +88,22 @@ def test_an_entry_for_nobody_lets_probes_see_readiness_and_nothing_else(path: Pa
         assert answer.status == 403, where
     (known,) = ask_all(path, ("GET", "/health/ready", bearer("alice")))
     assert known.status == 200
+
+
+@pytest.mark.parametrize(
+    ("keyed", "name"), [(True, b"authorization"), (True, b"x-api-key"), (False, b"host")]
+)
+def test_a_header_that_says_who_asks_comes_once(path: Path, keyed: bool, name: bytes) -> None:
+    """A proxy may check the one and we the other."""
+    value = b"localhost" if name == b"host" else b"Bearer key of alice"
+    scope = {"method": "GET", "path": "/", "headers": [(name, value), (name, value)]}
+    with pytest.raises(HttpError, match=f"{name.decode()} came more than once") as refused:
+        Gate(path if keyed else None).enter(Request(scope, silent, "id", NOBODY), "any key")
+    assert refused.value.status == 400
+
+
+async def silent() -> Any:
+    raise AssertionError("nobody reads the body")
 
 
 def test_a_key_brings_its_tenant_in_either_header(path: Path) -> None:

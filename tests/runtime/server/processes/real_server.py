@@ -15,14 +15,9 @@ from kvfold.plugins.contract.tokenizer_config import TokenizerConfig
 from kvfold.runtime.llm.async_llm import AsyncLLM
 from kvfold.runtime.llm.llm import LLM
 from kvfold.runtime.runtime_config import RuntimeConfig
-from kvfold.runtime.server.app import Application
-from kvfold.runtime.server.guard.gate import Gate
-from kvfold.runtime.server.observe.health_routes import health_routes
-from kvfold.runtime.server.route_table import Routes
-from kvfold.runtime.server.routes.api import api_routes
+from kvfold.runtime.server.start.make_application import make_application
 from kvfold.runtime.server.start.run_server import Loaded, run_server
 from kvfold.runtime.server.start.server_settings import ServerSettings
-from kvfold.runtime.server.state import ServerState
 from kvfold.runtime.structured.grammar_compiler import GrammarCompiler
 from kvfold.runtime.text.tokenizer import BundleTokenizer
 from tests.runtime.harness import PLANS, check
@@ -57,9 +52,8 @@ def main(folder: Path, port: int, keys: Path | None) -> None:
     paths = write_tokenizer(folder)
     engine = SyntheticEngine(PLANS["hybrid"], PAGES, VOCAB, CONTEXT)
     llm = LLM(engine, BundleTokenizer.load(*paths), RuntimeConfig(max_num_batched_tokens=64))
-    state = ServerState(MODEL, Gate(keys))
-    app = Application(Routes([*api_routes(state), *health_routes(state)]), state)
     settings = ServerSettings(port=port, keys=keys, drain_seconds=5)
+    app, state = make_application(MODEL, settings)
 
     def load() -> Loaded:
         compiler = GrammarCompiler(paths[0].read_text(), VOCAB, [VOCAB - 1])

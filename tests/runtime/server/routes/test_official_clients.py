@@ -14,7 +14,7 @@ from tests.runtime.server.routes.test_tool_calls import SCHEMA, TOOLS, make_serv
 
 openai = pytest.importorskip("openai", reason="would show that the openai client reads all answers")
 anthropic = pytest.importorskip("anthropic", reason="would show that the anthropic client reads all answers")
-httpx = pytest.importorskip("httpx2")
+httpx = pytest.importorskip("httpx2", reason="comes with the openai client")
 
 USER = {"role": "user", "content": "Hi"}
 
