@@ -126,7 +126,8 @@ class AsyncLLM:
         """Begin several replies to one prompt, which is computed once; errors as for `submit`."""
         if self._closing:
             raise EngineError("the engine is closing; ask again when it is back")
-        replies = [self.llm.generator.prepare(prompt, each, service) for each in params]
+        said = iter(service.said)
+        replies = [self.llm.generator.prepare(prompt, each, service, next(said, ())) for each in params]
         begun = [AsyncReply(reply, self._loop) for reply in replies]
         for reply in begun:
             reply.ticket.after = begun[0].ticket if reply is not begun[0] else None

@@ -19,6 +19,8 @@ from kvfold.runtime.scheduler.request import Request
 CancelReason = Literal["client", "deadline", "drain", "error"]
 # Takes logits of prompt positions as they come: the first position, float32 [rows, vocab] to read at once.
 LogitsSink = Callable[[int, np.ndarray], None]
+# Tokens of a reply, in the pieces in which they were told.
+Said = tuple[tuple[int, ...], ...]
 _IDS = count(1)
 
 
@@ -55,6 +57,8 @@ class Service:
         keep: keep the pages after the end, for the conversation's next turn.
         constraint: makes a reply's own grammar; None: anything may be said.
         kept_tokens: special tokens whose text stays in the reply's, as they mark parts of it.
+        said: what each of the replies has said already, on another engine of the same model; it goes on from
+            there, exactly, and does not tell it again.
     """
 
     priority: int = 0
@@ -62,6 +66,7 @@ class Service:
     keep: bool = False
     constraint: Callable[[], Constraint] | None = None
     kept_tokens: frozenset[int] = frozenset()
+    said: tuple[Said, ...] = ()
 
 
 class Ticket:

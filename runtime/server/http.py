@@ -16,6 +16,7 @@ from kvfold.plugins.contract.errors import CapacityError, KvfoldError, RequestEr
 
 if TYPE_CHECKING:
     from kvfold.runtime.server.caller import Caller
+    from kvfold.runtime.server.wire.relay_notes import Relayed
 
 T = TypeVar("T")
 Message = MutableMapping[str, Any]
@@ -182,6 +183,8 @@ class Request:
         replies: what was submitted for it. They are cancelled when the request ends, however it ends.
         disconnected: the client left.
         cut: the client did not read, and was left.
+        from_relay: it came through our own relay, which is trusted.
+        relayed: what that said of it.
     """
 
     scope: Scope
@@ -192,6 +195,8 @@ class Request:
     replies: list[PendingReply] = field(default_factory=list)
     disconnected: bool = False
     cut: bool = False
+    from_relay: bool = False
+    relayed: Relayed | None = None
     _endings: list[Callable[[], None]] = field(default_factory=list)
     _body: bytes | None = None
     _watch: asyncio.Task[None] | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,13 +14,14 @@ from kvfold.runtime.scheduler.request import Prompt
 from kvfold.runtime.server.http import HttpError, Request
 from kvfold.runtime.server.routes.constrain import Constrained, constrain_chat, constrain_text
 from kvfold.runtime.server.routes.conversations import Turn
-from kvfold.runtime.server.routes.follow import Ended, Events, stream_replies, whole_replies
+from kvfold.runtime.server.routes.follow import Ended, Events, Notes, stream_replies, whole_replies
 from kvfold.runtime.server.routes.shared import Shared
 from kvfold.runtime.server.state import ServerState
 from kvfold.runtime.server.tracked_reply import TrackedReply
 from kvfold.runtime.server.wire.fields.ask import Ask
 from kvfold.runtime.server.wire.fields.read_body import describe, wrong
 from kvfold.runtime.server.wire.fields.template_messages import TemplateMessage
+from kvfold.runtime.server.wire.relay_notes import Relayed
 from kvfold.runtime.server.wire.reply_parts import ReplyReader, WholeReply, read_whole
 from kvfold.runtime.structured.call_formats import choose_call_format
 from kvfold.runtime.structured.tool_prompt import prepare_chat
@@ -37,6 +38,8 @@ class Run:
         readers: one for each.
         ignored: fields, and parts of schemas, that have no effect.
         ended: called with a reply's completion, before it is told.
+        relayed: what a relay said of the request.
+        told: the prompt's tokens, where another server might read it differently.
     """
 
     prompt_tokens: int
@@ -44,10 +47,13 @@ class Run:
     readers: Sequence[ReplyReader | None]
     ignored: tuple[str, ...]
     ended: Ended | None = None
+    relayed: Relayed | None = None
+    told: tuple[int, ...] | None = None
 
     def stream(self, events: Events) -> AsyncGenerator[bytes, None]:
         """Events, as text comes."""
-        return stream_replies(self.replies, self.readers, events, self.ended)
+        notes = None if self.relayed is None else Notes(self.relayed, self.told)
+        return stream_replies(self.replies, self.readers, events, self.ended, notes)
 
     async def completions(self) -> list[Completion]:
         """All completions, when they have ended."""
@@ -95,7 +101,9 @@ async def begin_chat(
         ids = _fitting(chat.token_ids, state, param)
         prompt = Prompt(ids, chat.shared_length, tenant=request.tenant)
         replies = submit(request, shared, ask, prompt, form)
-        return Run(len(ids), replies, [form.reader() for _ in replies], (*ask.ignored, *form.ignored))
+        ignored = (*ask.ignored, *form.ignored)
+        readers = [form.reader() for _ in replies]
+        return Run(len(ids), replies, readers, ignored, relayed=request.relayed)
     return await _begin_turn(request, shared, ask, messages, turn, param)
 
 
@@ -107,6 +115,10 @@ async def _begin_turn(
     if ask.n > 1:
         raise wrong(f"is {ask.n}; a session has one reply a turn", "n")
     chat, form = await asyncio.to_thread(_prepare_chat, state, ask, messages, turn.known)
+    relayed = request.relayed
+    if relayed is not None and relayed.prompt is not None:
+        chat = replace(chat, token_ids=relayed.prompt)
+    told = tuple(chat.token_ids) if relayed is not None and turn.known.token_ids else None
     ids = _fitting(chat.token_ids, state, param)
     prompt = Prompt(ids, chat.shared_length, turn.kept, tenant=request.tenant)
     replies = submit(request, shared, ask, prompt, form, keep=turn.keeps)
@@ -121,7 +133,8 @@ async def _begin_turn(
             shared.discard(replies[0].kept)
 
     request.at_end(undo)
-    return Run(len(ids), replies, [form.reader()], (*ask.ignored, *form.ignored), ended)
+    ignored = (*ask.ignored, *form.ignored)
+    return Run(len(ids), replies, [form.reader()], ignored, ended, relayed, told)
 
 
 async def count_prompt(shared: Shared, ask: Ask, messages: Sequence[TemplateMessage]) -> int:
@@ -145,20 +158,31 @@ async def begin_texts(
         fitting = _fitting(
             ids, state, _param(at, len(tokens)), reply=min(1, 1 if ask.max_tokens is None else ask.max_tokens)
         )
-        replies += submit(request, shared, ask, Prompt(fitting, tenant=request.tenant), form)
+        read = Prompt(fitting, tenant=request.tenant)
+        replies += submit(request, shared, ask, read, form, first=len(replies))
     ignored = (*ask.ignored, *form.ignored)
-    return Run(sum(map(len, tokens)), replies, [None] * len(replies), ignored), tokens
+    readers = [None] * len(replies)
+    return Run(sum(map(len, tokens)), replies, readers, ignored, relayed=request.relayed), tokens
 
 
 def submit(
-    request: Request, shared: Shared, ask: Ask, prompt: Prompt, form: Constrained, keep: bool = False
+    request: Request,
+    shared: Shared,
+    ask: Ask,
+    prompt: Prompt,
+    form: Constrained,
+    keep: bool = False,
+    first: int = 0,
 ) -> list[TrackedReply]:
-    """Ask for all replies to one prompt; raises as ServerState.submit_several."""
-    state = shared.state
+    """Ask for all replies to one prompt, the `first` of the request's; raises as submit_several."""
+    state, relayed = shared.state, request.relayed
+    if relayed is not None and ask.params.seed is None:
+        ask = replace(ask, params=replace(ask.params, seed=relayed.seed))
+    said = () if relayed is None else relayed.said_by(first, ask.n)
     length = len(prompt.token_ids)
     params = [ask.params_for(length, state.llm.max_length, at) for at in range(ask.n)]
     constraint = None if form.grammar is None else form.grammar.constraint
-    service = Service(ask.priority, ask.deadline, keep, constraint, form.kept)
+    service = Service(ask.priority, ask.deadline, keep, constraint, form.kept, said)
     replies = state.submit_several(request, prompt, params, service)
     shared.watch(request, replies)
     return replies

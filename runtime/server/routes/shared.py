@@ -11,6 +11,7 @@ from kvfold.runtime.server.http import Request, decode_json
 from kvfold.runtime.server.routes.conversations import ConversationLimits, Conversations, Session, Turn
 from kvfold.runtime.server.state import ServerState
 from kvfold.runtime.server.tracked_reply import TrackedReply
+from kvfold.runtime.server.wire.relay_notes import take_relayed
 from kvfold.runtime.server.wire.token_texts import TokenTexts
 
 T = TypeVar("T")
@@ -25,7 +26,10 @@ async def read_ask(request: Request, reader: Reader[T]) -> T:
     body = await request.body()
 
     def read() -> T:
-        return reader(decode_json(body, dict[str, Any]), request.headers)
+        fields = decode_json(body, dict[str, Any])
+        if request.from_relay:
+            request.relayed = take_relayed(fields)
+        return reader(fields, request.headers)
 
     return read() if len(body) <= LONG_BODY_BYTES else await asyncio.to_thread(read)
 
