@@ -203,15 +203,21 @@ class Passage:
 
     async def _pass_stream(self, response: aiohttp.ClientResponse) -> bool:
         """Whether the stream came to its end."""
+        import aiohttp
+
         stream = self._stream
         if not self._head_sent:
             await self._send_head(response, None)
-        async for data in response.content.iter_any():
-            given = data if stream is None else stream.feed(data)
-            if given:
-                await self._send(body(given))
-            if stream is not None and stream.failed:
-                return False
+        try:
+            async for data in response.content.iter_any():
+                given = data if stream is None else stream.feed(data)
+                if given:
+                    await self._send(body(given))
+                if stream is not None and stream.failed:
+                    return False
+        except aiohttp.ClientError:
+            if stream is None or not stream.ended:
+                raise
         if stream is not None and not stream.ended:
             return False
         await self._send(body(b"", more=False))

@@ -18,7 +18,7 @@ class ResumableStream:
     """Takes the bytes of replicas, gives those for the client: whole pieces, without notes.
 
     Attributes:
-        begun: something was given.
+        begun: a piece was given.
         ended: all was given.
         failed: a replica said that it cannot go on.
     """
@@ -61,7 +61,6 @@ class ResumableStream:
                 break
             given += self._piece(bytes(held[:at]), _DECODER.decode(held[at + len(NOTE) : end]))
             del held[: end + 2]
-        self.begun |= bool(given)
         return given
 
     def _piece(self, piece: bytes, note: Note) -> bytes:
@@ -72,6 +71,7 @@ class ResumableStream:
             self._prompt = list(note.prompt)
         if note.ids:
             self._said[note.at].append(list(note.ids))
+        self.begun |= bool(piece)
         self.ended = note.end or bool(note.failed)
         return piece
 

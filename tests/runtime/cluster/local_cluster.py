@@ -65,23 +65,29 @@ class LocalCluster:
         finally:
             replica.places -= 1
 
-    def kill(self, name: str) -> None:
-        """End a replica; the router knows of it."""
-        self.replicas.pop(name).kill()
+    def busy(self) -> list[LocalReplica]:
+        """Those that have a request."""
+        return [replica for replica in self.replicas.values() if replica.places]
 
-    def busy(self) -> LocalReplica:
-        """The one that has a request."""
-        (found,) = [replica for replica in self.replicas.values() if replica.places]
-        return found
+    def kill_busy(self) -> bool:
+        """End the one that has a request, which the router hears of; False where none has."""
+        busy = self.busy()
+        for replica in busy:
+            self.replicas.pop(replica.name).kill()
+        return bool(busy)
 
 
 @asynccontextmanager
 async def local_cluster(
-    folder: Path, replicas: int = 2, load: TinyReplica | None = None, patience: float = 10.0
+    folder: Path,
+    replicas: int = 2,
+    load: TinyReplica | None = None,
+    patience: float = 10.0,
+    max_waiting: int | None = None,
 ) -> AsyncIterator[LocalCluster]:
     """A cluster that is closed at the end."""
     write_tokenizer(folder)
-    settings = ClusterSettings(bundle=folder, model_name=MODEL, drain_seconds=1)
+    settings = ClusterSettings(bundle=folder, model_name=MODEL, drain_seconds=1, max_waiting=max_waiting)
     made: list[LocalReplica] = []
     for number in range(replicas):
         served = ServedReplica(MODEL, settings.server, KEY)

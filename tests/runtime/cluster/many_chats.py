@@ -19,12 +19,14 @@ class ManyChats:
     """What came of them.
 
     Attributes:
+        name: other chats of that name have the same prefixes; of another name, none.
         texts: of replies, by chat and turn.
         broken: streams that did not come to their end, and requests that failed.
         asked: prompt tokens.
         cached: of these, reused.
     """
 
+    name: str = ""
     texts: dict[tuple[int, int], str] = field(default_factory=dict)
     broken: list[str] = field(default_factory=list)
     asked: int = 0
@@ -55,7 +57,9 @@ class ManyChats:
                 meanwhile(begun)
                 begun += 1
                 said = conversations[chat]
-                said.append({"role": "user", "content": f"chat {chat} says {'so much more ' * 4}{number}"})
+                said.append(
+                    {"role": "user", "content": f"{self.name} {chat} says {'so much more ' * 4}{number}"}
+                )
                 text = await self._stream(session, url, chat, said, tokens)
                 self.texts[chat, number] = text
                 said.append({"role": "assistant", "content": text})
@@ -72,7 +76,7 @@ class ManyChats:
             **{"stream": True, "stream_options": {"include_usage": True}},
         }
         # Every second one is a session.
-        headers = {"x-session-id": f"chat-{chat}"} if chat % 2 else {}
+        headers = {"x-session-id": f"{self.name}-{chat}"} if chat % 2 else {}
         text, done = "", False
         try:
             async with session.post(f"{url}/v1/chat/completions", json=value, headers=headers) as response:

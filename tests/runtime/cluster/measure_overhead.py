@@ -1,7 +1,8 @@
 """What Ray and a relay add to a request and to a token: `python -m tests.runtime.cluster.measure_overhead`.
 
-Each layout serves the same synthetic engine, which takes 4 ms a step and little CPU. CPU is that of all processes
-of the layout together, so that neighbours on the machine do not count; times are medians of one client at a time.
+Each layout serves the same synthetic engine, which takes 4 ms a step and little CPU. CPU is that of all
+processes of the layout together, so that neighbours on the machine do not count. Times are medians, of one
+client at a time.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A cluster on Ray in a process of its own: `python -m tests.runtime.cluster.ray_cluster FOLDER PORT SETTINGS`.
+"""A cluster on Ray, in a process of its own that lives until SIGTERM.
 
-SETTINGS is JSON: ClusterSettings, and what replicas are (TinyReplica). It lives until SIGTERM. A replica writes a
-file into FOLDER, named by its process.
+`python -m tests.runtime.cluster.ray_cluster FOLDER PORT SETTINGS`; SETTINGS is JSON: ClusterSettings, and
+what replicas are (TinyReplica). A replica writes a file into FOLDER, named by its process.
 """
 
 from __future__ import annotations
@@ -81,7 +81,11 @@ def ray_cluster(folder: Path, port: int, tiny: TinyReplica, **settings: Any) -> 
     environment = {**os.environ, **QUIET, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
     with (folder / "log").open("wb") as log:
         popen = subprocess.Popen(
-            [sys.executable, "-m", __spec__.name, *arguments], cwd=ROOT, env=environment, stdout=log, stderr=log
+            [sys.executable, "-m", __spec__.name, *arguments],
+            cwd=ROOT,
+            env=environment,
+            stdout=log,
+            stderr=log,
         )
     cluster = RayCluster(folder, port)
     try:

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from typing import Any
 
-# Of the place and time that a stream was made in, or counts of its pieces.
-CHANGING = {"id", "item_id", "created", "created_at", "cached_tokens", "cache_read_input_tokens", "sequence_number"}
+# Of the place and time that a stream was made in, or of its pieces.
+CHANGING = {
+    *("id", "item_id", "created", "created_at", "cached_tokens", "cache_read_input_tokens", "input_tokens"),
+    *("sequence_number", "text_offset"),
+}
+MERGED = {
+    *("content", "text", "delta", "arguments", "partial_json"),
+    *("logprobs", "tokens", "token_logprobs", "top_logprobs"),
+}
 
 
-def stream_story(body: bytes) -> list[Any]:
-    """Its events; texts that follow each other are one, as are lists of log probabilities."""
-    told: list[Any] = []
+def stream_story(body: bytes) -> dict[int, list[Any]]:
+    """Events of each reply; texts that follow each other are one, as are lists of log probabilities."""
+    told: defaultdict[int, list[Any]] = defaultdict(list)
     for block in body.decode().split("\n\n"):
         lines = [line.removeprefix("data: ") for line in block.split("\n") if line.startswith("data: ")]
         if not lines:
             continue
         event = lines[0] if lines[0] == "[DONE]" else _plain(json.loads(lines[0]))
-        told.append(event)
-        if len(told) > 1 and (merged := _merge(told[-2], event)) is not None:
-            told[-2:] = [merged]
+        choices = event.get("choices") if isinstance(event, dict) else None
+        events = told[choices[0]["index"] if choices else 0]
+        merged = _merge(events[-1], event) if events else None
+        events[-1:] = [*events[-1:], event] if merged is None else [merged]
     return told
 
 
@@ -34,20 +43,19 @@ def _merge(first: Any, second: Any) -> Any:
     if not (isinstance(first, dict) and isinstance(second, dict) and first.keys() == second.keys()):
         return None
     merged: dict[str, Any] = {}
-    for name in first:
-        one, other = first[name], second[name]
-        if name in ("content", "text", "delta", "arguments", "partial_json") and isinstance(one, str):
-            merged[name] = one + other if isinstance(other, str) else None
-        elif name in ("logprobs", "content") and isinstance(one, list) and isinstance(other, list):
+    for name, one in first.items():
+        other = second[name]
+        if name in MERGED and isinstance(one, str | list) and type(one) is type(other):
             merged[name] = one + other
-        elif isinstance(one, dict):
-            merged[name] = _merge(one, other)
-        elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other) == 1:
+        elif isinstance(one, dict) and (inner := _merge(one, other)) is not None:
+            merged[name] = inner
+        elif name in ("choices", "tool_calls") and len(one) == len(other) == 1:
             inner = _merge(one[0], other[0])
-            merged[name] = None if inner is None else [inner]
+            if inner is None:
+                return None
+            merged[name] = [inner]
         elif one == other:
             merged[name] = one
-            continue
-        if merged.get(name) is None:
+        else:
             return None
     return merged

@@ -1,4 +1,4 @@
-"""What a replica of a test loads: a synthetic engine behind the tokenizer that lies in the bundle's folder."""
+"""What a replica of a test loads: a synthetic engine, and the tokenizer in the bundle's folder."""
 
 from __future__ import annotations
 
@@ -48,6 +48,8 @@ class TinyReplica:
         paths = settings.bundle / "tokenizer.json", settings.bundle / "tokenizer_config.json"
         engine = PacedEngine(PLANS["hybrid"], self.pages, VOCAB, CONTEXT)
         engine.pause = self.pause
-        llm = LLM(engine, BundleTokenizer.load(*paths), RuntimeConfig(max_num_batched_tokens=64, max_num_seqs=8))
+        llm = LLM(
+            engine, BundleTokenizer.load(*paths), RuntimeConfig(max_num_batched_tokens=64, max_num_seqs=8)
+        )
         compiler = GrammarCompiler(paths[0].read_text(), VOCAB, [VOCAB - 1])
         return AsyncLLM(llm), compiler, settings.server.limits(llm.config.max_num_seqs)

@@ -1,0 +1,100 @@
+"""A cluster on Ray Serve: what Ray calls of ours, and what a killed replica costs its clients: nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+import pytest
+
+from kvfold.runtime.cluster.cluster_settings import ClusterSettings
+from kvfold.runtime.cluster.served_replica import ServedReplica
+from tests.runtime.cluster.many_chats import ManyChats
+from tests.runtime.cluster.ray_cluster import RayCluster, ray_cluster
+from tests.runtime.cluster.tiny_replica import TinyReplica
+from tests.runtime.server.processes.real_server import MODEL, write_tokenizer
+
+CHATS, TURNS, AT_ONCE = 100, 4, 16
+# As much in two replicas as one engine alone has.
+PAGES = 4096
+# While this many replies have begun, of 400: in the third turn.
+KILL_AT = 250
+
+pytestmark = pytest.mark.skipif(
+    find_spec("ray") is None, reason="ray is not installed: pip install 'kvfold[ray]'"
+)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+    folder = tmp_path_factory.mktemp("cluster")
+    with ray_cluster(folder, port, TinyReplica(PAGES), replicas=2) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ManyChats]:
+    """All chats on one server with the memory of all replicas, by their name."""
+    folder = tmp_path_factory.mktemp("alone")
+    write_tokenizer(folder)
+    settings = ClusterSettings(bundle=folder, model_name=MODEL)
+
+    async def both() -> dict[str, ManyChats]:
+        served = ServedReplica(MODEL, settings.server, None)
+        served.load(lambda: TinyReplica(2 * PAGES)(settings))
+        url = f"http://127.0.0.1:{served.listen('127.0.0.1')}"
+        found = {name: ManyChats(name) for name in ("quiet", "stirs")}
+        for chats in found.values():
+            await chats.run(url, CHATS, TURNS, AT_ONCE)
+        await served.close()
+        return found
+
+    return asyncio.run(both())
+
+
+def chat(cluster: RayCluster, name: str, kill_at: int | None = None) -> ManyChats:
+    chats = ManyChats(name)
+
+    def meanwhile(begun: int) -> None:
+        if begun == kill_at:
+            os.kill(min(cluster.replicas()), signal.SIGKILL)
+
+    url = f"http://127.0.0.1:{cluster.port}"
+    asyncio.run(chats.run(url, CHATS, TURNS, AT_ONCE, meanwhile=meanwhile))
+    return chats
+
+
+def test_chats_find_their_prompts_as_on_one_engine_of_the_same_memory(
+    cluster: RayCluster, alone: dict[str, ManyChats]
+) -> None:
+    chats = chat(cluster, "quiet")
+    assert chats.broken == []
+    assert chats.texts == alone["quiet"].texts
+    assert chats.hit_rate > alone["quiet"].hit_rate - 0.05
+
+
+def test_a_killed_replica_breaks_no_request_and_no_stream(
+    cluster: RayCluster, alone: dict[str, ManyChats]
+) -> None:
+    before = cluster.replicas()
+    chats = chat(cluster, "stirs", KILL_AT)
+    assert chats.broken == []
+    assert chats.texts == alone["stirs"].texts
+    assert len(before & cluster.replicas()) == 1
+    # Half of the chats compute once more what their replica had: no folder is shared here.
+    assert chats.hit_rate > alone["stirs"].hit_rate - 0.15
+
+
+def test_ray_starts_another_one_in_its_place(cluster: RayCluster) -> None:
+    end = time.monotonic() + 60
+    while len(cluster.replicas()) < 2:
+        assert time.monotonic() < end
+        time.sleep(0.2)
+    assert cluster.ask("GET", "/health/ready") == 200
