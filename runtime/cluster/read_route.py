@@ -11,8 +11,8 @@ from typing import Any
 
 import msgspec
 
+from kvfold.runtime.server.relayed import RELAY_FIELD, Relayed
 from kvfold.runtime.server.wire.fields.sampling_fields import SESSION_HEADER
-from kvfold.runtime.server.wire.relay_notes import RELAY_FIELD, Relayed
 
 SESSIONS, RESPONSES = "/v1/kvfold/sessions", "/v1/responses"
 GENERATES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/messages", RESPONSES})

@@ -26,8 +26,8 @@ from kvfold.runtime.server.http import (
     openai_error,
     openai_error_event,
 )
+from kvfold.runtime.server.relayed import RELAY_HEADER
 from kvfold.runtime.server.streaming import body
-from kvfold.runtime.server.wire.relay_notes import RELAY_HEADER
 
 if TYPE_CHECKING:
     import aiohttp

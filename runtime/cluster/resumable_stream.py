@@ -7,8 +7,8 @@ from collections import defaultdict
 import msgspec
 from msgspec.structs import replace
 
+from kvfold.runtime.server.relayed import NOTE, Note, Relayed
 from kvfold.runtime.server.streaming import KEEP_ALIVE
-from kvfold.runtime.server.wire.relay_notes import NOTE, Note, Relayed
 
 # An error that is the replica's own: another one can go on.
 UNAVAILABLE = 503

@@ -24,10 +24,10 @@ from kvfold.runtime.server.http import (
     openai_error,
     to_http_error,
 )
+from kvfold.runtime.server.relayed import Note
 from kvfold.runtime.server.route_table import Route, Routes
 from kvfold.runtime.server.state import ServerState
 from kvfold.runtime.server.streaming import HEADERS, body, send_events
-from kvfold.runtime.server.wire.relay_notes import Note
 
 LOG = logging.getLogger("kvfold.server")
 CLIENT_CLOSED = 499  # nginx's: nobody reads it but the log

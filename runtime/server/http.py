@@ -16,7 +16,7 @@ from kvfold.plugins.contract.errors import CapacityError, KvfoldError, RequestEr
 
 if TYPE_CHECKING:
     from kvfold.runtime.server.caller import Caller
-    from kvfold.runtime.server.wire.relay_notes import Relayed
+    from kvfold.runtime.server.relayed import Relayed
 
 T = TypeVar("T")
 Message = MutableMapping[str, Any]

@@ -12,7 +12,7 @@ from kvfold.runtime.server.caller import ANYONE, Access, Caller, may
 from kvfold.runtime.server.guard.key_file import Keys, read_keys
 from kvfold.runtime.server.guard.loopback import host_of, is_loopback
 from kvfold.runtime.server.http import HttpError, Request
-from kvfold.runtime.server.wire.relay_notes import RELAY_HEADER
+from kvfold.runtime.server.relayed import RELAY_HEADER
 
 LOG = logging.getLogger("kvfold.server")
 

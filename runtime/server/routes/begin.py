@@ -12,6 +12,7 @@ from kvfold.runtime.llm.generation import Completion
 from kvfold.runtime.loop.ticket import Service
 from kvfold.runtime.scheduler.request import Prompt
 from kvfold.runtime.server.http import HttpError, Request
+from kvfold.runtime.server.relayed import Relayed
 from kvfold.runtime.server.routes.constrain import Constrained, constrain_chat, constrain_text
 from kvfold.runtime.server.routes.conversations import Turn
 from kvfold.runtime.server.routes.follow import Ended, Events, Notes, stream_replies, whole_replies
@@ -21,7 +22,6 @@ from kvfold.runtime.server.tracked_reply import TrackedReply
 from kvfold.runtime.server.wire.fields.ask import Ask
 from kvfold.runtime.server.wire.fields.read_body import describe, wrong
 from kvfold.runtime.server.wire.fields.template_messages import TemplateMessage
-from kvfold.runtime.server.wire.relay_notes import Relayed
 from kvfold.runtime.server.wire.reply_parts import ReplyReader, WholeReply, read_whole
 from kvfold.runtime.structured.call_formats import choose_call_format
 from kvfold.runtime.structured.tool_prompt import prepare_chat

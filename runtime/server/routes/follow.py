@@ -10,8 +10,8 @@ from typing import Protocol
 from kvfold.runtime.llm.generation import Completion, TextChunk
 from kvfold.runtime.metrics import Usage
 from kvfold.runtime.sampling.logprobs import TokenLogprob
+from kvfold.runtime.server.relayed import Note, Relayed
 from kvfold.runtime.server.tracked_reply import TrackedReply
-from kvfold.runtime.server.wire.relay_notes import Note, Relayed
 from kvfold.runtime.server.wire.reply_parts import PlainReader, ReplyReader, check_not_cancelled
 from kvfold.runtime.structured.reply_events import ReplyEvent
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from kvfold.runtime.server.http import Request, decode_json
+from kvfold.runtime.server.relayed import RELAY_FIELD, Relayed
 from kvfold.runtime.server.routes.conversations import ConversationLimits, Conversations, Session, Turn
 from kvfold.runtime.server.state import ServerState
 from kvfold.runtime.server.tracked_reply import TrackedReply
-from kvfold.runtime.server.wire.relay_notes import take_relayed
+from kvfold.runtime.server.wire.fields.read_body import read_fields
 from kvfold.runtime.server.wire.token_texts import TokenTexts
 
 T = TypeVar("T")
@@ -28,7 +29,8 @@ async def read_ask(request: Request, reader: Reader[T]) -> T:
     def read() -> T:
         fields = decode_json(body, dict[str, Any])
         if request.from_relay:
-            request.relayed = take_relayed(fields)
+            given = fields.pop(RELAY_FIELD, None)
+            request.relayed = None if given is None else read_fields(given, Relayed, RELAY_FIELD)
         return reader(fields, request.headers)
 
     return read() if len(body) <= LONG_BODY_BYTES else await asyncio.to_thread(read)

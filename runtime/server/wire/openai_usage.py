@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvfold.runtime.metrics import Usage
-from kvfold.runtime.server.wire.relay_notes import Relayed
+from kvfold.runtime.server.relayed import Relayed
 from kvfold.runtime.server.wire.reply_parts import new_id
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from kvfold.runtime.cluster.cluster_settings import ClusterSettings
 from kvfold.runtime.cluster.placement import Asked, Homes, Standing, rank_replicas
 from kvfold.runtime.cluster.relay import Chosen, Relay
 from kvfold.runtime.cluster.served_replica import ServedReplica
-from tests.runtime.cluster.tiny_replica import TinyReplica
+from tests.runtime.cluster.tiny_replica import StepGate, TinyReplica
 from tests.runtime.server.processes.real_server import MODEL, write_tokenizer
 
 KEY = "secret"
@@ -43,10 +45,12 @@ class LocalCluster:
     Attributes:
         replicas: those that live.
         relay: in front of them.
+        gate: of their engines.
     """
 
-    def __init__(self, replicas: list[LocalReplica], patience: float) -> None:
+    def __init__(self, replicas: list[LocalReplica], patience: float, gate: StepGate) -> None:
         """All of them live."""
+        self.gate = gate
         self.replicas = {replica.name: replica for replica in replicas}
         self.relay = Relay(self.choose, KEY, patience)
         self.homes = Homes()
@@ -69,12 +73,16 @@ class LocalCluster:
         """Those that have a request."""
         return [replica for replica in self.replicas.values() if replica.places]
 
-    def kill_busy(self) -> bool:
-        """End the one that has a request, which the router hears of; False where none has."""
-        busy = self.busy()
-        for replica in busy:
-            self.replicas.pop(replica.name).kill()
-        return bool(busy)
+    async def kill_after(self, steps: int) -> None:
+        """End the replica that has a request when it has taken so many steps; the router hears of it."""
+        self.gate.allow(steps)
+        async with asyncio.timeout(20):
+            while not self.gate.holds:
+                await asyncio.sleep(0.005)
+        await asyncio.sleep(0.05)  # what it said is on its way
+        (replica,) = self.busy()
+        self.replicas.pop(replica.name).kill()
+        self.gate.allow(math.inf)
 
 
 @asynccontextmanager
@@ -87,17 +95,20 @@ async def local_cluster(
 ) -> AsyncIterator[LocalCluster]:
     """A cluster that is closed at the end."""
     write_tokenizer(folder)
+    gate = StepGate()
+    load = replace(load or TinyReplica(), gate=gate)
     settings = ClusterSettings(bundle=folder, model_name=MODEL, drain_seconds=1, max_waiting=max_waiting)
     made: list[LocalReplica] = []
     for number in range(replicas):
         served = ServedReplica(MODEL, settings.server, KEY)
-        served.load(lambda: (load or TinyReplica())(settings))
+        served.load(lambda: load(settings))
         served.start()
         made.append(LocalReplica(f"r{number}", served, served.listen("127.0.0.1")))
-    cluster = LocalCluster(list(made), patience)
+    cluster = LocalCluster(list(made), patience, gate)
     try:
         yield cluster
     finally:
+        gate.allow(math.inf)
         for replica in made:
             await replica.served.close()
         await cluster.relay.client.close()

@@ -77,7 +77,11 @@ def ray_cluster(folder: Path, port: int, tiny: TinyReplica, **settings: Any) -> 
     """A cluster with these settings; it has ended afterwards."""
     write_tokenizer(folder)
     told = {"bundle": str(folder), "model_name": MODEL, "cpus": 0.1, "drain_seconds": 5, **settings}
-    arguments = [str(folder), str(port), json.dumps({"settings": told, "tiny": vars(tiny)})]
+    arguments = [
+        str(folder),
+        str(port),
+        json.dumps({"settings": told, "tiny": {"pages": tiny.pages, "pause": tiny.pause}}),
+    ]
     environment = {**os.environ, **QUIET, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
     with (folder / "log").open("wb") as log:
         popen = subprocess.Popen(

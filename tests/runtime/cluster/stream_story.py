@@ -45,8 +45,10 @@ def _merge(first: Any, second: Any) -> Any:
     merged: dict[str, Any] = {}
     for name, one in first.items():
         other = second[name]
-        if name in MERGED and isinstance(one, str | list) and type(one) is type(other):
+        if name in MERGED and isinstance(one, str) and isinstance(other, str):
             merged[name] = one + other
+        elif name in MERGED and isinstance(one, list) and isinstance(other, list):
+            merged[name] = [*one, *other]
         elif isinstance(one, dict) and (inner := _merge(one, other)) is not None:
             merged[name] = inner
         elif name in ("choices", "tool_calls") and len(one) == len(other) == 1:

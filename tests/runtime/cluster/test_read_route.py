@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from kvfold.runtime.cluster.read_route import read_route
-from kvfold.runtime.server.wire.relay_notes import RELAY_FIELD
+from kvfold.runtime.server.relayed import RELAY_FIELD
 
 CHAT = "/v1/chat/completions"
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvfold.runtime.cluster.resumable_stream import ResumableStream
+from kvfold.runtime.server.relayed import Note, Relayed
 from kvfold.runtime.server.streaming import KEEP_ALIVE
-from kvfold.runtime.server.wire.relay_notes import Note, Relayed
 
 RELAYED = Relayed(id="ab", created=1, seed=2)
 # A text that looks like a note is inside a line.

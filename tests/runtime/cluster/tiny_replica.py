@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import threading
 import time
 from dataclasses import dataclass
 
@@ -20,13 +22,45 @@ from tests.runtime.server.processes.real_server import CONTEXT, VOCAB
 from tests.runtime.synthetic_engine import SyntheticEngine
 
 
+class StepGate:
+    """Lets engines of one process take so many steps and no more; open at first."""
+
+    def __init__(self) -> None:
+        """Open."""
+        self._left = math.inf
+        self._waiting = 0
+        self._changed = threading.Condition()
+
+    def allow(self, steps: float) -> None:
+        """So many from now on."""
+        with self._changed:
+            self._left = steps
+            self._changed.notify_all()
+
+    @property
+    def holds(self) -> bool:
+        """Whether an engine waits."""
+        return self._waiting > 0
+
+    def take(self) -> None:
+        """Wait for a step."""
+        with self._changed:
+            self._waiting += 1
+            self._changed.wait_for(lambda: self._left > 0)
+            self._waiting -= 1
+            self._left -= 1
+
+
 class PacedEngine(SyntheticEngine):
-    """Takes its time for each step, so that a test can come in between."""
+    """Takes its time for each step, and waits where a test holds it."""
 
     pause = 0.0
+    gate: StepGate | None = None
 
     def execute(self, step: StepInputs) -> np.ndarray:
         """As ever, later."""
+        if self.gate is not None:
+            self.gate.take()
         time.sleep(self.pause)
         return super().execute(step)
 
@@ -38,16 +72,18 @@ class TinyReplica:
     Attributes:
         pages: of each pool.
         pause: seconds of a step.
+        gate: what holds it, within this process.
     """
 
     pages: int = 512
     pause: float = 0.002
+    gate: StepGate | None = None
 
     def __call__(self, settings: ClusterSettings) -> Loaded:
         """Load one."""
         paths = settings.bundle / "tokenizer.json", settings.bundle / "tokenizer_config.json"
         engine = PacedEngine(PLANS["hybrid"], self.pages, VOCAB, CONTEXT)
-        engine.pause = self.pause
+        engine.pause, engine.gate = self.pause, self.gate
         llm = LLM(
             engine, BundleTokenizer.load(*paths), RuntimeConfig(max_num_batched_tokens=64, max_num_seqs=8)
         )

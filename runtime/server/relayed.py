@@ -6,13 +6,9 @@ each piece: whatever came before the note is told, the tokens in the note are sa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import msgspec
 
 from kvfold.runtime.loop.ticket import Said
-from kvfold.runtime.server.wire.fields.read_body import read_fields
 
 RELAY_HEADER, RELAY_FIELD = "x-kvfold-relay", "kvfold_relay"
 NOTE = b": kvfold "
@@ -64,9 +60,3 @@ class Note(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 _ENCODER = msgspec.json.Encoder()
-
-
-def take_relayed(fields: dict[str, Any]) -> Relayed | None:
-    """Take a relay's field out of a body; raises HttpError 400 where it is wrong."""
-    given: Mapping[str, Any] | None = fields.pop(RELAY_FIELD, None)
-    return None if given is None else read_fields(given, Relayed, RELAY_FIELD)
