@@ -43,7 +43,7 @@ def build_application(settings: ClusterSettings, load: Any) -> Any:
     if not settings.relays:
         engines = serve.deployment(serve.ingress()(Engine), **_engine_options(settings))
         return engines.bind(settings, load, None)
-    relay_key = secrets.token_hex(16)
+    relay_key = settings.relay_key or secrets.token_hex(16)
     engines = serve.deployment(Engine, **_engine_options(settings))
     relays = serve.deployment(
         serve.ingress()(Front),

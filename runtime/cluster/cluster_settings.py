@@ -29,6 +29,8 @@ class ClusterSettings(Record):
         waiting_tokens: prompt tokens that may wait on each engine before another is started.
         relays: processes without an engine that clients' requests come to. They keep sessions at their
             replicas, and go on with a stream whose replica died. 0: requests come to replicas at once.
+        relay_key: what replicas know relays by; None: each deployment makes its own, and one that takes the
+            place of another is not known to what is left of that.
         patience: seconds that a relay looks for a replica before it gives up.
         cpus: of an engine, as Ray reserves them.
         gpus: of an engine, as Ray reserves them.
@@ -42,6 +44,7 @@ class ClusterSettings(Record):
     max_replicas: int | None = None
     waiting_tokens: int = Field(default=4096, ge=1)
     relays: int = Field(default=1, ge=0)
+    relay_key: str | None = Field(default=None, min_length=16)
     patience: float = Field(default=60.0, gt=0)
     cpus: float = Field(default=1.0, ge=0)
     gpus: float = Field(default=0.0, ge=0)

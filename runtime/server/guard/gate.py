@@ -53,7 +53,7 @@ class Gate:
         """
         if access == "anyone":
             return
-        request.from_relay = self._is_from_relay(request)
+        request.from_relay = self._is_from_our_relay(request)
         caller = request.caller = self._caller(request)
         if not may(caller, access):
             needed = "a role but probe" if access == "any key" else f"the role {access}"
@@ -74,10 +74,14 @@ class Gate:
             self._entered.discard(request)
             self._inside[request.caller.name] -= 1
 
-    def _is_from_relay(self, request: Request) -> bool:
-        if self._relay_key is None:
+    def _is_from_our_relay(self, request: Request) -> bool:
+        """False without a relay; raises HttpError 503 for one of another deployment."""
+        given = request.headers.get(RELAY_HEADER)
+        if self._relay_key is None or given is None:
             return False
-        return compare_digest(request.headers.get(RELAY_HEADER, "").encode(), self._relay_key.encode())
+        if not compare_digest(given.encode(), self._relay_key.encode()):
+            raise HttpError(503, "this is a server behind another relay", headers={"retry-after": "1"})
+        return True
 
     def _caller(self, request: Request) -> Caller:
         if self._keys is None:

@@ -1,7 +1,7 @@
 """A cluster on Ray, in a process of its own that lives until SIGTERM.
 
-`python -m tests.runtime.cluster.ray_cluster FOLDER PORT SETTINGS`; SETTINGS is JSON: ClusterSettings, and
-what replicas are (TinyReplica). A replica writes a file into FOLDER, named by its process.
+`python -m tests.runtime.cluster.ray_cluster FOLDER PORT TINY`; TINY is JSON: what replicas are (TinyReplica).
+FOLDER has the settings. A replica writes a file into it, named by its process.
 """
 
 from __future__ import annotations
@@ -57,10 +57,26 @@ class RayCluster:
     folder: Path
     port: int
 
+    def deploy(self, **settings: Any) -> None:
+        """Replace what runs, and do not wait for that."""
+        told = {"bundle": str(self.folder), "model_name": MODEL, **settings}
+        (self.folder / "settings.json").write_text(json.dumps(told))
+        (self.folder / "ready").unlink(missing_ok=True)
+
+    @property
+    def deployed(self) -> bool:
+        """Whether all of the last deployment runs."""
+        return (self.folder / "ready").exists()
+
     def replicas(self) -> set[int]:
         """Processes that loaded an engine, and live."""
         found = {int(path.stem) for path in self.folder.glob("*.replica")}
         return {pid for pid in found if Path(f"/proc/{pid}").exists()}
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return f"http://127.0.0.1:{self.port}"
 
     def ask(self, method: str, path: str) -> int:
         """A request without a body; its status."""
@@ -76,12 +92,9 @@ class RayCluster:
 def ray_cluster(folder: Path, port: int, tiny: TinyReplica, **settings: Any) -> Iterator[RayCluster]:
     """A cluster with these settings; it has ended afterwards."""
     write_tokenizer(folder)
-    told = {"bundle": str(folder), "model_name": MODEL, "cpus": 0.1, "drain_seconds": 5, **settings}
-    arguments = [
-        str(folder),
-        str(port),
-        json.dumps({"settings": told, "tiny": {"pages": tiny.pages, "pause": tiny.pause}}),
-    ]
+    cluster = RayCluster(folder, port)
+    cluster.deploy(**settings)
+    arguments = [str(folder), str(port), json.dumps({"pages": tiny.pages, "pause": tiny.pause})]
     environment = {**os.environ, **QUIET, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
     with (folder / "log").open("wb") as log:
         popen = subprocess.Popen(
@@ -91,10 +104,9 @@ def ray_cluster(folder: Path, port: int, tiny: TinyReplica, **settings: Any) -> 
             stdout=log,
             stderr=log,
         )
-    cluster = RayCluster(folder, port)
     try:
         end = time.monotonic() + START_SECONDS
-        while not (folder / "ready").exists():
+        while not cluster.deployed:
             assert popen.poll() is None and time.monotonic() < end, (folder / "log").read_text()[-8000:]
             time.sleep(0.2)
         yield cluster
@@ -103,8 +115,8 @@ def ray_cluster(folder: Path, port: int, tiny: TinyReplica, **settings: Any) -> 
         popen.wait(60)
 
 
-def main(folder: Path, port: int, told: dict[str, Any]) -> None:
-    """Run one until SIGTERM."""
+def main(folder: Path, port: int, tiny: dict[str, Any]) -> None:
+    """Run one until SIGTERM, and deploy it anew when the file `ready` is gone."""
     import ray
     from ray import serve
 
@@ -112,13 +124,13 @@ def main(folder: Path, port: int, told: dict[str, Any]) -> None:
     ray.init(num_cpus=2, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False)
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
-        application = build_application(
-            read_cluster_settings(told["settings"]), NamedReplica(TinyReplica(**told["tiny"]))
-        )
-        serve.run(application, name="kvfold")
         signal.signal(signal.SIGTERM, lambda *_: ended.set())
-        (folder / "ready").touch()
-        ended.wait()
+        while not ended.is_set():
+            settings = read_cluster_settings(json.loads((folder / "settings.json").read_text()))
+            serve.run(build_application(settings, NamedReplica(TinyReplica(**tiny))), name="kvfold")
+            (folder / "ready").touch()
+            while not ended.wait(0.2) and (folder / "ready").exists():
+                pass
     finally:
         serve.shutdown()
         ray.shutdown()

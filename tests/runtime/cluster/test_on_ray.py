@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 
 import pytest
@@ -24,6 +24,7 @@ CHATS, TURNS, AT_ONCE = 100, 4, 16
 PAGES = 4096
 # While this many replies have begun, of 400: in the third turn.
 KILL_AT = 250
+SETTINGS = {"replicas": 2, "relay_key": "a secret of this test", "cpus": 0.1, "drain_seconds": 5}
 
 pytestmark = pytest.mark.skipif(
     find_spec("ray") is None, reason="ray is not installed: pip install 'kvfold[ray]'"
@@ -35,7 +36,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port: int = free.getsockname()[1]
     folder = tmp_path_factory.mktemp("cluster")
-    with ray_cluster(folder, port, TinyReplica(PAGES), replicas=2) as running:
+    with ray_cluster(folder, port, TinyReplica(PAGES), **SETTINGS) as running:
         yield running
 
 
@@ -59,6 +60,13 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ManyChats]:
     return asyncio.run(both())
 
 
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
 def chat(cluster: RayCluster, name: str, kill_at: int | None = None) -> ManyChats:
     chats = ManyChats(name)
 
@@ -66,8 +74,7 @@ def chat(cluster: RayCluster, name: str, kill_at: int | None = None) -> ManyChat
         if begun == kill_at:
             os.kill(min(cluster.replicas()), signal.SIGKILL)
 
-    url = f"http://127.0.0.1:{cluster.port}"
-    asyncio.run(chats.run(url, CHATS, TURNS, AT_ONCE, meanwhile=meanwhile))
+    asyncio.run(chats.run(cluster.url, CHATS, TURNS, AT_ONCE, meanwhile=meanwhile))
     return chats
 
 
@@ -93,8 +100,23 @@ def test_a_killed_replica_breaks_no_request_and_no_stream(
 
 
 def test_ray_starts_another_one_in_its_place(cluster: RayCluster) -> None:
-    end = time.monotonic() + 60
-    while len(cluster.replicas()) < 2:
-        assert time.monotonic() < end
-        time.sleep(0.2)
+    wait_until(lambda: len(cluster.replicas()) == 2)
     assert cluster.ask("GET", "/health/ready") == 200
+
+
+def test_a_deployment_replaces_another_and_breaks_nothing(cluster: RayCluster) -> None:
+    before = cluster.replicas()
+    chats = ManyChats("moved")
+
+    def meanwhile(begun: int) -> None:
+        if begun == AT_ONCE:
+            cluster.deploy(**SETTINGS, max_waiting=99)
+
+    async def until_deployed() -> None:
+        await chats.run(cluster.url, 20, 1, AT_ONCE, meanwhile=meanwhile)
+        while not cluster.deployed:
+            await chats.run(cluster.url, 20, 1, AT_ONCE)
+
+    asyncio.run(until_deployed())
+    assert chats.broken == []
+    wait_until(lambda: not before & cluster.replicas())
