@@ -10,6 +10,8 @@ from typing import Any
 
 import aiohttp
 
+from tests.runtime.server.processes.real_server import MODEL
+
 # Letters only, in the order of ByteLevel's alphabet: a reply's text must read as the tokens that it was.
 PLAIN_TEXT = {str(token): -100 for token in range(256) if not 64 <= token < 90}
 
@@ -72,7 +74,8 @@ class ManyChats:
         self, session: aiohttp.ClientSession, url: str, chat: int, messages: list[dict[str, str]], tokens: int
     ) -> str:
         value = {
-            **{"messages": messages, "max_tokens": tokens, "temperature": 0, "logit_bias": PLAIN_TEXT},
+            **{"model": MODEL, "messages": messages, "max_tokens": tokens, "temperature": 0},
+            **{"logit_bias": PLAIN_TEXT},
             **{"stream": True, "stream_options": {"include_usage": True}},
         }
         # Every second one is a session.
