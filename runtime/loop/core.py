@@ -19,7 +19,7 @@ from kvfold.runtime.engine.protocol import Engine
 from kvfold.runtime.loop.pace import Pace
 from kvfold.runtime.loop.snapshot import LoopSnapshot, RequestView
 from kvfold.runtime.loop.ticket import CancelReason, Ticket
-from kvfold.runtime.metrics import Metrics, PoolUsage
+from kvfold.runtime.metrics import Metrics
 from kvfold.runtime.runtime_config import RuntimeConfig
 from kvfold.runtime.sampling.batch_sampler import BatchSampler, Sampled
 from kvfold.runtime.scheduler.request import Request
@@ -65,7 +65,7 @@ class Core:
         """An idle core."""
         info = engine.info
         self.engine = engine
-        self.scheduler = Scheduler(info, config)
+        self.scheduler = Scheduler(info, config, engine.pages)
         self.failure: EngineError | None = None
         self._builder = StepBuilder(
             groups=[group.name for group in info.plan.groups],
@@ -134,10 +134,10 @@ class Core:
     def metrics(self) -> Metrics:
         """Counters and page usage now; while a turn is running they may be a step apart."""
         memory = self.scheduler.memory
-        pools = zip(memory.horizons, memory.pools, strict=True)
         return Metrics(
             cache=replace(self.scheduler.metrics),
-            pools={law.name: PoolUsage(pool.num_pages, pool.num_free, pool.num_idle) for law, pool in pools},
+            pools=memory.usage(),
+            kv_cache_bytes=memory.arena.budget,
             evicted_pages=memory.tree.evicted_pages,
         )
 

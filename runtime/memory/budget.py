@@ -1,7 +1,8 @@
-"""How many pages each pool gets: for whole sequences, as many as a budget of bytes buys."""
+"""The bytes that all pages of an engine may take, and what a sequence takes of them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from kvfold.plugins.contract.errors import CapacityError
@@ -14,32 +15,37 @@ if TYPE_CHECKING:
 DEFAULT_KV_CACHE_BYTES = 1 << 30
 
 
-def pages_of_sequence(plan: FoldPlan, length: int, chunk: int) -> dict[str, int]:
-    """Pages of each group's pool that hold one sequence of up to `length` tokens, `chunk` of them a step.
+def bytes_of_sequence(plan: FoldPlan, length: int, chunk: int) -> int:
+    """Bytes of the pages that hold one sequence of up to `length` tokens, `chunk` of them a step.
 
     A global group holds all of it; a local group its running window, a step's chunk, and as much again for
     a tail kept in the tree.
-    Example: 8192 tokens, pages of 16, window 1024, 4 sinks, chunks of 512: 512 and 2 * 98 = 196.
+    Example: 8192 tokens, pages of 16, window 1024, 4 sinks, chunks of 512: 512 pages and 2 * 98 = 196.
     """
-    return {law.name: law.peak_pages(length, chunk) * (2 if law.is_local else 1) for law in horizons(plan)}
+    return bytes_of_pages(
+        plan,
+        {law.name: law.peak_pages(length, chunk) * (2 if law.is_local else 1) for law in horizons(plan)},
+    )
 
 
-def pages_for(plan: FoldPlan, config: RuntimeConfig, max_context_length: int) -> dict[str, int]:
-    """Pages of each group's pool; the budget buys the same number of full sequences in each.
+def bytes_of_pages(plan: FoldPlan, pages: Mapping[str, int]) -> int:
+    """Bytes of so many pages of each group."""
+    return sum(pages[group.name] * group.page_bytes(plan.page_size) for group in plan.groups)
+
+
+def kv_cache_bytes(plan: FoldPlan, config: RuntimeConfig, max_context_length: int) -> int:
+    """The budget of all pages: what the configuration says, or what its sequences need, at most 1 GiB.
 
     Raises:
-        CapacityError: the budget does not hold one step's chunk.
+        CapacityError: the budget does not hold the least step, a page of tokens.
     """
     chunk = min(config.max_num_batched_tokens, max_context_length)
-    full = pages_of_sequence(plan, max_context_length, chunk)
-    sequence_bytes = sum(full[group.name] * group.page_bytes(plan.page_size) for group in plan.groups)
-    budget = config.kv_cache_bytes or min(config.max_num_seqs * sequence_bytes, DEFAULT_KV_CACHE_BYTES)
-    pages = {name: int(count * budget / sequence_bytes) for name, count in full.items()}
-    for law in horizons(plan):
-        least = law.peak_pages(chunk, chunk)
-        if pages[law.name] < least:
-            raise CapacityError(
-                f"kv_cache_bytes is {budget}: group {law.name} gets {pages[law.name]} pages, a step of "
-                f"{chunk} tokens needs {least}; raise kv_cache_bytes or lower max_num_batched_tokens"
-            )
-    return pages
+    full = config.max_num_seqs * bytes_of_sequence(plan, max_context_length, chunk)
+    budget = config.kv_cache_bytes or min(full, DEFAULT_KV_CACHE_BYTES)
+    size = min(plan.page_size, max_context_length)
+    least = bytes_of_pages(plan, {law.name: law.peak_pages(size, size) for law in horizons(plan)})
+    if budget < least:
+        raise CapacityError(
+            f"kv_cache_bytes is {budget}, and {size} tokens already take {least}; raise kv_cache_bytes"
+        )
+    return budget

@@ -2,9 +2,10 @@
 
 Running requests come first, oldest first, each with its next token or the next chunk of its prompt;
 what is left of the token budget admits waiting ones. When pages run out, idle cached pages are
-evicted, then kept sequences of idle sessions are given up, then the newest running request is
-preempted: its pages go to the radix tree and it computes again what was evicted meanwhile. The
-oldest request is never preempted and every request fits the pool, so every request ends.
+evicted, then kept sequences of idle sessions are given up, then chunks of prompts become smaller, down to
+a page, then the newest running request is preempted: its pages go to the radix tree and it computes again
+what was evicted meanwhile. The oldest request is never preempted and every request fits, so every request
+ends.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections import Counter, OrderedDict
 import numpy as np
 
 from kvfold.plugins.contract.errors import CapacityError
-from kvfold.runtime.engine.protocol import EngineInfo
+from kvfold.runtime.engine.protocol import EngineInfo, PageStore
 from kvfold.runtime.memory.kv_memory import KvMemory
 from kvfold.runtime.memory.paged_sequence import PagedSequence
 from kvfold.runtime.metrics import CacheMetrics
@@ -43,9 +44,9 @@ class Scheduler:
         waiting: requests that have none yet, or gave them up.
     """
 
-    def __init__(self, info: EngineInfo, config: RuntimeConfig) -> None:
+    def __init__(self, info: EngineInfo, config: RuntimeConfig, store: PageStore) -> None:
         """An idle scheduler with the engine's memory to itself."""
-        self.memory = KvMemory(info)
+        self.memory = KvMemory(info, store)
         self.metrics = CacheMetrics()
         self.running: list[Request] = []
         self.waiting: list[Request] = []
@@ -68,16 +69,14 @@ class Scheduler:
         """Refuse a request that could never run; any thread may ask.
 
         Raises:
-            CapacityError: it needs more pages than the whole pool has.
+            CapacityError: it needs more bytes than there are.
         """
         length = len(request.tokens)
-        short = self.memory.shortfall(length, self._config.max_num_batched_tokens)
-        if short:
-            group, needed, there = short
+        if not self.memory.can_run(length):
             raise CapacityError(
                 f"a request of {request.prompt_length} prompt and {length - request.prompt_length} new "
-                f"tokens needs {needed} pages of group {group}, the pool has {there}; raise "
-                "kv_cache_bytes, or lower max_tokens or max_num_batched_tokens"
+                f"tokens needs {self.memory.bytes_needed(length):,} bytes of KV pages, kv_cache_bytes is "
+                f"{self.memory.arena.budget:,}; raise it, or lower max_tokens"
             )
 
     def submit(self, request: Request) -> None:
@@ -135,7 +134,7 @@ class Scheduler:
             self._retire(request)
 
     def _is_too_long(self, length: int) -> bool:
-        return self.memory.shortfall(length, self._config.max_num_batched_tokens) is not None
+        return not self.memory.can_run(length)
 
     def _goes_on(self, request: Request, kept: PagedSequence) -> bool:
         computed = kept.num_computed
@@ -166,7 +165,9 @@ class Scheduler:
                 chunk = Chunk(sequence, start, start + 1, range(start, start + 1))
             else:
                 chunk = _next_chunk(request, sequence, room)
-            if self._make_room(request, chunk):
+            made = self._make_room(request, chunk)
+            if made is not None:
+                chunk = made
                 scheduled.append((request, chunk))
                 size = chunk.end - chunk.start
                 budget -= size
@@ -183,14 +184,23 @@ class Scheduler:
             room -= admitted.end - admitted.start
         return scheduled
 
-    def _make_room(self, request: Request, chunk: Chunk) -> bool:
-        """Map a running request's pages, preempting newer ones; False when it was preempted itself."""
-        while not self._allocate(chunk, spare=0):
+    def _make_room(self, request: Request, chunk: Chunk) -> Chunk | None:
+        """Map a running request's pages, preempting newer ones; None when it was preempted itself."""
+        while (mapped := self._map(request, chunk, spare=0)) is None:
             victim = max(reversed(self.running), key=lambda each: each.priority)
             self._preempt(victim)
             if victim is request:
-                return False
-        return True
+                return None
+        return mapped
+
+    def _map(self, request: Request, chunk: Chunk, spare: int) -> Chunk | None:
+        """Map pages for a chunk, or for a smaller one where the whole finds no room; None where none does."""
+        while not self._allocate(chunk, spare):
+            size = chunk.end - chunk.start
+            if size <= self.memory.page_size:
+                return None
+            chunk = _next_chunk(request, chunk.sequence, max(self.memory.page_size, size // 2))
+        return chunk
 
     def _allocate(self, chunk: Chunk, spare: int) -> bool:
         """Map pages, giving up idle sessions' kept sequences where needed, least recently used first."""
@@ -247,8 +257,8 @@ class Scheduler:
             sequence = parked
         else:
             sequence = self.memory.begin(request.tokens, request.first_wanted + 1, request.prefix)
-        chunk = _next_chunk(request, sequence, budget)
-        if not self._allocate(chunk, spare=len(self.running)):
+        chunk = self._map(request, _next_chunk(request, sequence, budget), spare=len(self.running))
+        if chunk is None:
             if parked is not None:
                 self._parked[id(parked)] = parked
             else:

@@ -158,14 +158,14 @@ def _cache(snapshot: LoopSnapshot, saved_seconds: float, page_bytes: Mapping[str
         **asdict(snapshot.metrics.cache),
         "saved_seconds": saved_seconds,
         "evicted_pages": snapshot.metrics.evicted_pages,
+        "kv_cache_bytes": snapshot.metrics.kv_cache_bytes,
+        "free_bytes": snapshot.metrics.free_bytes,
         "pools": [
             {
                 "group": group,
-                "total": pool.total,
-                "free": pool.free,
                 "idle": pool.idle,
                 "in_use": pool.in_use,
-                "page_bytes": page_bytes[group],
+                "page_bytes": pool.page_bytes,
             }
             for group, pool in snapshot.metrics.pools.items()
         ],
