@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.runtime.engine.engine_files import EngineFiles
 from kvfold.runtime.engine.protocol import GroupTables, StepInputs
+from kvfold.runtime.engine.slabs import bytes_of_slabs
+
+
+def budget_of(files: EngineFiles, num_pages: int) -> int:
+    """Bytes of so many pages of each group of an engine."""
+    slabs = files.slab_pages
+    return bytes_of_slabs(files.plan, dict.fromkeys(slabs, num_pages), slabs)
 
 
 class Pager:

@@ -70,12 +70,16 @@ class LLM:
         from kvfold.runtime.bundle import TOKENIZER, TOKENIZER_CONFIG, open_bundle
         from kvfold.runtime.engine.engine_files import open_engine
         from kvfold.runtime.engine.load_engine import load_engine
+        from kvfold.runtime.engine.slabs import bytes_of_slabs
 
         opened = open_bundle(bundle)
         files = open_engine(opened, target)
         config = config or default_config(files.config)
         pages = pages_for(files.plan, config, files.config.max_context_length)
-        engine = load_engine(files, pages, config.max_num_batched_tokens, config.max_num_seqs, config.threads)
+        budget = bytes_of_slabs(files.plan, pages, files.slab_pages)
+        engine = load_engine(
+            files, budget, config.max_num_batched_tokens, config.max_num_seqs, config.threads
+        )
         tokenizer = BundleTokenizer.load(opened.file(TOKENIZER), opened.file(TOKENIZER_CONFIG))
         return cls(engine, tokenizer, config)
 

@@ -11,6 +11,7 @@ from kvfold.plugins.contract.errors import TargetError
 from kvfold.runtime.bundle import TOKENIZER, TOKENIZER_CONFIG, open_bundle
 from kvfold.runtime.engine.engine_files import open_engine
 from kvfold.runtime.engine.load_engine import load_engine
+from kvfold.runtime.engine.slabs import bytes_of_slabs
 from kvfold.runtime.llm.llm import DEFAULT_TARGET, LLM
 from kvfold.runtime.memory.budget import pages_for, pages_of_sequence
 from kvfold.runtime.runtime_config import RuntimeConfig
@@ -38,7 +39,7 @@ def load_lm_eval_model(bundle: str | Path, target: str = DEFAULT_TARGET) -> Any:
     tokenizer = BundleTokenizer.load(opened.file(TOKENIZER), opened.file(TOKENIZER_CONFIG))
     # Two engines, as a subject's pages are not the LLM's: each has pools of its own.
     scorer, answerer = (
-        load_engine(files, pages, chunk, config.max_num_seqs)
+        load_engine(files, bytes_of_slabs(plan, pages, files.slab_pages), chunk, config.max_num_seqs)
         for pages in (pages_of_sequence(plan, context, chunk), pages_for(plan, config, context))
     )
     llm = LLM(answerer, tokenizer, config)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from weakref import finalize
@@ -13,7 +12,7 @@ from kvfold.plugins.cuda.kernel_library import KernelLibrary
 from kvfold.runtime.engine.engine_config import PLAN_FILE, TensorRTFacts
 from kvfold.runtime.engine.engine_files import EngineFiles
 from kvfold.runtime.engine.kv_pools import kv_pools
-from kvfold.runtime.engine.protocol import EngineInfo, StepInputs
+from kvfold.runtime.engine.protocol import EngineInfo, PageStore, StepInputs
 from kvfold.runtime.engine.tensorrt.device import Device
 from kvfold.runtime.engine.tensorrt.gpu_memory import StepSizes, check_memory, check_pages
 from kvfold.runtime.engine.tensorrt.loaded_plan import LoadedPlan
@@ -42,12 +41,12 @@ class TensorRTEngine:
         self._close = finalize(logits, runner.close)
 
     @classmethod
-    def load(cls, files: EngineFiles, num_pages: Mapping[str, int]) -> TensorRTEngine:
+    def load(cls, files: EngineFiles, kv_cache_bytes: int) -> TensorRTEngine:
         """Load `engine/tensorrt` or `engine/tensorrt-rtx` of a bundle onto the first visible GPU.
 
         Args:
             files: of the engine.
-            num_pages: pages of each horizon group's pool.
+            kv_cache_bytes: memory that its KV pools together may hold.
 
         Raises:
             TargetError: this machine cannot run the plan; the message says what to rebuild or install.
@@ -57,7 +56,7 @@ class TensorRTEngine:
         """
         facts, kernels = check_files(files)
         trt = import_library(files.config, facts)
-        info = files.info(num_pages)
+        info = files.info(kv_cache_bytes)
         device = Device.open()
         try:
             check_gpu(files.config, facts, device)
@@ -93,6 +92,11 @@ class TensorRTEngine:
     def info(self) -> EngineInfo:
         """Constant for the engine's life."""
         return self._info
+
+    @property
+    def pages(self) -> PageStore:
+        """The bytes of its pools."""
+        raise NotImplementedError
 
     def execute(self, step: StepInputs) -> np.ndarray:
         """Run one step; the returned logits [R, vocab_size] are overwritten by the next one.

@@ -81,7 +81,7 @@ def test_pools_start_at_zero_and_keep_what_a_step_wrote(kv_dtype: KvDtype) -> No
     plan = one_layer(kv_dtype)
     model = counting_model(kv_dtype).SerializeToString()
     session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
-    info = EngineInfo(plan, {"global": 1}, vocab_size=32, max_context_length=16, fingerprint="")
+    info = EngineInfo(plan, 256, {"global": 1}, {"global": 1}, 32, max_context_length=16, fingerprint="")
     engine, pager = OnnxRuntimeEngine(session, info, PROVIDERS["cpu"]), Pager(plan, 1)
     for expected in (0, 1 + 1, 2 + 3, 3 + 6):
         logits = engine.execute(pager.step({0: [7]}))
@@ -97,9 +97,7 @@ def counting(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def load_counting(
-    directory: Path, pages: int = 1, vocab_size: int = 32, **changes: object
-) -> OnnxRuntimeEngine:
+def load_counting(directory: Path, vocab_size: int = 32, **changes: object) -> OnnxRuntimeEngine:
     layer = {"donor": 0, "num_key_value_heads": 1}
     changed = {name: value for name, value in changes.items() if name in LayerPlan.model_fields}
     whole = {"num_attention_heads": 2, "head_dim": 2, "layers": [layer | changed]} | {
@@ -107,8 +105,7 @@ def load_counting(
     }
     files = EngineFiles.read(directory, FoldPlan.model_validate(whole))
     config = files.config.model_copy(update={"vocab_size": vocab_size})
-    pools = {group.name: pages for group in files.plan.groups}
-    return OnnxRuntimeEngine.load(replace(files, config=config), pools)
+    return OnnxRuntimeEngine.load(replace(files, config=config), 1)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +132,7 @@ def test_a_graph_of_another_plan_is_refused(counting: Path, changes: dict[str, A
 
 
 def test_a_step_that_the_runtime_refuses_is_a_typed_error(counting: Path) -> None:
-    engine = load_counting(counting, pages=2)  # the model reshapes one page
+    engine = load_counting(counting)  # a slab of several pages, where the model reshapes one
     with pytest.raises(BundleError, match=r"cannot run a step (?s:.*)Reshape(?s:.*) build it again"):
         engine.execute(Pager(engine.info.plan, 2).step({0: [7]}))
 
@@ -166,7 +163,7 @@ def cuda_engine(directory: Path) -> Path:
 
 
 def load(directory: Path) -> None:
-    OnnxRuntimeEngine.load(EngineFiles.read(directory, one_layer("float16")), {"global": 1})
+    OnnxRuntimeEngine.load(EngineFiles.read(directory, one_layer("float16")), 1)
 
 
 def test_a_machine_without_the_cuda_provider_says_what_to_install(

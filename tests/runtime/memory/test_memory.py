@@ -23,7 +23,10 @@ PAGE = 16
 
 
 def make_memory(plan: FoldPlan, pages: int = 64) -> KvMemory:
-    return KvMemory(EngineInfo(plan, {group.name: pages for group in plan.groups}, 99, 999, "test"))
+    names = [group.name for group in plan.groups]
+    return KvMemory(
+        EngineInfo(plan, 1 << 30, dict.fromkeys(names, pages), dict.fromkeys(names, 1), 99, 999, "test")
+    )
 
 
 def compute(

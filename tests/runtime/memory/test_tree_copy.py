@@ -17,8 +17,8 @@ PAGE = 16
 
 
 def make_memory(plan: str = "global") -> KvMemory:
-    groups = PLANS[plan].groups
-    return KvMemory(EngineInfo(PLANS[plan], {group.name: 4096 for group in groups}, 99, 999, "test"))
+    pages = {group.name: 4096 for group in PLANS[plan].groups}
+    return KvMemory(EngineInfo(PLANS[plan], 1 << 30, pages, dict.fromkeys(pages, 1), 99, 999, "test"))
 
 
 def serve(memory: KvMemory, tokens: list[int], tenant: str = "") -> None:

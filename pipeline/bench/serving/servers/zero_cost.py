@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from time import sleep
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ import numpy as np
 from kvfold.runtime.bundle import TOKENIZER, TOKENIZER_CONFIG, open_bundle
 from kvfold.runtime.engine.engine_files import open_engine
 from kvfold.runtime.engine.protocol import EngineInfo, StepInputs
+from kvfold.runtime.engine.slabs import bytes_of_slabs
 from kvfold.runtime.llm.llm import DEFAULT_TARGET, LLM
 from kvfold.runtime.memory.budget import pages_for
 from kvfold.runtime.text.tokenizer import BundleTokenizer
@@ -21,12 +23,27 @@ if TYPE_CHECKING:
 TEXT = " a"  # of every token
 
 
+class NoPages:
+    """A page store that stores nothing."""
+
+    def commit(self, group: str, slabs: Sequence[int]) -> None:
+        """Nothing."""
+
+    decommit = commit
+
+    def copy_out(self, group: str, pages: np.ndarray, buffer: np.ndarray) -> None:
+        """Nothing."""
+
+    copy_in = move = copy_out
+
+
 class ZeroCostEngine:
     """Wants the same token next, whatever it is given."""
 
     def __init__(self, info: EngineInfo, token_id: int, rows: int, pause: float) -> None:
         """Logits of up to `rows` sequences a step, which takes `pause` seconds of no CPU."""
         self.info = info
+        self.pages = NoPages()
         self._pause = pause
         self._logits = np.zeros((rows, info.vocab_size), np.float32)
         self._logits[:, token_id] = 1.0
@@ -47,6 +64,7 @@ def load_zero_cost(bundle: Path, config: RuntimeConfig, pause: float = 0.0) -> L
     opened = open_bundle(bundle)
     files = open_engine(opened, DEFAULT_TARGET)
     tokenizer = BundleTokenizer.load(opened.file(TOKENIZER), opened.file(TOKENIZER_CONFIG))
-    info = files.info(pages_for(files.plan, config, files.config.max_context_length))
+    pages = pages_for(files.plan, config, files.config.max_context_length)
+    info = files.info(bytes_of_slabs(files.plan, pages, files.slab_pages))
     token_id = tokenizer.encode_rendered(TEXT)[-1]
     return LLM(ZeroCostEngine(info, token_id, config.max_num_seqs, pause), tokenizer, config)

@@ -17,6 +17,7 @@ from kvfold.plugins.cuda.kernel_library import CompiledKernel, KernelLibrary
 from kvfold.plugins.tensorrt.node_form import PLUGIN_VERSION
 from kvfold.runtime.engine.engine_config import EngineConfig, StepLimits, TensorRTFacts
 from kvfold.runtime.engine.engine_files import EngineFiles
+from kvfold.runtime.engine.slabs import bytes_of_slabs
 from kvfold.runtime.engine.tensorrt import loaded_plan
 from kvfold.runtime.engine.tensorrt.device import Device
 from kvfold.runtime.engine.tensorrt.tensorrt_engine import TensorRTEngine
@@ -130,7 +131,7 @@ class Machine:
         self._patch.setitem(sys.modules, config.tensorrt.library, self.trt)
         num_pages = pages if isinstance(pages, dict) else {group.name: pages for group in plan.groups}
         files = EngineFiles.read(write_engine(self._directory, config, content), plan)
-        return TensorRTEngine.load(files, num_pages)
+        return TensorRTEngine.load(files, bytes_of_slabs(plan, num_pages, files.slab_pages))
 
     def _load_plugins(self, *arguments: Any) -> StandInHost:
         self.hosts.append(StandInHost(arguments))

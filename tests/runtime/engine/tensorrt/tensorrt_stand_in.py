@@ -225,7 +225,7 @@ class Context:
                 rows = prod(shapes[cache][:2])
                 tokens = self._view(addresses[cache], np.dtype(np.int64), (rows,))
                 tokens[slots[written]] = step.input_ids[written]
-                synthetic.caches[bank.layer] = tokens
+                synthetic.pages.caches[bank.layer] = tokens.reshape(-1, model.plan.page_size)
         logits = self._view(
             addresses[contract.LOGITS], np.dtype(np.float32), (*shapes[contract.LOGITS_INDICES], model.vocab)
         )

@@ -136,5 +136,5 @@ def test_memory_is_refused_with_every_part() -> None:
 
 def test_pool_bytes_are_those_of_all_banks() -> None:
     # 16 tokens of 2 float32 channels, K and V: 256 bytes a page of one bank.
-    info = EngineInfo(PLAN, {"global": 10, "window32_sink4": 3}, 97, 512, "stand-in")
+    info = EngineInfo(PLAN, 0, {"global": 10, "window32_sink4": 3}, {}, 97, 512, "stand-in")
     assert sum(pool.nbytes for pool in kv_pools(info)) == 13 * 256
