@@ -62,6 +62,11 @@ class EngineInfo:
     max_context_length: int
     fingerprint: str
 
+    @property
+    def num_slabs(self) -> dict[str, int]:
+        """Slabs of each group's pool."""
+        return {name: count // self.slab_pages[name] for name, count in self.num_pages.items()}
+
 
 class PageStore(Protocol):
     """The bytes of an engine's pages; what they hold is the engine's, who has which is the caller's.

@@ -14,7 +14,7 @@ from kvfold.runtime.llm.conversation import OnOverflow
 from kvfold.runtime.llm.generation import Completion, TextChunk, TextGenerator
 from kvfold.runtime.llm.session import Session
 from kvfold.runtime.loop.read_logits import read_logits
-from kvfold.runtime.memory.budget import pages_for
+from kvfold.runtime.memory.budget import kv_cache_bytes
 from kvfold.runtime.metrics import Metrics
 from kvfold.runtime.runtime_config import RuntimeConfig
 from kvfold.runtime.sampling.batch_sampler import BatchSampler
@@ -70,13 +70,11 @@ class LLM:
         from kvfold.runtime.bundle import TOKENIZER, TOKENIZER_CONFIG, open_bundle
         from kvfold.runtime.engine.engine_files import open_engine
         from kvfold.runtime.engine.load_engine import load_engine
-        from kvfold.runtime.engine.slabs import bytes_of_slabs
 
         opened = open_bundle(bundle)
         files = open_engine(opened, target)
         config = config or default_config(files.config)
-        pages = pages_for(files.plan, config, files.config.max_context_length)
-        budget = bytes_of_slabs(files.plan, pages, files.slab_pages)
+        budget = kv_cache_bytes(files.plan, files.slab_pages, config, files.config.max_context_length)
         engine = load_engine(
             files, budget, config.max_num_batched_tokens, config.max_num_seqs, config.threads
         )
@@ -102,7 +100,7 @@ class LLM:
 
         Raises:
             RequestError: an empty or too long prompt, a token id out of range, or not one params a prompt.
-            CapacityError: a request needs more pages than the whole pool has.
+            CapacityError: a request needs more bytes of pages than `kv_cache_bytes`.
         """
         several = _as_list(prompts)
         each = (

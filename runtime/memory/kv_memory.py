@@ -17,6 +17,9 @@ from kvfold.runtime.memory.radix_tree import RadixTree
 from kvfold.runtime.memory.tree_node import Kind, Match
 from kvfold.runtime.metrics import PoolUsage, PrefixMatch
 
+# Pages, a power of two: prompts shorter than this are not worth a checkpoint that nobody asked for.
+LEAST_ROUND = 64
+
 
 @dataclass(frozen=True)
 class Prefix:
@@ -44,6 +47,8 @@ class KvMemory:
         """An empty arena of the engine's size, an empty tree."""
         self.page_size = info.plan.page_size
         self.horizons = horizons(info.plan)
+        for group, slabs in info.num_slabs.items():  # an engine may have had another owner
+            store.decommit(group, range(slabs))
         self.arena = PageArena(info, store, self._relocate)
         self.tree = RadixTree(self.horizons, self.arena)
         self._live: WeakSet[PagedSequence] = WeakSet()
@@ -167,10 +172,9 @@ class KvMemory:
 
     def _plan_checkpoints(self, sequence: PagedSequence, prefix: Prefix) -> None:
         full = sequence.num_computed // self.page_size
-        wanted = {
-            self._hit_limit(prefix.prompt_length): Kind.PROMPT,
-            prefix.shared_length // self.page_size: Kind.SHARED,
-        }
+        end = self._hit_limit(prefix.prompt_length)
+        wanted = dict.fromkeys(round_lengths(end), Kind.GUESS)
+        wanted |= {end: Kind.PROMPT, prefix.shared_length // self.page_size: Kind.SHARED}
         sequence.checkpoints = {pages: kind for pages, kind in wanted.items() if pages > full}
 
     def _take(self, sequence: PagedSequence, match: Match, hit: int) -> None:
@@ -209,3 +213,16 @@ class KvMemory:
         self.tree.relocate(group, sources, targets)
         for sequence in self._live:
             sequence.relocate(group, sources, targets)
+
+
+def round_lengths(pages: int) -> set[int]:
+    """Lengths below `pages` with ever more of the last bits cleared, from LEAST_ROUND on.
+
+    Prompts that share no marked end are likely to part a little before one's end, or somewhere. From any
+    place where they part, one of these is at most half as far behind as the end is ahead...
+    """
+    found, unit = set(), LEAST_ROUND
+    while unit <= pages:
+        found.add(pages // unit * unit)
+        unit *= 2
+    return found

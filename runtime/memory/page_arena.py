@@ -18,9 +18,9 @@ class PageArena:
     """Pages of an engine's groups; each sequence that maps a page holds it once, the radix tree at most once.
 
     A page is named by its group and its id there, or by one *key* over all groups (`keys`).
-    Laws: a page is free exactly when nobody holds it; it is idle exactly when only the tree holds it, and then
-    it can be evicted; the memory of all committed slabs is at most the budget. Any set of pages fits whose
-    slabs, each group's rounded up, fit: where holes are in the way, pages move together.
+    Laws: a page is free exactly when nobody holds it; it is idle exactly when only the tree holds it, and
+    then it can be evicted; the memory of all committed slabs is at most the budget. Any set of pages fits
+    whose slabs, each group's rounded up, fit: where holes are in the way, pages move together.
 
     Attributes:
         budget: bytes of all pages at most.
@@ -73,11 +73,6 @@ class PageArena:
         keys: np.ndarray = pages + self._firsts[group, 0]
         return keys
 
-    @property
-    def limits(self) -> Sequence[int]:
-        """Most pages that each group has addresses for."""
-        return self._limits
-
     def keys(self, pages: np.ndarray) -> np.ndarray:
         """Keys, int64 [n], of the pages of a table, int [groups, any]; -1 is none and left out."""
         keys: np.ndarray = (pages + self._firsts)[pages >= 0]
@@ -96,7 +91,7 @@ class PageArena:
         return within and self.slab_bytes(counts) <= self.budget
 
     def fits(self, counts: Sequence[int], beside_idle: bool) -> bool:
-        """Whether so many more pages of each group fit beside those in use, and beside the idle ones or not."""
+        """Whether so many more pages of each group fit beside those in use, and also beside the idle ones."""
         used = [count + busy for count, busy in zip(counts, self.busy, strict=True)]
         if beside_idle:
             used = [count + idle for count, idle in zip(used, self.idle, strict=True)]
@@ -106,10 +101,6 @@ class PageArena:
         """Which of these pages only the tree holds: bool [n]."""
         idle: np.ndarray = self._holders[keys] == 0
         return idle
-
-    def is_busy(self, group: int, page: int) -> bool:
-        """Whether a sequence holds the page."""
-        return bool(self._holders[self._firsts[group, 0] + page] > 0)
 
     # Sequences
 
@@ -196,12 +187,13 @@ class PageArena:
     def _spare(self, counts: Sequence[int]) -> int:
         """A group that can do with a slab less: one with an empty slab, else the one with most in holes."""
         spare = [
-            (slabs.free - count) // slabs.slab_pages
-            for slabs, count in zip(self._slabs, counts, strict=True)
+            (slabs.free - count) // slabs.slab_pages for slabs, count in zip(self._slabs, counts, strict=True)
         ]
         groups = [group for group, count in enumerate(spare) if count > 0]
         assert groups, "memory is short although all pages fit"
-        return max(groups, key=lambda each: (self._slabs[each].empty > 0, spare[each] * self._slab_bytes[each]))
+        return max(
+            groups, key=lambda each: (self._slabs[each].empty > 0, spare[each] * self._slab_bytes[each])
+        )
 
     def _empty_a_slab(self, group: int) -> None:
         """Move the pages of a group's emptiest slab into the holes of others."""

@@ -25,6 +25,7 @@ class PagedSequence:
     """
 
     __slots__ = (
+        "__weakref__",
         "checkpoints",
         "first_kept",
         "match",
@@ -35,7 +36,6 @@ class PagedSequence:
         "tenant",
         "tokens",
         "version",
-        "__weakref__",
     )
 
     def __init__(self, tokens: np.ndarray, num_groups: int, capacity: int, tenant: str = "") -> None:

@@ -40,7 +40,7 @@ class RadixTree:
         self._arena = arena
         self._global = next((h.index for h in horizons if not h.is_local), None)
         self._locals = [h for h in horizons if h.is_local]
-        self._order = EvictionOrder()
+        self._order = EvictionOrder(horizons, arena.page_bytes)
         self._roots: dict[str, TreeNode] = {}
         self._page_bytes = self._page_size * np.dtype(np.int64).itemsize
         self._owners = np.full(arena.num_pages, None, object)
@@ -101,12 +101,15 @@ class RadixTree:
         self._clock += 1
         for node in match.nodes:
             node.last_used = self._clock
+            self._order.touch(node)
 
     def take(self, match: Match, hit: int) -> None:
         """A sequence holds the first `hit` pages of a match: they were used, and can end a hit again."""
         nodes = [node for node in match.nodes if node.first < hit]
         taken = Match(nodes, hit)
         self.touch(taken)
+        if nodes[-1].end == hit and nodes[-1].checkpoint is not None:
+            self._order.note_hit(nodes[-1])
         if self._locals:
             self.mark(taken, Kind.BRANCH)
         else:
@@ -159,10 +162,7 @@ class RadixTree:
     def _reach(self, sequence: PagedSequence, num_pages: int) -> Match:
         """The path of a sequence's first pages, ending at a node's end; what the tree lacks is added."""
         match = self.walk(sequence.tokens, num_pages, sequence.tenant)
-        if match.nodes:
-            node = self._cut(match)
-        else:
-            node = self._root(sequence.tenant)
+        node = self._cut(match) if match.nodes else self._root(sequence.tenant)
         if match.length < num_pages:
             first, size = match.length, self._page_size
             tokens = sequence.tokens[first * size : num_pages * size].tobytes()
@@ -201,9 +201,11 @@ class RadixTree:
             return node
         assert node.parent is not None
         size = match.length - node.first
-        above = self._link(node.parent, node.tokens[: size * self._page_bytes], node.pages[:, :size], node.first)
+        above = self._link(
+            node.parent, node.tokens[: size * self._page_bytes], node.pages[:, :size], node.first
+        )
         above.needed_by = node.needed_by[:, :size].copy()
-        above.last_used, above.hits = node.last_used, node.hits
+        above.last_used, above.hits, above.age = node.last_used, node.hits, node.age
         node.tokens = node.tokens[size * self._page_bytes :]
         node.pages, node.needed_by = node.pages[:, size:].copy(), node.needed_by[:, size:].copy()
         above.pages = above.pages.copy()
@@ -221,8 +223,10 @@ class RadixTree:
         return first // self._page_size
 
     def _needed(self, nodes: Sequence[TreeNode], length: int) -> Iterator[tuple[TreeNode, int, slice]]:
-        """(node, group, its pages) that a checkpoint at `length`, the end of these nodes, needs of local groups."""
-        spans = [(law.index, span) for law in self._locals for span in law.spans(length) if span.start < span.stop]
+        """(node, local group, pages) that a checkpoint at `length`, the end of these nodes, needs."""
+        spans = [
+            (law.index, span) for law in self._locals for span in law.spans(length) if span.start < span.stop
+        ]
         tails = min((span.start for _, span in spans if span.stop == length), default=length)
         sinks = max((span.stop for _, span in spans if span.stop < length), default=0)
         for node in nodes:
@@ -255,13 +259,14 @@ class RadixTree:
             self._order.push(node)
 
     def _give_up(self, node: TreeNode, pages: int) -> bool:
-        """Free what only this checkpoint keeps; False, with nothing changed, for a leaf that a sequence holds."""
+        """Free what only this checkpoint keeps; False, with nothing changed, where that is nothing."""
         if not self._locals:
             return self._shorten(node, pages)
-        if not node.children and self._global is not None and not self._trailing_idle(node):
-            return False
-        node.checkpoint = None
         nodes = node.path()
+        if self._is_held(nodes):
+            return False
+        self._order.note_loss(node)
+        node.checkpoint = None
         for each in self._drop_need(nodes):
             gone = (each.needed_by == 0) & (each.pages >= 0)
             if self._global is not None:
@@ -275,6 +280,16 @@ class RadixTree:
                 break
             node = parent
         return True
+
+    def _is_held(self, nodes: Sequence[TreeNode]) -> bool:
+        """Whether these nodes end in a leaf of whose checkpoint a sequence holds every page."""
+        leaf = nodes[-1]
+        if leaf.children or self._global is None or self._trailing_idle(leaf):
+            return False
+        pages = [node.pages[row, part] for node, row, part in self._needed(nodes, leaf.end)]
+        rows = [row for _, row, _ in self._needed(nodes, leaf.end)]
+        keys = [self._arena.keys_of(row, part) for row, part in zip(rows, pages, strict=True)]
+        return not any(self._arena.is_idle(each).any() for each in keys)
 
     def _drop_need(self, nodes: Sequence[TreeNode]) -> dict[TreeNode, None]:
         """The nodes of which the checkpoint at the end of all needs pages no longer."""
@@ -303,7 +318,7 @@ class RadixTree:
         return only
 
     def _shorten(self, leaf: TreeNode, pages: int) -> bool:
-        """Take idle pages, at most so many, from the end of a leaf; True where it is gone or became shorter."""
+        """Take idle pages, at most so many, from the end of a leaf; False where there is none."""
         parent, count = leaf.parent, min(pages, self._trailing_idle(leaf))
         if leaf.children or not count:
             return False

@@ -31,10 +31,12 @@ class TreeNode:
         last_used: logical time of the last hit or insertion through it.
         hits: requests that reused its pages.
         entry: number of its place in the order of eviction.
+        age: how old that order was when it was last used.
         number: counts the nodes of the tree, those that are gone too.
     """
 
     __slots__ = (
+        "age",
         "checkpoint",
         "children",
         "entry",
@@ -61,13 +63,14 @@ class TreeNode:
         self.checkpoint: Kind | None = None
         self.last_used = 0
         self.entry = 0
+        self.age = 0.0
         self.hits = 0
         self.number = number
 
     @property
     def size(self) -> int:
         """Its pages."""
-        return self.pages.shape[1]
+        return int(self.pages.shape[1])
 
     @property
     def end(self) -> int:

@@ -20,10 +20,10 @@ PLANS = {
 
 
 def make_llm(
-    plan: FoldPlan, pages: int = 64, batched: int = 64, seqs: int = 4, context: int = 512
+    plan: FoldPlan, pages: int = 64, batched: int = 64, seqs: int = 4, context: int = 512, slab: int = 1
 ) -> tuple[LLM, SyntheticEngine]:
     """An LLM over a synthetic engine whose tokens are bytes and which never ends by itself."""
-    engine = SyntheticEngine(plan, pages, vocab=VOCAB, context=context)
+    engine = SyntheticEngine(plan, pages, vocab=VOCAB, context=context, slab=slab)
     config = RuntimeConfig(max_num_batched_tokens=batched, max_num_seqs=seqs)
     return LLM(engine, ByteTokenizer(()), config), engine
 

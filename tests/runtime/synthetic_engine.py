@@ -13,6 +13,7 @@ import numpy as np
 
 from kvfold.plugins.contract.fold_plan import Bank, FoldPlan, HorizonGroup, LayerPlan
 from kvfold.runtime.engine.protocol import EngineInfo, StepInputs
+from kvfold.runtime.engine.slabs import address_pages
 from tests.runtime.synthetic_pages import SyntheticPages
 
 
@@ -32,15 +33,20 @@ class SyntheticEngine:
     """Deterministic next tokens from whatever the block tables make visible."""
 
     def __init__(
-        self, plan: FoldPlan, pages: int | dict[str, int] = 64, vocab: int = 97, context: int = 512
+        self,
+        plan: FoldPlan,
+        pages: int | dict[str, int] = 64,
+        vocab: int = 97,
+        context: int = 512,
+        slab: int = 1,
     ) -> None:
+        """The budget is that of so many pages of each group, in slabs of `slab` pages."""
         num_pages = pages if isinstance(pages, dict) else {group.name: pages for group in plan.groups}
         budget = sum(num_pages[group.name] * group.page_bytes(plan.page_size) for group in plan.groups)
-        slabs = dict.fromkeys(num_pages, 1)
-        self.info = EngineInfo(plan, budget, num_pages, slabs, vocab, context, "synthetic")
+        slabs = dict.fromkeys(num_pages, slab)
+        addresses = address_pages(plan, budget, slabs)
+        self.info = EngineInfo(plan, budget, addresses, slabs, vocab, context, "synthetic")
         self.pages = SyntheticPages(self.info)
-        for name, count in num_pages.items():
-            self.pages.commit(name, range(count))
         self.steps = 0
         self.tokens_computed = 0
         self.largest_batch = 0

@@ -30,12 +30,15 @@ class Operations(RuleBasedStateMachine):
     sessions = Bundle("sessions")
 
     @initialize(
-        name=st.sampled_from(sorted(PLANS)), batched=st.sampled_from([4, 16, 40]), pages=st.integers(15, 24)
+        name=st.sampled_from(sorted(PLANS)),
+        batched=st.sampled_from([4, 16, 40]),
+        pages=st.integers(15, 24),
+        slab=st.sampled_from([1, 2, 4]),
     )
-    def start(self, name: str, batched: int, pages: int) -> None:
+    def start(self, name: str, batched: int, pages: int, slab: int) -> None:
         self.plan = PLANS[name]
         self.llm: LLM
-        self.llm, _ = make_llm(self.plan, pages=pages, batched=batched, seqs=3, context=220)
+        self.llm, _ = make_llm(self.plan, pages=pages, batched=batched, seqs=3, context=220, slab=slab)
         self.replies: list[Reply] = []
         self.open: list[Session] = []
         self.turns: list[tuple[Session, Generator[TextChunk, None, None]]] = []
@@ -71,11 +74,10 @@ class Operations(RuleBasedStateMachine):
     @rule(count=st.integers(1, 30))
     def evict(self, count: int) -> None:
         memory = self.llm.generator.loop.core.scheduler.memory
-        for group, pool in enumerate(memory.pools):
-            wanted = min(count, pool.num_idle)
-            free = pool.num_free
-            memory.tree.evict(group, wanted)
-            assert pool.num_free >= free + wanted
+        before = memory.tree.evicted_pages
+        wanted = min(count, sum(memory.arena.idle))
+        memory.tree.evict(lambda: memory.tree.evicted_pages >= before + wanted, count)
+        assert memory.tree.evicted_pages >= before + wanted
 
     @rule(target=sessions, on_overflow=st.sampled_from(get_args(OnOverflow)))
     def open_session(self, on_overflow: OnOverflow) -> Session:

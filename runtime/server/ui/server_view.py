@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -102,7 +101,7 @@ class ServerView:
         llm = self._state.loaded_llm
         if snapshot is None or llm is None:
             return None
-        return _cache(snapshot, self._state.history.saved_seconds(snapshot), llm.page_bytes)
+        return _cache(snapshot, self._state.history.saved_seconds(snapshot))
 
     def _speed(self, snapshot: LoopSnapshot | None) -> dict[str, Any]:
         of_minutes = {
@@ -153,7 +152,7 @@ def _speed(speed: Speed) -> dict[str, Any]:
     }
 
 
-def _cache(snapshot: LoopSnapshot, saved_seconds: float, page_bytes: Mapping[str, int]) -> dict[str, Any]:
+def _cache(snapshot: LoopSnapshot, saved_seconds: float) -> dict[str, Any]:
     return {
         **asdict(snapshot.metrics.cache),
         "saved_seconds": saved_seconds,

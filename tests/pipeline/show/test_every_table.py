@@ -84,7 +84,8 @@ ENGINE = EngineStatus(
     written=0.0,
     metrics=Metrics(
         CacheMetrics(queried_tokens=100_000, hit_tokens=87_654),
-        {"global": PoolUsage(1_024, 1_000, 20), "window1024_sink4": PoolUsage(65_536, 12_345, 20_000)},
+        {"global": PoolUsage(4_096, 1_000, 20), "window1024_sink4": PoolUsage(65_536, 12_345, 20_000)},
+        kv_cache_bytes=1 << 34,
         evicted_pages=0,
     ),
 )

@@ -12,7 +12,7 @@ import pytest
 from kvfold.plugins.contract.errors import BundleError, CapacityError, EngineError, RequestError
 from kvfold.runtime.llm.llm import LLM, TextOrTokens
 from kvfold.runtime.loop.read_logits import read_logits
-from kvfold.runtime.memory.budget import pages_for
+from kvfold.runtime.memory.budget import kv_cache_bytes
 from kvfold.runtime.runtime_config import RuntimeConfig
 from kvfold.runtime.sampling.params import SamplingParams
 from tests.runtime.byte_tokenizer import VOCAB, ByteTokenizer
@@ -231,7 +231,9 @@ def test_a_bad_config_is_refused(options: dict[str, int], message: str) -> None:
 
 def test_a_budget_too_small_for_a_step_is_refused() -> None:
     with pytest.raises(CapacityError, match="raise kv_cache_bytes"):
-        pages_for(HYBRID, RuntimeConfig(kv_cache_bytes=4096), 512)
+        kv_cache_bytes(
+            HYBRID, {each.name: 1 for each in HYBRID.groups}, RuntimeConfig(kv_cache_bytes=99), 512
+        )
 
 
 def test_loading_nothing_says_so(tmp_path_factory: pytest.TempPathFactory) -> None:

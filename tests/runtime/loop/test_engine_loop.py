@@ -82,7 +82,7 @@ def test_a_prompt_of_another_tenant_is_not_found() -> None:
         assert ticket.request.completion_ids == expected_tokens(PLAN, prompt, 8)
     assert reused == [0, 0, 80, 80, 0]
     memory = loop.core.scheduler.memory
-    memory.tree.evict(0, memory.pools[0].num_idle)
+    memory.tree.evict(lambda: False, 1)
     assert memory.tree.nodes() == [], "nothing is left of any tenant, their roots included"
 
 

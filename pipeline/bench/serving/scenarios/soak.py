@@ -70,6 +70,7 @@ def bytes_of_sequences(bundle: Path, count: int) -> int:
     """Of all pools, for so many sequences of the whole context."""
     from kvfold.runtime.bundle import open_bundle
     from kvfold.runtime.engine.engine_files import open_engine
+    from kvfold.runtime.engine.slabs import bytes_of_slabs
     from kvfold.runtime.llm.llm import DEFAULT_TARGET
     from kvfold.runtime.memory.budget import pages_of_sequence
     from kvfold.runtime.runtime_config import RuntimeConfig
@@ -77,5 +78,4 @@ def bytes_of_sequences(bundle: Path, count: int) -> int:
     files = open_engine(open_bundle(bundle), DEFAULT_TARGET)
     chunk = RuntimeConfig().max_num_batched_tokens
     pages = pages_of_sequence(files.plan, files.config.max_context_length, chunk)
-    of_one = sum(pages[group.name] * group.page_bytes(files.plan.page_size) for group in files.plan.groups)
-    return int(count * of_one)
+    return count * bytes_of_slabs(files.plan, pages, files.slab_pages)

@@ -12,9 +12,8 @@ import numpy as np
 from kvfold.runtime.bundle import TOKENIZER, TOKENIZER_CONFIG, open_bundle
 from kvfold.runtime.engine.engine_files import open_engine
 from kvfold.runtime.engine.protocol import EngineInfo, StepInputs
-from kvfold.runtime.engine.slabs import bytes_of_slabs
 from kvfold.runtime.llm.llm import DEFAULT_TARGET, LLM
-from kvfold.runtime.memory.budget import pages_for
+from kvfold.runtime.memory.budget import kv_cache_bytes
 from kvfold.runtime.text.tokenizer import BundleTokenizer
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ def load_zero_cost(bundle: Path, config: RuntimeConfig, pause: float = 0.0) -> L
     opened = open_bundle(bundle)
     files = open_engine(opened, DEFAULT_TARGET)
     tokenizer = BundleTokenizer.load(opened.file(TOKENIZER), opened.file(TOKENIZER_CONFIG))
-    pages = pages_for(files.plan, config, files.config.max_context_length)
-    info = files.info(bytes_of_slabs(files.plan, pages, files.slab_pages))
+    context = files.config.max_context_length
+    info = files.info(kv_cache_bytes(files.plan, files.slab_pages, config, context))
     token_id = tokenizer.encode_rendered(TEXT)[-1]
     return LLM(ZeroCostEngine(info, token_id, config.max_num_seqs, pause), tokenizer, config)
