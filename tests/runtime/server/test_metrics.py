@@ -68,7 +68,7 @@ def test_names_of_other_servers_are_there_with_their_labels(series: Series, pref
     expected = {
         "num_requests_running": 3,
         "num_requests_waiting": 7,
-        "kv_cache_usage_perc": 0.6,
+        "kv_cache_usage_perc": 0.39,
         "prefix_cache_queries_total": 10,
         "prefix_cache_hits_total": 4,
         "prompt_tokens_total": 12,
