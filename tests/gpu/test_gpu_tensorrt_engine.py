@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from kvfold import LLM, Completion, RuntimeConfig, SamplingParams
+from kvfold.runtime.engine.cuda.device import Device
 from kvfold.runtime.engine.engine_files import EngineFiles
 from kvfold.runtime.engine.onnxruntime_engine import OnnxRuntimeEngine
 from kvfold.runtime.engine.protocol import GroupTables, StepInputs
 from kvfold.runtime.engine.tensorrt import tensorrt_engine as engine_module
-from kvfold.runtime.engine.tensorrt.device import Device
 from kvfold.runtime.engine.tensorrt.gpu_memory import MARGIN, MIB, check_memory
 from kvfold.runtime.engine.tensorrt.tensorrt_engine import TensorRTEngine
 from tests.gpu.conftest import RecordProperty
