@@ -120,7 +120,7 @@ def test_the_driver_has_every_name_that_device_uses() -> None:
     missing = [name for name in names if not any(hasattr(holder, name) for holder in (driver, *enums))]
     assert missing == []
     written = re.findall(r"copy\.(\w+)", inspect.getsource(copy_rows))
-    assert len(written) > 9 and all(hasattr(driver.CUDA_MEMCPY2D(), name) for name in written)
+    assert len(written) > 9 and all(hasattr(driver.CUDA_MEMCPY2D, name) for name in written)
     properties, access = driver.CUmemAllocationProp(), driver.CUmemAccessDesc()
     assert all(hasattr(properties, name) for name in ("type", "location"))
     assert all(hasattr(access, name) for name in ("flags", "location"))
