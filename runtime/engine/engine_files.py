@@ -70,11 +70,12 @@ class EngineFiles:
 
     def info(self, kv_cache_bytes: int) -> EngineInfo:
         """What the scheduler must know of this engine, with so much memory for all its pools."""
-        slabs = self.slab_pages
+        slabs, facts = self.slab_pages, self.config.tensorrt
+        most = None if facts is None else facts.max_pages
         return EngineInfo(
             plan=self.plan,
             kv_cache_bytes=kv_cache_bytes,
-            num_pages=address_pages(self.plan, kv_cache_bytes, slabs),
+            num_pages=address_pages(self.plan, kv_cache_bytes, slabs, most),
             slab_pages=slabs,
             vocab_size=self.config.vocab_size,
             max_context_length=self.config.max_context_length,

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import groupby
 
 import numpy as np
 
 from kvfold.plugins.contract.errors import CapacityError
 from kvfold.runtime.engine.kv_pools import KvPool, kv_pools
 from kvfold.runtime.engine.protocol import EngineInfo
+from kvfold.runtime.engine.slabs import runs
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """The pages of one pool as opaque rows, and where such a row lies in a row of a buffer."""
+class _HostPool:
+    """A pool's mapping; its pages as rows, uint8 [pages, page_bytes]; their place in a row of a buffer."""
 
-    pages: np.ndarray
+    memory: mmap.mmap
+    rows: np.ndarray
     columns: slice
 
 
@@ -26,8 +29,8 @@ class HostPages:
     """The page store of an engine on the CPU.
 
     Each pool is an anonymous mapping as large as its addresses. Untouched memory costs nothing and reads as
-    zeros, so there is nothing to commit. Where the system has no MADV_DONTNEED with Linux's meaning,
-    `decommit` only zeroes the memory and keeps it.
+    zeros, so a commit is only noted. Elsewhere than on Linux the system has no call that takes memory back
+    and leaves zeros: `decommit` then writes them, and the memory stays with the process.
 
     Attributes:
         pools: each cache, and the address of its first byte, which stays.
@@ -40,55 +43,62 @@ class HostPages:
             CapacityError: the process may not have so many.
         """
         self._slab_pages = info.slab_pages
-        self._maps: dict[str, list[tuple[KvPool, mmap.mmap]]] = {name: [] for name in info.num_pages}
-        self._rows: dict[str, list[_Rows]] = {name: [] for name in info.num_pages}
+        self._committed: dict[str, set[int]] = {name: set() for name in info.num_pages}
+        self._groups: dict[str, list[_HostPool]] = {name: [] for name in info.num_pages}
         self.pools: list[tuple[KvPool, int]] = []
         for pool in kv_pools(info):
             memory = _reserve(pool.nbytes)
-            start = sum(other.page_bytes for other, _ in self._maps[pool.group])
-            rows = np.frombuffer(memory, np.dtype((np.void, pool.page_bytes)), pool.shape[0])
-            self._maps[pool.group].append((pool, memory))
-            self._rows[pool.group].append(_Rows(rows, slice(start, start + pool.page_bytes)))
+            rows = np.frombuffer(memory, np.uint8, pool.nbytes).reshape(pool.shape[0], pool.page_bytes)
+            columns = slice(pool.row_offset, pool.row_offset + pool.page_bytes)
+            self._groups[pool.group].append(_HostPool(memory, rows, columns))
             self.pools.append((pool, rows.ctypes.data))
 
     def commit(self, group: str, slabs: Sequence[int]) -> None:
-        """Nothing: a page gets memory when it is first written."""
+        """Note that slabs are used: a page gets its memory when it is first written."""
+        self._committed[group].update(slabs)
 
     def decommit(self, group: str, slabs: Sequence[int]) -> None:
         """Give the memory of slabs back to the system."""
-        for first, count in runs(slabs):
-            for pool, memory in self._maps[group]:
-                slab = self._slab_pages[group] * pool.page_bytes
-                memory.madvise(mmap.MADV_DONTNEED, first * slab, count * slab)
+        held = sorted(self._committed[group].intersection(slabs))
+        self._committed[group].difference_update(held)
+        for run in runs(np.asarray(held)):
+            first, last = (
+                slab * self._slab_pages[group] for slab in (held[run.start], held[run.stop - 1] + 1)
+            )
+            for pool in self._groups[group]:
+                if sys.platform == "linux":
+                    size = pool.rows.shape[1]
+                    pool.memory.madvise(mmap.MADV_DONTNEED, first * size, (last - first) * size)
+                else:
+                    pool.rows[first:last] = 0
 
     def copy_out(self, group: str, pages: np.ndarray, buffer: np.ndarray) -> None:
         """Copy pages into the rows of a buffer."""
-        for rows in self._rows[group]:
-            buffer[:, rows.columns] = rows.pages[pages].view(np.uint8).reshape(len(pages), -1)
+        for pool in self._groups[group]:
+            buffer[:, pool.columns] = pool.rows[pages]
 
     def copy_in(self, group: str, pages: np.ndarray, buffer: np.ndarray) -> None:
         """Copy the rows of a buffer into pages."""
-        for rows in self._rows[group]:
-            rows.pages[pages] = np.ascontiguousarray(buffer[:, rows.columns]).view(rows.pages.dtype)[:, 0]
+        for pool in self._groups[group]:
+            pool.rows[pages] = buffer[:, pool.columns]
 
     def move(self, group: str, sources: np.ndarray, targets: np.ndarray) -> None:
         """Copy pages over others of their group."""
-        for rows in self._rows[group]:
-            rows.pages[targets] = rows.pages[sources]
-
-
-def runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Different numbers as runs of consecutive ones: (first, count), growing."""
-    for _, run in groupby(enumerate(sorted(numbers)), lambda pair: pair[1] - pair[0]):
-        members = [number for _, number in run]
-        yield members[0], len(members)
+        for pool in self._groups[group]:
+            pool.rows[targets] = pool.rows[sources]
 
 
 def _reserve(size: int) -> mmap.mmap:
     try:
-        return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
         raise CapacityError(
             f"the system refused {size} bytes of addresses for a KV pool: {error}; lower kv_cache_bytes, or "
             "raise the limit of the process's address space (`ulimit -v`)"
         ) from error
+    if sys.platform == "linux":
+        # A huge page would take 2 MiB for the first page written in it, in every pool, and keep what is
+        # decommitted inside of it.
+        with suppress(OSError):  # a kernel that has none
+            memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return memory

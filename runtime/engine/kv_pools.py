@@ -19,6 +19,7 @@ class KvPool:
         group: its horizon group.
         dtype: of its elements.
         shape: [pages, page_size, KV heads, head_dim].
+        row_offset: where its part of a page begins in a row of a `PageStore`'s buffer, in bytes.
     """
 
     input: str
@@ -26,6 +27,7 @@ class KvPool:
     group: str
     dtype: KvDtype
     shape: tuple[int, int, int, int]
+    row_offset: int
 
     @property
     def page_bytes(self) -> int:
@@ -40,13 +42,13 @@ class KvPool:
 
 def kv_pools(info: EngineInfo) -> tuple[KvPool, ...]:
     """A pool for every cache of an engine's plan, in its order of banks, keys before values."""
-    return tuple(
-        KvPool(
-            *names,
-            bank.group,
-            bank.kv_dtype,
-            (info.num_pages[bank.group], info.plan.page_size, bank.num_key_value_heads, bank.head_dim),
-        )
-        for bank in info.plan.banks
-        for names in zip(contract.cache_inputs(bank.layer), contract.cache_outputs(bank.layer), strict=True)
-    )
+    pools = []
+    row_bytes = dict.fromkeys(info.num_pages, 0)
+    for bank in info.plan.banks:
+        shape = (info.num_pages[bank.group], info.plan.page_size, bank.num_key_value_heads, bank.head_dim)
+        names = zip(contract.cache_inputs(bank.layer), contract.cache_outputs(bank.layer), strict=True)
+        for input_name, output_name in names:
+            offset = row_bytes[bank.group]
+            pools.append(KvPool(input_name, output_name, bank.group, bank.kv_dtype, shape, offset))
+            row_bytes[bank.group] += pools[-1].page_bytes
+    return tuple(pools)

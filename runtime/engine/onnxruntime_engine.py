@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from weakref import finalize
 
 import numpy as np
 import onnxruntime as ort
@@ -18,6 +19,8 @@ from kvfold.plugins.contract import step as contract
 from kvfold.plugins.contract.errors import BundleError, TargetError
 from kvfold.plugins.contract.fold_plan import KvDtype
 from kvfold.plugins.cpu.cpu_library import register_ops
+from kvfold.runtime.engine.cuda.device import Device
+from kvfold.runtime.engine.cuda.device_pages import DevicePages
 from kvfold.runtime.engine.engine_files import EngineFiles
 from kvfold.runtime.engine.host_pages import HostPages
 from kvfold.runtime.engine.kv_pools import KvPool
@@ -52,7 +55,7 @@ class OnnxRuntimeEngine:
         self._session = session
         self._info = info
         self._binding = session.io_binding()
-        self._pages = HostPages(info)
+        self._pages = HostPages(info) if provider == _CPU else self._open_gpu()
         _bind_pools(self._binding, self._pages.pools, provider)
         self._logits = np.empty((0, info.vocab_size), np.float32)
 
@@ -68,7 +71,9 @@ class OnnxRuntimeEngine:
         Raises:
             BundleError: ONNX Runtime cannot read the graph, or it is none of this engine's plan.
             KernelError: the CPU kernel library is missing or refused.
-            TargetError: this machine's ONNX Runtime has no CUDA provider, or it does not start.
+            CapacityError: the system refused the addresses of the pools.
+            TargetError: this machine's ONNX Runtime has no CUDA provider, or it does not start; or the GPU's
+                driver is not there.
         """
         provider = PROVIDERS[files.config.backend]
         path, info = files.directory / contract.MODEL_FILE, files.info(kv_cache_bytes)
@@ -85,6 +90,12 @@ class OnnxRuntimeEngine:
     def pages(self) -> PageStore:
         """The bytes of its pools."""
         return self._pages
+
+    def _open_gpu(self) -> DevicePages:
+        """Pools in memory of the driver's, whose addresses ONNX Runtime takes as any other's."""
+        device = Device.open()
+        finalize(self, device.close)
+        return DevicePages(device, self._info)
 
     def execute(self, step: StepInputs) -> np.ndarray:
         """Run one step; the returned logits [R, vocab_size] are overwritten by the next one.

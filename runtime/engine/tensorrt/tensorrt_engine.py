@@ -9,11 +9,10 @@ from weakref import finalize
 import numpy as np
 
 from kvfold.plugins.cuda.kernel_library import KernelLibrary
+from kvfold.runtime.engine.cuda.device import Device
 from kvfold.runtime.engine.engine_config import PLAN_FILE, TensorRTFacts
 from kvfold.runtime.engine.engine_files import EngineFiles
-from kvfold.runtime.engine.kv_pools import kv_pools
 from kvfold.runtime.engine.protocol import EngineInfo, PageStore, StepInputs
-from kvfold.runtime.engine.tensorrt.device import Device
 from kvfold.runtime.engine.tensorrt.gpu_memory import StepSizes, check_memory, check_pages
 from kvfold.runtime.engine.tensorrt.loaded_plan import LoadedPlan
 from kvfold.runtime.engine.tensorrt.preflight import check_files, check_gpu, import_library
@@ -51,8 +50,7 @@ class TensorRTEngine:
         Raises:
             TargetError: this machine cannot run the plan; the message says what to rebuild or install.
             KernelError: the attention kernels are damaged, or the plugin refused the plan.
-            CapacityError: the pools are larger than the plan takes, or weights, workspace, pools and buffers
-                do not fit into the GPU's memory.
+            CapacityError: weights, workspace, KV cache and buffers do not fit into the GPU's memory.
         """
         facts, kernels = check_files(files)
         trt = import_library(files.config, facts)
@@ -78,9 +76,13 @@ class TensorRTEngine:
         """Count the memory before the plan takes its weights, and again when it has told its workspace."""
         check_pages(info.num_pages, facts.max_pages)
         sizes = StepSizes.of(facts, info.plan, info.vocab_size)
-        pools = sum(pool.nbytes for pool in kv_pools(info))
         free, weights = device.free_bytes(), (directory / PLAN_FILE).stat().st_size
-        parts = {"weights": weights, "KV pools": pools, "step inputs": sizes.inputs, "logits": sizes.logits}
+        parts = {
+            "weights": weights,
+            "KV pools": info.kv_cache_bytes,
+            "step inputs": sizes.inputs,
+            "logits": sizes.logits,
+        }
         check_memory(parts, free)
         loaded = LoadedPlan(trt, directory, kernels, device.architecture)
         weights = max(weights, free - device.free_bytes())
@@ -96,7 +98,7 @@ class TensorRTEngine:
     @property
     def pages(self) -> PageStore:
         """The bytes of its pools."""
-        raise NotImplementedError
+        return self._runner.pages
 
     def execute(self, step: StepInputs) -> np.ndarray:
         """Run one step; the returned logits [R, vocab_size] are overwritten by the next one.

@@ -18,11 +18,13 @@ from onnx import TensorProto, helper
 from kvfold.plugins.contract import step as contract
 from kvfold.plugins.contract.errors import BundleError, TargetError
 from kvfold.plugins.contract.fold_plan import FoldPlan, KvDtype, LayerPlan
+from kvfold.runtime.engine.cuda.device import Device
 from kvfold.runtime.engine.engine_config import EngineConfig
 from kvfold.runtime.engine.engine_files import EngineFiles
-from kvfold.runtime.engine.onnxruntime_engine import PROVIDERS, OnnxRuntimeEngine
+from kvfold.runtime.engine.onnxruntime_engine import PROVIDERS, OnnxRuntimeEngine, Provider
 from kvfold.runtime.engine.protocol import EngineInfo
 from tests.paging import Pager
+from tests.runtime.engine.tensorrt.cuda_stand_in import StandInDriver
 
 CACHE = (1, 16, 1, 2)
 ELEMENTS: dict[KvDtype, int] = {
@@ -46,9 +48,9 @@ def one_layer(kv_dtype: KvDtype) -> FoldPlan:
     return FoldPlan(num_attention_heads=1, head_dim=2, layers=(layer,))
 
 
-def counting_model(kv_dtype: KvDtype) -> onnx.ModelProto:
+def counting_model(kv_dtype: KvDtype, num_pages: int = 1) -> onnx.ModelProto:
     """Each step adds 1 to every key and the new key to every value; the logits are the old sums of both."""
-    element, width = ELEMENTS[kv_dtype], int(np.prod(CACHE))
+    element, width = ELEMENTS[kv_dtype], num_pages * int(np.prod(CACHE))
     (key, value), (key_out, value_out) = contract.cache_inputs(0), contract.cache_outputs(0)
     constants = [
         helper.make_tensor("one", TensorProto.FLOAT, [], [1.0]),
@@ -86,6 +88,33 @@ def test_pools_start_at_zero_and_keep_what_a_step_wrote(kv_dtype: KvDtype) -> No
     for expected in (0, 1 + 1, 2 + 3, 3 + 6):
         logits = engine.execute(pager.step({0: [7]}))
         np.testing.assert_array_equal(logits, np.full((1, 32), expected, np.float32))
+
+
+def test_pools_in_memory_of_the_driver_s_serve_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The binding of target `cuda`, where the stand-in's device memory is the host's."""
+    driver = StandInDriver()
+    monkeypatch.setattr(Device, "open", lambda: Device(driver))
+    plan, slab = one_layer("float32"), 1 << 14
+    model = counting_model("float32", slab).SerializeToString()
+    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+    info = EngineInfo(plan, 4 << 20, {"global": slab}, {"global": slab}, 32 * slab, 16, fingerprint="")
+    engine, pager = OnnxRuntimeEngine(session, info, Provider("StandIn", "cpu")), Pager(plan, 1)
+    engine.pages.commit("global", [0])
+    for expected in (0, 1 + 1, 2 + 3):
+        assert (engine.execute(pager.step({0: [7]})) == expected).all()
+    page = np.empty((1, 256), np.uint8)
+    engine.pages.copy_out("global", np.asarray([slab - 1]), page)
+    assert page.view(np.float32).reshape(2, -1).tolist() == [[3.0] * 32, [6.0] * 32]
+    del engine
+    assert not driver.reserved and not driver.mapped and driver.count("cuDevicePrimaryCtxRelease") == 1
+
+
+def test_target_cuda_without_a_driver_says_what_to_do() -> None:
+    model = counting_model("float32").SerializeToString()
+    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+    info = EngineInfo(one_layer("float32"), 256, {"global": 1}, {"global": 1}, 32, 16, fingerprint="")
+    with pytest.raises(TargetError, match=r"no NVIDIA driver|pip install cuda-bindings"):
+        OnnxRuntimeEngine(session, info, PROVIDERS["cuda"])
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ from types import ModuleType
 import pytest
 
 from kvfold.plugins.contract.errors import BundleError, CapacityError, KernelError, TargetError
+from kvfold.runtime.engine.cuda.device import Device
 from kvfold.runtime.engine.engine_config import EngineConfig
 from kvfold.runtime.engine.engine_files import EngineFiles
 from kvfold.runtime.engine.kv_pools import kv_pools
 from kvfold.runtime.engine.protocol import EngineInfo
-from kvfold.runtime.engine.tensorrt.device import Device
 from kvfold.runtime.engine.tensorrt.gpu_memory import MARGIN, check_memory
 from kvfold.runtime.engine.tensorrt.preflight import check_files, check_gpu, import_library
 from tests.runtime.engine.tensorrt.cuda_stand_in import StandInDriver
