@@ -157,7 +157,7 @@ class KvMemory:
         """Check that every page has exactly its holders, given all live sequences."""
         self.tree.check_integrity()
         self.arena.check_integrity(
-            (node.pages for node in self.tree.nodes()), (sequence.tables for sequence in sequences)
+            (node.pages for node in self.tree.prefixes.nodes()), (sequence.tables for sequence in sequences)
         )
 
     def _peak(self, length: int) -> list[int]:

@@ -88,14 +88,14 @@ class TreeCopy:
     def __init__(self, tree: RadixTree, tenant: str | None) -> None:
         """Copy, in the thread of the tree's owner; `tenant` None is all."""
         self.clock = tree.clock
-        self.size = tree.size
+        self.size = tree.prefixes.size
         self.copied = 0
         self._groups = tree.num_groups
         self._chains: list[Chain] = []
         self._others: list[int] = []
         self._looks = MAX_LOOKS
         self._waiting: list[tuple[int, int, int, TreeNode, int]] = []
-        for name, root in tree.roots(tenant).items():
+        for name, root in tree.prefixes.roots(tenant).items():
             self._add(Chain(0, -1, name, 0, 0), root.children)
         while self._waiting and self.copied < MAX_PAGES and len(self._chains) < MAX_CHAINS:
             *_, node, parent = heapq.heappop(self._waiting)

@@ -83,7 +83,7 @@ def test_a_prompt_of_another_tenant_is_not_found() -> None:
     assert reused == [0, 0, 80, 80, 0]
     memory = loop.core.scheduler.memory
     memory.tree.evict(lambda: False, 1)
-    assert memory.tree.nodes() == [], "nothing is left of any tenant, their roots included"
+    assert memory.tree.prefixes.nodes() == [], "nothing is left of any tenant, their roots included"
 
 
 def test_priority_goes_first_and_is_preempted_last() -> None:

@@ -169,11 +169,11 @@ def test_a_global_page_that_no_hit_can_reach_is_not_kept() -> None:
     memory = make_memory(PLANS["hybrid"])
     memory.release(compute(memory, prompt(200), chunk=16))
     memory.release(compute(memory, np.concatenate([prompt(100), prompt(90, seed=1)]), chunk=16))
-    while memory.tree.size:
+    while memory.tree.prefixes.size:
         evict_one(memory)
-        ends = [node for node in memory.tree.nodes() if not node.children]
+        ends = [node for node in memory.tree.prefixes.nodes() if not node.children]
         assert all(node.checkpoint is not None for node in ends)
-    assert memory.arena.idle == [0, 0] and memory.tree.roots() == {}
+    assert memory.arena.idle == [0, 0] and memory.tree.prefixes.roots() == {}
 
 
 @pytest.mark.parametrize("name", PLANS)

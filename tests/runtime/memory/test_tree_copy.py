@@ -49,7 +49,7 @@ def test_a_small_tree_is_copied_whole(asked: list[tuple[str, list[int]]]) -> Non
         serve(memory, [token for page in pages for token in [page] * PAGE] + [0], tenant)
     copy = TreeCopy(memory.tree, None)
     boxes = list(copy.boxes(PAGE))
-    nodes = memory.tree.nodes()
+    nodes = memory.tree.prefixes.nodes()
     assert copy.size == copy.copied == sum(node.size for node in nodes)
     assert sum(box.tokens for box in boxes) == copy.size * PAGE
     for group in range(memory.arena.num_groups):
