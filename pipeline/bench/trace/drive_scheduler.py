@@ -1,4 +1,4 @@
-"""Requests through the scheduler and its memory, whose steps nobody computes."""
+"""Requests through the real scheduler and memory, in steps that nobody computes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Script:
 
     Attributes:
         prompt: int64, token ids.
-        reply: int64, at least one.
+        reply: int64; empty where the prompt is read only.
     """
 
     prompt: np.ndarray
@@ -32,39 +32,39 @@ class Script:
 
 
 @dataclass
-class Driven:
-    """What came of the requests.
+class StepCost:
+    """What steps took of the scheduler, its memory and the packing of inputs, without an engine or sampling.
 
     Attributes:
-        steps: that would have been computed.
-        cpu_seconds: of scheduling and packing them, in the thread that did.
-        refused: requests that could never run.
-        refused_tokens: of their prompts.
+        steps: how many.
+        cpu_seconds: of the thread that ran them.
     """
 
     steps: int = 0
     cpu_seconds: float = 0.0
-    refused: int = 0
-    refused_tokens: int = 0
 
-
-def make_scheduler(
-    plan: FoldPlan, config: RuntimeConfig, vocab_size: int, context_length: int
-) -> tuple[Scheduler, EngineInfo]:
-    """A scheduler over the memory that an engine of this plan would have; raises CapacityError."""
-    info = EngineInfo(plan, pages_for(plan, config, context_length), vocab_size, context_length, "")
-    return Scheduler(info, config), info
+    @property
+    def microseconds(self) -> float:
+        """Of a step, on average; 0 where there was none."""
+        return 1e6 * self.cpu_seconds / self.steps if self.steps else 0.0
 
 
 class Drive:
-    """Drives a scheduler as the engine's loop does, but samples what the scripts say."""
+    """A scheduler that is driven as the engine's loop does it; what is sampled stands in the scripts.
 
-    def __init__(
-        self, plan: FoldPlan, config: RuntimeConfig, vocab_size: int, context_length: int
-    ) -> None:
-        """Nothing running yet."""
-        self.scheduler, self._info = make_scheduler(plan, config, vocab_size, context_length)
-        self.driven = Driven()
+    Attributes:
+        scheduler: its metrics tell what was found.
+        reading: steps with tokens of prompts in them.
+        decoding: the others.
+        refused: requests that could never run.
+        refused_tokens: of their prompts.
+    """
+
+    def __init__(self, plan: FoldPlan, config: RuntimeConfig, vocab_size: int, context_length: int) -> None:
+        """Nothing runs yet; raises CapacityError where the bytes hold no step."""
+        self.scheduler, self._info = _make_scheduler(plan, config, vocab_size, context_length)
+        self.reading, self.decoding = StepCost(), StepCost()
+        self.refused = self.refused_tokens = 0
         self._at_once = config.max_num_seqs
         self._builder = StepBuilder(
             groups=[group.name for group in plan.groups],
@@ -75,39 +75,61 @@ class Drive:
         )
         self._replies: dict[Request, np.ndarray] = {}
 
-    def run(self, scripts: Iterable[Script], begun: Callable[[int], None] = lambda _: None) -> None:
-        """Answer all, so many at once; `begun` is told the prompt tokens of each that is let in."""
+    @property
+    def cost(self) -> StepCost:
+        """Of all steps."""
+        kinds = self.reading, self.decoding
+        return StepCost(sum(kind.steps for kind in kinds), sum(kind.cpu_seconds for kind in kinds))
+
+    def run(self, scripts: Iterable[Script], submitted: Callable[[int], None] = lambda _: None) -> None:
+        """Answer all, as many at once as the scheduler runs.
+
+        Args:
+            scripts: asked for one by one, when there is room.
+            submitted: told the tokens of each prompt.
+        """
         left = iter(scripts)
         while True:
-            self._fill(left, begun)
+            self._fill(left, submitted)
             if not self._replies:
                 return
             self._step()
 
-    def _fill(self, left: Iterator[Script], begun: Callable[[int], None]) -> None:
+    def _fill(self, left: Iterator[Script], submitted: Callable[[int], None]) -> None:
         while len(self._replies) < self._at_once:
             script = next(left, None)
             if script is None:
                 return
             request = Request(Prompt(script.prompt), len(script.reply), self._info)
-            begun(request.prompt_length)
+            submitted(request.prompt_length)
             try:
                 self.scheduler.submit(request)
             except CapacityError:
-                self.driven.refused += 1
-                self.driven.refused_tokens += request.prompt_length
-                continue
-            self._replies[request] = script.reply
+                self.refused += 1
+                self.refused_tokens += request.prompt_length
+            else:
+                self._replies[request] = script.reply
 
     def _step(self) -> None:
         started = thread_time()
         scheduled = self.scheduler.schedule()
         self._builder.build([chunk for _, chunk in scheduled])
+        reads = False
         for request, chunk in scheduled:
+            reads = reads or chunk.start < request.prompt_length
             self.scheduler.commit(request, chunk)
-            if chunk.end == request.length:
+            if request.generates and chunk.end == request.length:
                 self.scheduler.append(request, int(self._replies[request][request.num_completion_tokens]))
-                if request.finish_reason is not None:
-                    del self._replies[request]
-        self.driven.cpu_seconds += thread_time() - started
-        self.driven.steps += 1
+            if request.finish_reason is not None:
+                del self._replies[request]
+        cost = self.reading if reads else self.decoding
+        cost.cpu_seconds += thread_time() - started
+        cost.steps += 1
+
+
+def _make_scheduler(
+    plan: FoldPlan, config: RuntimeConfig, vocab_size: int, context_length: int
+) -> tuple[Scheduler, EngineInfo]:
+    """A scheduler over the memory that an engine of the plan would have."""
+    info = EngineInfo(plan, pages_for(plan, config, context_length), vocab_size, context_length, "")
+    return Scheduler(info, config), info

@@ -12,7 +12,7 @@ from kvfold.runtime.memory.horizon import horizons
 
 
 @dataclass(frozen=True)
-class Path:
+class PagePath:
     """A turn as pages.
 
     Attributes:
@@ -26,7 +26,7 @@ class Path:
     hit_limit: int
 
 
-def path_of(turn: Turn, page_size: int) -> Path:
+def path_of(turn: Turn, page_size: int) -> PagePath:
     """A turn's pages of so many tokens."""
     tokens = turn.tokens
     full = len(tokens) // page_size
@@ -34,7 +34,7 @@ def path_of(turn: Turn, page_size: int) -> Path:
     for page in tokens[: full * page_size].reshape(full, page_size):
         name = hash((name, page.tobytes()))
         names.append(name)
-    return Path(names, turn.prompt_length, (turn.prompt_length - 1) // page_size)
+    return PagePath(names, turn.prompt_length, (turn.prompt_length - 1) // page_size)
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,11 @@ class FoldedCosts:
 
 
 class IdealFolded:
-    """An LRU of conversations' ends: each keeps its tail, and shares global pages with the others.
+    """An LRU of ends: each keeps its tail, and shares the global pages before it with the others.
 
     Ends are where a prompt left what was known, where it ended, and where its reply did. The prompt's end goes
-    first, as the reply's has superseded it. Running requests take no bytes.
+    first, as the reply's has superseded it. Running requests take no bytes. It knows nothing of the future: a
+    memory with other ends may have more.
     """
 
     def __init__(self, costs: FoldedCosts, budget: int | None) -> None:
@@ -78,7 +79,7 @@ class IdealFolded:
         self._parents: dict[int, int] = {}
         self._holders: dict[int, int] = {}  # ends and pages that go on from a page
 
-    def read(self, path: Path) -> int:
+    def read(self, path: PagePath) -> int:
         """Pages that a turn finds; then the cache knows it."""
         pages, limit = path.pages, min(path.hit_limit, len(path.pages))
         hit = next((count for count in range(limit, 0, -1) if pages[count - 1] in self._ends), 0)
@@ -90,7 +91,7 @@ class IdealFolded:
                 self._keep(pages, end)
         if limit and len(pages) > limit:
             self._ends.move_to_end(pages[limit - 1], last=False)
-        while self._budget is not None and self._used > self._budget and len(self._ends) > 1:
+        while self._budget is not None and self._used > self._budget:
             self._drop(self._ends.popitem(last=False)[0])
         return hit
 
@@ -124,26 +125,26 @@ class IdealFolded:
 
 
 class IdealUnfolded:
-    """An LRU of pages, each with all of its tokens' keys and values: a hit is every page before it."""
+    """An LRU of pages that hold all of their tokens' keys and values: a hit is a path's first pages."""
 
-    def __init__(self, page_bytes: int, budget: int) -> None:
-        """Empty."""
-        self._most = budget // page_bytes
+    def __init__(self, page_bytes: int, budget: int | None) -> None:
+        """Empty; a budget of None is endless."""
+        self._most = None if budget is None else budget // page_bytes
         self._pages: OrderedDict[int, None] = OrderedDict()
 
-    def read(self, path: Path) -> int:
+    def read(self, path: PagePath) -> int:
         """Pages that a turn finds; then the cache knows it."""
         limit = min(path.hit_limit, len(path.pages))
         hit = next((count for count in range(limit) if path.pages[count] not in self._pages), limit)
         for page in reversed(path.pages):  # the last page of a path goes first
             self._pages[page] = None
             self._pages.move_to_end(page)
-        while len(self._pages) > self._most:
+        while self._most is not None and len(self._pages) > self._most:
             self._pages.popitem(last=False)
         return hit
 
 
-def hit_rate(cache: IdealFolded | IdealUnfolded, paths: Iterable[Path], page_size: int) -> float:
+def hit_rate(cache: IdealFolded | IdealUnfolded, paths: Iterable[PagePath], page_size: int) -> float:
     """Share of the prompts' tokens that a cache has, from empty on."""
     hit = total = 0
     for path in paths:

@@ -1,7 +1,7 @@
 """Turns: the prompts and replies that a trace stands for, as tokens.
 
-A trace names blocks and says nothing of replies. The tokens of a block follow from its name alone, so equal
-names hold equal tokens, and different names share none.
+A trace names the blocks of its prompts, and none of its replies. Here a block's tokens follow from its number
+alone, so equal names hold equal tokens, and different ones share none.
 """
 
 from __future__ import annotations
@@ -10,18 +10,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count, islice
-from typing import Literal, get_args
 
 import numpy as np
 
 from kvfold.pipeline.bench.trace.trace_file import BLOCK_TOKENS, TraceRequest
-
-# What becomes of a prompt's end, where the trace's block is partial, and of its reply:
-# `chat` goes on as the conversation's next request does; `whole` cuts the prompt to whole blocks; `trace` leaves it
-# as it was recorded, another than the next request's.
-Ends = Literal["chat", "whole", "trace"]
-ENDS: tuple[Ends, ...] = get_args(Ends)
-FULL_CONTEXT = 131_072  # of the model that the trace was recorded from
+from kvfold.pipeline.bench.trace.trace_settings import TraceSettings
 
 
 @dataclass(frozen=True)
@@ -32,7 +25,7 @@ class Turn:
         blocks: numbers of the blocks that hold both.
         block_tokens: of each.
         prompt_length: tokens.
-        reply_length: tokens, at least one.
+        reply_length: tokens; 0 where the prompt is read only.
     """
 
     blocks: tuple[int, ...]
@@ -41,10 +34,15 @@ class Turn:
     reply_length: int
 
     @property
+    def length(self) -> int:
+        """Tokens of both."""
+        return self.prompt_length + self.reply_length
+
+    @property
     def tokens(self) -> np.ndarray:
-        """Int64, the prompt's, then the reply's."""
+        """Int64 [length], the prompt's, then the reply's."""
         first = np.array(self.blocks, np.int64)[:, None] * self.block_tokens
-        return (first + np.arange(self.block_tokens)).reshape(-1)[: self.prompt_length + self.reply_length]
+        return (first + np.arange(self.block_tokens)).reshape(-1)[: self.length]
 
 
 @dataclass(frozen=True)
@@ -54,13 +52,11 @@ class Turns:
     Attributes:
         turns: in the trace's order.
         vocab_size: above every token.
-        context_length: tokens of the longest turn that is not cut.
         continued: turns that a later one goes on from.
     """
 
     turns: tuple[Turn, ...]
     vocab_size: int
-    context_length: int
     continued: int
 
     @property
@@ -69,43 +65,50 @@ class Turns:
         return sum(turn.prompt_length for turn in self.turns)
 
 
-def turns_of(requests: Sequence[TraceRequest], block_tokens: int, ends: Ends) -> Turns:
-    """The turns of a trace whose blocks, lengths and context are scaled to blocks of `block_tokens`."""
-    scale = BLOCK_TOKENS // block_tokens
-    context = FULL_CONTEXT // scale
+def turns_of(requests: Sequence[TraceRequest], settings: TraceSettings) -> Turns:
+    """What is replayed of a trace's requests."""
+    size = settings.block_tokens
     numbers = count()
-    named: defaultdict[int, int] = defaultdict(numbers.__next__)
-    follow = _next_requests(requests) if ends == "chat" else [None] * len(requests)
+    numbered: defaultdict[int, int] = defaultdict(numbers.__next__)
+    follow = _next_requests(requests) if settings.ends == "chat" else [None] * len(requests)
     turns: list[Turn] = []  # the last one first, as each may go on as a later one does
     continued = 0
     for request, after in zip(reversed(requests), reversed(follow), strict=True):
-        reply = min(context - 1, max(1, request.output_length // scale))
-        prompt = max(1, min(context - reply, request.input_length // scale))
-        if ends == "whole":
-            prompt = max(block_tokens, prompt // block_tokens * block_tokens)
+        prompt, reply = _lengths(request, settings)
         later = None if after is None else turns[len(requests) - 1 - after]
         if later is not None and later.prompt_length > prompt:
             blocks = later.blocks
             continued += 1
         else:
-            blocks = tuple(named[name] for name in request.hash_ids[: -(-prompt // block_tokens)])
-        needed = -(-(prompt + reply) // block_tokens)
-        blocks = blocks[:needed] + tuple(islice(numbers, max(0, needed - len(blocks))))
-        turns.append(Turn(blocks, block_tokens, prompt, reply))
-    return Turns(tuple(reversed(turns)), next(numbers) * block_tokens, context, continued)
+            blocks = tuple(numbered[name] for name in request.hash_ids[: -(-prompt // size)])
+        needed = -(-(prompt + reply) // size)
+        new = islice(numbers, max(0, needed - len(blocks)))
+        turns.append(Turn((*blocks[:needed], *new), size, prompt, reply))
+    return Turns(tuple(reversed(turns)), next(numbers) * size, continued)
+
+
+def _lengths(request: TraceRequest, settings: TraceSettings) -> tuple[int, int]:
+    """Tokens of prompt and reply, cut to what the context holds."""
+    size, context = settings.block_tokens, settings.context_length
+    reply = min(context - 1, max(1, request.output_length // settings.scale)) if settings.ends == "chat" else 0
+    prompt = max(1, request.input_length // settings.scale)
+    if settings.ends == "whole":
+        prompt = max(size, prompt // size * size)
+    return min(prompt, context - reply), reply
 
 
 def _next_requests(requests: Sequence[TraceRequest]) -> list[int | None]:
     """For each request the first later one whose prompt begins with all its whole blocks.
 
-    One whole block is no conversation: it is what all of them begin with.
+    One whole block is no conversation: it is what most prompts begin with.
     """
-    earliest: dict[tuple[int, ...], int] = {}
+    earliest: dict[int, int] = {}
     found: list[int | None] = []
     for index in range(len(requests) - 1, -1, -1):
-        request = requests[index]
-        whole = request.input_length // BLOCK_TOKENS
-        found.append(earliest.get(request.hash_ids[:whole][-2:]) if whole > 1 else None)
-        for end in range(2, len(request.hash_ids) + 1):
-            earliest[request.hash_ids[end - 2 : end]] = index
+        names = requests[index].hash_ids
+        whole = requests[index].input_length // BLOCK_TOKENS
+        after = earliest.get(names[whole - 1]) if whole > 1 else None
+        goes_on = after is not None and requests[after].hash_ids[:whole] == names[:whole]
+        found.append(after if goes_on else None)
+        earliest.update((name, index) for name in names[1:])
     return found[::-1]
