@@ -1,1 +1,1 @@
-"""Hit rates of the real scheduler and memory on a trace of requests, beside ideal caches; nothing is computed."""
+"""What the real scheduler and memory find again on a trace of requests, beside ideal caches."""

@@ -65,9 +65,9 @@ class FoldedCosts:
 class IdealFolded:
     """An LRU of ends: each keeps its tail, and shares the global pages before it with the others.
 
-    Ends are where a prompt left what was known, where it ended, and where its reply did. The prompt's end goes
-    first, as the reply's has superseded it. Running requests take no bytes. It knows nothing of the future: a
-    memory with other ends may have more.
+    Ends are where a prompt left what was known, where it ended, and where its reply did. The prompt's end
+    goes first, as the reply's has superseded it. Running requests take no bytes. The future is not known: a
+    memory that keeps other ends may have more.
     """
 
     def __init__(self, costs: FoldedCosts, budget: int | None) -> None:

@@ -80,9 +80,7 @@ def run_trace_bench(
     )
 
 
-def _replay(
-    plan: FoldPlan, settings: TraceSettings, turns: Turns, budget: int, progress: Progress
-) -> Drive:
+def _replay(plan: FoldPlan, settings: TraceSettings, turns: Turns, budget: int, progress: Progress) -> Drive:
     config = RuntimeConfig(
         kv_cache_bytes=budget,
         max_num_batched_tokens=settings.step_tokens,

@@ -61,7 +61,8 @@ def _read(line: str, place: str) -> TraceRequest:
     found = _find_fault(row)
     if found is not None:
         raise _wrong(line, place, found)
-    return TraceRequest(*(row[name] for name in FIELDS[:-1]), tuple(row["hash_ids"]))
+    time, prompt, reply, names = (row[name] for name in FIELDS)
+    return TraceRequest(time, prompt, reply, tuple(names))
 
 
 def _wrong(line: str, place: str, fault: str) -> RequestError:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from kvfold.plugins.contract.errors import RequestError
 from kvfold.pipeline.bench.trace.trace_file import BLOCK_TOKENS
+from kvfold.plugins.contract.errors import RequestError
 
 Ends = Literal["chat", "whole", "recorded"]
 ENDS: tuple[Ends, ...] = get_args(Ends)

@@ -35,22 +35,23 @@ def _row(budget: BudgetResult) -> tuple[Cell, ...]:
 
 def _notes(result: TraceResult) -> Iterator[str]:
     yield (
-        f"Shares of {result.prompt_tokens:,} prompt tokens; endless memory would have {_percent(result.endless)} of "
-        f"them, and {_percent(result.endless_ideal)} where hits end as the ideal LRU's. Unfolded is the ideal LRU "
-        f"of the same bytes at {format_bytes(result.unfolded_token_bytes)} a token, bf16. Tail gone: matched, but "
-        "computed again. Microseconds are the scheduler's and the memory's CPU, without engine and sampling."
+        f"Shares of {result.prompt_tokens:,} prompt tokens. Endless memory would find "
+        f"{_percent(result.endless)}; {_percent(result.endless_ideal)} where the ideal LRU keeps ends. "
+        f"Unfolded: an ideal LRU of the same bytes, bf16, {format_bytes(result.unfolded_token_bytes)} a token. "
+        "Tail gone: matched, but computed again. Times are CPU of scheduler and memory; nothing is sampled."
     )
     for budget in result.budgets:
         if budget.refused or budget.preemptions:
             yield (
-                f"{format_bytes(budget.bytes)}: {budget.refused:,} requests too long for it, {budget.preemptions:,} "
-                f"preemptions, {_percent(budget.recomputed)} computed twice."
+                f"{format_bytes(budget.bytes)}: {budget.refused:,} requests too long for it, "
+                f"{budget.preemptions:,} preemptions, {_percent(budget.recomputed)} computed twice."
             )
+    machine = result.machine
     yield (
-        f"{result.trace}: {result.requests:,} requests, {result.continued:,} go on in a later one; blocks of 512 "
-        f"tokens as {result.block_tokens}; {ENDS[result.ends]}; {result.at_once} at once, {result.step_tokens:,} "
-        f"tokens a step; context {result.context:,}. {result.plan}; {result.machine.cpu}; load average at start "
-        f"{result.machine.load_average:.2f}; {result.machine.started}; `{result.command}`."
+        f"{result.trace}: {result.requests:,} requests, {result.continued:,} go on in a later one; blocks of "
+        f"{result.block_tokens} tokens; {ENDS[result.ends]}; {result.at_once} at once, "
+        f"{result.step_tokens:,} tokens a step, context {result.context:,}. {result.plan}; {machine.cpu}; "
+        f"load average at start {machine.load_average:.2f}; {machine.started}; `{result.command}`."
     )
 
 

@@ -90,7 +90,9 @@ def turns_of(requests: Sequence[TraceRequest], settings: TraceSettings) -> Turns
 def _lengths(request: TraceRequest, settings: TraceSettings) -> tuple[int, int]:
     """Tokens of prompt and reply, cut to what the context holds."""
     size, context = settings.block_tokens, settings.context_length
-    reply = min(context - 1, max(1, request.output_length // settings.scale)) if settings.ends == "chat" else 0
+    reply = (
+        min(context - 1, max(1, request.output_length // settings.scale)) if settings.ends == "chat" else 0
+    )
     prompt = max(1, request.input_length // settings.scale)
     if settings.ends == "whole":
         prompt = max(size, prompt // size * size)

@@ -55,9 +55,10 @@ def command(
     many requests do, whether anything is lost when clients leave. Each figure stands beside its demand, and a
     missed one is exit code 1. Results go to report/serve.json and serve.md.
 
-    With --trace FILE alone nothing is computed. A trace of requests goes through the scheduler and its memory,
-    once for each of --budgets: how many prompt tokens they find again, beside an ideal LRU of the same bytes and
-    beside the unfolded model's bf16 cache. RECIPE may also be a bundle's folder; none has to be built.
+    With --trace FILE alone nothing is computed. A trace of requests goes through the scheduler and its
+    memory, once for each of --budgets: how many prompt tokens are found again, beside an ideal LRU of the
+    same bytes and beside the unfolded model's bf16 cache. RECIPE may be a bundle's folder, and need not be
+    built.
 
     \b
     Examples:

@@ -43,8 +43,7 @@ OPTIONS = (
     click.option(
         "--trace",
         type=FILE,
-        help="Replay this trace, in Mooncake's form, through scheduler and memory alone: hit rates. With --serve: "
-        "what scenario trace replays.",
+        help="Hit rates on this trace, in Mooncake's form. With --serve: what scenario trace replays.",
     ),
     click.option(
         "--minutes",
@@ -56,8 +55,8 @@ OPTIONS = (
     click.option(
         "--json",
         type=click.Path(path_type=Path, dir_okay=False),
-        help="With --serve or --trace: where the result goes.  [default: report/serve.json in the bundle; of a "
-        "trace nowhere]",
+        help="With --serve or --trace: where the result goes.  [default: report/serve.json in the bundle; "
+        "nowhere without --serve]",
     ),
 )
 OF_THE_OTHER_BENCH = ("peers", "peer_python", "quick")

@@ -53,17 +53,16 @@ OPTIONS = (
         type=click.IntRange(min=1),
         default=DEFAULTS.block_tokens,
         show_default=True,
-        help="With --trace: tokens that its blocks of 512 become; lengths shrink with them. 512 leaves all as it "
-        "was.",
+        help="With --trace: what its blocks of 512 tokens become; lengths shrink with them. 512 leaves them.",
     ),
     click.option(
         "--ends",
         type=click.Choice(ENDS),
         default=DEFAULTS.ends,
         show_default=True,
-        help="With --trace, which names neither prompts' last words nor replies. chat: both are what the "
-        "conversation's next request reads. whole: prompts are cut to whole blocks, without replies. recorded: "
-        "prompts end in a block that no other request has, without replies.",
+        help="With --trace, which knows neither prompts' last tokens nor replies. chat: both are what the "
+        "conversation's next request reads. whole: prompts cut to whole blocks, no replies. recorded: "
+        "prompts end in blocks of their own, no replies.",
     ),
     click.option(
         "--at-once",
@@ -83,8 +82,8 @@ OPTIONS = (
         "--context",
         type=click.IntRange(min=2),
         default=DEFAULTS.context,
-        help="With --trace: tokens of the longest sequence, which may be more than the model's; longer prompts are "
-        f"cut.  [default: {CONTEXT_BLOCKS} blocks]",
+        help="With --trace: tokens of the longest sequence, more than the model's if you like; longer "
+        f"prompts are cut.  [default: {CONTEXT_BLOCKS} blocks]",
     ),
 )
 NAMES = ("requests", "budgets", "block_tokens", "ends", "at_once", "step_tokens", "context")
