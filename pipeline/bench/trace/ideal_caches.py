@@ -81,7 +81,7 @@ class IdealFolded:
 
     def read(self, path: PagePath) -> int:
         """Pages that a turn finds; then the cache knows it."""
-        pages, limit = path.pages, min(path.hit_limit, len(path.pages))
+        pages, limit = path.pages, path.hit_limit
         hit = next((count for count in range(limit, 0, -1) if pages[count - 1] in self._ends), 0)
         if hit:
             self._ends.move_to_end(pages[hit - 1])
@@ -134,7 +134,7 @@ class IdealUnfolded:
 
     def read(self, path: PagePath) -> int:
         """Pages that a turn finds; then the cache knows it."""
-        limit = min(path.hit_limit, len(path.pages))
+        limit = path.hit_limit
         hit = next((count for count in range(limit) if path.pages[count] not in self._pages), limit)
         for page in reversed(path.pages):  # the last page of a path goes first
             self._pages[page] = None

@@ -37,8 +37,9 @@ def _notes(result: TraceResult) -> Iterator[str]:
     yield (
         f"Shares of {result.prompt_tokens:,} prompt tokens. Endless memory would find "
         f"{_percent(result.endless)}; {_percent(result.endless_ideal)} where the ideal LRU keeps ends. "
-        f"Unfolded: an ideal LRU of the same bytes, bf16, {format_bytes(result.unfolded_token_bytes)} a token. "
-        "Tail gone: matched, but computed again. Times are CPU of scheduler and memory; nothing is sampled."
+        "Unfolded: an ideal LRU of the same bytes, in bf16, where a token takes "
+        f"{format_bytes(result.unfolded_token_bytes)}. Tail gone: matched, but computed again. Times are "
+        "CPU of scheduler and memory; nothing is sampled."
     )
     for budget in result.budgets:
         if budget.refused or budget.preemptions:
