@@ -58,7 +58,7 @@ def parse_bytes(text: str) -> int:
     Raises:
         RequestError: it is none, its unit is unknown, or it is less than a byte.
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text, re.ASCII)
     unit = found[2] or BYTE_UNITS[0] if found else ""
     if found is None or unit not in BYTE_UNITS:
         raise RequestError(

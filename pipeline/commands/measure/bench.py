@@ -70,10 +70,13 @@ def command(
     """
     if replay is not None:
         _replay_trace(recipe, replay)
-        return
-    if serving is not None:
+    elif serving is not None:
         _bench_servers(recipe, output, settings, serving, work)
-        return
+    else:
+        _bench_engines(recipe, output, settings, work)
+
+
+def _bench_engines(recipe: str, output: Path | None, settings: BenchSettings, work: Path) -> None:
     from kvfold.pipeline.bench.bench import run_bench
     from kvfold.pipeline.bench.bench_table import bench_table
     from kvfold.pipeline.bench.prepared_models import PreparedModels

@@ -14,7 +14,7 @@ from kvfold.plugins.contract.plan_presets import AttentionShape, Preset, build_p
 
 SHAPE = AttentionShape(num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=16)
 WINDOWED = build_plan(Preset(preset="horizon", sliding_window=32, sink_size=4, global_every=2), SHAPE)
-GLOBAL = build_plan(Preset(preset="identity"), SHAPE)
+GLOBAL = build_plan(Preset(preset="identity", kv_dtype="bfloat16"), SHAPE)  # what unfolded means
 TRACE_RESULT = TraceResult(
     command="kvfold bench compact --trace a.jsonl",
     machine=Machine("a CPU", "Linux", "3.11", 0.25, "2026-01-01T00:00:00Z"),

@@ -76,7 +76,7 @@ def test_equal_blocks_are_equal_tokens_and_others_share_none(ends: Ends, block_t
     assert found.prompt_tokens == sum(turn.prompt_length for turn in found.turns)
     for turn in found.turns:
         assert len(set(turn.tokens.tolist())) == turn.length
-        assert 0 <= turn.tokens.min() and turn.tokens.max() < found.vocab_size
+        assert turn.tokens.min() >= 0 and turn.tokens.max() < found.vocab_size
     for index, one in enumerate(requests):
         for other, turn in zip(requests[:index], found.turns, strict=False):
             names = zip(one.hash_ids, other.hash_ids, strict=False)
