@@ -48,9 +48,12 @@ def run_trace_bench(
     """
     machine = describe_machine()
     with open_watch(console) as watch:
-        with watch.work(Work("trace", "reading it; what endless caches would have")):
+        with watch.work(Work("trace", "reading it; what endless caches would have")) as progress:
             turns = turns_of(list(read_trace_file(settings.trace, settings.requests)), settings)
-            paths = [path_of(turn, plan.page_size) for turn in turns.turns]
+            paths = []
+            for number, turn in enumerate(turns.turns):
+                progress(number / len(turns.turns))
+                paths.append(path_of(turn, plan.page_size))
             endless = hit_rate(IdealUnfolded(1, None), paths, plan.page_size)
             endless_ideal = hit_rate(IdealFolded(FoldedCosts.of(plan), None), paths, plan.page_size)
         budgets = []
