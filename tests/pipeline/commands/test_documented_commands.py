@@ -40,6 +40,7 @@ NOT_RUN = {
     "--target tensorrt": "builds or runs a plan: tests/pipeline/build and tests/gpu do",
     "--target tensorrt-rtx": "builds or runs a plan: tests/pipeline/build and tests/gpu do",
     "bench --serve": "puts servers under load for minutes: tests/pipeline/bench/serving does, for seconds",
+    "bench .*--trace": "needs a trace of requests: tests/pipeline/bench/trace writes some",
     "--peer-python": "needs the peers, and the network to get them",
 }
 
