@@ -8,10 +8,12 @@ from time import thread_time
 
 import numpy as np
 
+from kvfold.pipeline.bench.no_pages import NoPages
 from kvfold.plugins.contract.errors import CapacityError
 from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.runtime.engine.protocol import EngineInfo
-from kvfold.runtime.memory.budget import pages_for
+from kvfold.runtime.engine.slabs import UNITS, address_pages, slab_pages
+from kvfold.runtime.memory.budget import kv_cache_bytes
 from kvfold.runtime.runtime_config import RuntimeConfig
 from kvfold.runtime.scheduler.request import Prompt, Request
 from kvfold.runtime.scheduler.scheduler import Scheduler
@@ -131,5 +133,8 @@ def _make_scheduler(
     plan: FoldPlan, config: RuntimeConfig, vocab_size: int, context_length: int
 ) -> tuple[Scheduler, EngineInfo]:
     """A scheduler over the memory that an engine of the plan would have."""
-    info = EngineInfo(plan, pages_for(plan, config, context_length), vocab_size, context_length, "")
-    return Scheduler(info, config), info
+    slabs = slab_pages(plan, UNITS["cpu"])
+    budget = kv_cache_bytes(plan, slabs, config, context_length)
+    pages = address_pages(plan, budget, slabs)
+    info = EngineInfo(plan, budget, pages, slabs, vocab_size, context_length, "")
+    return Scheduler(info, config, NoPages()), info

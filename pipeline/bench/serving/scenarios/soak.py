@@ -9,7 +9,7 @@ from pathlib import Path
 from kvfold.pipeline.bench.serving.client.load_summary import summarise
 from kvfold.pipeline.bench.serving.client.outcome import Load
 from kvfold.pipeline.bench.serving.client.run_load import closed_loop, until
-from kvfold.pipeline.bench.serving.scenarios.abort_requests import lost, state_of, wait_for_rest
+from kvfold.pipeline.bench.serving.scenarios.abort_requests import lost, wait_for_rest
 from kvfold.pipeline.bench.serving.scenarios.overload import growth, watch_memory
 from kvfold.pipeline.bench.serving.scenarios.scenario import Bench, Steps
 from kvfold.pipeline.bench.serving.scenarios.soak_jobs import SHOWN, SoakLog, soak_jobs
@@ -32,7 +32,6 @@ async def measure(bench: Bench, progress: Progress) -> Measured:
     log = SoakLog(random.Random("soak"))
     cache = bytes_of_sequences(bench.bundle, SEQUENCES)
     async with run_server(bench.server(AT_ONCE, cache), bench.logs) as server:
-        before = await state_of(server)
         load, memory = await _soak(server, bench.soak_seconds, log, steps.next("soaking"))
         after = await wait_for_rest(server)
     steps.next(f"{len(log.kept)} replies again, cold")
@@ -45,7 +44,7 @@ async def measure(bench: Bench, progress: Progress) -> Measured:
         (
             Figure("requests", "", (float(len(load.outcomes)),)),
             Figure("replies and refusals that should not have been", "", (float(len(log.wrong)),), NONE),
-            Figure("pages lost", "pages", (lost(before, after),), NONE),
+            Figure("pages lost", "pages", (lost(after),), NONE),
             Figure(f"of {len(log.kept)} replies, others than cold ones", "", (float(other),), NONE),
             Figure("memory, end over start", "%", (growth(early, late),), Demand("at most", GROWTH)),
         ),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from time import sleep
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kvfold.pipeline.bench.no_pages import NoPages
 from kvfold.runtime.bundle import TOKENIZER, TOKENIZER_CONFIG, open_bundle
 from kvfold.runtime.engine.engine_files import open_engine
 from kvfold.runtime.engine.protocol import EngineInfo, StepInputs
@@ -20,20 +20,6 @@ if TYPE_CHECKING:
     from kvfold.runtime.runtime_config import RuntimeConfig
 
 TEXT = " a"  # of every token
-
-
-class NoPages:
-    """A page store that stores nothing."""
-
-    def commit(self, group: str, slabs: Sequence[int]) -> None:
-        """Nothing."""
-
-    decommit = commit
-
-    def copy_out(self, group: str, pages: np.ndarray, buffer: np.ndarray) -> None:
-        """Nothing."""
-
-    copy_in = move = copy_out
 
 
 class ZeroCostEngine:
