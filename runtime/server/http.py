@@ -277,9 +277,7 @@ class Request:
             async with asyncio.timeout(BODY_SECONDS):
                 return await self._collect()
         except TimeoutError:
-            raise HttpError(
-                408, f"the body did not arrive within {BODY_SECONDS:g} s", headers=CLOSE
-            ) from None
+            raise HttpError(408, f"the body took longer than {BODY_SECONDS:g} s", headers=CLOSE) from None
 
     async def _collect(self) -> bytes:
         if not self.headers.get("content-length", "0").isdecimal():
