@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from kvfold.runtime.server.guard.plain_parser import PlainParser
@@ -149,7 +150,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self._unanswered.append(self.cycle)
         if any(name == b"content-length" and int(value) > MAX_BODY_BYTES for name, value in self.headers):
             self.cycle.keep_alive = False  # whatever the answer, nobody reads so much
-        if len(self._unanswered) <= self.max_pipelined:
+        held = sum(len(cycle.body) for cycle in self._unanswered)
+        if len(self._unanswered) <= self.max_pipelined and held <= HIGH_WATER_LIMIT:
             self.flow.resume_reading()  # behind another request too: else nobody sees that the client left
 
     def on_message_complete(self) -> None:
