@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -16,6 +16,7 @@ from kvfold.plugins.contract.errors import CapacityError, KvfoldError, RequestEr
 
 if TYPE_CHECKING:
     from kvfold.runtime.server.caller import Caller
+    from kvfold.runtime.server.served_llm import PendingReply
 
 T = TypeVar("T")
 Message = MutableMapping[str, Any]
@@ -139,34 +140,6 @@ class EventStream:
     events: AsyncGenerator[bytes, None]
     error_event: Callable[[HttpError], bytes] = openai_error_event
     headers: Mapping[str, str] = field(default_factory=dict)
-
-
-class PendingReply(Protocol):
-    """What a request waits for, as `ServerState.submit` gives it."""
-
-    @property
-    def prompt(self) -> Any:
-        """What it replies to."""
-        ...
-
-    @property
-    def completion(self) -> Any:
-        """The Completion of a finished reply."""
-        ...
-
-    @property
-    def tokens(self) -> int:
-        """Generated so far, as far as they were read."""
-        ...
-
-    @property
-    def unread_characters(self) -> int:
-        """Characters of text that nobody took yet."""
-        ...
-
-    def cancel(self) -> None:
-        """End it; nothing where it has ended."""
-        ...
 
 
 @dataclass(eq=False)
