@@ -50,7 +50,7 @@ class Operations:
     async def cancel_request(self, request: Request, state: ServerState) -> Response:
         """End one within a step; raises HttpError 404 where there is none."""
         name = request.path_params["id"]
-        running = self._shared.running.get(int(name)) if name.isascii() and name.isdecimal() else None
+        running = self._shared.running.get(name)
         if running is None or not _may_see(request, running.tenant):
             raise HttpError(
                 404, f"no request {name!r:.80} runs; GET /v1/kvfold/requests lists them", param="id"

@@ -58,7 +58,7 @@ class Shared:
             limits.max_sessions, limits.seconds, self.discard
         )
         self.state = state
-        self.running: dict[int, Running] = {}
+        self.running: dict[str, Running] = {}
         self._texts: TokenTexts | None = None
 
     def texts(self) -> TokenTexts:
@@ -80,11 +80,11 @@ class Shared:
 
     def watch(self, request: Request, replies: Sequence[TrackedReply]) -> None:
         """Replies of a request can be stopped by others until it ends."""
-        self.running |= {reply.id: Running(request.tenant, reply.stop) for reply in replies}
+        self.running |= {str(reply.id): Running(request.tenant, reply.stop) for reply in replies}
 
         def forget() -> None:
             for reply in replies:
-                self.running.pop(reply.id, None)
+                self.running.pop(str(reply.id), None)
 
         request.at_end(forget)
 

@@ -186,7 +186,6 @@ def _request(view: RequestView, now: float, page_size: int) -> dict[str, Any]:
 def _ended_reply(reply: EndedReply, at: float, page_size: int) -> dict[str, Any]:
     usage = reply.usage
     return {
-        "number": reply.number,
         "id": str(reply.id),
         "tenant": reply.tenant,
         "reason": reply.reason,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from itertools import pairwise
 from time import sleep
 
 import numpy as np
@@ -295,3 +296,10 @@ def test_a_clock_that_stands_still_is_no_pace() -> None:
     pace.note(prefill=0, decode=4, seconds=0.0)
     pace.note(prefill=64, decode=4, seconds=0.0)
     assert (pace.prefill_rate, pace.decode_rate, pace.most_prefill(4)) == (0.0, 0.0, None)
+
+
+def test_an_id_tells_nothing_of_how_many_others_there_are() -> None:
+    loop = make_loop()
+    ids = [make_ticket(loop, [1]).id for _ in range(20)]
+    gaps = [after - before for before, after in pairwise(sorted(ids))]
+    assert ids != sorted(ids) and min(gaps) > 2**20
