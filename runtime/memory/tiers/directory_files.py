@@ -102,10 +102,9 @@ class DirectoryFiles:
         with self._directory() as top:
             here: dict[int, os.stat_result] = {}
             ignored = 0
-            for entry in os.scandir(top):
-                match = SHARD.fullmatch(entry.name)
-                status = entry.stat(follow_symlinks=False)
-                if match and stat.S_ISDIR(status.st_mode):
+            for entry in _entries(top):
+                match, status = SHARD.fullmatch(entry), _status(top, entry)
+                if match and status and stat.S_ISDIR(status.st_mode):
                     here[int(match[1], 16)] = status
                 else:
                     ignored += 1
@@ -116,27 +115,27 @@ class DirectoryFiles:
             for shard, status in here.items():
                 if self._changed.get(shard) != status.st_mtime_ns:
                     settled = time() - status.st_mtime > SETTLED_SECONDS
-                    self._changed[shard] = status.st_mtime_ns if settled else -1
                     with suppress(FileNotFoundError, ForeignEntryError), _shard(top, shard) as folder:
-                        yield self._list(folder, shard, known)
+                        listing = self._list(folder, shard, known)
+                        self._changed[shard] = status.st_mtime_ns if settled else -1
+                        yield listing
             self._ignored[-1] = ignored
 
     def _list(self, folder: int, shard: int, known: Callable[[bytes], bool]) -> Listing:
         listing = Listing(shard, set(), [])
         ignored = 0
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                name = ObjectName.parse(entry.name)
-                if name is not None and name.key[0] == shard:
-                    if known(name.key):
-                        listing.keys.add(name.key)
-                    elif status := _look(folder, entry.name):
-                        listing.keys.add(name.key)
-                        listing.found.append(FoundObject(name, status.st_size, status.st_mtime))
-                    else:
-                        ignored += 1
-                elif not _removed(folder, entry.name):
+        for entry in _entries(folder):
+            name = ObjectName.parse(entry)
+            if name is not None and name.key[0] == shard:
+                if known(name.key):
+                    listing.keys.add(name.key)
+                elif status := _look(folder, entry):
+                    listing.keys.add(name.key)
+                    listing.found.append(FoundObject(name, status.st_size, status.st_mtime))
+                else:
                     ignored += 1
+            elif not _removed(folder, entry):
+                ignored += 1
         self._ignored[shard] = ignored
         return listing
 
@@ -152,8 +151,8 @@ class DirectoryFiles:
                 )
             if status.st_mode & 0o022:
                 raise TierError(
-                    f"tier directory {self._path} has mode {stat.S_IMODE(status.st_mode):o}: others may write "
-                    f"to it; chmod 700 it"
+                    f"tier directory {self._path} has mode {stat.S_IMODE(status.st_mode):o}: others may "
+                    f"write to it; chmod 700 it"
                 )
             yield descriptor
         finally:
@@ -165,12 +164,23 @@ class DirectoryFiles:
             yield folder
 
 
+def _entries(folder: int) -> list[str]:
+    with os.scandir(folder) as entries:
+        return [entry.name for entry in entries]
+
+
+def _status(folder: int, name: str) -> os.stat_result | None:
+    """Of what is there now, of a link itself."""
+    with suppress(FileNotFoundError):
+        return os.stat(name, dir_fd=folder, follow_symlinks=False)
+    return None
+
+
 def _look(folder: int, name: str) -> os.stat_result | None:
     """A plain file of this user; None where it is anything else."""
-    with suppress(FileNotFoundError):
-        status = os.stat(name, dir_fd=folder, follow_symlinks=False)
-        if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
-            return status
+    status = _status(folder, name)
+    if status is not None and stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
+        return status
     return None
 
 
