@@ -20,7 +20,7 @@ import numpy as np
 from kvfold.plugins.contract.errors import TierError
 from kvfold.runtime.memory.tiers.layout import FORMAT_VERSION
 from kvfold.runtime.memory.tiers.object_file import ObjectName
-from kvfold.runtime.memory.tiers.object_store import FoundObject, Listing
+from kvfold.runtime.memory.tiers.object_store import SHARDS, FoundObject, Listing, TakenPlaceError
 
 SHARD = re.compile(rf"v{FORMAT_VERSION}-([0-9a-f]{{2}})")
 HALF_WRITTEN = re.compile(r"[0-9a-f]{32}\.tmp")
@@ -30,10 +30,6 @@ HALF_WRITTEN_SECONDS = 600.0
 TOUCH_SECONDS = 60.0
 # A folder that changed this recently may change again within one tick of the file system's clock.
 SETTLED_SECONDS = 2.0
-
-
-class ForeignEntryError(OSError):
-    """Where a folder of ours should be is something else, a link for instance."""
 
 
 class DirectoryFiles:
@@ -75,7 +71,7 @@ class DirectoryFiles:
 
     def read(self, name: ObjectName, limit: int) -> np.ndarray | None:
         """Read a file, at most one byte beyond `limit`; its time of change says when it was last used."""
-        with suppress(FileNotFoundError, ForeignEntryError), self._folder(name) as folder:
+        with suppress(FileNotFoundError, TakenPlaceError), self._folder(name) as folder:
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             if _look(folder, name.text) is None:
                 raise FileNotFoundError
@@ -94,7 +90,7 @@ class DirectoryFiles:
 
     def unlink(self, name: ObjectName) -> None:
         """Remove a file."""
-        with suppress(FileNotFoundError, ForeignEntryError), self._folder(name) as folder:
+        with suppress(FileNotFoundError, TakenPlaceError), self._folder(name) as folder:
             os.unlink(name.text, dir_fd=folder)
 
     def listings(self, known: Callable[[bytes], bool]) -> Iterator[Listing]:
@@ -108,14 +104,14 @@ class DirectoryFiles:
                     here[int(match[1], 16)] = status
                 else:
                     ignored += 1
-            for shard in self._changed.keys() - here.keys():
-                del self._changed[shard]
+            for shard in set(range(SHARDS)) - here.keys():
+                self._changed.pop(shard, None)
                 self._ignored.pop(shard, None)
                 yield Listing(shard, set(), [])
             for shard, status in here.items():
                 if self._changed.get(shard) != status.st_mtime_ns:
                     settled = time() - status.st_mtime > SETTLED_SECONDS
-                    with suppress(FileNotFoundError, ForeignEntryError), _shard(top, shard) as folder:
+                    with suppress(FileNotFoundError, TakenPlaceError), _shard(top, shard) as folder:
                         listing = self._list(folder, shard, known)
                         self._changed[shard] = status.st_mtime_ns if settled else -1
                         yield listing
@@ -207,7 +203,7 @@ def _shard(top: int, shard: int, *, create: bool = False) -> Iterator[int]:
         status = os.stat(name, dir_fd=top, follow_symlinks=False)
         if stat.S_ISDIR(status.st_mode):
             raise
-        raise ForeignEntryError(error.errno, error.strerror, name) from error
+        raise TakenPlaceError(error.errno, error.strerror, name) from error
     try:
         yield descriptor
     finally:

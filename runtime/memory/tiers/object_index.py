@@ -14,9 +14,9 @@ from threading import Lock
 from kvfold.runtime.memory.tiers.layout import SEGMENT_PAGES, TierLayout
 from kvfold.runtime.memory.tiers.object_file import ObjectName
 from kvfold.runtime.memory.tiers.object_order import ObjectOrder, priority
+from kvfold.runtime.memory.tiers.object_store import SHARDS
 
 UNKNOWN, PROMISED, THERE = range(3)
-SHARDS = 256
 
 
 class ObjectIndex:

@@ -10,6 +10,13 @@ import numpy as np
 from kvfold.runtime.memory.tiers.object_file import ObjectName
 
 
+SHARDS = 256
+
+
+class TakenPlaceError(OSError):
+    """An object cannot be written since something else, a link for instance, is where it belongs."""
+
+
 class FoundObject(NamedTuple):
     """An object that somebody else wrote: its bytes, and when it was used, in seconds since the epoch."""
 
@@ -19,7 +26,7 @@ class FoundObject(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """What is in a shard: the keys of all objects, and those that were not known."""
+    """What is in a shard, the objects whose keys begin with one byte: the keys of all objects, and those that were not known."""
 
     shard: int
     keys: set[bytes]

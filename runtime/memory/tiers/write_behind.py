@@ -12,7 +12,7 @@ from kvfold.runtime.memory.tiers.background import Background
 from kvfold.runtime.memory.tiers.layout import TierLayout
 from kvfold.runtime.memory.tiers.object_file import PageObject, encode
 from kvfold.runtime.memory.tiers.object_index import ObjectIndex
-from kvfold.runtime.memory.tiers.object_store import Listing, ObjectStore
+from kvfold.runtime.memory.tiers.object_store import Listing, ObjectStore, TakenPlaceError
 from kvfold.runtime.memory.tiers.prefix import TierLimits
 from kvfold.runtime.memory.tiers.tier_state import TierHealth
 
@@ -93,6 +93,8 @@ class WriteBehind:
                 self._health.wrote()
             else:
                 self._health.count(dropped=1)
+        except TakenPlaceError:
+            self._health.count(errors=1, dropped=1)
         except Exception as error:  # the thread goes on; the state says what went wrong
             self._health.write_failed(error)
             self._health.count(dropped=1)
