@@ -9,7 +9,6 @@ import numpy as np
 
 from kvfold.runtime.memory.tiers.object_file import ObjectName
 
-
 SHARDS = 256
 
 
@@ -26,7 +25,7 @@ class FoundObject(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """What is in a shard, the objects whose keys begin with one byte: the keys of all objects, and those that were not known."""
+    """The objects whose keys begin with one byte: all keys, and what was not known."""
 
     shard: int
     keys: set[bytes]

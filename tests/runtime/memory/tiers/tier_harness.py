@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,11 @@ PLENTY = TierLimits(1 << 30)
 
 def page_bytes(group: str, tokens: np.ndarray, page: int, size: int) -> np.ndarray:
     """What an engine would have computed: it depends on all tokens before."""
-    said = group.encode() + tokens[: (page + 1) * PAGE].astype(np.int64).tobytes()
+    return _page_bytes(group.encode() + tokens[: (page + 1) * PAGE].astype(np.int32).tobytes(), size)
+
+
+@lru_cache(maxsize=4096)
+def _page_bytes(said: bytes, size: int) -> np.ndarray:
     return np.frombuffer(hashlib.shake_128(said).digest(size), np.uint8)
 
 
