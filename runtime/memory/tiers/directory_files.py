@@ -13,7 +13,7 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from time import time
+from time import sleep, time
 
 import numpy as np
 
@@ -93,6 +93,13 @@ class DirectoryFiles:
         with suppress(FileNotFoundError, TakenPlaceError), self._folder(name) as folder:
             os.unlink(name.text, dir_fd=folder)
 
+    def used(self, name: ObjectName) -> float:
+        """Time of a file's last change."""
+        with suppress(FileNotFoundError, TakenPlaceError), self._folder(name) as folder:
+            if status := _look(folder, name.text):
+                return status.st_mtime
+        return 0.0
+
     def listings(self, known: Callable[[bytes], bool]) -> Iterator[Listing]:
         """Look at the folders whose time changed; remove what a killed process left half-written."""
         with self._directory() as top:
@@ -120,7 +127,9 @@ class DirectoryFiles:
     def _list(self, folder: int, shard: int, known: Callable[[bytes], bool]) -> Listing:
         listing = Listing(shard, set(), [])
         ignored = 0
-        for entry in _entries(folder):
+        for count, entry in enumerate(_entries(folder)):
+            if count % 64 == 0:
+                sleep(0)  # let a thread go on that waits for Python
             name = ObjectName.parse(entry)
             if name is not None and name.key[0] == shard:
                 if known(name.key):

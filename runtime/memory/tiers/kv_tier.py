@@ -39,7 +39,7 @@ class KvTier:
         self._store = store
         self._layout = layout
         self._root_key = root_key
-        self._index = ObjectIndex(layout)
+        self._index = ObjectIndex(layout, by_root=limits.tenant_bytes is not None)
         self._health = TierHealth()
         self._writes = WriteBehind(store, self._index, self._health, layout, limits)
         self._reads = ReadAhead(store, self._index, self._health, layout)

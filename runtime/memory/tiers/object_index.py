@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from threading import Lock
 
 from kvfold.runtime.memory.tiers.layout import SEGMENT_PAGES, TierLayout
@@ -20,10 +21,15 @@ UNKNOWN, PROMISED, THERE = range(3)
 
 
 class ObjectIndex:
-    """Safe for several threads. No call does I/O, and only the time of `in_shard` grows with the index."""
+    """Safe for several threads. No call does I/O, and only the time of `others` grows with the index."""
 
-    def __init__(self, layout: TierLayout) -> None:
-        """Empty."""
+    def __init__(self, layout: TierLayout, *, by_root: bool) -> None:
+        """Empty.
+
+        Args:
+            layout: of the engine's pages.
+            by_root: whether victims of one tenant will be asked for.
+        """
         self.total_bytes = 0
         self.num_objects = 0
         self._layout = layout
@@ -43,7 +49,7 @@ class ObjectIndex:
         self._order = ObjectOrder(self._priority)
         self._root_numbers: dict[bytes, int] = {}
         self._root_keys: list[bytes] = []
-        self._root_orders: list[ObjectOrder] = []
+        self._root_orders: list[ObjectOrder] | None = [] if by_root else None
         self._root_bytes: list[int] = []
 
     # What is asked of it
@@ -86,18 +92,20 @@ class ObjectIndex:
             number = self._root_numbers.get(root)
             return 0 if number is None else self._root_bytes[number]
 
-    def in_shard(self, shard: int) -> list[ObjectName]:
-        """Objects that are there and whose key begins with this byte."""
+    def others(self, shard: int, keys: AbstractSet[bytes]) -> list[bytes]:
+        """Objects that are there, whose key begins with this byte and is not among these."""
         with self._lock:
-            places = self._places[shard].values()
-            return [self._name(place) for place in places if self._states[place] == THERE]
+            places = self._places[shard]
+            return [key for key in places.keys() - keys if self._states[places[key]] == THERE]
 
     def victim(self, root: bytes | None = None) -> ObjectName | None:
         """What to give up first, of one tenant or of all; None where nothing can be."""
         with self._lock:
             order = self._order
             if root is not None:
-                order = self._root_orders[self._root_number(root)]
+                number = self._root_number(root)
+                assert self._root_orders is not None, "made without `by_root`"
+                order = self._root_orders[number]
             place = order.first()
             return None if place is None else self._name(place)
 
@@ -125,13 +133,15 @@ class ObjectIndex:
                 self._ends[self._parents[place]] |= 1 << name.global_rows
             self._enter(place)
 
-    def touch(self, key: bytes, used: float) -> None:
-        """An object was used."""
+    def touch(self, key: bytes, used: float) -> bool:
+        """An object was used. False where that is not news."""
         with self._lock:
             place = self._places[key[0]].get(key)
-            if place is not None and self._states[place] == THERE and used > self._used[place]:
-                self._used[place] = used
-                self._enter(place)
+            if place is None or self._states[place] != THERE or used <= self._used[place]:
+                return False
+            self._used[place] = used
+            self._enter(place)
+            return True
 
     def forget(self, key: bytes, *, promised: bool = False) -> None:
         """An object is gone; with `promised`, only where it was promised and did not come."""
@@ -173,15 +183,17 @@ class ObjectIndex:
 
     def _enter(self, place: int) -> None:
         self._order.push(place)
-        self._root_orders[self._roots[place]].push(place)
+        if self._root_orders is not None:
+            self._root_orders[self._roots[place]].push(place)
 
     def _root_number(self, root: bytes) -> int:
         """Roots are numbered for ever: there are as many as tenants."""
         number = self._root_numbers.setdefault(root, len(self._root_keys))
         if number == len(self._root_keys):
             self._root_keys.append(root)
-            self._root_orders.append(ObjectOrder(self._priority))
             self._root_bytes.append(0)
+            if self._root_orders is not None:
+                self._root_orders.append(ObjectOrder(self._priority))
         return number
 
     def _attach(self, name: ObjectName) -> int:

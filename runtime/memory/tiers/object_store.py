@@ -52,6 +52,10 @@ class ObjectStore(Protocol):
         """Take an object away, if it is there."""
         ...
 
+    def used(self, name: ObjectName) -> float:
+        """When an object was used, by whomever, in seconds since the epoch; 0 if it is not there."""
+        ...
+
     def listings(self, known: Callable[[bytes], bool]) -> Iterator[Listing]:
         """Shards that changed since the last call. `known` tells the keys that need not be looked at."""
         ...
@@ -83,6 +87,10 @@ class HostMemory:
     def unlink(self, name: ObjectName) -> None:
         """Drop an object."""
         self._objects.pop(name, None)
+
+    def used(self, name: ObjectName) -> float:
+        """Nobody else uses them."""
+        return 0.0
 
     def listings(self, known: Callable[[bytes], bool]) -> Iterator[Listing]:
         """Nobody else writes here."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from threading import Lock
-from time import monotonic, time
+from time import monotonic, sleep, time
 
 from kvfold.plugins.contract.errors import TierError
 from kvfold.runtime.memory.tiers.background import Background
@@ -83,9 +83,9 @@ class WriteBehind:
     def _learn(self, listing: Listing) -> None:
         for name, size, used in listing.found:
             self._index.add(name, size, used)
-        for name in self._index.in_shard(listing.shard):
-            if name.key not in listing.keys:
-                self._index.forget(name.key)
+            sleep(0)  # let a thread go on that waits for Python
+        for key in self._index.others(listing.shard, listing.keys):
+            self._index.forget(key)
 
     def _write(self, items: Sequence[PageObject], queued: int) -> None:
         try:
@@ -116,8 +116,10 @@ class WriteBehind:
         return True
 
     def _make_room(self, root: bytes, size: int) -> bool:
-        tenant_bytes = self._limits.tenant_bytes or self._limits.quota_bytes
-        return self._evict(root, tenant_bytes - size) and self._evict(None, self._limits.quota_bytes - size)
+        mine = self._limits.tenant_bytes
+        return (mine is None or self._evict(root, mine - size)) and self._evict(
+            None, self._limits.quota_bytes - size
+        )
 
     def _evict(self, root: bytes | None, most: int) -> bool:
         """Give up objects, of one tenant or of all, until they are at most this many bytes."""
@@ -127,6 +129,8 @@ class WriteBehind:
             victim = self._index.victim(root)
             if victim is None:
                 return False
+            if self._index.touch(victim.key, self._store.used(victim)):
+                continue  # another process used it
             self._store.unlink(victim)
             self._index.forget(victim.key)
             self._health.count(evicted=1)

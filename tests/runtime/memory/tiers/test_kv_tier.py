@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event
@@ -81,8 +83,7 @@ def test_what_the_pool_has_need_not_be_in_the_tier(make: Make) -> None:
     tier, plan, tokens = make(), PLANS["hybrid"], text(0, 200)
     put(tier, plan, tokens, 130)
     tier.flush(WAIT)
-    first = tier._index.in_shard(tier.chain("").keys(tokens, 1)[1][0])[0]
-    tier._store.unlink(first)
+    tier._store.unlink(tier._segment(tier.chain(""), tokens, 0))
     assert not get(tier, plan, tokens, 130)
     chain = tier.chain("")
     assert tier.find(chain, tokens, 200) == 0
@@ -181,6 +182,23 @@ def test_the_quota_holds_and_the_least_recently_used_go_first(make: Make) -> Non
     here = [seed for seed in range(12) if find(tier, text(seed, 70), 70)]
     assert here == [0, *range(13 - len(here), 12)] and 2 < len(here) < 8
     assert tier.stats().evicted > 0
+
+
+def test_what_another_process_uses_is_not_given_up_first(tmp_path: Path) -> None:
+    plan, limits = PLANS["hybrid"], TierLimits(100_000)
+    here = open_tier(tmp_path / "t", "hybrid", limits)
+    for seed in range(4):
+        put(here, plan, text(seed, 70), 70)
+    here.flush(WAIT)
+    assert here.stats().objects == 8
+    for file in (tmp_path / "t").glob("*/*"):
+        os.utime(file, times=(0, time.time() - 3600))
+    there = open_tier(tmp_path / "t", "hybrid", limits)
+    time.sleep(0.05)
+    assert get(there, plan, text(0, 70), 70)
+    put(here, plan, text(4, 70), 70)
+    here.flush(WAIT)
+    assert here.stats().evicted and [find(here, text(seed, 70), 70) for seed in range(2)] == [70, 0]
 
 
 def test_a_tenant_s_share_is_taken_from_that_tenant(make: Make) -> None:

@@ -50,7 +50,7 @@ NAMES = [
     )
 )
 def test_the_index_says_what_a_plain_model_says(steps: list[tuple[str, ObjectName]]) -> None:
-    index, there, promised = ObjectIndex(LAYOUT), dict[ObjectName, int](), set[ObjectName]()
+    index, there, promised = ObjectIndex(LAYOUT, by_root=True), dict[ObjectName, int](), set[ObjectName]()
     for now, (step, name) in enumerate(steps):
         if step == "add":
             index.add(name, 100 + now, now)
@@ -83,7 +83,9 @@ def test_the_index_says_what_a_plain_model_says(steps: list[tuple[str, ObjectNam
         for each in NAMES:
             assert index.is_there(each.key) == (each in there)
             assert index.holds(each.key) == (each in there or each in promised)
-        assert {name for shard in range(256) for name in index.in_shard(shard)} == there.keys()
+        keys = {key for shard in range(256) for key in index.others(shard, set())}
+        assert keys == {each.key for each in there}
+        assert not any(index.others(shard, keys) for shard in range(256))
         for each in there:
             if each.is_checkpoint:
                 (mask,) = index.reach([each.parent], 0)
@@ -99,7 +101,7 @@ def drain(index: ObjectIndex) -> list[ObjectName]:
 
 
 def test_leaves_go_before_roots_and_checkpoints_before_their_chain() -> None:
-    index = ObjectIndex(LAYOUT)
+    index = ObjectIndex(LAYOUT, by_root=True)
     end, inner = checkpoint("r", "aa", 5), checkpoint("r", "a", 9)
     # From newest to oldest: age alone would take the root first.
     for used, name in enumerate([end, segment("r", "aa"), inner, segment("r", "a")]):
@@ -111,11 +113,11 @@ def test_leaves_go_before_roots_and_checkpoints_before_their_chain() -> None:
 
 
 def test_a_chain_without_checkpoints_is_dead_weight_and_goes_first() -> None:
-    index = ObjectIndex(LAYOUT)
+    index = ObjectIndex(LAYOUT, by_root=True)
     index.add(checkpoint("r", "", 5), 10_000, 0.0)
     index.add(segment("s", "a"), 1000, 1e9)
     assert drain(index)[0] == segment("s", "a")
-    without_windows = ObjectIndex(TierLayout(16, LAYOUT.groups[:1]))
+    without_windows = ObjectIndex(TierLayout(16, LAYOUT.groups[:1]), by_root=False)
     without_windows.add(checkpoint("r", "", 5), 10_000, 0.0)
     without_windows.add(segment("s", "a"), 1000, 1e9)
     assert drain(without_windows)[0] == checkpoint("r", "", 5)
@@ -124,7 +126,7 @@ def test_a_chain_without_checkpoints_is_dead_weight_and_goes_first() -> None:
 def test_the_order_weighs_tokens_saved_a_byte_against_age() -> None:
     short, long = checkpoint("r", "", 1), checkpoint("r", "aaa", 0)
     for later, first in (0.0, short), (LIFETIME, short), (6 * LIFETIME, long):
-        index = ObjectIndex(LAYOUT)
+        index = ObjectIndex(LAYOUT, by_root=True)
         index.add(short, 1000, later)
         index.add(long, 1000, 0.0)
         assert drain(index)[0] == first
@@ -132,7 +134,7 @@ def test_the_order_weighs_tokens_saved_a_byte_against_age() -> None:
 
 
 def test_a_use_puts_an_object_behind_those_that_were_not() -> None:
-    index = ObjectIndex(LAYOUT)
+    index = ObjectIndex(LAYOUT, by_root=True)
     names = [checkpoint("r", "", rest) for rest in (7, 8, 9)]
     for name in names:
         index.add(name, 1000 * name.pages, 1.0)
