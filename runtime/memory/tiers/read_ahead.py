@@ -23,7 +23,11 @@ Rows = dict[str, np.ndarray]
 
 
 class ReadAhead:
-    """Reads one prefix after another."""
+    """Reads one prefix after another.
+
+    Attributes:
+        thread: does the work.
+    """
 
     def __init__(
         self, store: ObjectStore, index: ObjectIndex, health: TierHealth, layout: TierLayout

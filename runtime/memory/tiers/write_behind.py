@@ -26,6 +26,7 @@ class WriteBehind:
 
     Attributes:
         queued_bytes: pages that wait.
+        thread: does the work.
     """
 
     def __init__(
