@@ -61,6 +61,10 @@ class CapacityError(KvfoldError):
     """More KV pages are asked for than the pool has, or more memory than the GPU."""
 
 
+class TierError(KvfoldError):
+    """A tier's directory cannot be used: no directory, another user's, or open to others."""
+
+
 class EngineError(KvfoldError):
     """An engine failed in the middle of its work and takes no more; every request it ran ended with this."""
 
