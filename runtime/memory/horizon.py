@@ -51,6 +51,10 @@ class Horizon:
         first = self.first_kept(pages)
         return slice(0, min(self.sink_pages, first)), slice(first, pages)
 
+    def needed(self, pages: int) -> list[int]:
+        """These pages, growing."""
+        return [page for span in self.spans(pages) for page in range(span.start, span.stop)]
+
     def peak_pages(self, length: int, chunk: int) -> int:
         """Most pages that a sequence of up to `length` tokens maps at once, at `chunk` tokens a step."""
         pages = ceil(length / self.page_size)
