@@ -12,6 +12,7 @@ class CacheMetrics:
     Attributes:
         queried_tokens: prompt tokens of admitted requests.
         hit_tokens: of these, reused from the radix tree or a session's kept sequence.
+        loaded_tokens: brought from the tier below into the tree.
         too_short_tokens: matched in the tree but computed all the same, since the window tail that
             a longer hit needs was gone.
         recomputed_tokens: computed a second time after a preemption.
@@ -23,6 +24,7 @@ class CacheMetrics:
 
     queried_tokens: int = 0
     hit_tokens: int = 0
+    loaded_tokens: int = 0
     too_short_tokens: int = 0
     recomputed_tokens: int = 0
     preemptions: int = 0

@@ -26,6 +26,7 @@ from kvfold.runtime.text.tokenizer import BundleTokenizer, Tokenizer
 if TYPE_CHECKING:
     from kvfold.plugins.contract.chat_template import Message
     from kvfold.runtime.engine.engine_config import EngineConfig
+    from kvfold.runtime.memory.tiers.kv_tier import KvTier
 
 TextOrTokens = str | Sequence[int]
 DEFAULT_TARGET = "cpu"
@@ -45,10 +46,16 @@ class LLM:
         print(llm.generate("The capital of France is", SamplingParams(max_tokens=8))[0].text)
     """
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, config: RuntimeConfig | None = None) -> None:
-        """Over an engine that nobody else uses; `LLM.load` is the usual way."""
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        config: RuntimeConfig | None = None,
+        tier: KvTier | None = None,
+    ) -> None:
+        """Over an engine that nobody else uses, and a tier for its pages; `LLM.load` is the usual way."""
         self.config = config or RuntimeConfig()
-        self.generator = TextGenerator(engine, tokenizer, self.config)
+        self.generator = TextGenerator(engine, tokenizer, self.config, tier)
 
     @classmethod
     def load(
@@ -65,11 +72,13 @@ class LLM:
             BundleError: there is no bundle, it is damaged, or it has no engine for the target.
             TargetError: the engine cannot run on this machine.
             KernelError: the kernel library is missing or refused.
+            TierError: `config.kv_tier` cannot be used.
             CapacityError: `kv_cache_bytes` is too small to run anything, or more than the GPU has.
         """
         from kvfold.runtime.bundle import TOKENIZER, TOKENIZER_CONFIG, open_bundle
         from kvfold.runtime.engine.engine_files import open_engine
         from kvfold.runtime.engine.load_engine import load_engine
+        from kvfold.runtime.memory.open_tier import open_tier
 
         opened = open_bundle(bundle)
         files = open_engine(opened, target)
@@ -79,7 +88,9 @@ class LLM:
             files, budget, config.max_num_batched_tokens, config.max_num_seqs, config.threads
         )
         tokenizer = BundleTokenizer.load(opened.file(TOKENIZER), opened.file(TOKENIZER_CONFIG))
-        return cls(engine, tokenizer, config)
+        directory = config.kv_tier
+        tier = None if directory is None else open_tier(files, directory, config.kv_tier_bytes)
+        return cls(engine, tokenizer, config, tier)
 
     def generate(
         self,

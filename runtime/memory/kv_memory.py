@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil
 from weakref import WeakSet
@@ -14,11 +14,15 @@ from kvfold.runtime.memory.horizon import horizons
 from kvfold.runtime.memory.page_arena import PageArena
 from kvfold.runtime.memory.paged_sequence import PagedSequence
 from kvfold.runtime.memory.radix_tree import RadixTree
+from kvfold.runtime.memory.tier_link import Load, TierLink
+from kvfold.runtime.memory.tiers.kv_tier import KvTier
 from kvfold.runtime.memory.tree_node import Kind, Match
 from kvfold.runtime.metrics import PoolUsage, PrefixMatch
 
 # Pages, a power of two: prompts shorter than this are not worth a checkpoint that nobody asked for.
 LEAST_ROUND = 64
+# Checkpoints that go into the tier: a prompt's end is soon superseded by its reply's.
+WRITTEN = frozenset({Kind.END, Kind.SHARED, Kind.BRANCH})
 
 
 @dataclass(frozen=True)
@@ -43,14 +47,15 @@ class KvMemory:
     it, at last `release`. Only full pages are shared, so a page that is written has one holder.
     """
 
-    def __init__(self, info: EngineInfo, store: PageStore) -> None:
-        """An empty arena of the engine's size, an empty tree."""
+    def __init__(self, info: EngineInfo, store: PageStore, tier: KvTier | None = None) -> None:
+        """An empty arena of the engine's size, an empty tree; below them a tier, or none."""
         self.page_size = info.plan.page_size
         self.horizons = horizons(info.plan)
         for group, slabs in info.num_slabs.items():  # an engine may have had another owner
             store.decommit(group, range(slabs))
         self.arena = PageArena(info, store, self._relocate)
         self.tree = RadixTree(self.horizons, self.arena)
+        self.link = None if tier is None else TierLink(tier, self.horizons, self.arena.page_bytes, store)
         self._live: WeakSet[PagedSequence] = WeakSet()
 
     def bytes_needed(self, length: int) -> int:
@@ -69,6 +74,39 @@ class KvMemory:
     def match_tokens(self, tokens: np.ndarray, length: int, tenant: str = "") -> int:
         """Tokens, of the first `length`, that a sequence begun now would reuse."""
         return self.tree.usable(self.tree.walk(tokens, self._hit_limit(length), tenant)) * self.page_size
+
+    def fetch(self, tokens: np.ndarray, length: int, tenant: str) -> Load | None:
+        """Begin to read what the tier has of the first `length` tokens beyond the tree; None if nothing."""
+        if self.link is None:
+            return None
+        limit = self._hit_limit(length)
+        pages = self.link.find(tokens, limit, tenant)
+        if pages <= self.tree.usable(self.tree.walk(tokens, limit, tenant)):
+            return None
+        return self.link.load(tokens, pages, tenant)
+
+    def take_in(self, load: Load) -> int:
+        """Put what was read into the tree, as if it had been computed here; returns its tokens.
+
+        0, and nothing changed, where nothing whole came in time, or there is no room.
+        """
+        assert self.link is not None
+        prefix = load.prefix
+        if prefix is None:
+            return 0
+        places = [law.needed(prefix.pages) for law in self.horizons]
+        counts = [len(each) for each in places]
+        if not self._make_room(counts, counts):
+            return 0
+        sequence = PagedSequence(load.tokens, self.arena.num_groups, self._capacity(load.tokens), load.tenant)
+        for table, each, pages in zip(sequence.tables, places, self.arena.allocate(counts), strict=True):
+            table[each] = pages
+        sequence.num_pages = prefix.pages
+        self.link.copy_in(prefix, sequence)
+        self._live.add(sequence)
+        self.tree.insert(sequence, prefix.pages, Kind.END)
+        self._give_back(sequence)
+        return prefix.pages * self.page_size
 
     def begin(self, tokens: np.ndarray, length: int, prefix: Prefix) -> PagedSequence:
         """A sequence over the longest cached prefix of its first `length` tokens.
@@ -113,13 +151,10 @@ class KvMemory:
         if end <= first * self.page_size:
             return True
         last = ceil(end / self.page_size)
-        count, arena = last - first, self.arena
-        counts = [count] * arena.num_groups
-        if not arena.fits([count + spare] * arena.num_groups, beside_idle=False):
+        count, groups = last - first, self.arena.num_groups
+        if not self._make_room([count] * groups, [count + spare] * groups):
             return False
-        if not arena.fits(counts, beside_idle=True):
-            self.tree.evict(lambda: arena.fits(counts, beside_idle=True), count)
-        sequence.tables[:, first:last] = arena.allocate(counts)
+        sequence.tables[:, first:last] = self.arena.allocate([count] * groups)
         sequence.num_pages = last
         sequence.version += 1
         return True
@@ -136,22 +171,20 @@ class KvMemory:
             return
         if sequence.checkpoints:
             for pages in sorted(pages for pages in sequence.checkpoints if pages <= full):
-                self.tree.insert(sequence, pages, sequence.checkpoints.pop(pages))
+                self._cache(sequence, pages, sequence.checkpoints.pop(pages))
         self._free_behind(sequence, full)
 
     def publish(self, sequence: PagedSequence) -> None:
         """Put all full pages of a sequence into the tree; the sequence keeps its references."""
         full = sequence.num_computed // self.page_size
         if full:
-            self.tree.insert(sequence, full, Kind.END)
+            self._cache(sequence, full, Kind.END)
 
     def release(self, sequence: PagedSequence) -> None:
         """Cache what the sequence computed, and give back everything it holds."""
         assert not sequence.released, "a sequence was released twice"
         self.publish(sequence)
-        self.arena.release(self.arena.keys(sequence.tables[:, : sequence.num_pages]))
-        self._live.discard(sequence)
-        sequence.released = True
+        self._give_back(sequence)
 
     def check_integrity(self, sequences: Iterable[PagedSequence]) -> None:
         """Check that every page has exactly its holders, given all live sequences."""
@@ -159,6 +192,29 @@ class KvMemory:
         self.arena.check_integrity(
             (node.pages for node in self.tree.prefixes.nodes()), (sequence.tables for sequence in sequences)
         )
+
+    def _cache(self, sequence: PagedSequence, pages: int, kind: Kind) -> None:
+        """Put a prefix of a sequence into the tree, and below it what is likely to be wanted again."""
+        self.tree.insert(sequence, pages, kind)
+        if self.link is not None and kind in WRITTEN:
+            self.link.write(sequence, pages)
+
+    def _give_back(self, sequence: PagedSequence) -> None:
+        self.arena.release(self.arena.keys(sequence.tables[:, : sequence.num_pages]))
+        self._live.discard(sequence)
+        sequence.released = True
+
+    def _make_room(self, counts: Sequence[int], wanted: Sequence[int]) -> bool:
+        """Evict until so many pages of each group are free.
+
+        False, with nothing evicted, where `wanted` do not fit beside the pages that sequences hold.
+        """
+        arena = self.arena
+        if not arena.fits(wanted, beside_idle=False):
+            return False
+        if not arena.fits(counts, beside_idle=True):
+            self.tree.evict(lambda: arena.fits(counts, beside_idle=True), max(counts))
+        return True
 
     def _peak(self, length: int) -> list[int]:
         return [law.peak_pages(length, min(length, self.page_size)) for law in self.horizons]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from kvfold.runtime.memory.tiers.chain import Chain
 from kvfold.runtime.memory.tree_node import Kind, replace_pages
 from kvfold.runtime.metrics import PrefixMatch
 
@@ -20,12 +21,14 @@ class PagedSequence:
         num_computed: tokens whose KV is in the cache.
         match: what of these was there when the sequence began.
         first_kept: per group, pages before this index (sinks aside) are freed.
+        chain: keys of its prefixes in a tier, where it was handed to one.
         checkpoints: page counts at which the prefix goes into the tree on the way, and why.
         released: everything was given back; the sequence is dead.
     """
 
     __slots__ = (
         "__weakref__",
+        "chain",
         "checkpoints",
         "first_kept",
         "match",
@@ -48,12 +51,14 @@ class PagedSequence:
         self.num_computed = 0
         self.match = PrefixMatch()
         self.first_kept = [0] * num_groups
+        self.chain: Chain | None = None
         self.checkpoints: dict[int, Kind] = {}
         self.released = False
 
     def extend(self, tokens: np.ndarray, capacity: int) -> None:
         """Carry on with a longer buffer whose first `num_computed` tokens are the same."""
         self.tokens = tokens
+        self.chain = None
         grown = np.full((len(self.tables), capacity), -1, np.int32)
         grown[:, : self.num_pages] = self.tables[:, : self.num_pages]
         self.tables = grown

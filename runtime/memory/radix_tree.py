@@ -59,12 +59,13 @@ class RadixTree:
 
     def usable(self, match: Match) -> int:
         """Pages of the longest hit in a match: the last length with sinks and tails complete."""
-        length = match.length
-        if not self._locals or not length:
-            return length
+        if not self._locals or not match.length:
+            return match.length
+        # Another thread may look while the owner cuts a node: what is there counts.
+        present = match.pages() >= 0
+        length = present.shape[1]
         lengths = np.arange(1, length + 1)
         complete = np.ones(length, np.bool_)
-        present = match.pages() >= 0
         for horizon in self._locals:
             assert horizon.tail_pages is not None
             have = np.concatenate([[0], np.cumsum(present[horizon.index])])

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter, OrderedDict
+from concurrent.futures import FIRST_COMPLETED, wait
 
 import numpy as np
 
@@ -19,6 +20,8 @@ from kvfold.plugins.contract.errors import CapacityError
 from kvfold.runtime.engine.protocol import EngineInfo, PageStore
 from kvfold.runtime.memory.kv_memory import KvMemory
 from kvfold.runtime.memory.paged_sequence import PagedSequence
+from kvfold.runtime.memory.tier_link import Load
+from kvfold.runtime.memory.tiers.kv_tier import KvTier
 from kvfold.runtime.metrics import CacheMetrics
 from kvfold.runtime.runtime_config import RuntimeConfig
 from kvfold.runtime.scheduler.request import Request
@@ -44,14 +47,17 @@ class Scheduler:
         waiting: requests that have none yet, or gave them up.
     """
 
-    def __init__(self, info: EngineInfo, config: RuntimeConfig, store: PageStore) -> None:
-        """An idle scheduler with the engine's memory to itself."""
-        self.memory = KvMemory(info, store)
+    def __init__(
+        self, info: EngineInfo, config: RuntimeConfig, store: PageStore, tier: KvTier | None = None
+    ) -> None:
+        """An idle scheduler with the engine's memory to itself, and a tier below it or none."""
+        self.memory = KvMemory(info, store, tier)
         self.metrics = CacheMetrics()
         self.running: list[Request] = []
         self.waiting: list[Request] = []
         self._config = config
         self._parked: OrderedDict[int, PagedSequence] = OrderedDict()
+        self._loads: dict[Request, Load] = {}
         self.max_length = bisect_left(range(1, info.max_context_length + 1), True, key=self._is_too_long)
 
     @property
@@ -90,6 +96,8 @@ class Scheduler:
             self.discard(request.kept)
             request.kept = None
             self.metrics.rematched_turns += 1
+        if request.kept is None:
+            self._fetch(request)
         self.waiting.append(request)
 
     def cancel(self, request: Request, keep: bool = False) -> None:
@@ -109,15 +117,19 @@ class Scheduler:
             self.memory.release(sequence)
 
     def schedule(self, most_prefill: int | None = None) -> Scheduled:
-        """What the next step computes: empty exactly where there is no work.
+        """What the next step computes: empty where there is no work, or all of it waits for the tier.
 
         Args:
             most_prefill: tokens of prompts at most; by default as many as `max_num_batched_tokens` leaves.
         """
         budget = self._config.max_num_batched_tokens
         scheduled = self._schedule(budget, budget if most_prefill is None else most_prefill)
-        assert scheduled or not self.has_work, "nothing fits although every request fits the pool"
+        assert scheduled or self._loads or not self.has_work, "nothing fits although every request does"
         return scheduled
+
+    def wait(self, seconds: float) -> None:
+        """Wait until something comes from the tier, so long at most."""
+        wait([load.future for load in self._loads.values()], seconds, FIRST_COMPLETED)
 
     def commit(self, request: Request, chunk: Chunk) -> None:
         """The chunk's keys and values are in the cache; a prompt that is only read ends with its last one."""
@@ -175,7 +187,8 @@ class Scheduler:
         if self.metrics.preemptions > preemptions:
             return scheduled
         room = min(budget, prefill)
-        while self.waiting and room > 0 and len(self.running) < self._config.max_num_seqs:
+        self._take_in()
+        while room > 0 and self._may_admit:
             request = self._next_waiting()
             admitted = self._admit(request, room)
             if admitted is None:
@@ -183,6 +196,22 @@ class Scheduler:
             scheduled.append((request, admitted))
             room -= admitted.end - admitted.start
         return scheduled
+
+    def _fetch(self, request: Request) -> None:
+        """Ask the tier for what the tree lacks; others run until it has come."""
+        load = self.memory.fetch(request.tokens, request.first_wanted + 1, request.prefix.tenant)
+        if load is not None:
+            self._loads[request] = load
+
+    def _take_in(self) -> None:
+        for request, load in tuple(self._loads.items()):
+            if load.ended:
+                del self._loads[request]
+                self.metrics.loaded_tokens += self.memory.take_in(load)
+
+    @property
+    def _may_admit(self) -> bool:
+        return len(self.waiting) > len(self._loads) and len(self.running) < self._config.max_num_seqs
 
     def _make_room(self, request: Request, chunk: Chunk) -> Chunk | None:
         """Map a running request's pages, preempting newer ones; None when it was preempted itself."""
@@ -226,8 +255,9 @@ class Scheduler:
 
         Longest cached prefix first, unless the oldest was preempted or overtaken too often.
         """
-        first = min(request.priority for request in self.waiting)
-        equals = [request for request in self.waiting if request.priority == first]
+        ready = [request for request in self.waiting if request not in self._loads]
+        first = min(request.priority for request in ready)
+        equals = [request for request in ready if request.priority == first]
         load = Counter(request.prefix.tenant for request in self.running)
         least = min(load[request.prefix.tenant] for request in equals)
         candidates = [request for request in equals if load[request.prefix.tenant] == least]
@@ -288,6 +318,7 @@ class Scheduler:
         if sequence is None:
             if request in self.waiting:  # not so where it was never submitted
                 self.waiting.remove(request)
+                self._loads.pop(request, None)
             return
         self.running.remove(request)
         if keep and request.keep and request.num_completion_tokens:

@@ -224,7 +224,7 @@ def test_a_dropped_stream_gives_everything_back() -> None:
         ({"threads": -1}, "threads is -1"),
     ],
 )
-def test_a_bad_config_is_refused(options: dict[str, int], message: str) -> None:
+def test_a_bad_config_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         RuntimeConfig(**options)
 
