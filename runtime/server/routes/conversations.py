@@ -9,10 +9,8 @@ from typing import Any, Generic, TypeVar
 
 from kvfold.runtime.llm.generation import Completion
 from kvfold.runtime.server.http import HttpError
-from kvfold.runtime.text.chat import EncodedChat, add_reply
+from kvfold.runtime.text.chat import NOTHING, EncodedChat, add_reply
 from kvfold.runtime.text.tokenizer import Tokenizer
-
-NOTHING = EncodedChat("", [])
 
 
 @dataclass(frozen=True)
