@@ -22,6 +22,8 @@ REWRITE_BYTES, REWRITE_FACTOR = 2**20, 4
 ASIDE = ".aside"
 # The first record is never longer.
 HEADING_BYTES = 16 * 1024
+# As many as reach to the end of its checksum.
+START_BYTES = 36
 _FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
@@ -44,11 +46,15 @@ class Heading:
 
 @dataclass(frozen=True)
 class Version:
-    """Of a file on disk: two that are equal have the same content."""
+    """Of a file: of two that are equal the whole records are the same.
 
-    inode: int
+    Attributes:
+        size: bytes.
+        start: with the first record's checksum, which no two files share (`Heading` is written with a nonce).
+    """
+
     size: int
-    changed: int
+    start: bytes
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,10 @@ class Reading:
     end: End
     lost: int
     version: Version
+
+    def is_still(self, version: Version) -> bool:
+        """Whether a file of this version holds the same; nobody knows of one that was read while it grew."""
+        return self.lost == 0 and self.version == version
 
 
 class SessionFile:
@@ -89,7 +99,7 @@ class SessionFile:
         self.path = path
         self.failure: str | None = None
         self._heading = heading
-        known = last is not None and last.version == _version(os.fstat(handle))
+        known = last is not None and last.is_still(_version(handle))
         reading = last if last is not None and known else _read(path, handle)
         check_heading(path, reading.heading, heading)
         self.lost = reading.lost
@@ -105,7 +115,7 @@ class SessionFile:
 
     def reading(self) -> Reading:
         """What the file holds now; whoever opens it again with that need not read it."""
-        version = _version(os.fstat(self._handle))
+        version = _version(self._handle)
         return Reading(self._heading, self._session, self._end, version.size - self._end.at, version)
 
     def save(self, session: SavedSession) -> bool:
@@ -155,11 +165,14 @@ class SessionFile:
         """Whether the path still names the file that is held."""
         return _is_at(self.path, self._handle)
 
+    def _first_record(self) -> bytes:
+        return _to_json({**asdict(self._heading), "nonce": os.urandom(8).hex()})
+
     def _append(self, session: SavedSession) -> None:
         new, change = self._end == START, change_between(self._session, session)
         if not new and change == change_between(self._session, self._session):
             return
-        heading = [_to_json(asdict(self._heading))] if new else []
+        heading = [self._first_record()] if new else []
         data, end = add_records(self._end, [*heading, _to_json(change)])
         _write(self._handle, data, self._end.at)
         if new:
@@ -169,7 +182,7 @@ class SessionFile:
     def _rewrite(self, session: SavedSession) -> None:
         """Put a file that holds this state alone in its place, and hold that one."""
         change = change_between(SavedSession(), session)
-        data, end = add_records(START, [_to_json(asdict(self._heading)), _to_json(change)])
+        data, end = add_records(START, [self._first_record(), _to_json(change)])
         aside = self.path.with_suffix(ASIDE)
         handle = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_TRUNC | _FLAGS, 0o600)
         try:
@@ -228,7 +241,7 @@ def read_heading(path: Path) -> Heading | None:
     try:
         with _named(path):
             payloads, _ = read_log(os.pread(handle, HEADING_BYTES, 0))
-            return Heading(**json.loads(payloads[0])) if payloads else None
+            return _heading(payloads[0]) if payloads else None
     finally:
         os.close(handle)
 
@@ -244,8 +257,12 @@ def delete_session_file(path: Path) -> None:
 
 
 def session_file_version(path: Path) -> Version:
-    """Of the file now; raises OSError where there is none."""
-    return _version(path.lstat())
+    """Of the file now; raises as `read_session_file`."""
+    handle = _open(path, os.O_RDONLY)
+    try:
+        return _version(handle)
+    finally:
+        os.close(handle)
 
 
 def _open(path: Path, flags: int) -> int:
@@ -280,17 +297,21 @@ def _is_at(path: Path, handle: int) -> bool:
 
 
 def _read(path: Path, handle: int) -> Reading:
-    version = _version(os.fstat(handle))
+    version = _version(handle)
     data = os.pread(handle, version.size, 0)
     with _named(path):
         payloads, end = read_log(data)
         heading, session = None, SavedSession()
         for payload in payloads:
             if heading is None:
-                heading = Heading(**json.loads(payload))
+                heading = _heading(payload)
             else:
                 session = apply_change(session, json.loads(payload))
     return Reading(heading, session, end, len(data) - end.at, version)
+
+
+def _heading(payload: bytes) -> Heading:
+    return Heading(**{name: value for name, value in json.loads(payload).items() if name != "nonce"})
 
 
 def check_heading(path: Path, found: Heading | None, wanted: Heading) -> None:
@@ -338,8 +359,8 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _version(found: os.stat_result) -> Version:
-    return Version(found.st_ino, found.st_size, found.st_mtime_ns)
+def _version(handle: int) -> Version:
+    return Version(os.fstat(handle).st_size, os.pread(handle, START_BYTES, 0))
 
 
 def _to_json(value: Any) -> bytes:

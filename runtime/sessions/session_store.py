@@ -83,20 +83,21 @@ class SessionStore:
 
         Raises:
             SessionBusyError: another process, or another session of this one, holds it.
-            SessionError: there is none, it cannot be opened, or it is another version's or model's.
+            SessionError: there is none, it is no file of this user's, or it is another version's or model's.
+            OSError: the folder or the file cannot be made or opened.
         """
         if not 0 < len(name) <= MAX_NAME or len(owner) > MAX_NAME:
             raise SessionError(f"a session's name has 1 to {MAX_NAME} characters, not {len(name)}; rename it")
         path = self.path(name, owner)
+        if create:
+            self.check_folder()
+            _make_folder(path.parent)
         try:
-            if create:
-                self.check_folder()
-                _make_folder(path.parent)
             return open_session_file(path, Heading(name, owner, self.kind, self.model), create, last)
         except FileNotFoundError as error:
+            if create:
+                raise
             raise SessionError(f"there is no session {name!r:.80} in {self.folder}") from error
-        except OSError as error:
-            raise SessionError(f"session {name!r:.80} cannot be opened: {path}: {error.strerror}") from error
 
     def read(self, name: str, owner: str = "") -> Reading:
         """What a session is now, whoever holds it, and whichever model's its tokens are.
@@ -110,13 +111,14 @@ class SessionStore:
         check_heading(path, reading.heading, Heading(name, owner, self.kind, model))
         return reading
 
-    def version(self, name: str, owner: str = "") -> Version | None:
-        """Of a session's file; None where there is none. Raises OSError where nobody can know."""
-        try:
-            return session_file_version(self.path(name, owner))
-        except FileNotFoundError:
-            self.folder.stat()
-            return None
+    def version(self, name: str, owner: str = "") -> Version:
+        """Of a session's file now; raises as `read`."""
+        return session_file_version(self.path(name, owner))
+
+    def touch(self, name: str, owner: str = "") -> None:
+        """A session is in use: its age begins anew."""
+        with suppress(OSError):
+            os.utime(self.path(name, owner), follow_symlinks=False)
 
     def check_folder(self) -> None:
         """Make the folder where it is not there.
@@ -154,9 +156,10 @@ class SessionStore:
 
         What is held stays. Remains of a kill go too.
         """
-        border, gone = time.time() - seconds, 0
+        border, gone, there = time.time() - seconds, 0, set[Path]()
         for folder in self._folders():
             ages = sorted(((_used(path), path) for path in _files(folder, SUFFIX)), reverse=True)
+            there.update(path for _, path in ages)
             for at, (used, path) in enumerate(ages):
                 if used < border or (at_most is not None and at >= at_most):
                     with suppress(OSError, SessionError):
@@ -165,6 +168,7 @@ class SessionStore:
             for path in _files(folder, ASIDE):
                 if _used(path) < border:
                     path.unlink(missing_ok=True)
+        self._names = {path: heading for path, heading in self._names.items() if path in there}
         return gone
 
     def path(self, name: str, owner: str) -> Path:

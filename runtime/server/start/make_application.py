@@ -24,5 +24,7 @@ def make_application(model_name: str, settings: ServerSettings) -> tuple[Applica
         RequestError: the file of keys cannot be read.
     """
     state = ServerState(model_name, Gate(settings.keys), stall_seconds=settings.stall_seconds)
-    kept = ConversationLimits(settings.max_sessions, settings.max_sessions, settings.session_seconds)
+    kept = ConversationLimits(
+        settings.max_sessions, settings.max_sessions, settings.session_seconds, settings.state_dir
+    )
     return Application(Routes([*api_routes(state, kept), *health_routes(state), *ui_routes()]), state), state
