@@ -113,8 +113,10 @@ class SessionFile:
         """As it stands in the file."""
         return self._session
 
-    def reading(self) -> Reading:
-        """What the file holds now; whoever opens it again with that need not read it."""
+    def reading(self) -> Reading | None:
+        """What the file holds now, if anything; whoever opens it again with that need not read it."""
+        if self._end == START:
+            return None
         version = _version(self._handle)
         return Reading(self._heading, self._session, self._end, version.size - self._end.at, version)
 
@@ -126,7 +128,8 @@ class SessionFile:
         try:
             if not self._in_place:
                 raise FileNotFoundError(errno.ENOENT, "it was removed")
-            if self._end.at > self._rewrite_at:
+            cleared = bool(self._session.turns) and not session.turns  # nothing of it stays on the disk
+            if cleared or self._end.at > self._rewrite_at:
                 self._rewrite(session)
             else:
                 self._append(session)

@@ -26,7 +26,7 @@ class Conversations(Generic[Kept]):
         seconds: float,
         discard: Callable[[Any], None],
         shelf: Shelf,
-        load: Callable[[str, Reading], Kept],
+        load: Callable[[str, Reading], Kept | None],
     ) -> None:
         """None yet.
 
@@ -35,7 +35,7 @@ class Conversations(Generic[Kept]):
             seconds: after its last use, each is forgotten.
             discard: gives pages back.
             shelf: those on disk.
-            load: makes one of what its file holds.
+            load: makes one of what its file holds; None where that is not enough.
         """
         self._limit = limit
         self._seconds = seconds
@@ -73,9 +73,10 @@ class Conversations(Generic[Kept]):
                 self._leave(tenant, one)
                 return None
             return one
-        if one is None:
-            one = self._tenants.setdefault(tenant, {}).setdefault(name, self._load(name, found))
-        one.restore(found, self._shelf.model)
+        one = one or self._load(name, found)
+        if one is not None:
+            self._tenants.setdefault(tenant, {})[name] = one
+            one.restore(found, self._shelf.model)
         return one
 
     async def drop(self, tenant: str, conversation: Kept) -> None:

@@ -40,10 +40,10 @@ class StoredResponse(Conversation):
         self.stop: Callable[[], None] = lambda: None
 
     @classmethod
-    def load(cls, name: str, reading: Reading) -> StoredResponse:
-        """One that lay on disk."""
+    def load(cls, name: str, reading: Reading) -> StoredResponse | None:
+        """One that lay on disk; None where its file was cut."""
         facts = reading.session.facts
-        return cls(facts["response"], facts["asked"])
+        return cls(facts["response"], facts["asked"]) if "response" in facts else None
 
     @property
     def facts(self) -> dict[str, Any]:

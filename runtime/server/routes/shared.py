@@ -112,7 +112,7 @@ class Shared:
         file, reading = held
         request.at_end(lambda: self._shelf.release(file))
         last, session.reading = session.reading, reading
-        if reading.heading is not None and (last is None or reading.session is not last.session):
+        if reading is not None and (last is None or reading.session is not last.session):
             session.restore(reading, self._shelf.model)
 
         async def save() -> None:

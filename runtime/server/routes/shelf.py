@@ -63,7 +63,8 @@ class Shelf:
             try:
                 if last is not None and last.is_still(store.version(name, tenant)):
                     return "same"
-                return self._told(store.read(name, tenant))
+                reading = self._told(store.read(name, tenant))
+                return None if reading.heading is None else reading  # nothing of it is whole
             except FileNotFoundError:
                 return None if store.folder.is_dir() else "same"
             except SessionError as error:
@@ -74,8 +75,10 @@ class Shelf:
 
         return await self._run(read)
 
-    async def hold(self, tenant: str, name: str, last: Reading | None) -> tuple[SessionFile, Reading] | None:
-        """Hold one for a turn, and what it is now; None where that cannot be kept on disk.
+    async def hold(
+        self, tenant: str, name: str, last: Reading | None
+    ) -> tuple[SessionFile, Reading | None] | None:
+        """Hold one for a turn, and what it is now, if it was kept; None where it cannot be kept on disk.
 
         Raises:
             HttpError: 409 another server holds it.
@@ -83,16 +86,17 @@ class Shelf:
         if (store := self._store()) is None:
             return None
 
-        def hold() -> tuple[SessionFile, Reading] | None:
+        def hold() -> tuple[SessionFile, Reading | None] | None:
             if (file := self._open(store, tenant, name, last)) is None:
                 return None
             reading = file.reading()
-            known = last is not None and reading.session is last.session
-            return file, reading if known else self._told(reading)
+            if reading is not None and (last is None or reading.session is not last.session):
+                self._told(reading)
+            return file, reading
 
         return await self._run(hold)
 
-    async def save(self, file: SessionFile, session: SavedSession) -> tuple[Reading, bool]:
+    async def save(self, file: SessionFile, session: SavedSession) -> tuple[Reading | None, bool]:
         """Bring a held file to this state and let go of it; what it then is, and whether it is this state."""
         return await self._run(lambda: self._write(file, session))
 
@@ -177,7 +181,7 @@ class Shelf:
         file.touch()
         return file
 
-    def _write(self, file: SessionFile, session: SavedSession) -> tuple[Reading, bool]:
+    def _write(self, file: SessionFile, session: SavedSession) -> tuple[Reading | None, bool]:
         """In the thread."""
         try:
             saved = file.save(session)
