@@ -12,15 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvfold.plugins.contract.errors import SessionError
-from kvfold.runtime.sessions.session_file import (
-    ASIDE,
+from kvfold.runtime.sessions.session_file import ASIDE, SessionFile, delete_session_file, open_session_file
+from kvfold.runtime.sessions.session_reading import (
     Heading,
     Reading,
-    SessionFile,
     Version,
     check_heading,
-    delete_session_file,
-    open_session_file,
     read_heading,
     read_session_file,
     session_file_version,

@@ -11,7 +11,7 @@ from typing import Any
 from kvfold.runtime.llm.generation import Completion
 from kvfold.runtime.server.routes.shelf import busy
 from kvfold.runtime.sessions.saved_session import SavedSession, SavedTurn
-from kvfold.runtime.sessions.session_file import Reading
+from kvfold.runtime.sessions.session_reading import Reading
 from kvfold.runtime.text.chat import NOTHING, EncodedChat, add_reply
 from kvfold.runtime.text.tokenizer import Tokenizer
 

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 from kvfold.runtime.server.http import HttpError
 from kvfold.runtime.server.routes.conversations import Conversation
 from kvfold.runtime.server.routes.shelf import Shelf
-from kvfold.runtime.sessions.session_file import Reading
+from kvfold.runtime.sessions.session_reading import Reading
 
 Kept = TypeVar("Kept", bound=Conversation)
 

@@ -20,7 +20,7 @@ from kvfold.runtime.server.wire.reply_parts import PlainReader, new_id
 from kvfold.runtime.server.wire.response_events import ResponseEvents
 from kvfold.runtime.server.wire.response_items import item_messages
 from kvfold.runtime.server.wire.response_request import ResponseAsk, response_ask
-from kvfold.runtime.sessions.session_file import Reading
+from kvfold.runtime.sessions.session_reading import Reading
 
 
 class StoredResponse(Conversation):

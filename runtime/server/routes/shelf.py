@@ -13,7 +13,8 @@ from typing import Literal, TypeVar
 from kvfold.plugins.contract.errors import SessionBusyError, SessionError
 from kvfold.runtime.server.http import HttpError
 from kvfold.runtime.sessions.saved_session import SavedSession
-from kvfold.runtime.sessions.session_file import Reading, SessionFile
+from kvfold.runtime.sessions.session_file import SessionFile
+from kvfold.runtime.sessions.session_reading import Reading
 from kvfold.runtime.sessions.session_store import Entry, SessionStore
 
 LOG = logging.getLogger("kvfold.server")
