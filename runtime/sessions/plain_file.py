@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import stat
 from contextlib import suppress
 from pathlib import Path
 
 from kvfold.plugins.contract.errors import SessionBusyError, SessionError
-
-_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 def open_plain(path: Path, flags: int) -> int:
@@ -21,7 +18,7 @@ def open_plain(path: Path, flags: int) -> int:
         OSError: it cannot be opened.
     """
     try:
-        handle = os.open(path, flags | _FLAGS, 0o600)
+        handle = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
     except OSError as error:
         if path.is_symlink():
             raise SessionError(f"{path} is a link; sessions are read from plain files: delete it") from error
@@ -39,6 +36,8 @@ def lock(path: Path, handle: int) -> bool:
     Raises:
         SessionBusyError: another process, or another holder in this one, has it.
     """
+    import fcntl  # POSIX alone has it, and whoever keeps no session needs none
+
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -67,7 +66,7 @@ def write_from(handle: int, at: int, data: bytes) -> None:
         written = os.pwrite(handle, data, at)
         while written < len(data):  # the disk is nearly full: the next call says so
             written += os.pwrite(handle, data[written:], at + written)
-        os.fdatasync(handle)
+        getattr(os, "fdatasync", os.fsync)(handle)  # macOS has the latter alone
     except OSError:
         with suppress(OSError):
             os.ftruncate(handle, at)

@@ -85,6 +85,8 @@ class SessionStore:
         """
         if not 0 < len(name) <= MAX_NAME or len(owner) > MAX_NAME:
             raise SessionError(f"a session's name has 1 to {MAX_NAME} characters, not {len(name)}; rename it")
+        if os.name != "posix":
+            raise SessionError(f"sessions are kept on POSIX systems only, and this is {os.name}")
         path = self.path(name, owner)
         if create:
             self.check_folder()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kvfold.runtime.server.http import Request, decode_json
+from kvfold.runtime.server.http import HttpError, Request, decode_json
 from kvfold.runtime.server.routes.conversations import (
     ConversationLimits,
     Session,
@@ -17,7 +17,7 @@ from kvfold.runtime.server.routes.conversations import (
     nothing_to_settle,
 )
 from kvfold.runtime.server.routes.kept_conversations import Conversations
-from kvfold.runtime.server.routes.shelf import Shelf
+from kvfold.runtime.server.routes.shelf import Kind, Shelf
 from kvfold.runtime.server.state import ServerState
 from kvfold.runtime.server.tracked_reply import TrackedReply
 from kvfold.runtime.server.wire.token_texts import TokenTexts
@@ -77,10 +77,9 @@ class Shared:
             self._texts = TokenTexts(self.state.llm.tokenizer)
         return self._texts
 
-    def shelf(self, folder: Path | None, kind: str) -> Shelf:
-        """Where conversations of a kind lie on disk: under the server's folder, if it has one."""
-        place = None if folder is None else folder / f"{kind}s"
-        return Shelf(place, kind, lambda: self.state.llm.tokenizer.fingerprint, self.state.metrics.files)
+    def shelf(self, folder: Path | None, kind: Kind) -> Shelf:
+        """Where conversations of a kind lie on disk, in the server's folder, if it has one."""
+        return Shelf(folder, kind, lambda: self.state.llm.tokenizer.fingerprint, self.state.metrics.files)
 
     async def begin_turn(self, request: Request, session: str | None) -> Turn | None:
         """A turn of the caller's session, which begins with its first one; None without a session.
@@ -91,8 +90,7 @@ class Shared:
         """
         if session is None:
             return None
-        found = await self.sessions.find(request.tenant, session)
-        found = found or await self.sessions.add(request.tenant, Session(session))
+        found = await self.sessions.find(request.tenant, session) or await self._add(request.tenant, session)
         turn = found.begin()
         request.at_end(turn.close)
         turn.settle = await self._hold(request, found)
@@ -103,6 +101,15 @@ class Shared:
         made = await self.sessions.add(request.tenant, Session(name))
         await (await self._hold(request, made))()
         return made
+
+    async def _add(self, tenant: str, name: str) -> Session:
+        """A new session, or the one that another request began meanwhile; raises as `begin_turn`."""
+        try:
+            return await self.sessions.add(tenant, Session(name))
+        except HttpError as error:
+            if error.code == "name_taken" and (found := await self.sessions.find(tenant, name)) is not None:
+                return found
+            raise
 
     async def _hold(self, request: Request, session: Session) -> Settle:
         """Hold a session's file until the request ends; what writes to it how the session then stands."""

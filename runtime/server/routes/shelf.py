@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from kvfold.plugins.contract.errors import SessionBusyError, SessionError
+from kvfold.plugins.contract.errors import RequestError, SessionBusyError, SessionError
 from kvfold.runtime.server.http import HttpError
 from kvfold.runtime.sessions.saved_session import SavedSession
 from kvfold.runtime.sessions.session_file import SessionFile
@@ -19,7 +19,11 @@ from kvfold.runtime.sessions.session_store import Entry, SessionStore
 
 LOG = logging.getLogger("kvfold.server")
 T = TypeVar("T")
+Kind = Literal["session", "response"]
+KINDS: tuple[Kind, ...] = ("session", "response")
 Same = Literal["same"]
+# Files that are told of in the log; further ones are only counted.
+MOST_REFUSALS = 100
 
 
 class Shelf:
@@ -29,23 +33,24 @@ class Shelf:
     """
 
     def __init__(
-        self, folder: Path | None, kind: str, model: Callable[[], str], counts: Counter[str]
+        self, folder: Path | None, kind: Kind, model: Callable[[], str], counts: Counter[str]
     ) -> None:
         """Nothing is read yet.
 
         Args:
-            folder: of the conversations; None keeps none.
+            folder: of the server's state; None keeps none.
             kind: of conversations.
             model: the fingerprint of the model's tokenizer; raises HttpError 503 while it loads.
             counts: of what happened to files, by event.
         """
-        self._folder = folder
+        self._folder = None if folder is None else state_folder(folder, kind)
         self._kind = kind
         self._model = model
         self._counts = counts
         self._thread = ThreadPoolExecutor(1, f"kvfold {kind}s")
         self._opened: SessionStore | None = None
         self._fails = False
+        self._refusals: set[str] = set()
 
     async def entries(self, tenant: str | None = None) -> list[Entry]:
         """What is there of a tenant, or of all."""
@@ -220,7 +225,31 @@ class Shelf:
 
     def _refused(self, error: SessionError) -> None:
         self._counts["refused"] += 1
-        LOG.warning("a %s goes on in memory only: %s", self._kind, error)
+        if str(error) not in self._refusals and len(self._refusals) < MOST_REFUSALS:
+            self._refusals.add(str(error))
+            LOG.warning("a %s goes on in memory only: %s", self._kind, error)
+
+
+def check_state_folder(folder: Path | None) -> None:
+    """Look at the folder before a server begins; a disk that fails is told in the log, and costs no more.
+
+    Raises:
+        RequestError: what lies there is no folder, or another user's.
+    """
+    if folder is None:
+        return
+    for kind in KINDS:
+        try:
+            SessionStore(state_folder(folder, kind), "").check_folder()
+        except SessionError as error:
+            raise RequestError(f"--state-dir cannot be used: {error}") from error
+        except OSError as error:
+            LOG.error("%ss go on in memory only: %s cannot be written: %s", kind, folder, error.strerror)
+
+
+def state_folder(folder: Path, kind: Kind) -> Path:
+    """Where conversations of a kind lie."""
+    return folder / f"{kind}s"
 
 
 def busy(name: str) -> HttpError:

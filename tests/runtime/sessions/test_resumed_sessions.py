@@ -50,7 +50,10 @@ class ResumedSession(RuleBasedStateMachine):
         assert standing(self.one) == standing(self.other)
         assert self.one.dropped == self.other.dropped
         assert self.other.unsaved is None
-        self.history.append((self.path.stat().st_size, standing(self.other)))
+        size = self.path.stat().st_size
+        if self.history and size < self.history[-1][0]:
+            self.history.clear()  # it was written anew, as nothing of what was said may stay in it
+        self.history.append((size, standing(self.other)))
 
     @property
     def path(self) -> Path:
@@ -98,7 +101,6 @@ class ResumedSession(RuleBasedStateMachine):
     def clear(self) -> None:
         self.one.clear()
         self.other.clear()
-        self.history.clear()
         self.same()
 
     @rule(text=st.none() | TEXTS)
