@@ -26,7 +26,9 @@ class Talk:
         self.replies: list[str] = []
 
     def turn(self, server: ServerProcess) -> None:
-        """One more turn; raises OSError, or what http.client does, where the server dies in it."""
+        """One more turn, before the context is full; raises whatever tells that the server died in it."""
+        if len(self.messages) > 20:
+            self.messages = []
         asked = [*self.messages, {"role": "user", "content": f"{self.name} {len(self.replies)}"}]
         status, body = server.ask("POST", CHAT, {"messages": asked, **GREEDY}, {"x-session-id": self.name})
         assert status == 200, body
