@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -243,3 +245,23 @@ def test_two_first_turns_of_one_session_at_once_are_one_turn_and_one_refusal(tmp
     assert sorted(answer.status for answer in answers) == [200, 409]
     (refused,) = [answer for answer in answers if answer.status == 409]
     assert refused.error["code"] == "session_busy"
+
+
+def test_servers_that_share_a_folder_lose_no_turn(tmp_path: Path) -> None:
+    servers, draw = [start(tmp_path) for _ in range(3)], random.Random(3)
+    done = Counter[str]()
+
+    async def ask(name: str) -> None:
+        await asyncio.sleep(draw.uniform(0, 0.3))
+        answer = await draw.choice(servers).ask("POST", CHAT, chat(), {"x-session-id": name})
+        assert answer.status == 200 or answer.error["code"] == "session_busy"
+        done[name] += answer.status == 200
+
+    async def hammer() -> None:
+        await asyncio.gather(*(ask(draw.choice("abc")) for _ in range(200)))
+
+    asyncio.run(hammer())
+    for server in (*servers, start(tmp_path)):
+        views = call(server, "GET", SESSIONS).json()["data"]
+        assert {view["id"]: view["turns"] for view in views} == done
+    assert sum(done.values()) > 50
