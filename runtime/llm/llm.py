@@ -20,6 +20,8 @@ from kvfold.runtime.runtime_config import RuntimeConfig
 from kvfold.runtime.sampling.batch_sampler import BatchSampler
 from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.scheduler.request import Prompt
+from kvfold.runtime.sessions.session_file import SessionFile
+from kvfold.runtime.sessions.session_store import SessionStore
 from kvfold.runtime.text.chat import encode_chat
 from kvfold.runtime.text.tokenizer import BundleTokenizer, Tokenizer
 
@@ -178,20 +180,35 @@ class LLM:
             scores[start : start + len(follow)] = [each.logprob for each in found]
         return scores[first - 1 :]
 
-    def session(self, system: str | None = None, on_overflow: OnOverflow = "error") -> Session:
+    def session(
+        self,
+        system: str | None = None,
+        on_overflow: OnOverflow = "error",
+        file: SessionFile | None = None,
+    ) -> Session:
         """A conversation.
 
         Args:
-            system: its system message.
+            system: its system message; None keeps the one that its file has.
             on_overflow: what happens when it reaches the end of the context (or of a smaller page pool):
                 `error` refuses the turn; `drop_oldest` gives up the oldest turns, never the system message,
                 until half the context is free again, and says which in `Session.dropped`. A message that is
                 too long by itself is refused either way.
+            file: what it is kept in, turn by turn, and goes on from (`store`); closed with the session.
 
         Raises:
             RequestError: on_overflow is neither.
         """
-        return Session(self.generator, system, on_overflow)
+        return Session(self.generator, system, on_overflow, file)
+
+    def store(self, folder: str | Path) -> SessionStore:
+        """Sessions that outlive this process: each is a file of the folder, which is made if need be.
+
+        Example:
+            with llm.session("Answer briefly.", file=llm.store("sessions").open("ada")) as session:
+                session.send("My name is Ada.")
+        """
+        return SessionStore(folder, self.generator.tokenizer.fingerprint)
 
     @property
     def metrics(self) -> Metrics:

@@ -96,6 +96,11 @@ class ServerCollector(Collector):
             "Requests that were not let in.",
             [({"reason": reason}, n) for reason, n in metrics.refusals.items()],
         )
+        yield _counter(
+            "kvfold:session_files",
+            "Files of sessions and stored responses, by what happened to them.",
+            [({"event": event}, n) for event, n in metrics.files.items()],
+        )
         yield _histogram(
             "kvfold:grammar_compile_seconds", "Of a schema, regex or grammar.", {}, metrics.grammar_compile
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from kvfold.runtime.loop.ticket import Service
 from kvfold.runtime.scheduler.request import Prompt
 from kvfold.runtime.server.http import HttpError, Request
 from kvfold.runtime.server.routes.constrain import Constrained, constrain_chat, constrain_text
-from kvfold.runtime.server.routes.conversations import Turn
+from kvfold.runtime.server.routes.conversations import Settle, Turn, nothing_to_settle
 from kvfold.runtime.server.routes.follow import Ended, Events, stream_replies, whole_replies
 from kvfold.runtime.server.routes.shared import Shared
 from kvfold.runtime.server.state import ServerState
@@ -37,6 +37,7 @@ class Run:
         readers: one for each.
         ignored: fields, and parts of schemas, that have no effect.
         ended: called with a reply's completion, before it is told.
+        settle: called when all have ended, before the client hears of it.
     """
 
     prompt_tokens: int
@@ -44,13 +45,14 @@ class Run:
     readers: Sequence[ReplyReader | None]
     ignored: tuple[str, ...]
     ended: Ended | None = None
+    settle: Settle = nothing_to_settle
 
     def stream(self, events: Events) -> AsyncGenerator[bytes, None]:
         """Events, as text comes."""
-        return stream_replies(self.replies, self.readers, events, self.ended)
+        return stream_replies(self.replies, self.readers, events, self.ended, self.settle)
 
     async def completions(self) -> list[Completion]:
-        """All completions, when they have ended."""
+        """All completions, when they have ended; nothing is settled yet."""
         completions = await whole_replies(self.replies)
         for at, completion in enumerate(completions):
             if self.ended is not None:
@@ -58,9 +60,19 @@ class Run:
         return completions
 
     async def whole(self) -> list[WholeReply]:
-        """The same, read."""
+        """The same, read and settled."""
         pairs = zip(await self.completions(), self.readers, strict=True)
+        await self.settle()
         return [read_whole(completion, reader) for completion, reader in pairs]
+
+    def settled(self, settle: Settle) -> Run:
+        """The same, with one thing more to settle."""
+
+        async def both() -> None:
+            await self.settle()
+            await settle()
+
+        return replace(self, settle=both)
 
 
 async def begin_chat(
@@ -103,7 +115,6 @@ async def _begin_turn(
     request: Request, shared: Shared, ask: Ask, messages: Sequence[TemplateMessage], turn: Turn, param: str
 ) -> Run:
     state = shared.state
-    request.at_end(turn.close)
     if ask.n > 1:
         raise wrong(f"is {ask.n}; a session has one reply a turn", "n")
     chat, form = await asyncio.to_thread(_prepare_chat, state, ask, messages, turn.known)
@@ -121,7 +132,12 @@ async def _begin_turn(
             shared.discard(replies[0].kept)
 
     request.at_end(undo)
-    return Run(len(ids), replies, [form.reader()], (*ask.ignored, *form.ignored), ended)
+
+    async def settle() -> None:
+        if turn.finished:
+            await turn.settle()
+
+    return Run(len(ids), replies, [form.reader()], (*ask.ignored, *form.ignored), ended, settle)
 
 
 async def count_prompt(shared: Shared, ask: Ask, messages: Sequence[TemplateMessage]) -> int:

@@ -25,7 +25,7 @@ class ChatCompletions:
     async def create(self, request: Request, state: ServerState) -> Response | EventStream:
         """Reply to a conversation."""
         ask, messages = await read_ask(request, chat_ask)
-        turn = self._shared.begin_turn(request, ask.session)
+        turn = await self._shared.begin_turn(request, ask.session)
         run = await begin_chat(request, self._shared, ask, messages, turn)
         head = Head(new_id("chatcmpl-"), int(time.time()), state.model_name)
         headers, texts = ignored_header(run.ignored), self._shared.texts()

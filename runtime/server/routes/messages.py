@@ -25,7 +25,7 @@ class Messages:
     async def create(self, request: Request, state: ServerState) -> Response | EventStream:
         """Reply to a conversation."""
         ask, messages = await read_ask(request, message_ask)
-        turn = self._shared.begin_turn(request, ask.session)
+        turn = await self._shared.begin_turn(request, ask.session)
         run = await begin_chat(request, self._shared, ask, messages, turn)
         head = Head(new_id("msg_"), int(time.time()), state.model_name)
         headers, limit = ignored_header(run.ignored), state.llm.max_length
