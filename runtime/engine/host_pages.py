@@ -94,7 +94,7 @@ def _reserve(size: int) -> mmap.mmap:
     except OSError as error:
         raise CapacityError(
             f"the system refused {size} bytes of addresses for a KV pool: {error}; lower kv_cache_bytes, or "
-            "raise the limit of the process's address space (`ulimit -v`)"
+            "raise what limits addresses (`ulimit -v`, or vm.overcommit_memory where it is 2)"
         ) from error
     if sys.platform == "linux":
         # A huge page would take 2 MiB for the first page written in it, in every pool, and keep what is

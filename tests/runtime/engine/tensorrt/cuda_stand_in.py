@@ -164,6 +164,7 @@ class StandInDriver(StandInAddresses):
 
     def _memset_d8_async(self, address: int, value: int, size: int, stream: int) -> tuple[()]:
         self.check_device(address, size)
+        self.enqueue(partial(self.check_device, address, size))  # what is unmapped meanwhile, shows
         self.enqueue(partial(ctypes.memset, address, value, size))
         return ()
 
