@@ -77,7 +77,7 @@ $(VENV)/.kvfold-tensorrt-rtx $(VENV)/.kvfold-tensorrt $(VENV)/.kvfold-serve: $(V
 # Both packages are the module onnxruntime: one takes the other's place.
 $(VENV)/.kvfold-cuda: $(INSTALLED)
 	@$(PIP) uninstall -qq --yes onnxruntime
-	$(call install,what the target needs,'onnxruntime-gpu>=1.31')
+	$(call install,what the target needs,'onnxruntime-gpu>=1.31' 'cuda-bindings>=12.9')
 	@touch $@
 
 demo: $(INSTALLED) ## Fold, calibrate, export, build, validate, then talk

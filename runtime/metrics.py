@@ -12,6 +12,7 @@ class CacheMetrics:
     Attributes:
         queried_tokens: prompt tokens of admitted requests.
         hit_tokens: of these, reused from the radix tree or a session's kept sequence.
+        loaded_tokens: brought from the tier below into the tree.
         too_short_tokens: matched in the tree but computed all the same, since the window tail that
             a longer hit needs was gone.
         recomputed_tokens: computed a second time after a preemption.
@@ -23,6 +24,7 @@ class CacheMetrics:
 
     queried_tokens: int = 0
     hit_tokens: int = 0
+    loaded_tokens: int = 0
     too_short_tokens: int = 0
     recomputed_tokens: int = 0
     preemptions: int = 0
@@ -33,32 +35,49 @@ class CacheMetrics:
 
 @dataclass(frozen=True)
 class PoolUsage:
-    """Pages of one horizon group now: total == free + idle + in_use.
+    """Pages of one horizon group now.
 
     Attributes:
-        total: pages of the pool.
-        free: held by nobody.
-        idle: held by the radix tree only; evicted when needed.
-        in_use: held by a request or a session.
+        page_bytes: bytes of a page.
+        idle: pages held by the radix tree only; evicted when needed.
+        in_use: pages held by a request or a session.
     """
 
-    total: int
-    free: int
+    page_bytes: int
     idle: int
-
-    @property
-    def in_use(self) -> int:
-        """Pages held by a request or a session."""
-        return self.total - self.free - self.idle
+    in_use: int
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """A snapshot: counters, pages by group name, and pages that eviction freed so far."""
+    """A snapshot.
+
+    Attributes:
+        cache: counters.
+        pools: pages by group name.
+        kv_cache_bytes: that all of them may take.
+        evicted_pages: pages that eviction freed so far.
+    """
 
     cache: CacheMetrics
     pools: dict[str, PoolUsage]
+    kv_cache_bytes: int
     evicted_pages: int
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of pages that a request or a session holds."""
+        return sum(pool.in_use * pool.page_bytes for pool in self.pools.values())
+
+    @property
+    def idle_bytes(self) -> int:
+        """Bytes of pages that the radix tree alone holds."""
+        return sum(pool.idle * pool.page_bytes for pool in self.pools.values())
+
+    @property
+    def free_bytes(self) -> int:
+        """Bytes that nobody holds."""
+        return self.kv_cache_bytes - self.used_bytes - self.idle_bytes
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from kvfold.plugins.contract.errors import RequestError
 from kvfold.runtime.checks import check_integer, check_number
@@ -20,6 +21,9 @@ class RuntimeConfig:
         threads: of the engine; 0 takes one for each physical core.
         inter_token_target: seconds between two tokens of a running reply that the prompts of others, cut
             into chunks, should not exceed; None lets prompts go as fast as they can.
+        kv_tier: a directory of this user where pages of conversations outlive the process and the pools;
+            None keeps none.
+        kv_tier_bytes: bytes of files in it at most.
     """
 
     kv_cache_bytes: int | None = None
@@ -27,6 +31,8 @@ class RuntimeConfig:
     max_num_seqs: int = 8
     threads: int = 0
     inter_token_target: float | None = None
+    kv_tier: Path | None = None
+    kv_tier_bytes: int = 16 << 30
 
     def __post_init__(self) -> None:
         """Refuse values out of range; raises RequestError."""
@@ -35,6 +41,7 @@ class RuntimeConfig:
         check_integer("max_num_batched_tokens", self.max_num_batched_tokens, 1)
         check_integer("max_num_seqs", self.max_num_seqs, 1)
         check_integer("threads", self.threads, 0)
+        check_integer("kv_tier_bytes", self.kv_tier_bytes, 1)
         if self.inter_token_target is not None:
             check_number("inter_token_target", self.inter_token_target, 0)
         if self.max_num_batched_tokens < self.max_num_seqs:

@@ -5,7 +5,22 @@ from __future__ import annotations
 import numpy as np
 
 from kvfold.plugins.contract.fold_plan import FoldPlan
-from kvfold.runtime.engine.protocol import GroupTables, StepInputs
+from kvfold.runtime.engine.engine_files import EngineFiles
+from kvfold.runtime.engine.protocol import Engine, GroupTables, StepInputs
+from kvfold.runtime.engine.slabs import bytes_of_slabs
+
+
+def budget_of(files: EngineFiles, num_pages: int) -> int:
+    """Bytes of so many pages of each group of an engine."""
+    slabs = files.slab_pages
+    return bytes_of_slabs(files.plan, dict.fromkeys(slabs, num_pages), slabs)
+
+
+def commit_first(engine: Engine, num_pages: int) -> None:
+    """Give the first pages of each group memory, all zero, and no others."""
+    for group, slab in engine.info.slab_pages.items():
+        engine.pages.decommit(group, range(engine.info.num_pages[group] // slab))
+        engine.pages.commit(group, range(-(-num_pages // slab)))
 
 
 class Pager:

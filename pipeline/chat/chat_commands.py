@@ -39,6 +39,9 @@ class Conversation:
 
     Attributes:
         usages: what each reply so far cost, also of turns that were taken back.
+        note: a line on how it is kept, to begin with.
+        private: nothing of it is kept, for the arrow keys neither.
+        unsaved: why it is not kept as it stands, as far as the user was told.
     """
 
     session: Session
@@ -46,6 +49,9 @@ class Conversation:
     model: ChatModel
     console: Console
     usages: list[Usage] = field(default_factory=list)
+    note: str | None = None
+    private: bool = False
+    unsaved: str | None = None
 
 
 @dataclass(frozen=True)

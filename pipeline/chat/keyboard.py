@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import termios
@@ -18,6 +17,8 @@ from prompt_toolkit.filters import Condition, has_focus
 from prompt_toolkit.history import FileHistory, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.styles import Style
+
+from kvfold.pipeline.chat.kept_chats import state_folder
 
 MARK = "> "
 STYLE = Style.from_dict({"mark": "ansicyan bold"})
@@ -49,13 +50,12 @@ class ChatHistory(FileHistory):
 class Keyboard:
     """Asks for one message after another; a pasted text is one, however many lines it has."""
 
-    def __init__(self, commands: Iterable[str]) -> None:
-        """`commands` are completed by the Tab key."""
-        path = history_path()
+    def __init__(self, commands: Iterable[str], history: Path | None) -> None:
+        """`commands` are completed by the Tab key; `history` is what was said before, None for nothing."""
         self._session: PromptSession[str] = PromptSession(
             [("class:mark", MARK)],
             style=STYLE,
-            history=InMemoryHistory() if path is None else ChatHistory(path),
+            history=InMemoryHistory() if history is None else ChatHistory(history),
             completer=WordCompleter(list(commands), sentence=True),
             complete_while_typing=False,
             reserve_space_for_menu=0,
@@ -98,14 +98,9 @@ def _bindings() -> KeyBindings:
 
 
 def history_path() -> Path | None:
-    """Where messages are kept for later chats, in XDG's folder for state; None where there is no home."""
-    folder = Path(os.environ.get("XDG_STATE_HOME", ""))
-    if not folder.is_absolute():
-        try:
-            folder = Path.home() / ".local" / "state"
-        except RuntimeError:  # no user of this number, and no HOME
-            return None
-    return folder / "kvfold" / "chat_history"
+    """Where messages are kept for later chats; None where there is no home."""
+    folder = state_folder()
+    return None if folder is None else folder / "chat_history"
 
 
 @contextmanager

@@ -25,3 +25,5 @@ def answer_lines(session: Session, params: SamplingParams, lines: TextIO) -> Non
             if (given_up := describe_dropped(session.dropped)) is not None:
                 click.echo(given_up, err=True)
             show_reply(chunks, console)
+    if session.unsaved is not None:
+        click.echo(f"This chat is not kept as it stands: {session.unsaved}.", err=True)

@@ -8,7 +8,7 @@ from contextlib import suppress
 from rich.console import Console
 
 from kvfold.pipeline.chat.chat_commands import COMMANDS, Conversation, run_command
-from kvfold.pipeline.chat.keyboard import Keyboard, only_ctrl_c, quiet_terminal
+from kvfold.pipeline.chat.keyboard import Keyboard, history_path, only_ctrl_c, quiet_terminal
 from kvfold.pipeline.chat.show_reply import describe_dropped, show_reply
 from kvfold.plugins.contract.errors import KvfoldError
 from kvfold.runtime.llm.generation import Completion, TextChunk
@@ -18,8 +18,10 @@ def run_chat(conversation: Conversation) -> None:
     """Hold a conversation in the terminal; returns when the user leaves."""
     console = conversation.console
     console.print(conversation.model.describe(), style="dim", markup=False, highlight=False)
+    if conversation.note is not None:
+        console.print(conversation.note, style="dim", markup=False, highlight=False)
     console.print()
-    keyboard = Keyboard(COMMANDS)
+    keyboard = Keyboard(COMMANDS, None if conversation.private else history_path())
     with quiet_terminal(), suppress(EOFError):
         while True:
             try:
@@ -50,6 +52,9 @@ def _answer(conversation: Conversation, text: str) -> None:
         completion = show_reply(chunks, console)
     conversation.usages.append(completion.usage)
     _note(console, _describe_end(completion, conversation.model.context_length))
+    if session.unsaved is not None and conversation.unsaved is None:
+        _note(console, f"This chat is not kept as it stands: {session.unsaved}.")
+    conversation.unsaved = session.unsaved
 
 
 def _describe_end(completion: Completion, context_length: int) -> str | None:

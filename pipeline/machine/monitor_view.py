@@ -78,10 +78,10 @@ def machine_table() -> Table:
 
 
 def engine_table(engines: Sequence[EngineStatus]) -> Table:
-    """A line for each page pool of each engine: a KV cache that fills up shows in `in use`."""
+    """A line for each group of each engine: a KV cache that fills up shows in `in use`."""
     return Table.of(
         "Engines",
-        ("pid", "engine", "hit rate", "group", "pages", "in use", "cached", "free"),
+        ("pid", "engine", "hit rate", "KV cache", "group", "page", "in use", "cached"),
         (row for engine in engines for row in _engine_rows(engine)),
     )
 
@@ -89,7 +89,9 @@ def engine_table(engines: Sequence[EngineStatus]) -> Table:
 def _engine_rows(engine: EngineStatus) -> Iterator[tuple[str, ...]]:
     cache = engine.metrics.cache
     rate = f"{cache.hit_tokens / cache.queried_tokens:.1%}" if cache.queried_tokens else "-"
-    labels = (str(engine.pid), engine.name, rate)
+    used = engine.metrics.kv_cache_bytes - engine.metrics.free_bytes
+    taken = f"{format_bytes(used)} of {format_bytes(engine.metrics.kv_cache_bytes)}"
+    labels = (str(engine.pid), engine.name, rate, taken)
     for group, pool in engine.metrics.pools.items():
-        yield *labels, group, *(f"{count:,}" for count in (pool.total, pool.in_use, pool.idle, pool.free))
-        labels = ("", "", "")
+        yield *labels, group, format_bytes(pool.page_bytes), f"{pool.in_use:,}", f"{pool.idle:,}"
+        labels = ("", "", "", "")

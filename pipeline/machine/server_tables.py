@@ -66,16 +66,17 @@ def _speed(speed: Values) -> Table:
 def _cache(cache: Values) -> Table:
     asked = cache["queried_tokens"]
     rows = (
-        (pool["group"], *(f"{pool[key]:,}" for key in ("total", "in_use", "idle", "free")))
+        (pool["group"], format_bytes(pool["page_bytes"]), f"{pool['in_use']:,}", f"{pool['idle']:,}")
         for pool in cache["pools"]
     )
     note = (
         f"Of {asked:,} prompt tokens {_share(cache['hit_tokens'], asked)} were reused, "
         f"{_seconds(cache['saved_seconds'])} of prefill saved; "
         f"{_share(cache['too_short_tokens'], asked)} were known, but their window gone; "
-        f"{cache['evicted_pages']:,} pages were evicted."
+        f"{cache['evicted_pages']:,} pages were evicted; "
+        f"{format_bytes(cache['free_bytes'])} of {format_bytes(cache['kv_cache_bytes'])} are free."
     )
-    return Table.of("Cache", ("group", "pages", "in use", "cached", "free"), rows, note)
+    return Table.of("Cache", ("group", "page", "in use", "cached"), rows, note)
 
 
 def _requests(requests: list[Values]) -> Table:

@@ -79,7 +79,7 @@ class ServerWatch:
 
     def _take(self, snapshot: dict[str, Any]) -> None:
         before = self._seen.snapshot
-        ended = {each["number"]: each for each in [*(before["ended"] if before else ()), *snapshot["ended"]]}
+        ended = {each["id"]: each for each in [*(before["ended"] if before else ()), *snapshot["ended"]]}
         latest = sorted(ended.values(), key=lambda each: float(each["at"]))[-KEPT:]
         self._seen = Seen(self._url, {**snapshot, "ended": latest}, None)
         self._first.set()

@@ -67,6 +67,8 @@ def _why_not_run_cuda() -> str | None:
         return (
             f"this onnxruntime has no CUDA provider; run `{install_command('cuda')}` in place of onnxruntime"
         )
+    if not is_installed("cuda.bindings"):
+        return f"cuda.bindings not installed; run `{install_command('cuda')}`"
     return _why_no_gpu()
 
 

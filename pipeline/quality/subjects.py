@@ -172,11 +172,13 @@ def load_subjects(
     from kvfold.export.model.decoder import Decoder
     from kvfold.runtime.engine.engine_files import EngineFiles
     from kvfold.runtime.engine.load_engine import load_engine
+    from kvfold.runtime.engine.slabs import bytes_of_slabs
 
     config, plan = workspace.config, workspace.plan
     pages = pages_of_sequence(plan, longest, prefill_chunk)
     files = EngineFiles.read(workspace.root / "engine" / workspace.recipe.target, plan)
-    engine = load_engine(files, pages, max_num_batched_tokens=prefill_chunk, max_num_seqs=1)
+    budget = bytes_of_slabs(plan, pages, files.slab_pages)
+    engine = load_engine(files, budget, max_num_batched_tokens=prefill_chunk, max_num_seqs=1)
     return (
         TorchSubject(ORIGINAL, original_decoder(workspace)),
         TorchSubject(FOLDED, Decoder.from_weights(config, plan, workspace.tensors(WEIGHTS))),

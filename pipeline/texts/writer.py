@@ -25,6 +25,7 @@ from kvfold.pipeline.texts.prompts import Prompts
 from kvfold.pipeline.texts.writer_engine import load_writer_engine, unfolded_plan, writer_key
 from kvfold.pipeline.texts.written_rows import Row, RowsFile
 from kvfold.runtime.engine.protocol import Engine
+from kvfold.runtime.engine.slabs import UNITS, bytes_of_slabs, slab_pages
 from kvfold.runtime.loop.commands import Discard
 from kvfold.runtime.loop.engine_loop import EngineLoop
 from kvfold.runtime.loop.ticket import Ticket
@@ -74,14 +75,15 @@ def write_text(section: TextSection, checkpoint: Checkpoint, folder: Path, progr
         progress(written / (len(rows) * length), "preparing the model to write")
         plan = unfolded_plan(checkpoint)
         together = min(len(rows), MAX_ROWS, max(1, KV_BYTES // plan.kv_bytes(length)))
-        engine = load_writer_engine(checkpoint, plan, own, _num_pages(plan, together, length))
+        engine = load_writer_engine(checkpoint, plan, own, _kv_cache_bytes(plan, together, length))
         Writer(engine, together, section, prompts, file).write(rows, progress)
     return np.array([row.tokens for row in rows])
 
 
-def _num_pages(plan: FoldPlan, rows: int, length: int) -> dict[str, int]:
-    """Pages for so many rows, and the reserve that the scheduler wants for the others where it admits one."""
-    return {group.name: rows * (ceil(length / plan.page_size) + 1) for group in plan.groups}
+def _kv_cache_bytes(plan: FoldPlan, rows: int, length: int) -> int:
+    """For so many rows, and the reserve that the scheduler wants for the others where it admits one."""
+    pages = {group.name: rows * (ceil(length / plan.page_size) + 1) for group in plan.groups}
+    return bytes_of_slabs(plan, pages, slab_pages(plan, UNITS["cpu"]))
 
 
 class Writer:

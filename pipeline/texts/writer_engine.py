@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +34,7 @@ def writer_key(checkpoint: Checkpoint) -> str:
 
 
 def load_writer_engine(
-    checkpoint: Checkpoint, plan: FoldPlan, folder: Path, num_pages: Mapping[str, int]
+    checkpoint: Checkpoint, plan: FoldPlan, folder: Path, kv_cache_bytes: int
 ) -> OnnxRuntimeEngine:
     """The engine in `folder`, made where it is not there: as large as the model in float32.
 
@@ -43,7 +42,7 @@ def load_writer_engine(
         checkpoint: the unfolded model.
         plan: its `unfolded_plan`.
         folder: the writer's, of this checkpoint and this code; a kill leaves a whole engine in it, or none.
-        num_pages: pages of each horizon group's pool.
+        kv_cache_bytes: memory that its KV pools together may hold.
 
     Raises:
         ExportError: the model's graph is not what it must be.
@@ -58,7 +57,7 @@ def load_writer_engine(
         for path in (*aside.iterdir(), aside):
             sync(path)
         aside.replace(directory)
-    return OnnxRuntimeEngine.load(EngineFiles.read(directory, plan), num_pages)
+    return OnnxRuntimeEngine.load(EngineFiles.read(directory, plan), kv_cache_bytes)
 
 
 def _build(checkpoint: Checkpoint, plan: FoldPlan, directory: Path) -> None:

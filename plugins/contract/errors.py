@@ -61,6 +61,18 @@ class CapacityError(KvfoldError):
     """More KV pages are asked for than the pool has, or more memory than the GPU."""
 
 
+class TierError(KvfoldError):
+    """A tier's directory cannot be used: no directory, another user's, or open to others."""
+
+
+class SessionError(KvfoldError):
+    """A session that was kept cannot be opened: its file is damaged, another version's, model's or user's."""
+
+
+class SessionBusyError(SessionError):
+    """A session runs elsewhere: its file is held by another process, or by another session of this one."""
+
+
 class EngineError(KvfoldError):
     """An engine failed in the middle of its work and takes no more; every request it ran ended with this."""
 

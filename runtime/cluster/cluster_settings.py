@@ -12,8 +12,10 @@ from kvfold.plugins.contract.errors import RequestError
 from kvfold.plugins.contract.record import Record
 from kvfold.runtime.server.start.server_settings import ServerSettings
 
-_OF_THE_SERVER = ("keys", "max_waiting", "max_sessions", "session_seconds", "drain_seconds")
-_OF_THE_ENGINE = ("kv_cache_bytes", "max_num_seqs", "threads", "inter_token_target")
+_OF_THE_SERVER = ("keys", "max_waiting", "max_sessions", "session_seconds", "state_dir", "drain_seconds")
+_OF_THE_ENGINE = (
+    *("kv_cache_bytes", "max_num_seqs", "threads", "inter_token_target", "kv_tier", "kv_tier_bytes"),
+)
 DEFAULTS = ServerSettings()
 
 
@@ -52,11 +54,14 @@ class ClusterSettings(Record):
     max_waiting: int | None = None
     max_sessions: int = DEFAULTS.max_sessions
     session_seconds: float = DEFAULTS.session_seconds
+    state_dir: Path | None = None
     drain_seconds: float = DEFAULTS.drain_seconds
     kv_cache_bytes: int | None = None
     max_num_seqs: int | None = None
     threads: int | None = None
     inter_token_target: float | None = None
+    kv_tier: Path | None = None
+    kv_tier_bytes: int | None = None
 
     @property
     def name(self) -> str:

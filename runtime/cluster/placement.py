@@ -40,7 +40,7 @@ class Standing:
         name: of the replica.
         wait_seconds: until what waits there has begun.
         prefill_rate: prompt tokens a second; 0 is unknown.
-        free_pages: share of its fullest pool that no request holds, 0 to 1.
+        free_pages: share of the cache's bytes that no request or session holds, 0 to 1.
         sent: prompt tokens that were sent there since it told the rest.
     """
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import aiohttp
 
 LOG = logging.getLogger("kvfold.relay")
-BUSY = 429
+BUSY, CONFLICT = 429, 409
 REFUSALS = (BUSY, UNAVAILABLE)
 CONNECT_SECONDS = 3.0
 # Between two looks for another replica, where all that there are were tried.
@@ -183,7 +183,9 @@ class Passage:
         async with self._relay.client.request(
             self._scope["method"], url, headers=self._headers, data=content or None, allow_redirects=False
         ) as response:
-            if response.status in REFUSALS:
+            if response.status == CONFLICT and len(self._tried) > 1:
+                await response.read()  # the session's last replica is not quite dead yet
+            elif response.status in REFUSALS:
                 self._refusal = HttpError(
                     response.status,
                     (await response.read()).decode(errors="replace"),

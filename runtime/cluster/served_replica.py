@@ -72,7 +72,7 @@ class ServedReplica:
             "told": time.time(),
             "wait_seconds": self._state.admission.wait_seconds(rate),
             "prefill_rate": rate,
-            "free_pages": min(1 - pool.in_use / pool.total for pool in snapshot.metrics.pools.values()),
+            "free_pages": 1 - snapshot.metrics.used_bytes / snapshot.metrics.kv_cache_bytes,
         }
 
     def scaling_stats(self) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from kvfold.plugins.contract.record import Record
 from kvfold.runtime.bundle import CONFIG, FOLD_PLAN, Bundle, read_record
 from kvfold.runtime.engine.engine_config import ENGINE_FILE, SOURCES, EngineConfig, fingerprint_of
 from kvfold.runtime.engine.protocol import EngineInfo
+from kvfold.runtime.engine.slabs import UNITS, address_pages, slab_pages
 
 
 class ModelFacts(Record):
@@ -63,11 +63,20 @@ class EngineFiles:
                     )
         return cls(directory, config, plan)
 
-    def info(self, num_pages: Mapping[str, int]) -> EngineInfo:
-        """What the scheduler must know of this engine, with pools of so many pages."""
+    @property
+    def slab_pages(self) -> dict[str, int]:
+        """Pages of a slab of each group, on this engine's device."""
+        return slab_pages(self.plan, UNITS[self.config.backend])
+
+    def info(self, kv_cache_bytes: int) -> EngineInfo:
+        """What the scheduler must know of this engine, with so much memory for all its pools."""
+        slabs, facts = self.slab_pages, self.config.tensorrt
+        most = None if facts is None else facts.max_pages
         return EngineInfo(
             plan=self.plan,
-            num_pages=dict(num_pages),
+            kv_cache_bytes=kv_cache_bytes,
+            num_pages=address_pages(self.plan, kv_cache_bytes, slabs, most),
+            slab_pages=slabs,
             vocab_size=self.config.vocab_size,
             max_context_length=self.config.max_context_length,
             fingerprint=self.config.fingerprint,

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from kvfold.runtime.engine.engine_files import EngineFiles
 from kvfold.runtime.engine.protocol import Engine
 
 
 def load_engine(
     files: EngineFiles,
-    num_pages: Mapping[str, int],
+    kv_cache_bytes: int,
     max_num_batched_tokens: int,
     max_num_seqs: int,
     threads: int = 0,
@@ -19,7 +17,7 @@ def load_engine(
 
     Args:
         files: of the engine.
-        num_pages: pages of each horizon group's pool.
+        kv_cache_bytes: memory that its KV pools together may hold.
         max_num_batched_tokens, max_num_seqs: no step will be larger; within a TensorRT plan's limits.
         threads: of an engine on the CPU; 0 takes one for each physical core.
 
@@ -27,7 +25,8 @@ def load_engine(
         BundleError: the engine's files cannot be read.
         KernelError: its kernels are missing or refused.
         TargetError: it cannot run on this machine, or not with these batch sizes.
-        CapacityError: weights, workspace and pools do not fit into the GPU's memory.
+        CapacityError: weights, workspace and KV cache do not fit into the GPU's memory, or the system refuses
+            the pools' addresses.
     """
     facts = files.config.tensorrt
     if facts is not None:
@@ -35,7 +34,7 @@ def load_engine(
         from kvfold.runtime.engine.tensorrt.tensorrt_engine import TensorRTEngine
 
         check_batch(facts, max_num_batched_tokens, max_num_seqs)
-        return TensorRTEngine.load(files, num_pages)
+        return TensorRTEngine.load(files, kv_cache_bytes)
     from kvfold.runtime.engine.onnxruntime_engine import OnnxRuntimeEngine
 
-    return OnnxRuntimeEngine.load(files, num_pages, threads)
+    return OnnxRuntimeEngine.load(files, kv_cache_bytes, threads)

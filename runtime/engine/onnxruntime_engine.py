@@ -6,9 +6,10 @@ path was not run where it was written: what a GPU must show is in `make gpu-chec
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from weakref import finalize
 
 import numpy as np
 import onnxruntime as ort
@@ -18,10 +19,13 @@ from kvfold.plugins.contract import step as contract
 from kvfold.plugins.contract.errors import BundleError, TargetError
 from kvfold.plugins.contract.fold_plan import KvDtype
 from kvfold.plugins.cpu.cpu_library import register_ops
+from kvfold.runtime.engine.cuda.device import Device
+from kvfold.runtime.engine.cuda.device_pages import DevicePages
 from kvfold.runtime.engine.engine_files import EngineFiles
-from kvfold.runtime.engine.kv_pools import kv_pools
+from kvfold.runtime.engine.host_pages import HostPages
+from kvfold.runtime.engine.kv_pools import KvPool
 from kvfold.runtime.engine.onnxruntime_graph import check_graph
-from kvfold.runtime.engine.protocol import EngineInfo, StepInputs
+from kvfold.runtime.engine.protocol import EngineInfo, PageStore, StepInputs
 
 # ONNX's numbers of element types, as numpy has no bfloat16.
 _ELEMENT_TYPES: dict[KvDtype, int] = {"float32": 1, "int8": 3, "float16": 10, "bfloat16": 16}
@@ -51,25 +55,28 @@ class OnnxRuntimeEngine:
         self._session = session
         self._info = info
         self._binding = session.io_binding()
-        self._pools = _bind_pools(self._binding, info, provider)
+        self._pages = HostPages(info) if provider == _CPU else self._open_gpu()
+        _bind_pools(self._binding, self._pages.pools, provider)
         self._logits = np.empty((0, info.vocab_size), np.float32)
 
     @classmethod
-    def load(cls, files: EngineFiles, num_pages: Mapping[str, int], threads: int = 0) -> OnnxRuntimeEngine:
+    def load(cls, files: EngineFiles, kv_cache_bytes: int, threads: int = 0) -> OnnxRuntimeEngine:
         """Load a bundle's engine of the backend `cpu` or `cuda`.
 
         Args:
             files: of the engine.
-            num_pages: pages of each horizon group's pool.
+            kv_cache_bytes: memory that its KV pools together may hold.
             threads: intra-op threads; 0 takes one for each physical core.
 
         Raises:
             BundleError: ONNX Runtime cannot read the graph, or it is none of this engine's plan.
             KernelError: the CPU kernel library is missing or refused.
-            TargetError: this machine's ONNX Runtime has no CUDA provider, or it does not start.
+            CapacityError: the system refused the addresses of the pools.
+            TargetError: this machine's ONNX Runtime has no CUDA provider, or it does not start; or the GPU's
+                driver is not there.
         """
         provider = PROVIDERS[files.config.backend]
-        path, info = files.directory / contract.MODEL_FILE, files.info(num_pages)
+        path, info = files.directory / contract.MODEL_FILE, files.info(kv_cache_bytes)
         session = _open_session(path, provider, threads)
         check_graph(path, session, info)
         return cls(session, info, provider)
@@ -78,6 +85,17 @@ class OnnxRuntimeEngine:
     def info(self) -> EngineInfo:
         """Constant for the engine's life."""
         return self._info
+
+    @property
+    def pages(self) -> PageStore:
+        """The bytes of its pools."""
+        return self._pages
+
+    def _open_gpu(self) -> DevicePages:
+        """Pools in memory of the driver's, whose addresses ONNX Runtime takes as any other's."""
+        device = Device.open()
+        finalize(self, device.close)
+        return DevicePages(device, self._info)
 
     def execute(self, step: StepInputs) -> np.ndarray:
         """Run one step; the returned logits [R, vocab_size] are overwritten by the next one.
@@ -149,17 +167,9 @@ def _open_session(path: Path, provider: Provider, threads: int) -> ort.Inference
         ) from error
 
 
-def _bind_pools(binding: ort.IOBinding, info: EngineInfo, provider: Provider) -> list[ort.OrtValue]:
-    """One zeroed pool per cache, shared by all sequences and bound as input and output: updated in place.
-
-    Returns the pools' memory as bytes, which must live as long as the binding. A page that nobody wrote is
-    zero, since a product with a masked NaN would still be NaN.
-    """
-    buffers = []
-    for pool in kv_pools(info):
-        buffer = ort.OrtValue.ortvalue_from_numpy(np.zeros(pool.nbytes, np.uint8), provider.memory)
-        bound = (provider.memory, 0, _ELEMENT_TYPES[pool.dtype], pool.shape, buffer.data_ptr())
+def _bind_pools(binding: ort.IOBinding, pools: Iterable[tuple[KvPool, int]], provider: Provider) -> None:
+    """Bind each pool, at its address, as input and output: caches are updated in place."""
+    for pool, address in pools:
+        bound = (provider.memory, 0, _ELEMENT_TYPES[pool.dtype], pool.shape, address)
         binding.bind_input(pool.input, *bound)
         binding.bind_output(pool.output, *bound)
-        buffers.append(buffer)
-    return buffers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -40,19 +40,77 @@ class StepInputs:
 class EngineInfo:
     """What the scheduler must know of an engine.
 
+    A group's pool has addresses for the whole budget, but memory only where a slab is committed
+    (`PageStore.commit`). Law, kept by whoever commits: over all groups, the bytes of committed slabs are
+    at most `kv_cache_bytes`.
+
     Attributes:
         plan: the FoldPlan the engine was built from.
-        num_pages: pages of each horizon group's pool, by group name.
+        kv_cache_bytes: memory that all pools together may hold.
+        num_pages: page ids of each horizon group's pool, by group name: a multiple of its `slab_pages`.
+        slab_pages: pages of one slab of each group. Slab s is the pages [s * n, (s + 1) * n).
         vocab_size: width of the logits.
         max_context_length: longest sequence in tokens.
         fingerprint: identifies model, plan and scales.
     """
 
     plan: FoldPlan
+    kv_cache_bytes: int
     num_pages: Mapping[str, int]
+    slab_pages: Mapping[str, int]
     vocab_size: int
     max_context_length: int
     fingerprint: str
+
+    @property
+    def num_slabs(self) -> dict[str, int]:
+        """Slabs of each group's pool."""
+        return {name: count // self.slab_pages[name] for name, count in self.num_pages.items()}
+
+
+class PageStore(Protocol):
+    """The bytes of an engine's pages; what they hold is the engine's, who has which is the caller's.
+
+    A page of a group is one row in every bank of it. In a buffer a page is a row of
+    `group.page_bytes(page_size)` bytes: for each bank, in the plan's order, its keys, then its values,
+    page_size x heads x head_dim elements each, as the cache holds them.
+
+    No step runs during a call, and the caller's word is taken: page ids and slabs are in range, copied pages
+    are committed, none is named twice. A call is done when it returns.
+    """
+
+    def commit(self, group: str, slabs: Sequence[int]) -> None:
+        """Put memory behind slabs that have none, before a page of them is used; it reads as zeros.
+
+        Raises:
+            CapacityError: the system has no more memory; nothing was committed.
+        """
+        ...
+
+    def decommit(self, group: str, slabs: Sequence[int]) -> None:
+        """Give the memory of slabs back to the system; what their pages held is gone.
+
+        Slabs without memory are left alone, so a new owner of an engine begins with a decommit of all.
+        """
+        ...
+
+    def copy_out(self, group: str, pages: np.ndarray, buffer: np.ndarray) -> None:
+        """Copy pages into host memory.
+
+        Args:
+            group: whose pages.
+            pages: int [n], ids.
+            buffer: uint8 [n, page_bytes], C-contiguous; row i becomes page `pages[i]`.
+        """
+        ...
+
+    def copy_in(self, group: str, pages: np.ndarray, buffer: np.ndarray) -> None:
+        """The reverse of `copy_out`: page `pages[i]` becomes row i."""
+        ...
+
+    def move(self, group: str, sources: np.ndarray, targets: np.ndarray) -> None:
+        """Copy page `sources[i]` over page `targets[i]`, int [n] each; no page is both."""
+        ...
 
 
 class Engine(Protocol):
@@ -61,6 +119,11 @@ class Engine(Protocol):
     @property
     def info(self) -> EngineInfo:
         """Constant for the engine's life."""
+        ...
+
+    @property
+    def pages(self) -> PageStore:
+        """The bytes of its pools, which no step may touch outside of committed slabs."""
         ...
 
     def execute(self, step: StepInputs) -> np.ndarray:

@@ -24,6 +24,7 @@ from kvfold.runtime.memory.tree_copy import TreeCopy
 from kvfold.runtime.runtime_config import RuntimeConfig
 from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.scheduler.request import Prompt
+from kvfold.runtime.sessions.session_file import SessionFile
 from kvfold.runtime.text.tokenizer import Tokenizer
 
 # How often a drain looks whether all have ended.
@@ -145,9 +146,14 @@ class AsyncLLM:
         """A whole reply; errors as for `submit`."""
         return await self.submit(prompt, params, service).completion()
 
-    def session(self, system: str | None = None, on_overflow: OnOverflow = "error") -> AsyncSession:
+    def session(
+        self,
+        system: str | None = None,
+        on_overflow: OnOverflow = "error",
+        file: SessionFile | None = None,
+    ) -> AsyncSession:
         """A conversation; arguments and errors as for `LLM.session`."""
-        conversation = Conversation(self.tokenizer, self.max_length, system, on_overflow)
+        conversation = Conversation(self.tokenizer, self.max_length, system, on_overflow, file)
         return AsyncSession(conversation, self.submit, self._loop.post)
 
     async def drain(self, seconds: float) -> None:

@@ -31,7 +31,7 @@ class AsyncSession:
     """
 
     def __init__(self, conversation: Conversation, submit: Submit, post: Callable[[Command], None]) -> None:
-        """Over an empty conversation; `submit` begins a reply, `post` asks the engine's owner."""
+        """Over a conversation; `submit` begins a reply, `post` asks the engine's owner."""
         self._conversation = conversation
         self._submit = submit
         self._post = post
@@ -40,6 +40,11 @@ class AsyncSession:
     def messages(self) -> tuple[Message, ...]:
         """The conversation so far, in the chat format."""
         return self._conversation.messages
+
+    @property
+    def unsaved(self) -> str | None:
+        """As for `Session`."""
+        return self._conversation.unsaved
 
     async def send(self, text: str, params: SamplingParams | None = None) -> Completion:
         """Say something and wait for the reply; errors as for `Session.send`."""
@@ -68,6 +73,7 @@ class AsyncSession:
                 if chunk.completion is not None:
                     conversation.finish(turn, chunk.completion, reply.ticket.request)
                     left = reply.ticket.request.sequence
+                    await asyncio.to_thread(conversation.save)
                 yield chunk
         finally:
             conversation.leave(turn)
@@ -75,7 +81,7 @@ class AsyncSession:
                 self._discard(left)  # it ended, and its turn is undone
 
     def close(self) -> None:
-        """Give back the kept pages; what is in the radix tree stays cached."""
+        """Give back the kept pages and its file; what is in the radix tree stays cached."""
         self._discard(self._conversation.close())
 
     async def __aenter__(self) -> Self:

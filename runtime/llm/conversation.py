@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from threading import Lock
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
@@ -14,7 +15,9 @@ from kvfold.runtime.llm.generation import Completion
 from kvfold.runtime.memory.paged_sequence import PagedSequence
 from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.scheduler.request import Prompt, Request
-from kvfold.runtime.text.chat import EncodedChat, add_reply, encode_chat
+from kvfold.runtime.sessions.saved_session import SavedSession, SavedTurn
+from kvfold.runtime.sessions.session_file import SessionFile
+from kvfold.runtime.text.chat import NOTHING, EncodedChat, add_reply, encode_chat
 from kvfold.runtime.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -22,7 +25,6 @@ if TYPE_CHECKING:
 
 # What to do with a conversation that reaches the context's end.
 OnOverflow = Literal["error", "drop_oldest"]
-NOTHING = EncodedChat("", [])
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,14 @@ class Conversation:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, max_length: int, system: str | None, on_overflow: OnOverflow
+        self,
+        tokenizer: Tokenizer,
+        max_length: int,
+        system: str | None,
+        on_overflow: OnOverflow,
+        file: SessionFile | None = None,
     ) -> None:
-        """An empty conversation of at most `max_length` tokens; the rest as for `LLM.session`."""
+        """A conversation of at most `max_length` tokens; the rest as for `LLM.session`."""
         if on_overflow not in get_args(OnOverflow):
             raise RequestError(
                 f"on_overflow is {on_overflow!r}; use one of {', '.join(map(repr, get_args(OnOverflow)))}"
@@ -82,6 +89,11 @@ class Conversation:
         self._revision = 0
         self._kept: PagedSequence | None = None
         self._running: OpenTurn | None = None
+        self._file = file
+        self._saving = Lock()
+        if file is not None:
+            self._turns = tuple(Turn(turn.said[0], turn.said[1], turn.known) for turn in file.session.turns)
+            self._system = file.session.facts.get("system") if system is None else system
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -113,6 +125,18 @@ class Conversation:
     def kept(self) -> PagedSequence | None:
         """The sequence that holds the last turn's pages."""
         return self._kept
+
+    @property
+    def unsaved(self) -> str | None:
+        """Why it is not in its file as it stands; None where it is, or has no file."""
+        return None if self._file is None else self._file.failure
+
+    def save(self) -> None:
+        """Bring its file, if it has one, to where it stands; a disk that fails is told by `unsaved`."""
+        if self._file is not None and not self.closed:
+            with self._saving:
+                turns = (SavedTurn([turn.message, turn.reply], turn.known) for turn in self._turns)
+                self._file.save(SavedSession({"system": self._system}, tuple(turns)))
 
     def open(self, text: str, params: SamplingParams) -> OpenTurn:
         """A turn with a message of the user; raises RequestError as `Session.stream` does."""
@@ -163,8 +187,11 @@ class Conversation:
         self._change(())
 
     def close(self) -> PagedSequence | None:
-        """Open no more turns; returns the sequence that was kept for the next one."""
+        """Open no more turns, and let go of its file; returns the sequence kept for the next turn."""
         self.closed = True
+        if self._file is not None:
+            with self._saving:
+                self._file.close()
         kept, self._kept = self._kept, None
         return kept
 

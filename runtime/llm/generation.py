@@ -12,6 +12,7 @@ from kvfold.runtime.engine.protocol import Engine
 from kvfold.runtime.loop.commands import Cancel
 from kvfold.runtime.loop.engine_loop import EngineLoop
 from kvfold.runtime.loop.ticket import CancelReason, Said, Service, Ticket
+from kvfold.runtime.memory.tiers.kv_tier import KvTier
 from kvfold.runtime.metrics import Usage
 from kvfold.runtime.runtime_config import RuntimeConfig
 from kvfold.runtime.sampling.logprobs import TokenLogprob
@@ -209,10 +210,12 @@ class TextGenerator:
         loop: the engine's owner.
     """
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, config: RuntimeConfig) -> None:
-        """A generator with the engine to itself."""
+    def __init__(
+        self, engine: Engine, tokenizer: Tokenizer, config: RuntimeConfig, tier: KvTier | None = None
+    ) -> None:
+        """A generator with the engine to itself, and a tier below its pages or none."""
         self.tokenizer = tokenizer
-        self.loop = EngineLoop(engine, config)
+        self.loop = EngineLoop(engine, config, tier)
 
     def prepare(
         self,

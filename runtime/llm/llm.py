@@ -14,18 +14,21 @@ from kvfold.runtime.llm.conversation import OnOverflow
 from kvfold.runtime.llm.generation import Completion, TextChunk, TextGenerator
 from kvfold.runtime.llm.session import Session
 from kvfold.runtime.loop.read_logits import read_logits
-from kvfold.runtime.memory.budget import pages_for
+from kvfold.runtime.memory.budget import kv_cache_bytes
 from kvfold.runtime.metrics import Metrics
 from kvfold.runtime.runtime_config import RuntimeConfig
 from kvfold.runtime.sampling.batch_sampler import BatchSampler
 from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.scheduler.request import Prompt
+from kvfold.runtime.sessions.session_file import SessionFile
+from kvfold.runtime.sessions.session_store import SessionStore
 from kvfold.runtime.text.chat import encode_chat
 from kvfold.runtime.text.tokenizer import BundleTokenizer, Tokenizer
 
 if TYPE_CHECKING:
     from kvfold.plugins.contract.chat_template import Message
     from kvfold.runtime.engine.engine_config import EngineConfig
+    from kvfold.runtime.memory.tiers.kv_tier import KvTier
 
 TextOrTokens = str | Sequence[int]
 DEFAULT_TARGET = "cpu"
@@ -45,10 +48,16 @@ class LLM:
         print(llm.generate("The capital of France is", SamplingParams(max_tokens=8))[0].text)
     """
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, config: RuntimeConfig | None = None) -> None:
-        """Over an engine that nobody else uses; `LLM.load` is the usual way."""
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        config: RuntimeConfig | None = None,
+        tier: KvTier | None = None,
+    ) -> None:
+        """Over an engine that nobody else uses, and a tier for its pages; `LLM.load` is the usual way."""
         self.config = config or RuntimeConfig()
-        self.generator = TextGenerator(engine, tokenizer, self.config)
+        self.generator = TextGenerator(engine, tokenizer, self.config, tier)
 
     @classmethod
     def load(
@@ -65,19 +74,25 @@ class LLM:
             BundleError: there is no bundle, it is damaged, or it has no engine for the target.
             TargetError: the engine cannot run on this machine.
             KernelError: the kernel library is missing or refused.
+            TierError: `config.kv_tier` cannot be used.
             CapacityError: `kv_cache_bytes` is too small to run anything, or more than the GPU has.
         """
         from kvfold.runtime.bundle import TOKENIZER, TOKENIZER_CONFIG, open_bundle
         from kvfold.runtime.engine.engine_files import open_engine
         from kvfold.runtime.engine.load_engine import load_engine
+        from kvfold.runtime.memory.open_tier import open_tier
 
         opened = open_bundle(bundle)
         files = open_engine(opened, target)
         config = config or default_config(files.config)
-        pages = pages_for(files.plan, config, files.config.max_context_length)
-        engine = load_engine(files, pages, config.max_num_batched_tokens, config.max_num_seqs, config.threads)
+        budget = kv_cache_bytes(files.plan, files.slab_pages, config, files.config.max_context_length)
+        engine = load_engine(
+            files, budget, config.max_num_batched_tokens, config.max_num_seqs, config.threads
+        )
         tokenizer = BundleTokenizer.load(opened.file(TOKENIZER), opened.file(TOKENIZER_CONFIG))
-        return cls(engine, tokenizer, config)
+        directory = config.kv_tier
+        tier = None if directory is None else open_tier(files, directory, config.kv_tier_bytes)
+        return cls(engine, tokenizer, config, tier)
 
     def generate(
         self,
@@ -98,7 +113,7 @@ class LLM:
 
         Raises:
             RequestError: an empty or too long prompt, a token id out of range, or not one params a prompt.
-            CapacityError: a request needs more pages than the whole pool has.
+            CapacityError: a request needs more bytes of pages than `kv_cache_bytes`.
         """
         several = _as_list(prompts)
         each = (
@@ -165,20 +180,35 @@ class LLM:
             scores[start : start + len(follow)] = [each.logprob for each in found]
         return scores[first - 1 :]
 
-    def session(self, system: str | None = None, on_overflow: OnOverflow = "error") -> Session:
+    def session(
+        self,
+        system: str | None = None,
+        on_overflow: OnOverflow = "error",
+        file: SessionFile | None = None,
+    ) -> Session:
         """A conversation.
 
         Args:
-            system: its system message.
+            system: its system message; None keeps the one that its file has.
             on_overflow: what happens when it reaches the end of the context (or of a smaller page pool):
                 `error` refuses the turn; `drop_oldest` gives up the oldest turns, never the system message,
                 until half the context is free again, and says which in `Session.dropped`. A message that is
                 too long by itself is refused either way.
+            file: what it is kept in, turn by turn, and goes on from (`store`); closed with the session.
 
         Raises:
             RequestError: on_overflow is neither.
         """
-        return Session(self.generator, system, on_overflow)
+        return Session(self.generator, system, on_overflow, file)
+
+    def store(self, folder: str | Path) -> SessionStore:
+        """Sessions that outlive this process: each is a file of the folder, which is made if need be.
+
+        Example:
+            with llm.session("Answer briefly.", file=llm.store("sessions").open("ada")) as session:
+                session.send("My name is Ada.")
+        """
+        return SessionStore(folder, self.generator.tokenizer.fingerprint)
 
     @property
     def metrics(self) -> Metrics:

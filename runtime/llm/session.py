@@ -19,6 +19,7 @@ from kvfold.runtime.loop.commands import Cancel, Discard
 from kvfold.runtime.loop.ticket import Service
 from kvfold.runtime.memory.paged_sequence import PagedSequence
 from kvfold.runtime.sampling.params import SamplingParams
+from kvfold.runtime.sessions.session_file import SessionFile
 
 if TYPE_CHECKING:
     from kvfold.plugins.contract.chat_template import Message
@@ -36,11 +37,17 @@ class Session:
     """
 
     def __init__(
-        self, generator: TextGenerator, system: str | None = None, on_overflow: OnOverflow = "error"
+        self,
+        generator: TextGenerator,
+        system: str | None = None,
+        on_overflow: OnOverflow = "error",
+        file: SessionFile | None = None,
     ) -> None:
-        """An empty conversation; `LLM.session` is the usual way, and says what the arguments are."""
+        """A conversation; `LLM.session` is the usual way, and says what the arguments are."""
         self._generator = generator
-        self._conversation = Conversation(generator.tokenizer, generator.loop.max_length, system, on_overflow)
+        self._conversation = Conversation(
+            generator.tokenizer, generator.loop.max_length, system, on_overflow, file
+        )
         self._running: Reply | None = None
 
     @property
@@ -69,6 +76,12 @@ class Session:
     @system.setter
     def system(self, text: str | None) -> None:
         self._conversation.system = text
+        self._conversation.save()
+
+    @property
+    def unsaved(self) -> str | None:
+        """Why its file does not hold all of it, if it has a file: it goes on in memory all the same."""
+        return self._conversation.unsaved
 
     def send(self, text: str, params: SamplingParams | None = None) -> Completion:
         """Say something and wait for the reply; errors as for `LLM.chat`, and the turn is then undone."""
@@ -115,14 +128,17 @@ class Session:
         Raises:
             RequestError: there is no turn, the last one is still being streamed, or the session is closed.
         """
-        return self._conversation.undo()
+        message = self._conversation.undo()
+        self._conversation.save()
+        return message
 
     def clear(self) -> None:
         """Take all turns back; the system message stays. Raises RequestError as `undo` does."""
         self._conversation.clear()
+        self._conversation.save()
 
     def close(self) -> None:
-        """Give back the kept pages; what is in the radix tree stays cached."""
+        """Give back the kept pages and its file; what is in the radix tree stays cached."""
         self._discard(self._conversation.close())
 
     def __enter__(self) -> Self:
@@ -149,6 +165,7 @@ class Session:
                 for chunk in chunks:
                     if chunk.completion is not None:
                         conversation.finish(turn, chunk.completion, reply.ticket.request)
+                        conversation.save()
                         self._running = None
                     yield chunk
         finally:

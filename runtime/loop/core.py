@@ -19,7 +19,8 @@ from kvfold.runtime.engine.protocol import Engine
 from kvfold.runtime.loop.pace import Pace
 from kvfold.runtime.loop.snapshot import LoopSnapshot, RequestView
 from kvfold.runtime.loop.ticket import CancelReason, Ticket
-from kvfold.runtime.metrics import Metrics, PoolUsage
+from kvfold.runtime.memory.tiers.kv_tier import KvTier
+from kvfold.runtime.metrics import Metrics
 from kvfold.runtime.runtime_config import RuntimeConfig
 from kvfold.runtime.sampling.batch_sampler import BatchSampler, Sampled
 from kvfold.runtime.scheduler.request import Request
@@ -28,12 +29,15 @@ from kvfold.runtime.scheduler.step_builder import StepBuilder
 
 # Snapshots are this far apart while steps run.
 PUBLISH_SECONDS = 0.05
+# Commands wait so long at most while nothing but a tier works.
+WAIT_SECONDS = 0.005
 
 
 class Outcome(Enum):
     """What a turn came to."""
 
     IDLE = "no request has work"
+    WAITING = "all requests wait for pages from the tier"
     COMMITTED = "a step ran, and what it computed counts"
     FAILED = "the engine failed: every request ended with an error, and nothing of the step counts"
 
@@ -51,6 +55,10 @@ class Turn:
     advanced: Sequence[Ticket]
 
 
+# After these there is more to do.
+GOES_ON = frozenset({Outcome.COMMITTED, Outcome.WAITING})
+
+
 class Core:
     """Runs tickets on an engine.
 
@@ -61,11 +69,11 @@ class Core:
         snapshot: how things stood a moment ago.
     """
 
-    def __init__(self, engine: Engine, config: RuntimeConfig) -> None:
-        """An idle core."""
+    def __init__(self, engine: Engine, config: RuntimeConfig, tier: KvTier | None = None) -> None:
+        """An idle core; its pages go into a tier, if there is one, and come from it."""
         info = engine.info
         self.engine = engine
-        self.scheduler = Scheduler(info, config)
+        self.scheduler = Scheduler(info, config, engine.pages, tier)
         self.failure: EngineError | None = None
         self._builder = StepBuilder(
             groups=[group.name for group in info.plan.groups],
@@ -117,7 +125,13 @@ class Core:
         scheduled: Scheduled = []
         if self.failure is None:
             scheduled = self.scheduler.schedule(self._pace.most_prefill(self._decoding))
-        outcome = self._step(scheduled) if scheduled else Outcome.IDLE
+        if scheduled:
+            outcome = self._step(scheduled)
+        elif self.failure is None and self.scheduler.has_work:
+            self.scheduler.wait(WAIT_SECONDS)
+            outcome = Outcome.WAITING
+        else:
+            outcome = Outcome.IDLE
         self._publish(outcome)
         advanced, self._advanced = tuple(self._advanced), {}
         return Turn(outcome, advanced)
@@ -134,10 +148,10 @@ class Core:
     def metrics(self) -> Metrics:
         """Counters and page usage now; while a turn is running they may be a step apart."""
         memory = self.scheduler.memory
-        pools = zip(memory.horizons, memory.pools, strict=True)
         return Metrics(
             cache=replace(self.scheduler.metrics),
-            pools={law.name: PoolUsage(pool.num_pages, pool.num_free, pool.num_idle) for law, pool in pools},
+            pools=memory.usage(),
+            kv_cache_bytes=memory.arena.budget,
             evicted_pages=memory.tree.evicted_pages,
         )
 
@@ -247,7 +261,7 @@ class Core:
     def _publish(self, outcome: Outcome) -> None:
         """Tell how things stand: when work ends, else so often that telling costs nothing."""
         now = monotonic()
-        if outcome is Outcome.COMMITTED and now - self._published < PUBLISH_SECONDS:
+        if outcome in GOES_ON and now - self._published < PUBLISH_SECONDS:
             return
         if outcome is Outcome.IDLE and not self.snapshot.busy and not self._advanced:
             return

@@ -13,9 +13,10 @@ from threading import Condition, RLock, Thread
 from kvfold.plugins.contract.errors import EngineError
 from kvfold.runtime.engine.protocol import Engine, EngineInfo
 from kvfold.runtime.loop.commands import Cancel, Close, Command, CopyTree, Discard, Submit
-from kvfold.runtime.loop.core import Core, Outcome, Turn
+from kvfold.runtime.loop.core import GOES_ON, Core, Turn
 from kvfold.runtime.loop.snapshot import LoopSnapshot
 from kvfold.runtime.loop.ticket import Ticket
+from kvfold.runtime.memory.tiers.kv_tier import KvTier
 from kvfold.runtime.memory.tree_copy import TreeCopy
 from kvfold.runtime.metrics import Metrics
 from kvfold.runtime.runtime_config import RuntimeConfig
@@ -29,9 +30,9 @@ class EngineLoop:
         core: what it owns; to be looked at only between turns.
     """
 
-    def __init__(self, engine: Engine, config: RuntimeConfig) -> None:
-        """An idle loop."""
-        self.core = Core(engine, config)
+    def __init__(self, engine: Engine, config: RuntimeConfig, tier: KvTier | None = None) -> None:
+        """An idle loop; its pages go into a tier, if there is one, and come from it."""
+        self.core = Core(engine, config, tier)
         self._turning = RLock()
         self._turned = Condition()
         self._thread: Thread | None = None
@@ -133,7 +134,7 @@ class EngineLoop:
                 deliver(turn)
             with self._turned:
                 self._turned.notify_all()
-            if turn.outcome is not Outcome.COMMITTED and self._thread is not None:
+            if turn.outcome not in GOES_ON and self._thread is not None:
                 command = self._inbox.get()
                 with self._turning:
                     self._run_command(command)

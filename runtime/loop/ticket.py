@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import count
+from secrets import randbits
 from time import monotonic
 from typing import Literal, Protocol
 
@@ -21,7 +21,6 @@ CancelReason = Literal["client", "deadline", "drain", "error"]
 LogitsSink = Callable[[int, np.ndarray], None]
 # Tokens of a reply, in the pieces in which they were told.
 Said = tuple[tuple[int, ...], ...]
-_IDS = count(1)
 
 
 class Receiver(Protocol):
@@ -73,7 +72,7 @@ class Ticket:
     """One request in the loop's hands.
 
     Attributes:
-        id: counts the tickets of this process.
+        id: random: who is told one learns nothing of how many others there are.
         request: its tokens and pages.
         state: how it is sampled, and what that has to remember; None for a prompt that is only read.
         receiver: takes its tokens.
@@ -95,7 +94,7 @@ class Ticket:
         logits_sink: LogitsSink | None = None,
     ) -> None:
         """A ticket that was not submitted yet; `deadline` in seconds from its submission."""
-        self.id = next(_IDS)
+        self.id = randbits(63)
         self.request = request
         self.state = state
         self.receiver = receiver or Unread()

@@ -7,9 +7,7 @@ Laws, for pages of P tokens, a window of w tokens (the current one counted) and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
 from math import ceil
 from typing import TYPE_CHECKING
 
@@ -48,10 +46,14 @@ class Horizon:
         """
         return 0 if self.tail_pages is None else max(0, full_pages - self.tail_pages)
 
-    def needed(self, pages: int) -> Iterator[int]:
-        """Indices of the pages that a hit of `pages` pages needs, growing."""
+    def spans(self, pages: int) -> tuple[slice, slice]:
+        """The pages that a hit of `pages` pages needs: those of the sinks before the tail, and the tail."""
         first = self.first_kept(pages)
-        return chain(range(min(self.sink_pages, first)), range(first, pages))
+        return slice(0, min(self.sink_pages, first)), slice(first, pages)
+
+    def needed(self, pages: int) -> list[int]:
+        """These pages, growing."""
+        return [page for span in self.spans(pages) for page in range(span.start, span.stop)]
 
     def peak_pages(self, length: int, chunk: int) -> int:
         """Most pages that a sequence of up to `length` tokens maps at once, at `chunk` tokens a step."""

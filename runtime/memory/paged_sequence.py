@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from kvfold.runtime.memory.tiers.chain import Chain
+from kvfold.runtime.memory.tree_node import Kind, replace_pages
 from kvfold.runtime.metrics import PrefixMatch
 
 
@@ -19,19 +21,20 @@ class PagedSequence:
         num_computed: tokens whose KV is in the cache.
         match: what of these was there when the sequence began.
         first_kept: per group, pages before this index (sinks aside) are freed.
-        checkpoints: growing page counts at which the prefix goes into the tree on the way.
-        shared_pages: which of them ends a shared prompt; 0 is none.
+        chain: keys of its prefixes in a tier, where it was handed to one.
+        checkpoints: page counts at which the prefix goes into the tree on the way, and why.
         released: everything was given back; the sequence is dead.
     """
 
     __slots__ = (
+        "__weakref__",
+        "chain",
         "checkpoints",
         "first_kept",
         "match",
         "num_computed",
         "num_pages",
         "released",
-        "shared_pages",
         "tables",
         "tenant",
         "tokens",
@@ -48,13 +51,19 @@ class PagedSequence:
         self.num_computed = 0
         self.match = PrefixMatch()
         self.first_kept = [0] * num_groups
-        self.checkpoints: list[int] = []
-        self.shared_pages = 0
+        self.chain: Chain | None = None
+        self.checkpoints: dict[int, Kind] = {}
         self.released = False
 
     def extend(self, tokens: np.ndarray, capacity: int) -> None:
         """Carry on with a longer buffer whose first `num_computed` tokens are the same."""
         self.tokens = tokens
+        self.chain = None
         grown = np.full((len(self.tables), capacity), -1, np.int32)
         grown[:, : self.num_pages] = self.tables[:, : self.num_pages]
         self.tables = grown
+
+    def relocate(self, group: int, sources: np.ndarray, targets: np.ndarray) -> None:
+        """Pages of a group moved: map them where they are now."""
+        moved = replace_pages(self.tables[group, : self.num_pages], sources, targets)
+        self.version += moved

@@ -1,313 +1,299 @@
-"""RadixTree: which prefixes are cached, keyed by tokens, one page an edge.
+"""RadixTree: which prefixes are cached, and the pages that it holds for them.
 
-Ownership: a node holds one reference to its page of the global group, and to its page of a local
-group while a checkpoint needs it. A checkpoint is a length at which a hit may end: the pages of its
-window tail and its sinks are kept in every local group. Shorter lengths are hits too wherever their
-tail happens to be complete; a hit is shortened to such a length, never approximated.
+Ownership: a node holds one reference to each of its pages of the global group, and to those of a local group
+while a checkpoint needs them. A checkpoint is a length at which a hit may end: the pages of its window tail
+and its sinks are kept in every local group. Other lengths are hits too wherever their tail happens to be
+complete; a hit is shortened to such a length, never approximated.
 
-Order of eviction: local pages of checkpoints that a longer one superseded; then of the other
-checkpoints, least recently used first; whole nodes only from the leaves, least recently used first.
+Laws: who holds a node's global page holds those above it; a leaf ends in a checkpoint, or in a page that a
+sequence holds: no page is kept that no hit can reach.
 """
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from kvfold.runtime.memory.eviction import EvictionOrder
 from kvfold.runtime.memory.horizon import Horizon
-from kvfold.runtime.memory.page_pool import PagePool
+from kvfold.runtime.memory.page_arena import PageArena
 from kvfold.runtime.memory.paged_sequence import PagedSequence
-from kvfold.runtime.memory.tree_node import TreeNode
+from kvfold.runtime.memory.token_tree import TokenTree
+from kvfold.runtime.memory.tree_node import Kind, Match, TreeNode, replace_pages
 
 
 class RadixTree:
     """Cached prefixes of one engine, a root for each tenant.
 
     A tree lives and ends with its engine, so its pages are all of one model, plan and set of scales.
-    Roots share pools and the order of eviction, and no tenant finds what another one computed.
+    Roots share the arena and the order of eviction, and no tenant finds what another one computed.
+
+    Attributes:
+        prefixes: its nodes, by tokens.
+        evicted_pages: that eviction freed so far.
+        clock: logical time: counts hits and insertions.
     """
 
-    def __init__(self, horizons: Sequence[Horizon], pools: Sequence[PagePool]) -> None:
-        """An empty tree over the pools, which stay owned by the caller."""
-        self._roots: dict[str, TreeNode] = {}
+    def __init__(self, horizons: Sequence[Horizon], arena: PageArena) -> None:
+        """An empty tree over an arena, which stays the caller's."""
+        self.prefixes = TokenTree(horizons[0].page_size, arena.num_groups)
         self.evicted_pages = 0
-        self._page_size = horizons[0].page_size
-        self._pools = pools
+        self.clock = 0
+        self._arena = arena
         self._global = next((h.index for h in horizons if not h.is_local), None)
         self._locals = [h for h in horizons if h.is_local]
-        self._checkpoints: set[TreeNode] = set()
-        self._leaves: list[tuple[int, int, TreeNode]] = []
-        self._clock = 0
-        self._serial = 0
-        self._made = self._removed = 0
+        self._order = EvictionOrder(horizons, arena.page_bytes)
+        self._owners = np.full(arena.num_pages, None, object)
+
+    @property
+    def num_groups(self) -> int:
+        """Horizon groups."""
+        return self._arena.num_groups
 
     # Lookup
 
-    def walk(self, tokens: np.ndarray, max_pages: int, tenant: str = "") -> list[TreeNode]:
-        """A tenant's nodes that match the first pages of `tokens`, at most `max_pages` of them."""
-        path: list[TreeNode] = []
-        node = self._roots.get(tenant)
-        if node is None:
-            return path
-        data, step = tokens[: max_pages * self._page_size].tobytes(), self._page_size * tokens.itemsize
-        for start in range(0, max_pages * step, step):
-            child = node.children.get(data[start : start + step])
-            if child is None:
-                break
-            path.append(child)
-            node = child
-        return path
+    def walk(self, tokens: np.ndarray, max_pages: int, tenant: str = "") -> Match:
+        """What of the first pages of `tokens`, at most `max_pages` of them, is in a tenant's tree."""
+        return self.prefixes.walk(tokens, max_pages, tenant)
 
-    def usable(self, path: Sequence[TreeNode]) -> int:
-        """Pages of the longest hit along a path: the last length with sinks and tails complete."""
-        if not self._locals:
-            return len(path)
-        hit = 0
-        runs = [0] * len(self._locals)
-        for depth, node in enumerate(path, 1):
-            complete = True
-            for which, horizon in enumerate(self._locals):
-                assert horizon.tail_pages is not None
-                present = node.pages[horizon.index] >= 0
-                if not present and depth <= horizon.sink_pages:
-                    return hit
-                runs[which] = runs[which] + 1 if present else 0
-                complete &= runs[which] >= min(depth, horizon.tail_pages)
-            if complete:
-                hit = depth
-        return hit
+    def usable(self, match: Match) -> int:
+        """Pages of the longest hit in a match: the last length with sinks and tails complete."""
+        if not self._locals or not match.length:
+            return match.length
+        # Another thread may look while the owner cuts a node: what is there counts.
+        present = match.pages() >= 0
+        length = present.shape[1]
+        lengths = np.arange(1, length + 1)
+        complete = np.ones(length, np.bool_)
+        for horizon in self._locals:
+            assert horizon.tail_pages is not None
+            have = np.concatenate([[0], np.cumsum(present[horizon.index])])
+            tails = np.minimum(lengths, horizon.tail_pages)
+            complete &= have[lengths] - have[lengths - tails] == tails
+            sinks = np.minimum(lengths, horizon.sink_pages)
+            complete &= have[sinks] == sinks
+        ends = np.flatnonzero(complete)
+        return int(ends[-1]) + 1 if len(ends) else 0
 
-    def gone(self, path: Sequence[TreeNode]) -> tuple[str, ...]:
-        """Groups whose sinks or tail at the end of a path are not all there."""
+    def gone(self, match: Match) -> tuple[str, ...]:
+        """Groups whose sinks or tail at the end of a match are not all there."""
+        if not match.length:
+            return ()
+        pages = match.pages()
         return tuple(
             horizon.name
             for horizon in self._locals
-            if any(path[position].pages[horizon.index] < 0 for position in horizon.needed(len(path)))
+            if any((pages[horizon.index, span] < 0).any() for span in horizon.spans(match.length))
         )
 
-    def touch(self, path: Sequence[TreeNode]) -> None:
-        """Mark a path as just used."""
-        self._clock += 1
-        for node in path:
-            node.last_used = self._clock
+    def take(self, match: Match, hit: int) -> None:
+        """A sequence now holds the first `hit` pages of a match: they were used, and can end a hit again."""
+        taken = Match([node for node in match.nodes if node.first < hit], hit)
+        end = taken.nodes[-1]
+        self._touch(taken)
+        if end.checkpoint is not None and end.end == hit:
+            self._order.note_hit(end)
+        if self._locals:
+            self._mark(taken, Kind.BRANCH)
+        else:
+            self._cut(taken)
 
     # Insertion
 
-    def insert(self, sequence: PagedSequence, num_pages: int, shared: bool = False) -> None:
+    def insert(self, sequence: PagedSequence, num_pages: int, kind: Kind) -> None:
         """Cache the first `num_pages` pages of a sequence and make their end a checkpoint.
 
         Where the tree already holds a page, the sequence's table changes to it and its own page is
-        released: afterwards no page of the path exists twice, and who holds a node's global page
-        holds those of all its ancestors.
+        released: afterwards no page of the path exists twice.
         """
-        path = self.walk(sequence.tokens, num_pages, sequence.tenant)
-        self._extend(path, sequence, num_pages)
-        needed = {h.index: set(h.needed(num_pages)) for h in self._locals}
-        for position, node in enumerate(path):
-            for group, table in enumerate(sequence.tables):
-                mine, cached = int(table[position]), node.pages[group]
-                if cached >= 0:
-                    self._exchange(group, table, position, mine, cached)
-                elif group == self._global or position in needed[group]:
-                    assert mine >= 0, f"page {position} of group {group} left before it was cached"
-                    self._pools[group].cache(mine)
-                    node.pages[group] = mine
-        sequence.version += 1
-        self.touch(path)
-        self.mark(path)
-        path[-1].shared |= shared
-
-    def _extend(self, path: list[TreeNode], sequence: PagedSequence, num_pages: int) -> None:
-        """Add the nodes that the path lacks."""
-        if len(path) == num_pages:
-            return
-        node = path[-1] if path else self._root(sequence.tenant)
-        size = self._page_size
-        for index in range(len(path), num_pages):
-            key = sequence.tokens[index * size : (index + 1) * size].tobytes()
-            self._made += 1
-            child = TreeNode(key, node, len(self._pools), self._made)
-            node.children[child.key] = child
-            path.append(child)
-            node = child
-        self._queue(node)
-
-    def _root(self, tenant: str) -> TreeNode:
-        if tenant not in self._roots:
-            self._roots[tenant] = TreeNode(tenant.encode(), None, len(self._pools))
-        return self._roots[tenant]
-
-    def _exchange(self, group: int, table: np.ndarray, position: int, mine: int, cached: int) -> None:
-        if mine < 0 or mine == cached:
-            return
-        self._pools[group].retain(cached)
-        self._pools[group].release(mine)
-        table[position] = cached
-
-    def mark(self, path: Sequence[TreeNode]) -> None:
-        """Make the end of a path, whose tails are complete, a checkpoint."""
-        end = path[-1]
-        if end.checkpoint:
-            return
-        end.checkpoint = True
-        self._checkpoints.add(end)
+        match = self._reach(sequence, num_pages)
+        held, mine = match.pages(), sequence.tables[:, :num_pages]
+        self._exchange(sequence, mine, held)
+        wanted = np.zeros(mine.shape, np.bool_)
+        if self._global is not None:
+            wanted[self._global] = True
         for horizon in self._locals:
-            for position in horizon.needed(len(path)):
-                path[position].needed_by[horizon.index] += 1
+            for span in horizon.spans(num_pages):
+                wanted[horizon.index, span] = True
+        wanted &= held < 0
+        assert (mine[wanted] >= 0).all(), "a page left its sequence before it was cached"
+        self._arena.cache(self._arena.keys(np.where(wanted, mine, -1)))
+        for node in match.nodes:
+            part = slice(node.first, node.end)
+            fresh = wanted[:, part]
+            if fresh.any():
+                node.pages[fresh] = mine[:, part][fresh]
+                self._owners[self._arena.keys(np.where(fresh, node.pages, -1))] = node
+        self._touch(match)
+        self._mark(match, kind)
+
+    def _reach(self, sequence: PagedSequence, num_pages: int) -> Match:
+        """The path of a sequence's first pages, ending at a node's end; what the tree lacks is added."""
+        match = self.walk(sequence.tokens, num_pages, sequence.tenant)
+        if match.nodes:
+            self._cut(match)
+        return self.prefixes.extend(match, sequence.tokens, num_pages, sequence.tenant)
+
+    def _exchange(self, sequence: PagedSequence, mine: np.ndarray, held: np.ndarray) -> None:
+        """Where the tree and a sequence hold different pages, the sequence changes to the tree's."""
+        other = (held >= 0) & (mine >= 0) & (held != mine)
+        if other.any():
+            self._arena.retain(self._arena.keys(np.where(other, held, -1)))
+            self._arena.release(self._arena.keys(np.where(other, mine, -1)))
+            mine[other] = held[other]
+            sequence.version += 1
+
+    def _touch(self, match: Match) -> None:
+        self.clock += 1
+        for node in match.nodes:
+            node.last_used = self.clock
+            self._order.touch(node)
+
+    def _cut(self, match: Match) -> None:
+        """Make a match end at a node's end."""
+        above = self.prefixes.cut(match)
+        if above is not None:
+            self._owners[self._arena.keys(above.pages)] = above
+
+    def _mark(self, match: Match, kind: Kind) -> None:
+        """Make the end of a match, whose tails are complete, a checkpoint; it may be one already."""
+        self._cut(match)
+        end = match.nodes[-1]
+        if end.checkpoint is None:
+            end.checkpoint = kind
+            for node, row, part in self._needed(match.nodes):
+                node.needed_by[row, part] += 1
+        elif kind is Kind.SHARED:
+            end.checkpoint = kind
+        self._order.push(end)
+        if len(match.nodes) > 1:
+            above = match.nodes[-2]
+            if above.checkpoint is not None:  # it may have been superseded
+                self._order.push(above)
+
+    def _needed(self, nodes: Sequence[TreeNode]) -> Iterator[tuple[TreeNode, int, slice]]:
+        """(node, local group, pages) that a checkpoint at the end of these nodes needs."""
+        length = nodes[-1].end
+        spans = [(law.index, span) for law in self._locals for span in law.spans(length)]
+        tails = min((span.start for _, span in spans if span.stop == length), default=length)
+        sinks = max((span.stop for _, span in spans if span.stop < length), default=0)
+        for node in nodes:
+            first, end = node.first, node.end
+            if sinks <= first and end <= tails:
+                continue
+            for row, span in spans:
+                start, stop = max(span.start, first), min(span.stop, end)
+                if start < stop:
+                    yield node, row, slice(start - first, stop - first)
 
     # Eviction
 
-    def evict(self, group: int, count: int) -> None:
-        """Free at least `count` idle pages of a group; pages that a sequence holds stay its own.
+    def evict(self, enough: Callable[[], bool], pages: int) -> None:
+        """Give up checkpoints, those worth least first, until it is enough, or nothing idle is left.
 
-        There are as many: a tail can always be dropped, and by the law of `insert` an idle global
-        page has only idle pages below it.
+        Args:
+            enough: whether it is.
+            pages: of a plan without local groups, where every page is a length to hit, so many of a prefix's
+                end are given up at once.
         """
-        if group == self._global:
-            self._evict_leaves(count)
-        else:
-            self._evict_tails(next(h for h in self._locals if h.index == group), count)
+        held = []
+        while not enough():
+            node = self._order.pop()
+            if node is None:
+                break
+            freed = self._give_up(node) if self._locals else self._shorten(node, pages)
+            if not freed:
+                held.append(node)
+        for node in held:
+            self._order.push(node)
 
-    def _evict_leaves(self, count: int) -> None:
-        assert self._global is not None
-        pool, busy, target = self._pools[self._global], [], self._pools[self._global].num_free + count
-        while self._leaves and pool.num_free < target:
-            last_used, _, node = heapq.heappop(self._leaves)
-            if not node.linked or node.children:
-                continue
-            if last_used < node.last_used:
-                self._queue(node)
-            elif not pool.is_idle(node.pages[self._global]):
-                busy.append(node)
-            else:
-                self._remove(node)
-        for node in busy:
-            self._queue(node)
+    def _give_up(self, node: TreeNode) -> bool:
+        """Free what only this checkpoint keeps; False, with nothing changed, where sequences hold it all."""
+        nodes = node.path()
+        if self._is_held(nodes):
+            return False
+        self._order.note_loss(node)
+        node.checkpoint = None
+        touched: dict[TreeNode, None] = {}
+        for each, row, part in self._needed(nodes):
+            each.needed_by[row, part] -= 1
+            touched[each] = None
+        for each in touched:
+            gone = (each.needed_by == 0) & (each.pages >= 0)
+            if self._global is not None:
+                gone[self._global] = False
+            if gone.any():
+                self._uncache(np.where(gone, each.pages, -1))
+                each.pages[gone] = -1
+        while nodes and not nodes[-1].children and nodes[-1].checkpoint is None:
+            if not self._shorten(nodes[-1], nodes[-1].size):
+                break
+            nodes.pop()
+        return True
 
-    def _evict_tails(self, horizon: Horizon, count: int) -> None:
-        pool = self._pools[horizon.index]
-        target = pool.num_free + count
-        for node in sorted(self._checkpoints, key=_tail_priority):
-            if pool.num_free >= target:
-                return
-            path = node.path()
-            pages = (path[position].pages[horizon.index] for position in horizon.needed(len(path)))
-            if any(map(pool.is_idle, pages)):
-                self._unmark(path)
-                self._prune(node)
+    def _is_held(self, nodes: Sequence[TreeNode]) -> bool:
+        """Whether these nodes end in a leaf of whose checkpoint a sequence holds every page."""
+        leaf = nodes[-1]
+        if leaf.children or self._global is None or self._trailing_idle(leaf):
+            return False
+        parts = ((row, node.pages[row, part]) for node, row, part in self._needed(nodes))
+        return not any(self._arena.is_idle(self._arena.keys_of(row, pages)).any() for row, pages in parts)
 
-    def _remove(self, node: TreeNode) -> None:
-        """Take a leaf out of the tree; where its parent's tail is complete, the parent ends hits instead."""
-        parent = node.parent
-        assert parent is not None and not node.children
-        if node.checkpoint:
-            path = node.path()
-            if parent.depth and self.usable(path[:-1]) == len(path) - 1:
-                self.mark(path[:-1])
-            self._unmark(path)
-        for group, page in enumerate(node.pages):
-            if page >= 0:
-                self._drop_page(node, group)
-        self._removed += 1
-        del parent.children[node.key]
-        node.parent = None
-        if parent.children:
-            return
-        if parent.depth:
-            self._queue(parent)
-        else:
-            del self._roots[parent.key.decode()]
+    def _uncache(self, pages: np.ndarray) -> None:
+        keys = self._arena.keys(pages)
+        self._owners[keys] = None
+        self.evicted_pages += self._arena.uncache(keys)
 
-    def _unmark(self, path: Sequence[TreeNode]) -> None:
-        """Drop a checkpoint and the local pages that nothing else needs."""
-        end = path[-1]
-        end.checkpoint = end.shared = False
-        self._checkpoints.remove(end)
-        for horizon in self._locals:
-            for position in horizon.needed(len(path)):
-                node = path[position]
-                node.needed_by[horizon.index] -= 1
-                if node.needed_by[horizon.index] == 0:
-                    self._drop_page(node, horizon.index)
+    def _trailing_idle(self, node: TreeNode) -> int:
+        """How many of the last pages of a node's global group no sequence holds."""
+        if self._global is None:
+            return node.size
+        held = ~self._arena.is_idle(self._arena.keys_of(self._global, node.pages[self._global]))
+        places = np.flatnonzero(held)
+        return node.size - (int(places[-1]) + 1 if len(places) else 0)
 
-    def _prune(self, node: TreeNode) -> None:
-        """Without a global group, remove the leaves that no checkpoint is left to use."""
-        if self._global is not None:
-            return
-        while node.parent is not None and not node.children and not node.checkpoint:
-            parent = node.parent
-            self._remove(node)
-            node = parent
+    def _shorten(self, leaf: TreeNode, pages: int) -> bool:
+        """Take idle pages, at most so many, from the end of a leaf; whether it is gone or became shorter."""
+        parent, count = leaf.parent, min(pages, self._trailing_idle(leaf))
+        if leaf.children or not count:
+            return False
+        assert parent is not None
+        self._uncache(leaf.pages[:, leaf.size - count :])
+        self.prefixes.shorten(leaf, count)
+        end = leaf if leaf.linked else parent
+        if not self._locals and end.linked and not end.children:  # every page ends a hit: so does this one
+            end.checkpoint = end.checkpoint or Kind.BRANCH
+        if end.checkpoint is not None:
+            self._order.push(end)
+        return True
 
-    def _drop_page(self, node: TreeNode, group: int) -> None:
-        page, node.pages[group] = node.pages[group], -1
-        if self._pools[group].uncache(page):
-            self.evicted_pages += 1
-
-    def _queue(self, node: TreeNode) -> None:
-        """Enter a leaf into the eviction queue; entries are checked for truth when they are taken out."""
-        if self._global is not None:
-            self._serial += 1
-            heapq.heappush(self._leaves, (node.last_used, self._serial, node))
-
-    # Inspection
-
-    @property
-    def size(self) -> int:
-        """How many nodes there are, but the roots."""
-        return self._made - self._removed
-
-    @property
-    def clock(self) -> int:
-        """Logical time: counts hits and insertions."""
-        return self._clock
-
-    def roots(self, tenant: str | None = None) -> dict[str, TreeNode]:
-        """Roots by tenant: of one, or of all."""
-        if tenant is None:
-            return dict(self._roots)
-        return {tenant: self._roots[tenant]} if tenant in self._roots else {}
-
-    def nodes(self) -> list[TreeNode]:
-        """Every node but the roots."""
-        found: list[TreeNode] = []
-        stack = [node for root in self._roots.values() for node in root.children.values()]
-        while stack:
-            node = stack.pop()
-            found.append(node)
-            stack.extend(node.children.values())
-        return found
-
-    def held(self, group: int) -> list[int]:
-        """Pages of a group that the tree holds."""
-        return [node.pages[group] for node in self.nodes() if node.pages[group] >= 0]
+    def relocate(self, group: int, sources: np.ndarray, targets: np.ndarray) -> None:
+        """Pages of a group moved: hold them where they are now."""
+        before = self._arena.keys_of(group, sources)
+        owners, self._owners[before] = self._owners[before], None
+        self._owners[self._arena.keys_of(group, targets)] = owners
+        for node in {owner for owner in owners if owner is not None}:
+            replace_pages(node.pages[group], sources, targets)
 
     def check_integrity(self) -> None:
         """Check the laws of this module; quadratic, for tests and idle moments."""
-        nodes = self.nodes()
-        assert len(nodes) == self.size
-        needed: dict[tuple[TreeNode, int], int] = {}
-        assert {node for node in nodes if node.checkpoint} == self._checkpoints
-        for node in self._checkpoints:
-            path = node.path()
-            assert self.usable(path) == len(path), "a checkpoint's tail is not complete"
-            for horizon in self._locals:
-                for position in horizon.needed(len(path)):
-                    key = path[position], horizon.index
-                    needed[key] = needed.get(key, 0) + 1
-        queued = {entry[2] for entry in self._leaves}
+        self.prefixes.check_integrity()
+        nodes, queued = self.prefixes.nodes(), self._order.nodes()
+        needed = {node: np.zeros_like(node.needed_by) for node in nodes}
         for node in nodes:
-            if self._global is not None:
-                assert node.pages[self._global] >= 0, "a node lost its global page"
-                assert node.children or node in queued, "a leaf cannot be evicted"
+            if node.checkpoint is None:
+                assert node.children or not self._trailing_idle(node), "no hit can reach a page"
+                continue
+            assert node in queued or (not self._locals and node.children), "a checkpoint cannot be evicted"
+            path = node.path()
+            assert self.usable(Match(path, node.end)) == node.end, "a checkpoint's tail is not complete"
+            for each, row, part in self._needed(path):
+                needed[each][row, part] += 1
+        for node in nodes:
+            assert all(owner is node for owner in self._owners[self._arena.keys(node.pages)])
+            assert (node.needed_by == needed[node]).all()
+            assert self._global is None or (node.pages[self._global] >= 0).all(), "a global page is lost"
             for horizon in self._locals:
-                wanted = needed.get((node, horizon.index), 0)
-                assert node.needed_by[horizon.index] == wanted
-                assert (node.pages[horizon.index] >= 0) == (wanted > 0)
-
-
-def _tail_priority(node: TreeNode) -> tuple[bool, int]:
-    """Superseded tails first: inner ones, neither marked as shared nor at a branch point; then LRU."""
-    return node.shared or len(node.children) != 1, node.last_used
+                row = horizon.index
+                assert ((node.pages[row] >= 0) == (needed[node][row] > 0)).all()

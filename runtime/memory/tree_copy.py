@@ -1,21 +1,23 @@
 """A copy of the most used part of the tree, to be looked at while the tree goes on.
 
 The owner of the tree copies between two steps, so it does little: a bounded number of nodes, as numbers in
-one list. Whoever looks makes boxes of them, in a thread of its own.
+tables. Whoever looks makes boxes of them, in a thread of its own.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
+
+import numpy as np
 
 from kvfold.runtime.memory.radix_tree import RadixTree
 from kvfold.runtime.memory.tree_node import TreeNode
 
 MAX_CHAINS = 500
-MAX_NODES = 4096
+MAX_PAGES = 4096
 MAX_LOOKS = 8192
 
 
@@ -26,19 +28,21 @@ class Chain(NamedTuple):
         number: of its first node; 0 for a root.
         parent: place of the chain above among all; -1 for a root.
         tenant: whose it is.
-        above: nodes above it.
+        first: pages above it.
         hits: requests that reused it.
-        start: place of its first node among all that were copied.
-        end: place after its last one.
+        pages: int32 [groups, any], a table for each of its nodes.
+        last_used: logical time of the last hit or insertion through it.
+        checkpoints: pages from the tree's root at which a hit may end.
     """
 
     number: int
     parent: int
     tenant: str
-    above: int
+    first: int
     hits: int
-    start: int
-    end: int
+    pages: Sequence[np.ndarray] = ()
+    last_used: int = 0
+    checkpoints: Sequence[int] = ()
 
 
 class Box(NamedTuple):
@@ -72,30 +76,28 @@ class Box(NamedTuple):
 class TreeCopy:
     """The most used nodes of one tenant or of all, then the latest.
 
-    At most MAX_NODES nodes in MAX_CHAINS chains; of a node's children those that were added last, where all
+    At most MAX_PAGES pages in MAX_CHAINS chains; of a node's children those that were added last, where all
     that are looked at would be more than MAX_LOOKS.
 
     Attributes:
         clock: logical time of the copy.
-        size: nodes of the whole tree, of all tenants.
+        size: pages of the whole tree, of all tenants, each counted once for all groups.
         copied: of these, in the copy.
     """
 
     def __init__(self, tree: RadixTree, tenant: str | None) -> None:
         """Copy, in the thread of the tree's owner; `tenant` None is all."""
         self.clock = tree.clock
-        self.size = tree.size
-        self._groups = 0
+        self.size = tree.prefixes.size
+        self.copied = 0
+        self._groups = tree.num_groups
         self._chains: list[Chain] = []
-        self._numbers: list[int] = []
         self._others: list[int] = []
         self._looks = MAX_LOOKS
         self._waiting: list[tuple[int, int, int, TreeNode, int]] = []
-        self.copied = 0
-        for name, root in tree.roots(tenant).items():
-            self._groups = len(root.pages)
-            self._add(Chain(0, -1, name, 0, 0, 0, 0), root.children)
-        while self._waiting and self.copied < MAX_NODES and len(self._chains) < MAX_CHAINS:
+        for name, root in tree.prefixes.roots(tenant).items():
+            self._add(Chain(0, -1, name, 0, 0), root.children)
+        while self._waiting and self.copied < MAX_PAGES and len(self._chains) < MAX_CHAINS:
             *_, node, parent = heapq.heappop(self._waiting)
             self._copy_chain(node, parent)
         for *_, parent in self._waiting:
@@ -104,20 +106,18 @@ class TreeCopy:
 
     def boxes(self, page_size: int) -> Iterator[Box]:
         """What it shows, each after the one above it; in any thread."""
-        width = self._groups + 2
         for chain, others in zip(self._chains, self._others, strict=True):
-            rows = [self._numbers[at * width : (at + 1) * width] for at in range(chain.start, chain.end)]
-            first = chain.above * page_size
+            kept = [(pages >= 0).sum(axis=1).tolist() for pages in chain.pages]
             yield Box(
                 number=chain.number,
                 parent=chain.parent,
                 tenant=chain.tenant,
-                first=first,
-                tokens=len(rows) * page_size,
-                pages=tuple(sum(row[group] >= 0 for row in rows) for group in range(self._groups)),
+                first=chain.first * page_size,
+                tokens=sum(pages.shape[1] for pages in chain.pages) * page_size,
+                pages=tuple(sum(column) for column in zip(*kept, strict=True)) or (0,) * self._groups,
                 hits=chain.hits,
-                last_used=max((row[-2] for row in rows), default=0),
-                checkpoints=tuple(first + at * page_size for at, row in enumerate(rows, 1) if row[-1]),
+                last_used=chain.last_used,
+                checkpoints=tuple(pages * page_size for pages in chain.checkpoints),
                 others=others,
             )
 
@@ -135,19 +135,24 @@ class TreeCopy:
             heapq.heappush(self._waiting, (-node.hits, -node.last_used, node.number, node, parent))
 
     def _copy_chain(self, node: TreeNode, parent: int) -> None:
-        number, above, hits, start = node.number, node.depth - 1, node.hits, self.copied
-        numbers, left = self._numbers, MAX_NODES - start
+        number, first, hits = node.number, node.first, node.hits
+        tables, checkpoints, last_used = [], [], 0
         while True:
-            numbers += node.pages
-            numbers += (node.last_used, node.checkpoint)
-            left -= 1
+            room = MAX_PAGES - self.copied
+            tables.append(node.pages[:, :room].copy())
+            self.copied += tables[-1].shape[1]
+            last_used = max(last_used, node.last_used)
+            if node.size > room:
+                children = {node.tokens: node}  # its end is left out, and all below
+                break
+            if node.checkpoint is not None:
+                checkpoints.append(node.end)
             children = node.children
-            if len(children) != 1 or not left:
+            if len(children) != 1 or self.copied == MAX_PAGES:
                 break
             (child,) = children.values()
             if child.hits != hits:
                 break
             node = child
-        self.copied = MAX_NODES - left
         tenant = self._chains[parent].tenant
-        self._add(Chain(number, parent, tenant, above, hits, start, self.copied), children)
+        self._add(Chain(number, parent, tenant, first, hits, tables, last_used, checkpoints), children)

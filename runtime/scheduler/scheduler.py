@@ -2,22 +2,26 @@
 
 Running requests come first, oldest first, each with its next token or the next chunk of its prompt;
 what is left of the token budget admits waiting ones. When pages run out, idle cached pages are
-evicted, then kept sequences of idle sessions are given up, then the newest running request is
-preempted: its pages go to the radix tree and it computes again what was evicted meanwhile. The
-oldest request is never preempted and every request fits the pool, so every request ends.
+evicted, then kept sequences of idle sessions are given up, then chunks of prompts become smaller, down to
+a page, then the newest running request is preempted: its pages go to the radix tree and it computes again
+what was evicted meanwhile. The oldest request is never preempted and every request fits, so every request
+ends.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter, OrderedDict
+from concurrent.futures import FIRST_COMPLETED, wait
 
 import numpy as np
 
 from kvfold.plugins.contract.errors import CapacityError
-from kvfold.runtime.engine.protocol import EngineInfo
+from kvfold.runtime.engine.protocol import EngineInfo, PageStore
 from kvfold.runtime.memory.kv_memory import KvMemory
 from kvfold.runtime.memory.paged_sequence import PagedSequence
+from kvfold.runtime.memory.tier_link import Load
+from kvfold.runtime.memory.tiers.kv_tier import KvTier
 from kvfold.runtime.metrics import CacheMetrics
 from kvfold.runtime.runtime_config import RuntimeConfig
 from kvfold.runtime.scheduler.request import Request
@@ -43,14 +47,17 @@ class Scheduler:
         waiting: requests that have none yet, or gave them up.
     """
 
-    def __init__(self, info: EngineInfo, config: RuntimeConfig) -> None:
-        """An idle scheduler with the engine's memory to itself."""
-        self.memory = KvMemory(info)
+    def __init__(
+        self, info: EngineInfo, config: RuntimeConfig, store: PageStore, tier: KvTier | None = None
+    ) -> None:
+        """An idle scheduler with the engine's memory to itself, and a tier below it or none."""
+        self.memory = KvMemory(info, store, tier)
         self.metrics = CacheMetrics()
         self.running: list[Request] = []
         self.waiting: list[Request] = []
         self._config = config
         self._parked: OrderedDict[int, PagedSequence] = OrderedDict()
+        self._loads: dict[Request, Load] = {}
         self.max_length = bisect_left(range(1, info.max_context_length + 1), True, key=self._is_too_long)
 
     @property
@@ -68,16 +75,14 @@ class Scheduler:
         """Refuse a request that could never run; any thread may ask.
 
         Raises:
-            CapacityError: it needs more pages than the whole pool has.
+            CapacityError: it needs more bytes than there are.
         """
         length = len(request.tokens)
-        short = self.memory.shortfall(length, self._config.max_num_batched_tokens)
-        if short:
-            group, needed, there = short
+        if not self.memory.can_run(length):
             raise CapacityError(
                 f"a request of {request.prompt_length} prompt and {length - request.prompt_length} new "
-                f"tokens needs {needed} pages of group {group}, the pool has {there}; raise "
-                "kv_cache_bytes, or lower max_tokens or max_num_batched_tokens"
+                f"tokens needs {self.memory.bytes_needed(length):,} bytes of KV pages, kv_cache_bytes is "
+                f"{self.memory.arena.budget:,}; raise it, or lower max_tokens"
             )
 
     def submit(self, request: Request) -> None:
@@ -91,6 +96,8 @@ class Scheduler:
             self.discard(request.kept)
             request.kept = None
             self.metrics.rematched_turns += 1
+        if request.kept is None:
+            self._fetch(request)
         self.waiting.append(request)
 
     def cancel(self, request: Request, keep: bool = False) -> None:
@@ -110,15 +117,19 @@ class Scheduler:
             self.memory.release(sequence)
 
     def schedule(self, most_prefill: int | None = None) -> Scheduled:
-        """What the next step computes: empty exactly where there is no work.
+        """What the next step computes: empty where there is no work, or all of it waits for the tier.
 
         Args:
             most_prefill: tokens of prompts at most; by default as many as `max_num_batched_tokens` leaves.
         """
         budget = self._config.max_num_batched_tokens
         scheduled = self._schedule(budget, budget if most_prefill is None else most_prefill)
-        assert scheduled or not self.has_work, "nothing fits although every request fits the pool"
+        assert scheduled or self._loads or not self.has_work, "nothing fits although every request does"
         return scheduled
+
+    def wait(self, seconds: float) -> None:
+        """Wait until something comes from the tier, so long at most."""
+        wait([load.future for load in self._loads.values()], seconds, FIRST_COMPLETED)
 
     def commit(self, request: Request, chunk: Chunk) -> None:
         """The chunk's keys and values are in the cache; a prompt that is only read ends with its last one."""
@@ -135,7 +146,7 @@ class Scheduler:
             self._retire(request)
 
     def _is_too_long(self, length: int) -> bool:
-        return self.memory.shortfall(length, self._config.max_num_batched_tokens) is not None
+        return not self.memory.can_run(length)
 
     def _goes_on(self, request: Request, kept: PagedSequence) -> bool:
         computed = kept.num_computed
@@ -166,7 +177,9 @@ class Scheduler:
                 chunk = Chunk(sequence, start, start + 1, range(start, start + 1))
             else:
                 chunk = _next_chunk(request, sequence, room)
-            if self._make_room(request, chunk):
+            made = self._make_room(request, chunk)
+            if made is not None:
+                chunk = made
                 scheduled.append((request, chunk))
                 size = chunk.end - chunk.start
                 budget -= size
@@ -174,7 +187,8 @@ class Scheduler:
         if self.metrics.preemptions > preemptions:
             return scheduled
         room = min(budget, prefill)
-        while self.waiting and room > 0 and len(self.running) < self._config.max_num_seqs:
+        self._take_in()
+        while room > 0 and self._may_admit:
             request = self._next_waiting()
             admitted = self._admit(request, room)
             if admitted is None:
@@ -183,14 +197,39 @@ class Scheduler:
             room -= admitted.end - admitted.start
         return scheduled
 
-    def _make_room(self, request: Request, chunk: Chunk) -> bool:
-        """Map a running request's pages, preempting newer ones; False when it was preempted itself."""
-        while not self._allocate(chunk, spare=0):
+    def _fetch(self, request: Request) -> None:
+        """Ask the tier for what the tree lacks; others run until it has come."""
+        load = self.memory.fetch(request.tokens, request.first_wanted + 1, request.prefix.tenant)
+        if load is not None:
+            self._loads[request] = load
+
+    def _take_in(self) -> None:
+        for request, load in tuple(self._loads.items()):
+            if load.ended:
+                del self._loads[request]
+                self.metrics.loaded_tokens += self.memory.take_in(load)
+
+    @property
+    def _may_admit(self) -> bool:
+        return len(self.waiting) > len(self._loads) and len(self.running) < self._config.max_num_seqs
+
+    def _make_room(self, request: Request, chunk: Chunk) -> Chunk | None:
+        """Map a running request's pages, preempting newer ones; None when it was preempted itself."""
+        while (mapped := self._map(request, chunk, spare=0)) is None:
             victim = max(reversed(self.running), key=lambda each: each.priority)
             self._preempt(victim)
             if victim is request:
-                return False
-        return True
+                return None
+        return mapped
+
+    def _map(self, request: Request, chunk: Chunk, spare: int) -> Chunk | None:
+        """Map pages for a chunk, or for a smaller one where the whole finds no room; None where none does."""
+        while not self._allocate(chunk, spare):
+            size = chunk.end - chunk.start
+            if size <= self.memory.page_size:
+                return None
+            chunk = _next_chunk(request, chunk.sequence, max(self.memory.page_size, size // 2))
+        return chunk
 
     def _allocate(self, chunk: Chunk, spare: int) -> bool:
         """Map pages, giving up idle sessions' kept sequences where needed, least recently used first."""
@@ -216,8 +255,9 @@ class Scheduler:
 
         Longest cached prefix first, unless the oldest was preempted or overtaken too often.
         """
-        first = min(request.priority for request in self.waiting)
-        equals = [request for request in self.waiting if request.priority == first]
+        ready = [request for request in self.waiting if request not in self._loads]
+        first = min(request.priority for request in ready)
+        equals = [request for request in ready if request.priority == first]
         load = Counter(request.prefix.tenant for request in self.running)
         least = min(load[request.prefix.tenant] for request in equals)
         candidates = [request for request in equals if load[request.prefix.tenant] == least]
@@ -247,8 +287,8 @@ class Scheduler:
             sequence = parked
         else:
             sequence = self.memory.begin(request.tokens, request.first_wanted + 1, request.prefix)
-        chunk = _next_chunk(request, sequence, budget)
-        if not self._allocate(chunk, spare=len(self.running)):
+        chunk = self._map(request, _next_chunk(request, sequence, budget), spare=len(self.running))
+        if chunk is None:
             if parked is not None:
                 self._parked[id(parked)] = parked
             else:
@@ -278,6 +318,7 @@ class Scheduler:
         if sequence is None:
             if request in self.waiting:  # not so where it was never submitted
                 self.waiting.remove(request)
+                self._loads.pop(request, None)
             return
         self.running.remove(request)
         if keep and request.keep and request.num_completion_tokens:

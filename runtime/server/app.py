@@ -47,7 +47,7 @@ class Application:
         """Answer one request."""
         if scope["type"] != "http":
             raise ValueError(f"kvfold serves HTTP, and this is {scope['type']}")
-        request = Request(scope, receive, _request_id(scope), NOBODY)
+        request = Request(scope, receive, _request_id(scope), NOBODY, self._state.bodies.resize)
         status = CLIENT_CLOSED
         try:
             status = await self._answer(request, send)

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -17,6 +17,7 @@ from kvfold.plugins.contract.errors import CapacityError, KvfoldError, RequestEr
 if TYPE_CHECKING:
     from kvfold.runtime.server.caller import Caller
     from kvfold.runtime.server.relayed import Relayed
+    from kvfold.runtime.server.served_llm import PendingReply
 
 T = TypeVar("T")
 Message = MutableMapping[str, Any]
@@ -25,8 +26,10 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 JSON = "application/json"
-MAX_BODY_BYTES = 8 * 2**20
+# JSON is read under Python's lock, so long bodies keep the loop waiting: docs/serving.md says how long.
+MAX_BODY_BYTES = 2 * 2**20
 BODY_SECONDS = 30.0
+CLOSE = {"connection": "close"}  # what still comes of the body is dropped
 _ERROR_TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -140,34 +143,6 @@ class EventStream:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-class PendingReply(Protocol):
-    """What a request waits for, as `ServerState.submit` gives it."""
-
-    @property
-    def prompt(self) -> Any:
-        """What it replies to."""
-        ...
-
-    @property
-    def completion(self) -> Any:
-        """The Completion of a finished reply."""
-        ...
-
-    @property
-    def tokens(self) -> int:
-        """Generated so far, as far as they were read."""
-        ...
-
-    @property
-    def unread_characters(self) -> int:
-        """Characters of text that nobody took yet."""
-        ...
-
-    def cancel(self) -> None:
-        """End it; nothing where it has ended."""
-        ...
-
-
 @dataclass(eq=False)
 class Request:
     """One request.
@@ -180,6 +155,7 @@ class Request:
         arrived: time.monotonic() of its first byte.
         path_params: parts of the path that the route names.
         caller: whose key it came with.
+        hold_body: counts its body's bytes: BodyBudget.resize.
         replies: what was submitted for it. They are cancelled when the request ends, however it ends.
         disconnected: the client left.
         cut: the client did not read, and was left.
@@ -191,6 +167,7 @@ class Request:
     receive: Receive
     id: str
     caller: Caller
+    hold_body: Callable[[int, int], int]
     path_params: Mapping[str, str] = field(default_factory=dict)
     replies: list[PendingReply] = field(default_factory=list)
     disconnected: bool = False
@@ -199,6 +176,7 @@ class Request:
     relayed: Relayed | None = None
     _endings: list[Callable[[], None]] = field(default_factory=list)
     _body: bytes | None = None
+    _held: int = 0
     _watch: asyncio.Task[None] | None = None
 
     def __post_init__(self) -> None:
@@ -221,7 +199,7 @@ class Request:
         return self.caller.tenant
 
     async def body(self) -> bytes:
-        """All of the body; raises HttpError 413 where it is too long and 408 where it is too slow."""
+        """All of the body; raises HttpError: 413 it is too long, 408 too slow, 429 there is no room."""
         if self._body is None:
             self._body = await self._read_body()
             self.watch()
@@ -260,6 +238,7 @@ class Request:
             reply.cancel()
         for ending in self._endings:
             ending()
+        self._held = self.hold_body(self._held, 0)
 
     def at_end(self, ending: Callable[[], None]) -> None:
         """Call this when the request ends, however it ends."""
@@ -276,15 +255,18 @@ class Request:
             async with asyncio.timeout(BODY_SECONDS):
                 return await self._collect()
         except TimeoutError:
-            raise HttpError(408, f"the body did not arrive within {BODY_SECONDS:g} s") from None
+            raise HttpError(408, f"the body took longer than {BODY_SECONDS:g} s", headers=CLOSE) from None
 
     async def _collect(self) -> bytes:
         if not self.headers.get("content-length", "0").isdecimal():
             raise HttpError(400, "the content-length is no number")
         size = int(self.headers.get("content-length", "0"))
         parts: list[bytes] = []
-        received = 0
+        received, more = 0, True
         while size <= MAX_BODY_BYTES:
+            self._held = self.hold_body(self._held, size)
+            if not more:
+                return parts[0] if len(parts) == 1 else b"".join(parts)
             message = await self.receive()
             if message["type"] == "http.disconnect":
                 self.disconnected = True
@@ -292,16 +274,14 @@ class Request:
             parts.append(message.get("body", b""))
             received += len(parts[-1])
             size = max(size, received)
-            if size <= MAX_BODY_BYTES and not message.get("more_body"):
-                return parts[0] if len(parts) == 1 else b"".join(parts)
-        raise HttpError(413, f"the body is longer than {MAX_BODY_BYTES} bytes; send less")
+            more = message.get("more_body", False)
+        raise HttpError(413, f"the body is longer than {MAX_BODY_BYTES} bytes; send less", headers=CLOSE)
 
 
 def decode_json(body: bytes, kind: type[T]) -> T:
     """JSON as a value of a type that msgspec knows; raises HttpError 400."""
     try:
-        value: T = _decoder(cast(Hashable, kind)).decode(body)
-        return value
+        return cast(T, _decoder(cast(Hashable, kind)).decode(body))
     except msgspec.ValidationError as error:
         problem, _, place = str(error).partition(" - at `$")
         param = place.strip("`").removeprefix(".") or None

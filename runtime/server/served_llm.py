@@ -115,3 +115,31 @@ class ServedLLM(Protocol):
     async def close(self) -> None:
         """End the engine's thread."""
         ...
+
+
+class PendingReply(Protocol):
+    """What a request waits for, as `ServerState.submit` gives it."""
+
+    @property
+    def prompt(self) -> Any:
+        """What it replies to."""
+        ...
+
+    @property
+    def completion(self) -> Any:
+        """The Completion of a finished reply."""
+        ...
+
+    @property
+    def tokens(self) -> int:
+        """Generated so far, as far as they were read."""
+        ...
+
+    @property
+    def unread_characters(self) -> int:
+        """Characters of text that nobody took yet."""
+        ...
+
+    def cancel(self) -> None:
+        """End it; nothing where it has ended."""
+        ...

@@ -14,6 +14,7 @@ from kvfold.runtime.server.counts.reply_metrics import ReplyMetrics
 from kvfold.runtime.server.counts.timed_compiler import TimedCompiler
 from kvfold.runtime.server.guard.admission import Admission
 from kvfold.runtime.server.guard.admission_limits import AdmissionLimits
+from kvfold.runtime.server.guard.body_budget import BodyBudget
 from kvfold.runtime.server.guard.gate import Gate
 from kvfold.runtime.server.http import HttpError, Request
 from kvfold.runtime.server.served_llm import ServedLLM
@@ -31,6 +32,7 @@ class ServerState:
         model_name: what clients call it.
         gate: who may ask.
         admission: what is inside.
+        bodies: bytes of long bodies that are inside.
         metrics: of replies.
         history: of these, over the last hour.
         sweep: over the streams that are being sent.
@@ -48,6 +50,7 @@ class ServerState:
         self.metrics = ReplyMetrics()
         self.history = History(self.metrics)
         self.admission = Admission(limits, self.metrics.refused)
+        self.bodies = BodyBudget(self.metrics.refused)
         self.sweep = StreamSweep()
         self.started = time.time()
         self.stall_seconds = stall_seconds

@@ -10,9 +10,9 @@ import numpy as np
 
 from kvfold.plugins.contract.errors import MissingExtraError, RequestError
 from kvfold.runtime.structured.deep_stack import call_on_stack
-from kvfold.runtime.structured.grammar_errors import explain_failure
+from kvfold.runtime.structured.grammar_errors import explain_failure, find_unknown_keyword
 from kvfold.runtime.structured.grammar_limits import FUEL, ITEMS, ROW, STACK_BYTES, STEP_FUEL
-from kvfold.runtime.structured.grammar_spec import GrammarSpec, ToolCalls
+from kvfold.runtime.structured.grammar_spec import GrammarSpec, JsonSchema, ToolCalls
 from kvfold.runtime.structured.reasoning import Reasoning
 from kvfold.runtime.structured.token_constraint import TokenConstraint
 from kvfold.runtime.structured.write_grammar import GrammarWriter, find_tool_at
@@ -123,9 +123,11 @@ class GrammarCompiler:
 def _refusal(spec: GrammarSpec, message: str) -> RequestError:
     tool = find_tool_at(spec, message) if isinstance(spec, ToolCalls) else None
     what = f"{spec!r:.120}" if tool is None else f"tool {tool.name!r}"
-    return RequestError(
-        f"{what} cannot be enforced: {explain_failure(message)}; correct it, or ask for plain text"
-    )
+    why = explain_failure(message)
+    schema = tool.schema if tool is not None else spec.schema if isinstance(spec, JsonSchema) else None
+    if place := find_unknown_keyword(schema, message):
+        why = f"{why} at {place:.120}"
+    return RequestError(f"{what} cannot be enforced: {why}; correct it, or ask for plain text")
 
 
 def _let_through(error: BaseException) -> None:

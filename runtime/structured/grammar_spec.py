@@ -47,6 +47,9 @@ class Lark:
     grammar: str
 
 
+AnswerSpec = JsonSchema | Regex | Choice | Lark
+
+
 @dataclass(frozen=True)
 class ToolCalls:
     """Calls of tools, or text, or text and then calls.
@@ -57,12 +60,14 @@ class ToolCalls:
             call's format occurs.
         parallel: more calls than one may follow each other.
         format: how the model writes a call.
+        answer: with `auto`, what a reply without a call is held to; None: text, also before calls.
     """
 
     tools: tuple[Tool, ...]
     choice: Literal["auto", "required", "none"] = "auto"
     parallel: bool = True
     format: CallFormat = HERMES
+    answer: AnswerSpec | None = None
 
 
-GrammarSpec = JsonSchema | Regex | Choice | Lark | ToolCalls
+GrammarSpec = AnswerSpec | ToolCalls

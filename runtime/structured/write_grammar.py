@@ -37,7 +37,11 @@ class GrammarWriter:
         """A grammar as LLMatcher takes it; raises RequestError where it is larger than the limits."""
         start = "start: @body" if reasoning is None else self._write_reasoning(reasoning)
         top = {"lark_grammar": f"{OPTIONS}\n{start}"}
-        return {"grammars": [top, {"name": "body", **self._write_body(spec)}]}
+        parts = {"body": spec} | (
+            {"answer": spec.answer} if isinstance(spec, ToolCalls) and spec.answer else {}
+        )
+        written = [{"name": name, **self._write_body(part)} for name, part in parts.items()]
+        return {"grammars": [top, *written]}
 
     def _write_body(self, spec: GrammarSpec) -> dict[str, Any]:
         match spec:
@@ -101,8 +105,9 @@ class GrammarWriter:
             f"block: {self._literal(form.begin)} {call} {self._literal(form.end)}",
             f"calls: block {again}",
         ]
-        if calls.choice == "required":
-            lines.append(f"start: {self._literal(form.mark)} calls")
+        if calls.choice == "required" or calls.answer is not None:
+            answer = "" if calls.choice == "required" else "@answer | "
+            lines.append(f"start: {answer}{self._literal(form.mark)} calls")
         elif form.mark:
             lines += ["start: TEXT | head calls", self._write_mark("head", "TEXT ", form.mark), TEXT]
         else:  # a call is known by its first character

@@ -30,6 +30,9 @@ class EncodedChat:
     shared_length: int = 0
 
 
+NOTHING = EncodedChat("", [])
+
+
 def encode_chat(
     tokenizer: Tokenizer,
     messages: Sequence[Message],

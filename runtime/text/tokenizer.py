@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 
 class Tokenizer(Protocol):
     """Text to tokens and back."""
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for those whose tokens mean the same, by the same chat template."""
+        ...
 
     @property
     def eos_token_ids(self) -> Sequence[int]:
@@ -82,12 +88,16 @@ class BundleTokenizer:
 
     Attributes:
         config: what `tokenizer_config.json` holds.
+        fingerprint: of both files.
     """
 
-    def __init__(self, tokenizer: TokenizersTokenizer, config: TokenizerConfig) -> None:
-        """Over a loaded tokenizer."""
+    def __init__(
+        self, tokenizer: TokenizersTokenizer, config: TokenizerConfig, fingerprint: str = ""
+    ) -> None:
+        """Over a loaded tokenizer; `fingerprint` of its files, where it was read from some."""
         self._tokenizer = tokenizer
         self.config = config
+        self.fingerprint = fingerprint
         self._control_tokens = ControlTokens(tokenizer)
         added = tokenizer.get_added_tokens_decoder().items()
         self._special = frozenset(index for index, token in added if token.special)
@@ -109,7 +119,9 @@ class BundleTokenizer:
         # A prompt is never cut or padded in silence, whatever its tokenizer.json asks for.
         loaded.no_truncation()
         loaded.no_padding()
-        return cls(loaded, TokenizerConfig.parse(config.read_bytes()))
+        settings = config.read_bytes()
+        fingerprint = hashlib.sha256(hashlib.sha256(tokenizer.read_bytes()).digest() + settings).hexdigest()
+        return cls(loaded, TokenizerConfig.parse(settings), fingerprint)
 
     @property
     def eos_token_ids(self) -> Sequence[int]:

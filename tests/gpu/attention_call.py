@@ -15,7 +15,7 @@ from kvfold.plugins.cuda.compile_kernels import compile_library
 from kvfold.plugins.paged_attention.inputs import Inputs
 from kvfold.plugins.tensorrt.calls import workspace_bytes
 from kvfold.plugins.tensorrt.launcher import Launcher
-from kvfold.runtime.engine.tensorrt.device import Device
+from kvfold.runtime.engine.cuda.device import Device
 from tests.plugins.cuda.interpreter import (
     CACHES,
     TORCH_TYPES,

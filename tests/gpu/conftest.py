@@ -17,7 +17,7 @@ import pytest
 from kvfold.pipeline.machine.gpus import open_nvml
 from kvfold.pipeline.machine.targets import TARGETS
 from kvfold.plugins.contract.version import VERSION
-from kvfold.runtime.engine.tensorrt.device import Device
+from kvfold.runtime.engine.cuda.device import Device
 from tests.gpu.tiny_bundle import TinyBundle
 
 RecordProperty = Callable[[str, object], None]

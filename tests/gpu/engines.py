@@ -16,6 +16,7 @@ from kvfold.runtime.engine.engine_files import EngineFiles
 from kvfold.runtime.engine.tensorrt.tensorrt_engine import TensorRTEngine
 from tests.gpu.read_texts import NUM_PAGES
 from tests.gpu.tiny_bundle import TinyBundle
+from tests.paging import budget_of
 from tests.root import ROOT
 
 
@@ -23,7 +24,7 @@ from tests.root import ROOT
 def tensorrt_engine(directory: Path, plan: FoldPlan) -> Iterator[TensorRTEngine]:
     """A TensorRT engine with pages for `read_texts`."""
     files = EngineFiles.read(directory, plan)
-    engine = TensorRTEngine.load(files, {group.name: NUM_PAGES for group in plan.groups})
+    engine = TensorRTEngine.load(files, budget_of(files, NUM_PAGES))
     try:
         yield engine
     finally:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import numpy as np
 
 from kvfold.plugins.contract.fold_plan import FoldPlan
-from kvfold.runtime.engine.protocol import StepInputs
-from tests.paging import Pager
+from kvfold.runtime.engine.protocol import Engine
+from tests.paging import Pager, commit_first
 
 NUM_PAGES = 64
 # Up to ALONE each text is read alone, then all together, and from DECODED on one token of each a step. A plan
@@ -16,19 +14,12 @@ NUM_PAGES = 64
 ALONE, DECODED = 40, 50
 
 
-class Executes(Protocol):
-    """An engine, as far as it is needed here."""
-
-    def execute(self, step: StepInputs) -> np.ndarray:
-        """Run one step."""
-        ...
-
-
-def read_texts(engine: Executes, plan: FoldPlan, texts: np.ndarray) -> np.ndarray:
+def read_texts(engine: Engine, plan: FoldPlan, texts: np.ndarray) -> np.ndarray:
     """Logits [N, L, vocab_size] of every token of texts [N, L], N >= 2, from empty caches.
 
     Positions before DECODED come from a TensorRT plan's prefill profile, the others from its decode profile.
     """
+    commit_first(engine, NUM_PAGES)
     pager = Pager(plan, NUM_PAGES)
     logits: list[list[np.ndarray]] = [[] for _ in texts]
     for index, text in enumerate(texts):

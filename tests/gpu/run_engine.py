@@ -20,6 +20,7 @@ from kvfold.runtime.bundle import read_record
 from kvfold.runtime.engine.engine_files import EngineFiles
 from kvfold.runtime.engine.load_engine import load_engine
 from tests.gpu.read_texts import ALONE, NUM_PAGES, read_texts
+from tests.paging import budget_of
 
 LOAD_PLUGINS = "kvfold.runtime.engine.tensorrt.loaded_plan.load_plugins"
 
@@ -39,13 +40,12 @@ class CppPlugins:
 def main(engine: str, fold_plan: str, texts: str, logits: str, *library: str) -> None:
     """Read the texts and save their logits."""
     plan = read_record(Path(fold_plan), FoldPlan)
-    pages = {group.name: NUM_PAGES for group in plan.groups}
     files = EngineFiles.read(Path(engine), plan)
     plugins = (
         patch(LOAD_PLUGINS, lambda trt, *others: CppPlugins(trt, *library)) if library else nullcontext()
     )
     with plugins:
-        loaded = load_engine(files, pages, max_num_batched_tokens=ALONE, max_num_seqs=4)
+        loaded = load_engine(files, budget_of(files, NUM_PAGES), max_num_batched_tokens=ALONE, max_num_seqs=4)
     np.save(logits, read_texts(loaded, plan, np.load(texts)))
     heavy = {"torch", "triton", "onnx"} & set(sys.modules)
     if heavy:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kvfold.runtime.engine.tensorrt.device import Device
+from kvfold.runtime.engine.cuda.device import Device
 from tests.gpu.conftest import GpuFacts, RecordProperty
 
 MIB = 1 << 20

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from kvfold import LLM, Completion, RuntimeConfig, SamplingParams
+from kvfold.runtime.engine.cuda.device import Device
 from kvfold.runtime.engine.engine_files import EngineFiles
 from kvfold.runtime.engine.onnxruntime_engine import OnnxRuntimeEngine
 from kvfold.runtime.engine.protocol import GroupTables, StepInputs
 from kvfold.runtime.engine.tensorrt import tensorrt_engine as engine_module
-from kvfold.runtime.engine.tensorrt.device import Device
 from kvfold.runtime.engine.tensorrt.gpu_memory import MARGIN, MIB, check_memory
 from kvfold.runtime.engine.tensorrt.tensorrt_engine import TensorRTEngine
 from tests.gpu.conftest import RecordProperty
@@ -21,7 +21,7 @@ from tests.gpu.distances import MAX_KL_TO_CPU, MAX_KL_TO_FOLDED, check_logits
 from tests.gpu.engines import read_in_new_process, tensorrt_engine
 from tests.gpu.read_texts import NUM_PAGES, read_texts
 from tests.gpu.tiny_bundle import TinyBundle
-from tests.paging import Pager
+from tests.paging import Pager, budget_of, commit_first
 
 GREEDY = SamplingParams(max_tokens=24, ignore_eos=True, logprobs=1)
 
@@ -38,10 +38,8 @@ def test_logits_are_the_cpu_engines_and_the_folded_models(
     """Prefill and decode steps give the cpu engine's and the folded model's logits, within a KL bound."""
     with tensorrt_engine(directory, tiny.plan) as engine:
         logits = read_texts(engine, tiny.plan, tiny.texts)
-    pages = {group.name: NUM_PAGES for group in tiny.plan.groups}
-    on_cpu = read_texts(
-        OnnxRuntimeEngine.load(EngineFiles.read(tiny.build("cpu"), tiny.plan), pages), tiny.plan, tiny.texts
-    )
+    files = EngineFiles.read(tiny.build("cpu"), tiny.plan)
+    on_cpu = read_texts(OnnxRuntimeEngine.load(files, budget_of(files, NUM_PAGES)), tiny.plan, tiny.texts)
     check_logits(record_property, "cpu || gpu", on_cpu, logits, MAX_KL_TO_CPU)
     check_logits(record_property, "folded || gpu", tiny.folded_logits, logits, MAX_KL_TO_FOLDED)
 
@@ -60,6 +58,7 @@ def test_padding_changes_no_bit(tiny: TinyBundle, directory: Path, record_proper
     prompts = [pager.step({index: text[:40].tolist()}) for index, text in enumerate(tiny.texts)]
     four = pager.step({index: [int(text[40])] for index, text in enumerate(tiny.texts)})
     with tensorrt_engine(directory, tiny.plan) as engine:
+        commit_first(engine, NUM_PAGES)
         for prompt in prompts:
             engine.execute(replace(prompt, logits_indices=prompt.logits_indices[-1:]))
         exact = engine.execute(four).copy()

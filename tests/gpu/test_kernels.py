@@ -11,7 +11,7 @@ import pytest
 from kvfold.plugins.cuda.attention_spec import ACTIVATION_DTYPES, ActivationDtype
 from kvfold.plugins.paged_attention import tolerances
 from kvfold.plugins.paged_attention.inputs import Case, Inputs, make_inputs
-from kvfold.runtime.engine.tensorrt.device import Device
+from kvfold.runtime.engine.cuda.device import Device
 from kvfold.runtime.engine.tensorrt.gpu_memory import MARGIN
 from tests.gpu.attention_call import call
 from tests.gpu.conftest import RecordProperty

@@ -14,6 +14,7 @@ from tests.gpu.conftest import GpuFacts, RecordProperty, skip
 from tests.gpu.distances import MAX_KL_OF_FLOAT16, MAX_KL_TO_CPU, check_logits
 from tests.gpu.read_texts import NUM_PAGES, read_texts
 from tests.gpu.tiny_bundle import TinyBundle
+from tests.paging import budget_of
 
 
 @pytest.fixture
@@ -27,8 +28,8 @@ def cuda(gpu: GpuFacts, request: pytest.FixtureRequest) -> None:
 def read(tiny: TinyBundle, target: str) -> np.ndarray:
     """Logits of the texts by an engine of ONNX Runtime."""
     files = EngineFiles.read(tiny.build(target), tiny.plan)
-    pages = {group.name: NUM_PAGES for group in tiny.plan.groups}
-    return read_texts(OnnxRuntimeEngine.load(files, pages), tiny.plan, tiny.texts)
+    engine = OnnxRuntimeEngine.load(files, budget_of(files, NUM_PAGES))
+    return read_texts(engine, tiny.plan, tiny.texts)
 
 
 @pytest.mark.usefixtures("cuda")

@@ -22,6 +22,10 @@ class ByteTokenizer:
     def __init__(self, eos_token_ids: Sequence[int] = (257,)) -> None:
         self.eos_token_ids = eos_token_ids
 
+    @property
+    def fingerprint(self) -> str:
+        return f"{self.charset} {self.eos_token_ids}"
+
     def encode(self, text: str, *, control_tokens: bool = True) -> list[int]:
         return self.encode_rendered(by_template(text) if control_tokens else text)
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.runtime.llm.llm import LLM
+from kvfold.runtime.memory.tiers.kv_tier import KvTier
 from kvfold.runtime.runtime_config import RuntimeConfig
 from tests.runtime.byte_tokenizer import VOCAB, ByteTokenizer
 from tests.runtime.synthetic_engine import SyntheticEngine, make_plan
@@ -20,12 +21,18 @@ PLANS = {
 
 
 def make_llm(
-    plan: FoldPlan, pages: int = 64, batched: int = 64, seqs: int = 4, context: int = 512
+    plan: FoldPlan,
+    pages: int = 64,
+    batched: int = 64,
+    seqs: int = 4,
+    context: int = 512,
+    slab: int = 1,
+    tier: KvTier | None = None,
 ) -> tuple[LLM, SyntheticEngine]:
     """An LLM over a synthetic engine whose tokens are bytes and which never ends by itself."""
-    engine = SyntheticEngine(plan, pages, vocab=VOCAB, context=context)
+    engine = SyntheticEngine(plan, pages, vocab=VOCAB, context=context, slab=slab)
     config = RuntimeConfig(max_num_batched_tokens=batched, max_num_seqs=seqs)
-    return LLM(engine, ByteTokenizer(()), config), engine
+    return LLM(engine, ByteTokenizer(()), config, tier), engine
 
 
 def check(llm: LLM) -> None:

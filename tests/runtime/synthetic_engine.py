@@ -11,10 +11,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from kvfold.plugins.contract.fold_plan import FoldPlan, HorizonGroup, LayerPlan
+from kvfold.plugins.contract.fold_plan import Bank, FoldPlan, HorizonGroup, LayerPlan
 from kvfold.runtime.engine.protocol import EngineInfo, StepInputs
-
-EMPTY = -7
+from kvfold.runtime.engine.slabs import address_pages
+from tests.runtime.synthetic_pages import SyntheticPages
 
 
 def make_plan(*horizons: tuple[int | None, int]) -> FoldPlan:
@@ -33,14 +33,20 @@ class SyntheticEngine:
     """Deterministic next tokens from whatever the block tables make visible."""
 
     def __init__(
-        self, plan: FoldPlan, pages: int | dict[str, int] = 64, vocab: int = 97, context: int = 512
+        self,
+        plan: FoldPlan,
+        pages: int | dict[str, int] = 64,
+        vocab: int = 97,
+        context: int = 512,
+        slab: int = 1,
     ) -> None:
+        """The budget is that of so many pages of each group, in slabs of `slab` pages."""
         num_pages = pages if isinstance(pages, dict) else {group.name: pages for group in plan.groups}
-        self.info = EngineInfo(plan, num_pages, vocab, context, "synthetic")
-        self.caches = {
-            bank.layer: np.full(num_pages[bank.group] * plan.page_size, EMPTY, np.int64)
-            for bank in plan.banks
-        }
+        budget = sum(num_pages[group.name] * group.page_bytes(plan.page_size) for group in plan.groups)
+        slabs = dict.fromkeys(num_pages, slab)
+        addresses = address_pages(plan, budget, slabs)
+        self.info = EngineInfo(plan, budget, addresses, slabs, vocab, context, "synthetic")
+        self.pages = SyntheticPages(self.info)
         self.steps = 0
         self.tokens_computed = 0
         self.largest_batch = 0
@@ -55,8 +61,10 @@ class SyntheticEngine:
         for group in self.info.plan.groups:
             slots = step.tables[group.name].slot_mapping
             assert len(set(slots.tolist())) == total and slots.min() >= 0
+            pages, offsets = np.divmod(slots, self.info.plan.page_size)
+            self.pages.check(group.name, pages)
             for bank in group.banks:
-                self.caches[bank.layer][slots] = step.input_ids
+                self.pages.caches[bank.layer][pages, offsets] = step.input_ids + 1
         rows = np.empty((len(step.logits_indices), self.info.vocab_size), np.float32)
         for row, index in enumerate(step.logits_indices.tolist()):
             rows[row] = self.logits(step, index)
@@ -82,16 +90,17 @@ class SyntheticEngine:
             table = step.tables[group.name].block_table[sequence]
             seen = visible_positions(group, position)
             for bank in group.banks:
-                state = fold_hash(state, seen, self._read(bank.layer, table, seen))
+                state = fold_hash(state, seen, self._read(bank, table, seen))
         return spread(state, self.info.vocab_size)
 
-    def _read(self, layer: int, table: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    def _read(self, bank: Bank, table: np.ndarray, positions: np.ndarray) -> np.ndarray:
         size = self.info.plan.page_size
         pages = table[positions // size]
         if (pages < 0).any():
             raise AssertionError(f"visible position {positions[pages < 0][0]} is not mapped")
-        tokens: np.ndarray = self.caches[layer][pages.astype(np.int64) * size + positions % size]
-        if (tokens == EMPTY).any():
+        self.pages.check(bank.group, pages)
+        tokens: np.ndarray = self.pages.caches[bank.layer][pages, positions % size] - 1
+        if (tokens < 0).any():
             raise AssertionError("a visible slot was never written")
         return tokens
 

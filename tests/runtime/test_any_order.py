@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from functools import partial
 from typing import get_args
 
 import numpy as np
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from kvfold.runtime.llm.conversation import OnOverflow
 from kvfold.runtime.llm.generation import Completion, Reply, TextChunk
 from kvfold.runtime.llm.llm import LLM
 from kvfold.runtime.llm.session import Session
 from kvfold.runtime.loop.commands import Cancel
+from kvfold.runtime.memory.tiers.kv_tier import HostTier
+from kvfold.runtime.memory.tiers.layout import TierLayout
+from kvfold.runtime.memory.tiers.prefix import TierLimits
 from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.scheduler.request import Prompt
 from tests.runtime.byte_tokenizer import VOCAB
@@ -30,12 +34,21 @@ class Operations(RuleBasedStateMachine):
     sessions = Bundle("sessions")
 
     @initialize(
-        name=st.sampled_from(sorted(PLANS)), batched=st.sampled_from([4, 16, 40]), pages=st.integers(15, 24)
+        name=st.sampled_from(sorted(PLANS)),
+        batched=st.sampled_from([4, 16, 40]),
+        pages=st.integers(15, 24),
+        slab=st.sampled_from([1, 2, 4]),
+        tiered=st.booleans(),
     )
-    def start(self, name: str, batched: int, pages: int) -> None:
+    def start(self, name: str, batched: int, pages: int, slab: int, tiered: bool) -> None:
         self.plan = PLANS[name]
         self.llm: LLM
-        self.llm, _ = make_llm(self.plan, pages=pages, batched=batched, seqs=3, context=220)
+        layout = TierLayout.of(self.plan)
+        self.tier = HostTier(layout, layout.root_key("", ""), TierLimits(200_000)) if tiered else None
+        self.make = partial(
+            make_llm, self.plan, pages, batched=batched, seqs=3, context=220, slab=slab, tier=self.tier
+        )
+        self.llm, _ = self.make()
         self.replies: list[Reply] = []
         self.open: list[Session] = []
         self.turns: list[tuple[Session, Generator[TextChunk, None, None]]] = []
@@ -71,11 +84,18 @@ class Operations(RuleBasedStateMachine):
     @rule(count=st.integers(1, 30))
     def evict(self, count: int) -> None:
         memory = self.llm.generator.loop.core.scheduler.memory
-        for group, pool in enumerate(memory.pools):
-            wanted = min(count, pool.num_idle)
-            free = pool.num_free
-            memory.tree.evict(group, wanted)
-            assert pool.num_free >= free + wanted
+        before = memory.tree.evicted_pages
+        wanted = min(count, sum(memory.arena.idle))
+        memory.tree.evict(lambda: memory.tree.evicted_pages >= before + wanted, count)
+        assert memory.tree.evicted_pages >= before + wanted
+
+    @precondition(lambda self: not (self.replies or self.open or self.turns))
+    @rule()
+    def restart(self) -> None:
+        """Another process goes on over what is in the tier."""
+        if self.tier is not None:
+            assert self.tier.flush(10)
+            self.llm, _ = self.make()
 
     @rule(target=sessions, on_overflow=st.sampled_from(get_args(OnOverflow)))
     def open_session(self, on_overflow: OnOverflow) -> Session:
@@ -168,6 +188,11 @@ class Operations(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "llm"):
             return
+        self._finish()
+        if self.tier is not None:
+            self.tier.close()
+
+    def _finish(self) -> None:
         for _, chunks in self.turns:
             chunks.close()
         while self.llm.generator.loop.core.scheduler.has_work:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from kvfold.pipeline.bench.contenders.contender import CacheLoad, Generation, Limits
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from kvfold.plugins.contract.fold_plan import FoldPlan
     from kvfold.runtime.llm.llm import LLM
     from kvfold.runtime.memory.paged_sequence import PagedSequence
@@ -34,26 +36,21 @@ def load(model: Path, limits: Limits) -> KvfoldContender:
     from kvfold.runtime.llm.llm import DEFAULT_TARGET, LLM
 
     files = open_engine(open_bundle(model), DEFAULT_TARGET)
-    config = runtime_config(files.plan, limits, files.config.max_context_length)
+    config = runtime_config(files.plan, files.slab_pages, limits, files.config.max_context_length)
     return KvfoldContender(LLM.load(model, config))
 
 
-def runtime_config(plan: FoldPlan, limits: Limits, max_context_length: int) -> RuntimeConfig:
-    """Bytes that give each group's pool at least `pages_in_use` twice.
-
-    The runtime splits its bytes as a sequence of the whole context needs them, so the group that then gets
-    the least decides; `runtime.memory.budget.pages_for` is the split.
-    """
-    from kvfold.runtime.memory.budget import pages_of_sequence
+def runtime_config(
+    plan: FoldPlan, slabs: Mapping[str, int], limits: Limits, max_context_length: int
+) -> RuntimeConfig:
+    """Bytes of twice `pages_in_use`, in slabs of so many pages of each group."""
+    from kvfold.runtime.engine.slabs import bytes_of_slabs
     from kvfold.runtime.runtime_config import RuntimeConfig
 
     config = RuntimeConfig(max_num_seqs=limits.sequences, threads=limits.threads)
     chunk = min(config.max_num_batched_tokens, max_context_length)
-    full = pages_of_sequence(plan, max_context_length, chunk)
-    sequence_bytes = sum(full[group.name] * group.page_bytes(plan.page_size) for group in plan.groups)
-    in_use = pages_in_use(plan, limits, chunk)
-    budget = max(-(-2 * in_use[name] * sequence_bytes // full[name]) for name in full)
-    return replace(config, kv_cache_bytes=budget)
+    twice = {name: 2 * count for name, count in pages_in_use(plan, limits, chunk).items()}
+    return replace(config, kv_cache_bytes=bytes_of_slabs(plan, twice, slabs))
 
 
 def pages_in_use(plan: FoldPlan, limits: Limits, chunk: int) -> dict[str, int]:

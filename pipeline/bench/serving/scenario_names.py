@@ -4,7 +4,7 @@ from __future__ import annotations
 
 TITLES = {
     "cpu": "CPU of a streamed token and of a request, over the same work in process",
-    "own": "CPU of a token beside the engine: scheduler, sampling and text, 16 at once",
+    "own": "CPU of a token beside the engine: scheduler, sampling and text, 16 at once; and of a step",
     "first-token": "time to the first token that HTTP adds to an idle server",
     "streams": "64 streams of the real engine beside LLM.generate of the same prompts",
     "schemas": "what a schema adds to the time between tokens, 8 streams",

@@ -24,7 +24,7 @@ def architectures_of(recipe: Recipe) -> tuple[int, ...]:
     named = TARGETS[recipe.target].takes_architectures
     if named and recipe.tensorrt.architectures:
         return recipe.tensorrt.architectures
-    from kvfold.runtime.engine.tensorrt.device import Device
+    from kvfold.runtime.engine.cuda.device import Device
 
     try:
         device = Device.open()

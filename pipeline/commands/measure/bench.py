@@ -10,9 +10,11 @@ from rich import get_console
 
 from kvfold.pipeline.bench.bench_settings import BenchSettings
 from kvfold.pipeline.bench.serving.serve_settings import ServeSettings
+from kvfold.pipeline.bench.trace.trace_settings import TraceSettings
 from kvfold.pipeline.commands.options.bench_options import bench_options
 from kvfold.pipeline.commands.options.recipe_arguments import bundle_path, output_option, recipe_argument
 from kvfold.pipeline.commands.options.serve_bench_options import serve_bench_options
+from kvfold.pipeline.commands.options.trace_bench_options import trace_bench_options
 from kvfold.pipeline.workspace.fetch import MODEL_CACHE
 from kvfold.plugins.contract.errors import BundleError, ValidationError
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 @click.command("bench")
 @recipe_argument
 @output_option
+@trace_bench_options
 @bench_options
 @serve_bench_options
 @click.option(
@@ -35,7 +38,12 @@ if TYPE_CHECKING:
     help="Where the peers' converted models are kept.",
 )
 def command(
-    recipe: str, output: Path | None, settings: BenchSettings, serving: ServeSettings | None, work: Path
+    recipe: str,
+    output: Path | None,
+    settings: BenchSettings,
+    serving: ServeSettings | None,
+    replay: TraceSettings | None,
+    work: Path,
 ) -> None:
     """Measure RECIPE's engine beside its peers: llama.cpp, onnxruntime-genai, OpenVINO GenAI, transformers.
 
@@ -47,16 +55,28 @@ def command(
     many requests do, whether anything is lost when clients leave. Each figure stands beside its demand, and a
     missed one is exit code 1. Results go to report/serve.json and serve.md.
 
+    With --trace FILE alone nothing is computed. A trace of requests goes through the scheduler and its
+    memory, once for each of --budgets: how many prompt tokens are found again, beside an ideal LRU of the
+    same bytes and beside the unfolded model's bf16 cache. RECIPE may be a bundle's folder, and need not be
+    built.
+
     \b
     Examples:
       kvfold bench --peers none --quick
       kvfold bench --peer-python .venv-peers/bin/python
       kvfold bench --serve --scenario cpu
       kvfold bench --serve --scenario peers --llama-server ./llama-server
+      kvfold bench compact --trace FILE --requests 3000 --budgets 64MiB,256MiB,1GiB
     """
-    if serving is not None:
+    if replay is not None:
+        _replay_trace(recipe, replay)
+    elif serving is not None:
         _bench_servers(recipe, output, settings, serving, work)
-        return
+    else:
+        _bench_engines(recipe, output, settings, work)
+
+
+def _bench_engines(recipe: str, output: Path | None, settings: BenchSettings, work: Path) -> None:
     from kvfold.pipeline.bench.bench import run_bench
     from kvfold.pipeline.bench.bench_table import bench_table
     from kvfold.pipeline.bench.prepared_models import PreparedModels
@@ -73,6 +93,24 @@ def command(
     result = run_bench(root, workspace.plan, models, checkpoint.config, settings, console)
     report = root / "report"
     _write(result, bench_table(result), report / "bench.json", report / "bench.md")
+
+
+def _replay_trace(recipe: str, replay: TraceSettings) -> None:
+    from kvfold.pipeline.bench.trace.run_trace_bench import run_trace_bench
+    from kvfold.pipeline.bench.trace.trace_table import trace_table
+    from kvfold.pipeline.commands.options.read_plan import read_plan
+    from kvfold.pipeline.show.terminal import draw_table
+
+    console = get_console()
+    result = run_trace_bench(*read_plan(recipe), replay, console)
+    console.print(draw_table(trace_table(result)))
+    if replay.json is None:
+        return
+    try:
+        result.save(replay.json)
+    except OSError as error:
+        raise _unwritable(error) from error
+    console.print(f"Wrote {replay.json}", soft_wrap=True)
 
 
 def _bench_servers(
@@ -128,7 +166,9 @@ def _write(result: BenchResult | ServeResult, table: Table, raw: Path, page: Pat
         result.save(raw)
         page.write_text(write_table(table), encoding="utf-8")
     except OSError as error:
-        raise BundleError(
-            f"{error.filename} cannot be written ({error.strerror}); check its permissions"
-        ) from error
+        raise _unwritable(error) from error
     console.print(f"Wrote {raw} and {page.name}", soft_wrap=True)
+
+
+def _unwritable(error: OSError) -> BundleError:
+    return BundleError(f"{error.filename} cannot be written ({error.strerror}); check its permissions")

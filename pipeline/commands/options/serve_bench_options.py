@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from kvfold.pipeline.bench.serving.scenario_names import ON_REQUEST, TITLES
 from kvfold.pipeline.bench.serving.serve_settings import ServeSettings
+from kvfold.pipeline.commands.options.refuse_typed import refuse_typed
 
 DEFAULTS = ServeSettings()
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
@@ -41,7 +41,9 @@ OPTIONS = (
         help="With --serve: a running server of the same model, in scenario peers; any of OpenAI's API.",
     ),
     click.option(
-        "--trace", type=FILE, help="With --serve: the file that scenario trace replays, in Mooncake's form."
+        "--trace",
+        type=FILE,
+        help="Hit rates on this trace, in Mooncake's form. With --serve: what scenario trace replays.",
     ),
     click.option(
         "--minutes",
@@ -53,10 +55,12 @@ OPTIONS = (
     click.option(
         "--json",
         type=click.Path(path_type=Path, dir_okay=False),
-        help="With --serve: where the result goes.  [default: report/serve.json in the bundle]",
+        help="With --serve or --trace: where the result goes.  [default: report/serve.json in the bundle; "
+        "nowhere without --serve]",
     ),
 )
 OF_THE_OTHER_BENCH = ("peers", "peer_python", "quick")
+OF_TRACES_TOO = {"trace", "json"}
 
 
 def serve_bench_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -67,25 +71,13 @@ def serve_bench_options(function: Callable[..., Any]) -> Callable[..., Any]:
         values = {name: options.pop(name) for name in ServeSettings.__dataclass_fields__}
         serve = options.pop("serve")
         if serve:
-            _refuse(OF_THE_OTHER_BENCH, "for an engine in process; leave this out, or leave out --serve")
+            refuse_typed(OF_THE_OTHER_BENCH, "for an engine in process; leave this out, or leave out --serve")
         else:
-            _refuse(tuple(values), "for servers; add --serve, or leave this out")
+            fine = OF_TRACES_TOO if values["trace"] is not None else set()
+            refuse_typed(set(values) - fine, "for servers; add --serve, or leave this out")
         return function(**options, serving=ServeSettings(**values) if serve else None)
 
     command: Callable[..., Any] = with_settings
     for option in reversed(OPTIONS):
         command = option(command)
     return click.option("--serve", is_flag=True, help="Measure `kvfold serve` under load instead.")(command)
-
-
-def _refuse(names: tuple[str, ...], what: str) -> None:
-    """Refuse options that were typed and would do nothing."""
-    context = click.get_current_context()
-    typed = [
-        parameter.opts[0]
-        for parameter in context.command.params
-        if parameter.name in names
-        and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
-    ]
-    if typed:
-        raise click.UsageError(f"{', '.join(typed)}: {what}")

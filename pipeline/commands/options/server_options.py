@@ -11,6 +11,7 @@ import click
 
 from kvfold.runtime.server.start.server_settings import INTER_TOKEN_TARGET, MAX_NUM_SEQS, ServerSettings
 
+_FOLDER = click.Path(path_type=Path, file_okay=False)
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _SETTINGS: dict[str, tuple[Any, str]] = {
     "host": (str, "Address to listen on; any but this machine's own needs --keys."),
@@ -24,6 +25,10 @@ _SETTINGS: dict[str, tuple[Any, str]] = {
     "max_waiting": (int, "Replies that may wait for the engine.  [default: 8 for each sequence at once]"),
     "max_sessions": (int, "Sessions of a tenant, and stored responses, that are kept."),
     "session_seconds": (float, "After which an unused session or response is forgotten."),
+    "state_dir": (
+        _FOLDER,
+        "Folder that sessions and stored responses outlive the server in.  [default: none; they end with it]",
+    ),
     "drain_seconds": (float, "For running replies after SIGTERM."),
 }
 _CONFIG: dict[str, tuple[Any, str]] = {

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
-
 import click
 from rich import get_console
 
-from kvfold.pipeline.commands.options.recipe_arguments import bundle_path, is_bundle, recipe_argument
-
-if TYPE_CHECKING:
-    from kvfold.pipeline.workspace.workspace import Workspace
-    from kvfold.plugins.contract.fold_plan import FoldPlan
-    from kvfold.plugins.contract.plan_presets import AttentionShape
+from kvfold.pipeline.commands.options.read_plan import read_plan
+from kvfold.pipeline.commands.options.recipe_arguments import recipe_argument
 
 
 @click.command("inspect")
@@ -28,38 +21,4 @@ def command(recipe: str) -> None:
     """
     from kvfold.pipeline.show.draw_plan import draw_plan
 
-    plan, shape = _read_bundle(Path(recipe)) if is_bundle(recipe) else _read_recipe(recipe)
-    get_console().print(draw_plan(plan, shape))
-
-
-def _read_bundle(root: Path) -> tuple[FoldPlan, AttentionShape]:
-    from kvfold.export.model.model_config import ModelConfig
-    from kvfold.runtime.bundle import CONFIG, open_bundle, read_record
-
-    bundle = open_bundle(root)
-    config = read_record(bundle.file(CONFIG), ModelConfig)
-    return bundle.plan, config.attention_shape
-
-
-def _read_recipe(name: str) -> tuple[FoldPlan, AttentionShape]:
-    """The model's shape is in its bundle where that has been begun and is up to date, else in its config."""
-    from kvfold.pipeline.recipe.load_recipe import load_recipe
-    from kvfold.pipeline.recipe.plan_section import plan_for
-    from kvfold.pipeline.workspace.read_checkpoint import read_config
-    from kvfold.pipeline.workspace.workspace import Workspace
-
-    workspace = Workspace(load_recipe(name), bundle_path(name, None))
-    config = workspace.config if _has_read_its_model(workspace) else read_config(workspace)
-    shape = config.attention_shape
-    return plan_for(workspace.recipe.plan, shape), shape
-
-
-def _has_read_its_model(workspace: Workspace) -> bool:
-    from kvfold.pipeline.stages import checkpoint
-    from kvfold.pipeline.workspace.run_stages import pending_stages
-    from kvfold.plugins.contract.errors import BundleError
-
-    try:
-        return not pending_stages(workspace.recipe, workspace.root, (checkpoint.STAGE,))
-    except BundleError:  # whoever writes the bundle will say so
-        return False
+    get_console().print(draw_plan(*read_plan(recipe)))

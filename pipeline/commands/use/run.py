@@ -15,6 +15,7 @@ from kvfold.pipeline.commands.options.recipe_arguments import output_option, rec
 from kvfold.pipeline.commands.options.sampling_options import sampling_options
 
 if TYPE_CHECKING:
+    from kvfold.pipeline.chat.kept_chats import Keeping
     from kvfold.runtime.llm.llm import LLM
     from kvfold.runtime.sampling.params import SamplingParams
 
@@ -26,6 +27,9 @@ EXIT_INTERRUPTED = 130
 @output_option
 @target_options
 @click.option("--system", help="A system message for the conversation.")
+@click.option("--resume", is_flag=True, help="Go on with the last chat with this bundle.")
+@click.option("--session", "name", help="Go on with the chat of this name, or begin it.")
+@click.option("--private", is_flag=True, help="Keep nothing of this chat, for the arrow keys neither.")
 @sampling_options
 def command(
     recipe: str,
@@ -33,6 +37,9 @@ def command(
     target: str | None,
     architectures: tuple[int, ...],
     system: str | None,
+    resume: bool,
+    name: str | None,
+    private: bool,
     params: SamplingParams,
 ) -> None:
     """Chat with RECIPE's model; RECIPE may also be the folder of a built bundle.
@@ -41,34 +48,41 @@ def command(
     keeps what was said, Ctrl-D leaves. After each reply a line says how many prompt tokens came from the
     cache. A conversation that is longer than the context gives up its oldest turns.
 
-    Lines that are piped in are answered one by one, without colours, until they end.
+    A chat is kept in your folder for state, for 30 days: --resume goes on with the last one. Lines that are
+    piped in are answered one by one, without colours, until they end; they are kept only with --resume or
+    --session.
 
     \b
     Examples:
       kvfold run                                  the demo model
       kvfold run bundles/compact --system "Be brief"  a built bundle; needs no torch
+      kvfold run --resume                         goes on with yesterday's conversation
       kvfold run --temperature 0.7 --seed 1       sampled instead of greedy
       echo "What is a KV cache?" | kvfold run     a single question
     """
+    from kvfold.pipeline.chat.kept_chats import Keeping
     from kvfold.runtime.llm.llm import LLM
 
+    keeping = Keeping(resume, name, private)
     root, target = built_bundle(recipe, output, target, architectures)
     llm = LLM.load(root, target=target)
     try:
-        _converse(llm, root, system, params)
-    except KeyboardInterrupt:  # outside a reply in a terminal; a conversation does not resume
+        _converse(llm, root, system, params, keeping)
+    except KeyboardInterrupt:  # outside a reply in a terminal
         raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
 
 
-def _converse(llm: LLM, root: Path, system: str | None, params: SamplingParams) -> None:
+def _converse(llm: LLM, root: Path, system: str | None, params: SamplingParams, keeping: Keeping) -> None:
     """A chat where a person sits at a terminal, else a reply to each line."""
     from kvfold.pipeline.chat.piped_chat import answer_lines
     from kvfold.pipeline.chat.show_reply import can_draw
     from kvfold.runtime.status import published
 
     console = get_console()
-    with published(llm, str(root)), llm.session(system, on_overflow="drop_oldest") as session:
-        if not (sys.stdin.isatty() and can_draw(console)):
+    by_hand = sys.stdin.isatty() and can_draw(console)
+    file, note = keeping.open(llm, root, by_hand)
+    with published(llm, str(root)), llm.session(system, "drop_oldest", file) as session:
+        if not by_hand:
             answer_lines(session, params, TextIOWrapper(sys.stdin.buffer, "utf-8", "replace"))
             return
         from kvfold.pipeline.chat.chat_commands import Conversation
@@ -76,4 +90,4 @@ def _converse(llm: LLM, root: Path, system: str | None, params: SamplingParams) 
         from kvfold.pipeline.chat.run_chat import run_chat
 
         model = ChatModel.read(root, llm.generator.loop.max_length)
-        run_chat(Conversation(session, params, model, console))
+        run_chat(Conversation(session, params, model, console, note=note, private=keeping.private))

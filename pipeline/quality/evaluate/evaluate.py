@@ -20,8 +20,9 @@ from kvfold.pipeline.texts.writer_engine import load_writer_engine, unfolded_pla
 from kvfold.pipeline.workspace.read_checkpoint import read_checkpoint
 from kvfold.pipeline.workspace.workspace import EVALUATION_TOKENS, WRITER_FOLDER, Workspace
 from kvfold.runtime.bundle import TOKENIZER, TOKENIZER_CONFIG
+from kvfold.runtime.engine.slabs import UNITS, slab_pages
 from kvfold.runtime.llm.llm import LLM
-from kvfold.runtime.memory.budget import pages_for
+from kvfold.runtime.memory.budget import kv_cache_bytes
 from kvfold.runtime.runtime_config import RuntimeConfig
 from kvfold.runtime.text.tokenizer import BundleTokenizer
 
@@ -125,12 +126,13 @@ def load_speakers(workspace: Workspace, original: Subject, tokenizer: BundleToke
     """
     checkpoint = read_checkpoint(workspace)
     plan, config = unfolded_plan(checkpoint), RuntimeConfig(max_num_seqs=MAX_ROWS)
-    pages = pages_for(plan, config, workspace.config.max_position_embeddings)
+    slabs = slab_pages(plan, UNITS["cpu"])
+    budget = kv_cache_bytes(plan, slabs, config, workspace.config.max_position_embeddings)
     folder = workspace.root / WRITER_FOLDER / writer_key(checkpoint)
     return Speakers(
         engine=LLM.load(workspace.root, target=workspace.recipe.target),
         judge=original,
-        original=LLM(load_writer_engine(checkpoint, plan, folder, pages), tokenizer, config),
+        original=LLM(load_writer_engine(checkpoint, plan, folder, budget), tokenizer, config),
     )
 
 

@@ -11,8 +11,9 @@ from kvfold.plugins.contract.errors import TargetError
 from kvfold.runtime.bundle import TOKENIZER, TOKENIZER_CONFIG, open_bundle
 from kvfold.runtime.engine.engine_files import open_engine
 from kvfold.runtime.engine.load_engine import load_engine
+from kvfold.runtime.engine.slabs import bytes_of_slabs
 from kvfold.runtime.llm.llm import DEFAULT_TARGET, LLM
-from kvfold.runtime.memory.budget import pages_for, pages_of_sequence
+from kvfold.runtime.memory.budget import kv_cache_bytes, pages_of_sequence
 from kvfold.runtime.runtime_config import RuntimeConfig
 from kvfold.runtime.text.tokenizer import BundleTokenizer, Tokenizer
 
@@ -38,8 +39,11 @@ def load_lm_eval_model(bundle: str | Path, target: str = DEFAULT_TARGET) -> Any:
     tokenizer = BundleTokenizer.load(opened.file(TOKENIZER), opened.file(TOKENIZER_CONFIG))
     # Two engines, as a subject's pages are not the LLM's: each has pools of its own.
     scorer, answerer = (
-        load_engine(files, pages, chunk, config.max_num_seqs)
-        for pages in (pages_of_sequence(plan, context, chunk), pages_for(plan, config, context))
+        load_engine(files, budget, chunk, config.max_num_seqs)
+        for budget in (
+            bytes_of_slabs(plan, pages_of_sequence(plan, context, chunk), files.slab_pages),
+            kv_cache_bytes(plan, files.slab_pages, config, context),
+        )
     )
     llm = LLM(answerer, tokenizer, config)
 

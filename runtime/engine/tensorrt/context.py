@@ -7,7 +7,7 @@ from typing import Any
 
 from kvfold.plugins.contract import step as contract
 from kvfold.plugins.contract.errors import TargetError
-from kvfold.runtime.engine.tensorrt.device import Device
+from kvfold.runtime.engine.cuda.device import Device
 from kvfold.runtime.engine.tensorrt.gpu_memory import FixedMemory
 from kvfold.runtime.engine.tensorrt.loaded_plan import LoadedPlan
 from kvfold.runtime.engine.tensorrt.staging import BindingTable

@@ -1,4 +1,4 @@
-"""What an engine takes of the GPU's memory: counted and refused before it is taken, then taken for good."""
+"""What an engine takes of the GPU's memory: all is counted, and refused, before any is taken."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Self
 
 from kvfold.plugins.contract.errors import CapacityError
 from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.runtime.engine.cuda.device import Device
+from kvfold.runtime.engine.cuda.device_pages import DevicePages
 from kvfold.runtime.engine.engine_config import TensorRTFacts
-from kvfold.runtime.engine.kv_pools import KvPool, kv_pools
-from kvfold.runtime.engine.protocol import EngineInfo
-from kvfold.runtime.engine.tensorrt.device import Device
+from kvfold.runtime.engine.kv_pools import KvPool
 from kvfold.runtime.engine.tensorrt.profiles import largest_shape
 from kvfold.runtime.engine.tensorrt.staging import bind_step
 
@@ -48,7 +48,7 @@ class FixedMemory:
     """Device memory that every context of an engine is bound to, for the engine's life.
 
     Attributes:
-        pools: the KV caches, zeroed, and the address of each one's first byte.
+        pools: the KV caches, and the address of each one's first byte.
         logits: address of the output, float32 [rows, vocab_size].
         workspace: address of the scratch memory.
         workspace_bytes: its size.
@@ -62,10 +62,10 @@ class FixedMemory:
     inputs: int
 
     @classmethod
-    def take(cls, device: Device, info: EngineInfo, sizes: StepSizes, workspace_bytes: int) -> Self:
+    def take(cls, device: Device, pages: DevicePages, sizes: StepSizes, workspace_bytes: int) -> Self:
         """All of it, from a device with room for it (`check_memory`)."""
         return cls(
-            pools=tuple((pool, device.allocate(pool.nbytes)) for pool in kv_pools(info)),
+            pools=tuple(pages.pools),
             logits=device.allocate(sizes.logits),
             workspace=device.allocate(workspace_bytes),
             workspace_bytes=workspace_bytes,
@@ -74,12 +74,12 @@ class FixedMemory:
 
 
 def check_pages(num_pages: Mapping[str, int], max_pages: Mapping[str, int]) -> None:
-    """Refuse pools with more pages than a plan takes; raises CapacityError."""
+    """Refuse a plan whose pools are to be smaller than a slab; raises CapacityError."""
     for group, pages in num_pages.items():
         if pages > max_pages[group]:
             raise CapacityError(
-                f"the pool of group {group} has {pages} pages, this plan takes {max_pages[group]}; lower "
-                "kv_cache_bytes"
+                f"the pool of group {group} has {pages} pages at least, as the GPU gives memory, this plan "
+                f"takes {max_pages[group]}; build the engine again with `kvfold build`"
             )
 
 

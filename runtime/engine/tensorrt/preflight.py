@@ -11,9 +11,9 @@ from types import ModuleType
 from kvfold.plugins.contract.errors import TargetError
 from kvfold.plugins.cuda.kernel_library import KernelLibrary
 from kvfold.plugins.tensorrt.node_form import PLUGIN_VERSION
+from kvfold.runtime.engine.cuda.device import Device
 from kvfold.runtime.engine.engine_config import KERNELS_FOLDER, PLAN_FILE, EngineConfig, TensorRTFacts
 from kvfold.runtime.engine.engine_files import EngineFiles
-from kvfold.runtime.engine.tensorrt.device import Device
 
 
 def check_files(files: EngineFiles) -> tuple[TensorRTFacts, KernelLibrary]:

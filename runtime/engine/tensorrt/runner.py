@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kvfold.runtime.engine.cuda.device import Device
+from kvfold.runtime.engine.cuda.device_pages import DevicePages
 from kvfold.runtime.engine.engine_config import TensorRTFacts
 from kvfold.runtime.engine.protocol import EngineInfo, StepInputs
 from kvfold.runtime.engine.tensorrt.buckets import DecodeBuckets
 from kvfold.runtime.engine.tensorrt.context import BoundContext, GraphedStep
-from kvfold.runtime.engine.tensorrt.device import Device
 from kvfold.runtime.engine.tensorrt.gpu_memory import FixedMemory, StepSizes
 from kvfold.runtime.engine.tensorrt.loaded_plan import LoadedPlan
 from kvfold.runtime.engine.tensorrt.profiles import DECODE, PREFILL, StepShape, choose_profile
@@ -28,7 +29,11 @@ class _Prepared:
 
 
 class StepRunner:
-    """Everything of an engine that lives on the GPU. One step at a time."""
+    """Everything of an engine that lives on the GPU. One step at a time.
+
+    Attributes:
+        pages: the KV pools.
+    """
 
     def __init__(
         self,
@@ -51,7 +56,8 @@ class StepRunner:
         self._loaded = loaded
         self._facts = facts
         self._plan = info.plan
-        self._memory = FixedMemory.take(device, info, sizes, loaded.workspace_bytes)
+        self.pages = DevicePages(device, info)
+        self._memory = FixedMemory.take(device, self.pages, sizes, loaded.workspace_bytes)
         self._staging = Staging(device, self._memory.inputs, sizes.inputs)
         self._buckets = DecodeBuckets.of(facts.decode, info.plan)
         self._decode: dict[StepShape, _Prepared] = {}

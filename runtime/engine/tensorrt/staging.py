@@ -10,8 +10,8 @@ import numpy as np
 
 from kvfold.plugins.contract import step as contract
 from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.runtime.engine.cuda.device import Device
 from kvfold.runtime.engine.protocol import StepInputs
-from kvfold.runtime.engine.tensorrt.device import Device
 from kvfold.runtime.engine.tensorrt.profiles import StepShape
 
 ALIGNMENT = 256  # what TensorRT asks of a tensor's address

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from weakref import finalize
@@ -10,11 +9,10 @@ from weakref import finalize
 import numpy as np
 
 from kvfold.plugins.cuda.kernel_library import KernelLibrary
+from kvfold.runtime.engine.cuda.device import Device
 from kvfold.runtime.engine.engine_config import PLAN_FILE, TensorRTFacts
 from kvfold.runtime.engine.engine_files import EngineFiles
-from kvfold.runtime.engine.kv_pools import kv_pools
-from kvfold.runtime.engine.protocol import EngineInfo, StepInputs
-from kvfold.runtime.engine.tensorrt.device import Device
+from kvfold.runtime.engine.protocol import EngineInfo, PageStore, StepInputs
 from kvfold.runtime.engine.tensorrt.gpu_memory import StepSizes, check_memory, check_pages
 from kvfold.runtime.engine.tensorrt.loaded_plan import LoadedPlan
 from kvfold.runtime.engine.tensorrt.preflight import check_files, check_gpu, import_library
@@ -42,22 +40,21 @@ class TensorRTEngine:
         self._close = finalize(logits, runner.close)
 
     @classmethod
-    def load(cls, files: EngineFiles, num_pages: Mapping[str, int]) -> TensorRTEngine:
+    def load(cls, files: EngineFiles, kv_cache_bytes: int) -> TensorRTEngine:
         """Load `engine/tensorrt` or `engine/tensorrt-rtx` of a bundle onto the first visible GPU.
 
         Args:
             files: of the engine.
-            num_pages: pages of each horizon group's pool.
+            kv_cache_bytes: memory that its KV pools together may hold.
 
         Raises:
             TargetError: this machine cannot run the plan; the message says what to rebuild or install.
             KernelError: the attention kernels are damaged, or the plugin refused the plan.
-            CapacityError: the pools are larger than the plan takes, or weights, workspace, pools and buffers
-                do not fit into the GPU's memory.
+            CapacityError: weights, workspace, KV cache and buffers do not fit into the GPU's memory.
         """
         facts, kernels = check_files(files)
         trt = import_library(files.config, facts)
-        info = files.info(num_pages)
+        info = files.info(kv_cache_bytes)
         device = Device.open()
         try:
             check_gpu(files.config, facts, device)
@@ -79,9 +76,13 @@ class TensorRTEngine:
         """Count the memory before the plan takes its weights, and again when it has told its workspace."""
         check_pages(info.num_pages, facts.max_pages)
         sizes = StepSizes.of(facts, info.plan, info.vocab_size)
-        pools = sum(pool.nbytes for pool in kv_pools(info))
         free, weights = device.free_bytes(), (directory / PLAN_FILE).stat().st_size
-        parts = {"weights": weights, "KV pools": pools, "step inputs": sizes.inputs, "logits": sizes.logits}
+        parts = {
+            "weights": weights,
+            "KV pools": info.kv_cache_bytes,
+            "step inputs": sizes.inputs,
+            "logits": sizes.logits,
+        }
         check_memory(parts, free)
         loaded = LoadedPlan(trt, directory, kernels, device.architecture)
         weights = max(weights, free - device.free_bytes())
@@ -93,6 +94,11 @@ class TensorRTEngine:
     def info(self) -> EngineInfo:
         """Constant for the engine's life."""
         return self._info
+
+    @property
+    def pages(self) -> PageStore:
+        """The bytes of its pools."""
+        return self._runner.pages
 
     def execute(self, step: StepInputs) -> np.ndarray:
         """Run one step; the returned logits [R, vocab_size] are overwritten by the next one.

@@ -27,6 +27,8 @@ class ReplyMetrics:
         ends: finished replies by reason: `stop`, `length`, `cancelled`, `error`.
         cancelled: of these, by who cancelled: `client`, `deadline`, `drain`, `error`.
         refusals: requests that were not let in, by reason.
+        files: of sessions and stored responses, by what happened to them: `saved`, `failed` to be, `read`, of
+            these `cut`, `refused` as another version's or user's.
         prompt_tokens: of replies that began.
         reply_tokens: generated.
         recent: the replies that ended last.
@@ -42,6 +44,7 @@ class ReplyMetrics:
         self.ends = Counter({"stop": 0, "length": 0, "cancelled": 0, "error": 0})
         self.cancelled = Counter({"client": 0, "deadline": 0, "drain": 0, "error": 0})
         self.refusals = Counter({"requests": 0, "tokens": 0, "draining": 0, "dead": 0, "key": 0})
+        self.files = Counter({"saved": 0, "failed": 0, "read": 0, "cut": 0, "refused": 0})
         self.prompt_tokens = 0
         self.reply_tokens = 0
         self.recent = RecentReplies()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from kvfold.runtime.server.guard.plain_parser import PlainParser
@@ -20,9 +22,10 @@ class QuietTransport:
     That is so with asyncio's own; uvloop's raises.
     """
 
-    def __init__(self, transport: asyncio.Transport) -> None:
-        """Over the connection's."""
+    def __init__(self, transport: asyncio.Transport, more_comes: Callable[[], bool]) -> None:
+        """Over the connection's; `more_comes` says whether its client still sends what nobody reads."""
         self._transport = transport
+        self._more_comes = more_comes
 
     def write(self, data: bytes) -> None:
         """Send, if it has not ended."""
@@ -32,6 +35,13 @@ class QuietTransport:
             self._transport.write(data)
         except RuntimeError:  # the client ended it a moment ago, which is_closing does not know yet
             self._transport.abort()
+
+    def close(self) -> None:
+        """End it; with bytes unread, its client might not see the answer: then no more is sent."""
+        if not self._more_comes():
+            self._transport.close()
+        elif self._transport.can_write_eof() and not self._transport.is_closing():
+            self._transport.write_eof()
 
     def resume_reading(self) -> None:
         """Read on, if it has not ended."""
@@ -74,11 +84,12 @@ class GuardedProtocol(HttpToolsProtocol):
         self._reading: asyncio.TimerHandle | None = None
         self._refusal: HttpError | None = None
         self._in_head = True
-        self._began = False
+        self._began = self._deaf = False
         self._head_bytes = self._half_head = self._received = 0
         self._unanswered: deque[RequestResponseCycle] = deque()
         self.parser = PlainParser(self)  # type: ignore[assignment] # uvicorn's own
-        super().connection_made(QuietTransport(transport))  # type: ignore[arg-type] # all that uvicorn uses
+        quiet = QuietTransport(transport, lambda: self._more_comes)
+        super().connection_made(quiet)  # type: ignore[arg-type] # all that uvicorn uses
         if len(self.connections) > self.max_connections:
             limit = f"there are {self.max_connections} connections already; close some"
             self._refuse(HttpError(503, limit, headers={"retry-after": "1"}))
@@ -94,7 +105,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse, and count what no callback tells of: half a header, the frames of chunks."""
-        if self._refusal is not None:
+        if self._deaf or self._refusal is not None:
             return
         self._began = False
         super().data_received(data)
@@ -137,7 +148,10 @@ class GuardedProtocol(HttpToolsProtocol):
         self._expect_progress(None)
         super().on_headers_complete()
         self._unanswered.append(self.cycle)
-        if len(self._unanswered) <= self.max_pipelined:
+        if any(name == b"content-length" and int(value) > MAX_BODY_BYTES for name, value in self.headers):
+            self.cycle.keep_alive = False  # whatever the answer, nobody reads so much
+        held = sum(len(cycle.body) for cycle in self._unanswered)
+        if len(self._unanswered) <= self.max_pipelined and held <= HIGH_WATER_LIMIT:
             self.flow.resume_reading()  # behind another request too: else nobody sees that the client left
 
     def on_message_complete(self) -> None:
@@ -154,7 +168,12 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """An answer went out; the rest of its request may still come."""
-        self._unanswered.popleft()
+        cycle = self._unanswered.popleft()
+        if cycle.more_body and not cycle.keep_alive:
+            self._deaf = True
+            self._hang_up()
+            self._discard()
+            return
         super().on_response_complete()
         if self.transport.is_closing():
             self._expect_progress(self.write_seconds)
@@ -203,11 +222,22 @@ class GuardedProtocol(HttpToolsProtocol):
         }
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         self.transport.write(b"".join((STATUS_LINE[error.status], lines.encode(), b"\r\n", body)))
-        if error.status == 503 or not self.transport.can_write_eof():
-            self.transport.close()
+        self.transport.close()
+        self._discard()
+
+    @property
+    def _more_comes(self) -> bool:
+        """Whether the client may still send what nobody reads, when the connection is to end."""
+        if self._refusal is not None:
+            return self._refusal.status != 503
+        first = self._unanswered[0] if self._unanswered else None
+        return first is not None and first.response_complete and first.more_body
+
+    def _discard(self) -> None:
+        """Give the client time to read the last answer."""
+        if self.transport.is_closing():
             self._expect_progress(self.write_seconds)
-        else:  # closed with bytes unread, the client might not see the answer
-            self.transport.write_eof()
+        else:
             self.flow.resume_reading()
             self._expect_progress(self.discard_seconds)
 

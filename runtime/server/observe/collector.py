@@ -12,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from kvfold.runtime.metrics import Metrics, PoolUsage
+from kvfold.runtime.metrics import Metrics
 from kvfold.runtime.server.counts.histogram import Histogram
 from kvfold.runtime.server.state import ServerState
 
@@ -72,16 +72,16 @@ class ServerCollector(Collector):
         yield _gauge(
             prefix + "num_requests_waiting", "Requests that wait for steps.", [(labels, snapshot.waiting)]
         )
-        fullest = max(snapshot.metrics.pools.values(), key=_used_share)
+        budget = snapshot.metrics.kv_cache_bytes
         yield _gauge(
             prefix + "kv_cache_usage_perc",
-            "Pages in use of the fullest group, 0 to 1: that one decides.",
-            [(labels, _used_share(fullest))],
+            "Bytes of pages in use, of all that there are: 0 to 1.",
+            [(labels, snapshot.metrics.used_bytes / budget)],
         )
-        largest = max(pool.total for pool in snapshot.metrics.pools.values())
-        shape = {"block_size": str(llm.page_size), "num_gpu_blocks": str(largest), "engine": "0"}
+        blocks = budget // sum(pool.page_bytes for pool in snapshot.metrics.pools.values())
+        shape = {"block_size": str(llm.page_size), "num_gpu_blocks": str(blocks), "engine": "0"}
         yield _gauge(
-            prefix + "cache_config_info", "Tokens of a page; pages of the largest group.", [(shape, 1)]
+            prefix + "cache_config_info", "Tokens of a page; pages that all groups can have.", [(shape, 1)]
         )
 
     def _own(self) -> Iterator[Metric]:
@@ -95,6 +95,11 @@ class ServerCollector(Collector):
             "kvfold:requests_refused",
             "Requests that were not let in.",
             [({"reason": reason}, n) for reason, n in metrics.refusals.items()],
+        )
+        yield _counter(
+            "kvfold:session_files",
+            "Files of sessions and stored responses, by what happened to them.",
+            [({"event": event}, n) for event, n in metrics.files.items()],
         )
         yield _histogram(
             "kvfold:grammar_compile_seconds", "Of a schema, regex or grammar.", {}, metrics.grammar_compile
@@ -116,11 +121,20 @@ def _cache_families(metrics: Metrics) -> Iterator[Metric]:
     cache = metrics.cache
     yield _gauge(
         "kvfold:pool_pages",
-        "Pages of a horizon group: free, idle in the tree, or used.",
+        "Pages of a horizon group: idle in the tree, or used.",
         [
             ({"group": group, "state": state}, pages)
             for group, pool in metrics.pools.items()
-            for state, pages in (("free", pool.free), ("idle", pool.idle), ("used", pool.in_use))
+            for state, pages in (("idle", pool.idle), ("used", pool.in_use))
+        ],
+    )
+    yield _gauge(
+        "kvfold:kv_cache_bytes",
+        "Of all groups: free, idle in the tree, or used.",
+        [
+            ({"state": "free"}, metrics.free_bytes),
+            ({"state": "idle"}, metrics.idle_bytes),
+            ({"state": "used"}, metrics.used_bytes),
         ],
     )
     missed = cache.queried_tokens - cache.hit_tokens - cache.too_short_tokens
@@ -148,10 +162,6 @@ def _cache_families(metrics: Metrics) -> Iterator[Metric]:
         ("evicted_pages", "Pages that the tree gave up.", metrics.evicted_pages),
     ):
         yield _counter(f"kvfold:{name}", text, [({}, value)])
-
-
-def _used_share(pool: PoolUsage) -> float:
-    return pool.in_use / pool.total
 
 
 def _counter(name: str, text: str, values: Iterable[tuple[Labels, float]]) -> Metric:

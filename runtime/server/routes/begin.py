@@ -14,7 +14,7 @@ from kvfold.runtime.scheduler.request import Prompt
 from kvfold.runtime.server.http import HttpError, Request
 from kvfold.runtime.server.relayed import Relayed
 from kvfold.runtime.server.routes.constrain import Constrained, constrain_chat, constrain_text
-from kvfold.runtime.server.routes.conversations import Turn
+from kvfold.runtime.server.routes.conversations import Settle, Turn, nothing_to_settle
 from kvfold.runtime.server.routes.follow import Ended, Events, Notes, stream_replies, whole_replies
 from kvfold.runtime.server.routes.shared import Shared
 from kvfold.runtime.server.state import ServerState
@@ -38,6 +38,7 @@ class Run:
         readers: one for each.
         ignored: fields, and parts of schemas, that have no effect.
         ended: called with a reply's completion, before it is told.
+        settle: called when all have ended, before the client hears of it.
         relayed: what a relay said of the request.
         told: the prompt's tokens, where another server might read it differently.
     """
@@ -47,16 +48,17 @@ class Run:
     readers: Sequence[ReplyReader | None]
     ignored: tuple[str, ...]
     ended: Ended | None = None
+    settle: Settle = nothing_to_settle
     relayed: Relayed | None = None
     told: tuple[int, ...] | None = None
 
     def stream(self, events: Events) -> AsyncGenerator[bytes, None]:
         """Events, as text comes."""
         notes = None if self.relayed is None else Notes(self.relayed, self.told)
-        return stream_replies(self.replies, self.readers, events, self.ended, notes)
+        return stream_replies(self.replies, self.readers, events, self.ended, self.settle, notes)
 
     async def completions(self) -> list[Completion]:
-        """All completions, when they have ended."""
+        """All completions, when they have ended; nothing is settled yet."""
         completions = await whole_replies(self.replies)
         for at, completion in enumerate(completions):
             if self.ended is not None:
@@ -64,9 +66,19 @@ class Run:
         return completions
 
     async def whole(self) -> list[WholeReply]:
-        """The same, read."""
+        """The same, read and settled."""
         pairs = zip(await self.completions(), self.readers, strict=True)
+        await self.settle()
         return [read_whole(completion, reader) for completion, reader in pairs]
+
+    def settled(self, settle: Settle) -> Run:
+        """The same, with one thing more to settle."""
+
+        async def both() -> None:
+            await self.settle()
+            await settle()
+
+        return replace(self, settle=both)
 
 
 async def begin_chat(
@@ -111,7 +123,6 @@ async def _begin_turn(
     request: Request, shared: Shared, ask: Ask, messages: Sequence[TemplateMessage], turn: Turn, param: str
 ) -> Run:
     state = shared.state
-    request.at_end(turn.close)
     if ask.n > 1:
         raise wrong(f"is {ask.n}; a session has one reply a turn", "n")
     chat, form = await asyncio.to_thread(_prepare_chat, state, ask, messages, turn.known)
@@ -133,8 +144,13 @@ async def _begin_turn(
             shared.discard(replies[0].kept)
 
     request.at_end(undo)
+
+    async def settle() -> None:
+        if turn.finished:
+            await turn.settle()
+
     ignored = (*ask.ignored, *form.ignored)
-    return Run(len(ids), replies, [form.reader()], ignored, ended, relayed, told)
+    return Run(len(ids), replies, [form.reader()], ignored, ended, settle, relayed, told)
 
 
 async def count_prompt(shared: Shared, ask: Ask, messages: Sequence[TemplateMessage]) -> int:

@@ -22,7 +22,7 @@ class ChatCompletions:
     async def create(self, request: Request, state: ServerState) -> Response | EventStream:
         """Reply to a conversation."""
         ask, messages = await read_ask(request, chat_ask)
-        turn = self._shared.begin_turn(request, ask.session)
+        turn = await self._shared.begin_turn(request, ask.session)
         run = await begin_chat(request, self._shared, ask, messages, turn)
         head = new_head("chatcmpl-", state.model_name, request.relayed)
         headers, texts = ignored_header(run.ignored), self._shared.texts()

@@ -12,7 +12,15 @@ from kvfold.runtime.server.wire.fields.ask import Ask, Shape
 from kvfold.runtime.server.wire.fields.read_body import wrong
 from kvfold.runtime.server.wire.reply_parts import ReplyReader
 from kvfold.runtime.structured.call_formats import CallFormat
-from kvfold.runtime.structured.grammar_spec import Choice, GrammarSpec, JsonSchema, Lark, Regex, ToolCalls
+from kvfold.runtime.structured.grammar_spec import (
+    AnswerSpec,
+    Choice,
+    GrammarSpec,
+    JsonSchema,
+    Lark,
+    Regex,
+    ToolCalls,
+)
 from kvfold.runtime.structured.reasoning import Reasoning, find_reasoning
 from kvfold.runtime.structured.reply_parser import ReplyParser, kept_tokens
 
@@ -50,9 +58,15 @@ def constrain_chat(state: ServerState, ask: Ask, form: CallFormat, prompt: str) 
     if calls is None and ask.shape is None and reasoning is None and not ask.tools.tools:
         return Constrained()
     spec, param = _spec(ask, form)
+    told = param
+    if ask.shape is not None and isinstance(spec, ToolCalls) and spec.answer is not None:
+        _compile(
+            state, spec.answer, ask.shape.param, None
+        )  # by itself first: what is wrong names its own field
+        told = f"{param} or {ask.shape.param}"
     grammar = None if spec is None else _compile(state, spec, param, reasoning)
     kept = kept_tokens(tokenizer.added_tokens, reasoning, calls)
-    return Constrained(grammar, reasoning, calls, kept, _ignored(grammar, param))
+    return Constrained(grammar, reasoning, calls, kept, _ignored(grammar, told))
 
 
 def constrain_text(state: ServerState, ask: Ask) -> Constrained:
@@ -64,19 +78,19 @@ def constrain_text(state: ServerState, ask: Ask) -> Constrained:
 
 
 def _spec(ask: Ask, form: CallFormat) -> tuple[GrammarSpec | None, str]:
-    """What replies are held to, and the field that asks for it; raises HttpError 400."""
+    """What replies are held to, and the field that asks for it."""
     use = ask.tools
-    if ask.shape is not None and use.mode == "auto":
-        problem = "cannot be asked for where tools may be called; use tool_choice none or required"
-        raise wrong(problem, ask.shape.param)
-    if ask.shape is not None and use.mode == "none":
-        return _shape_spec(ask.shape), ask.shape.param
+    answer = None if ask.shape is None or use.mode == "required" else _shape_spec(ask.shape)
+    if use.tools and use.mode != "none":
+        return ToolCalls(use.callable_tools, use.mode, use.parallel, form, answer), "tools"
+    if ask.shape is not None:
+        return answer, ask.shape.param
     if use.tools:
         return ToolCalls(use.callable_tools, use.mode, use.parallel, form), "tools"
     return None, ""
 
 
-def _shape_spec(shape: Shape) -> GrammarSpec:
+def _shape_spec(shape: Shape) -> AnswerSpec:
     match shape.kind:
         case "json":
             return JsonSchema(shape.value, shape.strict)

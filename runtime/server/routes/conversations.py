@@ -1,18 +1,25 @@
-"""Conversations over HTTP: tokens and pages of the last turn, kept for the next one."""
+"""A conversation over HTTP: tokens and pages of its last turn, kept for the next one."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from pathlib import Path
+from typing import Any
 
 from kvfold.runtime.llm.generation import Completion
-from kvfold.runtime.server.http import HttpError
-from kvfold.runtime.text.chat import EncodedChat, add_reply
+from kvfold.runtime.server.routes.shelf import busy
+from kvfold.runtime.sessions.saved_session import SavedSession, SavedTurn
+from kvfold.runtime.sessions.session_reading import Reading
+from kvfold.runtime.text.chat import NOTHING, EncodedChat, add_reply
 from kvfold.runtime.text.tokenizer import Tokenizer
 
-NOTHING = EncodedChat("", [])
+Settle = Callable[[], Awaitable[None]]
+
+
+async def nothing_to_settle() -> None:
+    """Of what is kept nowhere."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +30,13 @@ class ConversationLimits:
         max_sessions: sessions of a tenant; the one that is longest unused gives way.
         max_responses: stored responses of a tenant; the same.
         seconds: after which an unused session or response is forgotten.
+        folder: where both lie on disk too; None for memory alone.
     """
 
     max_sessions: int = 256
     max_responses: int = 256
     seconds: float = 3600.0
+    folder: Path | None = None
 
 
 class Conversation:
@@ -42,6 +51,8 @@ class Conversation:
         turns: replies so far.
         rematched: replies that did not go on from the known tokens; the tree was asked instead.
         dropped: it was forgotten: nothing is kept in it any more.
+        reading: what its file held when it was read or written last; None where it has none.
+        saved: whether the file holds all of it.
     """
 
     def __init__(self, name: str) -> None:
@@ -54,6 +65,27 @@ class Conversation:
         self.turns = 0
         self.rematched = 0
         self.dropped = False
+        self.reading: Reading | None = None
+        self.saved = False
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What its file says besides its tokens, as JSON has it."""
+        return {"created": self.created, "turns": self.turns, "rematched": self.rematched}
+
+    def as_saved(self) -> SavedSession:
+        """What its file is to hold."""
+        return SavedSession(self.facts, (SavedTurn(None, self.known),) if self.turns else ())
+
+    def restore(self, reading: Reading, model: str) -> None:
+        """Become what a file holds; tokens of another model than this one mean nothing, and are left."""
+        facts, heading = reading.session.facts, reading.heading
+        ours = heading is not None and heading.model == model
+        self.known = reading.session.known if ours else NOTHING
+        self.created = facts.get("created", self.created)
+        self.turns = facts.get("turns", 0)
+        self.rematched = facts.get("rematched", 0)
+        self.reading, self.saved = reading, ours
 
     @property
     def busy(self) -> bool:
@@ -84,8 +116,7 @@ class Session(Conversation):
     def check_free(self) -> None:
         """Refuse to touch it while a turn runs; raises HttpError 409."""
         if self.busy:
-            message = f"session {self.id} is busy with a turn; wait for its end"
-            raise HttpError(409, message, code="session_busy")
+            raise busy(self.id)
 
     def view(self) -> dict[str, Any]:
         """As JSON."""
@@ -98,6 +129,7 @@ class Session(Conversation):
             "turns": self.turns,
             "rematched": self.rematched,
             "busy": self.busy,
+            "saved": self.saved,
         }
 
     def _end(self, turn: Turn) -> None:
@@ -112,6 +144,7 @@ class Turn:
     Attributes:
         finished: its reply has ended, and is remembered.
         taken: pages that it was submitted with; the model has them again once it computes for it.
+        settle: brings what it came to to the disk; asked for when it finished, before the client hears of it.
     """
 
     def __init__(
@@ -120,6 +153,7 @@ class Turn:
         """A turn that goes on from `source`; what it comes to is kept in `target`, if anywhere."""
         self.finished = False
         self.taken: Any = None
+        self.settle: Settle = nothing_to_settle
         self._source = source
         self._target = target
         self._ended = ended
@@ -164,63 +198,3 @@ class Turn:
         """It is over, however it ended."""
         if self._ended is not None:
             self._ended(self)
-
-
-Kept = TypeVar("Kept", bound=Conversation)
-
-
-class Conversations(Generic[Kept]):
-    """Conversations of all tenants, by name; those out of use are forgotten, and their pages given back."""
-
-    def __init__(self, limit: int, seconds: float, discard: Callable[[Any], None]) -> None:
-        """At most `limit` a tenant, each for `seconds` after its last use; `discard` gives pages back."""
-        self._limit = limit
-        self._seconds = seconds
-        self._discard = discard
-        self._tenants: dict[str, dict[str, Kept]] = {}
-        self._looked = time.monotonic()
-
-    def add(self, tenant: str, conversation: Kept) -> Kept:
-        """Keep one; raises HttpError 409 where its name is taken, 429 where all others are busy."""
-        self._forget()
-        kept = self._tenants.setdefault(tenant, {})
-        name = conversation.id
-        if name in kept:
-            raise HttpError(409, f"there is {name} already; give another name", code="name_taken")
-        while len(kept) >= self._limit:
-            idle = [one for one in kept.values() if not one.busy]
-            if not idle:
-                message = f"{len(kept)} are kept, and all are busy; wait, or delete one"
-                raise HttpError(429, message, code="too_many_kept", headers={"retry-after": "1"})
-            self.drop(tenant, min(idle, key=lambda one: one.used))
-        return kept.setdefault(name, conversation)
-
-    def find(self, tenant: str, name: str) -> Kept | None:
-        """The one of that name; None where there is none."""
-        self._forget()
-        return self._tenants.get(tenant, {}).get(name)
-
-    def drop(self, tenant: str, conversation: Kept) -> None:
-        """Forget one."""
-        del self._tenants[tenant][conversation.id]
-        conversation.dropped = True
-        self._discard(conversation.kept)
-        conversation.kept = None
-
-    def __iter__(self) -> Iterator[tuple[str, Kept]]:
-        """All, with their tenants."""
-        self._forget()
-        return iter([(tenant, one) for tenant, kept in self._tenants.items() for one in kept.values()])
-
-    def _forget(self) -> None:
-        """Look at all, a hundred times within what they are kept for."""
-        now = time.monotonic()
-        if now - self._looked < self._seconds / 100:
-            return
-        self._looked = now
-        border = now - self._seconds
-        for tenant in list(self._tenants):
-            for one in [one for one in self._tenants[tenant].values() if one.used < border and not one.busy]:
-                self.drop(tenant, one)
-            if not self._tenants[tenant]:
-                del self._tenants[tenant]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Protocol
 
@@ -63,10 +63,14 @@ async def stream_replies(
     replies: Sequence[TrackedReply],
     readers: Sequence[ReplyReader | None],
     events: Events,
-    ended: Ended | None = None,
+    ended: Ended | None,
+    settle: Callable[[], Awaitable[None]],
     notes: Notes | None = None,
 ) -> AsyncGenerator[bytes, None]:
-    """Events of all replies, as their text comes; what came in one chunk goes out in one piece."""
+    """Events of all replies, as their text comes; what came in one chunk goes out in one piece.
+
+    `ended` hears of each completion; `settle` is awaited when all have ended, before the client hears of it.
+    """
     opening = events.begin()
     if notes is not None:
         opening = notes.opening(opening)
@@ -88,6 +92,7 @@ async def stream_replies(
                     ended(at, completion)
                 data += events.end(at, completion)
                 if len(usages) == len(replies):
+                    await settle()
                     data += events.close([usages[index] for index in range(len(replies))])
             if notes is not None:
                 data += notes.behind(at, chunk, len(usages) == len(replies))

@@ -22,7 +22,7 @@ class Messages:
     async def create(self, request: Request, state: ServerState) -> Response | EventStream:
         """Reply to a conversation."""
         ask, messages = await read_ask(request, message_ask)
-        turn = self._shared.begin_turn(request, ask.session)
+        turn = await self._shared.begin_turn(request, ask.session)
         run = await begin_chat(request, self._shared, ask, messages, turn)
         head = new_head("msg_", state.model_name, request.relayed)
         headers, limit = ignored_header(run.ignored), state.llm.max_length

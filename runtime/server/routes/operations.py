@@ -50,7 +50,7 @@ class Operations:
     async def cancel_request(self, request: Request, state: ServerState) -> Response:
         """End one within a step; raises HttpError 404 where there is none."""
         name = request.path_params["id"]
-        running = self._shared.running.get(int(name)) if name.isascii() and name.isdecimal() else None
+        running = self._shared.running.get(name)
         if running is None or not _may_see(request, running.tenant):
             raise HttpError(
                 404, f"no request {name!r:.80} runs; GET /v1/kvfold/requests lists them", param="id"
@@ -63,32 +63,29 @@ class Operations:
         fields: dict[str, Any] = await request.json(dict[str, Any]) if await request.body() else {}
         body, ignored = read_body(fields, SessionBody)
         name = check_session(body.session_id) or new_id("sess_")
-        made = self._shared.sessions.add(request.tenant, Session(name))
+        made = await self._shared.create_session(request, name)
         return Response.json(made.view(), 201, ignored_header(ignored))
 
     async def list_sessions(self, request: Request, state: ServerState) -> Response:
         """Sessions."""
-        found = [
-            one.view() | {"tenant": tenant}
-            for tenant, one in self._shared.sessions
-            if _may_see(request, tenant)
-        ]
-        return Response.json({"object": "list", "data": found})
+        found = await self._shared.sessions.all(lambda tenant: _may_see(request, tenant))
+        views = [one.view() | {"tenant": tenant} for tenant, one in found]
+        return Response.json({"object": "list", "data": views})
 
     async def get_session(self, request: Request, state: ServerState) -> Response:
         """One session; raises HttpError 404 where there is none."""
-        return Response.json(self._find(request).view())
+        return Response.json((await self._find(request)).view())
 
     async def delete_session(self, request: Request, state: ServerState) -> Response:
         """Forget one and give its pages back; raises HttpError 404, or 409 while its turn runs."""
-        found = self._find(request)
+        found = await self._find(request)
         found.check_free()
-        self._shared.sessions.drop(request.tenant, found)
+        await self._shared.sessions.drop(request.tenant, found)
         return Response.json({"id": found.id, "object": "kvfold.session", "deleted": True})
 
-    def _find(self, request: Request) -> Session:
+    async def _find(self, request: Request) -> Session:
         name = request.path_params["id"]
-        found = self._shared.sessions.find(request.tenant, name)
+        found = await self._shared.sessions.find(request.tenant, name)
         if found is None:
             raise HttpError(
                 404, f"there is no session {name!r:.80}; GET /v1/kvfold/sessions lists them", param="id"

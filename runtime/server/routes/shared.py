@@ -5,11 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
-from kvfold.runtime.server.http import Request, decode_json
+from kvfold.runtime.server.http import HttpError, Request, decode_json
 from kvfold.runtime.server.relayed import RELAY_FIELD, Relayed
-from kvfold.runtime.server.routes.conversations import ConversationLimits, Conversations, Session, Turn
+from kvfold.runtime.server.routes.conversations import (
+    ConversationLimits,
+    Session,
+    Settle,
+    Turn,
+    nothing_to_settle,
+)
+from kvfold.runtime.server.routes.kept_conversations import Conversations
+from kvfold.runtime.server.routes.shelf import Kind, Shelf
 from kvfold.runtime.server.state import ServerState
 from kvfold.runtime.server.tracked_reply import TrackedReply
 from kvfold.runtime.server.wire.fields.read_body import read_fields
@@ -60,11 +69,12 @@ class Shared:
 
     def __init__(self, state: ServerState, limits: ConversationLimits) -> None:
         """Empty, also while the model loads."""
-        self.sessions: Conversations[Session] = Conversations(
-            limits.max_sessions, limits.seconds, self.discard
-        )
         self.state = state
-        self.running: dict[int, Running] = {}
+        self._shelf = self.shelf(limits.folder, "session")
+        self.sessions: Conversations[Session] = Conversations(
+            limits.max_sessions, limits.seconds, self.discard, self._shelf, lambda name, _: Session(name)
+        )
+        self.running: dict[str, Running] = {}
         self._texts: TokenTexts | None = None
 
     def texts(self) -> TokenTexts:
@@ -73,24 +83,63 @@ class Shared:
             self._texts = TokenTexts(self.state.llm.tokenizer)
         return self._texts
 
-    def begin_turn(self, request: Request, session: str | None) -> Turn | None:
+    def shelf(self, folder: Path | None, kind: Kind) -> Shelf:
+        """Where conversations of a kind lie on disk, in the server's folder, if it has one."""
+        return Shelf(folder, kind, lambda: self.state.llm.tokenizer.fingerprint, self.state.metrics.files)
+
+    async def begin_turn(self, request: Request, session: str | None) -> Turn | None:
         """A turn of the caller's session, which begins with its first one; None without a session.
 
         Raises:
-            HttpError: 409 the session is busy; 429 all others are, and there are too many.
+            HttpError: 409 the session is busy, here or at a server that shares the folder; 429 all others
+                are, and there are too many.
         """
         if session is None:
             return None
-        found = self.sessions.find(request.tenant, session)
-        return (found or self.sessions.add(request.tenant, Session(session))).begin()
+        found = await self.sessions.find(request.tenant, session) or await self._add(request.tenant, session)
+        turn = found.begin()
+        request.at_end(turn.close)
+        turn.settle = await self._hold(request, found)
+        return turn
+
+    async def create_session(self, request: Request, name: str) -> Session:
+        """A session without a turn; raises HttpError 409 where its name is taken, 429 as `begin_turn`."""
+        made = await self.sessions.add(request.tenant, Session(name))
+        await (await self._hold(request, made))()
+        return made
+
+    async def _add(self, tenant: str, name: str) -> Session:
+        """A new session, or the one that another request began meanwhile; raises as `begin_turn`."""
+        try:
+            return await self.sessions.add(tenant, Session(name))
+        except HttpError as error:
+            if error.code == "name_taken" and (found := await self.sessions.find(tenant, name)) is not None:
+                return found
+            raise
+
+    async def _hold(self, request: Request, session: Session) -> Settle:
+        """Hold a session's file until the request ends; what writes to it how the session then stands."""
+        held = await self._shelf.hold(request.tenant, session.id, session.reading)
+        if held is None:
+            return nothing_to_settle
+        file, reading = held
+        request.at_end(lambda: self._shelf.release(file))
+        last, session.reading = session.reading, reading
+        if reading is not None and (last is None or reading.session is not last.session):
+            session.restore(reading, self._shelf.model)
+
+        async def save() -> None:
+            session.reading, session.saved = await self._shelf.save(file, session.as_saved())
+
+        return save
 
     def watch(self, request: Request, replies: Sequence[TrackedReply]) -> None:
         """Replies of a request can be stopped by others until it ends."""
-        self.running |= {reply.id: Running(request.tenant, reply.stop) for reply in replies}
+        self.running |= {str(reply.id): Running(request.tenant, reply.stop) for reply in replies}
 
         def forget() -> None:
             for reply in replies:
-                self.running.pop(reply.id, None)
+                self.running.pop(str(reply.id), None)
 
         request.at_end(forget)
 

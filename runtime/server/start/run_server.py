@@ -22,6 +22,7 @@ from kvfold.runtime.server.app import Application
 from kvfold.runtime.server.guard.admission_limits import AdmissionLimits
 from kvfold.runtime.server.guard.connection import GuardedProtocol
 from kvfold.runtime.server.served_llm import ServedLLM
+from kvfold.runtime.server.start.reload_certificate import reload_certificate
 from kvfold.runtime.server.start.server_settings import ServerSettings
 from kvfold.runtime.server.start.systemd import notify, watchdog_seconds
 from kvfold.runtime.server.state import ServerState
@@ -125,7 +126,14 @@ class Run:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end, number)
-        loop.add_signal_handler(signal.SIGHUP, self._state.gate.reload)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+
+    def _reload(self) -> None:
+        """Keys and certificate may have changed."""
+        self._state.gate.reload()
+        cert, key, context = self._settings.tls_cert, self._settings.tls_key, self._server.config.ssl
+        if cert is not None and key is not None and context is not None:
+            reload_certificate(context, cert, key)
 
     def _end(self, number: int) -> None:
         """The first signal lets replies finish, the second does not."""

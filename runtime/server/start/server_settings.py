@@ -38,6 +38,7 @@ class ServerSettings:
             it runs at once.
         max_sessions: of a tenant, and likewise stored responses; the one longest unused gives way.
         session_seconds: after which an unused session or response is forgotten.
+        state_dir: folder that sessions and stored responses outlive the server in; None for memory alone.
         drain_seconds: for running replies after SIGTERM, before they are cancelled.
         stall_seconds: a step of the engine that takes longer is a hang: the server is not ready.
     """
@@ -50,6 +51,7 @@ class ServerSettings:
     max_waiting: int | None = None
     max_sessions: int = 256
     session_seconds: float = 3600.0
+    state_dir: Path | None = None
     drain_seconds: float = 30.0
     stall_seconds: float = 30.0
 

@@ -369,19 +369,21 @@ function showCache(cache) {
     "cache-bar-text",
     `Of ${count(asked)} prompt tokens ${count(hit)} were reused, ${count(gone)} known but their window gone, ` +
       `${count(computed)} new. ${count(cache.recomputed_tokens)} were computed twice after a preemption; ` +
-      `${plural(cache.reclaimed_sessions, "session")} gave up kept pages.`,
+      `${plural(cache.reclaimed_sessions, "session")} gave up kept pages. ` +
+      `${bytes(cache.free_bytes)} of ${bytes(cache.kv_cache_bytes)} are free.`,
   );
   showRows(
     byId("pools"),
     cache.pools,
     (pool) => pool.group,
-    () => el("tr", {}, el("th", { scope: "row" }), el("td", {}, el("div", { class: "bar" })), ...Array.from({ length: 4 }, () => el("td"))),
+    () => el("tr", {}, el("th", { scope: "row" }), el("td", {}, el("div", { class: "bar" })), ...Array.from({ length: 3 }, () => el("td"))),
     (row, pool) => {
       row.dataset.group = pool.group;
       setText(row.children[0], pool.group);
-      setWidths(row.children[1].firstChild, [["use", pool.in_use], ["idle", pool.idle], ["free", pool.free]]);
-      [pool.in_use, pool.idle, pool.free].forEach((pages, at) => setText(row.children[at + 2], count(pages)));
-      setText(row.children[5], bytes(pool.total * pool.page_bytes));
+      const [used, idle] = [pool.in_use * pool.page_bytes, pool.idle * pool.page_bytes];
+      setWidths(row.children[1].firstChild, [["use", used], ["idle", idle], ["free", cache.kv_cache_bytes - used - idle]]);
+      [pool.in_use, pool.idle].forEach((pages, at) => setText(row.children[at + 2], count(pages)));
+      setText(row.children[4], bytes(used + idle));
     },
   );
 }
@@ -398,7 +400,7 @@ function showRequests(requests) {
       const button = el("button", { type: "button", "aria-label": `Cancel request ${request.id}` }, "Cancel");
       button.addEventListener("click", () => cancel(request.id, button));
       return el("tr", {}, el("td", { class: "id" }), el("td", { class: "tenants" }), el("td", { class: "text" }),
-        ...Array.from({ length: 4 }, () => el("td")), el("td", {}, button));
+        ...Array.from({ length: 3 }, () => el("td")), el("td", {}, button));
     },
     (row, request) => {
       row.dataset.request = request.id;
@@ -437,7 +439,7 @@ async function showSessions() {
     byId("sessions"),
     sessions,
     (session) => JSON.stringify([session.tenant, session.id]),
-    () => el("tr", {}, el("td", { class: "id" }), el("td", { class: "tenants" }), ...Array.from({ length: 4 }, () => el("td"))),
+    () => el("tr", {}, el("td", { class: "id" }), el("td", { class: "tenants" }), ...Array.from({ length: 3 }, () => el("td"))),
     (row, session) => {
       row.dataset.session = session.id;
       cells(row, [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -102,7 +101,7 @@ class ServerView:
         llm = self._state.loaded_llm
         if snapshot is None or llm is None:
             return None
-        return _cache(snapshot, self._state.history.saved_seconds(snapshot), llm.page_bytes)
+        return _cache(snapshot, self._state.history.saved_seconds(snapshot))
 
     def _speed(self, snapshot: LoopSnapshot | None) -> dict[str, Any]:
         of_minutes = {
@@ -153,19 +152,19 @@ def _speed(speed: Speed) -> dict[str, Any]:
     }
 
 
-def _cache(snapshot: LoopSnapshot, saved_seconds: float, page_bytes: Mapping[str, int]) -> dict[str, Any]:
+def _cache(snapshot: LoopSnapshot, saved_seconds: float) -> dict[str, Any]:
     return {
         **asdict(snapshot.metrics.cache),
         "saved_seconds": saved_seconds,
         "evicted_pages": snapshot.metrics.evicted_pages,
+        "kv_cache_bytes": snapshot.metrics.kv_cache_bytes,
+        "free_bytes": snapshot.metrics.free_bytes,
         "pools": [
             {
                 "group": group,
-                "total": pool.total,
-                "free": pool.free,
                 "idle": pool.idle,
                 "in_use": pool.in_use,
-                "page_bytes": page_bytes[group],
+                "page_bytes": pool.page_bytes,
             }
             for group, pool in snapshot.metrics.pools.items()
         ],
@@ -187,7 +186,6 @@ def _request(view: RequestView, now: float, page_size: int) -> dict[str, Any]:
 def _ended_reply(reply: EndedReply, at: float, page_size: int) -> dict[str, Any]:
     usage = reply.usage
     return {
-        "number": reply.number,
         "id": str(reply.id),
         "tenant": reply.tenant,
         "reason": reply.reason,

@@ -23,7 +23,7 @@ from kvfold.runtime.engine.engine_config import EngineConfig
 from kvfold.runtime.engine.engine_files import EngineFiles
 from kvfold.runtime.engine.onnxruntime_engine import OnnxRuntimeEngine
 from kvfold.runtime.engine.protocol import StepInputs
-from tests.paging import Pager
+from tests.paging import Pager, budget_of
 from tests.tiny_model import VOCAB_SIZE, dense_logits, kv_scales, tiny_config, tiny_decoder, tiny_plan
 
 NUM_PAGES = 16
@@ -84,8 +84,8 @@ def build_cpu_engine(
     config = EngineConfig(
         target="cpu", backend="cpu", vocab_size=VOCAB_SIZE, max_context_length=256, fingerprint="test"
     )
-    pages = {group.name: NUM_PAGES for group in decoder.plan.groups}
-    return OnnxRuntimeEngine.load(EngineFiles(engine_directory, config, decoder.plan), pages, threads=2)
+    files = EngineFiles(engine_directory, config, decoder.plan)
+    return OnnxRuntimeEngine.load(files, budget_of(files, NUM_PAGES), threads=2)
 
 
 def tokens_for(seed: int) -> np.ndarray:

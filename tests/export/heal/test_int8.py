@@ -34,7 +34,7 @@ from kvfold.runtime.engine.engine_files import EngineFiles
 from kvfold.runtime.engine.onnxruntime_engine import OnnxRuntimeEngine
 from tests.export.heal.tiny_healing import SETTINGS, TOKENS, tiny_healing
 from tests.export.quantize.fake_quantized import FakeQuantizedDecoder
-from tests.paging import Pager
+from tests.paging import Pager, budget_of
 from tests.tiny_model import dense_logits
 
 HORIZON = Preset.model_validate(
@@ -141,8 +141,8 @@ def test_the_student_is_the_engine(tmp_path: Path) -> None:
     facts = EngineConfig(
         target="cpu", backend="cpu", vocab_size=97, max_context_length=256, fingerprint="test"
     )
-    pages = {group.name: 16 for group in healing.plan.groups}
-    engine = OnnxRuntimeEngine.load(EngineFiles(tmp_path / "cpu", facts, healing.plan), pages, threads=2)
+    files = EngineFiles(tmp_path / "cpu", facts, healing.plan)
+    engine = OnnxRuntimeEngine.load(files, budget_of(files, 16), threads=2)
     distances, divergences = [], []
     for tokens in TOKENS[:4]:
         found = torch.from_numpy(engine.execute(Pager(healing.plan, 16).step({0: tokens.tolist()})).copy())

@@ -18,8 +18,9 @@ from kvfold.pipeline.recipe.plan_section import plan_for
 from kvfold.pipeline.recipe.recipe_files import shipped_recipes
 from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.plugins.contract.plan_presets import AttentionShape
+from kvfold.runtime.engine.slabs import bytes_of_slabs
 from kvfold.runtime.llm.llm import LLM
-from kvfold.runtime.memory.budget import pages_for
+from kvfold.runtime.runtime_config import RuntimeConfig
 from kvfold.runtime.sampling.params import SamplingParams
 from tests.runtime.byte_tokenizer import ByteTokenizer
 from tests.runtime.harness import PLANS, check, in_use, make_llm, make_prompts
@@ -166,8 +167,10 @@ def shipped_plan(name: str) -> FoldPlan:
 def test_every_shipped_plan_runs_the_workloads(name: str, chosen: str) -> None:
     """All sequences at once, in the contender's pools, over an engine that checks its pages."""
     plan, context = shipped_plan(name), 8192
-    config = runtime_config(plan, needed_limits(2, workloads.SETS[chosen]), context)
-    engine = SyntheticEngine(plan, pages_for(plan, config, context), VOCAB, context)
+    limits = needed_limits(2, workloads.SETS[chosen])
+    pages = pages_in_use(plan, limits, RuntimeConfig().max_num_batched_tokens)
+    config = runtime_config(plan, dict.fromkeys(pages, 4), limits, context)
+    engine = SyntheticEngine(plan, {name: 2 * count for name, count in pages.items()}, VOCAB, context)
     llm = LLM(engine, ByteTokenizer(()), config)
     values = run_workloads.measure(KvfoldContender(llm), workloads.SETS[chosen], VOCAB, "round 1")
     assert values.keys() == {metric.key for workload in workloads.SETS[chosen] for metric in workload.metrics}
@@ -186,7 +189,8 @@ def test_pools_hold_what_is_in_use(
 ) -> None:
     plan = make_plan(*((window, sinks if window else 0) for window in windows))
     limits = Limits(2, tuple(CacheLoad(*load) for load in loads))
-    config = runtime_config(plan, limits, context)
-    pages = pages_for(plan, config, context)
+    slabs = {group.name: 4 for group in plan.groups}
+    config = runtime_config(plan, slabs, limits, context)
     in_use = pages_in_use(plan, limits, config.max_num_batched_tokens)
-    assert all(pages[name] >= 2 * count for name, count in in_use.items())
+    assert config.kv_cache_bytes is not None
+    assert config.kv_cache_bytes >= 2 * bytes_of_slabs(plan, in_use, dict.fromkeys(slabs, 1))

@@ -37,9 +37,11 @@ INSTEAD = {
 # Words of a line, and why it is not run here; its arguments are parsed.
 NOT_RUN = {
     "(kvfold|make) serve": "serves until a signal: test_served_bundle.py does",
+    "--resume": "goes on with a chat that was kept: test_kept_chats.py does",
     "--target tensorrt": "builds or runs a plan: tests/pipeline/build and tests/gpu do",
     "--target tensorrt-rtx": "builds or runs a plan: tests/pipeline/build and tests/gpu do",
     "bench --serve": "puts servers under load for minutes: tests/pipeline/bench/serving does, for seconds",
+    "bench .*--trace": "needs a trace of requests: tests/pipeline/bench/trace writes some",
     "--peer-python": "needs the peers, and the network to get them",
 }
 

@@ -80,7 +80,7 @@ def snapshot() -> bytes:
 
 def test_what_a_server_sends_is_known() -> None:
     first = json.loads(snapshot())
-    ended = [{"number": at, "at": at, "id": str(at)} for at in range(1, 9)]
+    ended = [{"at": at, "id": str(at)} for at in range(1, 9)]
     events = (
         json.dumps(first | {"ended": ended[:4]}).encode(),
         json.dumps(first | {"ended": ended[4:]}).encode(),

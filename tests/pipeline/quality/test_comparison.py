@@ -15,7 +15,8 @@ from kvfold.pipeline.quality.validate.validate import compare
 from kvfold.pipeline.recipe.recipe import Thresholds
 from kvfold.plugins.contract.errors import ValidationError
 from kvfold.plugins.contract.plan_presets import AttentionShape, Preset, build_plan
-from kvfold.runtime.memory.budget import pages_for, pages_of_sequence
+from kvfold.runtime.engine.slabs import bytes_of_slabs
+from kvfold.runtime.memory.budget import kv_cache_bytes, pages_of_sequence
 from kvfold.runtime.runtime_config import RuntimeConfig
 
 VOCAB = 8
@@ -133,4 +134,6 @@ def test_pools_of_a_small_plan_are_the_runtime_s_own() -> None:
     shape = AttentionShape(num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=16)
     plan = build_plan(Preset(preset="horizon", sliding_window=64, global_every=2), shape)
     config = RuntimeConfig(max_num_batched_tokens=48, max_num_seqs=1)
-    assert pages_of_sequence(plan, 1000, 48) == pages_for(plan, config, 1000)
+    slabs = {group.name: 4 for group in plan.groups}
+    one = bytes_of_slabs(plan, pages_of_sequence(plan, 1000, 48), slabs)
+    assert one == kv_cache_bytes(plan, slabs, config, 1000)

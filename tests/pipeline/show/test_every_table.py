@@ -18,6 +18,7 @@ from kvfold.export.search.choose import Candidate, Horizons, choose_banks
 from kvfold.export.search.costs import Cost
 from kvfold.pipeline.bench.bench_table import bench_table
 from kvfold.pipeline.bench.serving.serve_table import serve_table
+from kvfold.pipeline.bench.trace.trace_table import trace_table
 from kvfold.pipeline.commands.make.heal import loss_table
 from kvfold.pipeline.commands.use.doctor import findings_table
 from kvfold.pipeline.machine.doctor.finding import Finding
@@ -48,6 +49,7 @@ from kvfold.runtime.status import EngineStatus
 from tests.export.search.test_choose import make_space
 from tests.pipeline.bench.serving.test_serve_table import result_of_two_scenarios
 from tests.pipeline.bench.test_bench_table import result_of_two
+from tests.pipeline.bench.trace.made_up_traces import TRACE_RESULT
 from tests.pipeline.quality.made_up_evaluation import EVALUATION
 from tests.pipeline.quality.test_quality_tables import MEASUREMENTS
 from tests.pipeline.studies.made_up_rungs import make_rung
@@ -84,7 +86,8 @@ ENGINE = EngineStatus(
     written=0.0,
     metrics=Metrics(
         CacheMetrics(queried_tokens=100_000, hit_tokens=87_654),
-        {"global": PoolUsage(1_024, 1_000, 20), "window1024_sink4": PoolUsage(65_536, 12_345, 20_000)},
+        {"global": PoolUsage(4_096, 1_000, 20), "window1024_sink4": PoolUsage(65_536, 12_345, 20_000)},
+        kv_cache_bytes=1 << 34,
         evicted_pages=0,
     ),
 )
@@ -179,6 +182,7 @@ def tables_of_studies_and_machines() -> dict[str, tuple[Table, ...]]:
         "server_tables": server_tables("http://127.0.0.1:8000", server_snapshot()),
         "bench_table": (bench_table(result_of_two()),),
         "serve_table": (serve_table(result_of_two_scenarios()),),
+        "trace_table": (trace_table(TRACE_RESULT),),
         "findings_table": (
             findings_table(
                 [

@@ -53,7 +53,7 @@ def test_biases_of_every_linear_reach_the_engine(tmp_path: Path) -> None:
     run_recipe(tmp_path, "identity", tmp_path / "identity", until=target_stage("build", "cpu"))
     files = open_engine(open_bundle(tmp_path / "identity"), "cpu")
     tokens = np.random.default_rng(1).integers(0, 97, 200)
-    engine = OnnxRuntimeEngine.load(files, {"global": 16})
+    engine = OnnxRuntimeEngine.load(files, 1 << 20)
     logits = engine.execute(Pager(files.plan, 16).step({0: tokens.tolist()}))
     original = LlamaForCausalLM.from_pretrained(tmp_path / "model")
     assert original.model.layers[3].self_attn.o_proj.bias.abs().min() > 0

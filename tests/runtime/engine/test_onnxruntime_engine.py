@@ -18,11 +18,13 @@ from onnx import TensorProto, helper
 from kvfold.plugins.contract import step as contract
 from kvfold.plugins.contract.errors import BundleError, TargetError
 from kvfold.plugins.contract.fold_plan import FoldPlan, KvDtype, LayerPlan
+from kvfold.runtime.engine.cuda.device import Device
 from kvfold.runtime.engine.engine_config import EngineConfig
 from kvfold.runtime.engine.engine_files import EngineFiles
-from kvfold.runtime.engine.onnxruntime_engine import PROVIDERS, OnnxRuntimeEngine
+from kvfold.runtime.engine.onnxruntime_engine import PROVIDERS, OnnxRuntimeEngine, Provider
 from kvfold.runtime.engine.protocol import EngineInfo
 from tests.paging import Pager
+from tests.runtime.engine.tensorrt.cuda_stand_in import StandInDriver
 
 CACHE = (1, 16, 1, 2)
 ELEMENTS: dict[KvDtype, int] = {
@@ -46,9 +48,9 @@ def one_layer(kv_dtype: KvDtype) -> FoldPlan:
     return FoldPlan(num_attention_heads=1, head_dim=2, layers=(layer,))
 
 
-def counting_model(kv_dtype: KvDtype) -> onnx.ModelProto:
+def counting_model(kv_dtype: KvDtype, num_pages: int = 1) -> onnx.ModelProto:
     """Each step adds 1 to every key and the new key to every value; the logits are the old sums of both."""
-    element, width = ELEMENTS[kv_dtype], int(np.prod(CACHE))
+    element, width = ELEMENTS[kv_dtype], num_pages * int(np.prod(CACHE))
     (key, value), (key_out, value_out) = contract.cache_inputs(0), contract.cache_outputs(0)
     constants = [
         helper.make_tensor("one", TensorProto.FLOAT, [], [1.0]),
@@ -81,11 +83,38 @@ def test_pools_start_at_zero_and_keep_what_a_step_wrote(kv_dtype: KvDtype) -> No
     plan = one_layer(kv_dtype)
     model = counting_model(kv_dtype).SerializeToString()
     session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
-    info = EngineInfo(plan, {"global": 1}, vocab_size=32, max_context_length=16, fingerprint="")
+    info = EngineInfo(plan, 256, {"global": 1}, {"global": 1}, 32, max_context_length=16, fingerprint="")
     engine, pager = OnnxRuntimeEngine(session, info, PROVIDERS["cpu"]), Pager(plan, 1)
     for expected in (0, 1 + 1, 2 + 3, 3 + 6):
         logits = engine.execute(pager.step({0: [7]}))
         np.testing.assert_array_equal(logits, np.full((1, 32), expected, np.float32))
+
+
+def test_pools_in_memory_of_the_driver_s_serve_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The binding of target `cuda`, where the stand-in's device memory is the host's."""
+    driver = StandInDriver()
+    monkeypatch.setattr(Device, "open", lambda: Device(driver))
+    plan, slab = one_layer("float32"), 1 << 14
+    model = counting_model("float32", slab).SerializeToString()
+    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+    info = EngineInfo(plan, 4 << 20, {"global": slab}, {"global": slab}, 32 * slab, 16, fingerprint="")
+    engine, pager = OnnxRuntimeEngine(session, info, Provider("StandIn", "cpu")), Pager(plan, 1)
+    engine.pages.commit("global", [0])
+    for expected in (0, 1 + 1, 2 + 3):
+        assert (engine.execute(pager.step({0: [7]})) == expected).all()
+    page = np.empty((1, 256), np.uint8)
+    engine.pages.copy_out("global", np.asarray([slab - 1]), page)
+    assert page.view(np.float32).reshape(2, -1).tolist() == [[3.0] * 32, [6.0] * 32]
+    del engine
+    assert not driver.reserved and not driver.mapped and driver.count("cuDevicePrimaryCtxRelease") == 1
+
+
+def test_target_cuda_without_a_driver_says_what_to_do() -> None:
+    model = counting_model("float32").SerializeToString()
+    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+    info = EngineInfo(one_layer("float32"), 256, {"global": 1}, {"global": 1}, 32, 16, fingerprint="")
+    with pytest.raises(TargetError, match=r"no NVIDIA driver|pip install cuda-bindings"):
+        OnnxRuntimeEngine(session, info, PROVIDERS["cuda"])
 
 
 @pytest.fixture
@@ -97,9 +126,7 @@ def counting(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def load_counting(
-    directory: Path, pages: int = 1, vocab_size: int = 32, **changes: object
-) -> OnnxRuntimeEngine:
+def load_counting(directory: Path, vocab_size: int = 32, **changes: object) -> OnnxRuntimeEngine:
     layer = {"donor": 0, "num_key_value_heads": 1}
     changed = {name: value for name, value in changes.items() if name in LayerPlan.model_fields}
     whole = {"num_attention_heads": 2, "head_dim": 2, "layers": [layer | changed]} | {
@@ -107,8 +134,7 @@ def load_counting(
     }
     files = EngineFiles.read(directory, FoldPlan.model_validate(whole))
     config = files.config.model_copy(update={"vocab_size": vocab_size})
-    pools = {group.name: pages for group in files.plan.groups}
-    return OnnxRuntimeEngine.load(replace(files, config=config), pools)
+    return OnnxRuntimeEngine.load(replace(files, config=config), 1)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +161,7 @@ def test_a_graph_of_another_plan_is_refused(counting: Path, changes: dict[str, A
 
 
 def test_a_step_that_the_runtime_refuses_is_a_typed_error(counting: Path) -> None:
-    engine = load_counting(counting, pages=2)  # the model reshapes one page
+    engine = load_counting(counting)  # a slab of several pages, where the model reshapes one
     with pytest.raises(BundleError, match=r"cannot run a step (?s:.*)Reshape(?s:.*) build it again"):
         engine.execute(Pager(engine.info.plan, 2).step({0: [7]}))
 
@@ -166,7 +192,7 @@ def cuda_engine(directory: Path) -> Path:
 
 
 def load(directory: Path) -> None:
-    OnnxRuntimeEngine.load(EngineFiles.read(directory, one_layer("float16")), {"global": 1})
+    OnnxRuntimeEngine.load(EngineFiles.read(directory, one_layer("float16")), 1)
 
 
 def test_a_machine_without_the_cuda_provider_says_what_to_install(

@@ -136,7 +136,7 @@ def test_bad_requests_are_refused_at_once_and_nobody_else_notices() -> None:
             served.submit(prompt([1] * 300), SamplingParams(max_tokens=200))
         assert await read(well) == expected_tokens(PLAN, PROMPTS[0], 20, VOCAB)
 
-    llm, _ = make_llm(PLAN, pages=20)
+    llm, _ = make_llm(PLAN, pages=12)
     run(llm, work)
 
 

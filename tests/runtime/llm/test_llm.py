@@ -12,7 +12,7 @@ import pytest
 from kvfold.plugins.contract.errors import BundleError, CapacityError, EngineError, RequestError
 from kvfold.runtime.llm.llm import LLM, TextOrTokens
 from kvfold.runtime.loop.read_logits import read_logits
-from kvfold.runtime.memory.budget import pages_for
+from kvfold.runtime.memory.budget import kv_cache_bytes
 from kvfold.runtime.runtime_config import RuntimeConfig
 from kvfold.runtime.sampling.params import SamplingParams
 from tests.runtime.byte_tokenizer import VOCAB, ByteTokenizer
@@ -172,7 +172,7 @@ def test_one_bad_prompt_leaves_nothing_behind() -> None:
 
 def test_a_request_larger_than_the_pool_is_refused_at_submission() -> None:
     llm, engine = make_llm(PLANS["global"], pages=8)
-    with pytest.raises(CapacityError, match=r"needs 9 pages of group global, the pool has 8"):
+    with pytest.raises(CapacityError, match="needs 2,304 bytes of KV pages, kv_cache_bytes is 2,048"):
         llm.generate([list(range(100))], SamplingParams(max_tokens=40))
     with pytest.raises(CapacityError):
         llm.stream(list(range(100)), SamplingParams(max_tokens=40))
@@ -224,14 +224,16 @@ def test_a_dropped_stream_gives_everything_back() -> None:
         ({"threads": -1}, "threads is -1"),
     ],
 )
-def test_a_bad_config_is_refused(options: dict[str, int], message: str) -> None:
+def test_a_bad_config_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         RuntimeConfig(**options)
 
 
 def test_a_budget_too_small_for_a_step_is_refused() -> None:
     with pytest.raises(CapacityError, match="raise kv_cache_bytes"):
-        pages_for(HYBRID, RuntimeConfig(kv_cache_bytes=4096), 512)
+        kv_cache_bytes(
+            HYBRID, {each.name: 1 for each in HYBRID.groups}, RuntimeConfig(kv_cache_bytes=99), 512
+        )
 
 
 def test_loading_nothing_says_so(tmp_path_factory: pytest.TempPathFactory) -> None:

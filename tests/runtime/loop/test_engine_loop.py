@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from itertools import pairwise
 from time import sleep
 
 import numpy as np
@@ -82,8 +83,8 @@ def test_a_prompt_of_another_tenant_is_not_found() -> None:
         assert ticket.request.completion_ids == expected_tokens(PLAN, prompt, 8)
     assert reused == [0, 0, 80, 80, 0]
     memory = loop.core.scheduler.memory
-    memory.tree.evict(0, memory.pools[0].num_idle)
-    assert memory.tree.nodes() == [], "nothing is left of any tenant, their roots included"
+    memory.tree.evict(lambda: False, 1)
+    assert memory.tree.prefixes.nodes() == [], "nothing is left of any tenant, their roots included"
 
 
 def test_priority_goes_first_and_is_preempted_last() -> None:
@@ -295,3 +296,10 @@ def test_a_clock_that_stands_still_is_no_pace() -> None:
     pace.note(prefill=0, decode=4, seconds=0.0)
     pace.note(prefill=64, decode=4, seconds=0.0)
     assert (pace.prefill_rate, pace.decode_rate, pace.most_prefill(4)) == (0.0, 0.0, None)
+
+
+def test_an_id_tells_nothing_of_how_many_others_there_are() -> None:
+    loop = make_loop()
+    ids = [make_ticket(loop, [1]).id for _ in range(20)]
+    gaps = [after - before for before, after in pairwise(sorted(ids))]
+    assert ids != sorted(ids) and min(gaps) > 2**20

@@ -1,4 +1,4 @@
-"""Page pools, the window law of hits, and what eviction may take."""
+"""The window law of hits, what eviction may take, and what it takes first."""
 
 from __future__ import annotations
 
@@ -7,23 +7,36 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvfold.plugins.contract.errors import CapacityError
 from kvfold.plugins.contract.fold_plan import FoldPlan
-from kvfold.runtime.engine.protocol import EngineInfo
-from kvfold.runtime.memory.budget import pages_for
+from kvfold.runtime.memory.budget import kv_cache_bytes, pages_of_sequence
 from kvfold.runtime.memory.horizon import Horizon, horizons
 from kvfold.runtime.memory.kv_memory import KvMemory, Prefix
-from kvfold.runtime.memory.page_pool import PagePool
 from kvfold.runtime.memory.paged_sequence import PagedSequence
+from kvfold.runtime.memory.tree_node import Kind
 from kvfold.runtime.metrics import PrefixMatch
 from kvfold.runtime.runtime_config import RuntimeConfig
 from tests.runtime.harness import PLANS
-from tests.runtime.synthetic_engine import make_plan, visible_positions
+from tests.runtime.synthetic_engine import SyntheticEngine, make_plan, visible_positions
 
 PAGE = 16
 
 
 def make_memory(plan: FoldPlan, pages: int = 64) -> KvMemory:
-    return KvMemory(EngineInfo(plan, {group.name: pages for group in plan.groups}, 99, 999, "test"))
+    """A memory with a budget of so many pages of each group."""
+    engine = SyntheticEngine(plan, pages)
+    return KvMemory(engine.info, engine.pages)
+
+
+def evict_all(memory: KvMemory) -> None:
+    memory.tree.evict(lambda: False, 1)
+
+
+def evict_one(memory: KvMemory) -> None:
+    """Give up the checkpoint that is worth least, or a page where every page is one."""
+    before = memory.tree.evicted_pages
+    memory.tree.evict(lambda: memory.tree.evicted_pages > before, 1)
+    assert memory.tree.evicted_pages > before
 
 
 def compute(
@@ -73,23 +86,6 @@ def test_a_hit_needs_exactly_the_visible_pages(window: int, sinks: int, pages: i
     assert set(horizon.needed(pages)) == {p // PAGE for p in seen.tolist() if p < pages * PAGE}
 
 
-def test_a_page_is_freed_by_its_last_holder_only() -> None:
-    pool = PagePool(2)
-    (page,) = pool.allocate(1)
-    pool.cache(page)
-    pool.release(page)
-    assert (pool.num_free, pool.num_idle) == (1, 1)
-    pool.retain(page)
-    assert pool.num_idle == 0
-    assert not pool.uncache(page)
-    pool.release(page)
-    assert pool.num_free == 2
-    with pytest.raises(AssertionError, match="released twice"):
-        pool.release(page)
-    with pytest.raises(AssertionError, match="is free"):
-        pool.retain(page)
-
-
 def test_a_hit_leaves_a_token_to_compute() -> None:
     memory = make_memory(PLANS["global"])
     tokens = prompt(64)
@@ -108,7 +104,9 @@ def test_a_hit_is_shortened_to_the_last_length_whose_tail_is_there() -> None:
         assert memory.match_tokens(tokens, length) == expected
     sequence = memory.begin(tokens[:180], 180, Prefix(180))
     assert sequence.match == PrefixMatch(matched_tokens=176, hit_tokens=96, gone=(memory.horizons[1].name,))
-    assert sequence.checkpoints == [11]  # the branch point and the prompt's end are the same page
+    assert sequence.checkpoints == {
+        11: Kind.PROMPT
+    }  # the branch point and the prompt's end are the same page
     mapped = np.flatnonzero(sequence.tables[1] >= 0).tolist()
     assert mapped == [0, 4, 5]
     memory.release(sequence)
@@ -132,18 +130,15 @@ def test_a_short_context_may_branch_anywhere() -> None:
         assert memory.match_tokens(tokens, length) == (length - 1) // PAGE * PAGE
 
 
-def test_superseded_tails_are_evicted_before_the_others() -> None:
+def test_superseded_ends_are_evicted_before_the_others() -> None:
     memory = make_memory(PLANS["hybrid"])
     tokens = prompt(400)
     for end in (120, 240, 360):  # three turns of one conversation
         memory.release(compute(memory, tokens[:end], chunk=16))
-    local = 1
     while memory.match_tokens(tokens[:240], 240) > PAGE:
-        idle = memory.pools[local].num_idle
-        memory.tree.evict(local, 1)
-        assert memory.pools[local].num_idle < idle
+        evict_one(memory)
         memory.check_integrity([])
-    assert memory.match_tokens(tokens, 400) == 352, "the newest tail outlives the older ones"
+    assert memory.match_tokens(tokens, 400) == 352, "the newest end outlives the older ones"
 
 
 def test_a_shared_prompt_outlives_newer_superseded_tails() -> None:
@@ -151,21 +146,33 @@ def test_a_shared_prompt_outlives_newer_superseded_tails() -> None:
     tokens = prompt(300)
     memory.release(compute(memory, tokens[:160], chunk=16, prefix=Prefix(160, shared_length=80)))
     memory.release(compute(memory, tokens, chunk=16))
-    memory.tree.evict(1, 1)
+    evict_one(memory)
     assert memory.match_tokens(tokens[:90], 90) == 80
     assert memory.match_tokens(tokens, 300) == 288
 
 
-def test_leaves_go_first_and_the_least_recently_used_of_them() -> None:
+def test_without_windows_a_prefix_loses_its_last_pages_the_least_recently_used_first() -> None:
     memory = make_memory(PLANS["global"])
     old, new = prompt(80), prompt(80, seed=1)
     memory.release(compute(memory, old))
     memory.release(compute(memory, new))
     memory.release(compute(memory, old))  # used again: now the newer one
-    memory.tree.evict(0, 2)
+    evict_one(memory)
+    evict_one(memory)
     assert memory.match_tokens(new, 80) == 48
     assert memory.match_tokens(old, 80) == 64
     memory.check_integrity([])
+
+
+def test_a_global_page_that_no_hit_can_reach_is_not_kept() -> None:
+    memory = make_memory(PLANS["hybrid"])
+    memory.release(compute(memory, prompt(200), chunk=16))
+    memory.release(compute(memory, np.concatenate([prompt(100), prompt(90, seed=1)]), chunk=16))
+    while memory.tree.prefixes.size:
+        evict_one(memory)
+        ends = [node for node in memory.tree.prefixes.nodes() if not node.children]
+        assert all(node.checkpoint is not None for node in ends)
+    assert memory.arena.idle == [0, 0] and memory.tree.prefixes.roots() == {}
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -175,13 +182,12 @@ def test_eviction_never_takes_a_page_in_use(name: str) -> None:
     running = compute(memory, tokens)
     memory.release(compute(memory, prompt(150, seed=1)))
     memory.publish(running)
-    before = [table.copy() for table in running.tables]
-    for group, pool in enumerate(memory.pools):
-        memory.tree.evict(group, pool.num_pages)
-        assert pool.num_idle == 0
-    assert all((old == new).all() for old, new in zip(before, running.tables, strict=True))
+    before = running.tables.copy()
+    evict_all(memory)
+    assert memory.arena.idle == [0] * len(memory.horizons)
+    assert (before == running.tables).all()
     if not memory.horizons[0].is_local:
-        assert len(memory.tree.walk(tokens, 9)) == 9, "a prefix in use stays in the tree"
+        assert memory.tree.walk(tokens, 9).length == 9, "a prefix in use stays in the tree"
     memory.check_integrity([running])
     memory.release(running)
     memory.check_integrity([])
@@ -195,7 +201,7 @@ def test_equal_prompts_in_flight_end_up_sharing_pages() -> None:
     for sequence in (first, second):
         assert memory.allocate(sequence, 100)
         memory.commit(sequence, 100)
-    assert memory.pools[0].num_pages - memory.pools[0].num_free == 6 + 2  # six shared, a partial page each
+    assert memory.arena.busy == [6 + 2]  # six shared, a partial page each
     memory.release(first)
     memory.release(second)
     memory.check_integrity([])
@@ -204,16 +210,43 @@ def test_equal_prompts_in_flight_end_up_sharing_pages() -> None:
 def test_refused_allocation_changes_nothing() -> None:
     memory = make_memory(PLANS["hybrid"], pages=8)
     memory.release(compute(memory, prompt(64)))
-    idle = [pool.num_idle for pool in memory.pools]
-    sequence = memory.begin(prompt(200, seed=1), 200, Prefix(200))
-    assert not memory.allocate(sequence, 200)
-    assert [pool.num_idle for pool in memory.pools] == idle
+    idle = list(memory.arena.idle)
+    sequence = memory.begin(prompt(300, seed=1), 300, Prefix(300))
+    assert not memory.allocate(sequence, 300)
+    assert memory.arena.idle == idle
     assert sequence.num_pages == 0
 
 
-def test_the_budget_buys_whole_pools() -> None:
+def test_groups_share_the_budget() -> None:
+    """Long global prefixes, then short conversations: each gets bytes that the other had."""
+    plan = make_plan((None, 0), (64, 0))
+    memory = make_memory(plan, pages=40)
+    page = memory.arena.page_bytes[0]
+    memory.release(compute(memory, prompt(70 * PAGE), chunk=16))
+    assert memory.arena.idle[0] == 70, "more pages than an even split would give"
+    for seed in range(1, 9):
+        memory.release(compute(memory, prompt(4 * PAGE + 1, seed=seed), chunk=16))
+        memory.check_integrity([])
+    assert memory.arena.idle == [32, 32]
+    assert sum(memory.arena.idle) * page <= memory.arena.budget
+
+
+def test_whatever_fits_in_bytes_runs() -> None:
     plan = make_plan((None, 0), (1024, 4))
-    assert pages_for(plan, RuntimeConfig(max_num_seqs=1), 8192) == {"global": 512, "window1024_sink4": 196}
-    bytes_per_page = 2 * 2 * 4 * 16
-    config = RuntimeConfig(kv_cache_bytes=bytes_per_page * (512 + 196) // 2)
-    assert pages_for(plan, config, 8192) == {"global": 256, "window1024_sink4": 98}
+    one = make_memory(plan, pages=200)
+    longest = max(length for length in range(16, 8000, 16) if one.can_run(length))
+    assert one.bytes_needed(longest) <= one.arena.budget < one.bytes_needed(longest + 16)
+    sequence = compute(one, prompt(longest), chunk=16)
+    one.check_integrity([sequence])
+    assert longest > 5000, "an even split has 200 global pages: 3,200 tokens"
+
+
+def test_the_budget_is_what_the_sequences_need() -> None:
+    plan = make_plan((None, 0), (1024, 4))
+    slabs = {"global": 1, "window1024_sink4": 4}
+    assert pages_of_sequence(plan, 8192, 512) == {"global": 512, "window1024_sink4": 196}
+    page = 2 * 2 * 4 * 16
+    assert kv_cache_bytes(plan, slabs, RuntimeConfig(max_num_seqs=3), 8192) == 3 * (512 + 196) * page
+    assert kv_cache_bytes(plan, slabs, RuntimeConfig(kv_cache_bytes=9999), 8192) == 9999
+    with pytest.raises(CapacityError, match="kv_cache_bytes is 1,000, and 16 tokens already take"):
+        kv_cache_bytes(plan, slabs, RuntimeConfig(kv_cache_bytes=1000), 8192)

@@ -7,18 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvfold.runtime.engine.protocol import EngineInfo
 from kvfold.runtime.memory import tree_copy
 from kvfold.runtime.memory.kv_memory import KvMemory, Prefix
 from kvfold.runtime.memory.tree_copy import Box, TreeCopy
 from tests.runtime.harness import PLANS
+from tests.runtime.synthetic_engine import SyntheticEngine
 
 PAGE = 16
 
 
 def make_memory(plan: str = "global") -> KvMemory:
-    groups = PLANS[plan].groups
-    return KvMemory(EngineInfo(PLANS[plan], {group.name: 4096 for group in groups}, 99, 999, "test"))
+    engine = SyntheticEngine(PLANS[plan], 4096)
+    return KvMemory(engine.info, engine.pages)
 
 
 def serve(memory: KvMemory, tokens: list[int], tenant: str = "") -> None:
@@ -49,11 +49,13 @@ def test_a_small_tree_is_copied_whole(asked: list[tuple[str, list[int]]]) -> Non
         serve(memory, [token for page in pages for token in [page] * PAGE] + [0], tenant)
     copy = TreeCopy(memory.tree, None)
     boxes = list(copy.boxes(PAGE))
-    assert copy.size == copy.copied == len(memory.tree.nodes())
+    nodes = memory.tree.prefixes.nodes()
+    assert copy.size == copy.copied == sum(node.size for node in nodes)
     assert sum(box.tokens for box in boxes) == copy.size * PAGE
-    for group in range(len(memory.pools)):
-        assert sum(box.pages[group] for box in boxes) == len(memory.tree.held(group))
-    assert sum(len(box.checkpoints) for box in boxes) == sum(node.checkpoint for node in memory.tree.nodes())
+    for group in range(memory.arena.num_groups):
+        assert sum(box.pages[group] for box in boxes) == sum((node.pages[group] >= 0).sum() for node in nodes)
+    ends = [node for node in nodes if node.checkpoint is not None]
+    assert sum(len(box.checkpoints) for box in boxes) == len(ends)
     for place, box in enumerate(boxes):
         assert box.others == 0 and box.parent < place
         if box.parent >= 0:
@@ -93,11 +95,11 @@ def test_of_many_the_most_used_are_copied_and_the_rest_counted(monkeypatch: pyte
     root, shared, most, *latest = look(memory)
     assert len(latest) == 3 and shared.others == 40 - 4
     assert (root.others, shared.hits, most.hits) == (0, 41, 2)
-    assert [box.number for box in latest] == [81, 79, 77], "the nodes of the last prompts"
+    assert [box.number for box in latest] == [41, 40, 39], "the nodes of the last prompts"
 
 
-def test_a_copy_is_bounded_in_nodes_and_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tree_copy, "MAX_NODES", 10)
+def test_a_copy_is_bounded_in_pages_and_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tree_copy, "MAX_PAGES", 10)
     monkeypatch.setattr(tree_copy, "MAX_LOOKS", 5)
     memory = make_memory()
     serve(memory, [1] * 321)

@@ -18,6 +18,7 @@ from kvfold.runtime.scheduler.scheduler import MAX_OVERTAKEN
 from tests.runtime.byte_tokenizer import VOCAB, ByteTokenizer
 from tests.runtime.harness import PLANS, check, in_use, make_llm
 from tests.runtime.synthetic_engine import SyntheticEngine, expected_tokens, make_plan
+from tests.runtime.synthetic_pages import SyntheticPages
 
 
 def submit(llm: LLM, prompt: list[int], count: int = 8) -> Reply:
@@ -126,7 +127,7 @@ class NanEngine(SyntheticEngine):
         logits = super().execute(step)
         if self.steps >= 4:
             firsts = step.tables["global"].block_table[:, 0]
-            broken = self.caches[0][firsts.astype(np.int64) * 16] == 77
+            broken = self.pages.caches[0][firsts, 0] == 77 + 1
             logits[broken] = np.nan
         return logits
 
@@ -152,7 +153,8 @@ class NothingEngine:
     def __init__(self, context: int) -> None:
         plan = make_plan((None, 0), (1024, 4))
         pages = {group.name: context // 16 + 64 for group in plan.groups}
-        self.info = EngineInfo(plan, pages, 49152, context, "nothing")
+        self.info = EngineInfo(plan, 1 << 30, pages, dict.fromkeys(pages, 1), 49152, context, "nothing")
+        self.pages = SyntheticPages(self.info)
         self.logits = np.zeros((8, 49152), np.float32)
         self.logits[:, 65] = 1
 

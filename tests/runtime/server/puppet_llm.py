@@ -19,7 +19,7 @@ from kvfold.runtime.scheduler.request import Prompt
 from tests.runtime.byte_tokenizer import ByteTokenizer
 
 SERVICE = Service()
-POOLS = {"global": PoolUsage(100, 60, 10), "window": PoolUsage(10, 1, 3)}
+POOLS = {"global": PoolUsage(4, 10, 30), "window": PoolUsage(6, 3, 6)}
 
 
 IDLE = LoopSnapshot(
@@ -31,7 +31,7 @@ IDLE = LoopSnapshot(
     waiting_tokens=0,
     prefill_rate=0.0,
     decode_rate=0.0,
-    metrics=Metrics(CacheMetrics(queried_tokens=10, hit_tokens=4, too_short_tokens=2), POOLS, 5),
+    metrics=Metrics(CacheMetrics(queried_tokens=10, hit_tokens=4, too_short_tokens=2), POOLS, 400, 5),
     requests=(),
 )
 

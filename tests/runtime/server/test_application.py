@@ -88,8 +88,8 @@ def test_what_cannot_stand_in_a_header_is_replaced() -> None:
         (b'{"prompt": "\xff"}', "no JSON"),
         (b'{"prompt": "\\ud800"}', "no JSON"),
         (b'{"anything": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
-        (b'{"anything": ' + b'{"a":' * 1_000_000, "nested too deeply"),
-        (b'{"anything": ' + b"1" * 8_000_000 + b"}", "out of range"),
+        (b'{"anything": ' + b'{"a":' * 300_000, "nested too deeply"),
+        (b'{"anything": ' + b"1" * 2_000_000 + b"}", "out of range"),
         (b'{"anything": 1e999999999}', "out of range"),
         (b"[]", "Expected `object`"),
     ],
@@ -116,7 +116,7 @@ def test_a_long_body_is_413_whether_it_says_so_or_not() -> None:
         app, _ = make_server(PuppetLLM())
         said = Exchange(app, "POST", "/say", b"", {**JSON, "content-length": str(MAX_BODY_BYTES + 1)})
         assert (await said.end()).status == 413
-        parts = [b" " * 2**20] * 9
+        parts = [b" " * 2**20] * 3
         assert (await Exchange(app, "POST", "/say", parts, JSON).end()).status == 413
         fits = [b" " * (MAX_BODY_BYTES - 2), b"{}"]
         assert (await Exchange(app, "POST", "/say", fits, JSON).end()).status == 200

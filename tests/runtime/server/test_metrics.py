@@ -68,7 +68,7 @@ def test_names_of_other_servers_are_there_with_their_labels(series: Series, pref
     expected = {
         "num_requests_running": 3,
         "num_requests_waiting": 7,
-        "kv_cache_usage_perc": 0.6,
+        "kv_cache_usage_perc": 0.39,
         "prefix_cache_queries_total": 10,
         "prefix_cache_hits_total": 4,
         "prompt_tokens_total": 12,
@@ -86,13 +86,14 @@ def test_names_of_other_servers_are_there_with_their_labels(series: Series, pref
         for reason in ("stop", "length", "abort", "error")
     }
     assert ends == {"stop": 3, "length": 0, "abort": 1, "error": 0}
-    assert value(series, prefix + "cache_config_info", block_size="16", num_gpu_blocks="100", engine="0") == 1
+    assert value(series, prefix + "cache_config_info", block_size="16", num_gpu_blocks="40", engine="0") == 1
     assert value(series, prefix + "request_queue_time_seconds_bucket", **LABELS, le="0.3") == 3
 
 
 def test_what_only_we_have(series: Series) -> None:
     assert value(series, "kvfold:pool_pages", group="global", state="used") == 30
-    assert value(series, "kvfold:pool_pages", group="window", state="free") == 1
+    states = {"free": 400 - 156 - 58, "idle": 40 + 18, "used": 120 + 36}
+    assert {each: value(series, "kvfold:kv_cache_bytes", state=each) for each in states} == states
     assert value(series, "kvfold:pool_pages", group="window", state="idle") == 3
     results = {"hit": 4, "too_short": 2, "miss": 4}
     assert {r: value(series, "kvfold:cache_tokens_total", result=r) for r in results} == results

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import ssl
@@ -22,6 +23,10 @@ import pytest
 
 from tests.root import ROOT
 from tests.runtime.server.guard.test_gate import bearer, entry, write
+
+needs_openssl = pytest.mark.skipif(
+    shutil.which("openssl") is None, reason="openssl makes the certificates: TLS was not tried"
+)
 
 
 class Process:
@@ -213,8 +218,10 @@ def test_a_port_in_use_says_so() -> None:
             wait_for(lambda: "cannot be listened on: Address already in use" in second.log)
 
 
-def test_tls_serves_https_and_a_bad_certificate_says_so(tmp_path: Path) -> None:
-    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+def make_certificate(folder: Path) -> tuple[Path, Path]:
+    """A certificate of its own, and its key."""
+    folder.mkdir()
+    cert, key = folder / "cert.pem", folder / "key.pem"
     subprocess.run(
         [
             *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost"),
@@ -223,6 +230,12 @@ def test_tls_serves_https_and_a_bad_certificate_says_so(tmp_path: Path) -> None:
         check=True,
         capture_output=True,
     )
+    return cert, key
+
+
+@needs_openssl
+def test_tls_serves_https_and_a_bad_certificate_says_so(tmp_path: Path) -> None:
+    cert, key = make_certificate(tmp_path / "one")
     with serving({"paths": {"tls_cert": str(cert), "tls_key": str(key)}}) as server:
         wait_for(lambda: "listening" in server.log)
         context = ssl.create_default_context(cafile=str(cert))
@@ -230,6 +243,42 @@ def test_tls_serves_https_and_a_bad_certificate_says_so(tmp_path: Path) -> None:
         connection.request("GET", "/health/live")
         assert connection.getresponse().status == 200
         connection.close()
+        connection.request("POST", "/say", b" " * 3 * 2**20, {"content-type": "application/json"})
+        assert (answer := connection.getresponse()).status == 413 and answer.getheader(
+            "connection"
+        ) == "close"
+        connection.close()
     with serving({"paths": {"tls_cert": str(key), "tls_key": str(key)}}) as server:
         assert server.popen.wait(20) == 1
         wait_for(lambda: "cannot be set up" in server.log)
+
+
+@needs_openssl
+def test_sighup_shows_a_renewed_certificate_and_keeps_it_where_the_next_is_bad(tmp_path: Path) -> None:
+    old, new = make_certificate(tmp_path / "old"), make_certificate(tmp_path / "new")
+    first, second = (cert.read_text() for cert, _ in (old, new))
+    with serving({"paths": {"tls_cert": str(old[0]), "tls_key": str(old[1])}}) as server:
+        wait_for(lambda: "serving" in server.log)
+
+        def shown() -> str:
+            return ssl.get_server_certificate(("localhost", server.port), timeout=20)
+
+        def handshake() -> http.client.HTTPSConnection:
+            context = ssl.create_default_context(cadata=first)
+            return http.client.HTTPSConnection("localhost", server.port, timeout=20, context=context)
+
+        assert shown() == first
+        kept = handshake()
+        kept.connect()
+        for source, target in zip(new, old, strict=True):
+            shutil.copy(source, target)
+        assert shown() == first, "nothing is read by itself"
+        server.signal(signal.SIGHUP)
+        wait_for(lambda: shown() == second)
+        kept.request("GET", "/health/live")
+        assert kept.getresponse().status == 200, "a connection from before goes on"
+        kept.close()
+        old[0].write_text(first)
+        server.signal(signal.SIGHUP)
+        wait_for(lambda: "the certificate from before stays" in server.log)
+        assert shown() == second

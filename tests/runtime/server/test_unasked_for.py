@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -142,6 +143,25 @@ def test_requests_behind_one_another_are_not_read_without_end() -> None:
                 await until(lambda sent=sent: len(connection.pipeline) == min(sent + 1, Few.max_pipelined))
             server.llm.go.set()
             assert [(await client.answer())[0] for _ in range(13)] == [200] * 13
+
+    run(test)
+
+
+def test_bodies_behind_a_request_that_runs_are_not_read_without_end() -> None:
+    async def test() -> None:
+        async with listening() as server:
+            server.llm.go.clear()
+            client = await server.connect()
+            client.writer.write(WHOLE)
+            await until(lambda: server.llm.replies)
+            connection: Any = next(iter(server.uvicorn.server_state.connections))
+            client.writer.write((POST + b"content-length: 60000\r\n\r\n{}" + b" " * 59_998) * 50)
+            await until(lambda: connection.flow.read_paused)
+            await asyncio.sleep(0.1)
+            held = sum(len(cycle.body) for cycle, _ in connection.pipeline)
+            assert connection.flow.read_paused and 0 < held < 2**19
+            server.llm.go.set()
+            assert [(await client.answer())[0] for _ in range(51)] == [200] * 51
 
     run(test)
 

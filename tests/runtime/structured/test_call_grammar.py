@@ -81,6 +81,23 @@ def test_auto_is_text_or_calls_or_text_and_then_calls(form: CallFormat) -> None:
     assert spoke and (called or form.name == "llama-3.1")  # whose call is one first sign among hundreds
 
 
+@pytest.mark.parametrize("reasoning", THINK[:2], ids=["none", "closed"])
+@pytest.mark.parametrize("form", CALL_FORMATS, ids=lambda form: form.name)
+def test_a_reply_that_may_call_is_else_held_to_its_form(
+    form: CallFormat, reasoning: Reasoning | None
+) -> None:
+    spec = ToolCalls(TOOLS, "auto", True, form, JsonSchema(PERSON))
+    called = answered = 0
+    for text, reply in replies(tiny_compiler().compile(spec, reasoning), form, reasoning, 40):
+        check_calls(reply)
+        assert bool(reply.calls) != bool(reply.content), text
+        called += bool(reply.calls)
+        if reply.content:
+            Draft202012Validator(PERSON).validate(json.loads(reply.content))
+            answered += 1
+    assert answered and (called or not form.mark)
+
+
 @pytest.mark.parametrize("reasoning", THINK[1:], ids=["closed", "opened"])
 @pytest.mark.parametrize("choice", ["auto", "required"])
 def test_calls_may_come_after_reasoning(choice: str, reasoning: Reasoning) -> None:

@@ -114,7 +114,8 @@ BAD: dict[str, tuple[GrammarSpec, str]] = {
     "no tools": (ToolCalls(()), "there are no tools to call"),
     "tool's schema": (
         ToolCalls((Tool("a"), Tool("b", parameters={"properties": {"x": {"not": {}}}}, strict=True))),
-        "tool 'b' cannot be enforced: failed to compile JSON schema: Unimplemented keys: [\"not\"]",
+        "tool 'b' cannot be enforced: failed to compile JSON schema: Unimplemented keys: [\"not\"] at "
+        "properties.x",
     ),
     "tool's deep schema": (
         ToolCalls((Tool("deep", parameters=nested(200)),)),

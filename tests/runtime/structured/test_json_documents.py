@@ -54,6 +54,25 @@ def test_what_cannot_be_enforced_is_refused_by_name(name: str) -> None:
     assert named in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("schema", "place"),
+    [
+        ({}, "the top"),
+        ({"properties": {"tags": "here"}}, "properties.tags"),
+        ({"properties": {"uniqueItems": {}, "a": {"anyOf": [{}, "here"]}}}, "properties.a.anyOf.1"),
+        ({"items": {"$ref": "#/$defs/x"}, "$defs": {"x": "here"}}, "$defs.x"),
+        ({"enum": [{"uniqueItems": True}], "items": "here"}, "items"),
+    ],
+)
+def test_a_keyword_that_cannot_be_enforced_is_named_with_its_place(schema: Any, place: str) -> None:
+    """`here` stands for a list of which no two items are equal."""
+    unique = '{"type": "array", "uniqueItems": true}'
+    spelled = json.dumps(schema).replace('"here"', unique) if schema else unique
+    with pytest.raises(RequestError) as error:
+        tiny_compiler().compile(JsonSchema(json.loads(spelled)))
+    assert f'["uniqueItems"] at {place};' in str(error.value)
+
+
 def test_a_schema_that_is_not_strict_says_what_it_ignores() -> None:
     schema = {"type": "object", "properties": {"a": {"type": "string", "format": "iri"}}, "not": {}}
     grammar = tiny_compiler().compile(JsonSchema(schema, strict=False))

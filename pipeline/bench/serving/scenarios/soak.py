@@ -9,7 +9,7 @@ from pathlib import Path
 from kvfold.pipeline.bench.serving.client.load_summary import summarise
 from kvfold.pipeline.bench.serving.client.outcome import Load
 from kvfold.pipeline.bench.serving.client.run_load import closed_loop, until
-from kvfold.pipeline.bench.serving.scenarios.abort_requests import lost, state_of, wait_for_rest
+from kvfold.pipeline.bench.serving.scenarios.abort_requests import lost, wait_for_rest
 from kvfold.pipeline.bench.serving.scenarios.overload import growth, watch_memory
 from kvfold.pipeline.bench.serving.scenarios.scenario import Bench, Steps
 from kvfold.pipeline.bench.serving.scenarios.soak_jobs import SHOWN, SoakLog, soak_jobs
@@ -32,7 +32,6 @@ async def measure(bench: Bench, progress: Progress) -> Measured:
     log = SoakLog(random.Random("soak"))
     cache = bytes_of_sequences(bench.bundle, SEQUENCES)
     async with run_server(bench.server(AT_ONCE, cache), bench.logs) as server:
-        before = await state_of(server)
         load, memory = await _soak(server, bench.soak_seconds, log, steps.next("soaking"))
         after = await wait_for_rest(server)
     steps.next(f"{len(log.kept)} replies again, cold")
@@ -45,7 +44,7 @@ async def measure(bench: Bench, progress: Progress) -> Measured:
         (
             Figure("requests", "", (float(len(load.outcomes)),)),
             Figure("replies and refusals that should not have been", "", (float(len(log.wrong)),), NONE),
-            Figure("pages lost", "pages", (lost(before, after),), NONE),
+            Figure("pages lost", "pages", (lost(after),), NONE),
             Figure(f"of {len(log.kept)} replies, others than cold ones", "", (float(other),), NONE),
             Figure("memory, end over start", "%", (growth(early, late),), Demand("at most", GROWTH)),
         ),
@@ -70,6 +69,7 @@ def bytes_of_sequences(bundle: Path, count: int) -> int:
     """Of all pools, for so many sequences of the whole context."""
     from kvfold.runtime.bundle import open_bundle
     from kvfold.runtime.engine.engine_files import open_engine
+    from kvfold.runtime.engine.slabs import bytes_of_slabs
     from kvfold.runtime.llm.llm import DEFAULT_TARGET
     from kvfold.runtime.memory.budget import pages_of_sequence
     from kvfold.runtime.runtime_config import RuntimeConfig
@@ -77,5 +77,4 @@ def bytes_of_sequences(bundle: Path, count: int) -> int:
     files = open_engine(open_bundle(bundle), DEFAULT_TARGET)
     chunk = RuntimeConfig().max_num_batched_tokens
     pages = pages_of_sequence(files.plan, files.config.max_context_length, chunk)
-    of_one = sum(pages[group.name] * group.page_bytes(files.plan.page_size) for group in files.plan.groups)
-    return int(count * of_one)
+    return count * bytes_of_slabs(files.plan, pages, files.slab_pages)

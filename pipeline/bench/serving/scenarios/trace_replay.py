@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,12 @@ from kvfold.pipeline.bench.serving.scenarios.scenario import Bench, heard_by
 from kvfold.pipeline.bench.serving.scenarios.served_prompts import exactly
 from kvfold.pipeline.bench.serving.serve_results import Figure, Measured
 from kvfold.pipeline.bench.serving.servers.started_server import run_server
+from kvfold.pipeline.bench.trace.trace_file import BLOCK_TOKENS, read_trace_file
 from kvfold.pipeline.bench.workloads.workloads import write_prompt
 from kvfold.plugins.contract.errors import RequestError
 from kvfold.plugins.contract.progress import Progress
 
 AT_ONCE = 16
-BLOCK_TOKENS = 512  # of a hash id
 SHORTER = 16  # prompts and replies are so many times shorter than in the trace: it is of a far larger model
 SLOWER = 4.0  # and come so many times more slowly
 SECONDS = 300.0
@@ -54,25 +53,18 @@ def read_trace(path: Path) -> Iterator[Arrival]:
     """The arrivals of the first `SECONDS`.
 
     Raises:
-        RequestError: a line is not one of such a trace.
+        RequestError: it is no such trace.
     """
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-            arrival = Arrival(
-                at=SLOWER * row["timestamp"] / 1000,
-                prompt_tokens=min(LONGEST, max(1, row["input_length"] // SHORTER)),
-                new_tokens=max(1, row["output_length"] // SHORTER),
-                blocks=tuple(row["hash_ids"]),
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            raise RequestError(
-                f"{path}, line {number}: {line[:80]!r} has no timestamp, input_length, output_length and "
-                "hash_ids; give a trace in Mooncake's form"
-            ) from error
-        if arrival.at >= SECONDS:
+    for request in read_trace_file(path):
+        at = SLOWER * request.timestamp / 1000
+        if at >= SECONDS:
             return
-        yield arrival
+        yield Arrival(
+            at=at,
+            prompt_tokens=min(LONGEST, max(1, request.input_length // SHORTER)),
+            new_tokens=max(1, request.output_length // SHORTER),
+            blocks=request.hash_ids,
+        )
 
 
 async def measure(bench: Bench, progress: Progress) -> Measured:

@@ -44,7 +44,7 @@ def reply_to_all(bundle: Path, asks: Sequence[dict[str, Any]]) -> list[str]:
     from kvfold.runtime.engine.engine_files import open_engine
     from kvfold.runtime.engine.load_engine import load_engine
     from kvfold.runtime.llm.llm import DEFAULT_TARGET, LLM
-    from kvfold.runtime.memory.budget import pages_for
+    from kvfold.runtime.memory.budget import kv_cache_bytes
     from kvfold.runtime.runtime_config import RuntimeConfig
     from kvfold.runtime.sampling.params import SamplingParams
     from kvfold.runtime.text.tokenizer import BundleTokenizer
@@ -52,8 +52,8 @@ def reply_to_all(bundle: Path, asks: Sequence[dict[str, Any]]) -> list[str]:
     opened = open_bundle(bundle)
     files = open_engine(opened, DEFAULT_TARGET)
     config = RuntimeConfig(max_num_seqs=1)
-    pages = pages_for(files.plan, config, files.config.max_context_length)
-    engine = load_engine(files, pages, config.max_num_batched_tokens, config.max_num_seqs)
+    budget = kv_cache_bytes(files.plan, files.slab_pages, config, files.config.max_context_length)
+    engine = load_engine(files, budget, config.max_num_batched_tokens, config.max_num_seqs)
     tokenizer = BundleTokenizer.load(opened.file(TOKENIZER), opened.file(TOKENIZER_CONFIG))
     texts = []
     for ask in asks:

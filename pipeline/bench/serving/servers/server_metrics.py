@@ -36,7 +36,8 @@ class ServerState:
     """Pages and requests at one moment.
 
     Attributes:
-        pages: of all groups, by state: `free`, `idle` (in the prefix tree alone) and `used`.
+        pages: of all groups, by state: `idle` (in the prefix tree alone) and `used`. A page that is lost
+            stays used when nobody is there.
         running: requests.
         waiting: requests.
     """
@@ -44,11 +45,6 @@ class ServerState:
     pages: dict[str, int]
     running: int
     waiting: int
-
-    @property
-    def total_pages(self) -> int:
-        """Of all pools; a page that is lost is missing here."""
-        return sum(self.pages.values())
 
     @property
     def at_rest(self) -> bool:
@@ -71,11 +67,11 @@ def read_state(text: str) -> ServerState:
         TargetError: the text has none of these metrics.
     """
     samples = list(read_samples(text))
-    pages: dict[str, int] = {"free": 0, "idle": 0, "used": 0}
-    for sample in samples:
-        if sample.name == POOL_PAGES:
-            pages[sample.labels["state"]] += int(sample.value)
-    if not sum(pages.values()):
+    pages = {"idle": 0, "used": 0}
+    found = [sample for sample in samples if sample.name == POOL_PAGES]
+    for sample in found:
+        pages[sample.labels["state"]] += int(sample.value)
+    if not found:
         raise TargetError(f"the server's {METRICS} has no {POOL_PAGES}; only a kvfold server can be asked")
     counts = {name: sum(s.value for s in samples if s.name == name) for name in (RUNNING, WAITING)}
     return ServerState(pages, int(counts[RUNNING]), int(counts[WAITING]))

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kvfold.pipeline.bench.no_pages import NoPages
 from kvfold.runtime.bundle import TOKENIZER, TOKENIZER_CONFIG, open_bundle
 from kvfold.runtime.engine.engine_files import open_engine
 from kvfold.runtime.engine.protocol import EngineInfo, StepInputs
 from kvfold.runtime.llm.llm import DEFAULT_TARGET, LLM
-from kvfold.runtime.memory.budget import pages_for
+from kvfold.runtime.memory.budget import kv_cache_bytes
 from kvfold.runtime.text.tokenizer import BundleTokenizer
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class ZeroCostEngine:
     def __init__(self, info: EngineInfo, token_id: int, rows: int, pause: float) -> None:
         """Logits of up to `rows` sequences a step, which takes `pause` seconds of no CPU."""
         self.info = info
+        self.pages = NoPages()
         self._pause = pause
         self._logits = np.zeros((rows, info.vocab_size), np.float32)
         self._logits[:, token_id] = 1.0
@@ -47,6 +49,7 @@ def load_zero_cost(bundle: Path, config: RuntimeConfig, pause: float = 0.0) -> L
     opened = open_bundle(bundle)
     files = open_engine(opened, DEFAULT_TARGET)
     tokenizer = BundleTokenizer.load(opened.file(TOKENIZER), opened.file(TOKENIZER_CONFIG))
-    info = files.info(pages_for(files.plan, config, files.config.max_context_length))
+    context = files.config.max_context_length
+    info = files.info(kv_cache_bytes(files.plan, files.slab_pages, config, context))
     token_id = tokenizer.encode_rendered(TEXT)[-1]
     return LLM(ZeroCostEngine(info, token_id, config.max_num_seqs, pause), tokenizer, config)

@@ -117,13 +117,12 @@ def test_a_memory_log_knows_its_spans() -> None:
 def test_metrics_are_read_with_their_labels() -> None:
     text = (
         "# HELP kvfold:pool_pages Pages.\n# TYPE kvfold:pool_pages gauge\n"
-        'kvfold:pool_pages{group="global",state="free"} 12.0\n'
-        'kvfold:pool_pages{group="window",state="free"} 3.0\n'
+        'kvfold:pool_pages{group="window",state="idle"} 3.0\n'
         'kvfold:pool_pages{group="global",state="idle"} 2.0\n'
         'kvfold:pool_pages{state="used",group="global"} 1.0\n'
         'vllm:num_requests_running{model_name="a \\"b\\"",engine="0"} 4.0\nvllm:num_requests_waiting 5.0\n'
     )
-    assert read_state(text) == ServerState({"free": 15, "idle": 2, "used": 1}, running=4, waiting=5)
+    assert read_state(text) == ServerState({"idle": 5, "used": 1}, running=4, waiting=5)
     assert next(s for s in read_samples(text) if s.value == 4).labels["engine"] == "0"
     with pytest.raises(TargetError, match="has no kvfold:pool_pages"):
         read_state("up 1\n")
@@ -134,7 +133,7 @@ def test_metrics_are_read_with_their_labels() -> None:
     [(0, 0, 0, True), (1, 0, 0, False), (0, 1, 0, False), (0, 0, 1, False)],
 )
 def test_rest_is_when_nobody_is_there(used: int, running: int, waiting: int, at_rest: bool) -> None:
-    assert ServerState({"free": 1, "idle": 1, "used": used}, running, waiting).at_rest == at_rest
+    assert ServerState({"idle": 1, "used": used}, running, waiting).at_rest == at_rest
 
 
 def test_commands_say_what_a_user_would_type() -> None:

@@ -63,7 +63,8 @@ class ScriptedEngine(SyntheticEngine):
     def logits(self, step: Any, index: int) -> np.ndarray:
         """All on the script's next byte, or on the end."""
         position = int(step.past_seqlens[0]) + index
-        tokens = self._read(0, step.tables["global"].block_table[0], np.arange(position + 1)).tolist()
+        bank = self.info.plan.banks[0]
+        tokens = self._read(bank, step.tables["global"].block_table[0], np.arange(position + 1)).tolist()
         row = np.zeros(VOCAB, np.float32)
         parts = _split(tokens)
         if not parts[-1].startswith(b"assistant\n"):  # in the middle of a prompt; nobody samples it

@@ -15,6 +15,8 @@ from threading import get_ident
 from types import SimpleNamespace
 from typing import Any
 
+from tests.runtime.engine.tensorrt.virtual_memory_stand_in import RefusedError, StandInAddresses
+
 Work = Callable[[], object]
 
 
@@ -29,7 +31,7 @@ class Status(IntEnum):
     CUDA_ERROR_STREAM_CAPTURE_INVALIDATED = 901
 
 
-class StandInDriver:
+class StandInDriver(StandInAddresses):
     """One GPU.
 
     Attributes:
@@ -43,14 +45,19 @@ class StandInDriver:
     """
 
     def __init__(self, architecture: int = 89, total: int = 1 << 30) -> None:
+        super().__init__()
         self.CUresult = Status
         self.CUdevice_attribute = SimpleNamespace(
             CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR="major",
             CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR="minor",
+            CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED="manages addresses",
         )
         self.CUstream_flags = SimpleNamespace(CU_STREAM_NON_BLOCKING=1)
+        self.CUmemorytype = SimpleNamespace(CU_MEMORYTYPE_HOST="host", CU_MEMORYTYPE_DEVICE="device")
+        self.CUDA_MEMCPY2D = SimpleNamespace
         self.CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL=1)
         self.architecture = architecture
+        self.manages_addresses = 1
         self.total = total
         self.calls: list[str] = []
         self.fails: dict[str, Status] = {}
@@ -72,22 +79,28 @@ class StandInDriver:
             failure = self.fails.get(name)
             if name.startswith(("cuMem", "cuStream", "cuGraph")) and get_ident() not in self.current:
                 failure = Status.CUDA_ERROR_INVALID_CONTEXT
-            return (failure, None) if failure else (Status.CUDA_SUCCESS, *implementation(*arguments))
+            if failure:
+                return failure, None
+            try:
+                return (Status.CUDA_SUCCESS, *implementation(*arguments))
+            except RefusedError as refusal:
+                return Status[str(refusal)], None
 
         return call
 
     @property
     def used(self) -> int:
         """Bytes of device memory given out."""
-        return sum(map(len, self.device.values()))
+        return sum(map(len, self.device.values())) + self.committed
 
     def enqueue(self, work: Work) -> None:
         """Put work on the stream, or into the graph that is being captured."""
         (self.stream if self.capturing is None else self.capturing).append(work)
 
     def check_device(self, address: int, size: int) -> None:
-        """Fail unless these bytes of device memory were given out."""
-        _check(self.device, address, size)
+        """Fail unless these bytes of device memory were given out, or are mapped piece by piece."""
+        if sum(end - start for start, end in self.pieces(address, size)) < size:
+            _check(self.device, address, size)
 
     def count(self, name: str) -> int:
         """How often a function was called."""
@@ -103,7 +116,8 @@ class StandInDriver:
         return (b"Stand-in GPU\0".ljust(length),)  # the binding's buffer begins as spaces
 
     def _device_get_attribute(self, attribute: str, device: str) -> tuple[int]:
-        return (self.architecture // 10 if attribute == "major" else self.architecture % 10,)
+        major, minor = divmod(self.architecture, 10)
+        return ({"major": major, "minor": minor, "manages addresses": self.manages_addresses}[attribute],)
 
     def _device_primary_ctx_retain(self, device: str) -> tuple[str]:
         return ("context",)
@@ -134,6 +148,9 @@ class StandInDriver:
         assert 0 < size <= self.total - self.used, "the engine checks what is free before it takes it"
         return (_allocate(self.device, size),)
 
+    def _mem_create(self, size: int, properties: Any, flags: int) -> tuple[int]:
+        return self._create(self.total - self.used, size, properties, flags)
+
     def _mem_free(self, address: int) -> tuple[()]:
         del self.device[address]
         return ()
@@ -146,7 +163,8 @@ class StandInDriver:
         return ()
 
     def _memset_d8_async(self, address: int, value: int, size: int, stream: int) -> tuple[()]:
-        _check(self.device, address, size)
+        self.check_device(address, size)
+        self.enqueue(partial(self.check_device, address, size))  # what is unmapped meanwhile, shows
         self.enqueue(partial(ctypes.memset, address, value, size))
         return ()
 
@@ -155,6 +173,25 @@ class StandInDriver:
 
     def _memcpy_dto_h_async(self, target: int, source: int, size: int, stream: int) -> tuple[()]:
         return self._copy(target, source, size, self.pinned, self.device)
+
+    def _memcpy_dto_d_async(self, target: int, source: int, size: int, stream: int) -> tuple[()]:
+        self.check_device(target, size)
+        self.check_device(source, size)
+        self.enqueue(partial(ctypes.memmove, target, source, size))
+        return ()
+
+    def _memcpy2_d_async(self, copy: Any, stream: int) -> tuple[()]:
+        on_host = (copy.dstMemoryType == "host", copy.srcMemoryType == "host")
+        target = copy.dstHost if on_host[0] else copy.dstDevice
+        source = copy.srcHost if on_host[1] else copy.srcDevice
+        assert copy.WidthInBytes <= min(copy.srcPitch, copy.dstPitch) and copy.Height > 0
+        for row in range(copy.Height):
+            to, of = target + row * copy.dstPitch, source + row * copy.srcPitch
+            for address, host in ((to, on_host[0]), (of, on_host[1])):
+                if not host:
+                    self.check_device(address, copy.WidthInBytes)
+            self.enqueue(partial(ctypes.memmove, to, of, copy.WidthInBytes))
+        return ()
 
     def _copy(self, target: int, source: int, size: int, to: Any, of: Any) -> tuple[()]:
         _check(to, target, size)

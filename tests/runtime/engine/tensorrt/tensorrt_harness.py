@@ -15,10 +15,11 @@ import pytest
 from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.plugins.cuda.kernel_library import CompiledKernel, KernelLibrary
 from kvfold.plugins.tensorrt.node_form import PLUGIN_VERSION
+from kvfold.runtime.engine.cuda.device import Device
 from kvfold.runtime.engine.engine_config import EngineConfig, StepLimits, TensorRTFacts
 from kvfold.runtime.engine.engine_files import EngineFiles
+from kvfold.runtime.engine.slabs import bytes_of_slabs
 from kvfold.runtime.engine.tensorrt import loaded_plan
-from kvfold.runtime.engine.tensorrt.device import Device
 from kvfold.runtime.engine.tensorrt.tensorrt_engine import TensorRTEngine
 from tests.runtime.engine.tensorrt.cuda_stand_in import StandInDriver
 from tests.runtime.engine.tensorrt.tensorrt_stand_in import Model, StandInTensorRT
@@ -121,7 +122,7 @@ class Machine:
         content: bytes = b"plan" * 256,
         workspace_bytes: int = 4096,
     ) -> TensorRTEngine:
-        """Write an engine's folder and load it."""
+        """Write an engine's folder and load it, with memory in the first slab of each group."""
         config = config or make_config(make_facts(plan))
         assert config.tensorrt is not None
         limits = (config.tensorrt.decode, config.tensorrt.prefill)
@@ -130,7 +131,10 @@ class Machine:
         self._patch.setitem(sys.modules, config.tensorrt.library, self.trt)
         num_pages = pages if isinstance(pages, dict) else {group.name: pages for group in plan.groups}
         files = EngineFiles.read(write_engine(self._directory, config, content), plan)
-        return TensorRTEngine.load(files, num_pages)
+        engine = TensorRTEngine.load(files, bytes_of_slabs(plan, num_pages, files.slab_pages))
+        for group in num_pages:
+            engine.pages.commit(group, [0])
+        return engine
 
     def _load_plugins(self, *arguments: Any) -> StandInHost:
         self.hosts.append(StandInHost(arguments))

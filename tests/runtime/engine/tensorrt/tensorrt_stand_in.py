@@ -41,7 +41,7 @@ class Model:
     plan: FoldPlan
     vocab: int
     limits: tuple[StepLimits, StepLimits]
-    pages: int = 1000
+    pages: int = 1 << 20
     workspace_bytes: int = 4096
     steps: list[dict[str, np.ndarray]] = field(default_factory=list)
 
@@ -215,6 +215,7 @@ class Context:
         step = _as_step(arrays, model.plan)
         _check_padding(step)
         synthetic = SyntheticEngine(model.plan, 1, model.vocab)
+        size = model.plan.page_size
         for bank in model.plan.banks:
             slots = step.tables[bank.group].slot_mapping
             written = slots >= 0
@@ -222,10 +223,11 @@ class Context:
                 contract.cache_inputs(bank.layer), contract.cache_outputs(bank.layer), strict=True
             ):
                 assert addresses[cache] == addresses[updated], "caches are updated in place"
-                rows = prod(shapes[cache][:2])
-                tokens = self._view(addresses[cache], np.dtype(np.int64), (rows,))
-                tokens[slots[written]] = step.input_ids[written]
-                synthetic.caches[bank.layer] = tokens
+                tokens, committed = self._pool(addresses[cache], shapes[cache][0], size)
+                synthetic.pages.committed[bank.group] = committed
+                synthetic.pages.check(bank.group, slots[written] // size)
+                tokens.reshape(-1)[slots[written]] = step.input_ids[written]
+                synthetic.pages.caches[bank.layer] = tokens + 1  # memory just committed holds token 0
         logits = self._view(
             addresses[contract.LOGITS], np.dtype(np.float32), (*shapes[contract.LOGITS_INDICES], model.vocab)
         )
@@ -241,6 +243,14 @@ class Context:
         assert len(arrays[contract.LOGITS_INDICES]) <= limits.max_logits
         for group, width in limits.max_table_width.items():
             assert arrays[contract.block_table(group)].shape[1] <= width
+
+    def _pool(self, address: int, pages: int, page_size: int) -> tuple[np.ndarray, np.ndarray]:
+        """A pool's tokens, int64 [pages, page_size], and which of its pages have memory."""
+        page, committed = 8 * page_size, np.zeros(pages, bool)
+        for start, end in self._driver.pieces(address, pages * page):
+            committed[(start - address) // page : (end - address) // page] = True
+        content = np.ctypeslib.as_array((ctypes.c_uint8 * (pages * page)).from_address(address))
+        return content.view(np.int64).reshape(pages, page_size), committed
 
     def _view(self, address: int, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
         size = dtype.itemsize * prod(shape)

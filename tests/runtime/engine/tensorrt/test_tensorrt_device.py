@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from kvfold.plugins.contract.errors import TargetError
-from kvfold.runtime.engine.tensorrt.device import Device
+from kvfold.runtime.engine.cuda.copy_rows import copy_rows
+from kvfold.runtime.engine.cuda.device import Device
+from kvfold.runtime.engine.cuda.virtual_memory import VirtualMemory
 from tests.runtime.engine.tensorrt import tensorrt_stand_in
 from tests.runtime.engine.tensorrt.cuda_stand_in import StandInDriver, Status
 
@@ -110,12 +112,19 @@ def test_the_driver_has_every_name_that_device_uses() -> None:
     driver = pytest.importorskip(
         "cuda.bindings.driver", reason="would show that cuda-python has the names used"
     )
-    used = re.findall(r'"(cu[A-Z]\w+)"|\.(cu[A-Z]\w+)\(|(CU_\w+)', inspect.getsource(Device))
+    sources = "".join(inspect.getsource(part) for part in (Device, VirtualMemory, copy_rows))
+    used = re.findall(r'"(cu[A-Z]\w+)"|\.(cu[A-Z]\w+)\(|\.(CU\w+)', sources)
     names = {name for match in used for name in match if name}
-    enums = (driver.CUdevice_attribute, driver.CUstream_flags, driver.CUstreamCaptureMode)
-    assert len(names) > 20
+    enums = [getattr(driver, name) for name in names if name.startswith("CU") and hasattr(driver, name)]
+    assert len(names) > 40
     missing = [name for name in names if not any(hasattr(holder, name) for holder in (driver, *enums))]
     assert missing == []
+    written = re.findall(r"copy\.(\w+)", inspect.getsource(copy_rows))
+    assert len(written) > 9 and all(hasattr(driver.CUDA_MEMCPY2D, name) for name in written)
+    properties, access = driver.CUmemAllocationProp(), driver.CUmemAccessDesc()
+    assert all(hasattr(properties, name) for name in ("type", "location"))
+    assert all(hasattr(access, name) for name in ("flags", "location"))
+    assert all(hasattr(properties.location, name) for name in ("type", "id"))
     assert driver.CUresult.CUDA_SUCCESS == Status.CUDA_SUCCESS
     for status in Status:
         assert driver.CUresult(int(status)).name == status.name

@@ -11,11 +11,11 @@ from types import ModuleType
 import pytest
 
 from kvfold.plugins.contract.errors import BundleError, CapacityError, KernelError, TargetError
+from kvfold.runtime.engine.cuda.device import Device
 from kvfold.runtime.engine.engine_config import EngineConfig
 from kvfold.runtime.engine.engine_files import EngineFiles
 from kvfold.runtime.engine.kv_pools import kv_pools
 from kvfold.runtime.engine.protocol import EngineInfo
-from kvfold.runtime.engine.tensorrt.device import Device
 from kvfold.runtime.engine.tensorrt.gpu_memory import MARGIN, check_memory
 from kvfold.runtime.engine.tensorrt.preflight import check_files, check_gpu, import_library
 from tests.runtime.engine.tensorrt.cuda_stand_in import StandInDriver
@@ -136,5 +136,5 @@ def test_memory_is_refused_with_every_part() -> None:
 
 def test_pool_bytes_are_those_of_all_banks() -> None:
     # 16 tokens of 2 float32 channels, K and V: 256 bytes a page of one bank.
-    info = EngineInfo(PLAN, {"global": 10, "window32_sink4": 3}, 97, 512, "stand-in")
+    info = EngineInfo(PLAN, 0, {"global": 10, "window32_sink4": 3}, {}, 97, 512, "stand-in")
     assert sum(pool.nbytes for pool in kv_pools(info)) == 13 * 256

@@ -201,7 +201,38 @@ def test_a_long_body_is_413_over_the_wire() -> None:
     async def test() -> None:
         async with listening() as server:
             client = await server.connect()
-            assert (await client.ask(POST + b"content-length: 999999999999\r\n\r\n"))[0] == 413
+            status, headers, _ = await client.ask(POST + b"content-length: 999999999999\r\n\r\n")
+            assert (status, headers["connection"]) == (413, "close")
+            assert await client.closed()
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("method", "framing", "expected"),
+    [
+        (b"POST", b"content-length: 20971520", 413),
+        (b"PUT", b"content-length: 20971520", 405),
+        (b"POST", b"transfer-encoding: chunked", 413),
+    ],
+)
+def test_the_answer_to_a_body_far_beyond_the_limit_is_read_by_a_client_that_sends_all_first(
+    method: bytes, framing: bytes, expected: int
+) -> None:
+    async def test() -> None:
+        class Patient(Impatient):
+            discard_seconds = 20
+
+        async with listening(protocol=Patient) as server:
+            client = await server.connect()
+            client.writer.write(method + POST[4:] + framing + b"\r\n\r\n")
+            part = b" " * 2**20
+            for _ in range(20):
+                client.writer.write(b"100000\r\n%s\r\n" % part if b"chunked" in framing else part)
+                await client.writer.drain()
+            status, headers, _ = await client.answer()
+            assert (status, headers["connection"]) == (expected, "close")
+            assert await client.closed()
 
     run(test)
 

@@ -15,6 +15,7 @@ import pytest
 from kvfold.plugins.contract.errors import RequestError
 from kvfold.runtime.server.caller import NOBODY
 from kvfold.runtime.server.guard import key_file
+from kvfold.runtime.server.guard.body_budget import BodyBudget
 from kvfold.runtime.server.guard.gate import Gate
 from kvfold.runtime.server.guard.key_file import read_keys
 from kvfold.runtime.server.http import HttpError, Request
@@ -98,7 +99,9 @@ def test_a_header_that_says_who_asks_comes_once(path: Path, keyed: bool, name: b
     value = b"localhost" if name == b"host" else b"Bearer key of alice"
     scope = {"method": "GET", "path": "/", "headers": [(name, value), (name, value)]}
     with pytest.raises(HttpError, match=f"{name.decode()} came more than once") as refused:
-        Gate(path if keyed else None).enter(Request(scope, silent, "id", NOBODY), "any key")
+        Gate(path if keyed else None).enter(
+            Request(scope, silent, "id", NOBODY, BodyBudget(print).resize), "any key"
+        )
     assert refused.value.status == 400
 
 

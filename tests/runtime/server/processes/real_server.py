@@ -1,7 +1,8 @@
 """All of `kvfold serve` over a synthetic engine, from sockets to pages: only the model's numbers are a hash.
 
 `python -m tests.runtime.server.processes.real_server FOLDER PORT [KEYS]`. A token is a byte. After the drain
-it counts its pages, and ends with 0 where each has exactly its holders. FOLDER gets the tokenizer.
+it counts its pages, and ends with 0 where each has exactly its holders. FOLDER gets the tokenizer
+and `state`, where sessions and stored responses outlive the server.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def main(folder: Path, port: int, keys: Path | None) -> None:
     paths = write_tokenizer(folder)
     engine = SyntheticEngine(PLANS["hybrid"], PAGES, VOCAB, CONTEXT)
     llm = LLM(engine, BundleTokenizer.load(*paths), RuntimeConfig(max_num_batched_tokens=64))
-    settings = ServerSettings(port=port, keys=keys, drain_seconds=5)
+    settings = ServerSettings(port=port, keys=keys, drain_seconds=5, state_dir=folder / "state")
     app, state = make_application(MODEL, settings)
 
     def load() -> Loaded:

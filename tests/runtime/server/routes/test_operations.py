@@ -89,6 +89,6 @@ def test_a_request_that_runs_is_seen_and_can_be_cancelled() -> None:
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("name", ["x", "-1", "99999999999999999999999999", "%00"])
+@pytest.mark.parametrize("name", ["x", "-1", "9" * 5000, "%00"])
 def test_no_request_of_that_name_runs(name: str) -> None:
     assert asyncio.run(Server().ask("DELETE", f"{REQUESTS}/{name}")).status == 404

@@ -231,11 +231,20 @@ def test_what_of_a_schema_has_no_effect_is_named(monkeypatch: pytest.MonkeyPatch
     assert answer.headers["x-kvfold-ignored"] == "response_format%3A%20format"
 
 
-def test_a_form_beside_tools_that_may_be_called_is_refused() -> None:
-    server, _ = make_server()
+def test_a_form_beside_tools_is_for_replies_that_call_none() -> None:
+    server, compiler = make_server()
     form = {"response_format": {"type": "json_object"}}
+    found: dict[str, list[GrammarSpec]] = {}
+    for choice in ("auto", "none", "required"):
+        assert server.post(CHAT, chat(tools=TOOLS, tool_choice=choice, **form)).status == 200
+        found[choice] = [spec for spec, _ in compiler.asked]
+        compiler.asked.clear()
+    answer, (_, auto), (required,) = JsonSchema(None, True), found["auto"], found["required"]
+    assert isinstance(auto, ToolCalls) and isinstance(required, ToolCalls)
+    assert (auto.choice, auto.answer, required.answer) == ("auto", answer, None)
+    assert found["auto"][0] == answer and found["none"] == [answer]
+    compiler.refuses = RequestError("the schema cannot be enforced")
     assert server.post(CHAT, chat(tools=TOOLS, **form)).error["param"] == "response_format"
-    assert server.post(CHAT, chat(tools=TOOLS, tool_choice="none", **form)).status == 200
 
 
 def test_without_a_compiler_forms_are_refused() -> None:

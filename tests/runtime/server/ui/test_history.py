@@ -69,7 +69,7 @@ def test_a_point_is_what_happened_between_two_samples(clock: Clock) -> None:
     clock.now += 2
     metrics.reply_tokens = 60
     metrics.gap(0.01, 1)
-    cache = Metrics(CacheMetrics(queried_tokens=100, hit_tokens=40), POOLS, 0)
+    cache = Metrics(CacheMetrics(queried_tokens=100, hit_tokens=40), POOLS, 400, 0)
     kept.look(replace(IDLE, steps=20, running=3, metrics=cache))
     (point,) = kept.after(0)
     assert (point.at, point.seconds, point.steps, point.reply_tokens) == (1006.0, 6.0, 20, 60)
@@ -82,7 +82,7 @@ def test_a_hit_saves_what_prefill_took_when_it_came(clock: Clock) -> None:
     kept = History(ReplyMetrics())
     for rate, hits, saved in ((100.0, 200, 2.0), (400.0, 600, 3.0), (0.0, 600, 3.0)):
         clock.now += 5
-        cache = Metrics(CacheMetrics(queried_tokens=2000, hit_tokens=hits), POOLS, 0)
+        cache = Metrics(CacheMetrics(queried_tokens=2000, hit_tokens=hits), POOLS, 400, 0)
         snapshot = replace(IDLE, prefill_rate=rate, metrics=cache)
         assert kept.saved_seconds(snapshot) == saved
         kept.look(snapshot)

@@ -11,12 +11,20 @@ import numpy as np
 
 from kvfold.plugins.contract.errors import TargetError
 
+ORDINAL = 0
+
 
 class Device:
     """The first visible GPU, its primary context and one stream; frees all it gave out when closed.
 
     Work goes onto the stream in order and is done after `synchronize`. The primary context is the one that
-    TensorRT uses too. `CUDA_VISIBLE_DEVICES` chooses the GPU.
+    TensorRT and ONNX Runtime use too. `CUDA_VISIBLE_DEVICES` chooses the GPU.
+
+    Attributes:
+        driver: its functions and constants; `call` is how to call them.
+        name, architecture: of the GPU; the latter is 10 * major + minor.
+        manages_addresses: whether memory can be put behind addresses that were reserved.
+        stream: handle of the stream.
     """
 
     def __init__(self, driver: Any) -> None:
@@ -28,23 +36,33 @@ class Device:
         Raises:
             TargetError: there is no driver or no GPU, or the driver refuses it.
         """
-        self._driver = driver
+        self.driver = driver
         with ExitStack() as opened:
             try:
-                self._call("cuInit", 0)
+                self.call("cuInit", 0)
             except RuntimeError as error:  # the binding found no driver to load
                 raise TargetError(
                     f"no NVIDIA driver: {error} Install it, or run another target of the bundle (cpu)"
                 ) from error
-            handle = self._call("cuDeviceGet", 0)
-            name: bytes = self._call("cuDeviceGetName", 128, handle)
+            handle = self.call("cuDeviceGet", ORDINAL)
+            name: bytes = self.call("cuDeviceGetName", 128, handle)
             self.name = name.partition(b"\0")[0].decode()
-            self.architecture = self._architecture(handle)
-            self._context = self._call("cuDevicePrimaryCtxRetain", handle)
-            opened.callback(self._call, "cuDevicePrimaryCtxRelease", handle)
+            attributes = driver.CUdevice_attribute
+            major, minor, manages = (
+                int(self.call("cuDeviceGetAttribute", attribute, handle))
+                for attribute in (
+                    attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
+                    attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+                    attributes.CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED,
+                )
+            )
+            self.architecture = 10 * major + minor
+            self.manages_addresses = bool(manages)
+            self._context = self.call("cuDevicePrimaryCtxRetain", handle)
+            opened.callback(self.call, "cuDevicePrimaryCtxRelease", handle)
             self.activate()
-            stream = self._call("cuStreamCreate", driver.CUstream_flags.CU_STREAM_NON_BLOCKING)
-            opened.callback(self._call, "cuStreamDestroy", stream)
+            stream = self.call("cuStreamCreate", driver.CUstream_flags.CU_STREAM_NON_BLOCKING)
+            opened.callback(self.call, "cuStreamDestroy", stream)
             self.stream = int(stream)
             self._release = opened.pop_all()
 
@@ -63,19 +81,19 @@ class Device:
 
     def activate(self) -> None:
         """Make the context current in the calling thread, which need not be the one that opened it."""
-        self._call("cuCtxSetCurrent", self._context)
+        self.call("cuCtxSetCurrent", self._context)
 
     def free_bytes(self) -> int:
         """Memory that nobody holds now."""
-        free, _ = self._call("cuMemGetInfo")
+        free, _ = self.call("cuMemGetInfo")
         return int(free)
 
     def allocate(self, size: int) -> int:
         """Address of `size` zeroed bytes of device memory, aligned to 256."""
         size = max(size, 1)  # the driver refuses nothing
-        address = int(self._call("cuMemAlloc", size))
-        self._release.callback(self._call, "cuMemFree", address)
-        self._call("cuMemsetD8Async", address, 0, size, self.stream)
+        address = int(self.call("cuMemAlloc", size))
+        self.at_close(self.call, "cuMemFree", address)
+        self.call("cuMemsetD8Async", address, 0, size, self.stream)
         return address
 
     def allocate_pinned(self, size: int) -> np.ndarray:
@@ -83,65 +101,67 @@ class Device:
 
         The bytes are gone once the device is closed.
         """
-        address = int(self._call("cuMemAllocHost", size))
-        self._release.callback(self._call, "cuMemFreeHost", address)
+        address = int(self.call("cuMemAllocHost", size))
+        self.at_close(self.call, "cuMemFreeHost", address)
         return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
 
     def upload(self, address: int, host: np.ndarray) -> None:
         """Put a copy of pinned memory to the device on the stream."""
-        self._call("cuMemcpyHtoDAsync", address, host.ctypes.data, host.nbytes, self.stream)
+        self.call("cuMemcpyHtoDAsync", address, host.ctypes.data, host.nbytes, self.stream)
 
     def download(self, host: np.ndarray, address: int) -> None:
         """Put a copy from the device into pinned memory on the stream."""
-        self._call("cuMemcpyDtoHAsync", host.ctypes.data, address, host.nbytes, self.stream)
+        self.call("cuMemcpyDtoHAsync", host.ctypes.data, address, host.nbytes, self.stream)
+
+    def copy(self, target: int, source: int, size: int) -> None:
+        """Put a copy from one place of the device to another on the stream."""
+        self.call("cuMemcpyDtoDAsync", target, source, size, self.stream)
 
     def synchronize(self) -> None:
         """Wait for the stream; an error of the work before appears here."""
-        self._call("cuStreamSynchronize", self.stream)
+        self.call("cuStreamSynchronize", self.stream)
 
     def capture(self, enqueue: Callable[[], None]) -> Any:
         """What `enqueue` puts on the stream, as a graph for `launch`; nothing of it runs now.
 
         Other threads go on as they like, so the mode is thread-local.
         """
-        mode = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-        self._call("cuStreamBeginCapture", self.stream, mode)
+        mode = self.driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        self.call("cuStreamBeginCapture", self.stream, mode)
         try:
             enqueue()
         except BaseException:
-            self._driver.cuStreamEndCapture(self.stream)  # fails too; the first error is the one to see
+            self.driver.cuStreamEndCapture(self.stream)  # fails too; the first error is the one to see
             raise
-        captured = self._call("cuStreamEndCapture", self.stream)
-        graph = self._call("cuGraphInstantiate", captured, 0)
-        self._release.callback(self._call, "cuGraphExecDestroy", graph)
-        self._call("cuGraphDestroy", captured)
+        captured = self.call("cuStreamEndCapture", self.stream)
+        graph = self.call("cuGraphInstantiate", captured, 0)
+        self.at_close(self.call, "cuGraphExecDestroy", graph)
+        self.call("cuGraphDestroy", captured)
         return graph
 
     def launch(self, graph: Any) -> None:
         """Put a captured graph on the stream."""
-        self._call("cuGraphLaunch", graph, self.stream)
+        self.call("cuGraphLaunch", graph, self.stream)
 
     def close(self) -> None:
         """Free graphs, memory and stream, the last made first. To be called once, when the stream is idle."""
         self.activate()
         self._release.close()
 
-    def _architecture(self, handle: Any) -> int:
-        attributes = self._driver.CUdevice_attribute
-        major = self._call(
-            "cuDeviceGetAttribute", attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, handle
-        )
-        minor = self._call(
-            "cuDeviceGetAttribute", attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, handle
-        )
-        return 10 * int(major) + int(minor)
+    def at_close(self, function: Callable[..., object], *arguments: Any) -> None:
+        """Call a function when the device is closed, before those that were given earlier."""
+        self._release.callback(function, *arguments)
 
-    def _call(self, function: str, *arguments: Any) -> Any:
-        """One driver call: its single result, a tuple of several, or None."""
-        status, *results = getattr(self._driver, function)(*arguments)
-        if status != self._driver.CUresult.CUDA_SUCCESS:
+    def call(self, function: str, *arguments: Any) -> Any:
+        """One driver call: its single result, a tuple of several, or None; raises TargetError."""
+        status, *results = getattr(self.driver, function)(*arguments)
+        self.check(function, status)
+        return results[0] if len(results) == 1 else tuple(results) or None
+
+    def check(self, function: str, status: Any) -> None:
+        """Raise TargetError for what a driver's function returned, unless it went well."""
+        if status != self.driver.CUresult.CUDA_SUCCESS:
             raise TargetError(
                 f"the CUDA driver's {function} failed with {status.name}; `kvfold doctor` shows what this "
                 "machine has"
             )
-        return results[0] if len(results) == 1 else tuple(results) or None

@@ -1,0 +1,92 @@
+"""EvictionOrder: which checkpoint is given up next."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+
+from kvfold.runtime.memory.horizon import Horizon
+from kvfold.runtime.memory.tree_node import Kind, TreeNode
+
+# Hits and losses that are taken for granted before anything is known: of the ends of what is kept, and of
+# those that a longer prefix superseded.
+PRIOR = {True: (1.0, 3.0), False: (0.2, 3.8)}
+# What a checkpoint is worth, and when it was last used: what is worth the same goes in that order.
+Worth = tuple[float, int]
+# What was seen counts half after so many more hits or losses of its class.
+HALF_LIFE = 200
+
+
+class EvictionOrder:
+    """Checkpoints of a tree, the least worth first; choosing one costs O(log n).
+
+    A checkpoint's worth is the tokens that it saves for a byte, times how often those of its class (why it
+    was made, and whether a longer prefix goes on from it) were hit rather than lost; and it ages: worth is
+    counted from what the last one given up was worth when this one was last used (GreedyDual-Size-Frequency,
+    Cherkasova 1998).
+
+    An entry is as good as it was when it was made: one whose node was used since is entered again when it
+    comes to the front, and a node that became worth less is entered again when it did. Its last one counts.
+    """
+
+    def __init__(self, horizons: Sequence[Horizon], page_bytes: Sequence[int]) -> None:
+        """Nothing to give up; of groups with pages of so many bytes."""
+        self._heap: list[tuple[Worth, int, TreeNode]] = []
+        self._serial = 0
+        self._age = 0.0
+        self._locals = [(law, page_bytes[law.index]) for law in horizons if law.is_local]
+        self._global_bytes = sum(page_bytes[law.index] for law in horizons if not law.is_local)
+        self._earned = {(kind, leaf): list(PRIOR[leaf]) for kind in Kind for leaf in (False, True)}
+
+    def push(self, node: TreeNode) -> None:
+        """Enter a checkpoint, at what it is worth now."""
+        self._serial += 1
+        node.entry = self._serial
+        heapq.heappush(self._heap, (self._worth(node), self._serial, node))
+
+    def pop(self) -> TreeNode | None:
+        """Take out the checkpoint that is worth least; None where there is none."""
+        while self._heap:
+            then, entry, node = heapq.heappop(self._heap)
+            if entry != node.entry or not node.linked or node.checkpoint is None:
+                continue
+            if self._worth(node) <= then:
+                self._age = max(self._age, then[0])
+                return node
+            self.push(node)
+        return None
+
+    def touch(self, node: TreeNode) -> None:
+        """A node was used just now."""
+        node.age = self._age
+
+    def note_hit(self, node: TreeNode) -> None:
+        """A hit ended at a checkpoint."""
+        self._note(node, 0)
+
+    def note_loss(self, node: TreeNode) -> None:
+        """A checkpoint was given up."""
+        self._note(node, 1)
+
+    def nodes(self) -> set[TreeNode]:
+        """Every node that has an entry."""
+        return {node for _, entry, node in self._heap if entry == node.entry}
+
+    def _note(self, node: TreeNode, which: int) -> None:
+        assert node.checkpoint is not None
+        earned = self._earned[node.checkpoint, not node.children]
+        for each in (0, 1):
+            earned[each] *= 0.5 ** (1 / HALF_LIFE)
+        earned[which] += 1
+
+    def _worth(self, node: TreeNode) -> Worth:
+        assert node.checkpoint is not None
+        hits, losses = self._earned[node.checkpoint, not node.children]
+        above = node.parent
+        while above is not None and above.checkpoint is None:
+            above = above.parent
+        saved = node.end - (above.end if above is not None else 0)
+        cost = 0 if node.children else node.size * self._global_bytes
+        for law, size in self._locals:
+            cost += size * sum(span.stop - span.start for span in law.spans(node.end))
+        return node.age + hits / (hits + losses) * saved / max(cost, 1), node.last_used

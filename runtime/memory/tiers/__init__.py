@@ -1,0 +1,1 @@
+"""KV pages below the pool: objects named by content, in a directory or in host memory."""

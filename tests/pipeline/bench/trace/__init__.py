@@ -1,0 +1,1 @@
+"""Traces that are small enough to know what is found again."""

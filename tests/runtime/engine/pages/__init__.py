@@ -1,0 +1,1 @@
+"""Tests of page stores: slabs, copies, and what memory is given back."""
