@@ -61,7 +61,7 @@ def _served(folder: Path, relays: int | None, environment: dict[str, str]) -> It
     if relays is not None:
         os.environ.update(environment)
         try:
-            with ray_cluster(folder, PORT, TINY, cpus=0.1, relays=relays):
+            with ray_cluster(folder, PORT, TINY, relays=relays):
                 yield
         finally:
             for name in environment:

@@ -52,15 +52,17 @@ class RayCluster:
     Attributes:
         folder: of its bundle.
         port: of Ray's proxy.
+        settings: of what was deployed last.
     """
 
     folder: Path
     port: int
+    settings: dict[str, Any]
 
-    def deploy(self, **settings: Any) -> None:
+    def deploy(self, **changed: Any) -> None:
         """Replace what runs, and do not wait for that."""
-        told = {"bundle": str(self.folder), "model_name": MODEL, **settings}
-        (self.folder / "settings.json").write_text(json.dumps(told))
+        self.settings |= changed
+        (self.folder / "settings.json").write_text(json.dumps(self.settings))
         (self.folder / "ready").unlink(missing_ok=True)
 
     @property
@@ -92,7 +94,8 @@ class RayCluster:
 def ray_cluster(folder: Path, port: int, tiny: TinyReplica, **settings: Any) -> Iterator[RayCluster]:
     """A cluster with these settings; it has ended afterwards."""
     write_tokenizer(folder)
-    cluster = RayCluster(folder, port)
+    told = {"bundle": str(folder), "model_name": MODEL, "cpus": 0.1, "drain_seconds": 5}
+    cluster = RayCluster(folder, port, told)
     cluster.deploy(**settings)
     arguments = [str(folder), str(port), json.dumps({"pages": tiny.pages, "pause": tiny.pause})]
     environment = {**os.environ, **QUIET, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
