@@ -28,7 +28,7 @@ from tests.runtime.cluster.tiny_replica import TinyReplica
 from tests.runtime.server.processes.real_server import MODEL, write_tokenizer
 
 OBJECT_STORE_BYTES = 80_000_000
-START_SECONDS = 90.0
+START_SECONDS = 150.0
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0", "OMP_NUM_THREADS": "1"}
 
 
