@@ -20,6 +20,7 @@ from kvfold.runtime.loop.core import Turn
 from kvfold.runtime.loop.snapshot import LoopSnapshot
 from kvfold.runtime.loop.ticket import Service, Ticket
 from kvfold.runtime.memory.paged_sequence import PagedSequence
+from kvfold.runtime.memory.token_tree import TreeWatcher
 from kvfold.runtime.memory.tree_copy import TreeCopy
 from kvfold.runtime.runtime_config import RuntimeConfig
 from kvfold.runtime.sampling.params import SamplingParams
@@ -96,6 +97,10 @@ class AsyncLLM:
         """Bytes of a page of each group."""
         plan = self._loop.info.plan
         return {group.name: group.page_bytes(plan.page_size) for group in plan.groups}
+
+    def watch_tree(self, watcher: TreeWatcher) -> None:
+        """Tell what prefixes are cached from now on."""
+        self._loop.core.scheduler.memory.tree.prefixes.watcher = watcher
 
     def copy_tree(self, tenant: str | None) -> asyncio.Future[TreeCopy]:
         """Ask for a copy of the tree, of one tenant or of all; it comes when the step at work ends."""

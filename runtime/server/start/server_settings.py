@@ -40,6 +40,9 @@ class ServerSettings:
         session_seconds: after which an unused session or response is forgotten.
         state_dir: folder that sessions and stored responses outlive the server in; None for memory alone.
         drain_seconds: for running replies after SIGTERM, before they are cancelled.
+        kv_events: ZeroMQ address to publish KV events at, such as `tcp://*:5557`; None publishes none. Who
+            reads it reads prompts' tokens.
+        kv_events_topic: of them; None is `kv@HOST@MODEL`.
         stall_seconds: a step of the engine that takes longer is a hang: the server is not ready.
     """
 
@@ -53,6 +56,8 @@ class ServerSettings:
     session_seconds: float = 3600.0
     state_dir: Path | None = None
     drain_seconds: float = 30.0
+    kv_events: str | None = None
+    kv_events_topic: str | None = None
     stall_seconds: float = 30.0
 
     def __post_init__(self) -> None:
