@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+from kvfold.runtime.cluster.passage import BUSY, Chosen
 from kvfold.runtime.cluster.placement import Asked
-from kvfold.runtime.cluster.relay import BUSY, Chosen, Relay
+from kvfold.runtime.cluster.relay import Relay
 from kvfold.runtime.cluster.resumable_stream import UNAVAILABLE
 from kvfold.runtime.cluster.served_replica import ServedReplica
 from kvfold.runtime.server.http import HttpError, Scope
@@ -27,14 +28,21 @@ class Engine:
         self._served = ServedReplica(settings.name, settings.server, relay_key)
         self._served.load(lambda: load(settings))
         self._listens = relay_key is not None
+        self._address = ""
+
+    def address(self) -> str:
+        """Where its server listens."""
+        return self._address
 
     async def record_replica_metadata(self) -> dict[str, str]:
         """What relays are told of it, once."""
         import ray.util
 
         self._served.start()
-        host = ray.util.get_node_ip_address()
-        return {"address": f"{host}:{self._served.listen(host)}"} if self._listens else {}
+        if self._listens:
+            host = ray.util.get_node_ip_address()
+            self._address = f"{host}:{self._served.listen(host)}"
+        return {"address": self._address}
 
     def record_routing_stats(self) -> dict[str, float]:
         """What a router compares, again and again."""
@@ -72,11 +80,15 @@ class Front:
     def __init__(self, engines: Any, relay_key: str, patience: float) -> None:
         """In front of a deployment of Engine."""
         self._engines = engines
-        self._relay = Relay(self._choose, relay_key, patience)
+        self._relay = Relay(self._choose, self._addresses, relay_key, patience)
 
     def __serve_build_asgi_app__(self) -> Relay:
         """Ray's ingress."""
         return self._relay
+
+    async def _addresses(self) -> list[str]:
+        told = await self._engines.broadcast("address").results_async(return_exceptions=True)
+        return [address for address in told if isinstance(address, str)]
 
     @asynccontextmanager
     async def _choose(self, asked: Asked) -> AsyncIterator[Chosen]:

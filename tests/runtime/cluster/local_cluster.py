@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from kvfold.runtime.cluster.cluster_settings import ClusterSettings
+from kvfold.runtime.cluster.passage import Chosen
 from kvfold.runtime.cluster.placement import Asked, Homes, Standing, rank_replicas
-from kvfold.runtime.cluster.relay import Chosen, Relay
+from kvfold.runtime.cluster.relay import Relay
 from kvfold.runtime.cluster.served_replica import ServedReplica
 from tests.runtime.cluster.tiny_replica import StepGate, TinyReplica
 from tests.runtime.server.processes.real_server import MODEL, write_tokenizer
@@ -52,7 +53,7 @@ class LocalCluster:
         """All of them live."""
         self.gate = gate
         self.replicas = {replica.name: replica for replica in replicas}
-        self.relay = Relay(self.choose, KEY, patience)
+        self.relay = Relay(self.choose, self.addresses, KEY, patience)
         self.homes = Homes()
 
     @asynccontextmanager
@@ -72,6 +73,10 @@ class LocalCluster:
     def busy(self) -> list[LocalReplica]:
         """Those that have a request."""
         return [replica for replica in self.replicas.values() if replica.places]
+
+    async def addresses(self) -> list[str]:
+        """Of those that live."""
+        return [f"127.0.0.1:{replica.port}" for replica in self.replicas.values()]
 
     async def kill_after(self, steps: int) -> None:
         """End the replica that has a request when it has taken so many steps; the router hears of it."""
@@ -111,4 +116,4 @@ async def local_cluster(
         gate.allow(math.inf)
         for replica in made:
             await replica.served.close()
-        await cluster.relay.client.close()
+        await cluster.relay.close()

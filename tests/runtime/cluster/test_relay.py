@@ -74,7 +74,7 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
 
 def begin(cluster: LocalCluster, path: str, value: Any, headers: dict[str, str] | None = None) -> Exchange:
     sent = {**JSON, "host": "localhost", **(headers or {})}
-    return Exchange(cluster.relay, "POST", path, json.dumps(value).encode(), sent)  # type: ignore[arg-type] # ASGI
+    return Exchange(cluster.relay, "POST", path, json.dumps(value).encode(), sent)
 
 
 async def post(cluster: LocalCluster, path: str, value: Any, headers: dict[str, str] | None = None) -> Answer:
@@ -209,6 +209,18 @@ def test_errors_pass_as_they_are(tmp_path: Path) -> None:
             assert long.status == 413
             elsewhere = await post(cluster, CHAT, {"messages": QUESTION}, {"host": "evil.example"})
             assert elsewhere.status == 403
+
+    run(test)
+
+
+def test_replicas_are_named_to_whom_they_would_tell_their_metrics(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with local_cluster(tmp_path) as cluster:
+            exchange = Exchange(cluster.relay, "GET", "/v1/kvfold/replicas", b"", {"host": "localhost"})
+            (group,) = (await exchange.end()).json()
+            assert group["targets"] == sorted(await cluster.addresses())
+            stranger = Exchange(cluster.relay, "GET", "/v1/kvfold/replicas", b"", {"host": "evil.example"})
+            assert (await stranger.end()).status == 403
 
     run(test)
 
