@@ -80,12 +80,13 @@ class RayCluster:
         """Where it is."""
         return f"http://127.0.0.1:{self.port}"
 
-    def ask(self, method: str, path: str) -> int:
-        """A request without a body; its status."""
+    def ask(self, path: str) -> tuple[int, Any]:
+        """A request without a body: its status, and what JSON says."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
         try:
-            connection.request(method, path, headers={"host": "localhost"})
-            return connection.getresponse().status
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return response.status, json.loads(response.read())
         finally:
             connection.close()
 

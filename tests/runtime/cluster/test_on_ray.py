@@ -104,7 +104,9 @@ def test_a_killed_replica_breaks_no_request_and_no_stream(
 
 def test_ray_starts_another_one_in_its_place(cluster: RayCluster) -> None:
     wait_until(lambda: len(cluster.replicas()) == 2)
-    assert cluster.ask("GET", "/health/ready") == 200
+    assert cluster.ask("/health/ready") == (200, {"status": "ready"})
+    status, (group,) = cluster.ask("/v1/kvfold/replicas")
+    assert status == 200 and len(set(group["targets"])) == 2
 
 
 def test_a_deployment_replaces_another_and_breaks_nothing(cluster: RayCluster) -> None:
