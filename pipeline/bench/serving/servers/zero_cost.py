@@ -50,7 +50,7 @@ class ZeroCostEngine:
 
 
 def shaped_logits(rows: int, vocab_size: int, likeliest: int) -> np.ndarray:
-    """Float32 [rows, vocab_size], always the same: a curve of CURVES a row in turn, ids in any order behind one.
+    """Float32 [rows, vocab_size], always the same: a curve of CURVES a row in turn, any ids behind one.
 
     Between the recorded ranks a curve is straight over the rank's logarithm.
     """
