@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -115,7 +116,7 @@ def test_a_nucleus_is_right_where_a_sample_of_the_row_misleads(isa: str) -> None
             check_row(run(Inputs(logits, (row,))), 0, logits[0], row)
 
 
-CROWDS = {
+CROWDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "all equal": lambda noise: np.zeros_like(noise),
     "all equal but one": lambda noise: np.where(np.arange(noise.size) == 999, 1, 0),
     "two values": lambda noise: noise > 0,

@@ -247,6 +247,7 @@ def test_aborts_that_cost_pages_are_found(tmp_path: Path, monkeypatch: pytest.Mo
     assert all(a > b for a, b in zip(free.samples, over.samples, strict=True))
     (load,) = found.loads["aborts"]
     assert load.endings["aborted"] > 20
+    monkeypatch.setattr(abort_requests, "REST_SECONDS", 2.0)
     losing = answer(abort_requests.measure, bench_of(tmp_path, delay=0.01, loses=1))
     lost = figure(losing, "pages lost")
     assert lost.met is False and 20 < lost.value < PAGES
