@@ -238,6 +238,8 @@ def check_state_folder(folder: Path | None) -> None:
     """
     if folder is None:
         return
+    if folder.exists() and not folder.is_dir():
+        raise RequestError(f"--state-dir {folder} is no folder; name one, or one that is to be made")
     for kind in KINDS:
         try:
             SessionStore(state_folder(folder, kind), "").check_folder()
