@@ -105,7 +105,7 @@ async def begin_chat(
     if turn is None:
         chat, form = await asyncio.to_thread(_prepare_chat, state, ask, messages, None)
         ids = _fitting(chat.token_ids, state, param)
-        prompt = Prompt(ids, chat.shared_length, tenant=request.tenant)
+        prompt = Prompt(ids, chat.shared_length, chat.borders, tenant=request.tenant)
         replies = submit(request, shared, ask, prompt, form)
         return Run(len(ids), replies, [form.reader() for _ in replies], (*ask.ignored, *form.ignored))
     return await _begin_turn(request, shared, ask, messages, turn, param)
@@ -119,7 +119,7 @@ async def _begin_turn(
         raise wrong(f"is {ask.n}; a session has one reply a turn", "n")
     chat, form = await asyncio.to_thread(_prepare_chat, state, ask, messages, turn.known)
     ids = _fitting(chat.token_ids, state, param)
-    prompt = Prompt(ids, chat.shared_length, turn.kept, tenant=request.tenant)
+    prompt = Prompt(ids, chat.shared_length, chat.borders, turn.kept, tenant=request.tenant)
     replies = submit(request, shared, ask, prompt, form, keep=turn.keeps)
     turn.started(chat)
 
