@@ -111,7 +111,7 @@ async def begin_chat(
     if turn is None:
         chat, form = await asyncio.to_thread(_prepare_chat, state, ask, messages, None)
         ids = _fitting(chat.token_ids, state, param)
-        prompt = Prompt(ids, chat.shared_length, tenant=request.tenant)
+        prompt = Prompt(ids, chat.shared_length, chat.borders, tenant=request.tenant)
         replies = submit(request, shared, ask, prompt, form)
         ignored = (*ask.ignored, *form.ignored)
         readers = [form.reader() for _ in replies]
@@ -131,7 +131,7 @@ async def _begin_turn(
         chat = replace(chat, token_ids=relayed.prompt)
     told = tuple(chat.token_ids) if relayed is not None and turn.known.token_ids else None
     ids = _fitting(chat.token_ids, state, param)
-    prompt = Prompt(ids, chat.shared_length, turn.kept, tenant=request.tenant)
+    prompt = Prompt(ids, chat.shared_length, chat.borders, turn.kept, tenant=request.tenant)
     replies = submit(request, shared, ask, prompt, form, keep=turn.keeps)
     turn.started(chat)
 
