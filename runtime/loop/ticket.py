@@ -149,7 +149,8 @@ class Ticket:
         elapsed = 0.0 if self._first_token is None else self._last_token - self._first_token
         return Usage(
             prompt_tokens=request.prompt_length,
-            reused_tokens=request.reused_tokens or 0,
+            # A reply that began elsewhere may find some of itself, too.
+            reused_tokens=min(request.reused_tokens or 0, request.prompt_length),
             prefilled_tokens=request.prefilled_tokens,
             completion_tokens=tokens,
             recomputed_tokens=request.recomputed_tokens,

@@ -74,6 +74,15 @@ def test_a_stop_text_that_was_half_said_is_found() -> None:
         )
 
 
+def test_what_it_finds_of_its_own_reply_is_not_told_as_found_of_the_prompt() -> None:
+    llm, _ = make_llm(PLANS["global"])
+    params = SamplingParams(max_tokens=60)
+    whole = reply(llm, params)
+    again = reply(llm, params, (tuple(whole.token_ids[:50]),))
+    assert again.token_ids == whole.token_ids
+    assert again.usage.reused_tokens == again.usage.prompt_tokens
+
+
 @pytest.mark.parametrize("said", [((999,),), ((-1,),), (tuple(range(30)),), ((5, 6, 7),)])
 def test_what_is_no_beginning_of_a_reply_is_refused(said: Said) -> None:
     """Not of this vocabulary; more than the reply may have; its end token is among them."""
