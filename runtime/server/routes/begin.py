@@ -114,7 +114,7 @@ async def begin_chat(
         prompt = Prompt(ids, chat.shared_length, chat.borders, tenant=request.tenant)
         replies = submit(request, shared, ask, prompt, form)
         ignored = (*ask.ignored, *form.ignored)
-        readers = [form.reader() for _ in replies]
+        readers = [form.reader(request.relayed, at) for at in range(len(replies))]
         return Run(len(ids), replies, readers, ignored, relayed=request.relayed)
     return await _begin_turn(request, shared, ask, messages, turn, param)
 
@@ -150,7 +150,7 @@ async def _begin_turn(
             await turn.settle()
 
     ignored = (*ask.ignored, *form.ignored)
-    return Run(len(ids), replies, [form.reader()], ignored, ended, settle, relayed, told)
+    return Run(len(ids), replies, [form.reader(relayed, 0)], ignored, ended, settle, relayed, told)
 
 
 async def count_prompt(shared: Shared, ask: Ask, messages: Sequence[TemplateMessage]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,23 @@ def test_a_stream_goes_on_on_another_replica_to_the_letter(tmp_path: Path, name:
                 exchange = begin(cluster, path, value)
                 await cluster.kill_after(steps)
                 assert stream_story((await exchange.end()).body) == whole
+
+    run(test)
+
+
+def test_items_and_calls_of_a_response_keep_their_names(tmp_path: Path) -> None:
+    tool = {"type": "function", "name": "find", "parameters": {"type": "object"}}
+    value = {"input": "once", "tools": [tool], "tool_choice": "required", "stream": True, "temperature": 0}
+
+    async def test() -> None:
+        async with local_cluster(tmp_path) as cluster:
+            exchange = begin(cluster, "/v1/responses", {**value, "max_output_tokens": 80})
+            await cluster.kill_after(50)
+            told = (await exchange.end()).body.decode()
+            for name in ("call_id", "item_id"):
+                assert len(set(re.findall(f'"{name}":"([^"]+)"', told))) == 1
+            numbers = [int(number) for number in re.findall(r'"sequence_number":(\d+)', told)]
+            assert numbers == list(range(len(numbers)))
 
     run(test)
 
