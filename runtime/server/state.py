@@ -104,8 +104,8 @@ class ServerState:
     def look(self) -> None:
         """Go on with the history; whoever runs the server looks several times a second."""
         self.history.look(None if self._llm is None else self._llm.snapshot())
-        if self._llm is not None:
-            self.tier_watch.look(self._llm.tier_stats)
+        tier = None if self._llm is None else self._llm.tier_stats
+        self.tier_watch.look(None if tier is None else tier.state)
 
     def step_age(self) -> float:
         """Seconds since the last step while there is work; 0 while there is none."""

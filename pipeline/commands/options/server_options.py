@@ -76,7 +76,7 @@ def server_options(function: Callable[..., Any]) -> Callable[..., Any]:
     defaults = ServerSettings()
     command: Callable[..., Any] = with_settings
     for name, (kind, text) in reversed({**_SETTINGS, **_CONFIG}.items()):
-        default = getattr(defaults, name, None)
+        default: Any = getattr(defaults, name, None)
         if isinstance(kind, BytesType):
             default = format_bytes(default)
         shown = default is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from kvfold.runtime.memory.tiers.tier_state import TierState, TierStats
+from kvfold.runtime.memory.tiers.tier_state import TierState
 
 LOG = logging.getLogger("kvfold.server")
 
@@ -16,12 +16,12 @@ class TierWatch:
         """Nothing was seen yet."""
         self._last = TierState()
 
-    def look(self, tier: TierStats | None) -> None:
-        """Tell what changed since the last look."""
-        if tier is None or tier.state == self._last:
+    def look(self, state: TierState | None) -> None:
+        """Tell what changed since the last look; None where there is no tier."""
+        if state is None or state == self._last:
             return
-        before, self._last = self._last, tier.state
-        if not tier.state.reason:
+        before, self._last = self._last, state
+        if not state.reason:
             LOG.info("pages are kept again")
         elif not before.reason:
-            LOG.error("pages are computed where they were kept: the tier %s", tier.state.reason)
+            LOG.error("pages are computed where they were kept: the tier %s", state.reason)
