@@ -74,7 +74,7 @@ class FakeServer:
         used, free = self.at_once, PAGES - self.at_once - self.lost
         lines = [
             f'kvfold:pool_pages{{group="global",state="{s}"}} {n}.0'
-            for s, n in (("used", used), ("free", free))
+            for s, n in (("used", used), ("idle", free))
         ]
         lines.append(f'vllm:num_requests_running{{model_name="fake"}} {self.at_once}.0')
         return web.Response(text="\n".join(["# TYPE kvfold:pool_pages gauge", *lines, ""]))
