@@ -7,15 +7,17 @@ from typing import Any
 
 from kvfold import LLM, SamplingParams, Session
 from kvfold.plugins.contract.template_text import written_by_template
+from kvfold.runtime.memory.tiers.kv_tier import KvTier
 from tests.runtime.llm.test_session_turns import make_chat
 
 NAME = "ada"
+PLAN = "hybrid"
 Standing = tuple[Any, ...]
 
 
-def make_small(context: int = 300) -> LLM:
+def make_small(context: int = 300, tier: KvTier | None = None) -> LLM:
     """An LLM whose context is full after a few turns."""
-    return make_chat("hybrid", context=context)
+    return make_chat(PLAN, context=context, tier=tier)
 
 
 def open_session(llm: LLM, folder: Path, **given: Any) -> Session:
