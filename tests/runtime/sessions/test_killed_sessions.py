@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from kvfold import LLM, Session
+from kvfold.runtime.memory.tiers.prefix import TierLimits
 from tests.runtime.harness import PLANS, check
 from tests.runtime.scheduler.test_below_the_pools import open_directory
 from tests.runtime.sessions.resumed import PLAN, make_small, operate, standing, tokens
@@ -85,7 +86,7 @@ class Unkilled:
 
 def make_tiered(folder: Path) -> LLM:
     """An LLM whose pages lie in a tier beside the sessions."""
-    return make_small(tier=open_directory(PLANS[PLAN], folder / "kv"))
+    return make_small(tier=open_directory(PLANS[PLAN], folder / "kv", TierLimits(1 << 30)))
 
 
 @dataclass
