@@ -83,7 +83,7 @@ def read_statuses() -> list[EngineStatus]:
     for path in sorted(status_folder().glob("*.json")):
         try:
             status = _parse(path.read_text())
-        except FileNotFoundError:  # it ended this very moment
+        except (FileNotFoundError, TypeError, KeyError):  # it ended this moment, or tells other things
             continue
         if psutil.pid_exists(status.pid):
             statuses.append(status)

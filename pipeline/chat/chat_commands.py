@@ -15,8 +15,8 @@ from kvfold.pipeline.chat.chat_model import ChatModel
 from kvfold.pipeline.chat.show_reply import quote
 from kvfold.pipeline.show.table import Cell, Table
 from kvfold.pipeline.show.terminal import draw_table
+from kvfold.plugins.contract.byte_sizes import format_bytes
 from kvfold.plugins.contract.errors import RequestError
-from kvfold.plugins.contract.kv_savings import format_bytes
 from kvfold.runtime.llm.generation import TextChunk
 from kvfold.runtime.llm.session import Session
 from kvfold.runtime.metrics import Usage

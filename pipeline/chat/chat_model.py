@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from kvfold.plugins.contract.byte_sizes import format_bytes
 from kvfold.plugins.contract.fold_plan import FoldPlan
-from kvfold.plugins.contract.kv_savings import KvBytes, format_bytes
+from kvfold.plugins.contract.kv_savings import KvBytes
 from kvfold.plugins.contract.plan_presets import AttentionShape
 
 

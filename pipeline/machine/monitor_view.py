@@ -13,7 +13,7 @@ from kvfold.pipeline.machine.server_tables import server_tables
 from kvfold.pipeline.machine.server_watch import Seen
 from kvfold.pipeline.show.table import Table
 from kvfold.pipeline.show.terminal import draw_table
-from kvfold.plugins.contract.kv_savings import format_bytes
+from kvfold.plugins.contract.byte_sizes import format_bytes
 from kvfold.runtime.status import EngineStatus
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kvfold.pipeline.show.table import Cell, Table
-from kvfold.plugins.contract.kv_savings import format_bytes
+from kvfold.plugins.contract.byte_sizes import format_bytes
 
 Values = Mapping[str, Any]
 MINUTES = "5"

@@ -8,8 +8,8 @@ import numpy as np
 
 from kvfold.pipeline.quality.validate.measurements import KL_BIN_EDGES, Comparison
 from kvfold.pipeline.show.axes import BOTTOM, LEFT, RIGHT, TOP, Scale, Tick
+from kvfold.plugins.contract.byte_sizes import format_bytes
 from kvfold.plugins.contract.fold_plan import FoldPlan
-from kvfold.plugins.contract.kv_savings import format_bytes
 from kvfold.plugins.contract.plan_presets import AttentionShape
 
 LONGEST_CONTEXT = 8192

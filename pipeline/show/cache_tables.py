@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kvfold.pipeline.show.table import Cell, Table
-from kvfold.plugins.contract.kv_savings import KvBytes, format_bytes
+from kvfold.plugins.contract.byte_sizes import format_bytes
+from kvfold.plugins.contract.kv_savings import KvBytes
 from kvfold.runtime.metrics import Usage
 
 

@@ -94,7 +94,13 @@ class Results:
         self.likely_ids = np.zeros((rows, likely), np.int32)
         self.likely_logprobs = np.zeros((rows, likely), np.float64)
         arrays = (self.tokens, self.status, self.logprobs, self.likely_ids, self.likely_logprobs)
-        self.native = _Results(*(array.ctypes.data for array in arrays), likely)
+        self._places = [(array.ctypes.data, array.strides[0]) for array in arrays]
+        self._likely = likely
+        self.native = self.native_from(0)
+
+    def native_from(self, row: int) -> _Results:
+        """As the kernels write them, those of a row first."""
+        return _Results(*(address + row * stride for address, stride in self._places), self._likely)
 
 
 class Batch:
@@ -112,6 +118,13 @@ class Batch:
         """Sample from float32 logits [rows, vocab], row by row; returns how many rows have no token."""
         assert logits.dtype == np.float32 and logits.flags.c_contiguous and len(logits) == len(self._rows)
         return _checked(self._sample(logits.ctypes.data, *logits.shape, self._addresses, self._native))
+
+    def sample_again(self, logits: np.ndarray, at: int) -> bool:
+        """Sample one of the same logits' rows once more; returns whether it has a token."""
+        row, vocab = logits[at], logits.shape[1]
+        address = ctypes.byref(self._addresses, at * ctypes.sizeof(ctypes.c_void_p))
+        results = ctypes.byref(self.results.native_from(at))
+        return not _checked(self._sample(row.ctypes.data, 1, vocab, address, results))
 
 
 def score(logits: np.ndarray, token_ids: np.ndarray, likely: int) -> tuple[Results, int]:

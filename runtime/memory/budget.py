@@ -42,9 +42,10 @@ def kv_cache_bytes(
     """
     chunk = min(config.max_num_batched_tokens, max_context_length)
     full = bytes_of_slabs(plan, pages_of_sequence(plan, max_context_length, chunk), slabs)
-    budget = config.kv_cache_bytes or min(config.max_num_seqs * full, DEFAULT_KV_CACHE_BYTES)
     size = min(plan.page_size, max_context_length)
     least = bytes_of_slabs(plan, {law.name: law.peak_pages(size, size) for law in horizons(plan)}, slabs)
+    enough = max(least, min(config.max_num_seqs * full, DEFAULT_KV_CACHE_BYTES))
+    budget = config.kv_cache_bytes or enough
     if budget < least:
         raise CapacityError(
             f"kv_cache_bytes is {budget:,}, and {size} tokens already take {least:,}; raise kv_cache_bytes"

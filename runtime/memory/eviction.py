@@ -35,6 +35,8 @@ class EvictionOrder:
         self._serial = 0
         self._age = 0.0
         self._locals = [(law, page_bytes[law.index]) for law in horizons if law.is_local]
+        self._longest = max([law.sink_pages + (law.tail_pages or 0) for law, _ in self._locals], default=0)
+        self._tail_bytes = self._bytes_of_tails(self._longest)
         self._global_bytes = sum(page_bytes[law.index] for law in horizons if not law.is_local)
         self._earned = {(kind, leaf): list(PRIOR[leaf]) for kind in Kind for leaf in (False, True)}
 
@@ -86,7 +88,11 @@ class EvictionOrder:
         while above is not None and above.checkpoint is None:
             above = above.parent
         saved = node.end - (above.end if above is not None else 0)
-        cost = 0 if node.children else node.size * self._global_bytes
-        for law, size in self._locals:
-            cost += size * sum(span.stop - span.start for span in law.spans(node.end))
+        cost = self._tail_bytes if node.end >= self._longest else self._bytes_of_tails(node.end)
+        if not node.children:
+            cost += node.size * self._global_bytes
         return node.age + hits / (hits + losses) * saved / max(cost, 1), node.last_used
+
+    def _bytes_of_tails(self, pages: int) -> int:
+        """Bytes of the local pages that a checkpoint keeps."""
+        return sum(size * len(law.needed(pages)) for law, size in self._locals)

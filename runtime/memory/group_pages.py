@@ -32,22 +32,23 @@ class GroupPages:
         """Committed slabs without a page in use."""
         return len(self._empty)
 
-    def commit(self) -> int:
-        """Note that a slab now has memory; returns which."""
-        slab = heapq.heappop(self._bare)
-        first = slab * self.slab_pages
-        self._empty[slab] = list(range(first + self.slab_pages - 1, first - 1, -1))
-        self.committed += 1
-        self.free += self.slab_pages
-        return slab
+    def commit(self, count: int) -> list[int]:
+        """Note that so many slabs now have memory; returns which."""
+        slabs = [heapq.heappop(self._bare) for _ in range(count)]
+        for slab in slabs:
+            self._empty[slab] = self._pages_of(slab)
+        self.committed += count
+        self.free += count * self.slab_pages
+        return slabs
 
-    def decommit(self) -> int:
-        """Note that an empty slab loses its memory; returns which."""
-        slab, _ = self._empty.popitem()
-        heapq.heappush(self._bare, slab)
-        self.committed -= 1
-        self.free -= self.slab_pages
-        return slab
+    def decommit(self, count: int) -> list[int]:
+        """Note that so many empty slabs lose their memory; returns which."""
+        slabs = [self._empty.popitem()[0] for _ in range(count)]
+        for slab in slabs:
+            heapq.heappush(self._bare, slab)
+        self.committed -= count
+        self.free -= count * self.slab_pages
+        return slabs
 
     def take(self, count: int) -> list[int]:
         """Take free pages, out of slabs that are in use first; the caller has checked `free`."""
@@ -75,24 +76,28 @@ class GroupPages:
             if len(free) == self.slab_pages:
                 self._empty[slab] = self._partial.pop(slab)
 
-    def clear_sparsest(self) -> tuple[int, list[int]]:
-        """Take out the partly used slab with the fewest pages in use, to be emptied.
+    def clear(self, count: int) -> tuple[list[int], list[int]]:
+        """Empty the partly used slabs with the fewest pages in use; the others must have as many free pages.
 
         Returns:
-            The slab and its pages in use. `finish_clearing` makes it empty; its free pages cannot be taken
-            until then.
+            The pages in use there, growing, and those that take their place.
         """
-        slab = max(self._partial, key=lambda each: len(self._partial[each]))
-        free = self._partial.pop(slab)
-        self.free -= len(free)
-        first = slab * self.slab_pages
-        return slab, sorted(set(range(first, first + self.slab_pages)) - set(free))
+        sparsest = heapq.nlargest(count, self._partial, key=lambda slab: len(self._partial[slab]))
+        sources: list[int] = []
+        for slab in sparsest:
+            free = self._partial.pop(slab)
+            self.free -= len(free)
+            sources += set(self._pages_of(slab)) - set(free)
+        targets = self.take(len(sources))
+        for slab in sparsest:
+            self._empty[slab] = self._pages_of(slab)
+        self.free += count * self.slab_pages
+        return sorted(sources), targets
 
-    def finish_clearing(self, slab: int) -> None:
-        """Its pages are in use elsewhere: the slab is empty."""
+    def _pages_of(self, slab: int) -> list[int]:
+        """Of a slab, the lowest last."""
         first = slab * self.slab_pages
-        self._empty[slab] = list(range(first + self.slab_pages - 1, first - 1, -1))
-        self.free += self.slab_pages
+        return list(range(first + self.slab_pages - 1, first - 1, -1))
 
     def check_integrity(self, used: set[int]) -> None:
         """Check against the pages that somebody holds."""

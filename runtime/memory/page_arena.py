@@ -106,11 +106,7 @@ class PageArena:
 
     def allocate(self, counts: Sequence[int]) -> list[list[int]]:
         """Pages for one sequence, so many of each group; the caller has made sure of `fits`."""
-        for group, (count, slabs) in enumerate(zip(counts, self._slabs, strict=True)):
-            while slabs.free < count:
-                self._find_memory(self._slab_bytes[group], counts)
-                self._store.commit(self._names[group], [slabs.commit()])
-                self.committed_bytes += self._slab_bytes[group]
+        self._find_memory(counts)
         taken = []
         for group, count in enumerate(counts):
             pages = self._slabs[group].take(count)
@@ -174,40 +170,48 @@ class PageArena:
         for group in np.flatnonzero(np.bincount(groups)).tolist():
             self._slabs[group].give(pages[groups == group].tolist())
 
-    def _find_memory(self, size: int, counts: Sequence[int]) -> None:
-        """Make room for a slab of `size` bytes, leaving each group enough for `counts`."""
-        while self.committed_bytes + size > self.budget:
-            group = self._spare(counts)
-            slabs = self._slabs[group]
-            if not slabs.empty:
-                self._empty_a_slab(group)
-            self._store.decommit(self._names[group], [slabs.decommit()])
-            self.committed_bytes -= self._slab_bytes[group]
-
-    def _spare(self, counts: Sequence[int]) -> int:
-        """A group that can do with a slab less: one with an empty slab, else the one with most in holes."""
-        spare = [
-            (slabs.free - count) // slabs.slab_pages for slabs, count in zip(self._slabs, counts, strict=True)
+    def _find_memory(self, counts: Sequence[int]) -> None:
+        """Make sure that each group has so many free pages, with memory that others can do without."""
+        short = [
+            max(0, -((slabs.free - count) // slabs.slab_pages))
+            for slabs, count in zip(self._slabs, counts, strict=True)
         ]
-        groups = [group for group, count in enumerate(spare) if count > 0]
-        assert groups, "memory is short although all pages fit"
-        return max(
-            groups, key=lambda each: (self._slabs[each].empty > 0, spare[each] * self._slab_bytes[each])
-        )
+        wanted = sum(count * size for count, size in zip(short, self._slab_bytes, strict=True))
+        while self.committed_bytes + wanted > self.budget:
+            self._shrink(*self._most_spare(counts), self.committed_bytes + wanted - self.budget)
+        for group, count in enumerate(short):
+            if count:
+                self._store.commit(self._names[group], self._slabs[group].commit(count))
+                self.committed_bytes += count * self._slab_bytes[group]
 
-    def _empty_a_slab(self, group: int) -> None:
-        """Move the pages of a group's emptiest slab into the holes of others."""
-        slabs = self._slabs[group]
-        slab, used = slabs.clear_sparsest()
-        sources, targets = np.array(used, np.int64), np.array(slabs.take(len(used)), np.int64)
+    def _most_spare(self, counts: Sequence[int]) -> tuple[int, int]:
+        """(group, slabs that it can do without): one with empty slabs, else the one with most in holes."""
+        best = (False, 0, 0, 0)
+        for group, (slabs, count) in enumerate(zip(self._slabs, counts, strict=True)):
+            spare = (slabs.free - count) // slabs.slab_pages
+            if spare > 0:
+                best = max(best, (slabs.empty > 0, spare * self._slab_bytes[group], group, spare))
+        assert best[3], "memory is short although all pages fit"
+        return best[2], best[3]
+
+    def _shrink(self, group: int, spare: int, wanted: int) -> None:
+        """Take memory from a group, `wanted` bytes or what it can spare; its pages move together for that."""
+        slabs, size = self._slabs[group], self._slab_bytes[group]
+        count = min(spare, -(-wanted // size))
+        if slabs.empty < count:
+            sources, targets = slabs.clear(count - slabs.empty)
+            self._move(group, np.array(sources, np.int64), np.array(targets, np.int64))
+        self._store.decommit(self._names[group], slabs.decommit(count))
+        self.committed_bytes -= count * size
+
+    def _move(self, group: int, sources: np.ndarray, targets: np.ndarray) -> None:
         self._store.move(self._names[group], sources, targets)
         first = self._firsts[group, 0]
         for state in (self._holders, self._cached):
             state[first + targets] = state[first + sources]
             state[first + sources] = 0
-        slabs.finish_clearing(slab)
         self._relocate(group, sources, targets)
-        self.moved_pages += len(used)
+        self.moved_pages += len(sources)
 
     def check_integrity(self, cached: Iterable[np.ndarray], mapped: Iterable[np.ndarray]) -> None:
         """Check conservation against all references that exist.

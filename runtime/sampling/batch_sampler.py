@@ -68,7 +68,7 @@ class BatchSampler:
         for at, state in self._remembering:
             if at not in errors:
                 try:
-                    state.remember(tokens[at])
+                    tokens[at] = self._remember(at, state, tokens[at], rows)
                 except KvfoldError as error:
                     errors[at] = error
         if not self._told and not errors:
@@ -97,6 +97,21 @@ class BatchSampler:
             raise next(iter(_failures(rows, results).values()))
         told = dict.fromkeys(range(len(rows)), results.likely_ids.shape[1])
         return [logprob for _, logprob in _logprobs(results, told)]
+
+    def _remember(self, at: int, state: SamplingState, token: int, rows: np.ndarray) -> int:
+        """Let a state know of its token, or of another one where it guessed what its grammar refuses."""
+        try:
+            state.remember(token)
+            return token
+        except RequestError:
+            if not state.guesses:
+                raise
+        with state.masked():
+            if not self._batch.sample_again(rows, at):
+                raise _failures(rows, self._batch.results)[at]
+        token = int(self._batch.results.tokens[at])
+        state.remember(token)
+        return token
 
     def _checked(self, logits: np.ndarray, count: int) -> np.ndarray:
         assert logits.shape == (count, self._vocab_size)

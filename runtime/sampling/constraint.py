@@ -22,7 +22,11 @@ class Constraint(Protocol):
         ...
 
     def accept(self, token_id: int) -> None:
-        """Go on past a token that was sampled."""
+        """Go on past a token that was sampled.
+
+        Raises:
+            RequestError: it may not follow; then all is as it was.
+        """
         ...
 
     def rollback(self, count: int) -> None:

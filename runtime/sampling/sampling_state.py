@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -21,6 +22,8 @@ class SamplingState:
         vocab_size: logits a row.
         constraint: its grammar, if any.
         native: how its next token is sampled, as the kernels read it.
+        guesses: whether a token is first sampled as if there were no grammar, which is then asked about that
+            one alone. Greedy replies do: their likeliest token, if it is allowed, is the likeliest allowed.
         prepares: whether there is something to do before a token is sampled.
         remembers: whether a sampled token changes how the next one is sampled.
     """
@@ -64,19 +67,39 @@ class SamplingState:
         self._seen = _Seen(params, prompt_ids, vocab_size if self._penalises else 0)
         self.native = NativeRow(self._row(vocab_size, eos_token_ids))
         self.native.seen_count = self._seen.count
+        self.guesses = constraint is not None and params.temperature == 0
+        self._mask_address = self.native.mask
+        if self.guesses:
+            self.native.mask = None
         self._bans = params.min_tokens > 0
-        self.prepares = self._generator is not None or constraint is not None
+        self.prepares = self._generator is not None or (constraint is not None and not self.guesses)
         self.remembers = self._bans or self._penalises or constraint is not None
 
     def prepare(self) -> None:
         """Draw the next token's number; ask the grammar what may follow."""
         if self._generator is not None:
             self.native.draw = self._generator.random()
-        if self.constraint is not None and self._mask is not None:
-            self.constraint.fill_mask(self._mask)
+        if not self.guesses:
+            self._fill_mask()
+
+    @contextmanager
+    def masked(self) -> Iterator[None]:
+        """Meanwhile a token that is guessed is sampled under the grammar's mask."""
+        self._fill_mask()
+        self.native.mask = self._mask_address
+        try:
+            yield
+        finally:
+            self.native.mask = None
 
     def remember(self, token_id: int) -> None:
-        """Count a token that was sampled."""
+        """Count a token that was sampled.
+
+        Raises:
+            RequestError: the grammar refuses it; then nothing is counted.
+        """
+        if self.constraint is not None:
+            self.constraint.accept(token_id)
         self._length += 1
         if self._bans and self._length >= self.params.min_tokens:
             self._bans = False
@@ -84,8 +107,10 @@ class SamplingState:
         if self._penalises:
             self._seen.add(token_id)
             self.native.seen_count = self._seen.count
-        if self.constraint is not None:
-            self.constraint.accept(token_id)
+
+    def _fill_mask(self) -> None:
+        if self.constraint is not None and self._mask is not None:
+            self.constraint.fill_mask(self._mask)
 
     def _row(self, vocab_size: int, eos_token_ids: Sequence[int]) -> SamplingRow:
         params = self.params

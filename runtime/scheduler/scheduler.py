@@ -11,7 +11,7 @@ ends.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from concurrent.futures import FIRST_COMPLETED, wait
 
 import numpy as np
@@ -24,13 +24,9 @@ from kvfold.runtime.memory.tier_link import Load
 from kvfold.runtime.memory.tiers.kv_tier import KvTier
 from kvfold.runtime.metrics import CacheMetrics
 from kvfold.runtime.runtime_config import RuntimeConfig
+from kvfold.runtime.scheduler.next_waiting import next_waiting
 from kvfold.runtime.scheduler.request import Request
 from kvfold.runtime.scheduler.step_builder import Chunk
-
-# How many waiting requests are compared for the longest cached prefix, and how often younger ones
-# may go before an older one.
-LOOKAHEAD = 16
-MAX_OVERTAKEN = 8
 
 Scheduled = list[tuple[Request, Chunk]]
 
@@ -189,7 +185,7 @@ class Scheduler:
         room = min(budget, prefill)
         self._take_in()
         while room > 0 and self._may_admit:
-            request = self._next_waiting()
+            request = next_waiting(self._ready(), self.running, self._reusable)
             admitted = self._admit(request, room)
             if admitted is None:
                 break
@@ -250,24 +246,8 @@ class Scheduler:
         self.metrics.preemptions += 1
         self.waiting.insert(0, request)
 
-    def _next_waiting(self) -> Request:
-        """Who goes next: by priority, then of the tenant that has least running, then by the cache.
-
-        Longest cached prefix first, unless the oldest was preempted or overtaken too often.
-        """
-        ready = [request for request in self.waiting if request not in self._loads]
-        first = min(request.priority for request in ready)
-        equals = [request for request in ready if request.priority == first]
-        load = Counter(request.prefix.tenant for request in self.running)
-        least = min(load[request.prefix.tenant] for request in equals)
-        candidates = [request for request in equals if load[request.prefix.tenant] == least]
-        oldest = candidates[0]
-        if len(candidates) == 1 or oldest.preempted or oldest.overtaken >= MAX_OVERTAKEN:
-            return oldest
-        chosen = max(candidates[:LOOKAHEAD], key=self._reusable)
-        for older in candidates[: candidates.index(chosen)]:
-            older.overtaken += 1
-        return chosen
+    def _ready(self) -> list[Request]:
+        return [request for request in self.waiting if request not in self._loads]
 
     def _reusable(self, request: Request) -> int:
         parked = self._parked_of(request)

@@ -55,10 +55,19 @@ class TokenConstraint:
             mask &= self._allowed
 
     def accept(self, token_id: int) -> None:
-        """Go on after a token; raises RequestError where the grammar does not allow it, or is too complex."""
+        """Go on after a token.
+
+        Raises:
+            RequestError: the grammar does not allow it, and is where it was; or it became too complex for the
+                limits of a step, and allows nothing any more.
+        """
         finished = self.finished
-        if not self._matcher.consume_token(token_id):
-            self._fail()
+        if not self._takes(token_id, finished):
+            if self._matcher.is_error():
+                self._fail()
+            raise RequestError(
+                f"token {token_id} may not follow {self._length} tokens of the reply by its grammar"
+            )
         self._length += 1
         self._past_end += finished
 
@@ -69,6 +78,14 @@ class TokenConstraint:
             raise RequestError(f"{count} tokens cannot be taken back; the grammar has read {self._length}")
         self._length -= count
         self._past_end -= past_end
+
+    def _takes(self, token_id: int, finished: bool) -> bool:
+        allowed = self._allowed
+        if allowed is not None and not allowed[token_id // 32] >> np.uint32(token_id % 32) & 1:
+            return False
+        if self._matcher.try_consume_tokens([token_id]) == 1:
+            return True
+        return finished and bool(self._matcher.deep_copy().consume_token(token_id))
 
     def _fail(self) -> None:
         why = explain_failure(self._matcher.get_error())

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from kvfold.pipeline.bench.trace.trace_results import BudgetResult, TraceResult
 from kvfold.pipeline.bench.trace.trace_settings import Ends
 from kvfold.pipeline.show.table import Cell, Table
-from kvfold.plugins.contract.kv_savings import format_bytes
+from kvfold.plugins.contract.byte_sizes import format_bytes
 
 COLUMNS = ("KV memory", "hit rate", "ideal LRU", "unfolded", "tail gone", "µs a step", "µs, with prompts")
 ENDS: dict[Ends, str] = {

@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
+from kvfold.plugins.contract.byte_sizes import format_bytes, parse_bytes
 from kvfold.plugins.contract.errors import RequestError
-from kvfold.plugins.contract.kv_savings import format_bytes, parse_bytes
 from kvfold.runtime.server.start.server_settings import INTER_TOKEN_TARGET, MAX_NUM_SEQS, ServerSettings
 
 

@@ -11,8 +11,8 @@ import click
 
 from kvfold.pipeline.bench.trace.trace_settings import CONTEXT_BLOCKS, ENDS, TraceSettings
 from kvfold.pipeline.commands.options.refuse_typed import refuse_typed
+from kvfold.plugins.contract.byte_sizes import parse_bytes
 from kvfold.plugins.contract.errors import RequestError
-from kvfold.plugins.contract.kv_savings import parse_bytes
 
 
 class BudgetsType(click.ParamType[tuple[int, ...]]):

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 from kvfold.pipeline.machine.doctor.finding import Finding
-from kvfold.plugins.contract.kv_savings import format_bytes
+from kvfold.plugins.contract.byte_sizes import format_bytes
 
 CPU_FLAGS = ("avx2", "fma", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "amx_int8", "asimd", "i8mm")
 CPUINFO = Path("/proc/cpuinfo")

@@ -12,7 +12,7 @@ from kvfold.pipeline.show import axes
 from kvfold.pipeline.show.axes import BOTTOM, LEFT, RIGHT, TOP, Scale, Tick
 from kvfold.pipeline.show.html import load_template
 from kvfold.pipeline.studies.frontier.rungs import SHOWN_CONTEXT, Frontier, Rung
-from kvfold.plugins.contract.kv_savings import format_bytes
+from kvfold.plugins.contract.byte_sizes import format_bytes
 
 # A KL below 10 to this power, nat per token, is drawn at the foot: zero has no logarithm.
 FLOOR_POWER = -4

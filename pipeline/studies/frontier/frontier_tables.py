@@ -6,7 +6,7 @@ from kvfold.pipeline.quality.format_estimate import format_estimate
 from kvfold.pipeline.show.table import Cell, Table
 from kvfold.pipeline.studies.describe_cost import describe_cost
 from kvfold.pipeline.studies.frontier.rungs import Frontier, Rung
-from kvfold.plugins.contract.kv_savings import format_bytes
+from kvfold.plugins.contract.byte_sizes import format_bytes
 
 STATED_CONTEXTS = (2048, 8192)
 NOTE = "Bold: no other rung is both smaller and nearer to the original."

@@ -7,14 +7,15 @@
 namespace kvfold {
 namespace {
 
+constexpr std::size_t kBehindPeak = kBlock / kPeaks;
 constexpr std::size_t kHeapSize = 64;  // up to here a heap finds the k-th largest sooner than partitioning
 
 }  // namespace
 
-Candidates Gathered::at_least(const SamplingKernel& kernel, const Logits& row, float least) {
+Candidates Gathered::within(const SamplingKernel& kernel, const Logits& row, Range range) {
   const std::size_t room = (blocks_of(row.count) + 1) * kBlock;  // stores of whole vectors go beyond the last
   Candidates found = {grown(ids_, room), grown(logits_, room), 0};
-  found.count = kernel.gather(row.values, row.count, row.peaks, least, found.ids, found.logits);
+  found.count = kernel.gather(row.values, row.count, row.peaks, range, found.ids, found.logits);
   while (found.count > 0 && static_cast<std::size_t>(found.ids[found.count - 1]) >= row.count) --found.count;
   return found;
 }
@@ -33,8 +34,27 @@ float Likeliest::threshold(const Logits& row, std::size_t wanted) {
   return peaks[wanted - 1];
 }
 
+// The `wanted` likeliest, where those above the least ones are fewer: of the least, the first.
+Candidates Likeliest::first_of(Candidates found, const Candidates& above, std::size_t wanted) {
+  std::size_t kept = 0, passed = 0;
+  for (; kept + (above.count - passed) < wanted; ++kept) {
+    passed += passed < above.count && above.ids[passed] == found.ids[kept];
+  }
+  std::copy(above.ids + passed, above.ids + above.count, found.ids + kept);
+  std::copy(above.logits + passed, above.logits + above.count, found.logits + kept);
+  found.count = wanted;
+  return found;
+}
+
 Candidates Likeliest::of(const SamplingKernel& kernel, const Logits& row, std::size_t wanted) {
-  Candidates found = gathered_.at_least(kernel, row, threshold(row, wanted));
+  const float least = threshold(row, wanted);
+  Candidates found = gathered_.at_least(kernel, row, least);
+  if (found.count > wanted * kBehindPeak) {
+    // Fewer than `wanted` peaks are larger than that one: most of these are equal.
+    const Candidates above = above_.at_least(kernel, row, std::nextafter(least, HUGE_VALF));
+    if (above.count < wanted) return first_of(found, above, wanted);
+    found = above;
+  }
   if (found.count == wanted) return found;
   std::uint64_t* keys = grown(keys_, found.count);
   for (std::size_t i = 0; i < found.count; ++i) keys[i] = order_key(found.logits[i], i);

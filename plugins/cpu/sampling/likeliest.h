@@ -33,8 +33,10 @@ struct Candidates {
 
 class Gathered {
  public:
-  // Those of at least `least`.
-  Candidates at_least(const SamplingKernel& kernel, const Logits& row, float least);
+  Candidates within(const SamplingKernel& kernel, const Logits& row, Range range);
+  Candidates at_least(const SamplingKernel& kernel, const Logits& row, float least) {
+    return within(kernel, row, {least, __builtin_inff()});
+  }
 
  private:
   std::vector<std::int32_t> ids_;
@@ -58,8 +60,9 @@ class Likeliest {
 
  private:
   float threshold(const Logits& row, std::size_t wanted);
+  static Candidates first_of(Candidates found, const Candidates& above, std::size_t wanted);
 
-  Gathered gathered_;
+  Gathered gathered_, above_;
   std::vector<float> peaks_;
   std::vector<std::uint64_t> keys_;
 };

@@ -9,8 +9,9 @@
 namespace kvfold {
 namespace {
 
-constexpr std::size_t kOneBucket = 256;  // as many need no distribution
-constexpr std::ptrdiff_t kFew = 24;      // as many members of a bucket are sorted
+constexpr std::size_t kOneBucket = 256;    // as many need no distribution
+constexpr std::size_t kSelected = 1024;    // among as many members of a bucket a place is found one by one
+constexpr std::ptrdiff_t kSorted = 24;     // as many are sorted
 constexpr double kSlack = 1e-5;          // far more than logits and weights are rounded by
 
 // A sample of the weights of each block says which are large enough. It only saves time: where it misled, the
@@ -30,14 +31,17 @@ double sum_below(const std::vector<float>& sample, float limit) {
 }
 
 void add_masses(const std::uint8_t* buckets, const float* weights, std::size_t count, double* masses) {
-  constexpr std::size_t kWays = 4;  // neighbours often share a bucket, and would wait for each other
+  constexpr std::size_t kWays = 8;  // neighbours often share a bucket, and would wait for each other
   double ways[kWays][kBuckets] = {};
   std::size_t i = 0;
   for (; i + kWays <= count; i += kWays) {
     for (std::size_t way = 0; way < kWays; ++way) ways[way][buckets[i + way]] += weights[i + way];
   }
   for (; i < count; ++i) ways[0][buckets[i]] += weights[i];
-  for (std::size_t b = 0; b < kBuckets; ++b) masses[b] = (ways[0][b] + ways[1][b]) + (ways[2][b] + ways[3][b]);
+  for (std::size_t b = 0; b < kBuckets; ++b) {
+    masses[b] = 0;
+    for (std::size_t way = 0; way < kWays; ++way) masses[b] += ways[way][b];
+  }
 }
 
 // Moves the keys below a pivot to the front; both sides get some of three or more different ones.
@@ -78,47 +82,64 @@ double log2_of(double x) {
   return exponent + std::log1p(fraction - 1) / std::log1p(1);
 }
 
-// Takes the tokens of at least a weight, and distributes them; returns the mass of what weighing.least leaves.
-double Nucleus::distribute(const SamplingKernel& kernel, const Logits& row, const Weighing& weighing, double limit) {
-  const double below = log2_of(limit) / weighing.factor;
-  const double slack = kSlack * (std::fabs(below) + std::fabs(weighing.max) + 1 / weighing.factor);
-  const auto least = static_cast<float>(std::max(weighing.max + below - slack, static_cast<double>(-FLT_MAX)));
-  candidates_ = gathered_.at_least(kernel, row, least);
-  const std::size_t count = candidates_.count, blocks = blocks_of(count);
-  float* weights = grown(weights_, blocks * kBlock);
-  const double mass = kernel.weigh(candidates_.logits, count, weighing, weights, grown(sums_, blocks));
-  std::uint8_t* buckets = grown(buckets_, count);
-  const float scale = count <= kOneBucket ? 0 : kBuckets / (weighing.max - least);
-  kernel.distribute(candidates_.logits, count, weighing.max, scale, buckets);
-  add_masses(buckets, weights, count, masses_);
+// Few logits, or some that are too close or too far apart to be told apart like this, share one bucket.
+float scale_of(Range range, std::size_t count) {
+  const float scale = kBuckets / (range.most - range.least);
+  return count > kOneBucket && scale > 0 && scale <= FLT_MAX ? scale : 0;
+}
+
+// Takes the logits of a range; returns the mass of what weighing.least leaves.
+double Nucleus::Spread::fill(const SamplingKernel& kernel, const Logits& row, const Weighing& weighing, Range range) {
+  candidates = gathered.within(kernel, row, range);
+  const std::size_t count = candidates.count, blocks = blocks_of(count);
+  float* weight = grown(weights, blocks * kBlock);
+  const double mass = kernel.weigh(candidates.logits, count, weighing, weight, grown(sums, blocks));
+  range.most = std::min(range.most, weighing.max);
+  scale = {range.most, scale_of(range, count)};
+  std::uint8_t* bucket = grown(buckets, count);
+  kernel.distribute(candidates.logits, count, scale, bucket);
+  add_masses(bucket, weight, count, masses);
   return mass;
 }
 
-// The members of a bucket that have a weight, as keys; returns how many.
-std::size_t Nucleus::collect(std::size_t bucket) {
-  std::uint64_t* members = grown(members_, candidates_.count);
-  std::size_t count = 0;
-  const std::uint8_t *begin = buckets_.data(), *end = begin + candidates_.count, *at = begin;
-  while ((at = static_cast<const std::uint8_t*>(std::memchr(at, static_cast<int>(bucket), end - at))) != nullptr) {
-    const auto place = static_cast<std::size_t>(at++ - begin);
-    members[count] = order_key(candidates_.logits[place], place);
-    count += weights_[place] > 0;
-  }
-  return count;
+// The bucket with which the sum passes `wanted`, the last one with a mass at most; adds those before it.
+std::size_t Nucleus::Spread::find(double wanted, double* sum) const {
+  std::size_t bucket = 0, last = kBuckets - 1;
+  while (last > 0 && !(masses[last] > 0)) --last;
+  while (bucket < last && *sum + masses[bucket] <= wanted) *sum += masses[bucket++];
+  return bucket;
 }
 
-// The place with which, likeliest first, the sum of weights passes `wanted`, and that sum; where they do not
-// suffice, or rounding leaves them short, the last place of those looked at.
-Nucleus::Passing Nucleus::pass(double wanted) {
-  double sum = 0;
-  std::size_t bucket = 0;
-  while (bucket + 1 < kBuckets && sum + masses_[bucket] <= wanted) sum += masses_[bucket++];
-  const std::size_t count = collect(bucket);
+// Spreads the tokens of at least a weight.
+double Nucleus::spread_from(const SamplingKernel& kernel, const Logits& row, const Weighing& weighing, double limit) {
+  const double below = log2_of(limit) / weighing.factor;
+  const double slack = kSlack * (std::fabs(below) + std::fabs(weighing.max) + 1 / weighing.factor);
+  const auto least = static_cast<float>(std::max(weighing.max + below - slack, static_cast<double>(-FLT_MAX)));
+  return all_.fill(kernel, row, weighing, {least, HUGE_VALF});
+}
+
+// Takes the members of a bucket that have a weight, as keys, until there are more than `most`; returns how many.
+std::size_t Nucleus::collect(const Spread& spread, std::size_t bucket, std::size_t most) {
+  const std::size_t count = spread.candidates.count;
+  std::uint64_t* members = grown(members_, count);
+  std::size_t found = 0;
+  const std::uint8_t *begin = spread.buckets.data(), *end = begin + count, *at = begin;
+  while (found <= most &&
+         (at = static_cast<const std::uint8_t*>(std::memchr(at, static_cast<int>(bucket), end - at))) != nullptr) {
+    const auto place = static_cast<std::size_t>(at++ - begin);
+    members[found] = order_key(spread.candidates.logits[place], place);
+    found += spread.weights[place] > 0;
+  }
+  return found;
+}
+
+// The same as pass, among members.
+Nucleus::Passing Nucleus::pass_members(const Spread& spread, std::size_t count, double sum, double wanted) {
   std::uint64_t *begin = members_.data(), *end = begin + count;
-  while (end - begin > kFew) {
+  while (end - begin > kSorted) {
     std::uint64_t* middle = split(begin, end);
     double before = 0;
-    for (const std::uint64_t* key = begin; key < middle; ++key) before += weights_[place_of(*key)];
+    for (const std::uint64_t* key = begin; key < middle; ++key) before += spread.weights[place_of(*key)];
     if (sum + before > wanted) {
       end = middle;
     } else {
@@ -127,12 +148,35 @@ Nucleus::Passing Nucleus::pass(double wanted) {
     }
   }
   std::sort(begin, end);
-  Passing found = {sum, 0};
+  Passing found = {sum, spread.candidates.ids[0]};
   for (; begin < end && found.sum <= wanted; ++begin) {
-    found.place = place_of(*begin);
-    found.sum += weights_[found.place];
+    found.id = spread.candidates.ids[place_of(*begin)];
+    found.sum += spread.weights[place_of(*begin)];
   }
   return found;
+}
+
+// The token with which, likeliest first, the sum of weights passes `wanted`, and that sum; where they do not
+// suffice, or rounding leaves them short, the last token of those looked at.
+Nucleus::Passing Nucleus::pass(const SamplingKernel& kernel, const Logits& row, const Weighing& weighing,
+                               double wanted) {
+  double sum = 0;
+  for (const Spread* spread = &all_;; spread = &part_) {
+    const std::size_t bucket = spread->find(wanted, &sum);
+    const std::size_t few = collect(*spread, bucket, kSelected);
+    if (few <= kSelected) return pass_members(*spread, few, sum, wanted);
+    const Extent in = kernel.extent(spread->candidates.logits, spread->candidates.count, spread->scale, bucket);
+    if (in.range.least == in.range.most) {
+      const double weight = spread->masses[bucket] / static_cast<double>(in.count);
+      const double before = std::min(std::floor((wanted - sum) / weight), static_cast<double>(in.count - 1));
+      const Candidates equal = equal_.within(kernel, row, in.range);
+      return {sum + (before + 1) * weight, equal.ids[static_cast<std::size_t>(before)]};
+    }
+    if (scale_of(in.range, in.count) == 0) {
+      return pass_members(*spread, collect(*spread, bucket, in.count), sum, wanted);
+    }
+    part_.fill(kernel, row, weighing, in.range);
+  }
 }
 
 std::size_t Nucleus::draw(const SamplingKernel& kernel, const Logits& row, const Weighing& weighing,
@@ -142,12 +186,12 @@ std::size_t Nucleus::draw(const SamplingKernel& kernel, const Logits& row, const
   const double safe = std::max(spare / static_cast<double>(row.count), static_cast<double>(draw.min_p));
   const double limit = row.count < kWorthSampling ? safe : guess(weights, row.count, safe, spare);
   const Weighing left = {weighing.max, weighing.factor, draw.min_p};
-  if (distribute(kernel, row, left, limit) < target && limit > safe) distribute(kernel, row, left, safe);
+  if (spread_from(kernel, row, left, limit) < target && limit > safe) spread_from(kernel, row, left, safe);
 
   // The nucleus ends with the token that brings the sum to the target; the draw is a share of that sum.
-  const double kept = pass(std::nextafter(target, 0.0)).sum;
-  const Passing drawn = pass(std::min(draw.share * kept, std::nextafter(kept, 0.0)));
-  return static_cast<std::size_t>(candidates_.ids[drawn.place]);
+  const double kept = pass(kernel, row, left, std::nextafter(target, 0.0)).sum;
+  return static_cast<std::size_t>(
+      pass(kernel, row, left, std::min(draw.share * kept, std::nextafter(kept, 0.0))).id);
 }
 
 }  // namespace kvfold

@@ -18,22 +18,33 @@ class Nucleus {
                    double mass, const NucleusDraw& draw);
 
  private:
+  // Logits of a range, each with a weight and a bucket.
+  struct Spread {
+    Gathered gathered;
+    Candidates candidates = {};
+    Scale scale = {};
+    double masses[kBuckets];
+    std::vector<float> weights;
+    std::vector<double> sums;
+    std::vector<std::uint8_t> buckets;
+
+    double fill(const SamplingKernel& kernel, const Logits& row, const Weighing& weighing, Range range);
+    std::size_t find(double wanted, double* sum) const;
+  };
   struct Passing {
     double sum;
-    std::size_t place;
+    std::int32_t id;
   };
 
   double guess(const float* weights, std::size_t count, double limit, double spare);
-  double distribute(const SamplingKernel& kernel, const Logits& row, const Weighing& weighing, double limit);
-  std::size_t collect(std::size_t bucket);
-  Passing pass(double wanted);
+  double spread_from(const SamplingKernel& kernel, const Logits& row, const Weighing& weighing, double limit);
+  Passing pass(const SamplingKernel& kernel, const Logits& row, const Weighing& weighing, double wanted);
+  std::size_t collect(const Spread& spread, std::size_t bucket, std::size_t most);
+  Passing pass_members(const Spread& spread, std::size_t count, double sum, double wanted);
 
-  Gathered gathered_;
-  Candidates candidates_ = {};  // each has a weight and a bucket
-  double masses_[kBuckets];
-  std::vector<float> sample_, weights_;
-  std::vector<double> sums_;
-  std::vector<std::uint8_t> buckets_;
+  Spread all_, part_;
+  Gathered equal_;
+  std::vector<float> sample_;
   std::vector<std::uint64_t> members_;
 };
 

@@ -83,7 +83,7 @@ struct Doubles {
 
 }  // namespace
 
-const SamplingKernel kSamplingAvx2 = {survey, mask, weigh, gather, distribute};
+const SamplingKernel kSamplingAvx2 = {survey, mask, weigh, gather, distribute, extent};
 
 }  // namespace kvfold
 

@@ -62,7 +62,7 @@ struct Doubles {
 
 }  // namespace
 
-const SamplingKernel kSamplingAvx512 = {survey, mask, weigh, gather, distribute};
+const SamplingKernel kSamplingAvx512 = {survey, mask, weigh, gather, distribute, extent};
 
 }  // namespace kvfold
 

@@ -27,6 +27,22 @@ struct Weighing {
   float least;
 };
 
+struct Range {
+  float least, most;
+};
+
+// bucket of x = (most - x) * scale, kBuckets - 1 at most.
+struct Scale {
+  float most;
+  float scale;
+};
+
+// The logits of a bucket: how many, and from where to where.
+struct Extent {
+  std::size_t count;
+  Range range;
+};
+
 struct SamplingKernel {
   // Writes kPeaks peaks a block.
   Survey (*survey)(const float* x, std::size_t count, float* peaks);
@@ -34,11 +50,11 @@ struct SamplingKernel {
   void (*mask)(const float* x, std::size_t count, const std::uint32_t* mask, float* out);
   // Weights, and their sum in each block; returns the sum of all.
   double (*weigh)(const float* x, std::size_t count, const Weighing& weighing, float* weights, double* sums);
-  // Indices and values of at least `least`, in order; returns how many. `peaks` may be null.
-  std::size_t (*gather)(const float* x, std::size_t count, const float* peaks, float least, std::int32_t* ids,
+  // Indices and values of those in a range, in order; returns how many. `peaks` may be null.
+  std::size_t (*gather)(const float* x, std::size_t count, const float* peaks, Range range, std::int32_t* ids,
                         float* values);
-  // buckets[i] = (max - x[i]) * scale, kBuckets - 1 at most.
-  void (*distribute)(const float* x, std::size_t count, float max, float scale, std::uint8_t* buckets);
+  void (*distribute)(const float* x, std::size_t count, Scale scale, std::uint8_t* buckets);
+  Extent (*extent)(const float* x, std::size_t count, Scale scale, std::size_t bucket);
 };
 
 extern const SamplingKernel kSamplingPortable;

@@ -84,6 +84,6 @@ struct Doubles {
 
 }  // namespace
 
-const SamplingKernel kSamplingPortable = {survey, mask, weigh, gather, distribute};
+const SamplingKernel kSamplingPortable = {survey, mask, weigh, gather, distribute, extent};
 
 }  // namespace kvfold

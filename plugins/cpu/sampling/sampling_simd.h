@@ -90,22 +90,24 @@ double weigh(const float* x, std::size_t count, const Weighing& weighing, float*
                             : weigh_blocks<true>(x, count, weighing, weights, sums);
 }
 
-std::size_t gather(const float* x, std::size_t count, const float* peaks, float least, std::int32_t* ids,
-                   float* values) {
+template <bool kAllAbove>
+std::size_t gather_blocks(const float* x, std::size_t count, const float* peaks, Range range, std::int32_t* ids,
+                          float* values) {
   Block block;
-  const F limit = Simd::set(least);
+  const F least = Simd::set(range.least), most = Simd::set(range.most);
   std::size_t found = 0;
   for (std::size_t first = 0; first < count; first += kBlock) {
     if (peaks != nullptr) {
       std::uint32_t any = 0;
-      for (std::size_t i = 0; i < kPeaks; i += Simd::kLanes) any |= Simd::reaches(Simd::load(peaks + i), limit);
+      for (std::size_t i = 0; i < kPeaks; i += Simd::kLanes) any |= Simd::reaches(Simd::load(peaks + i), least);
       peaks += kPeaks;
       if (any == 0) continue;
     }
     const float* p = block.of(x, count, first);
     for (std::size_t i = 0; i < kBlock; i += Simd::kLanes) {
       const F value = Simd::load(p + i);
-      const std::uint32_t bits = Simd::reaches(value, limit);
+      std::uint32_t bits = Simd::reaches(value, least);
+      if (!kAllAbove) bits &= Simd::reaches(most, value);
       Simd::places(bits, static_cast<std::int32_t>(first + i), ids + found);
       Simd::compress(value, bits, values + found);
       found += static_cast<std::size_t>(__builtin_popcount(bits));
@@ -114,10 +116,36 @@ std::size_t gather(const float* x, std::size_t count, const float* peaks, float 
   return found;
 }
 
+std::size_t gather(const float* x, std::size_t count, const float* peaks, Range range, std::int32_t* ids,
+                   float* values) {
+  return range.most < __builtin_inff() ? gather_blocks<false>(x, count, peaks, range, ids, values)
+                                       : gather_blocks<true>(x, count, peaks, range, ids, values);
+}
+
 // Plain C++: compilers vectorise it for each instruction set.
-void distribute(const float* x, std::size_t count, float max, float scale, std::uint8_t* buckets) {
+void distribute(const float* x, std::size_t count, Scale scale, std::uint8_t* buckets) {
   for (std::size_t i = 0; i < count; ++i) {
-    const auto bucket = static_cast<std::int32_t>((max - x[i]) * scale);
+    const auto bucket = static_cast<std::int32_t>((scale.most - x[i]) * scale.scale);
     buckets[i] = static_cast<std::uint8_t>(bucket < static_cast<std::int32_t>(kBuckets) ? bucket : kBuckets - 1);
   }
+}
+
+Extent extent(const float* x, std::size_t count, Scale scale, std::size_t bucket) {
+  Block block;
+  const F top = Simd::set(scale.most), factor = Simd::set(scale.scale), none = Simd::set(-__builtin_inff());
+  const F begin = Simd::set(static_cast<float>(bucket));
+  const F end = Simd::set(bucket + 1 < kBuckets ? static_cast<float>(bucket + 1) : __builtin_inff());
+  F most = none, below = none;  // the largest -x
+  std::size_t found = 0;
+  for (std::size_t first = 0; first < count; first += kBlock) {
+    const float* p = block.of(x, count, first);
+    for (std::size_t i = 0; i < kBlock; i += Simd::kLanes) {
+      const F value = Simd::load(p + i), at = Simd::mul(Simd::sub(top, value), factor);
+      const std::uint32_t bits = Simd::reaches(at, begin) & ~Simd::reaches(at, end);
+      found += static_cast<std::size_t>(__builtin_popcount(bits));
+      most = Simd::max(most, Simd::choose(value, bits));
+      below = Simd::max(below, Simd::choose(Simd::sub(Simd::set(0.0f), value), bits));
+    }
+  }
+  return {found, {-Simd::max_lane(below), Simd::max_lane(most)}};
 }

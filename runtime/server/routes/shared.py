@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +15,6 @@ from kvfold.runtime.server.routes.conversations import (
     Session,
     Settle,
     Turn,
-    nothing_to_settle,
 )
 from kvfold.runtime.server.routes.kept_conversations import Conversations
 from kvfold.runtime.server.routes.shelf import Kind, Shelf
@@ -64,6 +64,7 @@ class Shared:
     def __init__(self, state: ServerState, limits: ConversationLimits) -> None:
         """Empty, also while the model loads."""
         self.state = state
+        self._disk = ThreadPoolExecutor(1, "kvfold disk")
         self._shelf = self.shelf(limits.folder, "session")
         self.sessions: Conversations[Session] = Conversations(
             limits.max_sessions, limits.seconds, self.discard, self._shelf, lambda name, _: Session(name)
@@ -79,7 +80,8 @@ class Shared:
 
     def shelf(self, folder: Path | None, kind: Kind) -> Shelf:
         """Where conversations of a kind lie on disk, in the server's folder, if it has one."""
-        return Shelf(folder, kind, lambda: self.state.llm.tokenizer.fingerprint, self.state.metrics.files)
+        model, counts = lambda: self.state.llm.tokenizer.fingerprint, self.state.metrics.files
+        return Shelf(folder, kind, model, counts, self._disk)
 
     async def begin_turn(self, request: Request, session: str | None) -> Turn | None:
         """A turn of the caller's session, which begins with its first one; None without a session.
@@ -115,7 +117,11 @@ class Shared:
         """Hold a session's file until the request ends; what writes to it how the session then stands."""
         held = await self._shelf.hold(request.tenant, session.id, session.reading)
         if held is None:
-            return nothing_to_settle
+
+            async def tell() -> None:
+                session.saved = False
+
+            return tell
         file, reading = held
         request.at_end(lambda: self._shelf.release(file))
         last, session.reading = session.reading, reading

@@ -33,7 +33,12 @@ class Shelf:
     """
 
     def __init__(
-        self, folder: Path | None, kind: Kind, model: Callable[[], str], counts: Counter[str]
+        self,
+        folder: Path | None,
+        kind: Kind,
+        model: Callable[[], str],
+        counts: Counter[str],
+        thread: ThreadPoolExecutor,
     ) -> None:
         """Nothing is read yet.
 
@@ -41,13 +46,14 @@ class Shelf:
             folder: of the server's state; None keeps none.
             kind: of conversations.
             model: the fingerprint of the model's tokenizer; raises HttpError 503 while it loads.
-            counts: of what happened to files, by event.
+            counts: of what happened to files, by event; changed in the thread.
+            thread: one.
         """
         self._folder = None if folder is None else state_folder(folder, kind)
         self._kind = kind
         self._model = model
         self._counts = counts
-        self._thread = ThreadPoolExecutor(1, f"kvfold {kind}s")
+        self._thread = thread
         self._opened: SessionStore | None = None
         self._fails = False
         self._refusals: set[str] = set()
@@ -92,15 +98,7 @@ class Shelf:
         if (store := self._store()) is None:
             return None
 
-        def hold() -> tuple[SessionFile, Reading | None] | None:
-            if (file := self._open(store, tenant, name, last)) is None:
-                return None
-            reading = file.reading()
-            if reading is not None and (last is None or reading.session is not last.session):
-                self._told(reading)
-            return file, reading
-
-        return await self._run(hold)
+        return await self._run(lambda: self._open(store, tenant, name, last))
 
     async def save(self, file: SessionFile, session: SavedSession) -> tuple[Reading | None, bool]:
         """Bring a held file to this state and let go of it; what it then is, and whether it is this state."""
@@ -112,8 +110,8 @@ class Shelf:
             return None
 
         def put() -> Reading | None:
-            file = self._open(store, tenant, name, None)
-            return None if file is None else self._write(file, session)[0]
+            opened = self._open(store, tenant, name, None)
+            return None if opened is None else self._write(opened[0], session)[0]
 
         return await self._run(put)
 
@@ -170,12 +168,15 @@ class Shelf:
             self._opened = SessionStore(self._folder, self._model(), self._kind)
         return self._opened
 
-    def _open(self, store: SessionStore, tenant: str, name: str, last: Reading | None) -> SessionFile | None:
+    def _open(
+        self, store: SessionStore, tenant: str, name: str, last: Reading | None
+    ) -> tuple[SessionFile, Reading | None] | None:
         """In the thread: hold one, begun anew where another model's tokens are in it."""
         try:
             if last is not None and last.heading is not None and last.heading.model != store.model:
                 store.delete(name, tenant)
             file = store.open(name, tenant, last=last)
+            reading = file.reading()
         except SessionBusyError as error:
             raise busy(name) from error
         except OSError as error:
@@ -185,7 +186,9 @@ class Shelf:
             self._refused(error)
             return None
         file.touch()
-        return file
+        if reading is not None and (last is None or reading.session is not last.session):
+            self._told(reading)
+        return file, reading
 
     def _write(self, file: SessionFile, session: SavedSession) -> tuple[Reading | None, bool]:
         """In the thread."""
@@ -196,6 +199,9 @@ class Shelf:
             else:
                 self._failed(str(file.failure))
             return file.reading(), saved
+        except OSError as error:
+            self._failed(f"{file.path} cannot be read: {error.strerror}")
+            return None, False
         finally:
             file.close()
 
@@ -238,6 +244,8 @@ def check_state_folder(folder: Path | None) -> None:
     """
     if folder is None:
         return
+    if folder.exists() and not folder.is_dir():
+        raise RequestError(f"--state-dir {folder} is no folder; name one, or one that is to be made")
     for kind in KINDS:
         try:
             SessionStore(state_folder(folder, kind), "").check_folder()

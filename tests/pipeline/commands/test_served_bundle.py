@@ -55,8 +55,14 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def served(small_bundle: Path) -> Iterator[Served]:
-    served = Served(str(small_bundle), "--served-model-name", "tiny", "--max-num-seqs", "2")
+def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("served") / "state"
+
+
+@pytest.fixture(scope="module")
+def served(small_bundle: Path, state: Path) -> Iterator[Served]:
+    options = ("--served-model-name", "tiny", "--max-num-seqs", "2", "--state-dir", str(state))
+    served = Served(str(small_bundle), *options)
     served.wait_until_ready()
     yield served
     served.process.kill()
@@ -79,6 +85,14 @@ def test_it_lists_its_model_and_counts_what_it_did(served: Served) -> None:
     assert "vllm:num_requests_running" in served.ask("GET", "/metrics")[1]
 
 
+def test_a_session_lies_on_the_disk_when_its_turn_is_told(served: Served, state: Path) -> None:
+    asked = {"messages": [{"role": "user", "content": "a cab"}], "max_tokens": 3, "session_id": "s"}
+    status, body = served.ask("POST", "/v1/chat/completions", asked)
+    assert status == 200, body
+    assert len(list(state.rglob("*.session"))) == 1
+    assert json.loads(served.ask("GET", "/v1/kvfold/sessions/s")[1])["saved"]
+
+
 def test_a_grammar_that_the_tokenizer_cannot_be_held_to_is_the_client_s_error(served: Served) -> None:
     """The tiny tokenizer says too little of its tokens."""
     asked = {"model": "tiny", "prompt": "a cab", "structured_outputs": {"regex": "[ab]+"}}
@@ -99,6 +113,7 @@ def test_it_ends_when_it_is_told_to(served: Served) -> None:
     [
         (["--host", "0.0.0.0"], "RequestError: 0.0.0.0 can be reached from other machines"),
         (["--keys", "none.json"], "RequestError: the keys in none.json cannot be read"),
+        (["--state-dir", "/dev/null"], "RequestError: --state-dir /dev/null is no folder"),
         (["--tls-cert", "cert.pem"], "RequestError: TLS needs a certificate and its key"),
         (["--kv-cache-bytes", "1"], "CapacityError: "),
         (["--target", "cuda"], "BundleError: "),

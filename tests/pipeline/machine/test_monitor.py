@@ -59,6 +59,13 @@ def test_a_killed_process_is_forgotten(tmp_path: Path, monkeypatch: pytest.Monke
         assert read_statuses() == []
 
 
+def test_a_process_that_tells_other_things_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "1-0.json").write_text(
+        '{"pid": 1, "metrics": {"pools": {"global": {"total": 3}}, "cache": {}}}'
+    )
+    assert read_statuses() == []
+
+
 def test_without_a_gpu_the_command_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
         raise pynvml.NVMLError_LibraryNotFound

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -113,6 +114,39 @@ def test_a_nucleus_is_right_where_a_sample_of_the_row_misleads(isa: str) -> None
         for draw in (0.0, 0.3, 0.9, 0.999):
             row = SamplingRow(temperature=1.0, top_p=0.9, draw=draw)
             check_row(run(Inputs(logits, (row,))), 0, logits[0], row)
+
+
+CROWDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "all equal": lambda noise: np.zeros_like(noise),
+    "all equal but one": lambda noise: np.where(np.arange(noise.size) == 999, 1, 0),
+    "two values": lambda noise: noise > 0,
+    "a hundred values below a likely one": lambda noise: np.where(
+        np.arange(noise.size) == 999, 3, np.rint(noise * 20) * 1e-4
+    ),
+    "close together below a likely one": lambda noise: np.where(
+        np.arange(noise.size) == 999, 3, noise * 1e-3
+    ),
+    "denormal beside equal ones": lambda noise: np.where(noise > 0, 0, noise * 1e-39),
+    "half of them far away": lambda noise: np.where(noise > 0, noise, -1e38),
+}
+
+
+@pytest.mark.parametrize("crowd", CROWDS)
+@pytest.mark.parametrize("temperature", [0.8, 100.0])
+def test_logits_that_crowd_are_told_apart_and_equal_ones_come_in_order(
+    isa: str, crowd: str, temperature: float
+) -> None:
+    noise = np.random.default_rng(0).standard_normal(20_011)
+    logits = CROWDS[crowd](noise).astype(np.float32)
+    draws = (0.0, 1e-6, 0.31, 0.77, 0.999, np.nextafter(1, 0))
+    rows = tuple(
+        SamplingRow(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, draw=draw, likely=7)
+        for top_p, top_k, min_p in ((0.3, 0, 0), (0.95, 0, 0), (0.9, 0, 0.5), (1, 40, 0), (0.9, 3500, 0))
+        for draw in draws
+    )
+    results = run(Inputs(np.tile(logits, (len(rows), 1)), rows))
+    for at, row in enumerate(rows):
+        check_row(results, at, logits, row)
 
 
 @PROPERTY

@@ -226,7 +226,8 @@ def test_an_error_in_sampling_that_is_no_requests_own_ends_all() -> None:
     loop = make_loop()
     well = make_ticket(loop, [1] * 20)
     request = Request(Prompt(np.array([2] * 20)), 8, loop.info)
-    state = SamplingState(SamplingParams(), np.array([2] * 20), (), loop.info.vocab_size, BrokenGrammar())
+    params = SamplingParams(temperature=1.0)  # a greedy reply may need no mask
+    state = SamplingState(params, np.array([2] * 20), (), loop.info.vocab_size, BrokenGrammar())
     ill = Ticket(request, state)
     for ticket in (ill, well):
         loop.submit(ticket)

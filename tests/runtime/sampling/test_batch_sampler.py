@@ -142,14 +142,21 @@ class Alternating:
 
     def __init__(self) -> None:
         self.accepted: list[int] = []
+        self.masks = 0
+
+    @property
+    def allowed(self) -> int:
+        return (40, 9)[len(self.accepted) % 2]
 
     def fill_mask(self, mask: np.ndarray) -> None:
+        self.masks += 1
         mask[:] = 0
         if not self.finished:
-            token = (40, 9)[len(self.accepted) % 2]
-            mask[token // 32] = 1 << token % 32
+            mask[self.allowed // 32] = 1 << self.allowed % 32
 
     def accept(self, token_id: int) -> None:
+        if self.finished or token_id != self.allowed:
+            raise RequestError(f"{token_id} is not allowed")
         self.accepted.append(token_id)
 
     def rollback(self, count: int) -> None:
@@ -160,9 +167,10 @@ class Alternating:
         return len(self.accepted) == 3
 
 
-def test_a_grammar_says_what_may_follow_and_hears_what_did() -> None:
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_grammar_says_what_may_follow_and_hears_what_did(temperature: float) -> None:
     grammar: Constraint = Alternating()
-    params = SamplingParams(temperature=1.0)
+    params = SamplingParams(temperature=temperature)
     ruled = SamplingState(params, NOTHING, (), 50, grammar)
     free = state_of(SamplingParams())
     sampler, rows = BatchSampler(50), np.stack([LOGITS, LOGITS])
@@ -175,6 +183,22 @@ def test_a_grammar_says_what_may_follow_and_hears_what_did() -> None:
     assert sampler.sample(rows, [ruled, free])[0].token_id == 40
 
 
+def test_a_greedy_reply_asks_for_a_mask_where_its_likeliest_token_is_refused_and_nowhere_else() -> None:
+    """Penalties and log probabilities are of the token that came, not of the one that was refused."""
+    grammar = Alternating()
+    params = SamplingParams(presence_penalty=1.0, logprobs=1)
+    ruled = SamplingState(params, NOTHING, (), 50, grammar)
+    sampler, row = BatchSampler(50), LOGITS[None].copy()
+    row[0, 40] = 9.0
+    expected = row[0] - np.log(np.exp(row[0].astype(np.float64)).sum())
+    for step, (token, masks) in enumerate([(40, 0), (9, 1), (40, 1)]):
+        [sampled] = sampler.sample(row, [ruled])
+        assert (sampled.token_id, grammar.masks) == (token, masks), step
+        assert sampled.logprob is not None and sampled.logprob.top[0][0] == 40
+        assert sampled.logprob.logprob == pytest.approx(expected[token], abs=1e-6)
+    assert ruled.native.seen_count == 2
+
+
 class Failing(Alternating):
     """A grammar that cannot go on."""
 
@@ -182,8 +206,9 @@ class Failing(Alternating):
         raise RequestError("the grammar is too large")
 
 
-def test_a_grammar_that_fails_ends_its_own_reply_alone() -> None:
-    failing = SamplingState(SamplingParams(), NOTHING, (), 50, Failing())
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_grammar_that_fails_ends_its_own_reply_alone(temperature: float) -> None:
+    failing = SamplingState(SamplingParams(temperature=temperature), NOTHING, (), 50, Failing())
     first, second = BatchSampler(50).sample(np.stack([LOGITS, LOGITS]), [failing, state_of(SamplingParams())])
     assert str(first.error) == "the grammar is too large" and first.token_id == NO_TOKEN
     assert second.error is None and second.token_id == int(LOGITS.argmax())

@@ -13,8 +13,8 @@ from kvfold.runtime.llm.generation import Reply
 from kvfold.runtime.llm.llm import LLM
 from kvfold.runtime.loop.commands import Cancel
 from kvfold.runtime.sampling.params import SamplingParams
+from kvfold.runtime.scheduler.next_waiting import MAX_OVERTAKEN
 from kvfold.runtime.scheduler.request import Prompt
-from kvfold.runtime.scheduler.scheduler import MAX_OVERTAKEN
 from tests.runtime.byte_tokenizer import VOCAB, ByteTokenizer
 from tests.runtime.harness import PLANS, check, in_use, make_llm
 from tests.runtime.synthetic_engine import SyntheticEngine, expected_tokens, make_plan

@@ -140,9 +140,9 @@ def test_a_file_that_outgrows_what_it_holds_is_written_anew(
 def test_a_torn_end_is_told_and_written_over(tmp_path: Path) -> None:
     path = saved(tmp_path, said("one"))
     whole = path.read_bytes()
-    path.write_bytes(whole + whole[-30:])
+    path.write_bytes(whole + b"torn" * 500)
     file = store(tmp_path).open("ada")
-    assert (file.lost, exactly(file.session)) == (30, exactly(said("one")))
+    assert (file.lost, exactly(file.session)) == (2000, exactly(said("one")))
     longer = SavedSession({}, (*file.session.turns, said("one", "two").turns[1]))
     assert file.save(longer)
     file.close()

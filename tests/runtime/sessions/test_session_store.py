@@ -142,11 +142,40 @@ def test_a_folder_that_is_none_or_cannot_be_written(tmp_path: Path) -> None:
     assert store(tmp_path / "file").entries() == [] and store(tmp_path / "file").forget(0) == 0
 
 
-@pytest.mark.skipif(
-    os.geteuid() == 0, reason="root may write anywhere: shows that a read-only folder is an error"
-)
-def test_a_folder_that_may_only_be_read_is_an_error(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    with pytest.raises(OSError, match="Permission denied"):
-        store(tmp_path).open("ada")
-    tmp_path.chmod(0o700)
+# As nobody, since root may write anywhere; modules are read before, as a checkout may be root's alone.
+READ_ONLY = """
+import os, tempfile
+from pathlib import Path
+from tests.runtime.sessions.test_session_file import said, store
+with tempfile.TemporaryDirectory() as folder:
+    os.chmod(folder, 0o755)
+    kept = Path(folder, "kept")
+    kept.mkdir()
+    if os.geteuid() == 0:
+        os.chown(kept, 65534, 65534)
+        os.seteuid(65534)
+    file = store(kept).open("ada")
+    assert file.save(said("one"))
+    file.close()
+    file.path.parent.chmod(0o500)
+    file = store(kept).open("ada")
+    assert file.save(said("one", "two")), "a file that is there can still be written"
+    assert not file.save(said()), "and none be put in its place"
+    assert "Permission denied" in file.failure
+    file.close()
+    for use, name in ((store(kept).open, "new"), (store(kept).delete, "ada")):
+        try:
+            use(name)
+        except PermissionError:
+            continue
+        raise AssertionError(use)
+    file.path.parent.chmod(0o700)
+    os.seteuid(os.getuid())
+"""
+
+
+def test_a_folder_that_may_only_be_read_is_an_error() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", READ_ONLY], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr

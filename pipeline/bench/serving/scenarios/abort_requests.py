@@ -58,16 +58,17 @@ async def state_of(server: RunningServer) -> ServerState:
     return read_state(text)
 
 
-async def wait_for_rest(server: RunningServer, seconds: float = REST_SECONDS) -> ServerState:
-    """Its state once no request holds a page.
+async def wait_for_rest(server: RunningServer) -> ServerState:
+    """Its state once no request holds a page; pages that are held for ever are in it.
 
     Raises:
-        TargetError: that does not come.
+        TargetError: it has requests that nobody waits for.
     """
-    end = perf_counter() + seconds
-    while not (state := await state_of(server)).at_rest:
-        if perf_counter() > end:
-            raise TargetError(f"{server.title} has no client for {seconds:.0f} s and still {state}")
+    end = perf_counter() + REST_SECONDS
+    while not (state := await state_of(server)).at_rest and perf_counter() < end:
+        pass
+    if state.running or state.waiting:
+        raise TargetError(f"{server.title} has no client for {REST_SECONDS:.0f} s and still {state}")
     return state
 
 

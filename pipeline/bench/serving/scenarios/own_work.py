@@ -39,6 +39,8 @@ class Kind:
 KINDS = (
     Kind("greedy", {}, 20.0),
     Kind("temperature 0.8, top-p 0.95", {"temperature": 0.8, "top_p": 0.95, "seed": 1}, 40.0),
+    # So hot that most of the vocabulary may come: no row may be a cliff. The bound is our own.
+    Kind("temperature 2, top-p 0.95", {"temperature": 2.0, "top_p": 0.95, "seed": 1}, 120.0),
     Kind("greedy, five log probabilities", {"logprobs": 5}, 80.0),
 )
 

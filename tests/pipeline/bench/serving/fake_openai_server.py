@@ -28,7 +28,7 @@ class FakeServer:
         form_delay: the same of a reply that is held to a form.
         at_most: requests at once; more are told 429.
         refusal: what they are told instead.
-        loses: pages that are lost with each client that leaves.
+        loses: pages that are lost with each client that leaves, from the fifth on.
         grows: bytes that each request leaves behind.
         drops: whether SIGTERM cuts what runs.
         stubborn: whether SIGTERM does nothing.
@@ -71,10 +71,9 @@ class FakeServer:
         return web.Response(status=503 if self.draining else 200)
 
     async def metrics(self, request: web.Request) -> web.Response:
-        used, free = self.at_once, PAGES - self.at_once - self.lost
+        used = self.at_once + self.lost
         lines = [
-            f'kvfold:pool_pages{{group="global",state="{s}"}} {n}.0'
-            for s, n in (("used", used), ("idle", free))
+            f'kvfold:pool_pages{{group="global",state="{s}"}} {n}.0' for s, n in (("used", used), ("idle", 0))
         ]
         lines.append(f'vllm:num_requests_running{{model_name="fake"}} {self.at_once}.0')
         return web.Response(text="\n".join(["# TYPE kvfold:pool_pages gauge", *lines, ""]))
@@ -101,7 +100,7 @@ class FakeServer:
             return await self._reply(request, body)
         except (asyncio.CancelledError, ConnectionError):
             self.left += 1
-            self.lost += self.loses
+            self.lost += self.loses if self.left > 4 else 0
             raise
         finally:
             self.at_once -= 1

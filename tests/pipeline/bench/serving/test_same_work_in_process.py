@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
+import numpy as np
 import pytest
 
 from kvfold.pipeline.bench.serving.client.asks import Body, Single, Wanted, completion
@@ -19,7 +20,7 @@ from kvfold.pipeline.bench.serving.servers.in_process import InProcess, do_job, 
 from kvfold.pipeline.bench.serving.servers.kvfold_server import KvfoldOptions, kvfold_server, zero_cost_server
 from kvfold.pipeline.bench.serving.servers.server_metrics import METRICS, read_state
 from kvfold.pipeline.bench.serving.servers.started_server import ServerCommand, run_server
-from kvfold.pipeline.bench.serving.servers.zero_cost import load_zero_cost
+from kvfold.pipeline.bench.serving.servers.zero_cost import CURVES, load_zero_cost, shaped_logits
 from kvfold.plugins.contract.errors import TargetError
 from kvfold.runtime.llm.llm import LLM
 from kvfold.runtime.runtime_config import RuntimeConfig
@@ -51,6 +52,16 @@ def test_a_zero_cost_engine_goes_through_all_of_the_runtime(small_bundle: Path) 
     replies = llm.generate([[5, 6, 7]] * 3, SamplingParams(max_tokens=6, ignore_eos=True))
     assert {tuple(reply.token_ids) for reply in replies} == {(replies[0].token_ids[0],) * 6}
     assert replies[0].text and replies[0].usage.completion_tokens == 6
+
+
+def test_its_logits_are_as_peaked_as_a_model_s_and_the_likeliest_is_one_token() -> None:
+    logits = shaped_logits(2 * len(CURVES), 49_152, 260)
+    weights = np.exp(logits.astype(np.float64))
+    shares = weights / weights.sum(axis=1, keepdims=True)
+    entropy = -(shares * np.log(shares)).sum(axis=1)
+    assert entropy == pytest.approx([0.12, 0.71, 1.96, 3.05, 4.56] * 2, abs=0.01)
+    assert (logits.argmax(axis=1) == 260).all()
+    assert len({tuple(np.argsort(-row)[1:9]) for row in logits}) == len(logits)  # the others are in any order
 
 
 def test_its_pauses_take_time_and_no_cpu(small_bundle: Path) -> None:

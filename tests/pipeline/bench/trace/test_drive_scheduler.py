@@ -98,7 +98,7 @@ def test_what_can_never_run_counts_as_not_found() -> None:
 
 
 def test_a_budget_below_one_step_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CapacityError, match="kv_cache_bytes is 2000"):
+    with pytest.raises(CapacityError, match="kv_cache_bytes is 2,000"):
         replay(tmp_path, random_requests(0, 3), budgets=(2000,))
 
 

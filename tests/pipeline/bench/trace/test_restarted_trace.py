@@ -20,8 +20,8 @@ from kvfold.pipeline.bench.trace.run_trace_bench import scripts_of
 from kvfold.pipeline.bench.trace.trace_file import read_trace_file
 from kvfold.pipeline.bench.trace.trace_settings import TraceSettings
 from kvfold.pipeline.bench.trace.trace_turns import Turns, turns_of
+from kvfold.plugins.contract.byte_sizes import format_bytes, parse_bytes
 from kvfold.plugins.contract.fold_plan import FoldPlan
-from kvfold.plugins.contract.kv_savings import format_bytes, parse_bytes
 from kvfold.runtime.bundle import open_bundle
 from kvfold.runtime.memory.tiers.chain import Chain
 from kvfold.runtime.memory.tiers.kv_tier import HostTier

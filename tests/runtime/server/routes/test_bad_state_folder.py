@@ -82,8 +82,12 @@ def test_a_folder_that_cannot_be_made_or_vanishes_costs_nothing_but_the_files(tm
     server.post(CHAT, chat("Hi"), S1)
     (tmp_path / "state").rename(tmp_path / "gone")
     assert call(server, "GET", f"{SESSIONS}/s1").json()["turns"] == 1, "it goes on in memory"
+    (tmp_path / "state").touch()
     assert server.post(CHAT, chat("Hi", "Héllo", "And?"), S1).status == 200
-    assert call(start(tmp_path / "state"), "GET", f"{SESSIONS}/s1").json()["turns"] == 2, "made anew, whole"
+    assert not call(server, "GET", f"{SESSIONS}/s1").json()["saved"]
+    (tmp_path / "state").unlink()
+    assert server.post(CHAT, chat("Hi", "Héllo", "And?", "Héllo", "So?"), S1).status == 200
+    assert call(start(tmp_path / "state"), "GET", f"{SESSIONS}/s1").json()["turns"] == 3, "made anew, whole"
 
 
 def test_a_folder_of_something_else_is_refused_at_the_start(tmp_path: Path) -> None:

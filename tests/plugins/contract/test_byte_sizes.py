@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from kvfold.plugins.contract.byte_sizes import format_bytes, parse_bytes
 from kvfold.plugins.contract.errors import RequestError
-from kvfold.plugins.contract.kv_savings import format_bytes, parse_bytes
 
 
 @pytest.mark.parametrize(
