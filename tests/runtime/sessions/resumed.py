@@ -37,8 +37,8 @@ def tokens(count: int) -> SamplingParams:
     return SamplingParams(max_tokens=count)
 
 
-def operate(session: Session, number: int) -> None:
-    """One of many operations, the same for the same number: turns, and now and then something else."""
+def operate(session: Session, number: int, who: str = "") -> None:
+    """One of many operations, the same for the same number and speaker: turns, and now and then another one."""
     if number % 7 == 3:
         session.undo()
     elif number % 11 == 10:
@@ -46,4 +46,4 @@ def operate(session: Session, number: int) -> None:
     elif number % 29 == 28:
         session.clear()
     else:
-        session.send(f"Message {number}. ", tokens(3 + number % 5))
+        session.send(f"{who}Message {number}. ", tokens(3 + number % 5))

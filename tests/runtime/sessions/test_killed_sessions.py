@@ -46,7 +46,7 @@ def talk(folder: Path, sessions: int, first: int, told: Connection) -> None:
     for number in range(first, 10**9):
         name, own = place(number, sessions)
         with open_one(llm, folder, name) as session:
-            operate(session, own)
+            operate(session, own, name)
         told.send_bytes(str(llm.metrics.cache.loaded_tokens).encode())
 
 
@@ -62,7 +62,7 @@ class Unkilled:
     def go_on(self) -> None:
         """The next operation."""
         name, own = place(self.done, self._sessions)
-        operate(self.session(name), own)
+        operate(self.session(name), own, name)
         self.done += 1
 
     def session(self, name: str) -> Session:

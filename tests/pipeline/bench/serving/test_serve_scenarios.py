@@ -22,7 +22,6 @@ from kvfold.pipeline.bench.serving.scenarios import (
     held_to_schema,
     overload,
     own_work,
-    pages_on_disk,
 )
 from kvfold.pipeline.bench.serving.scenarios.long import soak, soak_jobs
 from kvfold.pipeline.bench.serving.scenarios.scenario import Bench, Measure
@@ -42,22 +41,11 @@ class FakeBench(Bench):
     """A bench whose servers are fakes with these options."""
 
     options: dict[str, float] = field(default_factory=dict)
-    keeps: dict[str, float] = field(default_factory=dict)
-    again: dict[str, float] = field(default_factory=dict)
 
     def server(
         self, at_once: int, kv_cache_bytes: int | None = None, state_dir: Path | None = None
     ) -> ServerCommand:
-        if state_dir is not None:
-            return self.with_state(state_dir)
         return ServerCommand("kvfold fake", fake_command(**self.options), "/health/ready")
-
-    def with_state(self, folder: Path) -> ServerCommand:
-        """A server that keeps pages, and one that was started again on the same folder."""
-        again = (folder / "again").exists()
-        (folder / "again").touch()
-        options = {**self.options, **(self.again if again else self.keeps)}
-        return ServerCommand("kvfold fake", fake_command(**options), "/health/ready")
 
     def zero_cost(self, at_once: int, pause: float = 0.0) -> ServerCommand:
         return self.server(at_once)
@@ -325,21 +313,3 @@ def said(body: dict[str, object]) -> str:
     """What the fake server replies."""
     assert isinstance(body["max_tokens"], int) and isinstance(body["messages"], list)
     return "".join(words_of(body["max_tokens"], len(body["messages"])))
-
-
-def test_a_restart_that_costs_the_conversation_and_slow_writes_are_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    set_all(monkeypatch, pages_on_disk, TALKS=2, FIRST_WORDS=40, CHATS=8, TURN_TOKENS=8, REPLY_TOKENS=2)
-    bench = replace(bench_of(tmp_path, delay=0.02), again={"delay": 0.1})
-    found = answer(pages_on_disk.measure, bench)
-    slower = figure(found, "over from memory")
-    assert slower.met is False and slower.value > 2
-    assert figure(found, "from memory, computed").value == figure(found, "a restart, computed").value > 20
-    added = figure(found, "what keeping adds")
-    kept, none = (figure(found, f"p99, {key}").value for key in ("pages kept", "no pages kept"))
-    assert added.value == pytest.approx(100 * (kept - none) / none)
-    assert figure(found, "objects written").met is False, "the fake has no tier"
-    slow = answer(pages_on_disk.measure, replace(bench, again={}, keeps={"delay": 0.1}))
-    assert figure(slow, "over from memory").met is True
-    assert figure(slow, "what keeping adds").met is False
