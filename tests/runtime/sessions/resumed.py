@@ -38,7 +38,7 @@ def tokens(count: int) -> SamplingParams:
 
 
 def operate(session: Session, number: int, who: str = "") -> None:
-    """One of many operations, the same for the same number and speaker: turns, and now and then another one."""
+    """One of many operations, the same for the same number and speaker: most are turns."""
     if number % 7 == 3:
         session.undo()
     elif number % 11 == 10:
