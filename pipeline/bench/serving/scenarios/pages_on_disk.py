@@ -10,7 +10,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from time import perf_counter
 
-from kvfold.pipeline.bench.serving.client.asks import Body, chat_turn
+from kvfold.pipeline.bench.serving.client.asks import Body, Wanted, chat_turn
 from kvfold.pipeline.bench.serving.client.load_summary import LoadSummary, summarise
 from kvfold.pipeline.bench.serving.client.outcome import Outcome
 from kvfold.pipeline.bench.serving.scenarios.scenario import Bench, Steps
@@ -23,8 +23,11 @@ from kvfold.plugins.contract.errors import TargetError
 from kvfold.plugins.contract.progress import Progress
 
 # Second turns: of so many conversations in memory, and as many after the restart.
-TALKS, FIRST_WORDS, SECOND_WORDS, REPLY_TOKENS = 8, 2000, 8, 16
+TALKS, FIRST_WORDS, SECOND_WORDS, REPLY_TOKENS = 8, 1920, 64, 16
 SLOWER = 1.3
+# A reply that goes on after its end, as `ignore_eos` makes it, has a text whose tokens are others.
+WANTED = Wanted(REPLY_TOKENS, more={"min_tokens": REPLY_TOKENS})
+PLENTY = 1 << 30  # bytes of the cache: no conversation is evicted
 # Streams, each of chats that end and begin.
 AT_ONCE, CHATS, TURNS, MESSAGE_WORDS, TURN_TOKENS = 8, 48, 2, 60, 32
 ADDED = 5.0  # percent
@@ -45,7 +48,7 @@ class Talk:
     async def turn(self, server: Endpoint, message: str) -> Outcome:
         """Say something; raises TargetError where no whole reply comes."""
         said: list[Body] = [*self.said, {"role": "user", "content": message}]
-        ask = replace(chat_turn(said, exactly(REPLY_TOKENS)), headers={"x-session-id": self.name})
+        ask = replace(chat_turn(said, WANTED), headers={"x-session-id": self.name})
         outcome = await server.client.send(ask, perf_counter())
         if outcome.ending != "complete" or outcome.first_token is None:
             raise TargetError(f"{server.title} did not answer: {outcome.ending}, {outcome.trouble}")
@@ -97,7 +100,7 @@ async def _second_turns(bench: Bench, folder: Path, number: int, steps: Steps) -
     """Of as many conversations before and after the restart; the first turns of all before."""
     draw = random.Random(f"tier {number}")
     talks = [Talk(f"talk-{each}") for each in range(2 * TALKS)]
-    command = bench.server(1, state_dir=folder)
+    command = bench.server(1, PLENTY, folder)
     steps.next("conversations, from memory")
     async with run_server(command, bench.logs) as server:
         for talk in talks:
@@ -108,7 +111,7 @@ async def _second_turns(bench: Bench, folder: Path, number: int, steps: Steps) -
         if await server.exit_code() != 0:
             raise TargetError(f"{server.title} did not end well; look into {server.log}")
     steps.next("conversations, after a restart")
-    async with run_server(bench.server(1, state_dir=folder), bench.logs) as server:
+    async with run_server(bench.server(1, PLENTY, folder), bench.logs) as server:
         await _warm_up(server, draw)
         return before, await _second(server, talks[TALKS:], draw)
 
