@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
-from kvfold.plugins.contract.errors import RequestError, SessionBusyError, SessionError
+from kvfold.plugins.contract.errors import RequestError, SessionBusyError, SessionError, TierError
 from kvfold.runtime.llm.llm import LLM
+from kvfold.runtime.memory.tiers.directory_files import DirectoryFiles
 from kvfold.runtime.sessions.session_file import SessionFile
 from kvfold.runtime.sessions.session_store import SessionStore
 
 # After so long unused, or behind so many newer ones of the same bundle, a chat is deleted.
 KEPT_SECONDS, KEPT_CHATS = 30 * 24 * 3600.0, 100
+# Of the pages of all chats; those that were used last stay.
+KEPT_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,24 @@ class Keeping:
         if self.resume + (self.name is not None) + self.private > 1:
             raise RequestError("--resume, --session and --private exclude each other; give one of them")
 
+    def pages(self, by_hand: bool) -> dict[str, Any]:
+        """Fields of RuntimeConfig that keep the chat's pages beside it; none where it or they are not kept.
+
+        Without its pages a chat goes on all the same, from its tokens.
+        """
+        folder = state_folder()
+        if not self.keeps(by_hand) or folder is None:
+            return {}
+        with suppress(OSError, TierError):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            DirectoryFiles(folder / "kv")
+            return {"kv_tier": folder / "kv", "kv_tier_bytes": KEPT_BYTES}
+        return {}
+
+    def keeps(self, by_hand: bool) -> bool:
+        """Whether a chat is kept; what is piped in only where that is asked for."""
+        return not self.private and (by_hand or self.resume or self.name is not None)
+
     def open(self, llm: LLM, bundle: Path, by_hand: bool) -> tuple[SessionFile | None, str | None]:
         """The file of the chat, and a line on what became of it.
 
@@ -48,7 +71,7 @@ class Keeping:
             SessionError: the one that was asked for cannot be opened; another terminal may hold it.
         """
         asked = self.resume or self.name is not None
-        if self.private or not (asked or by_hand):
+        if not self.keeps(by_hand):
             return None, "Nothing of this chat is kept." if by_hand else None
         folder = state_folder()
         if folder is None:

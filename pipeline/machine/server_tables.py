@@ -19,7 +19,7 @@ def server_tables(url: str, snapshot: Values) -> tuple[Table, ...]:
     if snapshot["speed"]:
         found.append(_speed(snapshot["speed"]))
     if snapshot["cache"]:
-        found.append(_cache(snapshot["cache"]))
+        found.append(_cache(snapshot["cache"], snapshot["tier"]))
     if snapshot["requests"]:
         found.append(_requests(snapshot["requests"]))
     if snapshot["ended"]:
@@ -63,7 +63,7 @@ def _speed(speed: Values) -> Table:
     return Table.of("Speed", ("", "p50", "p95", "p99", "count"), rows, note)
 
 
-def _cache(cache: Values) -> Table:
+def _cache(cache: Values, tier: Values | None) -> Table:
     asked = cache["queried_tokens"]
     rows = (
         (pool["group"], format_bytes(pool["page_bytes"]), f"{pool['in_use']:,}", f"{pool['idle']:,}")
@@ -76,7 +76,21 @@ def _cache(cache: Values) -> Table:
         f"{cache['evicted_pages']:,} pages were evicted; "
         f"{format_bytes(cache['free_bytes'])} of {format_bytes(cache['kv_cache_bytes'])} are free."
     )
+    if tier:
+        note += f"\n{_tier(tier, cache['loaded_tokens'])}"
     return Table.of("Cache", ("group", "page", "in use", "cached"), rows, note)
+
+
+def _tier(tier: Values, loaded: int) -> str:
+    state = tier["state"]
+    stopped = " nor ".join(
+        word for word, works in (("reads", "reading"), ("writes", "writing")) if not state[works]
+    )
+    return (
+        f"The tier holds {format_bytes(tier['bytes'])} in {tier['objects']:,} objects; "
+        f"{loaded:,} prompt tokens came from it."
+        + (f" It no longer {stopped}: {state['reason']}." if stopped else "")
+    )
 
 
 def _requests(requests: list[Values]) -> Table:

@@ -20,6 +20,7 @@ from kvfold.runtime.loop.core import Turn
 from kvfold.runtime.loop.snapshot import LoopSnapshot
 from kvfold.runtime.loop.ticket import Service, Ticket
 from kvfold.runtime.memory.paged_sequence import PagedSequence
+from kvfold.runtime.memory.tiers.tier_state import TierStats
 from kvfold.runtime.memory.token_tree import TreeWatcher
 from kvfold.runtime.memory.tree_copy import TreeCopy
 from kvfold.runtime.runtime_config import RuntimeConfig
@@ -30,6 +31,8 @@ from kvfold.runtime.text.tokenizer import Tokenizer
 
 # How often a drain looks whether all have ended.
 DRAIN_SECONDS = 0.02
+# A tier's queue is written within this on any disk that is well.
+FLUSH_SECONDS = 10.0
 
 
 class AsyncLLM:
@@ -83,6 +86,11 @@ class AsyncLLM:
     def failure(self) -> EngineError | None:
         """Why the engine takes no more; None while it is well."""
         return self._loop.failure
+
+    @property
+    def tier_stats(self) -> TierStats | None:
+        """What the tier below the pages holds and does; None where there is none."""
+        return None if self.llm.tier is None else self.llm.tier.stats()
 
     def snapshot(self) -> LoopSnapshot:
         """How the engine stood a moment ago."""
@@ -172,10 +180,14 @@ class AsyncLLM:
         while self._replies_run():
             await asyncio.sleep(DRAIN_SECONDS)
 
-    async def close(self) -> None:
-        """Cancel what runs, and end the engine's thread."""
+    async def close(self, flush_seconds: float = FLUSH_SECONDS) -> bool:
+        """Cancel what runs, end the engine's thread, then let the tier write what waits, so long at most.
+
+        False where that takes longer: what is not written is computed again.
+        """
         await self.drain(0)
         await asyncio.to_thread(self._loop.close)
+        return self.llm.tier is None or await asyncio.to_thread(self.llm.tier.close, flush_seconds)
 
     async def __aenter__(self) -> Self:
         """Itself."""

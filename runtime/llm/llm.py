@@ -42,6 +42,7 @@ class LLM:
     Attributes:
         config: memory and batch sizes.
         generator: what runs the requests, of all streams and sessions.
+        tier: below its pages; None where there is none.
 
     Example:
         llm = LLM.load("bundles/smollm2")
@@ -57,6 +58,7 @@ class LLM:
     ) -> None:
         """Over an engine that nobody else uses, and a tier for its pages; `LLM.load` is the usual way."""
         self.config = config or RuntimeConfig()
+        self.tier = tier
         self.generator = TextGenerator(engine, tokenizer, self.config, tier)
 
     @classmethod
@@ -86,12 +88,12 @@ class LLM:
         files = open_engine(opened, target)
         config = config or default_config(files.config)
         budget = kv_cache_bytes(files.plan, files.slab_pages, config, files.config.max_context_length)
+        directory = config.kv_tier
+        tier = None if directory is None else open_tier(files, directory, config.kv_tier_bytes)
         engine = load_engine(
             files, budget, config.max_num_batched_tokens, config.max_num_seqs, config.threads
         )
         tokenizer = BundleTokenizer.load(opened.file(TOKENIZER), opened.file(TOKENIZER_CONFIG))
-        directory = config.kv_tier
-        tier = None if directory is None else open_tier(files, directory, config.kv_tier_bytes)
         return cls(engine, tokenizer, config, tier)
 
     def generate(

@@ -10,6 +10,7 @@ from kvfold.plugins.contract.errors import KvfoldError
 from kvfold.runtime.llm.generation import TextChunk
 from kvfold.runtime.loop.snapshot import LoopSnapshot
 from kvfold.runtime.loop.ticket import CancelReason, Service
+from kvfold.runtime.memory.tiers.tier_state import TierStats
 from kvfold.runtime.memory.tree_copy import TreeCopy
 from kvfold.runtime.metrics import Usage
 from kvfold.runtime.sampling.params import SamplingParams
@@ -86,6 +87,11 @@ class ServedLLM(Protocol):
         """Why the engine died."""
         ...
 
+    @property
+    def tier_stats(self) -> TierStats | None:
+        """What the tier below the pages holds and does; None where there is none."""
+        ...
+
     def submit_several(
         self, prompt: Prompt, params: Iterable[SamplingParams], service: Service = ...
     ) -> Sequence[ServedReply]:
@@ -112,8 +118,8 @@ class ServedLLM(Protocol):
         """Take no more, wait for what runs, then cancel the rest."""
         ...
 
-    async def close(self) -> None:
-        """End the engine's thread."""
+    async def close(self, flush_seconds: float = ...) -> bool:
+        """End the engine's thread; then the tier writes what waits. False where so long is not enough."""
         ...
 
 

@@ -11,6 +11,7 @@ from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.scheduler.request import Prompt
 from kvfold.runtime.server.counts.history import History
 from kvfold.runtime.server.counts.reply_metrics import ReplyMetrics
+from kvfold.runtime.server.counts.tier_watch import TierWatch
 from kvfold.runtime.server.counts.timed_compiler import TimedCompiler
 from kvfold.runtime.server.guard.admission import Admission
 from kvfold.runtime.server.guard.admission_limits import AdmissionLimits
@@ -35,6 +36,7 @@ class ServerState:
         bodies: bytes of long bodies that are inside.
         metrics: of replies.
         history: of these, over the last hour.
+        tier_watch: tells the log when pages can no longer be kept.
         sweep: over the streams that are being sent.
         started: the server's start, seconds since the epoch.
         stall_seconds: a step that takes longer is a hang.
@@ -49,6 +51,7 @@ class ServerState:
         self.gate = gate
         self.metrics = ReplyMetrics()
         self.history = History(self.metrics)
+        self.tier_watch = TierWatch()
         self.admission = Admission(limits, self.metrics.refused)
         self.bodies = BodyBudget(self.metrics.refused)
         self.sweep = StreamSweep()
@@ -101,6 +104,8 @@ class ServerState:
     def look(self) -> None:
         """Go on with the history; whoever runs the server looks several times a second."""
         self.history.look(None if self._llm is None else self._llm.snapshot())
+        tier = None if self._llm is None else self._llm.tier_stats
+        self.tier_watch.look(None if tier is None else tier.state)
 
     def step_age(self) -> float:
         """Seconds since the last step while there is work; 0 while there is none."""

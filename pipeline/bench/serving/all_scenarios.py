@@ -16,9 +16,9 @@ from kvfold.pipeline.bench.serving.scenarios import (
     held_to_schema,
     overload,
     own_work,
-    soak,
-    trace_replay,
+    pages_on_disk,
 )
+from kvfold.pipeline.bench.serving.scenarios.long import soak, trace_replay
 from kvfold.pipeline.bench.serving.scenarios.scenario import Measure
 
 SCENARIOS: dict[str, Measure] = {
@@ -31,6 +31,7 @@ SCENARIOS: dict[str, Measure] = {
     "aborts": abort_requests.measure,
     "overload": overload.measure,
     "sigterm": end_under_load.measure,
+    "tier": pages_on_disk.measure,
     "soak": soak.measure,
     "trace": trace_replay.measure,
 }

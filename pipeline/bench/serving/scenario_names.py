@@ -12,6 +12,7 @@ TITLES = {
     "aborts": "clients that leave: when their pages are free, and whether any is lost",
     "overload": "ten times what the server can answer, for a minute",
     "sigterm": "SIGTERM while streams run",
+    "tier": "pages on a disk: the second turn after a restart, and what writing them adds to a step",
     "soak": "chats, aborts, bad requests and schemas with a tiny cache, for half an hour",
     "trace": "arrivals of a trace, with the prefixes that they share",
 }

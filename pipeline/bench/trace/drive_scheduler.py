@@ -14,6 +14,7 @@ from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.runtime.engine.protocol import EngineInfo
 from kvfold.runtime.engine.slabs import UNITS, address_pages, slab_pages
 from kvfold.runtime.memory.budget import kv_cache_bytes
+from kvfold.runtime.memory.tiers.kv_tier import KvTier
 from kvfold.runtime.runtime_config import RuntimeConfig
 from kvfold.runtime.scheduler.request import Prompt, Request
 from kvfold.runtime.scheduler.scheduler import Scheduler
@@ -62,9 +63,16 @@ class Drive:
         refused_tokens: of their prompts.
     """
 
-    def __init__(self, plan: FoldPlan, config: RuntimeConfig, vocab_size: int, context_length: int) -> None:
+    def __init__(
+        self,
+        plan: FoldPlan,
+        config: RuntimeConfig,
+        vocab_size: int,
+        context_length: int,
+        tier: KvTier | None = None,
+    ) -> None:
         """Nothing runs yet; raises CapacityError where the bytes hold no step."""
-        self.scheduler, self._info = _make_scheduler(plan, config, vocab_size, context_length)
+        self.scheduler, self._info = _make_scheduler(plan, config, vocab_size, context_length, tier)
         self.reading, self.decoding = StepCost(), StepCost()
         self.refused = self.refused_tokens = 0
         self._at_once = config.max_num_seqs
@@ -130,11 +138,11 @@ class Drive:
 
 
 def _make_scheduler(
-    plan: FoldPlan, config: RuntimeConfig, vocab_size: int, context_length: int
+    plan: FoldPlan, config: RuntimeConfig, vocab_size: int, context_length: int, tier: KvTier | None
 ) -> tuple[Scheduler, EngineInfo]:
     """A scheduler over the memory that an engine of the plan would have."""
     slabs = slab_pages(plan, UNITS["cpu"])
     budget = kv_cache_bytes(plan, slabs, config, context_length)
     pages = address_pages(plan, budget, slabs)
     info = EngineInfo(plan, budget, pages, slabs, vocab_size, context_length, "")
-    return Scheduler(info, config, NoPages()), info
+    return Scheduler(info, config, NoPages(), tier), info

@@ -97,11 +97,12 @@ def _replay(plan: FoldPlan, settings: TraceSettings, turns: Turns, budget: int, 
         progress(begun / total)
         begun += tokens
 
-    drive.run(_scripts(turns), submitted)
+    drive.run(scripts_of(turns), submitted)
     return drive
 
 
-def _scripts(turns: Turns) -> Iterator[Script]:
+def scripts_of(turns: Turns) -> Iterator[Script]:
+    """What is read and replied, turn by turn."""
     for turn in turns.turns:
         tokens = turn.tokens
         yield Script(tokens[: turn.prompt_length], tokens[turn.prompt_length :])

@@ -9,7 +9,25 @@ from typing import Any
 
 import click
 
+from kvfold.plugins.contract.byte_sizes import format_bytes, parse_bytes
+from kvfold.plugins.contract.errors import RequestError
 from kvfold.runtime.server.start.server_settings import INTER_TOKEN_TARGET, MAX_NUM_SEQS, ServerSettings
+
+
+class BytesType(click.ParamType[int]):
+    """An amount of bytes, or none."""
+
+    name = "bytes"
+
+    def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Refuse what is no amount."""
+        if value in ("0", 0):
+            return 0
+        try:
+            return value if isinstance(value, int) else parse_bytes(value)
+        except RequestError as error:
+            self.fail(str(error), param, ctx)
+
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -27,8 +45,9 @@ _SETTINGS: dict[str, tuple[Any, str]] = {
     "session_seconds": (float, "After which an unused session or response is forgotten."),
     "state_dir": (
         _FOLDER,
-        "Folder that sessions and stored responses outlive the server in.  [default: none; they end with it]",
+        "Folder that sessions, stored responses and their pages outlive the server in.  [default: none]",
     ),
+    "kv_tier_bytes": (BytesType(), "Of pages in the state folder; 0 keeps none there."),
     "drain_seconds": (float, "For running replies after SIGTERM."),
     "kv_events": (
         str,
@@ -63,7 +82,9 @@ def server_options(function: Callable[..., Any]) -> Callable[..., Any]:
     defaults = ServerSettings()
     command: Callable[..., Any] = with_settings
     for name, (kind, text) in reversed({**_SETTINGS, **_CONFIG}.items()):
-        default = getattr(defaults, name, None)
+        default: Any = getattr(defaults, name, None)
+        if isinstance(kind, BytesType):
+            default = format_bytes(default)
         shown = default is not None
         flag = f"--{name.replace('_', '-')}"
         command = click.option(flag, name, type=kind, default=default, show_default=shown, help=text)(command)

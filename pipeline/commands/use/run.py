@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich import get_console
@@ -48,9 +49,9 @@ def command(
     keeps what was said, Ctrl-D leaves. After each reply a line says how many prompt tokens came from the
     cache. A conversation that is longer than the context gives up its oldest turns.
 
-    A chat is kept in your folder for state, for 30 days: --resume goes on with the last one. Lines that are
-    piped in are answered one by one, without colours, until they end; they are kept only with --resume or
-    --session.
+    A chat is kept in your folder for state, for 30 days: --resume goes on with the last one. Its pages are
+    kept too, up to 1 GiB for all chats, so that it costs its new tokens only. Lines that are piped in are
+    answered one by one, without colours, until they end; they are kept only with --resume or --session.
 
     \b
     Examples:
@@ -61,25 +62,36 @@ def command(
       echo "What is a KV cache?" | kvfold run     a single question
     """
     from kvfold.pipeline.chat.kept_chats import Keeping
-    from kvfold.runtime.llm.llm import LLM
+    from kvfold.pipeline.chat.show_reply import can_draw
 
     keeping = Keeping(resume, name, private)
     root, target = built_bundle(recipe, output, target, architectures)
-    llm = LLM.load(root, target=target)
+    by_hand = sys.stdin.isatty() and can_draw(get_console())
+    llm = _load(root, target, keeping.pages(by_hand))
     try:
-        _converse(llm, root, system, params, keeping)
+        _converse(llm, root, system, params, keeping, by_hand)
     except KeyboardInterrupt:  # outside a reply in a terminal
         raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
 
 
-def _converse(llm: LLM, root: Path, system: str | None, params: SamplingParams, keeping: Keeping) -> None:
+def _load(root: Path, target: str, given: dict[str, Any]) -> LLM:
+    """The engine with its own defaults, but for what is given of RuntimeConfig."""
+    from kvfold.runtime.bundle import open_bundle
+    from kvfold.runtime.engine.engine_files import open_engine
+    from kvfold.runtime.llm.llm import LLM, default_config
+
+    config = default_config(open_engine(open_bundle(root), target).config)
+    return LLM.load(root, replace(config, **given), target)
+
+
+def _converse(
+    llm: LLM, root: Path, system: str | None, params: SamplingParams, keeping: Keeping, by_hand: bool
+) -> None:
     """A chat where a person sits at a terminal, else a reply to each line."""
     from kvfold.pipeline.chat.piped_chat import answer_lines
-    from kvfold.pipeline.chat.show_reply import can_draw
     from kvfold.runtime.status import published
 
     console = get_console()
-    by_hand = sys.stdin.isatty() and can_draw(console)
     file, note = keeping.open(llm, root, by_hand)
     with published(llm, str(root)), llm.session(system, "drop_oldest", file) as session:
         if not by_hand:

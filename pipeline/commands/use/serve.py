@@ -59,6 +59,7 @@ def _serve(
     from kvfold.runtime.engine.engine_files import open_engine
     from kvfold.runtime.llm.async_llm import AsyncLLM
     from kvfold.runtime.server.observe.kv_events import KvEvents
+    from kvfold.runtime.server.start.kept_pages import kept_pages
     from kvfold.runtime.server.start.load_compiler import load_compiler
     from kvfold.runtime.server.start.make_application import make_application
     from kvfold.runtime.server.start.run_server import run_server
@@ -66,6 +67,7 @@ def _serve(
     from kvfold.runtime.status import published
 
     app, state = make_application(model_name, settings)
+    engine = {**engine, **kept_pages(settings)}
     with ExitStack() as stack:
 
         def load() -> Loaded:

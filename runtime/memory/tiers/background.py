@@ -20,6 +20,7 @@ class Background:
         """
         self._work: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self._chore = chore
+        self._closed = False
         self._thread = Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -29,12 +30,15 @@ class Background:
 
     def wait(self, seconds: float) -> bool:
         """Wait for all that was asked for until now; False where that takes longer, or it was closed."""
+        if self._closed:
+            return False
         done = Event()
         self._work.put(done.set)
         return done.wait(seconds)
 
     def close(self) -> None:
         """End after what was asked for; does not wait."""
+        self._closed = True
         self._work.put(None)
 
     def _run(self) -> None:

@@ -95,11 +95,8 @@ class KvTier:
             rows: by group, uint8 [n, page_bytes]: of a global group `wanted.global_pages`; of a local one,
                 where the checkpoint is wanted, `horizon.needed(wanted.pages)`.
         """
-        names = [self._segment(chain, tokens, at) for at in wanted.segments]
-        if wanted.checkpoint:
-            names.append(self._end(chain, tokens, wanted.pages))
         items, start = [], 0
-        for name in names:
+        for name in self._names(chain, tokens, wanted):
             end = start + name.global_rows
             mine = {
                 group.name: rows[group.name] if group.is_local else rows[group.name][start:end]
@@ -161,6 +158,10 @@ class KvTier:
         self._writes.thread.close()
         self._reads.thread.close()
         return done
+
+    def _names(self, chain: Chain, tokens: np.ndarray, wanted: Wanted) -> list[ObjectName]:
+        names = [self._segment(chain, tokens, at) for at in wanted.segments]
+        return [*names, self._end(chain, tokens, wanted.pages)] if wanted.checkpoint else names
 
     def _segment(self, chain: Chain, tokens: np.ndarray, number: int) -> ObjectName:
         keys = chain.keys(tokens, number + 1)

@@ -12,12 +12,14 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from kvfold.runtime.memory.tiers.tier_state import TierStats
 from kvfold.runtime.metrics import Metrics
 from kvfold.runtime.server.counts.histogram import Histogram
 from kvfold.runtime.server.state import ServerState
 
 # vLLM calls a reply that was cancelled so.
 VLLM_REASONS = {"stop": "stop", "length": "length", "cancelled": "abort", "error": "error"}
+TIER_EVENTS = ("written", "dropped", "loaded", "missing", "damaged", "evicted", "errors")
 Labels = Mapping[str, str]
 
 
@@ -115,6 +117,8 @@ class ServerCollector(Collector):
         )
         if (llm := state.loaded_llm) is not None:
             yield from _cache_families(llm.snapshot().metrics)
+            if (tier := llm.tier_stats) is not None:
+                yield from _tier_families(tier)
 
 
 def _cache_families(metrics: Metrics) -> Iterator[Metric]:
@@ -158,10 +162,35 @@ def _cache_families(metrics: Metrics) -> Iterator[Metric]:
             "Kept sequences that were given up for running requests.",
             cache.reclaimed_sessions,
         ),
+        ("loaded_tokens", "Prompt tokens whose pages came from the tier into the tree.", cache.loaded_tokens),
         ("recomputed_tokens", "Tokens computed a second time after a preemption.", cache.recomputed_tokens),
         ("evicted_pages", "Pages that the tree gave up.", metrics.evicted_pages),
     ):
         yield _counter(f"kvfold:{name}", text, [({}, value)])
+
+
+def _tier_families(tier: TierStats) -> Iterator[Metric]:
+    yield _gauge(
+        "kvfold:tier_works",
+        "1 while the tier reads, or writes.",
+        [({"what": "reading"}, tier.state.reading), ({"what": "writing"}, tier.state.writing)],
+    )
+    yield _gauge(
+        "kvfold:tier_bytes",
+        "Of pages in the tier, or queued to be written to it.",
+        [({"state": "kept"}, tier.bytes), ({"state": "queued"}, tier.queued_bytes)],
+    )
+    yield _gauge("kvfold:tier_objects", "Segments and checkpoints in the tier.", [({}, tier.objects)])
+    yield _counter(
+        "kvfold:tier_events",
+        "Of the tier: objects written, missing, damaged, evicted; prefixes dropped, loaded; errors.",
+        [({"event": event}, getattr(tier, event)) for event in TIER_EVENTS],
+    )
+    yield _counter(
+        "kvfold:tier_moved_bytes",
+        "Bytes that were written to the tier, or loaded from it.",
+        [({"how": "written"}, tier.written_bytes), ({"how": "loaded"}, tier.loaded_bytes)],
+    )
 
 
 def _counter(name: str, text: str, values: Iterable[tuple[Labels, float]]) -> Metric:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Thread
+from time import monotonic
 from typing import Any
 
 import uvicorn
@@ -32,6 +33,8 @@ LOOK_SECONDS = 0.25
 # For answers that are written, and for streams that carry an error, after the last reply has ended.
 FLUSH_SECONDS = 5
 EXIT_HUNG = 3
+# For the pages that wait to be written, where replies took all the time of the drain.
+LEAST_FLUSH_SECONDS = 1.0
 # Longer than a proxy keeps idle connections, which would else be closed under its next request.
 KEEP_ALIVE_SECONDS = 75
 
@@ -82,13 +85,14 @@ class Run:
         finally:
             self._state.draining = True
             notify("STOPPING=1")
+            end = monotonic() + self._settings.drain_seconds
             llm = self._state.loaded_llm
             if llm is not None and llm.failure is None:
                 await self._drain(llm)
             self._server.should_exit = True
             await serving
             if llm is not None:
-                await llm.close()
+                await self._close(llm, max(LEAST_FLUSH_SECONDS, end - monotonic()))
         if llm is not None and llm.failure is not None:
             raise llm.failure
 
@@ -121,6 +125,11 @@ class Run:
         except TimeoutError:
             LOG.error("the engine hangs: running replies are lost")
             os._exit(EXIT_HUNG)
+
+    async def _close(self, llm: ServedLLM, seconds: float) -> None:
+        """End the engine; its tier has so long to write what waits: another server may go on from it."""
+        if not await llm.close(seconds):
+            LOG.warning("pages that were not written within %.0f s are computed again", seconds)
 
     def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()

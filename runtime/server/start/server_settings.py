@@ -39,6 +39,7 @@ class ServerSettings:
         max_sessions: of a tenant, and likewise stored responses; the one longest unused gives way.
         session_seconds: after which an unused session or response is forgotten.
         state_dir: folder that sessions and stored responses outlive the server in; None for memory alone.
+        kv_tier_bytes: of the pages of conversations that lie in the state folder; 0 keeps none there.
         drain_seconds: for running replies after SIGTERM, before they are cancelled.
         kv_events: ZeroMQ address to publish KV events at, such as `tcp://*:5557`; None publishes none. Who
             reads it reads prompts' tokens.
@@ -55,6 +56,7 @@ class ServerSettings:
     max_sessions: int = 256
     session_seconds: float = 3600.0
     state_dir: Path | None = None
+    kv_tier_bytes: int = RuntimeConfig.kv_tier_bytes
     drain_seconds: float = 30.0
     kv_events: str | None = None
     kv_events_topic: str | None = None
@@ -68,6 +70,7 @@ class ServerSettings:
             check_integer("max_waiting", self.max_waiting, 0)
         check_integer("max_sessions", self.max_sessions, 1)
         check_number("session_seconds", self.session_seconds, 0)
+        check_integer("kv_tier_bytes", self.kv_tier_bytes, 0)
         check_number("drain_seconds", self.drain_seconds, 0)
         check_number("stall_seconds", self.stall_seconds, 1)
         if (self.tls_cert is None) != (self.tls_key is None):

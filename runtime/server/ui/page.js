@@ -206,7 +206,10 @@ function take(snapshot) {
   document.body.dataset.tenants = snapshot.server.sees_all_tenants && tenants ? "all" : "one";
   showHealth(snapshot);
   if (snapshot.speed) showSpeed();
-  if (snapshot.cache) showCache(snapshot.cache);
+  if (snapshot.cache) {
+    showCache(snapshot.cache);
+    showTier(snapshot.tier, snapshot.cache.loaded_tokens);
+  }
   showRequests(snapshot.requests);
   showReuse();
   if (snapshot.tree) showTree();
@@ -354,6 +357,17 @@ function runs(line) {
 }
 
 // Does the cache pay?
+
+function showTier(tier, loaded) {
+  if (!tier) return stat("tier", "");
+  const { reading, writing, reason } = tier.state;
+  const stopped = [!reading && "reads", !writing && "writes"].filter(Boolean).join(" nor ");
+  const state = reason ? ` It no longer ${stopped}: ${reason}.` : "";
+  const text =
+    `The tier holds ${bytes(tier.bytes)} in ${plural(tier.objects, "object")}; ` +
+    `${count(loaded)} prompt tokens came from it.${state}`;
+  stat("tier", text, tier.bytes, reason ? "bad" : null);
+}
 
 function showCache(cache) {
   const { queried_tokens: asked, hit_tokens: hit, too_short_tokens: gone } = cache;

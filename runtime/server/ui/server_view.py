@@ -53,6 +53,7 @@ class ServerView:
             "counts": self._counts() if whole else None,
             "speed": self._speed(snapshot) if whole else None,
             "cache": self._cache(snapshot) if whole else None,
+            "tier": self._tier() if whole else None,
             "requests": self._requests(snapshot),
             "ended": self._ended(),
             "history": self._history() if whole else None,
@@ -102,6 +103,10 @@ class ServerView:
         if snapshot is None or llm is None:
             return None
         return _cache(snapshot, self._state.history.saved_seconds(snapshot))
+
+    def _tier(self) -> dict[str, Any] | None:
+        llm = self._state.loaded_llm
+        return None if llm is None or (tier := llm.tier_stats) is None else asdict(tier)
 
     def _speed(self, snapshot: LoopSnapshot | None) -> dict[str, Any]:
         of_minutes = {

@@ -9,6 +9,7 @@ import pytest
 
 from kvfold import LLM, Completion, RuntimeConfig, SamplingParams, Session, TextChunk
 from kvfold.plugins.contract.errors import CapacityError, RequestError
+from kvfold.runtime.memory.tiers.kv_tier import KvTier
 from tests.runtime.byte_tokenizer import VOCAB, ByteTokenizer
 from tests.runtime.harness import PLANS, check, in_use, make_llm
 from tests.runtime.synthetic_engine import SyntheticEngine, expected_tokens
@@ -22,10 +23,12 @@ class LatinTokenizer(ByteTokenizer):
     charset = "latin-1"
 
 
-def make_chat(name: str, pages: int = 128, batched: int = 64, context: int = 1000) -> LLM:
+def make_chat(
+    name: str, pages: int = 128, batched: int = 64, context: int = 1000, tier: KvTier | None = None
+) -> LLM:
     """An LLM over a synthetic engine whose replies are text that encodes to their own tokens."""
     engine = SyntheticEngine(PLANS[name], pages, vocab=VOCAB, context=context)
-    return LLM(engine, LatinTokenizer(()), RuntimeConfig(max_num_batched_tokens=batched))
+    return LLM(engine, LatinTokenizer(()), RuntimeConfig(max_num_batched_tokens=batched), tier)
 
 
 def ended(chunks: Iterable[TextChunk]) -> Completion:

@@ -30,9 +30,9 @@ def make_tier(plan: FoldPlan, kind: type[HostTier] = HostTier) -> HostTier:
     return kind(layout, layout.root_key("model", "kernels"), LIMITS)
 
 
-def open_directory(plan: FoldPlan, directory: Path) -> KvTier:
+def open_directory(plan: FoldPlan, directory: Path, limits: TierLimits = LIMITS) -> KvTier:
     layout = TierLayout.of(plan)
-    tier = DirectoryTier(directory, layout, layout.root_key("model", "kernels"), LIMITS)
+    tier = DirectoryTier(directory, layout, layout.root_key("model", "kernels"), limits)
     tier.refresh()
     assert tier.flush(10)
     return tier

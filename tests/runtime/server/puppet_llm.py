@@ -12,6 +12,7 @@ from kvfold.plugins.contract.errors import KvfoldError
 from kvfold.runtime.llm.generation import Completion, TextChunk
 from kvfold.runtime.loop.snapshot import LoopSnapshot
 from kvfold.runtime.loop.ticket import CancelReason, Service
+from kvfold.runtime.memory.tiers.tier_state import TierState, TierStats
 from kvfold.runtime.memory.tree_copy import TreeCopy
 from kvfold.runtime.metrics import CacheMetrics, Metrics, PoolUsage, Usage
 from kvfold.runtime.sampling.params import SamplingParams
@@ -21,7 +22,22 @@ from tests.runtime.byte_tokenizer import ByteTokenizer
 SERVICE = Service()
 POOLS = {"global": PoolUsage(4, 10, 30), "window": PoolUsage(6, 3, 6)}
 
-
+TIER = TierStats(
+    TierState(reading=True, writing=False, reason="cannot write: No space left on device"),
+    objects=3,
+    bytes=4096,
+    queued_bytes=512,
+    ignored=1,
+    written=9,
+    written_bytes=8192,
+    dropped=2,
+    loaded=4,
+    loaded_bytes=1024,
+    missing=1,
+    damaged=5,
+    evicted=6,
+    errors=7,
+)
 IDLE = LoopSnapshot(
     steps=3,
     last_step=0.0,
@@ -31,7 +47,9 @@ IDLE = LoopSnapshot(
     waiting_tokens=0,
     prefill_rate=0.0,
     decode_rate=0.0,
-    metrics=Metrics(CacheMetrics(queried_tokens=10, hit_tokens=4, too_short_tokens=2), POOLS, 400, 5),
+    metrics=Metrics(
+        CacheMetrics(queried_tokens=10, hit_tokens=4, loaded_tokens=3, too_short_tokens=2), POOLS, 400, 5
+    ),
     requests=(),
 )
 
@@ -104,6 +122,7 @@ class PuppetLLM:
         self.cached = 0
         self.drained: float | None = None
         self.closed = False
+        self.tier_stats: TierStats | None = TIER
         self._texts = texts
 
     def submit_several(
@@ -137,5 +156,6 @@ class PuppetLLM:
     async def drain(self, seconds: float) -> None:
         self.drained = seconds
 
-    async def close(self) -> None:
+    async def close(self, flush_seconds: float = 10.0) -> bool:
         self.closed = True
+        return True

@@ -7,15 +7,17 @@ from typing import Any
 
 from kvfold import LLM, SamplingParams, Session
 from kvfold.plugins.contract.template_text import written_by_template
+from kvfold.runtime.memory.tiers.kv_tier import KvTier
 from tests.runtime.llm.test_session_turns import make_chat
 
 NAME = "ada"
+PLAN = "hybrid"
 Standing = tuple[Any, ...]
 
 
-def make_small(context: int = 300) -> LLM:
+def make_small(context: int = 300, tier: KvTier | None = None) -> LLM:
     """An LLM whose context is full after a few turns."""
-    return make_chat("hybrid", context=context)
+    return make_chat(PLAN, context=context, tier=tier)
 
 
 def open_session(llm: LLM, folder: Path, **given: Any) -> Session:
@@ -35,8 +37,8 @@ def tokens(count: int) -> SamplingParams:
     return SamplingParams(max_tokens=count)
 
 
-def operate(session: Session, number: int) -> None:
-    """One of many operations, the same for the same number: turns, and now and then something else."""
+def operate(session: Session, number: int, who: str = "") -> None:
+    """One of many operations, the same for the same number and speaker: most are turns."""
     if number % 7 == 3:
         session.undo()
     elif number % 11 == 10:
@@ -44,4 +46,4 @@ def operate(session: Session, number: int) -> None:
     elif number % 29 == 28:
         session.clear()
     else:
-        session.send(f"Message {number}. ", tokens(3 + number % 5))
+        session.send(f"{who}Message {number}. ", tokens(3 + number % 5))

@@ -22,12 +22,14 @@ class Ask:
         body: as JSON, to which the client adds the model's name; bytes are sent as they are.
         hang_up: seconds after which the client closes the connection; None: never.
         pieces: of a stream's text after which it does; None: never.
+        headers: beside the type of the body.
     """
 
     path: str
     body: Body | bytes
     hang_up: float | None = None
     pieces: int | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def streams(self) -> bool:

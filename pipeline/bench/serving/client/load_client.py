@@ -83,7 +83,7 @@ class LoadClient:
     async def _read(self, ask: Ask, reply: _Reply) -> None:
         body = ask.body
         data = body if isinstance(body, bytes) else json.dumps({"model": self.model, **body}).encode()
-        headers = {"Content-Type": "application/json"}
+        headers = {"Content-Type": "application/json", **ask.headers}
         async with self._session.post(self._url + ask.path, data=data, headers=headers) as response:
             reply.status = response.status
             try:

@@ -45,9 +45,12 @@ class Bench:
     soak_seconds: float = 1800.0
     trace: Path | None = None
 
-    def server(self, at_once: int, kv_cache_bytes: int | None = None) -> ServerCommand:
+    def server(
+        self, at_once: int, kv_cache_bytes: int | None = None, state_dir: Path | None = None
+    ) -> ServerCommand:
         """kvfold over the bundle, for so many requests at once."""
-        return kvfold_server(self.bundle, KvfoldOptions(at_once, kv_cache_bytes, self.threads))
+        options = KvfoldOptions(at_once, kv_cache_bytes, self.threads, state_dir)
+        return kvfold_server(self.bundle, options)
 
     def zero_cost(self, at_once: int, pause: float = 0.0) -> ServerCommand:
         """kvfold over an engine that computes nothing, and pauses so many seconds a step."""

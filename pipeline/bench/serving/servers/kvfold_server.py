@@ -19,17 +19,20 @@ class KvfoldOptions:
         max_num_seqs: requests that run at once.
         kv_cache_bytes: of all page pools; None for its default.
         threads: of the engine; 0 for its default.
+        state_dir: folder of what outlives the server; None for none.
     """
 
     max_num_seqs: int
     kv_cache_bytes: int | None = None
     threads: int = 0
+    state_dir: Path | None = None
 
     def arguments(self) -> tuple[str, ...]:
         """As they are typed."""
         cache = () if self.kv_cache_bytes is None else ("--kv-cache-bytes", str(self.kv_cache_bytes))
         threads = ("--threads", str(self.threads)) if self.threads else ()
-        return ("--max-num-seqs", str(self.max_num_seqs), *cache, *threads)
+        state = () if self.state_dir is None else ("--state-dir", str(self.state_dir))
+        return ("--max-num-seqs", str(self.max_num_seqs), *cache, *threads, *state)
 
 
 def kvfold_server(bundle: Path, options: KvfoldOptions) -> ServerCommand:

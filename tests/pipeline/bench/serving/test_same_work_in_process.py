@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from kvfold.pipeline.bench.serving.client.asks import Body, Single, Wanted, completion
+from kvfold.pipeline.bench.serving.scenarios.long.soak import bytes_of_sequences
 from kvfold.pipeline.bench.serving.scenarios.served_prompts import completions, exactly
-from kvfold.pipeline.bench.serving.scenarios.soak import bytes_of_sequences
 from kvfold.pipeline.bench.serving.servers import in_process
 from kvfold.pipeline.bench.serving.servers.cold_replies import cold_replies, reply_to_all
 from kvfold.pipeline.bench.serving.servers.in_process import InProcess, do_job, run_in_process

@@ -22,9 +22,8 @@ from kvfold.pipeline.bench.serving.scenarios import (
     held_to_schema,
     overload,
     own_work,
-    soak,
-    soak_jobs,
 )
+from kvfold.pipeline.bench.serving.scenarios.long import soak, soak_jobs
 from kvfold.pipeline.bench.serving.scenarios.scenario import Bench, Measure
 from kvfold.pipeline.bench.serving.scenarios.served_prompts import chats, completions, exactly
 from kvfold.pipeline.bench.serving.serve_results import Figure, Measured
@@ -43,7 +42,9 @@ class FakeBench(Bench):
 
     options: dict[str, float] = field(default_factory=dict)
 
-    def server(self, at_once: int, kv_cache_bytes: int | None = None) -> ServerCommand:
+    def server(
+        self, at_once: int, kv_cache_bytes: int | None = None, state_dir: Path | None = None
+    ) -> ServerCommand:
         return ServerCommand("kvfold fake", fake_command(**self.options), "/health/ready")
 
     def zero_cost(self, at_once: int, pause: float = 0.0) -> ServerCommand:

@@ -12,7 +12,7 @@ import pytest
 
 from kvfold.pipeline.bench.serving.client.asks import Ask, Job
 from kvfold.pipeline.bench.serving.client.outcome import Ending, Outcome
-from kvfold.pipeline.bench.serving.scenarios.soak_jobs import (
+from kvfold.pipeline.bench.serving.scenarios.long.soak_jobs import (
     BAD,
     KEPT,
     Judged,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kvfold.pipeline.bench.serving.scenarios import trace_replay
+from kvfold.pipeline.bench.serving.scenarios.long import trace_replay
 from kvfold.plugins.contract.errors import RequestError
 from tests.pipeline.bench.serving.test_serve_scenarios import answer, bench_of, figure
 

@@ -57,6 +57,19 @@ def random_requests(seed: int, count: int) -> list[TraceRequest]:
     return requests
 
 
+def chat_requests(seed: int, count: int) -> list[TraceRequest]:
+    """Turns of forty chats in any order; each goes on where it was, until it is long and a new one begins."""
+    rng = random.Random(seed)
+    chats: list[tuple[int, ...]] = [(0,)] * 40
+    requests = []
+    for _ in range(count):
+        chat = rng.randrange(len(chats))
+        said = (*chats[chat], *(rng.randrange(1, 1 << 40) for _ in range(rng.randrange(1, 4))))
+        chats[chat] = said if len(said) < 16 else (0,)
+        requests.append(request(len(said) * BLOCK_TOKENS, said, rng.randrange(1, 600)))
+    return requests
+
+
 def write_requests(path: Path, requests: Iterable[TraceRequest]) -> Path:
     """A trace's file."""
     rows = ([each.timestamp, each.input_length, each.output_length, [*each.hash_ids]] for each in requests)

@@ -19,6 +19,7 @@ from tests.pipeline.commands.chat.test_run_command import CLI, COST, pipe
 from tests.runtime.harness import PLANS, make_llm
 
 CHATS = Path(".local/state/kvfold/chats")
+PAGES = CHATS.parent / "kv"
 SHORT = SamplingParams(max_tokens=3)
 
 
@@ -113,6 +114,23 @@ def test_piped_lines_go_on_where_others_ended(environment: dict[str, str], small
     second = pipe(environment, *run, "--resume", said="a tab\n")
     costs = [tuple(map(int, cost)) for result in (first, second) for cost in re.findall(COST, result.stdout)]
     assert second.returncode == 0 and costs[1][1] > costs[0][1], "the first turn is in the second's prompt"
+
+
+def test_a_chat_that_goes_on_costs_its_new_tokens(
+    environment: dict[str, str], small_bundle: Path, tmp_path: Path
+) -> None:
+    run = ("run", str(small_bundle), "--max-tokens", "4")
+    said = "a cab, a tab, a cab, a tab, a cab, a tab, a cab, a tab\n"
+    first = pipe(environment, *run, "--session", "trip", said=said)
+    assert list((tmp_path / PAGES).glob("*/*.checkpoint")), "its pages lie beside it"
+    second = pipe(environment, *run, "--resume", said="a tab\n")
+    (_, prompt, _), (reused, again, _) = (
+        tuple(map(int, cost)) for result in (first, second) for cost in re.findall(COST, result.stdout)
+    )
+    assert again > prompt > 32 and reused > prompt - 16
+    pipe(environment, *run, "--private", said=said[::-1])
+    (tmp_path / PAGES).chmod(0o777)
+    assert pipe(environment, *run, "--resume", said="a tab\n").returncode == 0, "it goes on without pages"
 
 
 def test_a_chat_at_a_terminal_goes_on(start: Callable[..., PseudoTerminal], small_bundle: Path) -> None:

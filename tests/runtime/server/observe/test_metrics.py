@@ -100,6 +100,7 @@ def test_what_only_we_have(series: Series) -> None:
     assert value(series, "kvfold:request_cancelled_total", reason="client") == 1
     assert value(series, "kvfold:requests_refused_total", reason="draining") == 1
     assert value(series, "kvfold:evicted_pages_total") == 5
+    assert value(series, "kvfold:loaded_tokens_total") == 3
     assert value(series, "kvfold:ready") == 0
     assert value(series, "kvfold:step_age_seconds") == 0
     for name in ("recomputed_tokens", "sessions_reclaimed"):
@@ -108,6 +109,25 @@ def test_what_only_we_have(series: Series) -> None:
     assert value(series, "kvfold:grammar_compile_seconds_count") == 0
     assert value(series, "kvfold:stream_backlog_characters") == 0
     assert value(series, "process_resident_memory_bytes") > 0
+
+
+def test_what_a_tier_holds_and_does(series: Series) -> None:
+    events = {
+        "written": 9,
+        "dropped": 2,
+        "loaded": 4,
+        "missing": 1,
+        "damaged": 5,
+        "evicted": 6,
+        "errors": 7,
+    }
+    assert {each: value(series, "kvfold:tier_events_total", event=each) for each in events} == events
+    assert value(series, "kvfold:tier_bytes", state="kept") == 4096
+    assert value(series, "kvfold:tier_bytes", state="queued") == 512
+    assert value(series, "kvfold:tier_objects") == 3
+    assert value(series, "kvfold:tier_moved_bytes_total", how="written") == 8192
+    assert value(series, "kvfold:tier_moved_bytes_total", how="loaded") == 1024
+    assert [value(series, "kvfold:tier_works", what=each) for each in ("reading", "writing")] == [1, 0]
 
 
 def test_every_query_of_the_dashboard_finds_its_series(series: Series) -> None:

@@ -2,7 +2,7 @@
 
 `python -m tests.runtime.server.processes.real_server FOLDER PORT [KEYS]`. A token is a byte. After the drain
 it counts its pages, and ends with 0 where each has exactly its holders. FOLDER gets the tokenizer
-and `state`, where sessions and stored responses outlive the server.
+and `state`, where sessions, stored responses and their pages outlive the server.
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from kvfold.plugins.contract.tokenizer_config import TokenizerConfig
 from kvfold.runtime.llm.async_llm import AsyncLLM
 from kvfold.runtime.llm.llm import LLM
+from kvfold.runtime.memory.tiers.kv_tier import DirectoryTier, KvTier
+from kvfold.runtime.memory.tiers.layout import TierLayout
+from kvfold.runtime.memory.tiers.prefix import TierLimits
 from kvfold.runtime.runtime_config import RuntimeConfig
+from kvfold.runtime.server.start.kept_pages import kept_pages
 from kvfold.runtime.server.start.make_application import make_application
 from kvfold.runtime.server.start.run_server import Loaded, run_server
 from kvfold.runtime.server.start.server_settings import ServerSettings
@@ -48,13 +52,26 @@ def write_tokenizer(folder: Path) -> tuple[Path, Path]:
     return paths
 
 
+def open_tier(config: RuntimeConfig) -> KvTier | None:
+    """What `LLM.load` does for a bundle's engine; of other servers' files it knows at once."""
+    if config.kv_tier is None:
+        return None
+    layout = TierLayout.of(PLANS["hybrid"])
+    root = layout.root_key(MODEL, "hash")
+    tier = DirectoryTier(config.kv_tier, layout, root, TierLimits(config.kv_tier_bytes))
+    tier.refresh()
+    tier.flush(10)
+    return tier
+
+
 def main(folder: Path, port: int, keys: Path | None) -> None:
     """Serve until a signal; raises AssertionError where a page was lost."""
     paths = write_tokenizer(folder)
     engine = SyntheticEngine(PLANS["hybrid"], PAGES, VOCAB, CONTEXT)
-    llm = LLM(engine, BundleTokenizer.load(*paths), RuntimeConfig(max_num_batched_tokens=64))
     settings = ServerSettings(port=port, keys=keys, drain_seconds=5, state_dir=folder / "state")
     app, state = make_application(MODEL, settings)
+    config = RuntimeConfig(max_num_batched_tokens=64, **kept_pages(settings))
+    llm = LLM(engine, BundleTokenizer.load(*paths), config, open_tier(config))
 
     def load() -> Loaded:
         compiler = GrammarCompiler(paths[0].read_text(), VOCAB, [VOCAB - 1])

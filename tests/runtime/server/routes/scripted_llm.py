@@ -13,6 +13,7 @@ from typing import Any
 from kvfold.plugins.contract.errors import KvfoldError
 from kvfold.runtime.llm.generation import Completion, TextChunk
 from kvfold.runtime.loop.ticket import Service
+from kvfold.runtime.memory.tiers.tier_state import TierStats
 from kvfold.runtime.memory.tree_copy import TreeCopy
 from kvfold.runtime.metrics import Usage
 from kvfold.runtime.sampling.logprobs import TokenLogprob
@@ -130,6 +131,7 @@ class ScriptedLLM:
         self.page_size = 16
         self.page_bytes = {"global": 512}
         self.failure: KvfoldError | None = None
+        self.tier_stats: TierStats | None = None
         self.reused = reused
         self.asked: list[tuple[Prompt, SamplingParams, Service]] = []
         self.refuses: Exception | None = None
@@ -179,5 +181,5 @@ class ScriptedLLM:
     async def drain(self, seconds: float) -> None:
         pass
 
-    async def close(self) -> None:
-        pass
+    async def close(self, flush_seconds: float = 10.0) -> bool:
+        return True

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import threading
 import time
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.runtime.server.processes.spawned_server import ServerProcess
 
@@ -24,6 +27,7 @@ class Talk:
         self.name = name
         self.messages: list[dict[str, str]] = []
         self.replies: list[str] = []
+        self.usage: dict[str, Any] = {}
 
     def turn(self, server: ServerProcess) -> None:
         """One more turn, before the context is full; raises whatever tells that the server died in it."""
@@ -32,7 +36,8 @@ class Talk:
         asked = [*self.messages, {"role": "user", "content": f"{self.name} {len(self.replies)}"}]
         status, body = server.ask("POST", CHAT, {"messages": asked, **GREEDY}, {"x-session-id": self.name})
         assert status == 200, body
-        said = json.loads(body)["choices"][0]["message"]["content"]
+        answer = json.loads(body)
+        said, self.usage = answer["choices"][0]["message"]["content"], answer["usage"]
         self.replies.append(said)
         self.messages = [*asked, {"role": "assistant", "content": said}]
 
@@ -48,6 +53,15 @@ def respond(server: ServerProcess, text: str, previous: str | None) -> dict[str,
     assert status == 200, answer
     found: dict[str, Any] = json.loads(answer)
     return found
+
+
+def metrics(server: ServerProcess) -> str:
+    return server.ask("GET", "/metrics")[1].decode()
+
+
+def queued(server: ServerProcess) -> bool:
+    """Whether pages wait to be written."""
+    return 'kvfold:tier_bytes{state="queued"} 0.0' not in metrics(server)
 
 
 def end(server: ServerProcess, number: int) -> None:
@@ -85,6 +99,27 @@ def test_sessions_and_responses_go_on_after_a_kill_and_after_a_deploy(tmp_path: 
         for one in (unkilled, server):
             one.popen.kill()
             one.popen.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_conversation_costs_its_new_tokens_after_the_server_s_end(tmp_path: Path, number: int) -> None:
+    server = ServerProcess(tmp_path)
+    try:
+        talk = Talk("s")
+        for _ in range(4):
+            talk.turn(server)
+        known = talk.usage["prompt_tokens"] + talk.usage["completion_tokens"]
+        while number == signal.SIGKILL and queued(server):  # SIGTERM waits for that itself
+            time.sleep(0.01)
+        end(server, number)
+        server = ServerProcess(tmp_path)
+        talk.turn(server)
+        cached = talk.usage["prompt_tokens_details"]["cached_tokens"]
+        assert cached > known - 2 * 16, "all pages of what was said, but for the last token's"
+        assert re.search(rf"^kvfold:loaded_tokens_total {cached}.0$", metrics(server), re.M)
+    finally:
+        server.popen.kill()
+        server.popen.wait()
 
 
 def test_a_kill_under_load_costs_a_session_at_most_the_turn_that_ran(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ from kvfold.pipeline.bench.serving.client.load_summary import summarise
 from kvfold.pipeline.bench.serving.client.outcome import Load
 from kvfold.pipeline.bench.serving.client.run_load import closed_loop, until
 from kvfold.pipeline.bench.serving.scenarios.abort_requests import lost, wait_for_rest
+from kvfold.pipeline.bench.serving.scenarios.long.soak_jobs import SHOWN, SoakLog, soak_jobs
 from kvfold.pipeline.bench.serving.scenarios.overload import growth, watch_memory
 from kvfold.pipeline.bench.serving.scenarios.scenario import Bench, Steps
-from kvfold.pipeline.bench.serving.scenarios.soak_jobs import SHOWN, SoakLog, soak_jobs
 from kvfold.pipeline.bench.serving.serve_results import Demand, Figure, Measured
 from kvfold.pipeline.bench.serving.servers.cold_replies import cold_replies
 from kvfold.pipeline.bench.serving.servers.process_tree import MemoryLog

@@ -1,0 +1,1 @@
+"""Scenarios that run only where they are asked for."""

@@ -1,0 +1,1 @@
+"""What outlives a server: its conversations and their pages."""
