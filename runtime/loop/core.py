@@ -29,6 +29,8 @@ from kvfold.runtime.scheduler.step_builder import StepBuilder
 
 # Snapshots are this far apart while steps run.
 PUBLISH_SECONDS = 0.05
+# Of tickets that have ended, before their deadlines are forgotten.
+MOST_DEADLINES = 256
 # Commands wait so long at most while nothing but a tier works.
 WAIT_SECONDS = 0.005
 
@@ -101,7 +103,7 @@ class Core:
             self.cancel(ticket, "error")
             return
         if ticket.deadline is not None:
-            heapq.heappush(self._deadlines, (ticket.deadline, ticket.id, ticket))
+            self._note_deadline(ticket, ticket.deadline)
         leader = ticket.after
         if leader is not None and leader.first_token is None and not leader.ended:
             self._held.setdefault(leader, []).append(ticket)
@@ -122,28 +124,37 @@ class Core:
     def turn(self) -> Turn:
         """Run one step."""
         self._expire(monotonic())
-        scheduled: Scheduled = []
-        if self.failure is None:
-            scheduled = self.scheduler.schedule(self._pace.most_prefill(self._decoding))
-        if scheduled:
-            outcome = self._step(scheduled)
-        elif self.failure is None and self.scheduler.has_work:
-            self.scheduler.wait(WAIT_SECONDS)
-            outcome = Outcome.WAITING
-        else:
-            outcome = Outcome.IDLE
+        outcome = self._advance()
         self._publish(outcome)
         advanced, self._advanced = tuple(self._advanced), {}
         return Turn(outcome, advanced)
 
+    def _advance(self) -> Outcome:
+        if self.failure is not None or not self.scheduler.has_work:
+            return Outcome.IDLE
+        try:
+            scheduled = self.scheduler.schedule(self._pace.most_prefill(self._decoding))
+        except Exception as error:  # the device has no memory left for pages, or a law is broken
+            self.fail(error)
+            return Outcome.FAILED
+        if scheduled:
+            return self._step(scheduled)
+        self.scheduler.wait(WAIT_SECONDS)
+        return Outcome.WAITING
+
     def fail(self, error: Exception) -> None:
-        """End every ticket with an error, and take no more."""
+        """End every ticket with an error, and take no more; nothing of a failed engine goes into a tier."""
+        self.scheduler.memory.link = None
         self.failure = EngineError(f"the engine failed in a step: {error}; load it again")
         self.failure.__cause__ = error
         held = [ticket for tickets in self._held.values() for ticket in tickets]
         for ticket in (*self._tickets.values(), *held):
             ticket.error = self.failure
-            self.cancel(ticket, "error")
+            try:
+                self.cancel(ticket, "error")
+            except Exception:  # what broke a law may break it here too: nobody may wait for ever
+                ticket.request.finish_reason = "cancelled"
+                self._end(ticket)
 
     def metrics(self) -> Metrics:
         """Counters and page usage now; while a turn is running they may be a step apart."""
@@ -154,6 +165,12 @@ class Core:
             kv_cache_bytes=memory.arena.budget,
             evicted_pages=memory.tree.evicted_pages,
         )
+
+    def _note_deadline(self, ticket: Ticket, deadline: float) -> None:
+        heapq.heappush(self._deadlines, (deadline, ticket.id, ticket))
+        if len(self._deadlines) > MOST_DEADLINES + 2 * len(self._tickets):  # most of them have ended
+            self._deadlines = [each for each in self._deadlines if not each[2].ended]
+            heapq.heapify(self._deadlines)
 
     def _expire(self, now: float) -> None:
         while self._deadlines and self._deadlines[0][0] <= now:

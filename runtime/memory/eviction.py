@@ -15,6 +15,8 @@ PRIOR = {True: (1.0, 9.0), False: (0.5, 9.5)}
 Worth = tuple[float, int]
 # What was seen counts half after so many more hits or losses of its class.
 HALF_LIFE = 200
+# Entries that count no more are thrown out when there are twice as many as count, and this many.
+LEAST_ENTRIES = 64
 
 
 class EvictionOrder:
@@ -26,14 +28,16 @@ class EvictionOrder:
     Cherkasova 1998).
 
     An entry is as good as it was when it was made: one whose node was used since is entered again when it
-    comes to the front, and a node that became worth less is entered again when it did. Its last one counts.
+    comes to the front, and one that a longer prefix superseded when it was. A node's last entry counts. What
+    else changes a worth, the rates of classes and a new checkpoint above, is seen at the next entry only.
     """
 
     def __init__(self, horizons: Sequence[Horizon], page_bytes: Sequence[int]) -> None:
         """Nothing to give up; of groups with pages of so many bytes."""
         self._heap: list[tuple[Worth, int, TreeNode]] = []
         self._serial = 0
-        self._age = 0.0
+        self._age = self._popped = 0.0
+        self._most_entries = LEAST_ENTRIES
         self._locals = [(law, page_bytes[law.index]) for law in horizons if law.is_local]
         self._longest = max([law.sink_pages + (law.tail_pages or 0) for law, _ in self._locals], default=0)
         self._tail_bytes = self._bytes_of_tails(self._longest)
@@ -45,18 +49,26 @@ class EvictionOrder:
         self._serial += 1
         node.entry = self._serial
         heapq.heappush(self._heap, (self._worth(node), self._serial, node))
+        if len(self._heap) > self._most_entries:
+            self._heap = [each for each in self._heap if _counts(each[1], each[2])]
+            heapq.heapify(self._heap)
+            self._most_entries = max(LEAST_ENTRIES, 2 * len(self._heap))
 
     def pop(self) -> TreeNode | None:
         """Take out the checkpoint that is worth least; None where there is none."""
         while self._heap:
             then, entry, node = heapq.heappop(self._heap)
-            if entry != node.entry or not node.linked or node.checkpoint is None:
+            if not _counts(entry, node):
                 continue
             if self._worth(node) <= then:
-                self._age = max(self._age, then[0])
+                self._popped = then[0]
                 return node
             self.push(node)
         return None
+
+    def grow_old(self) -> None:
+        """The checkpoint that was taken out last was given up."""
+        self._age = max(self._age, self._popped)
 
     def touch(self, node: TreeNode) -> None:
         """A node was used just now."""
@@ -96,3 +108,8 @@ class EvictionOrder:
     def _bytes_of_tails(self, pages: int) -> int:
         """Bytes of the local pages that a checkpoint keeps."""
         return sum(size * len(law.needed(pages)) for law, size in self._locals)
+
+
+def _counts(entry: int, node: TreeNode) -> bool:
+    """Whether an entry is its node's last, and the node still a checkpoint of the tree."""
+    return entry == node.entry and node.linked and node.checkpoint is not None

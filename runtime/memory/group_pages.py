@@ -18,7 +18,7 @@ class GroupPages:
     """
 
     def __init__(self, num_pages: int, slab_pages: int) -> None:
-        """Nothing is committed; the lowest slabs are handed out first."""
+        """Nothing is committed; the lowest slabs get memory first."""
         assert num_pages % slab_pages == 0, f"{num_pages} pages are no whole slabs of {slab_pages}"
         self.slab_pages = slab_pages
         self.committed = 0

@@ -96,19 +96,33 @@ class KvMemory:
         prefix = load.prefix
         if prefix is None:
             return 0
-        places = [law.needed(prefix.pages) for law in self.horizons]
-        counts = [len(each) for each in places]
-        if not self._make_room(counts, counts):
-            return 0
         sequence = PagedSequence(load.tokens, self.arena.num_groups, self._capacity(load.tokens), load.tenant)
-        for table, each, pages in zip(sequence.tables, places, self.arena.allocate(counts), strict=True):
-            table[each] = pages
-        sequence.num_pages = prefix.pages
-        self.link.copy_in(prefix, sequence)
         self._live.add(sequence)
-        self.tree.insert(sequence, prefix.pages, Kind.END)
+        have = self._hold_known(sequence, prefix.pages)
+        places = [
+            law.needed(prefix.pages) if law.is_local else list(range(have, prefix.pages))
+            for law in self.horizons
+        ]
+        counts = [len(each) for each in places]
+        sequence.num_pages = prefix.pages
+        fits = self._make_room(counts, counts)
+        if fits:
+            for table, each, pages in zip(sequence.tables, places, self.arena.allocate(counts), strict=True):
+                table[each] = pages
+            self.link.copy_in(prefix, sequence, have)
+            self.tree.insert(sequence, prefix.pages, Kind.END)
         self._give_back(sequence)
-        return prefix.pages * self.page_size
+        return prefix.pages * self.page_size if fits else 0
+
+    def _hold_known(self, sequence: PagedSequence, pages: int) -> int:
+        """Map what the tree has of the first `pages` global pages; returns how many."""
+        match = self.tree.walk(sequence.tokens, pages, sequence.tenant)
+        for law in self.horizons:
+            if not law.is_local and match.length:
+                known = match.pages()[law.index]
+                sequence.tables[law.index, : match.length] = known
+                self.arena.retain(self.arena.keys_of(law.index, known))
+        return match.length
 
     def begin(self, tokens: np.ndarray, length: int, prefix: Prefix) -> PagedSequence:
         """A sequence over the longest cached prefix of its first `length` tokens.
@@ -137,11 +151,15 @@ class KvMemory:
         sequence.match = PrefixMatch(sequence.num_computed, sequence.num_computed, resumed=True)
         self._plan_checkpoints(sequence, prefix)
 
+    def abandon(self, sequence: PagedSequence) -> None:
+        """Give back a sequence that was not let in: nothing was computed for it."""
+        self._give_back(sequence)
+
     def count_hit(self, sequence: PagedSequence) -> None:
         """Note in the tree what a sequence that was let in reused."""
         pages = sequence.match.hit_tokens // self.page_size
-        for node in self.tree.walk(sequence.tokens, pages, sequence.tenant).nodes:
-            node.hits += 1
+        if pages and not sequence.match.resumed:
+            self.tree.count_hit(self.tree.walk(sequence.tokens, pages, sequence.tenant))
 
     def allocate(self, sequence: PagedSequence, end: int, spare: int = 0) -> bool:
         """Map pages for tokens up to `end`, evicting cached ones where needed.

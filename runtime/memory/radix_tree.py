@@ -90,14 +90,19 @@ class RadixTree:
     def take(self, match: Match, hit: int) -> None:
         """A sequence now holds the first `hit` pages of a match: they were used, and can end a hit again."""
         taken = Match([node for node in match.nodes if node.first < hit], hit)
-        end = taken.nodes[-1]
         self._touch(taken)
-        if end.checkpoint is not None and end.end == hit:
-            self._order.note_hit(end)
         if self._locals:
             self._mark(taken, Kind.BRANCH)
         else:
             self._cut(taken)
+
+    def count_hit(self, match: Match) -> None:
+        """A request that was let in reused a match."""
+        for node in match.nodes:
+            node.hits += 1
+        end = match.nodes[-1]
+        if end.checkpoint is not None and end.end == match.length:
+            self._order.note_hit(end)
 
     # Insertion
 
@@ -202,10 +207,13 @@ class RadixTree:
             node = self._order.pop()
             if node is None:
                 break
-            freed = self._give_up(node) if self._locals else self._shorten(node, pages)
-            if not freed:
+            freed = self._give_up(node) if self._locals else self._shorten(node, max(pages, node.size // 16))
+            if freed:
+                self._order.grow_old()
+            else:
                 held.append(node)
-        for node in held:
+        for node in held:  # as good as used just now, or each eviction would look at them again
+            self._order.touch(node)
             self._order.push(node)
 
     def _give_up(self, node: TreeNode) -> bool:
@@ -233,9 +241,9 @@ class RadixTree:
         return True
 
     def _is_held(self, nodes: Sequence[TreeNode]) -> bool:
-        """Whether these nodes end in a leaf of whose checkpoint a sequence holds every page."""
-        leaf = nodes[-1]
-        if leaf.children or self._global is None or self._trailing_idle(leaf):
+        """Whether sequences hold every page that giving up the checkpoint at the end of all could free."""
+        end = nodes[-1]
+        if self._global is not None and not end.children and self._trailing_idle(end):
             return False
         parts = ((row, node.pages[row, part]) for node, row, part in self._needed(nodes))
         return not any(self._arena.is_idle(self._arena.keys_of(row, pages)).any() for row, pages in parts)
@@ -259,6 +267,8 @@ class RadixTree:
         if leaf.children or not count:
             return False
         assert parent is not None
+        if not self._locals and count == leaf.size:
+            self._order.note_loss(leaf)
         self._uncache(leaf.pages[:, leaf.size - count :])
         self.prefixes.shorten(leaf, count)
         end = leaf if leaf.linked else parent

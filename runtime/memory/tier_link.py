@@ -87,8 +87,12 @@ class TierLink:
         future = self.tier.load(self.tier.chain(tenant), tokens, pages)
         return Load(tokens, tenant, monotonic() + MOST_SECONDS, future)
 
-    def copy_in(self, prefix: LoadedPrefix, sequence: PagedSequence) -> None:
-        """Fill the pages that a sequence has mapped for a prefix."""
+    def copy_in(self, prefix: LoadedPrefix, sequence: PagedSequence, have: int) -> None:
+        """Fill the pages that a sequence has mapped for a prefix; global ones from `have` on."""
         for law in self._horizons:
-            pages = sequence.tables[law.index, law.needed(prefix.pages)]
-            self._store.copy_in(law.name, pages, prefix.rows[law.name])
+            rows = prefix.rows[law.name]
+            if law.is_local:
+                pages = sequence.tables[law.index, law.needed(prefix.pages)]
+            else:
+                pages, rows = sequence.tables[law.index, have : prefix.pages], rows[have:]
+            self._store.copy_in(law.name, pages, rows)

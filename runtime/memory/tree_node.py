@@ -82,10 +82,6 @@ class TreeNode:
         """Whether it is still in the tree."""
         return self.parent is not None
 
-    def key(self, page_bytes: int) -> bytes:
-        """Its edge from `parent`."""
-        return self.tokens[:page_bytes]
-
     def path(self) -> list[TreeNode]:
         """The nodes from the root's child down to this one."""
         nodes: list[TreeNode] = []

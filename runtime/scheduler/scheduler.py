@@ -4,8 +4,8 @@ Running requests come first, oldest first, each with its next token or the next 
 what is left of the token budget admits waiting ones. When pages run out, idle cached pages are
 evicted, then kept sequences of idle sessions are given up, then chunks of prompts become smaller, down to
 a page, then the newest running request is preempted: its pages go to the radix tree and it computes again
-what was evicted meanwhile. The oldest request is never preempted and every request fits, so every request
-ends.
+what was evicted meanwhile. The oldest of the most urgent requests is never preempted and every request fits,
+so every request ends.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ class Scheduler:
     def _schedule(self, budget: int, prefill: int) -> Scheduled:
         scheduled: Scheduled = []
         preemptions = self.metrics.preemptions
-        for request in tuple(self.running):
+        for request in sorted(self.running, key=lambda each: each.priority):  # a victim comes after
             sequence = request.sequence
             if sequence is None:
                 continue
@@ -183,7 +183,6 @@ class Scheduler:
         if self.metrics.preemptions > preemptions:
             return scheduled
         room = min(budget, prefill)
-        self._take_in()
         while room > 0 and self._may_admit:
             request = next_waiting(self._ready(), self.running, self._reusable)
             admitted = self._admit(request, room)
@@ -199,15 +198,9 @@ class Scheduler:
         if load is not None:
             self._loads[request] = load
 
-    def _take_in(self) -> None:
-        for request, load in tuple(self._loads.items()):
-            if load.ended:
-                del self._loads[request]
-                self.metrics.loaded_tokens += self.memory.take_in(load)
-
     @property
     def _may_admit(self) -> bool:
-        return len(self.waiting) > len(self._loads) and len(self.running) < self._config.max_num_seqs
+        return len(self.running) < self._config.max_num_seqs and bool(self._ready())
 
     def _make_room(self, request: Request, chunk: Chunk) -> Chunk | None:
         """Map a running request's pages, preempting newer ones; None when it was preempted itself."""
@@ -247,7 +240,7 @@ class Scheduler:
         self.waiting.insert(0, request)
 
     def _ready(self) -> list[Request]:
-        return [request for request in self.waiting if request not in self._loads]
+        return [each for each in self.waiting if each not in self._loads or self._loads[each].ended]
 
     def _reusable(self, request: Request) -> int:
         parked = self._parked_of(request)
@@ -260,6 +253,9 @@ class Scheduler:
 
         Each running request keeps a page in reserve, or admission would preempt what it just let in.
         """
+        load = self._loads.pop(request, None)
+        if load is not None:
+            self.metrics.loaded_tokens += self.memory.take_in(load)
         parked = self._parked_of(request)
         if parked is not None:
             del self._parked[id(parked)]
@@ -267,12 +263,15 @@ class Scheduler:
             sequence = parked
         else:
             sequence = self.memory.begin(request.tokens, request.first_wanted + 1, request.prefix)
-        chunk = self._map(request, _next_chunk(request, sequence, budget), spare=len(self.running))
-        if chunk is None:
-            if parked is not None:
+        chunk = None
+        try:
+            chunk = self._map(request, _next_chunk(request, sequence, budget), spare=len(self.running))
+        finally:
+            if chunk is None and parked is not None:
                 self._parked[id(parked)] = parked
-            else:
-                self.memory.release(sequence)
+            elif chunk is None:
+                self.memory.abandon(sequence)
+        if chunk is None:
             return None
         self._count_admission(request, sequence)
         self.waiting.remove(request)
@@ -298,7 +297,9 @@ class Scheduler:
         if sequence is None:
             if request in self.waiting:  # not so where it was never submitted
                 self.waiting.remove(request)
-                self._loads.pop(request, None)
+                load = self._loads.pop(request, None)
+                if load is not None:
+                    load.future.cancel()
             return
         self.running.remove(request)
         if keep and request.keep and request.num_completion_tokens:

@@ -93,6 +93,17 @@ def test_a_session_lies_on_the_disk_when_its_turn_is_told(served: Served, state:
     assert json.loads(served.ask("GET", "/v1/kvfold/sessions/s")[1])["saved"]
 
 
+def test_pages_lie_beside_the_sessions(served: Served, state: Path) -> None:
+    asked = {"model": "tiny", "prompt": "a cab, " * 20, "max_tokens": 3}
+    assert served.ask("POST", "/v1/completions", asked)[0] == 200
+    end = time.monotonic() + SECONDS
+    while not list((state / "kv").glob("*/*.checkpoint")):
+        assert time.monotonic() < end, "no pages are written"
+        time.sleep(0.05)
+    assert (state / "kv").stat().st_mode & 0o777 == 0o700
+    assert 'kvfold:tier_works{what="writing"} 1.0' in served.ask("GET", "/metrics")[1]
+
+
 def test_a_grammar_that_the_tokenizer_cannot_be_held_to_is_the_client_s_error(served: Served) -> None:
     """The tiny tokenizer says too little of its tokens."""
     asked = {"model": "tiny", "prompt": "a cab", "structured_outputs": {"regex": "[ab]+"}}
@@ -114,6 +125,7 @@ def test_it_ends_when_it_is_told_to(served: Served) -> None:
         (["--host", "0.0.0.0"], "RequestError: 0.0.0.0 can be reached from other machines"),
         (["--keys", "none.json"], "RequestError: the keys in none.json cannot be read"),
         (["--state-dir", "/dev/null"], "RequestError: --state-dir /dev/null is no folder"),
+        (["--kv-tier-bytes", "9 parsecs"], "'9 parsecs' is no amount of bytes"),
         (["--tls-cert", "cert.pem"], "RequestError: TLS needs a certificate and its key"),
         (["--kv-cache-bytes", "1"], "CapacityError: "),
         (["--target", "cuda"], "BundleError: "),

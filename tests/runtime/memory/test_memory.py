@@ -44,6 +44,7 @@ def compute(
 ) -> PagedSequence:
     """Run a whole prompt through the memory, as a scheduler would."""
     sequence = memory.begin(tokens, len(tokens), prefix or Prefix(len(tokens)))
+    memory.count_hit(sequence)
     while sequence.num_computed < len(tokens):
         end = min(len(tokens), sequence.num_computed + chunk)
         assert memory.allocate(sequence, end)
@@ -215,6 +216,42 @@ def test_equal_prompts_in_flight_end_up_sharing_pages() -> None:
     memory.release(first)
     memory.release(second)
     memory.check_integrity([])
+
+
+def test_the_order_of_eviction_does_not_grow_with_what_is_asked_again() -> None:
+    memory = make_memory(PLANS["hybrid"])
+    for _ in range(400):
+        memory.release(compute(memory, prompt(90)))
+    assert len(memory.tree._order._heap) <= 128
+    memory.check_integrity([])
+
+
+def test_what_sequences_hold_is_not_looked_at_by_each_eviction() -> None:
+    memory = make_memory(PLANS["global"], pages=200)
+    held = [compute(memory, prompt(32, seed=seed)) for seed in range(60)]
+    for sequence in held:
+        memory.publish(sequence)
+    for seed in range(100, 110):
+        memory.release(compute(memory, prompt(96, seed=seed)))
+    evict_one(memory)
+    popped = []
+    pop = memory.tree._order.pop
+    memory.tree._order.pop = lambda: popped.append(pop()) or popped[-1]  # type: ignore[method-assign,func-returns-value]
+    evict_one(memory)
+    assert len(popped) == 1
+    memory.check_integrity(held)
+
+
+def test_a_request_that_finds_no_room_is_no_hit() -> None:
+    memory = make_memory(PLANS["hybrid"], pages=14)
+    tokens = prompt(100)
+    memory.release(compute(memory, tokens, chunk=16))
+    earned = {key: list(value) for key, value in memory.tree._order._earned.items()}
+    for _ in range(5):
+        memory.abandon(memory.begin(tokens, 100, Prefix(100)))
+        memory.check_integrity([])
+    assert {key: list(value) for key, value in memory.tree._order._earned.items()} == earned
+    assert memory.match_tokens(tokens, 100) == 96
 
 
 def test_refused_allocation_changes_nothing() -> None:

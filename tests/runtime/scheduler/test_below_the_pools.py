@@ -11,6 +11,7 @@ import pytest
 from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.runtime.llm.llm import LLM
 from kvfold.runtime.memory import tier_link
+from kvfold.runtime.memory.tier_link import TierLink
 from kvfold.runtime.memory.tiers.chain import Chain
 from kvfold.runtime.memory.tiers.kv_tier import DirectoryTier, HostTier, KvTier
 from kvfold.runtime.memory.tiers.layout import TierLayout
@@ -105,6 +106,43 @@ def test_a_prefix_that_does_not_fit_is_computed() -> None:
     for completion, prompt in zip(small.generator.run(replies), prompts, strict=True):
         assert list(completion.token_ids) == expected_tokens(plan, prompt, 20, VOCAB)
     check(small)
+    tier.close()
+
+
+def test_what_the_tree_has_is_not_replaced() -> None:
+    """The tier knows a page more: that one comes, and nothing goes for it."""
+    plan = PLANS["global"]
+    tier = make_tier(plan)
+    first, _ = make_llm(plan, tier=tier)
+    ask(first, PROMPT)
+    assert tier.flush(10)
+    known = PROMPT + expected_tokens(plan, PROMPT, 6, VOCAB)
+    second, _ = make_llm(plan, pages=22)
+    ask(second, PROMPT[:290])
+    memory = second.generator.loop.core.scheduler.memory
+    memory.link = TierLink(
+        tier, memory.horizons, memory.arena.page_bytes, second.generator.loop.core.engine.pages
+    )
+    assert ask(second, known) == 304 and second.metrics.evicted_pages == 0
+    tier.close()
+
+
+def test_prefixes_are_taken_in_when_it_is_their_turn() -> None:
+    """Four prefixes, room for one: each is used before the next one takes its place."""
+    plan = PLANS["global"]
+    tier = make_tier(plan)
+    prompts = [np.random.default_rng(seed).integers(0, 256, 300).tolist() for seed in range(4)]
+    first, _ = make_llm(plan, pages=200, tier=tier)
+    for each in prompts:
+        ask(first, each)
+    assert tier.flush(10)
+    second, _ = make_llm(plan, pages=22, seqs=1, tier=tier)
+    known = [each + expected_tokens(plan, each, 6, VOCAB) for each in prompts]
+    replies = [
+        second.generator.prepare(Prompt(np.array(each)), SamplingParams(max_tokens=3)) for each in known
+    ]
+    completions = second.generator.run(replies)
+    assert [each.usage.reused_tokens for each in completions] == [304] * 4
     tier.close()
 
 

@@ -70,6 +70,7 @@ def test_a_chat_may_have_a_name(home: Path) -> None:
 def test_nothing_is_kept_of_a_private_chat_nor_of_what_is_piped_in(home: Path) -> None:
     assert opened(home, private=True) == (None, "Nothing of this chat is kept.")
     assert opened(home, by_hand=False) == (None, None)
+    assert Keeping(private=True).pages(by_hand=True) == Keeping().pages(by_hand=False) == {}
     file, _ = opened(home)
     assert file is not None
     file.close()
@@ -128,7 +129,9 @@ def test_a_chat_that_goes_on_costs_its_new_tokens(
         tuple(map(int, cost)) for result in (first, second) for cost in re.findall(COST, result.stdout)
     )
     assert again > prompt > 32 and reused > prompt - 16
-    pipe(environment, *run, "--private", said=said[::-1])
+    before = set((tmp_path / PAGES).rglob("*"))
+    assert pipe(environment, *run, said=said[::-1]).returncode == 0
+    assert set((tmp_path / PAGES).rglob("*")) == before, "of what is not kept there are no pages either"
     (tmp_path / PAGES).chmod(0o777)
     assert pipe(environment, *run, "--resume", said="a tab\n").returncode == 0, "it goes on without pages"
 

@@ -75,6 +75,7 @@ async def ask(server: Watched, prompt: list[int], headers: dict[str, str] | None
 async def seen(server: Watched) -> dict[str, Any]:
     """What the page shows of the tier; it must be what a scraper reads."""
     (snapshot,) = await server.events(1)
+    assert snapshot["server"]["sees_whole_server"]
     tier: dict[str, Any] = snapshot["tier"]
     metrics = (await server.get("/metrics")).body.decode()
     works = dict(re.findall(r'kvfold:tier_works\{what="(\w+)"\} (\S+)', metrics))
@@ -99,6 +100,9 @@ def test_another_tenant_reuses_nothing_from_any_tier(tmp_path: Path) -> None:
         async with serving(open_directory(PLAN, tmp_path / "kv"), keys) as server:
             assert await ask(server, [*PROMPT, 2], ROOT) == 0
             assert await ask(server, [*PROMPT, 3], ALICE) == len(PROMPT) // PAGE * PAGE
+            for caller, sees in ((ALICE, False), (ROOT, True)):
+                (snapshot,) = await server.events(1, caller)
+                assert (snapshot["tier"] is not None) == sees
             cache = server.state.llm.snapshot
             await until(lambda: cache().metrics.cache.loaded_tokens == len(PROMPT) // PAGE * PAGE)
 
