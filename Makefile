@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.kvfold-installed
 TESTS := $(VENV)/.kvfold-tests
 CLIENTS := .venv-clients
-TEST_EXTRAS := export,tensorrt-rtx,serve,test
+TEST_EXTRAS := export,tensorrt-rtx,serve,ray,kv-events,test
 # The environment that makes a wheel (no PyTorch in it), and where wheels go.
 WHEEL_BIN ?= .venv-wheel/bin
 DIST ?= dist

@@ -7,9 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from kvfold.pipeline.workspace.fetch import fetch_demo_model
 from tests.root import ROOT, build_lock
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("kvfold", deadline=None)
+settings.load_profile("kvfold")
 
 
 @pytest.fixture(scope="session")

@@ -36,7 +36,7 @@ LAYERS = {
     "export": ("model", "checkpoint", "quantize", "fold", "heal", "search", "graph"),
     "runtime": (
         *("checks", "runtime_config", "bundle", "text", "sampling", "structured", "metrics", "engine"),
-        *("memory", "scheduler", "loop", "sessions", "llm", "status", "server"),
+        *("memory", "scheduler", "loop", "sessions", "llm", "status", "server", "cluster"),
     ),
     "pipeline": (
         *("show", "machine", "recipe", "workspace", "texts", "build", "quality", "report", "stages"),

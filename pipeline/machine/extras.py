@@ -16,7 +16,7 @@ from kvfold.plugins.contract.errors import MissingExtraError
 EXPORT = "export"
 DEVELOPERS = "test"  # no command needs it
 _INSTEAD_OF_A_BASE = {"onnxruntime-gpu"}  # the same module as a package that every kvfold has
-_IMPORTED_AS = {"cuda-bindings": "cuda.bindings", "tensorrt-rtx-cu13": "tensorrt_rtx"}
+_IMPORTED_AS = {"cuda-bindings": "cuda.bindings", "tensorrt-rtx-cu13": "tensorrt_rtx", "pyzmq": "zmq"}
 _OF_EXTRA = re.compile(r"""([\w.-]+).*\bextra == ["']([\w-]+)["']""")
 
 

@@ -21,6 +21,7 @@ from kvfold.runtime.loop.snapshot import LoopSnapshot
 from kvfold.runtime.loop.ticket import Service, Ticket
 from kvfold.runtime.memory.paged_sequence import PagedSequence
 from kvfold.runtime.memory.tiers.tier_state import TierStats
+from kvfold.runtime.memory.token_tree import TreeWatcher
 from kvfold.runtime.memory.tree_copy import TreeCopy
 from kvfold.runtime.runtime_config import RuntimeConfig
 from kvfold.runtime.sampling.params import SamplingParams
@@ -105,6 +106,10 @@ class AsyncLLM:
         plan = self._loop.info.plan
         return {group.name: group.page_bytes(plan.page_size) for group in plan.groups}
 
+    def watch_tree(self, watcher: TreeWatcher) -> None:
+        """Tell what prefixes are cached from now on."""
+        self._loop.core.scheduler.memory.tree.prefixes.watcher = watcher
+
     def copy_tree(self, tenant: str | None) -> asyncio.Future[TreeCopy]:
         """Ask for a copy of the tree, of one tenant or of all; it comes when the step at work ends."""
         event_loop = asyncio.get_running_loop()
@@ -135,7 +140,8 @@ class AsyncLLM:
         """Begin several replies to one prompt, which is computed once; errors as for `submit`."""
         if self._closing:
             raise EngineError("the engine is closing; ask again when it is back")
-        replies = [self.llm.generator.prepare(prompt, each, service) for each in params]
+        said = iter(service.said)
+        replies = [self.llm.generator.prepare(prompt, each, service, next(said, ())) for each in params]
         begun = [AsyncReply(reply, self._loop) for reply in replies]
         for reply in begun:
             reply.ticket.after = begun[0].ticket if reply is not begun[0] else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from kvfold.runtime.llm.generation import Completion, Reply, TextChunk
 from kvfold.runtime.loop.commands import Cancel
@@ -38,6 +38,11 @@ class AsyncReply:
     def unread_characters(self) -> int:
         """Characters that wait to be read."""
         return self._reply.unread_characters
+
+    @property
+    def told(self) -> Sequence[TextChunk]:
+        """Its pieces that were read before it began here."""
+        return self._reply.told
 
     @property
     def kept(self) -> PagedSequence | None:

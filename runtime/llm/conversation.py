@@ -224,7 +224,8 @@ class Conversation:
                 chat = self._encode(turns[dropped:], message)
             left = max(1, limit - len(chat.token_ids))
             params = replace(params, max_tokens=min(params.max_tokens, left))
-        prompt = Prompt(np.asarray(chat.token_ids, np.int64), chat.shared_length, self._kept)
+        ids = np.asarray(chat.token_ids, np.int64)
+        prompt = Prompt(ids, chat.shared_length, chat.borders, self._kept)
         return OpenTurn(message, prompt, params, turns[dropped:], turns[:dropped], chat.text, self._revision)
 
     def note_dropped(self, turn: OpenTurn) -> None:

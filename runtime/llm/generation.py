@@ -7,10 +7,11 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from kvfold.plugins.contract.errors import RequestError
 from kvfold.runtime.engine.protocol import Engine
 from kvfold.runtime.loop.commands import Cancel
 from kvfold.runtime.loop.engine_loop import EngineLoop
-from kvfold.runtime.loop.ticket import CancelReason, Service, Ticket
+from kvfold.runtime.loop.ticket import CancelReason, Said, Service, Ticket
 from kvfold.runtime.memory.tiers.kv_tier import KvTier
 from kvfold.runtime.metrics import Usage
 from kvfold.runtime.runtime_config import RuntimeConfig
@@ -73,6 +74,7 @@ class Reply:
     Attributes:
         ticket: its request in the loop's hands.
         params: how it is sampled.
+        told: its pieces that were read before it began here.
     """
 
     def __init__(
@@ -80,6 +82,8 @@ class Reply:
     ) -> None:
         """A reply of which nothing was submitted yet."""
         self.params = state.params
+        self.told: list[TextChunk] = []
+        self._state = state
         self.ticket = Ticket(request, state, self, deadline=service.deadline)
         kept = service.kept_tokens
         decode = partial(tokenizer.decode, keep=kept) if kept else tokenizer.decode
@@ -90,6 +94,30 @@ class Reply:
         self._taken_logprobs: list[TokenLogprob] = []
         self._rest = ""
         self._finished = False
+
+    def resume(self, said: Said) -> None:
+        """Begin behind what was said, as if it had been sampled here and read.
+
+        Raises:
+            RequestError: it is more than the reply may have, ends it, or is not of this vocabulary.
+        """
+        for piece in said:
+            for token_id in piece:
+                self._repeat(token_id)
+            self._state.replay(piece)
+            text = "".join(text for text, _, _ in self._unread)
+            self._unread.clear()
+            self.told.append(TextChunk(text, piece, None if self.params.logprobs is None else ()))
+        if self.ticket.request.finish_reason is not None:
+            raise RequestError(
+                "the reply has ended with what was said so far; there is nothing to go on with"
+            )
+
+    def _repeat(self, token_id: int) -> None:
+        request = self.ticket.request
+        if not 0 <= token_id < self._state.vocab_size or request.finish_reason is not None:
+            raise RequestError(f"token id {token_id} cannot be next in this reply; begin the reply anew")
+        request.append(token_id, self.push(token_id, None, token_id in request.end_tokens))
 
     def push(self, token_id: int, logprob: TokenLogprob | None, ends: bool) -> bool:
         """Take a token, as the loop's Receiver; True when a stop text is complete."""
@@ -189,17 +217,26 @@ class TextGenerator:
         self.tokenizer = tokenizer
         self.loop = EngineLoop(engine, config, tier)
 
-    def prepare(self, prompt: Prompt, params: SamplingParams, service: Service = DEFAULT_SERVICE) -> Reply:
-        """A checked reply that was not submitted yet.
+    def prepare(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        service: Service = DEFAULT_SERVICE,
+        said: Said = (),
+    ) -> Reply:
+        """A checked reply that was not submitted yet; it goes on from what it has `said` elsewhere.
 
         Raises:
-            RequestError: the prompt is empty, too long, or has token ids out of range.
+            RequestError: the prompt is empty, too long, or has token ids out of range; or `said` is no
+                beginning of a reply.
             CapacityError: it needs more pages than the whole pool has.
             EngineError: the engine failed.
         """
         info, eos = self.loop.info, self.tokenizer.eos_token_ids
         if params.prompt_logprobs is not None:
             prompt = replace(prompt, logits_from=0)
+        if said:
+            prompt = replace(prompt, logits_from=len(prompt.token_ids) + sum(map(len, said)) - 1)
         request = Request(
             prompt,
             params.max_tokens,
@@ -211,6 +248,8 @@ class TextGenerator:
         constraint = None if service.constraint is None else service.constraint()
         state = SamplingState(params, prompt.token_ids, eos, info.vocab_size, constraint)
         reply = Reply(request, state, self.tokenizer, service)
+        if said:
+            reply.resume(said)
         self.loop.check(reply.ticket)
         return reply
 

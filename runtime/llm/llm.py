@@ -153,7 +153,7 @@ class LLM:
             RequestError: the model has no chat template, or refuses the messages; else as for `generate`.
         """
         chat = encode_chat(self.generator.tokenizer, messages)
-        prompt = Prompt(np.asarray(chat.token_ids, np.int64), chat.shared_length)
+        prompt = Prompt(np.asarray(chat.token_ids, np.int64), chat.shared_length, chat.borders)
         return self.generator.run([self.generator.prepare(prompt, params or SamplingParams())])[0]
 
     def score(self, prompt: TextOrTokens, *, first: int = 1) -> np.ndarray:

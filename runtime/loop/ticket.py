@@ -19,6 +19,8 @@ from kvfold.runtime.scheduler.request import Request
 CancelReason = Literal["client", "deadline", "drain", "error"]
 # Takes logits of prompt positions as they come: the first position, float32 [rows, vocab] to read at once.
 LogitsSink = Callable[[int, np.ndarray], None]
+# Tokens of a reply, in the pieces in which they were told.
+Said = tuple[tuple[int, ...], ...]
 
 
 class Receiver(Protocol):
@@ -54,6 +56,8 @@ class Service:
         keep: keep the pages after the end, for the conversation's next turn.
         constraint: makes a reply's own grammar; None: anything may be said.
         kept_tokens: special tokens whose text stays in the reply's, as they mark parts of it.
+        said: what each of the replies has said already, on another engine of the same model; it goes on from
+            there, exactly, and does not tell it again.
     """
 
     priority: int = 0
@@ -61,6 +65,7 @@ class Service:
     keep: bool = False
     constraint: Callable[[], Constraint] | None = None
     kept_tokens: frozenset[int] = frozenset()
+    said: tuple[Said, ...] = ()
 
 
 class Ticket:
@@ -144,7 +149,8 @@ class Ticket:
         elapsed = 0.0 if self._first_token is None else self._last_token - self._first_token
         return Usage(
             prompt_tokens=request.prompt_length,
-            reused_tokens=request.reused_tokens or 0,
+            # A reply that began elsewhere may find some of itself, too.
+            reused_tokens=min(request.reused_tokens or 0, request.prompt_length),
             prefilled_tokens=request.prefilled_tokens,
             completion_tokens=tokens,
             recomputed_tokens=request.recomputed_tokens,

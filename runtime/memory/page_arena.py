@@ -7,6 +7,7 @@ from itertools import accumulate
 
 import numpy as np
 
+from kvfold.plugins.contract.errors import CapacityError
 from kvfold.runtime.engine.protocol import EngineInfo, PageStore
 from kvfold.runtime.memory.group_pages import GroupPages
 
@@ -105,7 +106,11 @@ class PageArena:
     # Sequences
 
     def allocate(self, counts: Sequence[int]) -> list[list[int]]:
-        """Pages for one sequence, so many of each group; the caller has made sure of `fits`."""
+        """Pages for one sequence, so many of each group; the caller has made sure of `fits`.
+
+        Raises:
+            CapacityError: the device gave the memory to somebody else; nothing was allocated.
+        """
         self._find_memory(counts)
         taken = []
         for group, count in enumerate(counts):
@@ -181,8 +186,16 @@ class PageArena:
             self._shrink(*self._most_spare(counts), self.committed_bytes + wanted - self.budget)
         for group, count in enumerate(short):
             if count:
-                self._store.commit(self._names[group], self._slabs[group].commit(count))
-                self.committed_bytes += count * self._slab_bytes[group]
+                self._commit(group, count)
+
+    def _commit(self, group: int, count: int) -> None:
+        slabs = self._slabs[group].commit(count)
+        try:
+            self._store.commit(self._names[group], slabs)
+        except CapacityError:
+            self._slabs[group].decommit(count)  # these very ones: the last come goes first
+            raise
+        self.committed_bytes += count * self._slab_bytes[group]
 
     def _most_spare(self, counts: Sequence[int]) -> tuple[int, int]:
         """(group, slabs that it can do without): one with empty slabs, else the one with most in holes."""

@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 
 from kvfold.runtime.memory.tree_node import Match, TreeNode
+
+
+class TreeWatcher(Protocol):
+    """Hears which prefixes are cached, in the engine's thread; must not block."""
+
+    def stored(self, tenant: str, tokens: bytes, first: int) -> None:
+        """The pages of a prefix, int64 tokens, from number `first` on are there now."""
+        ...
+
+    def removed(self, tenant: str, tokens: bytes, first: int) -> None:
+        """The pages of a prefix from number `first` on are gone."""
+        ...
 
 
 class TokenTree:
@@ -12,11 +26,13 @@ class TokenTree:
 
     Attributes:
         size: pages of all nodes, each counted once for all groups.
+        watcher: told of what comes and goes; None where nobody is.
     """
 
     def __init__(self, page_size: int, num_groups: int) -> None:
         """No node yet."""
         self.size = 0
+        self.watcher: TreeWatcher | None = None
         self._page_size = page_size
         self._page_bytes = page_size * np.dtype(np.int64).itemsize
         self._num_groups = num_groups
@@ -49,6 +65,9 @@ class TokenTree:
         run = tokens[match.length * self._page_size : pages * self._page_size].tobytes()
         node = self._link(parent, run, self._no_pages(pages - match.length), match.length)
         self.size += node.size
+        if self.watcher is not None:
+            whole = tokens[: pages * self._page_size].tobytes()
+            self.watcher.stored(tenant, whole, match.length)
         return Match([*match.nodes, node], pages)
 
     def cut(self, match: Match) -> TreeNode | None:
@@ -76,6 +95,11 @@ class TokenTree:
         kept, parent = leaf.size - pages, leaf.parent
         assert parent is not None and not leaf.children
         self.size -= pages
+        if self.watcher is not None:
+            nodes = leaf.path()
+            root, whole = nodes[0].parent, b"".join(node.tokens for node in nodes)
+            assert root is not None
+            self.watcher.removed(root.tokens.decode(), whole, leaf.end - pages)
         if kept:
             leaf.tokens = leaf.tokens[: kept * self._page_bytes]
             leaf.pages, leaf.needed_by = leaf.pages[:, :kept].copy(), leaf.needed_by[:, :kept].copy()

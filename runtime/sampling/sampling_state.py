@@ -112,6 +112,13 @@ class SamplingState:
         if self.constraint is not None and self._mask is not None:
             self.constraint.fill_mask(self._mask)
 
+    def replay(self, token_ids: Sequence[int]) -> None:
+        """Be where sampling these tokens would have led."""
+        if self._generator is not None:
+            self._generator.random(len(token_ids))
+        for token_id in token_ids:
+            self.remember(token_id)
+
     def _row(self, vocab_size: int, eos_token_ids: Sequence[int]) -> SamplingRow:
         params = self.params
         ends = {*eos_token_ids, *params.stop_token_ids} if params.min_tokens else set[int]()

@@ -23,6 +23,7 @@ class Prompt:
     Attributes:
         token_ids: int64.
         shared_length: leading tokens that other prompts share (a system prompt); 0 is none.
+        borders: where other prompts may part from it, in tokens.
         kept: the sequence that the conversation's last turn left, to go on from where the prompt begins
             with exactly its tokens; else it is given back. Only the scheduler looks into it.
         logits_from: first position whose logits are wanted, which no hit may then pass; None: the last one.
@@ -31,6 +32,7 @@ class Prompt:
 
     token_ids: np.ndarray
     shared_length: int = 0
+    borders: tuple[int, ...] = ()
     kept: PagedSequence | None = None
     logits_from: int | None = None
     tenant: str = ""
@@ -78,7 +80,7 @@ class Request:
         self.prompt_length = self.length = len(ids)
         self.tokens = np.zeros(min(len(ids) + max_tokens, info.max_context_length), np.int64)
         self.tokens[: len(ids)] = ids
-        self.prefix = Prefix(len(ids), min(prompt.shared_length, len(ids) - 1), prompt.tenant)
+        self.prefix = Prefix(len(ids), min(prompt.shared_length, len(ids) - 1), prompt.borders, prompt.tenant)
         self.kept = prompt.kept
         self.keep = keep
         self.priority = priority

@@ -8,6 +8,7 @@ import re
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -23,6 +24,7 @@ from kvfold.runtime.server.http import (
     openai_error,
     to_http_error,
 )
+from kvfold.runtime.server.relayed import Note
 from kvfold.runtime.server.route_table import Route, Routes
 from kvfold.runtime.server.state import ServerState
 from kvfold.runtime.server.streaming import HEADERS, body, send_events
@@ -80,6 +82,8 @@ class Application:
             await answer.events.aclose()
             await send(body(b"", more=False))
         else:
+            if request.relayed is not None:
+                answer = replace(answer, error_event=_noted(answer.error_event))
             await send_events(
                 answer, request, send, self._state.sweep, lambda error: _explain(request, error)
             )
@@ -110,6 +114,11 @@ def _explain(request: Request, error: Exception) -> HttpError:
         where = "".join(traceback.format_tb(error.__traceback__))
         LOG.error("%s failed with %s\n%s", request.id, type(error).__name__, where)
     return problem
+
+
+def _noted(error_event: Callable[[HttpError], bytes]) -> Callable[[HttpError], bytes]:
+    """A relay is told the status of an error within a stream."""
+    return lambda error: error_event(error) + Note(failed=error.status).event()
 
 
 def _headers_of(answer: Response) -> dict[str, str]:

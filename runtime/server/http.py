@@ -16,6 +16,7 @@ from kvfold.plugins.contract.errors import CapacityError, KvfoldError, RequestEr
 
 if TYPE_CHECKING:
     from kvfold.runtime.server.caller import Caller
+    from kvfold.runtime.server.relayed import Relayed
     from kvfold.runtime.server.served_llm import PendingReply
 
 T = TypeVar("T")
@@ -158,6 +159,8 @@ class Request:
         replies: what was submitted for it. They are cancelled when the request ends, however it ends.
         disconnected: the client left.
         cut: the client did not read, and was left.
+        from_relay: it came through our own relay, which is trusted.
+        relayed: what that said of it.
     """
 
     scope: Scope
@@ -169,6 +172,8 @@ class Request:
     replies: list[PendingReply] = field(default_factory=list)
     disconnected: bool = False
     cut: bool = False
+    from_relay: bool = False
+    relayed: Relayed | None = None
     _endings: list[Callable[[], None]] = field(default_factory=list)
     _body: bytes | None = None
     _held: int = 0

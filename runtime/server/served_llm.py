@@ -32,6 +32,11 @@ class ServedReply(Protocol):
         ...
 
     @property
+    def told(self) -> Sequence[TextChunk]:
+        """Its pieces that were read before it began here."""
+        ...
+
+    @property
     def kept(self) -> Any:
         """Of a reply that has ended: the pages for its conversation's next turn."""
         ...

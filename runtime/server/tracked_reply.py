@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from kvfold.runtime.llm.generation import Completion, TextChunk
@@ -75,6 +75,11 @@ class TrackedReply:
             pass
         assert self.completion is not None
         return self.completion
+
+    @property
+    def told(self) -> Sequence[TextChunk]:
+        """Its pieces that were read before it began here."""
+        return self._reply.told
 
     @property
     def kept(self) -> Any:

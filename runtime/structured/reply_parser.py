@@ -10,6 +10,7 @@ import re
 import secrets
 import string
 from collections.abc import Callable, Mapping
+from random import Random
 
 from kvfold.runtime.structured.call_formats import CallFormat
 from kvfold.runtime.structured.reasoning import Reasoning
@@ -32,6 +33,12 @@ _ALPHABET = string.ascii_letters + string.digits
 def new_call_id() -> str:
     """A random name for a call: nine letters and digits, since Mistral's templates refuse any other."""
     return "".join(secrets.choice(_ALPHABET) for _ in range(9))
+
+
+def same_call_ids(seed: str) -> Callable[[], str]:
+    """Such names, the same wherever a reply is parsed."""
+    draw = Random(seed)
+    return lambda: "".join(draw.choices(_ALPHABET, k=9))
 
 
 def kept_tokens(

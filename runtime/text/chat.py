@@ -23,14 +23,18 @@ class EncodedChat:
         token_ids: the tokens that stand for it; those of a reply are the model's own choice.
         shared_length: of these, a leading system message; 0 where there is none or its end is no border of
             the tokens.
+        borders: where its last messages begin, in tokens, growing; an edited one parts from this chat there.
     """
 
     text: str
     token_ids: list[int]
     shared_length: int = 0
+    borders: tuple[int, ...] = ()
 
 
 NOTHING = EncodedChat("", [])
+# How many of a chat's messages, from the end, begin at a border that is worth to be known.
+LAST_BORDERS = 4
 
 
 def encode_chat(
@@ -52,7 +56,8 @@ def encode_chat(
         ids = known.token_ids + tokenizer.encode_rendered(text[len(known.text) :])
     else:
         ids = tokenizer.encode_rendered(text)
-    return EncodedChat(text, ids, _shared_length(tokenizer, messages, tools, text, ids))
+    shared = _shared_length(tokenizer, messages, tools, text, ids)
+    return EncodedChat(text, ids, shared, _borders(tokenizer, ids))
 
 
 def add_reply(tokenizer: Tokenizer, rendered: str, token_ids: list[int], reply: Sequence[int]) -> EncodedChat:
@@ -77,6 +82,14 @@ def _goes_on_from(known: str, text: str) -> bool:
         return False
     before, now = (int.from_bytes(written_by_template(part)) for part in (known, text[: len(known)]))
     return before & ~now == 0
+
+
+def _borders(tokenizer: Tokenizer, ids: list[int]) -> tuple[int, ...]:
+    """Each message begins as the reply does: with the last control token of the prompt."""
+    control = set(tokenizer.added_tokens.values())
+    opening = next((token for token in reversed(ids) if token in control), None)
+    places = [place for place, token in enumerate(ids) if token == opening]
+    return tuple(places[:-1][-LAST_BORDERS:])
 
 
 def _shared_length(

@@ -34,11 +34,17 @@ class SyntheticPages:
             self.committed[group][pages] = True
             for bank in self._groups[group].banks:
                 self.caches[bank.layer][pages] = 0
+        assert self.committed_bytes <= self._info.kv_cache_bytes, (
+            f"{self.committed_bytes} bytes are committed"
+        )
+
+    @property
+    def committed_bytes(self) -> int:
+        """Of all groups."""
         size = self._info.plan.page_size
-        held = sum(
+        return sum(
             int(self.committed[each.name].sum()) * each.page_bytes(size) for each in self._info.plan.groups
         )
-        assert held <= self._info.kv_cache_bytes, f"{held} bytes are committed"
 
     def decommit(self, group: str, slabs: Sequence[int]) -> None:
         for pages in self._slabs(group, slabs):

@@ -49,6 +49,12 @@ _SETTINGS: dict[str, tuple[Any, str]] = {
     ),
     "kv_tier_bytes": (BytesType(), "Of pages in the state folder; 0 keeps none there."),
     "drain_seconds": (float, "For running replies after SIGTERM."),
+    "kv_events": (
+        str,
+        "ZeroMQ address to publish vLLM's KV events at, such as tcp://*:5557; they tell prompts.  "
+        "[default: none]",
+    ),
+    "kv_events_topic": (str, "Of these events.  [default: kv@HOST@MODEL]"),
 }
 _CONFIG: dict[str, tuple[Any, str]] = {
     "kv_cache_bytes": (int, "Bytes of all page pools.  [default: what the sequences need, up to 1 GiB]"),

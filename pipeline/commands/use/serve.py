@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
+from socket import gethostname
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -57,6 +58,7 @@ def _serve(
     from kvfold.runtime.bundle import TOKENIZER, open_bundle
     from kvfold.runtime.engine.engine_files import open_engine
     from kvfold.runtime.llm.async_llm import AsyncLLM
+    from kvfold.runtime.server.observe.kv_events import KvEvents
     from kvfold.runtime.server.start.kept_pages import kept_pages
     from kvfold.runtime.server.start.load_compiler import load_compiler
     from kvfold.runtime.server.start.make_application import make_application
@@ -73,6 +75,11 @@ def _serve(
             config = serving_config(open_engine(bundle, target).config, engine)
             llm = AsyncLLM.load(root, config, target)
             stack.enter_context(published(llm.llm, str(root)))
+            if settings.kv_events is not None:
+                topic = settings.kv_events_topic or f"kv@{gethostname()}@{model_name}"
+                events = KvEvents(settings.kv_events, topic, llm.page_size)
+                stack.callback(events.close)
+                llm.watch_tree(events)
             text = bundle.file(TOKENIZER).read_text(encoding="utf-8")
             compiler = load_compiler(text, llm.vocab_size, llm.tokenizer.eos_token_ids)
             return llm, compiler, settings.limits(llm.llm.config.max_num_seqs)

@@ -92,6 +92,12 @@ class Admission:
                 prefill_rate,
             )
 
+    def wait_seconds(self, prefill_rate: float) -> float:
+        """Until all that waits has begun: by Little's law replies end every mean/inside seconds."""
+        replies = self.waiting * self._mean_seconds / max(1, self.inside)
+        prompts = self.waiting_tokens / prefill_rate if prefill_rate else 0.0
+        return max(replies, prompts)
+
     def admit(self, tokens: int) -> Admitted:
         """Count a reply."""
         self.inside += 1
@@ -114,7 +120,4 @@ class Admission:
         )
 
     def _until_half_is_gone(self, prefill_rate: float) -> int:
-        """By Little's law replies end every mean/inside seconds; prompts by the rate of prefill."""
-        replies = self.waiting * self._mean_seconds / max(1, self.inside)
-        prompts = self.waiting_tokens / prefill_rate if prefill_rate else 0.0
-        return min(MAX_RETRY_SECONDS, max(1, math.ceil(max(replies, prompts) / 2)))
+        return min(MAX_RETRY_SECONDS, max(1, math.ceil(self.wait_seconds(prefill_rate) / 2)))

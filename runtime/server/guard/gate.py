@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from hmac import compare_digest
 from pathlib import Path
 
 from kvfold.plugins.contract.errors import RequestError
@@ -11,6 +12,7 @@ from kvfold.runtime.server.caller import ANYONE, Access, Caller, may
 from kvfold.runtime.server.guard.key_file import Keys, read_keys
 from kvfold.runtime.server.guard.loopback import host_of, is_loopback
 from kvfold.runtime.server.http import HttpError, Request
+from kvfold.runtime.server.relayed import RELAY_HEADER
 
 LOG = logging.getLogger("kvfold.server")
 
@@ -18,9 +20,15 @@ LOG = logging.getLogger("kvfold.server")
 class Gate:
     """Finds whose key a request came with, and lets in who may."""
 
-    def __init__(self, path: Path | None = None) -> None:
-        """With a file of keys, or open to all; raises RequestError as `read_keys`."""
+    def __init__(self, path: Path | None = None, relay_key: str | None = None) -> None:
+        """With a file of keys, or open to all; raises RequestError as `read_keys`.
+
+        Args:
+            path: the file of keys.
+            relay_key: what a relay in front proves itself by. Without keys, nothing else is let in.
+        """
         self._path = path
+        self._relay_key = relay_key
         self._keys: Keys | None = None if path is None else read_keys(path)
         self._inside: Counter[str] = Counter()
         self._entered: set[Request] = set()
@@ -45,6 +53,7 @@ class Gate:
         """
         if access == "anyone":
             return
+        request.from_relay = self._is_from_our_relay(request)
         caller = request.caller = self._caller(request)
         if not may(caller, access):
             needed = "a role but probe" if access == "any key" else f"the role {access}"
@@ -65,8 +74,19 @@ class Gate:
             self._entered.discard(request)
             self._inside[request.caller.name] -= 1
 
+    def _is_from_our_relay(self, request: Request) -> bool:
+        """False without a relay; raises HttpError 503 for one of another deployment."""
+        given = request.headers.get(RELAY_HEADER)
+        if self._relay_key is None or given is None:
+            return False
+        if not compare_digest(given.encode(), self._relay_key.encode()):
+            raise HttpError(503, "this is a server behind another relay", headers={"retry-after": "1"})
+        return True
+
     def _caller(self, request: Request) -> Caller:
         if self._keys is None:
+            if self._relay_key is not None and not request.from_relay:
+                raise HttpError(403, "this is a server behind a relay; ask the relay")
             _refuse_other_hosts(request)
             return ANYONE
         _refuse_repeated(request, b"authorization", b"x-api-key")

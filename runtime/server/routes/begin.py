@@ -12,9 +12,10 @@ from kvfold.runtime.llm.generation import Completion
 from kvfold.runtime.loop.ticket import Service
 from kvfold.runtime.scheduler.request import Prompt
 from kvfold.runtime.server.http import HttpError, Request
+from kvfold.runtime.server.relayed import Relayed
 from kvfold.runtime.server.routes.constrain import Constrained, constrain_chat, constrain_text
 from kvfold.runtime.server.routes.conversations import Settle, Turn, nothing_to_settle
-from kvfold.runtime.server.routes.follow import Ended, Events, stream_replies, whole_replies
+from kvfold.runtime.server.routes.follow import Ended, Events, Notes, stream_replies, whole_replies
 from kvfold.runtime.server.routes.shared import Shared
 from kvfold.runtime.server.state import ServerState
 from kvfold.runtime.server.tracked_reply import TrackedReply
@@ -38,6 +39,8 @@ class Run:
         ignored: fields, and parts of schemas, that have no effect.
         ended: called with a reply's completion, before it is told.
         settle: called when all have ended, before the client hears of it.
+        relayed: what a relay said of the request.
+        told: the prompt's tokens, where another server might read it differently.
     """
 
     prompt_tokens: int
@@ -46,10 +49,13 @@ class Run:
     ignored: tuple[str, ...]
     ended: Ended | None = None
     settle: Settle = nothing_to_settle
+    relayed: Relayed | None = None
+    told: tuple[int, ...] | None = None
 
     def stream(self, events: Events) -> AsyncGenerator[bytes, None]:
         """Events, as text comes."""
-        return stream_replies(self.replies, self.readers, events, self.ended, self.settle)
+        notes = None if self.relayed is None else Notes(self.relayed, self.told)
+        return stream_replies(self.replies, self.readers, events, self.ended, self.settle, notes)
 
     async def completions(self) -> list[Completion]:
         """All completions, when they have ended; nothing is settled yet."""
@@ -105,9 +111,11 @@ async def begin_chat(
     if turn is None:
         chat, form = await asyncio.to_thread(_prepare_chat, state, ask, messages, None)
         ids = _fitting(chat.token_ids, state, param)
-        prompt = Prompt(ids, chat.shared_length, tenant=request.tenant)
+        prompt = Prompt(ids, chat.shared_length, chat.borders, tenant=request.tenant)
         replies = submit(request, shared, ask, prompt, form)
-        return Run(len(ids), replies, [form.reader() for _ in replies], (*ask.ignored, *form.ignored))
+        ignored = (*ask.ignored, *form.ignored)
+        readers = [form.reader(request.relayed, at) for at in range(len(replies))]
+        return Run(len(ids), replies, readers, ignored, relayed=request.relayed)
     return await _begin_turn(request, shared, ask, messages, turn, param)
 
 
@@ -118,8 +126,12 @@ async def _begin_turn(
     if ask.n > 1:
         raise wrong(f"is {ask.n}; a session has one reply a turn", "n")
     chat, form = await asyncio.to_thread(_prepare_chat, state, ask, messages, turn.known)
+    relayed = request.relayed
+    if relayed is not None and relayed.prompt is not None:
+        chat = replace(chat, token_ids=relayed.prompt)
+    told = tuple(chat.token_ids) if relayed is not None and turn.known.token_ids else None
     ids = _fitting(chat.token_ids, state, param)
-    prompt = Prompt(ids, chat.shared_length, turn.kept, tenant=request.tenant)
+    prompt = Prompt(ids, chat.shared_length, chat.borders, turn.kept, tenant=request.tenant)
     replies = submit(request, shared, ask, prompt, form, keep=turn.keeps)
     turn.started(chat)
 
@@ -137,7 +149,8 @@ async def _begin_turn(
         if turn.finished:
             await turn.settle()
 
-    return Run(len(ids), replies, [form.reader()], (*ask.ignored, *form.ignored), ended, settle)
+    ignored = (*ask.ignored, *form.ignored)
+    return Run(len(ids), replies, [form.reader(relayed, 0)], ignored, ended, settle, relayed, told)
 
 
 async def count_prompt(shared: Shared, ask: Ask, messages: Sequence[TemplateMessage]) -> int:
@@ -161,20 +174,31 @@ async def begin_texts(
         fitting = _fitting(
             ids, state, _param(at, len(tokens)), reply=min(1, 1 if ask.max_tokens is None else ask.max_tokens)
         )
-        replies += submit(request, shared, ask, Prompt(fitting, tenant=request.tenant), form)
+        read = Prompt(fitting, tenant=request.tenant)
+        replies += submit(request, shared, ask, read, form, first=len(replies))
     ignored = (*ask.ignored, *form.ignored)
-    return Run(sum(map(len, tokens)), replies, [None] * len(replies), ignored), tokens
+    readers = [None] * len(replies)
+    return Run(sum(map(len, tokens)), replies, readers, ignored, relayed=request.relayed), tokens
 
 
 def submit(
-    request: Request, shared: Shared, ask: Ask, prompt: Prompt, form: Constrained, keep: bool = False
+    request: Request,
+    shared: Shared,
+    ask: Ask,
+    prompt: Prompt,
+    form: Constrained,
+    keep: bool = False,
+    first: int = 0,
 ) -> list[TrackedReply]:
-    """Ask for all replies to one prompt; raises as ServerState.submit_several."""
-    state = shared.state
+    """Ask for all replies to one prompt, the `first` of the request's; raises as submit_several."""
+    state, relayed = shared.state, request.relayed
+    if relayed is not None and ask.params.seed is None:
+        ask = replace(ask, params=replace(ask.params, seed=relayed.seed))
+    said = () if relayed is None else relayed.said_by(first, ask.n)
     length = len(prompt.token_ids)
     params = [ask.params_for(length, state.llm.max_length, at) for at in range(ask.n)]
     constraint = None if form.grammar is None else form.grammar.constraint
-    service = Service(ask.priority, ask.deadline, keep, constraint, form.kept)
+    service = Service(ask.priority, ask.deadline, keep, constraint, form.kept, said)
     replies = state.submit_several(request, prompt, params, service)
     shared.watch(request, replies)
     return replies

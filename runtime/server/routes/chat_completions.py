@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from kvfold.runtime.server.http import EventStream, Request, Response
 from kvfold.runtime.server.routes.begin import begin_chat
 from kvfold.runtime.server.routes.shared import Shared, read_ask
@@ -11,8 +9,7 @@ from kvfold.runtime.server.state import ServerState
 from kvfold.runtime.server.wire.chat_reply import ChatEvents, chat_body
 from kvfold.runtime.server.wire.chat_request import chat_ask
 from kvfold.runtime.server.wire.fields.read_body import ignored_header
-from kvfold.runtime.server.wire.openai_usage import Head
-from kvfold.runtime.server.wire.reply_parts import new_id
+from kvfold.runtime.server.wire.openai_usage import new_head
 
 
 class ChatCompletions:
@@ -27,7 +24,7 @@ class ChatCompletions:
         ask, messages = await read_ask(request, chat_ask)
         turn = await self._shared.begin_turn(request, ask.session)
         run = await begin_chat(request, self._shared, ask, messages, turn)
-        head = Head(new_id("chatcmpl-"), int(time.time()), state.model_name)
+        head = new_head("chatcmpl-", state.model_name, request.relayed)
         headers, texts = ignored_header(run.ignored), self._shared.texts()
         if ask.stream:
             events = ChatEvents(head, ask.n, ask.include_usage, texts)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 from kvfold.runtime.server.http import EventStream, Request, Response
 from kvfold.runtime.server.routes.begin import begin_texts
@@ -12,8 +11,7 @@ from kvfold.runtime.server.state import ServerState
 from kvfold.runtime.server.wire.completion_reply import CompletionEvents, Echo, completion_body
 from kvfold.runtime.server.wire.completion_request import CompletionAsk, completion_ask
 from kvfold.runtime.server.wire.fields.read_body import ignored_header
-from kvfold.runtime.server.wire.openai_usage import Head
-from kvfold.runtime.server.wire.reply_parts import new_id
+from kvfold.runtime.server.wire.openai_usage import new_head
 
 
 class Completions:
@@ -28,7 +26,7 @@ class Completions:
         asked = await read_ask(request, completion_ask)
         ask = asked.ask
         run, tokens = await begin_texts(request, self._shared, ask, asked.prompts, asked.begin)
-        head = Head(new_id("cmpl-"), int(time.time()), state.model_name)
+        head = new_head("cmpl-", state.model_name, request.relayed)
         headers, texts = ignored_header(run.ignored), self._shared.texts()
         echoes = _echoes(asked, tokens, state) if asked.echo else []
         if ask.stream:

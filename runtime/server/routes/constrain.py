@@ -7,6 +7,7 @@ from typing import Any
 
 from kvfold.plugins.contract.errors import RequestError
 from kvfold.runtime.server.http import HttpError
+from kvfold.runtime.server.relayed import Relayed
 from kvfold.runtime.server.state import ServerState
 from kvfold.runtime.server.wire.fields.ask import Ask, Shape
 from kvfold.runtime.server.wire.fields.read_body import wrong
@@ -22,7 +23,7 @@ from kvfold.runtime.structured.grammar_spec import (
     ToolCalls,
 )
 from kvfold.runtime.structured.reasoning import Reasoning, find_reasoning
-from kvfold.runtime.structured.reply_parser import ReplyParser, kept_tokens
+from kvfold.runtime.structured.reply_parser import ReplyParser, kept_tokens, new_call_id, same_call_ids
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,12 @@ class Constrained:
     kept: frozenset[int] = frozenset()
     ignored: tuple[str, ...] = ()
 
-    def reader(self) -> ReplyReader | None:
-        """A reply's own reader; None where all of it is text."""
+    def reader(self, relayed: Relayed | None, at: int) -> ReplyReader | None:
+        """The reader of reply number `at` of a request; None where all of it is text."""
         if self.reasoning is None and self.calls is None:
             return None
-        return ReplyParser(self.reasoning, self.calls)
+        new_id = new_call_id if relayed is None else same_call_ids(f"{relayed.id} {at}")
+        return ReplyParser(self.reasoning, self.calls, new_id)
 
 
 def constrain_chat(state: ServerState, ask: Ask, form: CallFormat, prompt: str) -> Constrained:

@@ -10,8 +10,9 @@ from typing import Protocol
 from kvfold.runtime.llm.generation import Completion, TextChunk
 from kvfold.runtime.metrics import Usage
 from kvfold.runtime.sampling.logprobs import TokenLogprob
+from kvfold.runtime.server.relayed import Note, Relayed
 from kvfold.runtime.server.tracked_reply import TrackedReply
-from kvfold.runtime.server.wire.reply_parts import PlainReader, ReplyReader
+from kvfold.runtime.server.wire.reply_parts import PlainReader, ReplyReader, check_not_cancelled
 from kvfold.runtime.structured.reply_events import ReplyEvent
 
 Ended = Callable[[int, Completion], None]
@@ -41,26 +42,50 @@ class Events(Protocol):
         ...
 
 
+class Notes:
+    """What a relay is told behind each piece, so that another server can go on with the stream."""
+
+    def __init__(self, relayed: Relayed, prompt: tuple[int, ...] | None) -> None:
+        """Of a request; `prompt` is what its prompt was read as, where that is not plain."""
+        self._begins = relayed.said is None
+        self._prompt = prompt
+
+    def opening(self, data: bytes) -> bytes:
+        """The first piece; nothing where the stream goes on from another server's."""
+        return data + Note(prompt=self._prompt).event() if self._begins else b""
+
+    def behind(self, at: int, chunk: TextChunk, end: bool) -> bytes:
+        """The note of a chunk of a reply; `end` where nothing comes behind it."""
+        return Note(at=at, ids=chunk.token_ids, end=end).event()
+
+
 async def stream_replies(
     replies: Sequence[TrackedReply],
     readers: Sequence[ReplyReader | None],
     events: Events,
     ended: Ended | None,
     settle: Callable[[], Awaitable[None]],
+    notes: Notes | None = None,
 ) -> AsyncGenerator[bytes, None]:
     """Events of all replies, as their text comes; what came in one chunk goes out in one piece.
 
     `ended` hears of each completion; `settle` is awaited when all have ended, before the client hears of it.
     """
-    yield events.begin()
+    opening = events.begin()
+    if notes is not None:
+        opening = notes.opening(opening)
+        for at, reply in enumerate(replies):
+            for chunk in reply.told:
+                _tell(at, chunk, readers[at], events)
+    if opening:
+        yield opening
     usages: dict[int, Usage] = {}
     async with aclosing(_chunks(replies)) as chunks:
         async for at, chunk in chunks:
             completion = chunk.completion
-            if completion is None and readers[at] is None and chunk.logprobs is None:
-                yield events.text(at, chunk.text)
-                continue
-            data = _read(at, chunk, readers[at], events)
+            if notes is not None and completion is not None and completion.cancel_reason == "drain":
+                check_not_cancelled(completion)
+            data = _tell(at, chunk, readers[at], events)
             if completion is not None:
                 usages[at] = completion.usage
                 if ended is not None:
@@ -69,6 +94,8 @@ async def stream_replies(
                 if len(usages) == len(replies):
                     await settle()
                     data += events.close([usages[index] for index in range(len(replies))])
+            if notes is not None:
+                data += notes.behind(at, chunk, len(usages) == len(replies))
             if data:
                 yield data
 
@@ -78,7 +105,9 @@ async def whole_replies(replies: Sequence[TrackedReply]) -> list[Completion]:
     return list(await asyncio.gather(*(reply.finished() for reply in replies)))
 
 
-def _read(at: int, chunk: TextChunk, reader: ReplyReader | None, events: Events) -> bytes:
+def _tell(at: int, chunk: TextChunk, reader: ReplyReader | None, events: Events) -> bytes:
+    if chunk.completion is None and reader is None and chunk.logprobs is None:
+        return events.text(at, chunk.text)
     reader = reader or PlainReader()
     parts = [*reader.push(chunk.text)]
     if chunk.completion is not None:

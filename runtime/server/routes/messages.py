@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from kvfold.runtime.server.http import EventStream, Request, Response
 from kvfold.runtime.server.routes.begin import begin_chat, count_prompt
 from kvfold.runtime.server.routes.shared import Shared, read_ask
@@ -11,8 +9,7 @@ from kvfold.runtime.server.state import ServerState
 from kvfold.runtime.server.wire.fields.read_body import ignored_header
 from kvfold.runtime.server.wire.message_reply import MessageEvents, message_body, message_error_event
 from kvfold.runtime.server.wire.message_request import count_ask, message_ask
-from kvfold.runtime.server.wire.openai_usage import Head
-from kvfold.runtime.server.wire.reply_parts import new_id
+from kvfold.runtime.server.wire.openai_usage import new_head
 
 
 class Messages:
@@ -27,7 +24,7 @@ class Messages:
         ask, messages = await read_ask(request, message_ask)
         turn = await self._shared.begin_turn(request, ask.session)
         run = await begin_chat(request, self._shared, ask, messages, turn)
-        head = Head(new_id("msg_"), int(time.time()), state.model_name)
+        head = new_head("msg_", state.model_name, request.relayed)
         headers, limit = ignored_header(run.ignored), state.llm.max_length
         if ask.stream:
             events = MessageEvents(head, run.prompt_tokens, limit)

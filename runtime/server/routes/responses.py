@@ -15,8 +15,8 @@ from kvfold.runtime.server.state import ServerState
 from kvfold.runtime.server.wire.chat_reply import ENCODER
 from kvfold.runtime.server.wire.fields.read_body import ignored_header
 from kvfold.runtime.server.wire.fields.template_messages import TemplateMessage
-from kvfold.runtime.server.wire.openai_usage import Head
-from kvfold.runtime.server.wire.reply_parts import PlainReader, new_id
+from kvfold.runtime.server.wire.openai_usage import new_head
+from kvfold.runtime.server.wire.reply_parts import PlainReader
 from kvfold.runtime.server.wire.response_events import ResponseEvents
 from kvfold.runtime.server.wire.response_items import item_messages
 from kvfold.runtime.server.wire.response_request import ResponseAsk, response_ask
@@ -93,7 +93,7 @@ class Responses:
         previous = None if asked.previous is None else await self._find(request, asked.previous)
         before = [] if previous is None else previous.messages
         messages = [*before, *asked.messages]
-        events = self._events(asked, state)
+        events = self._events(request, asked, state)
         stored = StoredResponse(events.response, messages)
         system = [] if asked.instructions is None else [{"role": "system", "content": asked.instructions}]
         turn = await self._turn(request, asked, previous, stored)
@@ -149,8 +149,8 @@ class Responses:
         if not stored.dropped:
             stored.reading = await self._shelf.put(tenant, stored.id, stored.as_saved())
 
-    def _events(self, asked: ResponseAsk, state: ServerState) -> ResponseEvents:
-        head = Head(new_id("resp_"), int(time.time()), state.model_name)
+    def _events(self, request: Request, asked: ResponseAsk, state: ServerState) -> ResponseEvents:
+        head = new_head("resp_", state.model_name, request.relayed)
         tokenizer = state.llm.tokenizer
 
         def count(text: str) -> int:

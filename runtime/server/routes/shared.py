@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kvfold.runtime.server.http import HttpError, Request, decode_json
+from kvfold.runtime.server.relayed import RELAY_FIELD, Relayed
 from kvfold.runtime.server.routes.conversations import (
     ConversationLimits,
     Session,
@@ -20,6 +21,7 @@ from kvfold.runtime.server.routes.kept_conversations import Conversations
 from kvfold.runtime.server.routes.shelf import Kind, Shelf
 from kvfold.runtime.server.state import ServerState
 from kvfold.runtime.server.tracked_reply import TrackedReply
+from kvfold.runtime.server.wire.fields.read_body import read_fields
 from kvfold.runtime.server.wire.token_texts import TokenTexts
 
 T = TypeVar("T")
@@ -34,7 +36,11 @@ async def read_ask(request: Request, reader: Reader[T]) -> T:
     body = await request.body()
 
     def read() -> T:
-        return reader(decode_json(body, dict[str, Any]), request.headers)
+        fields = decode_json(body, dict[str, Any])
+        if request.from_relay:
+            given = fields.pop(RELAY_FIELD, None)
+            request.relayed = None if given is None else read_fields(given, Relayed, RELAY_FIELD)
+        return reader(fields, request.headers)
 
     return read() if len(body) <= LONG_BODY_BYTES else await asyncio.to_thread(read)
 

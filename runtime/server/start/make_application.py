@@ -14,18 +14,21 @@ from kvfold.runtime.server.state import ServerState
 from kvfold.runtime.server.ui.ui_routes import ui_routes
 
 
-def make_application(model_name: str, settings: ServerSettings) -> tuple[Application, ServerState]:
+def make_application(
+    model_name: str, settings: ServerSettings, relay_key: str | None = None
+) -> tuple[Application, ServerState]:
     """What `run_server` serves.
 
     Args:
         model_name: what clients call the model.
         settings: of the server.
+        relay_key: what a relay in front of several servers proves itself by.
 
     Raises:
         RequestError: the file of keys cannot be read, or the state folder is none of this user's.
     """
     check_state_folder(settings.state_dir)
-    state = ServerState(model_name, Gate(settings.keys), stall_seconds=settings.stall_seconds)
+    state = ServerState(model_name, Gate(settings.keys, relay_key), stall_seconds=settings.stall_seconds)
     kept = ConversationLimits(
         settings.max_sessions, settings.max_sessions, settings.session_seconds, settings.state_dir
     )

@@ -10,6 +10,7 @@ import socket
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from threading import Thread
 from time import monotonic
 from typing import Any
@@ -70,31 +71,7 @@ class Run:
         self._settings = settings
         self._load = load
         self._ending = asyncio.Event()
-        self._server = _Server(
-            uvicorn.Config(
-                app,
-                http=GuardedProtocol,
-                ws="none",
-                lifespan="off",
-                interface="asgi3",
-                log_config=None,
-                access_log=False,
-                proxy_headers=False,
-                server_header=False,
-                backlog=GuardedProtocol.max_connections,
-                timeout_keep_alive=KEEP_ALIVE_SECONDS,
-                timeout_graceful_shutdown=FLUSH_SECONDS,
-                ssl_certfile=settings.tls_cert,
-                ssl_keyfile=settings.tls_key,
-            )
-        )
-        try:
-            self._server.config.load()
-        except (OSError, ssl.SSLError) as error:
-            raise RequestError(
-                f"TLS with {settings.tls_cert} and {settings.tls_key} cannot be set up: {error}; "
-                "give PEM files"
-            ) from error
+        self._server = make_http_server(app, settings.tls_cert, settings.tls_key)
 
     async def serve(self, sock: socket.socket) -> None:
         """From listening to the last answer; raises as `run_server`."""
@@ -184,6 +161,39 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Leave the signals alone."""
         yield
+
+
+def make_http_server(app: Any, tls_cert: Path | None = None, tls_key: Path | None = None) -> uvicorn.Server:
+    """uvicorn over guarded connections, without signals; `serve` it, and set `should_exit` to end it.
+
+    Raises:
+        RequestError: a TLS file cannot be used.
+    """
+    server = _Server(
+        uvicorn.Config(
+            app,
+            http=GuardedProtocol,
+            ws="none",
+            lifespan="off",
+            interface="asgi3",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            backlog=GuardedProtocol.max_connections,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=FLUSH_SECONDS,
+            ssl_certfile=tls_cert,
+            ssl_keyfile=tls_key,
+        )
+    )
+    try:
+        server.config.load()
+    except (OSError, ssl.SSLError) as error:
+        raise RequestError(
+            f"TLS with {tls_cert} and {tls_key} cannot be set up: {error}; give PEM files"
+        ) from error
+    return server
 
 
 def _listen(settings: ServerSettings) -> socket.socket:

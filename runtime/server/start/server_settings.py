@@ -41,6 +41,9 @@ class ServerSettings:
         state_dir: folder that sessions and stored responses outlive the server in; None for memory alone.
         kv_tier_bytes: of the pages of conversations that lie in the state folder; 0 keeps none there.
         drain_seconds: for running replies after SIGTERM, before they are cancelled.
+        kv_events: ZeroMQ address to publish KV events at, such as `tcp://*:5557`; None publishes none. Who
+            reads it reads prompts' tokens.
+        kv_events_topic: of them; None is `kv@HOST@MODEL`.
         stall_seconds: a step of the engine that takes longer is a hang: the server is not ready.
     """
 
@@ -55,6 +58,8 @@ class ServerSettings:
     state_dir: Path | None = None
     kv_tier_bytes: int = RuntimeConfig.kv_tier_bytes
     drain_seconds: float = 30.0
+    kv_events: str | None = None
+    kv_events_topic: str | None = None
     stall_seconds: float = 30.0
 
     def __post_init__(self) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from kvfold.runtime.metrics import Usage
+from kvfold.runtime.server.relayed import Relayed
+from kvfold.runtime.server.wire.reply_parts import new_id
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,13 @@ class Head:
     id: str
     created: int
     model: str
+
+
+def new_head(prefix: str, model: str, relayed: Relayed | None) -> Head:
+    """The head of a response that begins now, or that a relay has begun."""
+    if relayed is None:
+        return Head(new_id(prefix), int(time.time()), model)
+    return Head(prefix + relayed.id, relayed.created, model)
 
 
 def openai_usage(usages: Sequence[Usage], n: int, reasoning_tokens: int = 0) -> dict[str, Any]:

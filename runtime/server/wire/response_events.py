@@ -11,7 +11,6 @@ from kvfold.runtime.sampling.logprobs import TokenLogprob
 from kvfold.runtime.server.http import HttpError, sse
 from kvfold.runtime.server.wire.chat_reply import ENCODER
 from kvfold.runtime.server.wire.openai_usage import Head
-from kvfold.runtime.server.wire.reply_parts import new_id
 from kvfold.runtime.server.wire.token_texts import TokenTexts
 from kvfold.runtime.structured.reply_events import (
     ContentDelta,
@@ -151,7 +150,7 @@ class ResponseEvents:
     def _begin_item(self, kind: str, call_id: str = "", name: str = "") -> bytes:
         ending = self._end_item("stop")
         self._open = kind
-        item = _item(kind, call_id, name)
+        item = _item(kind, self._item_id(), call_id, name)
         self.response["output"].append(item)
         added = self._event("response.output_item.added", item=item)
         if kind == CALL:
@@ -164,6 +163,10 @@ class ResponseEvents:
             % (item["id"].encode(), len(self.response["output"]) - 1)
         )
         return ending + added
+
+    def _item_id(self) -> str:
+        """Of the next item: the same wherever the response is written."""
+        return f"{self.response['id'].removeprefix('resp_')}{len(self.response['output']):02x}"
 
     def _end_item(self, finish: str) -> bytes:
         """End the open item, if there is one, and put its text where it belongs."""
@@ -206,14 +209,14 @@ class ResponseEvents:
         return sum(self._count(item["content"][0]["text"]) for item in thoughts)
 
 
-def _item(kind: str, call_id: str, name: str) -> dict[str, Any]:
+def _item(kind: str, identity: str, call_id: str, name: str) -> dict[str, Any]:
     if kind == CALL:
         call = {"call_id": call_id, "name": name, "arguments": ""}
-        return {"type": kind, "id": new_id("fc_"), "status": "in_progress", **call}
+        return {"type": kind, "id": f"fc_{identity}", "status": "in_progress", **call}
     if kind == REASONING:
-        return {"type": kind, "id": new_id("rs_"), "status": "in_progress", "summary": [], "content": []}
+        return {"type": kind, "id": f"rs_{identity}", "status": "in_progress", "summary": [], "content": []}
     message = {"role": "assistant", "content": []}
-    return {"type": kind, "id": new_id("msg_"), "status": "in_progress", **message}
+    return {"type": kind, "id": f"msg_{identity}", "status": "in_progress", **message}
 
 
 def _text_part(kind: str, text: str, logprobs: list[Any]) -> dict[str, Any]:

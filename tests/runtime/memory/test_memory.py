@@ -11,7 +11,7 @@ from kvfold.plugins.contract.errors import CapacityError
 from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.runtime.memory.budget import kv_cache_bytes, pages_of_sequence
 from kvfold.runtime.memory.horizon import Horizon, horizons
-from kvfold.runtime.memory.kv_memory import KvMemory, Prefix
+from kvfold.runtime.memory.kv_memory import KvMemory, Prefix, round_lengths
 from kvfold.runtime.memory.paged_sequence import PagedSequence
 from kvfold.runtime.memory.tree_node import Kind
 from kvfold.runtime.metrics import PrefixMatch
@@ -120,6 +120,16 @@ def test_a_branch_point_is_cached_when_it_is_passed() -> None:
     other = np.concatenate([tokens[:130], prompt(70, seed=1)])
     memory.release(compute(memory, other, chunk=16))
     assert memory.match_tokens(np.concatenate([tokens[:130], prompt(70, seed=2)]), 200) == 128
+
+
+def test_prompts_that_part_at_a_border_or_near_a_round_length_find_it() -> None:
+    memory = make_memory(PLANS["hybrid"], pages=400)
+    tokens = prompt(1700)
+    memory.release(compute(memory, tokens, chunk=512, prefix=Prefix(1700, borders=(250, 500))))
+    for parts, expected in [(300, 240), (520, 496), (1100, 1024), (1650, 1024)]:
+        other = np.concatenate([tokens[:parts], prompt(99, seed=parts)])
+        assert memory.match_tokens(other, len(other)) == expected
+    assert round_lengths(750) == {704, 640, 512}
 
 
 def test_a_short_context_may_branch_anywhere() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from kvfold.plugins.contract.errors import CapacityError
 from kvfold.runtime.memory.page_arena import PageArena
 from tests.runtime.synthetic_engine import SyntheticEngine, make_plan
 
@@ -39,6 +42,23 @@ def test_a_page_is_freed_by_its_last_holder_only() -> None:
         arena.retain(keys)
     with pytest.raises(AssertionError, match="cannot be cached"):
         arena.cache(keys)
+
+
+def test_memory_that_the_device_refuses_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    arena, engine = make_arena(8, 2)
+    arena.allocate([3, 1, 0])
+
+    def refuse(group: str, slabs: Sequence[int]) -> None:
+        raise CapacityError("out of memory")
+
+    before = list(arena.busy), arena.committed_bytes
+    with monkeypatch.context() as patched:
+        patched.setattr(engine.pages, "commit", refuse)
+        with pytest.raises(CapacityError):
+            arena.allocate([4, 4, 4])
+    assert (arena.busy, arena.committed_bytes) == before
+    arena.allocate([4, 4, 4])
+    assert arena.committed_bytes == engine.pages.committed_bytes
 
 
 @given(slab=SLABS, first=st.lists(st.integers(0, 20), min_size=GROUPS, max_size=GROUPS))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kvfold.runtime.server.app import Application
-from kvfold.runtime.server.http import Message, Scope
+from kvfold.runtime.server.http import Message, Receive, Scope, Send
 
+Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
 JSON = {"content-type": "application/json"}
 
 
@@ -41,7 +41,7 @@ class Exchange:
 
     def __init__(
         self,
-        app: Application,
+        app: Asgi,
         method: str,
         path: str,
         body: bytes | Sequence[bytes] = b"",
@@ -64,7 +64,7 @@ class Exchange:
             "headers": [(name.encode(), value.encode()) for name, value in (headers or {}).items()],
             **(scope or {}),
         }
-        self.task = asyncio.create_task(app(self._scope, self._receive, self._send))
+        self.task = asyncio.ensure_future(app(self._scope, self._receive, self._send))
 
     async def _receive(self) -> Message:
         if self._parts:
@@ -95,7 +95,7 @@ class Exchange:
 
 
 async def ask(
-    app: Application,
+    app: Asgi,
     method: str,
     path: str,
     value: Any = None,

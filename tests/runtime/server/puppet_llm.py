@@ -60,6 +60,7 @@ class PuppetReply:
     def __init__(self, number: int, prompt: Prompt, texts: Sequence[str], go: asyncio.Event) -> None:
         self.id = number
         self.kept: Any = None
+        self.told: Sequence[TextChunk] = ()
         self.cancelled: CancelReason | None = None
         self.unread_characters = 0
         self.failure: Exception | None = None

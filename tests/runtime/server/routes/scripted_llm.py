@@ -49,6 +49,7 @@ class ScriptedReply:
     def __init__(self, llm: ScriptedLLM, prompt: Prompt, params: SamplingParams, service: Service) -> None:
         self.id = next(IDS)
         self.kept: Any = None
+        self.told: Sequence[TextChunk] = ()
         self.unread_characters = 0
         self.cancelled: str | None = None
         self._llm, self._prompt, self._params, self._service = llm, prompt, params, service

@@ -264,4 +264,4 @@ def test_servers_that_share_a_folder_lose_no_turn(tmp_path: Path) -> None:
     for server in (*servers, start(tmp_path)):
         views = call(server, "GET", SESSIONS).json()["data"]
         assert {view["id"]: view["turns"] for view in views} == done
-    assert sum(done.values()) > 50
+    assert sum(done.values()) > len(done), "sessions went on"
