@@ -26,6 +26,10 @@ class ProcessTree:
         """Resident memory now; pages that two processes share count twice."""
         return sum(_rss(process) for process in self._processes()) / MIB
 
+    def own_mib(self) -> float:
+        """Of that, what is no file; weights count there as they are first read, and cost nobody memory."""
+        return sum(_rss(process, files=False) for process in self._processes()) / MIB
+
     def _processes(self) -> list[psutil.Process]:
         try:
             root = psutil.Process(self.pid)
@@ -43,9 +47,10 @@ def _cpu(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-def _rss(process: psutil.Process) -> int:
+def _rss(process: psutil.Process, files: bool = True) -> int:
     try:
-        return int(process.memory_info().rss)
+        memory = process.memory_info()
+        return int(memory.rss if files else memory.rss - memory.shared)
     except psutil.NoSuchProcess:
         return 0
 
@@ -57,20 +62,21 @@ class MemoryLog:
     Attributes:
         tree: whose.
         started: seconds of `time.perf_counter`.
-        samples: seconds since then, and MiB.
+        samples: seconds since then, resident MiB, and those of them that are no files'.
     """
 
     tree: ProcessTree
     started: float = field(default_factory=perf_counter)
-    samples: list[tuple[float, float]] = field(default_factory=list)
+    samples: list[tuple[float, float, float]] = field(default_factory=list)
 
     async def watch(self, every: float) -> AsyncIterator[tuple[float, float]]:
-        """Look every so many seconds, until cancelled; each sample."""
+        """Look every so many seconds, until cancelled; the seconds and resident MiB of each sample."""
         while True:
-            self.samples.append((perf_counter() - self.started, self.tree.rss_mib()))
-            yield self.samples[-1]
+            tree = self.tree
+            self.samples.append((perf_counter() - self.started, tree.rss_mib(), tree.own_mib()))
+            yield self.samples[-1][:2]
             await asyncio.sleep(every)
 
-    def between(self, start: float, end: float) -> list[float]:
-        """MiB of the samples in a span of seconds."""
-        return [mib for at, mib in self.samples if start <= at < end]
+    def between(self, start: float, end: float, own: bool = False) -> list[float]:
+        """MiB of the samples in a span of seconds: resident, or of these what is no file."""
+        return [sample[2 if own else 1] for sample in self.samples if start <= sample[0] < end]

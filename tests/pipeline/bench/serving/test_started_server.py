@@ -109,9 +109,10 @@ def test_a_tree_that_is_gone_costs_nothing() -> None:
 
 
 def test_a_memory_log_knows_its_spans() -> None:
-    log = MemoryLog(ProcessTree(0), samples=[(0.5, 10.0), (1.5, 20.0), (2.5, 30.0)])
+    log = MemoryLog(ProcessTree(0), samples=[(0.5, 10.0, 1.0), (1.5, 20.0, 2.0), (2.5, 30.0, 3.0)])
     assert log.between(1.0, 2.5) == [20.0]
     assert log.between(0.0, 3.0) == [10.0, 20.0, 30.0]
+    assert log.between(1.0, 3.0, own=True) == [2.0, 3.0]
 
 
 def test_metrics_are_read_with_their_labels() -> None:

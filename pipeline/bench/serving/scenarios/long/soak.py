@@ -38,15 +38,16 @@ async def measure(bench: Bench, progress: Progress) -> Measured:
     cold = await asyncio.to_thread(cold_replies, bench.bundle, [body for body, _ in log.kept])
     other = sum(text != again for (_, text), again in zip(log.kept, cold, strict=True))
     end = bench.soak_seconds
-    early = memory.between(SETTLED * end, (SETTLED + SPAN) * end)
-    late = memory.between((1 - SPAN) * end, end)
+    spans = (SETTLED * end, (SETTLED + SPAN) * end), ((1 - SPAN) * end, end)
+    resident, own = (growth(*(memory.between(*span, own=only) for span in spans)) for only in (False, True))
     return Measured(
         (
             Figure("requests", "", (float(len(load.outcomes)),)),
             Figure("replies and refusals that should not have been", "", (float(len(log.wrong)),), NONE),
             Figure("pages lost", "pages", (lost(after),), NONE),
             Figure(f"of {len(log.kept)} replies, others than cold ones", "", (float(other),), NONE),
-            Figure("memory, end over start", "%", (growth(early, late),), Demand("at most", GROWTH)),
+            Figure("resident memory, end over start", "%", (resident,)),
+            Figure("memory that is no file, end over start", "%", (own,), Demand("at most", GROWTH)),
         ),
         {"soak": (summarise(load),)},
         (f"Soak of {end / 60:.0f} min: {dict(log.done)}.", *log.wrong[:SHOWN]),
