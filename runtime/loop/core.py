@@ -90,7 +90,7 @@ class Core:
         self._advanced: dict[Ticket, None] = {}
         self._sampler = BatchSampler(info.vocab_size)
         self._pace = Pace(config.inter_token_target)
-        self._steps = self._decoding = 0
+        self._steps = 0
         self._last_step = self._published = monotonic()
         self.snapshot = self._take_snapshot(busy=False)
 
@@ -132,8 +132,10 @@ class Core:
     def _advance(self) -> Outcome:
         if self.failure is not None or not self.scheduler.has_work:
             return Outcome.IDLE
+        running = self.scheduler.running
+        decoding = sum(request.length > request.prompt_length for request in running)
         try:
-            scheduled = self.scheduler.schedule(self._pace.most_prefill(self._decoding))
+            scheduled = self.scheduler.schedule(self._pace.most_prefill(decoding))
         except Exception as error:  # the device has no memory left for pages, or a law is broken
             self.fail(error)
             return Outcome.FAILED
@@ -180,10 +182,10 @@ class Core:
         begun = monotonic()
         if not self.snapshot.busy:
             self.snapshot = replace(self.snapshot, busy=True, last_step=begun)
-        self._decoding = prefill = 0
+        decoding = prefill = 0
         for request, chunk in scheduled:
             if request.length > request.prompt_length:
-                self._decoding += 1
+                decoding += 1
             else:
                 prefill += chunk.end - chunk.start
                 self._tickets[request].note_admission(begun)
@@ -194,7 +196,7 @@ class Core:
             return Outcome.FAILED
         self._steps += 1
         self._last_step = monotonic()
-        self._pace.note(prefill, self._decoding, self._last_step - begun)
+        self._pace.note(prefill, decoding, self._last_step - begun)
         try:
             self._commit(scheduled, logits)
         except Exception as error:  # no request's own: sampling has no kernels, or a law is broken
