@@ -142,7 +142,7 @@ def test_an_extra_of_pyproject_is_an_extra_of_the_installed_kvfold() -> None:
         extra: [re.split(r"[^\w.-]", line)[0] for line in lines]
         for extra, lines in PYPROJECT["optional-dependencies"].items()
     }
-    assert extras.extra_modules().keys() == declared.keys() - {extras.DEVELOPERS, "cuda"}
+    assert extras.extra_modules().keys() == declared.keys() - {extras.DEVELOPERS}
     for extra, modules in extras.extra_modules().items():
         assert len(modules) == len(declared[extra])
         assert f"kvfold[{extra}]" in extras.install_command(extra)

@@ -30,6 +30,8 @@ from tests.runtime.server.processes.real_server import MODEL, write_tokenizer
 OBJECT_STORE_BYTES = 80_000_000
 START_SECONDS = 150.0
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0", "OMP_NUM_THREADS": "1"}
+# A busy machine starts a proxy in more than Ray's 5 s.
+PATIENT = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "50", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "50"}
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,12 @@ def ray_cluster(folder: Path, port: int, tiny: TinyReplica, **settings: Any) -> 
     cluster = RayCluster(folder, port, told)
     cluster.deploy(**settings)
     arguments = [str(folder), str(port), json.dumps({"pages": tiny.pages, "pause": tiny.pause})]
-    environment = {**os.environ, **QUIET, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
+    environment = {
+        **os.environ,
+        **QUIET,
+        **PATIENT,
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]),
+    }
     with (folder / "log").open("wb") as log:
         popen = subprocess.Popen(
             [sys.executable, "-m", __spec__.name, *arguments],
