@@ -414,7 +414,7 @@ function showRequests(requests) {
       const button = el("button", { type: "button", "aria-label": `Cancel request ${request.id}` }, "Cancel");
       button.addEventListener("click", () => cancel(request.id, button));
       return el("tr", {}, el("td", { class: "id" }), el("td", { class: "tenants" }), el("td", { class: "text" }),
-        ...Array.from({ length: 3 }, () => el("td")), el("td", {}, button));
+        ...Array.from({ length: 4 }, () => el("td")), el("td", {}, button));
     },
     (row, request) => {
       row.dataset.request = request.id;
@@ -453,7 +453,7 @@ async function showSessions() {
     byId("sessions"),
     sessions,
     (session) => JSON.stringify([session.tenant, session.id]),
-    () => el("tr", {}, el("td", { class: "id" }), el("td", { class: "tenants" }), ...Array.from({ length: 3 }, () => el("td"))),
+    () => el("tr", {}, el("td", { class: "id" }), el("td", { class: "tenants" }), ...Array.from({ length: 4 }, () => el("td"))),
     (row, session) => {
       row.dataset.session = session.id;
       cells(row, [
