@@ -107,15 +107,7 @@ def load_bundle(settings: Any) -> Loaded:
         BundleError: the bundle is not at this path here, or is damaged.
         KvfoldError: as `LLM.load`.
     """
-    from kvfold.runtime.bundle import TOKENIZER, open_bundle
-    from kvfold.runtime.engine.engine_files import open_engine
-    from kvfold.runtime.llm.async_llm import AsyncLLM
-    from kvfold.runtime.server.start.load_compiler import load_compiler
-    from kvfold.runtime.server.start.server_settings import serving_config
+    from kvfold.runtime.server.start.load_served import load_served
 
-    bundle = open_bundle(settings.bundle)
-    config = serving_config(open_engine(bundle, settings.target).config, settings.engine)
-    llm = AsyncLLM.load(settings.bundle, config, settings.target)
-    text = bundle.file(TOKENIZER).read_text(encoding="utf-8")
-    compiler = load_compiler(text, llm.vocab_size, llm.tokenizer.eos_token_ids)
+    llm, compiler = load_served(settings.bundle, settings.target, settings.engine)
     return llm, compiler, settings.server.limits(llm.llm.config.max_num_seqs)

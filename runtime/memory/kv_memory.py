@@ -105,14 +105,16 @@ class KvMemory:
         ]
         counts = [len(each) for each in places]
         sequence.num_pages = prefix.pages
-        fits = self._make_room(counts, counts)
-        if fits:
+        try:
+            if not self._make_room(counts, counts):
+                return 0
             for table, each, pages in zip(sequence.tables, places, self.arena.allocate(counts), strict=True):
                 table[each] = pages
             self.link.copy_in(prefix, sequence, have)
             self.tree.insert(sequence, prefix.pages, Kind.END)
-        self._give_back(sequence)
-        return prefix.pages * self.page_size if fits else 0
+        finally:
+            self._give_back(sequence)
+        return prefix.pages * self.page_size
 
     def _hold_known(self, sequence: PagedSequence, pages: int) -> int:
         """Map what the tree has of the first `pages` global pages; returns how many."""
@@ -278,11 +280,11 @@ class KvMemory:
                 left.append((law.index, slice(max(law.sink_pages, first), kept)))
         if not left:
             return
-        pages = np.full(sequence.tables.shape, -1, np.int32)
+        keys = []
         for group, span in left:
-            pages[group, span] = sequence.tables[group, span]
+            keys.append(self.arena.keys_of(group, sequence.tables[group, span]))
             sequence.tables[group, span] = -1
-        self.arena.release(self.arena.keys(pages))
+        self.arena.release(np.concatenate(keys))
         sequence.version += 1
 
     def _relocate(self, group: int, sources: np.ndarray, targets: np.ndarray) -> None:

@@ -55,15 +55,11 @@ def command(
 def _serve(
     root: Path, target: str, model_name: str, settings: ServerSettings, engine: dict[str, Any]
 ) -> None:
-    from kvfold.runtime.bundle import TOKENIZER, open_bundle
-    from kvfold.runtime.engine.engine_files import open_engine
-    from kvfold.runtime.llm.async_llm import AsyncLLM
     from kvfold.runtime.server.observe.kv_events import KvEvents
     from kvfold.runtime.server.start.kept_pages import kept_pages
-    from kvfold.runtime.server.start.load_compiler import load_compiler
+    from kvfold.runtime.server.start.load_served import load_served
     from kvfold.runtime.server.start.make_application import make_application
     from kvfold.runtime.server.start.run_server import run_server
-    from kvfold.runtime.server.start.server_settings import serving_config
     from kvfold.runtime.status import published
 
     app, state = make_application(model_name, settings)
@@ -71,17 +67,13 @@ def _serve(
     with ExitStack() as stack:
 
         def load() -> Loaded:
-            bundle = open_bundle(root)
-            config = serving_config(open_engine(bundle, target).config, engine)
-            llm = AsyncLLM.load(root, config, target)
+            llm, compiler = load_served(root, target, engine)
             stack.enter_context(published(llm.llm, str(root)))
             if settings.kv_events is not None:
                 topic = settings.kv_events_topic or f"kv@{gethostname()}@{model_name}"
                 events = KvEvents(settings.kv_events, topic, llm.page_size)
                 stack.callback(events.close)
                 llm.watch_tree(events)
-            text = bundle.file(TOKENIZER).read_text(encoding="utf-8")
-            compiler = load_compiler(text, llm.vocab_size, llm.tokenizer.eos_token_ids)
             return llm, compiler, settings.limits(llm.llm.config.max_num_seqs)
 
         run_server(app, state, settings, load)

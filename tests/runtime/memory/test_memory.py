@@ -13,7 +13,7 @@ from kvfold.runtime.memory.budget import kv_cache_bytes, pages_of_sequence
 from kvfold.runtime.memory.horizon import Horizon, horizons
 from kvfold.runtime.memory.kv_memory import KvMemory, Prefix, round_lengths
 from kvfold.runtime.memory.paged_sequence import PagedSequence
-from kvfold.runtime.memory.tree_node import Kind
+from kvfold.runtime.memory.tree_node import Kind, TreeNode
 from kvfold.runtime.metrics import PrefixMatch
 from kvfold.runtime.runtime_config import RuntimeConfig
 from tests.runtime.harness import PLANS
@@ -226,7 +226,7 @@ def test_the_order_of_eviction_does_not_grow_with_what_is_asked_again() -> None:
     memory.check_integrity([])
 
 
-def test_what_sequences_hold_is_not_looked_at_by_each_eviction() -> None:
+def test_what_sequences_hold_is_not_looked_at_by_each_eviction(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = make_memory(PLANS["global"], pages=200)
     held = [compute(memory, prompt(32, seed=seed)) for seed in range(60)]
     for sequence in held:
@@ -234,9 +234,13 @@ def test_what_sequences_hold_is_not_looked_at_by_each_eviction() -> None:
     for seed in range(100, 110):
         memory.release(compute(memory, prompt(96, seed=seed)))
     evict_one(memory)
-    popped = []
-    pop = memory.tree._order.pop
-    memory.tree._order.pop = lambda: popped.append(pop()) or popped[-1]  # type: ignore[method-assign,func-returns-value]
+    popped, pop = [], memory.tree._order.pop
+
+    def count() -> TreeNode | None:
+        popped.append(pop())
+        return popped[-1]
+
+    monkeypatch.setattr(memory.tree._order, "pop", count)
     evict_one(memory)
     assert len(popped) == 1
     memory.check_integrity(held)

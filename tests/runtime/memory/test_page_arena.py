@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from kvfold.plugins.contract.errors import CapacityError
-from kvfold.runtime.memory.page_arena import PageArena
+from kvfold.runtime.memory.page_arena import PageArena, Relocate
 from tests.runtime.synthetic_engine import SyntheticEngine, make_plan
 
 PLAN = make_plan((None, 0), (32, 4), (32, 4), (64, 0))
@@ -19,9 +19,11 @@ GROUPS = len(PLAN.groups)
 SLABS = st.sampled_from([1, 2, 3, 4])
 
 
-def make_arena(pages: int, slab: int, relocate: object = None) -> tuple[PageArena, SyntheticEngine]:
+def make_arena(
+    pages: int, slab: int, relocate: Relocate = lambda *_: None
+) -> tuple[PageArena, SyntheticEngine]:
     engine = SyntheticEngine(PLAN, pages, slab=slab)
-    return PageArena(engine.info, engine.pages, relocate or (lambda *_: None)), engine  # type: ignore[arg-type]
+    return PageArena(engine.info, engine.pages, relocate), engine
 
 
 def test_a_page_is_freed_by_its_last_holder_only() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -31,15 +32,15 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def opened(bundle: Path, *, by_hand: bool = True, **given: object) -> tuple[SessionFile | None, str | None]:
+def opened(bundle: Path, *, by_hand: bool = True, **given: Any) -> tuple[SessionFile | None, str | None]:
     llm, _ = make_llm(PLANS["hybrid"])
-    return Keeping(**given).open(llm, bundle, by_hand)  # type: ignore[arg-type]
+    return Keeping(**given).open(llm, bundle, by_hand)
 
 
-def talk(bundle: Path, text: str, **given: object) -> tuple[list[object], str | None]:
+def talk(bundle: Path, text: str, **given: Any) -> tuple[list[object], str | None]:
     """Say something in a chat that is kept; all that was said in it, and its first line."""
     llm, _ = make_llm(PLANS["hybrid"])
-    file, note = Keeping(**given).open(llm, bundle, True)  # type: ignore[arg-type]
+    file, note = Keeping(**given).open(llm, bundle, True)
     with llm.session(on_overflow="drop_oldest", file=file) as session:
         session.send(text, SHORT)
         return [message["content"] for message in session.messages if message["role"] == "user"], note
