@@ -10,7 +10,7 @@ from kvfold.runtime.memory.tree_node import Kind, TreeNode
 
 # Hits and losses that are taken for granted before anything is known: of the ends of what is kept, and of
 # those that a longer prefix superseded.
-PRIOR = {True: (1.0, 9.0), False: (0.5, 9.5)}
+PRIOR = {True: (1.0, 9.0), False: (0.2, 9.8)}
 # What a checkpoint is worth, and when it was last used: what is worth the same goes in that order.
 Worth = tuple[float, int]
 # What was seen counts half after so many more hits or losses of its class.
