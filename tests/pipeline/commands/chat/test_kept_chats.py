@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from tests.runtime.harness import PLANS, make_llm
 CHATS = Path(".local/state/kvfold/chats")
 PAGES = CHATS.parent / "kv"
 SHORT = SamplingParams(max_tokens=3)
+# Files written within one tick of the kernel's clock have the same age; at 100 Hz, the slowest, it is that long.
+TICK = 0.01
 
 
 @pytest.fixture
@@ -39,6 +42,7 @@ def opened(bundle: Path, *, by_hand: bool = True, **given: Any) -> tuple[Session
 
 def talk(bundle: Path, text: str, **given: Any) -> tuple[list[object], str | None]:
     """Say something in a chat that is kept; all that was said in it, and its first line."""
+    time.sleep(TICK)
     llm, _ = make_llm(PLANS["hybrid"])
     file, note = Keeping(**given).open(llm, bundle, True)
     with llm.session(on_overflow="drop_oldest", file=file) as session:
