@@ -33,6 +33,7 @@ from kvfold.export.checkpoint.weights import (
 )
 from kvfold.export.model.families import config_from_huggingface
 from kvfold.export.model.model_config import ModelConfig
+from kvfold.export.weights.tensor_file import TensorFile
 from kvfold.plugins.contract.errors import CheckpointError, UnsupportedModelError
 
 CONFIG_FILES = ("config.json", "generation_config.json", "tokenizer_config.json")
@@ -63,10 +64,6 @@ class SafetensorsFile(Protocol):
 
     def get_slice(self, name: str) -> TensorSlice:
         """Header of one tensor."""
-        ...
-
-    def get_tensor(self, name: str) -> Tensor:
-        """One tensor, read from the file."""
         ...
 
 
@@ -152,6 +149,7 @@ def _open_weights(folder: Path, shards: list[Path], config: ModelConfig) -> Lazy
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} is truncated or corrupted: {error}; fetch it again") from error
         refuse_quantised(str(path), slices)
+        tensors = TensorFile(path, say_checkpoint)
         for stored, part in slices.items():
             if part.get_dtype() not in FLOATS:
                 raise UnsupportedModelError(
@@ -162,15 +160,20 @@ def _open_weights(folder: Path, shards: list[Path], config: ModelConfig) -> Lazy
                     f"{path}: tensor {stored} is there twice, as {name}; remove one of them"
                 )
             shapes[name] = tuple(part.get_shape())
-            readers[name] = partial(_read_tensor, file, stored)
+            readers[name] = partial(_read_tensor, tensors, stored)
     if config.tie_word_embeddings and HEAD in shapes:
         _drop_tied_head(folder, readers, shapes)
     check_shapes(str(folder), shapes, config)
     return LazyWeights(str(folder), readers)
 
 
-def _read_tensor(file: SafetensorsFile, name: str) -> Tensor:
-    return file.get_tensor(name).to(torch.float32)
+def say_checkpoint(said: str) -> CheckpointError:
+    """What is wrong with a file of a checkpoint."""
+    return CheckpointError(f"{said}; fetch it again")
+
+
+def _read_tensor(file: TensorFile, name: str) -> Tensor:
+    return file[name].to(torch.float32)
 
 
 def _drop_tied_head(folder: Path, readers: dict[str, Callable[[], Tensor]], shapes: dict[str, Shape]) -> None:

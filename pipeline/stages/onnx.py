@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from kvfold.pipeline.workspace.stage import Job, Stage
 from kvfold.plugins.contract.step import DATA_SUFFIX, MODEL_FILE
-from kvfold.runtime.bundle import SCALES, WEIGHTS
+from kvfold.runtime.bundle import SCALES
 
 if TYPE_CHECKING:
     from kvfold.pipeline.workspace.workspace import Workspace
@@ -17,7 +17,7 @@ def run(workspace: Workspace, job: Job) -> None:
     from kvfold.export.graph.onnx_from_decoder import export_onnx
     from kvfold.export.model.decoder import Decoder
 
-    decoder = Decoder.from_weights(workspace.config, workspace.plan, workspace.tensors(WEIGHTS))
+    decoder = Decoder.from_weights(workspace.config, workspace.plan, workspace.weights)
     export_onnx(decoder, workspace.tensors(SCALES), job.output)
 
 
