@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from kvfold.plugins.contract.plan_presets import AttentionShape
+from kvfold.plugins.contract.attention_shape import AttentionShape
 from kvfold.plugins.contract.record import Record
 
 

@@ -8,8 +8,8 @@ from functools import cached_property
 
 from kvfold.export.search.costs import LARGEST_GROUP, CostTable, is_adjacent
 from kvfold.export.search.search_settings import SearchSettings
+from kvfold.plugins.contract.attention_shape import AttentionShape
 from kvfold.plugins.contract.fold_plan import ITEMSIZE, FoldPlan, HorizonGroup, KvDtype, LayerPlan
-from kvfold.plugins.contract.plan_presets import AttentionShape
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ from kvfold.export.search.choose import (
 from kvfold.export.search.costs import Change, Cost, CostTable, guess_bank
 from kvfold.export.search.search_settings import SearchSettings
 from kvfold.export.search.space import ByteTarget, PlanSpace, Solution
+from kvfold.plugins.contract.attention_shape import AttentionShape
 from kvfold.plugins.contract.errors import PlanError
-from kvfold.plugins.contract.plan_presets import AttentionShape
 
 NLL = 1.0
 WINDOWS = (128, 256)
