@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Collection
 from dataclasses import replace
-from math import inf
 from itertools import product
+from math import inf
 
 import pytest
 from hypothesis import given, settings
