@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from kvfold.export.model.rope_config import Rope
-from kvfold.plugins.contract.plan_presets import AttentionShape
+from kvfold.plugins.contract.attention_shape import AttentionShape
 from kvfold.plugins.contract.record import Record
 
 NormPlacement = Literal["pre", "post", "both"]
@@ -97,6 +97,8 @@ class ModelConfig(Record):
             num_attention_heads=self.num_attention_heads,
             num_key_value_heads=self.num_key_value_heads,
             head_dim=self.head_dim,
+            sliding_windows=self.sliding_windows,
+            layer_ropes=self.layer_ropes,
         )
 
     @property
