@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvfold.plugins.contract.fold_plan import FoldPlan
-from kvfold.runtime.bundle import CONFIG, FOLD_PLAN, QUANTIZATION, read_record
+from kvfold.runtime.bundle import CONFIG, FOLD_PLAN, QUANTIZATION, WEIGHTS, read_record
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,6 +22,7 @@ SOURCE = "source.json"
 CALIBRATION_TOKENS = "work/calibration.safetensors"
 HELDOUT_TOKENS = "work/heldout.safetensors"
 EVALUATION_TOKENS = "work/evaluation.safetensors"
+GRAPH = "work/graph.onnx"  # names the weights that it takes, and holds none
 FOLDED_WEIGHTS = "work/folded.safetensors"
 FOLD_ERRORS = "work/fold_errors.json"
 TRAINING_TOKENS = "work/training.safetensors"
@@ -62,6 +63,11 @@ class Workspace:
     def healed(self) -> Mapping[str, Tensor]:
         """The folded weights, float32, after healing where the recipe trains."""
         return self.tensors(HEALED_WEIGHTS if self.recipe.training else FOLDED_WEIGHTS)
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        """The weights as an engine holds them, before they are rounded: float32, after calibration."""
+        return self.tensors(WEIGHTS)
 
     def tensors(self, name: str) -> Mapping[str, Tensor]:
         """The tensors of one of the bundle's safetensors files."""
