@@ -17,9 +17,7 @@ def build_byte_level(path: Path, metadata: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer of a file's metadata; raises as `tokenizer_from_gguf` does."""
     pre_tokenizer = _pre_tokenizer(path, metadata)
     tokens = read_tokens(path, metadata, needed=("merges",))
-    tokenizer = Tokenizer(
-        merging_model(path, metadata, tokens, ignore_merges=pre_tokenizer.ignore_merges)
-    )
+    tokenizer = Tokenizer(merging_model(path, metadata, tokens, ignore_merges=pre_tokenizer.ignore_merges))
     tokenizer.pre_tokenizer = pre_tokenizer.splitter()
     tokenizer.decoder = decoders.ByteLevel()
     tokens.add_to(tokenizer)
