@@ -12,7 +12,8 @@ from typing import Any
 
 from pydantic import ValidationError as PydanticValidationError
 
-from kvfold.export.model.model_config import LinearRope, Llama3Rope, ModelConfig
+from kvfold.export.model.model_config import ModelConfig, QkNorm
+from kvfold.export.model.rope_config import LinearRope, Llama3Rope
 from kvfold.plugins.contract.errors import CheckpointError, UnsupportedModelError
 from kvfold.plugins.contract.fold_plan import describe_errors
 
@@ -32,7 +33,7 @@ class Family:
         attention_bias: q, k and v always have a bias.
         bias_keys: keys of its config that give it biases: `attention_bias` to q, k, v and o_proj, `mlp_bias`
             to gate_proj, up_proj and down_proj.
-        qk_norm: q and k pass an RMSNorm per head.
+        qk_norm: whether q and k pass an RMSNorm, and over what.
         head_dim: Hugging Face's default; None is hidden_size / num_attention_heads.
         sliding_window: Hugging Face's default where the config names none.
     """
@@ -43,7 +44,7 @@ class Family:
     gguf_interleaved: bool = False
     attention_bias: bool = False
     bias_keys: tuple[str, ...] = ()
-    qk_norm: bool = False
+    qk_norm: QkNorm | None = None
     head_dim: int | None = None
     sliding_window: int | None = None
 
@@ -59,10 +60,8 @@ FAMILIES = (
     ),
     Family("mistral", "MistralForCausalLM", None, sliding_window=4096),
     Family("qwen2", "Qwen2ForCausalLM", "qwen2", attention_bias=True),
-    Family("qwen3", "Qwen3ForCausalLM", "qwen3", bias_keys=("attention_bias",), qk_norm=True, head_dim=128),
+    Family("qwen3", "Qwen3ForCausalLM", "qwen3", bias_keys=("attention_bias",), qk_norm="head", head_dim=128),
 )
-# Fields of ModelConfig that follow from the family, some of them from keys of its config too.
-SWITCHES = ("attention_bias", "output_bias", "mlp_bias", "qk_norm")
 SUPPORTED = ", ".join(family.name for family in FAMILIES)
 
 # Keys by which a config says that its weights are quantised: transformers', compressed-tensors', MLX's.
@@ -117,8 +116,7 @@ def config_from_huggingface(raw: Metadata) -> ModelConfig:
             **{key: raw[key] for key in SAME_KEYS if key in raw},
             "num_key_value_heads": raw.get("num_key_value_heads") or heads,
             "head_dim": raw.get("head_dim") or family.head_dim or divide(raw.get("hidden_size"), heads),
-            "rope_theta": theta,
-            "rope_scaling": scaling,
+            "ropes": ({"theta": theta, "scaling": scaling},),
             "tie_word_embeddings": raw.get("tie_word_embeddings", False),
             **bias_switches(family, [key for key in family.bias_keys if raw.get(key)]),
         },

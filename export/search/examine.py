@@ -102,9 +102,9 @@ class Examination:
 
     def kl(self, finals: Iterator[Tensor]) -> float:
         """Mean KL(original || other) in nat a position, from the other's final states of the text."""
-        head, total = self.original.lm_head.weight, 0.0
+        head, softcap, total = self.original.lm_head.weight, self.original.config.final_softcap, 0.0
         for reference, final in zip(self._reference, finals, strict=True):
-            total += len(reference) * float(head_kl(self._scored(final), reference, head))
+            total += len(reference) * float(head_kl(self._scored(final), reference, head, softcap=softcap))
         return total / sum(map(len, self._reference))
 
     def nll(self, finals: Iterator[Tensor]) -> float:
@@ -112,7 +112,7 @@ class Examination:
         total = 0.0
         for question, final in zip(self._questions, finals, strict=True):
             answer = torch.from_numpy(question.token_ids[question.answer :])
-            log_p = self.original.lm_head(final[0, question.answer - 1 :]).float().log_softmax(-1)
+            log_p = self.original.logits(final[0, question.answer - 1 :]).float().log_softmax(-1)
             total -= float(log_p.gather(1, answer[:, None]).sum())
         return total / len(self._questions)
 

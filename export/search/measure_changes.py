@@ -17,6 +17,7 @@ from kvfold.export.fold.sequential import SequentialFold
 from kvfold.export.model.decoder import Block, Decoder
 from kvfold.export.model.matmul_dtype import fast_products, matmul_dtype
 from kvfold.export.model.residual_stream import ResidualStream, load_block
+from kvfold.export.model.rope import magnitudes
 from kvfold.export.quantize.calibrate import static_scales
 from kvfold.export.quantize.observe import Observations, observe
 from kvfold.export.quantize.precision import Quantization
@@ -101,7 +102,7 @@ class Station:
     def _arrive(self) -> tuple[Block, Observations]:
         """Attend in the next layer, and take note of its cache's ranges."""
         block, seen = load_block(self._config, self._plan, self._weights, self.layer), Observations()
-        seen.watch_cache(block.self_attn)
+        seen.watch_cache(block.self_attn, magnitudes(self._config, self._plan, self.layer))
         for rows in self._stream.batches():
             self._stream.attend(block, rows)
         return block, seen

@@ -119,9 +119,12 @@ def test_gguf_with_llama3_rope_recovers_its_parameters(tmp_path: Path) -> None:
         tmp_path / "model.gguf", scaled, GGMLQuantizationType.F32, rope_factors=divisors.numpy()
     )
     checkpoint = load_checkpoint(path)
-    assert checkpoint.config.rope_scaling is not None
-    assert checkpoint.config.rope_scaling.model_dump() == rope
-    torch.testing.assert_close(inverse_frequencies(checkpoint.config), scaled.model.rotary_emb.inv_freq)
+    (found,) = checkpoint.config.ropes
+    assert found.scaling is not None
+    assert found.scaling.model_dump() == rope
+    torch.testing.assert_close(
+        inverse_frequencies(checkpoint.config, found), scaled.model.rotary_emb.inv_freq
+    )
 
 
 def test_deinterleave_undoes_llama_cpps_order() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from kvfold.export.checkpoint.gguf_config import GgufTensorFacts, config_from_gguf
 from kvfold.export.model.families import QUANTISED, config_from_huggingface
-from kvfold.export.model.model_config import LinearRope, Llama3Rope
+from kvfold.export.model.rope_config import LinearRope, Llama3Rope, Rope
 from kvfold.plugins.contract.errors import CheckpointError, UnsupportedModelError
 
 LLAMA: dict[str, Any] = {
@@ -33,17 +33,17 @@ QWEN3 = LLAMA | {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
 
 def test_smollm2() -> None:
     config = config_from_huggingface(LLAMA)
-    assert (config.family, config.head_dim, config.rope_theta, config.tie_word_embeddings) == (
+    assert (config.family, config.head_dim, config.ropes, config.tie_word_embeddings) == (
         "llama",
         64,
-        1e5,
+        (Rope(theta=1e5),),
         True,
     )
 
 
 def test_features_come_from_the_family() -> None:
     assert config_from_huggingface(QWEN2).attention_bias
-    assert config_from_huggingface(QWEN3).qk_norm
+    assert config_from_huggingface(QWEN3).qk_norm == "head"
     assert config_from_huggingface(QWEN3).head_dim == 128
 
 
@@ -71,12 +71,12 @@ def test_both_generations_of_rope_keys_agree() -> None:
     without = {key: value for key, value in LLAMA.items() if key != "rope_theta"}
     newer = config_from_huggingface(without | {"rope_parameters": rope | {"rope_theta": 5e5}})
     assert older == newer
-    assert isinstance(newer.rope_scaling, Llama3Rope)
+    assert isinstance(newer.ropes[0].scaling, Llama3Rope)
 
 
 def test_oldest_linear_rope_spelling() -> None:
     config = config_from_huggingface(LLAMA | {"rope_scaling": {"type": "linear", "factor": 2.0}})
-    assert config.rope_scaling == LinearRope(factor=2.0)
+    assert config.ropes[0].scaling == LinearRope(factor=2.0)
 
 
 def test_missing_kv_heads_mean_multi_head_attention() -> None:
@@ -135,7 +135,10 @@ def test_a_window_that_hides_nothing_is_accepted(raw: dict[str, Any]) -> None:
         (LLAMA | {"architectures": "LlamaForCausalLM"}, "architectures must be a list"),
         (LLAMA | {"num_key_value_heads": 2}, "2 KV heads do not divide 9 query heads"),
         (LLAMA | {"rope_scaling": "linear"}, "rope parameters must be an object"),
-        (LLAMA | {"rope_scaling": {"rope_type": "linear"}}, r"rope_scaling\.linear\.factor: Field required"),
+        (
+            LLAMA | {"rope_scaling": {"rope_type": "linear"}},
+            r"ropes\.0\.scaling\.linear\.factor: Field required",
+        ),
     ],
 )
 def test_broken_config_names_the_key(raw: dict[str, Any], named: str) -> None:
