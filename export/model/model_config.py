@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from kvfold.export.model.rope_config import Rope
-from kvfold.plugins.contract.plan_presets import AttentionShape
+from kvfold.plugins.contract.attention_shape import AttentionShape
 from kvfold.plugins.contract.record import Record
 
 NormPlacement = Literal["pre", "post", "both"]
@@ -85,6 +85,8 @@ class ModelConfig(Record):
                 raise ValueError(f"{name} has {count} entries for {self.num_hidden_layers} layers")
         if not all(0 <= kind < len(self.ropes) for kind in self.layer_ropes):
             raise ValueError(f"layer_ropes names one that ropes, {len(self.ropes)} of them, does not have")
+        for rope in self.ropes:
+            rope.check_turning(self.head_dim)
         return self
 
     @property
@@ -95,6 +97,8 @@ class ModelConfig(Record):
             num_attention_heads=self.num_attention_heads,
             num_key_value_heads=self.num_key_value_heads,
             head_dim=self.head_dim,
+            sliding_windows=self.sliding_windows,
+            layer_ropes=self.layer_ropes,
         )
 
     @property

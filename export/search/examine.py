@@ -20,7 +20,6 @@ from kvfold.export.model.residual_stream import sequences_per_batch
 from kvfold.export.search.costs import Cost
 from kvfold.export.search.question import Question
 from kvfold.plugins.contract.fold_plan import FoldPlan
-from kvfold.plugins.contract.plan_presets import Preset, build_plan
 
 KL_STRIDE = 4  # KL is measured at one position of so many
 
@@ -83,7 +82,7 @@ class Examination:
         """The original reads the text, int64 [N, L]."""
         self.config = config
         self.weights = weights
-        self.identity = build_plan(Preset(preset="identity"), config.attention_shape)
+        self.identity = FoldPlan.of(config.attention_shape)
         self.original = Decoder.from_weights(config, self.identity, weights).to(matmul_dtype())
         self._text = torch.split(text, sequences_per_batch(text.shape[1]))
         self._questions = questions

@@ -21,7 +21,7 @@ from kvfold.export.model.rope import magnitudes
 from kvfold.export.quantize.calibrate import static_scales
 from kvfold.export.quantize.observe import Observations, observe
 from kvfold.export.quantize.precision import Quantization
-from kvfold.export.search.costs import Change, Cost
+from kvfold.export.search.costs import Change, Cost, shortened_layers
 from kvfold.export.search.examine import Examination
 from kvfold.export.search.search_settings import SearchSettings
 from kvfold.plugins.contract.fold_plan import FoldPlan
@@ -174,7 +174,7 @@ def measure_plan(laboratory: Laboratory, plan: FoldPlan, progress: Progress = un
     progress(FOLDING + OBSERVING)
     scales = static_scales(folded.plan, seen, Quantization(linears={}))
     decoder = Decoder.from_weights(config, folded.plan, folded.weights).to(matmul_dtype())
-    narrow = narrowed(folded.plan, settings.measured_window)
+    narrow = narrowed(folded.plan, examination.identity, settings.measured_window)
     return Cost(
         kl=examination.kl(examination.read_text(decoder).finish(folded.plan, scales=scales)),
         nll=examination.nll(examination.read_questions(decoder, narrow).finish(narrow, scales=scales)),
@@ -186,13 +186,20 @@ def with_windows(plan: FoldPlan, layers: Collection[int], window: int, sinks: in
     return plan.with_layers(layers, sliding_window=window, sink_size=sinks)
 
 
-def narrowed(plan: FoldPlan, window: int) -> FoldPlan:
-    """The plan with no window wider than this."""
-    wider = [i for i, layer in enumerate(plan.layers) if (layer.sliding_window or 0) > window]
+def narrowed(plan: FoldPlan, identity: FoldPlan, window: int) -> FoldPlan:
+    """The plan with no window wider than this, but for those that the unfolded model has."""
+    pairs = enumerate(zip(plan.layers, identity.layers, strict=True))
+    wider = [
+        index
+        for index, (layer, own) in pairs
+        if (layer.sliding_window or 0) > window and layer.sliding_window != own.sliding_window
+    ]
     return plan.with_layers(wider, sliding_window=window)
 
 
 def _horizons(laboratory: Laboratory, globals_: frozenset[int]) -> FoldPlan:
-    plan, settings = laboratory.examination.identity, laboratory.settings
-    local = set(range(len(plan.layers))) - globals_
+    """The unfolded model's plan, but that layers see no further than measured windows, unless global."""
+    examination, settings = laboratory.examination, laboratory.settings
+    plan, shape = examination.identity, examination.config.attention_shape
+    local = shortened_layers(shape, settings.measured_window) - globals_
     return with_windows(plan, local, settings.measured_window, settings.sink_size)

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from kvfold.export.checkpoint.gguf_config import GgufTensorFacts, config_from_gguf
-from kvfold.export.model.families import QUANTISED, config_from_huggingface
+from kvfold.export.model.families import config_from_huggingface
 from kvfold.export.model.rope_config import LinearRope, Llama3Rope, Rope
+from kvfold.export.model.unsupported import QUANTISED
 from kvfold.plugins.contract.errors import CheckpointError, UnsupportedModelError
 
 LLAMA: dict[str, Any] = {

@@ -13,8 +13,9 @@ from kvfold.runtime.llm.llm import LLM
 from kvfold.runtime.memory import tier_link
 from kvfold.runtime.memory.tier_link import TierLink
 from kvfold.runtime.memory.tiers.chain import Chain
-from kvfold.runtime.memory.tiers.kv_tier import DirectoryTier, HostTier, KvTier
+from kvfold.runtime.memory.tiers.kv_tier import KvTier
 from kvfold.runtime.memory.tiers.layout import TierLayout
+from kvfold.runtime.memory.tiers.object_tier import DirectoryTier, HostTier
 from kvfold.runtime.memory.tiers.prefix import LoadedPrefix, TierLimits
 from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.scheduler.request import Prompt
@@ -149,12 +150,10 @@ def test_prefixes_are_taken_in_when_it_is_their_turn() -> None:
 class Stuck(HostTier):
     """Knows all, and gives nothing."""
 
-    def find(self, chain: Chain, tokens: np.ndarray, max_pages: int, have: int = 0) -> int:
+    def find(self, chain: Chain, tokens: np.ndarray, max_pages: int) -> int:
         return max_pages
 
-    def load(
-        self, chain: Chain, tokens: np.ndarray, pages: int, have: int = 0
-    ) -> Future[LoadedPrefix | None]:
+    def load(self, chain: Chain, tokens: np.ndarray, pages: int) -> Future[LoadedPrefix | None]:
         return Future()
 
 

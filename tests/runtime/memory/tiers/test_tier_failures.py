@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from kvfold.plugins.contract.errors import TierError
-from kvfold.runtime.memory.tiers.kv_tier import KvTier
+from kvfold.runtime.memory.tiers.object_tier import ObjectTier
 from kvfold.runtime.memory.tiers.tier_state import TierHealth
 from tests.runtime.harness import PLANS
 from tests.runtime.memory.tiers.tier_harness import WAIT, find, get, open_tier, put, text
@@ -27,12 +27,12 @@ TOKENS = text(0, 70)
 NOBODY = 65534
 
 
-def refresh(tier: KvTier) -> None:
+def refresh(tier: ObjectTier) -> None:
     tier.refresh()
     assert tier.flush(WAIT)
 
 
-def end_pause(tier: KvTier) -> None:
+def end_pause(tier: ObjectTier) -> None:
     """As if the seconds until the next try were over."""
     tier._health._until = 0.0
 
