@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import onnx_ir as ir
+
 from kvfold.export.graph.lower import check_counts, check_kv_dtypes, count_norms, save_lowered
-from kvfold.export.graph.model_files import load_model
 from kvfold.export.graph.passes import int8_linears, skip_norms, swiglu_inputs
 from kvfold.export.quantize.precision import Precision
 from kvfold.plugins.contract.fold_plan import FoldPlan
@@ -16,12 +17,12 @@ _ACTIVATION_BITS: dict[Precision, ActivationBits] = {"int8": 8, "int8_a16": 16}
 
 
 def lower_for_cpu(
-    source: Path, directory: Path, plan: FoldPlan, precision: Mapping[str, Precision]
+    model: ir.Model, directory: Path, plan: FoldPlan, precision: Mapping[str, Precision]
 ) -> dict[str, int]:
     """Write `model.onnx` for ONNX Runtime's CPU provider with kvfold's kernels into `directory`.
 
     Args:
-        source: the target-neutral graph.
+        model: the target-neutral graph, changed in place.
         directory: an existing directory.
         plan: the plan the graph was exported from.
         precision: each linear's precision by module path, as calibration decided.
@@ -34,7 +35,6 @@ def lower_for_cpu(
         TargetError: the plan stores a cache in a type that the CPU kernel does not read.
     """
     check_kv_dtypes(plan, "the cpu target", ("float32", "int8"))
-    model = load_model(source)
     int8 = {name: _ACTIVATION_BITS[kind] for name, kind in precision.items() if kind != "float32"}
     expected = {
         "int8_linears": len(int8),

@@ -25,6 +25,7 @@ SOURCE = "source.json"
 CALIBRATION_TOKENS = "work/calibration.safetensors"
 HELDOUT_TOKENS = "work/heldout.safetensors"
 EVALUATION_TOKENS = "work/evaluation.safetensors"
+GRAPH = "work/graph.onnx"  # names the weights that it takes, and holds none
 FOLDED_WEIGHTS = "work/folded/"  # what folding changed, a file a layer
 FOLD_ERRORS = "work/fold_errors.json"
 FOLD_FOLDER = "work/fold"  # layers of a fold that is not finished; no stage's file
