@@ -49,8 +49,8 @@ KINDS: dict[str, dict[str, str]] = {
         "qwen3_next": "a dense qwen3",
     },
     SEES: {
-        "gemma3": "its text model, saved as gemma3_text: `Gemma3ForCausalLM.from_pretrained(...)"
-        ".save_pretrained(...)` of transformers",
+        "gemma3": "its text model (gemma3_text), which `Gemma3ForCausalLM.from_pretrained(folder)"
+        ".save_pretrained(text_folder)` of transformers writes, with the tokenizer beside it,",
         "gemma3n": "a gemma3_text",
         "paligemma": "a gemma2",
         "llama4": "a llama of 3.3 or before",
