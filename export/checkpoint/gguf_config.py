@@ -9,13 +9,12 @@ from kvfold.export.checkpoint.gguf_header import GgufHeader
 from kvfold.export.model.families import (
     FAMILIES,
     SUPPORTED,
-    Family,
-    Metadata,
     bias_switches,
     build_config,
     divide,
-    scaling_fields,
 )
+from kvfold.export.model.family import Family, Metadata
+from kvfold.export.model.layer_kinds import scaling_fields
 from kvfold.export.model.model_config import ModelConfig
 from kvfold.export.model.rope_config import Llama3Rope
 from kvfold.plugins.contract.errors import CheckpointError, UnsupportedModelError

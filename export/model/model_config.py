@@ -85,6 +85,8 @@ class ModelConfig(Record):
                 raise ValueError(f"{name} has {count} entries for {self.num_hidden_layers} layers")
         if not all(0 <= kind < len(self.ropes) for kind in self.layer_ropes):
             raise ValueError(f"layer_ropes names one that ropes, {len(self.ropes)} of them, does not have")
+        for rope in self.ropes:
+            rope.check_turning(self.head_dim)
         return self
 
     @property

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from math import log, sqrt
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from kvfold.plugins.contract.record import Record
 
@@ -115,15 +115,24 @@ class Rope(Record):
     scaling: RopeScaling | None = None
     partial_rotary_factor: float = Field(default=1.0, ge=0, le=1)
 
-    @model_validator(mode="after")
-    def _check_turning(self) -> Self:
-        if self.scaling is not None and not self.partial_rotary_factor:
-            raise ValueError("nothing turns, so there is nothing to scale; leave the scaling out")
-        return self
-
     def rotary_dim(self, head_dim: int) -> int:
         """Channels of a head that turn."""
         return int(head_dim * self.partial_rotary_factor)
+
+    def check_turning(self, head_dim: int) -> None:
+        """Raise ValueError where heads of `head_dim` channels cannot turn so."""
+        size = self.rotary_dim(head_dim)
+        if size % 2:
+            raise ValueError(f"RoPE turns {size} of {head_dim} channels; they must be pairs")
+        if isinstance(self.scaling, YarnRope) and self.theta <= 1:
+            raise ValueError(f"theta is {self.theta}; yarn needs one above 1")
+        if isinstance(self.scaling, LongRope):
+            for name in ("short_factor", "long_factor"):
+                divisors = len(getattr(self.scaling, name))
+                if divisors != size // 2:
+                    raise ValueError(
+                        f"{name} has {divisors} divisors for {size // 2} channel pairs that turn"
+                    )
 
 
 UNTURNED = Rope(partial_rotary_factor=0.0)

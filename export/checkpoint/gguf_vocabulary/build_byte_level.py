@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from kvfold.export.checkpoint.gguf_vocabulary.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
 from kvfold.export.checkpoint.gguf_vocabulary.tokens import ADVICE, GgufTokens, read_tokens
@@ -17,13 +17,20 @@ def build_byte_level(path: Path, metadata: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer of a file's metadata; raises as `tokenizer_from_gguf` does."""
     pre_tokenizer = _pre_tokenizer(path, metadata)
     tokens = read_tokens(path, metadata, needed=("merges",))
-    tokenizer = Tokenizer(
-        merging_model(path, metadata, tokens, ignore_merges=pre_tokenizer.ignore_merges)
-    )
+    tokenizer = Tokenizer(merging_model(path, metadata, tokens, ignore_merges=pre_tokenizer.ignore_merges))
     tokenizer.pre_tokenizer = pre_tokenizer.splitter()
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.decoder = _decoder(tokens)
     tokens.add_to(tokenizer)
     return tokenizer
+
+
+def _decoder(tokens: GgufTokens) -> decoders.Decoder:
+    """Bytes as a text; a token that stands for itself (DeepSeek's ö) is none of them, though spelled like one."""
+    spelling = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    alphabet = set(spelling.alphabet())
+    itself = [text for text in tokens.recognised if not text.isascii() and alphabet.issuperset(text)]
+    spelled = [decoders.Replace(text, spelling.pre_tokenize_str(text)[0][0]) for text in itself]
+    return decoders.Sequence([*spelled, decoders.ByteLevel()]) if spelled else decoders.ByteLevel()
 
 
 def merging_model(path: Path, metadata: Mapping[str, Any], tokens: GgufTokens, **options: Any) -> models.BPE:

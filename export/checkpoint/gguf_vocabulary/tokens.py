@@ -47,6 +47,12 @@ class GgufTokens:
         """Ids by text."""
         return {text: index for index, text in enumerate(self.texts)}
 
+    @property
+    def recognised(self) -> dict[str, TokenType]:
+        """Kinds by text of the tokens that a text is searched for, whole, before anything else."""
+        kinds = zip(self.texts, self.kinds, strict=True)
+        return {text: kind for text, kind in kinds if kind in RECOGNISED}
+
     def text_of(self, kind: TokenType) -> str | None:
         """The first token of a kind."""
         return next((text for text, own in zip(self.texts, self.kinds, strict=True) if own == kind), None)
@@ -62,8 +68,7 @@ class GgufTokens:
                     normalized=False,
                     rstrip=self.before_space and text not in kept,
                 )
-                for text, kind in zip(self.texts, self.kinds, strict=True)
-                if kind in RECOGNISED
+                for text, kind in self.recognised.items()
             ]
         )
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from kvfold.export.checkpoint.checkpoint import Checkpoint
-from kvfold.export.model.families import FAMILIES, SAME_KEYS
+from kvfold.export.model.families import FAMILIES
+from kvfold.export.model.family import SAME_KEYS
 from kvfold.export.model.model_config import ModelConfig
 
 
