@@ -17,9 +17,7 @@ def build_byte_level(path: Path, metadata: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer of a file's metadata; raises as `tokenizer_from_gguf` does."""
     pre_tokenizer = _pre_tokenizer(path, metadata)
     tokens = read_tokens(path, metadata, needed=("merges",))
-    tokenizer = Tokenizer(
-        merging_model(path, metadata, tokens, ignore_merges=pre_tokenizer.ignore_merges)
-    )
+    tokenizer = Tokenizer(merging_model(path, metadata, tokens, ignore_merges=pre_tokenizer.ignore_merges))
     tokenizer.pre_tokenizer = pre_tokenizer.splitter()
     tokenizer.decoder = _decoder(tokens)
     tokens.add_to(tokenizer)
@@ -27,7 +25,7 @@ def build_byte_level(path: Path, metadata: Mapping[str, Any]) -> Tokenizer:
 
 
 def _decoder(tokens: GgufTokens) -> decoders.Decoder:
-    """Bytes as a text; a token that stands for itself (DeepSeek's ö) is none of them, though spelled like one."""
+    """Bytes as a text; a token that stands for itself (DeepSeek's ö) is none, though spelled like one."""
     spelling = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     alphabet = set(spelling.alphabet())
     itself = [text for text in tokens.recognised if not text.isascii() and alphabet.issuperset(text)]
