@@ -49,6 +49,8 @@ def tiny_decoder(config: ModelConfig, plan: FoldPlan, seed: int = 0) -> Decoder:
     """A decoder with random weights, large enough that attention matters."""
     generator = torch.Generator().manual_seed(seed)
     decoder = Decoder(config, plan)
+    if config.tie_word_embeddings:
+        decoder.lm_head.weight = decoder.model.embed_tokens.weight
     for name, parameter in decoder.named_parameters():
         shape = parameter.shape
         if name.endswith(("layernorm.weight", "norm.weight")):

@@ -35,6 +35,7 @@ from kvfold.export.checkpoint.weights import (
 from kvfold.export.model.families import config_from_huggingface, form_from_huggingface
 from kvfold.export.model.model_config import ModelConfig
 from kvfold.export.model.stored_form import StoredForm
+from kvfold.export.weights.tensor_file import TensorFile
 from kvfold.plugins.contract.errors import CheckpointError, UnsupportedModelError
 
 CONFIG_FILES = ("config.json", "generation_config.json", "tokenizer_config.json")
@@ -154,6 +155,7 @@ def _open_weights(folder: Path, shards: list[Path], config: ModelConfig, form: S
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} is truncated or corrupted: {error}; fetch it again") from error
         refuse_quantised(str(path), slices)
+        tensors = TensorFile(path, say_checkpoint)
         for stored, part in slices.items():
             if part.get_dtype() not in FLOATS:
                 raise UnsupportedModelError(
@@ -166,7 +168,7 @@ def _open_weights(folder: Path, shards: list[Path], config: ModelConfig, form: S
                         f"{path}: tensor {stored} is there twice, as {name}; remove one of them"
                     )
                 shapes[name] = (len(range(*rows.indices(shape[0]))), *shape[1:]) if shape else shape
-                readers[name] = partial(_read_rows, file, stored, rows)
+                readers[name] = partial(_read_rows, tensors, stored, rows)
     if config.tie_word_embeddings and HEAD in shapes:
         _drop_tied_head(folder, readers, shapes)
     check_shapes(str(folder), shapes, config)
@@ -176,8 +178,13 @@ def _open_weights(folder: Path, shards: list[Path], config: ModelConfig, form: S
     )
 
 
-def _read_rows(file: SafetensorsFile, name: str, rows: slice) -> Tensor:
-    return file.get_slice(name)[rows].to(torch.float32)
+def say_checkpoint(said: str) -> CheckpointError:
+    """What is wrong with a file of a checkpoint."""
+    return CheckpointError(f"{said}; fetch it again")
+
+
+def _read_rows(file: TensorFile, name: str, rows: slice) -> Tensor:
+    return file.rows(name, rows).to(torch.float32)
 
 
 def _drop_tied_head(folder: Path, readers: dict[str, Callable[[], Tensor]], shapes: dict[str, Shape]) -> None:

@@ -31,11 +31,14 @@ class LazyWeights(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = self._readers[name]()
-        if not torch.isfinite(tensor).all():
+        if tensor.numel() and not all(torch.isfinite(end) for end in tensor.aminmax()):  # NaN is both ends
             raise CheckpointError(
                 f"{self._source}: tensor {name} holds NaN or infinity; fetch the file again"
             )
         return tensor
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._readers  # without reading it
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._readers)

@@ -256,7 +256,7 @@ def _activation(family: Family, known: Metadata) -> Activation:
         if declared == name:
             return activation
     raise UnsupportedModelError(
-        f"{family.name} with {key} = {declared!r:.80}: the MLP's gate knows {', '.join(map(str, ACTIVATIONS))}"
+        f"{family.name} with {key} = {declared!r:.80}: the MLP knows {', '.join(map(str, ACTIVATIONS))}"
     )
 
 

@@ -142,7 +142,7 @@ def _rope(family: Family, known: Metadata, parameters: Metadata) -> dict[str, ob
         )
     if changed := sorted(CHANGED_BY & parameters.keys()):
         raise UnsupportedModelError(
-            f"{family.name} with {changed[0]} among its rope parameters: what it does to RoPE is not implemented"
+            f"{family.name} with {changed[0]} among its rope parameters: what that does is not implemented"
         )
     kind = parameters.get("rope_type", parameters.get("type"))
     if kind is None and parameters.keys() - PLAIN_PARAMETERS:

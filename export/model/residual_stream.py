@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,6 +72,15 @@ class ResidualStream:
         stream = ResidualStream(self.config, plan, (count, length))
         stream.hidden.copy_(self.hidden)
         return stream
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` goes on from, between two layers."""
+        return {"hidden": self.hidden, "keys_values": self._keys_values}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Stand where a stream of the same text stood."""
+        self.hidden.copy_(state["hidden"])
+        self._keys_values = state["keys_values"]
 
     def replan(self, plan: FoldPlan) -> None:
         """Go on under a plan that differs in layers still to come."""

@@ -11,19 +11,20 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from kvfold.export.fold.fold import HowToFold, dropped_names, fold_weights
+from kvfold.export.fold.fold import HowToFold, fold_weights
 from kvfold.export.fold.fold_settings import FoldSettings
 from kvfold.export.fold.sequential import SequentialFold
 from kvfold.export.model.decoder import Block, Decoder
 from kvfold.export.model.matmul_dtype import fast_products, matmul_dtype
 from kvfold.export.model.residual_stream import ResidualStream, load_block
 from kvfold.export.model.rope import magnitudes
-from kvfold.export.quantize.calibrate import static_scales
-from kvfold.export.quantize.observe import Observations, observe
-from kvfold.export.quantize.precision import Quantization
+from kvfold.export.quantize.calibrate import calibrate
+from kvfold.export.quantize.observe import Observations, cache_scales
+from kvfold.export.quantize.quantize_settings import QuantizeSettings
 from kvfold.export.search.costs import Change, Cost, shortened_layers
 from kvfold.export.search.examine import Examination
 from kvfold.export.search.search_settings import SearchSettings
+from kvfold.export.weights.changed_weights import dropped_names
 from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.plugins.contract.progress import Progress, part, unheard
 
@@ -79,7 +80,7 @@ class Station:
                 return Cost(kl=self._kl(plan))
             case "int8":
                 plan = self._plan.with_layers(change.layers, kv_dtype="int8")
-                scales = static_scales(plan, self._seen, Quantization(linears={}))
+                scales = cache_scales(plan, self._seen.key_range, self._seen.value_range)
                 kl = self._kl(plan, scales=scales)
                 # Answers count where a float cache is weighed against int8 at all.
                 hurts = kl > self._laboratory.settings.negligible_int8_kl
@@ -170,9 +171,10 @@ def measure_plan(laboratory: Laboratory, plan: FoldPlan, progress: Progress = un
         folding, observing = part(progress, 0, FOLDING, "folding"), part(progress, FOLDING, OBSERVING)
         how = HowToFold(laboratory.fold)
         folded = fold_weights(config, examination.weights, plan, laboratory.text, how, folding)
-        seen = observe(config, folded.weights, folded.plan, laboratory.text, observing)
+        in_float = QuantizeSettings(linears="none")
+        calibrated = calibrate(config, folded.weights, folded.plan, laboratory.text, in_float, observing)
     progress(FOLDING + OBSERVING)
-    scales = static_scales(folded.plan, seen, Quantization(linears={}))
+    scales = calibrated.scales
     decoder = Decoder.from_weights(config, folded.plan, folded.weights).to(matmul_dtype())
     narrow = narrowed(folded.plan, examination.identity, settings.measured_window)
     return Cost(

@@ -61,15 +61,14 @@ def load_writer_engine(
 
 def _build(checkpoint: Checkpoint, plan: FoldPlan, directory: Path) -> None:
     """Write model.onnx, its data and engine.json into an existing folder. Heavy imports happen inside."""
+    from kvfold.export.graph.graph_weights import load_graph
     from kvfold.export.graph.lower_cpu import lower_for_cpu
-    from kvfold.export.graph.onnx_from_decoder import export_onnx
-    from kvfold.export.model.decoder import Decoder
+    from kvfold.export.graph.onnx_from_decoder import export_graph
 
-    neutral = directory / "neutral"
-    neutral.mkdir()
-    decoder = Decoder.from_weights(checkpoint.config, plan, checkpoint.weights)
-    passes = lower_for_cpu(export_onnx(decoder, {}, neutral), directory, plan, precision={})
-    shutil.rmtree(neutral)
+    graph = export_graph(checkpoint.config, plan, {}, directory / "neutral.onnx")
+    model = load_graph(graph, plan, checkpoint.weights)
+    passes = lower_for_cpu(model, directory, plan, precision={})
+    graph.unlink()
     EngineConfig(
         target="cpu",
         backend="cpu",

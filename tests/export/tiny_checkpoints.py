@@ -27,9 +27,9 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
-    SmolLM3Config,
-    SmolLM3ForCausalLM,
 )
+from transformers.models.smollm3.configuration_smollm3 import SmolLM3Config
+from transformers.models.smollm3.modeling_smollm3 import SmolLM3ForCausalLM
 
 from kvfold.export.model.families import FAMILIES
 
@@ -58,7 +58,7 @@ EXTRAS: dict[str, dict[str, Any]] = {
         "logits_scaling": 2.0,
     },
 }
-# The first families: every field of theirs that tests of other rooms rely on is plain.
+# Families whose checkpoints are in normal form as they are, with one kind of layer.
 PLAIN = ("llama", "mistral", "qwen2", "qwen3")
 # Models by a name of their own: every family as it is, and with all biases that its config may ask for.
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {family: (family, {}) for family in CLASSES} | {

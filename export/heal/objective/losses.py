@@ -11,7 +11,7 @@ from kvfold.export.heal.objective.teacher_cache import TeacherCache, pick
 from kvfold.export.heal.student.student import TrainedModel
 from kvfold.export.heal.student.trainable import changed_layers
 from kvfold.export.model.decoder import Backbone, Block
-from kvfold.export.quantize.calibrate import HEAD
+from kvfold.export.quantize.layer_calibration import HEAD
 
 
 class LayerwiseLoss:

@@ -98,7 +98,7 @@ def errors_by_head(plan: FoldPlan, weights: dict[str, Tensor]) -> Tensor:
 
 def test_no_other_logit_brings_a_head_nearer_to_the_original() -> None:
     plan, name = plan_of("horizon"), head_sink_name(0)
-    folded = fold_weights(CONFIG, WEIGHTS, plan, TOKENS).weights
+    folded = dict(fold_weights(CONFIG, WEIGHTS, plan, TOKENS).weights)
     assert folded.keys() == WEIGHTS.keys() | {name}
     assert all(folded[kept] is WEIGHTS[kept] for kept in WEIGHTS), "horizons change no weight"
     best = errors_by_head(plan, folded)
