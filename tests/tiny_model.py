@@ -26,7 +26,7 @@ def tiny_config(**changes: object) -> ModelConfig:
         "num_key_value_heads": 2,
         "head_dim": 16,
         "rms_norm_eps": 1e-5,
-        "rope_theta": 10_000.0,
+        "ropes": ({"theta": 10_000.0},),
         "max_position_embeddings": 256,
     }
     return ModelConfig.model_validate(values | changes)

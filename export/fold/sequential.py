@@ -20,9 +20,10 @@ from kvfold.export.fold.fold_settings import FoldSettings
 from kvfold.export.fold.head_sinks import HeadSinkFit, SinklessAttention, head_sink_name
 from kvfold.export.fold.projections import read_heads, read_output, write_heads, write_output
 from kvfold.export.fold.regression import Moments, append_one
-from kvfold.export.model.decoder import Block, RMSNorm
+from kvfold.export.model.decoder import Block
 from kvfold.export.model.model_config import ModelConfig
 from kvfold.export.model.residual_stream import ResidualStream, load_block
+from kvfold.export.model.rope import magnitudes
 from kvfold.plugins.contract.fold_plan import Bank, FoldPlan
 
 # How a bank's members, given the number of stored heads, become one KV. It is the closed form, unless a
@@ -159,9 +160,9 @@ class SequentialFold:
     def _read(self, layer: int, projection: str) -> Tensor:
         return read_heads(self.weights, layer, projection, self.config.head_dim)
 
-    def _inputs(self, norm: RMSNorm, rows: slice) -> Tensor:
+    def _inputs(self, block: Block, rows: slice) -> Tensor:
         """What the student's projections read, [B, L, hidden_size (+ 1 with a bias)]."""
-        x = norm(self.student.hidden[rows])
+        x = block.attention_input(self.student.hidden[rows])
         return append_one(x) if self.config.attention_bias else x
 
     def _bank_statistics(self, bank: Bank) -> BankStatistics:
@@ -175,12 +176,12 @@ class SequentialFold:
         blocks = [self._original(bank.layer)]
         for i in range(bank.layer + 1, layers[-1] + 1):
             blocks.append(load_block(self.config, self.teacher.plan, self.weights, i))
-        attention, norm = blocks[0].self_attn, blocks[0].input_layernorm
-        length = self.student.hidden.shape[1]
-        angles = torch.cat([self.student.mixer.cos[:length], self.student.mixer.sin[:length]], dim=-1)
+        attention, length = blocks[0].self_attn, self.student.hidden.shape[1]
+        sizes = magnitudes(self.config, self.teacher.plan, bank.layer)
+        angles = torch.cat([x[:length] / sizes for x in self.teacher.mixer.table(bank.layer)], dim=-1)
         for rows in self.student.batches():
             projected = torch.stack(list(self.teacher.look_ahead(blocks, layers, rows)), dim=-2)
-            x, queries = self._inputs(norm, rows), projected[..., : attention.query_size]
+            x, queries = self._inputs(blocks[0], rows), projected[..., : attention.query_size]
             moments.add(x, projected[..., attention.query_size :].flatten(-2))
             rotation.add(x, angles.expand(*x.shape[:-1], -1))
             power += queries.square().sum((0, 1)).reshape(power.shape)
@@ -193,7 +194,10 @@ class SequentialFold:
             values=predicted[:, 1],
             gram=moments.gram / moments.tokens,
             rotated_mean=torch.complex(cos, sin),
-            query_power=self._by_original_head(power[..., : size // 2] + power[..., size // 2 :]),
+            # A logit holds both lengths that RoPE gives a pair, so its power holds their fourth power.
+            query_power=self._by_original_head(
+                (power[..., : size // 2] + power[..., size // 2 :]) * sizes**4
+            ),
             output_metric=self._output_metric(layers),
         )
 
@@ -219,9 +223,7 @@ class SequentialFold:
         moments = Moments(queries.shape[-1], queries.shape[0] * queries.shape[1])
         for rows in self.student.batches():
             (projected,) = self.teacher.look_ahead([block], (layer,), rows)
-            moments.add(
-                self._inputs(block.input_layernorm, rows), projected[..., : block.self_attn.query_size]
-            )
+            moments.add(self._inputs(block, rows), projected[..., : block.self_attn.query_size])
         solved = moments.solve(queries.flatten(0, 1), self.settings.ridge).reshape(queries.shape)
         write_heads(self.folded, layer, "q_proj", query_factors @ solved)
         output = read_output(self.weights, layer, self.config.head_dim) @ value_factors

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from kvfold.export.graph.lower import check_counts, check_kv_dtypes, count_norms, save_lowered
+from kvfold.export.graph.lower import check_counts, check_kv_dtypes, count_sums_normalised, save_lowered
 from kvfold.export.graph.passes import int4_linears, int8_linears, skip_norms, swiglu_inputs
 from kvfold.export.quantize.int4.stored_blocks import NO_BLOCKS, StoredBlocks
 from kvfold.export.quantize.precision import Precision
@@ -49,7 +49,7 @@ def lower_for_cpu(
         "int8_linears": len(int8),
         "int4_linears": len(int4),
         "swiglu_inputs": sum(name.endswith(".down_proj") for name in int8 | int4),
-        "skip_norms": count_norms(model) - 1,  # the first norm reads the embedding, not a sum
+        "skip_norms": count_sums_normalised(model),
     }
     counts = {
         "int8_linears": int8_linears.apply(model, int8),

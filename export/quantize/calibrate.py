@@ -14,8 +14,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from kvfold.export.model.decoder import RMSNorm
 from kvfold.export.model.model_config import ModelConfig
+from kvfold.export.model.norms import RMSNorm
 from kvfold.export.model.residual_stream import ResidualStream, load_block
 from kvfold.export.quantize.fake_int8_linear import linear_weight
 from kvfold.export.quantize.layer_calibration import HEAD, LayerCalibration

@@ -9,8 +9,10 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from kvfold.export.model.decoder import Attention, Block, RMSNorm
+from kvfold.export.model.decoder import Attention, Block
+from kvfold.export.model.norms import RMSNorm
 from kvfold.export.model.residual_stream import ResidualStream
+from kvfold.export.model.rope import magnitudes
 from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.plugins.contract.progress import Progress, unheard
 
@@ -75,17 +77,21 @@ class Observations:
         self.inputs[name] = seen = LinearInput.of(linear.in_features, moment=moment)
         linear.register_forward_pre_hook(lambda _, args: seen.add(args[0], stride))
 
-    def watch_cache(self, attention: Attention) -> None:
-        """Take note of a producer's keys and values on every call."""
+    def watch_cache(self, attention: Attention, magnitude: Tensor) -> None:
+        """Take note of a producer's keys and values on every call.
+
+        `magnitude` [head_dim / 2] is what RoPE multiplies the modulus of each channel pair with.
+        """
         shape = attention.num_key_value_heads, attention.head_dim
         self.key_range[attention.layer] = torch.zeros(shape)
         self.value_range[attention.layer] = torch.zeros(shape)
 
         def note(module: nn.Module, args: object, projected: Tensor) -> None:
-            _, key, value = attention.split(projected)
+            _, key, value = attention.split(attention.normalise(projected))
             assert key is not None and value is not None, "only producers are watched"
-            key = key if attention.k_norm is None else attention.k_norm(key)
-            modulus = torch.hypot(*key.chunk(2, dim=-1)).repeat(1, 1, 1, 2)
+            _, k_norm = attention.head_norms
+            key = key if k_norm is None else k_norm(key)
+            modulus = (torch.hypot(*key.chunk(2, dim=-1)) * magnitude).repeat(1, 1, 1, 2)
             for ranges, seen in ((self.key_range, modulus), (self.value_range, value.abs())):
                 ranges[attention.layer] = torch.maximum(ranges[attention.layer], seen.amax((0, 1)))
 
@@ -109,7 +115,7 @@ def observe_layer(
             moment = needs_moment(module.weight)
             seen.watch(f"model.layers.{layer}.{name}", module, stride, moment=moment)
     if stream.plan.is_producer(layer):
-        seen.watch_cache(block.self_attn)
+        seen.watch_cache(block.self_attn, magnitudes(stream.config, stream.plan, layer))
     batches = list(stream.batches())
     for index, rows in enumerate(batches):
         progress(index / len(batches))

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from kvfold.pipeline.workspace.sources import hash_sources
 from kvfold.pipeline.workspace.write_bundle import sync
 from kvfold.plugins.contract.fold_plan import FoldPlan
-from kvfold.plugins.contract.plan_presets import Preset, build_plan
 from kvfold.plugins.contract.version import VERSION
 from kvfold.runtime.engine.engine_config import EngineConfig
 from kvfold.runtime.engine.engine_files import EngineFiles
@@ -24,7 +23,7 @@ ENGINE_FOLDER = "engine"
 
 def unfolded_plan(checkpoint: Checkpoint) -> FoldPlan:
     """Nothing folded, the cache in float32."""
-    return build_plan(Preset(preset="identity", kv_dtype="float32"), checkpoint.config.attention_shape)
+    return FoldPlan.of(checkpoint.config.attention_shape)
 
 
 def writer_key(checkpoint: Checkpoint) -> str:

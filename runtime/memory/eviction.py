@@ -28,8 +28,9 @@ class EvictionOrder:
     Cherkasova 1998).
 
     An entry is as good as it was when it was made: one whose node was used since is entered again when it
-    comes to the front, and one that a longer prefix superseded when it was. A node's last entry counts. What
-    else changes a worth, the rates of classes and a new checkpoint above, is seen at the next entry only.
+    comes to the front, and one that a longer prefix superseded, or that got a new checkpoint above it, when
+    it did. A node's last entry counts. What else changes a worth, the rates of classes, is seen at the next
+    entry only.
     """
 
     def __init__(self, horizons: Sequence[Horizon], page_bytes: Sequence[int]) -> None:

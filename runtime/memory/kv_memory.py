@@ -181,6 +181,15 @@ class KvMemory:
         sequence.version += 1
         return True
 
+    def would_fit(
+        self, sequence: PagedSequence, end: int, spare: int, given_up: Iterable[PagedSequence]
+    ) -> bool:
+        """Whether `allocate` would find room if these sequences were released before."""
+        count = ceil(end / self.page_size) - sequence.num_pages + spare
+        keys = [self.arena.keys(each.tables[:, : each.num_pages]) for each in given_up]
+        freed = self.arena.freed_by(np.concatenate(keys))
+        return self.arena.fits([count - each for each in freed], beside_idle=False)
+
     def commit(self, sequence: PagedSequence, end: int) -> None:
         """After a step: cache the checkpoints that were passed, then free what left the window.
 

@@ -94,7 +94,7 @@ def tokens_for(seed: int) -> np.ndarray:
 
 @pytest.mark.parametrize("preset", ["identity", "horizon", "mqa", "character"])
 @pytest.mark.parametrize("head_sink", [False, True])
-@pytest.mark.parametrize("features", [{}, ALL_BIASES, {"qk_norm": True}], ids=str)
+@pytest.mark.parametrize("features", [{}, ALL_BIASES, {"qk_norm": "head"}], ids=str)
 @torch.no_grad()
 def test_paged_decoder_equals_the_dense_one(preset: str, head_sink: bool, features: dict[str, bool]) -> None:
     config = tiny_config(**features)

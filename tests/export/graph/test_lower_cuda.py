@@ -35,7 +35,7 @@ Lower = Callable[[ActivationDtype, str, bool], Path]
 def config() -> ModelConfig:
     """A producer, its consumer and a global layer."""
     biases = dict.fromkeys(("attention_bias", "output_bias", "mlp_bias"), True)
-    return tiny_config(num_hidden_layers=3, qk_norm=True, **biases)
+    return tiny_config(num_hidden_layers=3, qk_norm="head", **biases)
 
 
 def plan_without_sinks(kv_dtype: str, head_sink: bool = False) -> FoldPlan:

@@ -44,7 +44,7 @@ EMPTY = ir.Model(ir.Graph((), (), nodes=()), ir_version=10)
 def config() -> ModelConfig:
     """A producer, its consumer and a global layer, with a head size that has kernels."""
     biases = dict.fromkeys(("attention_bias", "output_bias", "mlp_bias"), True)
-    return tiny_config(num_hidden_layers=3, hidden_size=64, head_dim=64, qk_norm=True, **biases)
+    return tiny_config(num_hidden_layers=3, hidden_size=64, head_dim=64, qk_norm="head", **biases)
 
 
 def plan_of(kv_dtype: str, head_sink: bool = False) -> FoldPlan:
