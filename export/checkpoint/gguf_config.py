@@ -9,14 +9,14 @@ from kvfold.export.checkpoint.gguf_header import GgufHeader
 from kvfold.export.model.families import (
     FAMILIES,
     SUPPORTED,
-    Family,
-    Metadata,
     bias_switches,
     build_config,
     divide,
-    scaling_fields,
 )
-from kvfold.export.model.model_config import Llama3Rope, ModelConfig
+from kvfold.export.model.family import Family, Metadata
+from kvfold.export.model.layer_kinds import scaling_fields
+from kvfold.export.model.model_config import ModelConfig
+from kvfold.export.model.rope_config import Llama3Rope
 from kvfold.plugins.contract.errors import CheckpointError, UnsupportedModelError
 
 # ModelConfig field -> GGUF key below the architecture's name.
@@ -121,8 +121,7 @@ def config_from_gguf(metadata: Metadata, facts: GgufTensorFacts) -> ModelConfig:
             "num_key_value_heads": raw.get("attention.head_count_kv", heads),
             "head_dim": head_dim,
             "vocab_size": facts.vocab_size,
-            "rope_theta": raw.get("rope.freq_base", 10000.0),
-            "rope_scaling": _rope_scaling(raw),
+            "ropes": ({"theta": raw.get("rope.freq_base", 10000.0), "scaling": _rope_scaling(raw)},),
             "tie_word_embeddings": facts.tie_word_embeddings,
             **bias_switches(family, facts.bias_keys),
         },
@@ -168,10 +167,10 @@ def _with_llama3_rope(plain: ModelConfig, factors: tuple[float, ...]) -> ModelCo
     scaling = Llama3Rope(
         factor=max(factors), low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192
     )
-    config = plain.model_copy(update={"rope_scaling": scaling})
-    divisors = inverse_frequencies(plain) / inverse_frequencies(config)
+    scaled = plain.ropes[0].model_copy(update={"scaling": scaling})
+    divisors = inverse_frequencies(plain, plain.ropes[0]) / inverse_frequencies(plain, scaled)
     if divisors.shape != (len(factors),) or not torch.allclose(divisors, torch.tensor(factors), rtol=1e-4):
         raise UnsupportedModelError(
             "the GGUF's RoPE frequency factors are not those of Llama 3.1; use the Hugging Face checkpoint"
         )
-    return config
+    return plain.model_copy(update={"ropes": (scaled,)})

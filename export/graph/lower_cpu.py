@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from kvfold.export.graph.lower import check_counts, check_kv_dtypes, count_norms, save_lowered
-from kvfold.export.graph.model_files import load_model
+import onnx_ir as ir
+
+from kvfold.export.graph.lower import check_counts, check_kv_dtypes, count_sums_normalised, save_lowered
 from kvfold.export.graph.passes import int8_linears, skip_norms, swiglu_inputs
 from kvfold.export.quantize.precision import Precision
 from kvfold.plugins.contract.fold_plan import FoldPlan
@@ -16,12 +17,12 @@ _ACTIVATION_BITS: dict[Precision, ActivationBits] = {"int8": 8, "int8_a16": 16}
 
 
 def lower_for_cpu(
-    source: Path, directory: Path, plan: FoldPlan, precision: Mapping[str, Precision]
+    model: ir.Model, directory: Path, plan: FoldPlan, precision: Mapping[str, Precision]
 ) -> dict[str, int]:
     """Write `model.onnx` for ONNX Runtime's CPU provider with kvfold's kernels into `directory`.
 
     Args:
-        source: the target-neutral graph.
+        model: the target-neutral graph, changed in place.
         directory: an existing directory.
         plan: the plan the graph was exported from.
         precision: each linear's precision by module path, as calibration decided.
@@ -34,12 +35,11 @@ def lower_for_cpu(
         TargetError: the plan stores a cache in a type that the CPU kernel does not read.
     """
     check_kv_dtypes(plan, "the cpu target", ("float32", "int8"))
-    model = load_model(source)
     int8 = {name: _ACTIVATION_BITS[kind] for name, kind in precision.items() if kind != "float32"}
     expected = {
         "int8_linears": len(int8),
         "swiglu_inputs": sum(name.endswith(".down_proj") for name in int8),
-        "skip_norms": count_norms(model) - 1,  # the first norm reads the embedding, not a sum
+        "skip_norms": count_sums_normalised(model),
     }
     counts = {
         "int8_linears": int8_linears.apply(model, int8),

@@ -11,16 +11,28 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GraniteConfig,
+    GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+from transformers.models.smollm3.configuration_smollm3 import SmolLM3Config
+from transformers.models.smollm3.modeling_smollm3 import SmolLM3ForCausalLM
 
 from kvfold.export.checkpoint.gguf_file import LAYER_NAMES, OUTER_NAMES
 from kvfold.export.model.families import FAMILIES
@@ -30,7 +42,28 @@ CLASSES: dict[str, tuple[Any, Any]] = {
     "mistral": (MistralConfig, MistralForCausalLM),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+    "gemma2": (Gemma2Config, Gemma2ForCausalLM),
+    "gemma3_text": (Gemma3TextConfig, Gemma3ForCausalLM),
+    "phi3": (Phi3Config, Phi3ForCausalLM),
+    "smollm3": (SmolLM3Config, SmolLM3ForCausalLM),
+    "olmo2": (Olmo2Config, Olmo2ForCausalLM),
+    "granite": (GraniteConfig, GraniteForCausalLM),
 }
+# What a random model of a family needs beside SHAPE: its multipliers, windows and special tokens in reach.
+EXTRAS: dict[str, dict[str, Any]] = {
+    "gemma2": {"sliding_window": 64, "query_pre_attn_scalar": 12, "attn_logit_softcapping": 5.0},
+    "gemma3_text": {"sliding_window": 64, "query_pre_attn_scalar": 12, "sliding_window_pattern": 2},
+    "phi3": {"pad_token_id": 0},
+    "smollm3": {"pad_token_id": 0, "no_rope_layer_interval": 2},
+    "granite": {
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.4,
+        "attention_multiplier": 0.2,
+        "logits_scaling": 2.0,
+    },
+}
+# Families whose checkpoints are in normal form as they are, with one kind of layer.
+PLAIN = ("llama", "mistral", "qwen2", "qwen3")
 # Models by a name of their own: every family as it is, and with all biases that its config may ask for.
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {family: (family, {}) for family in CLASSES} | {
     f"{family.name}-biased": (family.name, dict.fromkeys(family.bias_keys, True))
@@ -57,7 +90,9 @@ def random_model(name: str, **changes: Any) -> PreTrainedModel:
     family, biases = MODELS[name]
     config_class, model_class = CLASSES[family]
     torch.manual_seed(0)
-    model: PreTrainedModel = model_class(config_class(**(SHAPE | biases | changes))).eval()
+    config = config_class(**(SHAPE | EXTRAS.get(family, {}) | biases | changes))
+    config._attn_implementation = "eager"
+    model: PreTrainedModel = model_class(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith(("norm.weight", "bias")):

@@ -8,7 +8,8 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from kvfold.export.checkpoint.checkpoint import Checkpoint
-from kvfold.export.model.families import FAMILIES, SWITCHES
+from kvfold.export.model.families import FAMILIES
+from kvfold.export.model.family import SAME_KEYS
 from kvfold.export.model.model_config import ModelConfig
 
 
@@ -25,14 +26,18 @@ def write_huggingface_folder(checkpoint: Checkpoint, folder: Path) -> None:
 def huggingface_config(config: ModelConfig) -> dict[str, object]:
     """`config.json` as transformers 4 and 5 read it."""
     family = next(family for family in FAMILIES if family.name == config.family)
-    values = config.model_dump(exclude={"family", "rope_scaling", *SWITCHES})
-    scaling = None if config.rope_scaling is None else config.rope_scaling.model_dump()
+    values = config.model_dump(
+        include=set(SAME_KEYS) | {"num_key_value_heads", "head_dim", "tie_word_embeddings"}
+    )
+    (rope,) = config.ropes
+    scaling = None if rope.scaling is None else rope.scaling.model_dump()
     return values | {
         "model_type": family.name,
         "architectures": [family.architecture],
         "hidden_act": "silu",
         "attention_bias": config.output_bias,
         "mlp_bias": config.mlp_bias,
+        "rope_theta": rope.theta,
         "rope_scaling": scaling,
         "sliding_window": None,
         "torch_dtype": "float32",
