@@ -30,7 +30,7 @@ LONG_FUNCTIONS = {
 LAYERS = {
     "": ("plugins", "export", "runtime", "pipeline"),
     "plugins": (
-        *("contract", "int8_linear", "paged_attention", "sampling", "onnxruntime", "cpu"),
+        *("contract", "int8_linear", "int4_linear", "paged_attention", "sampling", "onnxruntime", "cpu"),
         *("cuda", "tensorrt"),
     ),
     "export": ("weights", "model", "checkpoint", "quantize", "fold", "heal", "search", "graph"),

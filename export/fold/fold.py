@@ -133,10 +133,17 @@ def check_foldable(config: ModelConfig, plan: FoldPlan) -> None:
                 f"{bank.num_key_value_heads}; use a divisor"
             )
         if config.qk_norm and is_folded(bank, config):
+            what = "each key head by itself" if config.qk_norm == "head" else "all its key heads together"
             raise PlanError(
-                f"layer {bank.layer}: {config.family} normalises each key head by itself (QK-norm), so its "
+                f"layer {bank.layer}: {config.family} normalises {what} (QK-norm), so its "
                 "heads cannot be merged or shared in closed form; keep its KV heads and donors, "
                 "windows, sinks and int8 caches (preset horizon) work"
+            )
+        others = [i for i in bank.consumers if config.layer_ropes[i] != config.layer_ropes[bank.layer]]
+        if others:
+            raise PlanError(
+                f"layer {others[0]}: its keys turn with another RoPE than those of layer {bank.layer}, so it "
+                "cannot read them; share within layers of one kind"
             )
 
 

@@ -20,9 +20,11 @@ from kvfold.export.fold.fold_settings import FoldSettings
 from kvfold.export.fold.head_sinks import HeadSinkFit, SinklessAttention, head_sink_name
 from kvfold.export.fold.projections import read_heads, read_output, write_heads, write_output
 from kvfold.export.fold.regression import Moments, append_one
-from kvfold.export.model.decoder import Block, RMSNorm
+from kvfold.export.model.decoder import Block
 from kvfold.export.model.model_config import ModelConfig
+from kvfold.export.model.norms import BLOCK_NORMS
 from kvfold.export.model.residual_stream import ResidualStream, load_block
+from kvfold.export.model.rope import magnitudes
 from kvfold.plugins.contract.fold_plan import Bank, FoldPlan
 
 # How a bank's members, given the number of stored heads, become one KV. It is the closed form, unless a
@@ -58,6 +60,7 @@ class SequentialFold:
         self._method = method or partial(fold_bank, fit_slots=settings.rope_slots == "fitted")
         self.errors: dict[int, float] = {}
         self._factors: dict[int, tuple[Tensor, Tensor]] = {}  # of queries and values, by open bank
+        self._norms = BLOCK_NORMS[config.norm_placement]
         self._teacher_block: Block | None = None
         self.student.mixer = self._sinkless = SinklessAttention(config, self.student.plan)
 
@@ -117,7 +120,9 @@ class SequentialFold:
         output = teacher.self_attn.o_proj.weight
         moments = Moments(self.student.heads.shape[-1], self.config.hidden_size)
         for rows in self.student.batches():
-            moments.add(self.student.heads[rows], functional.linear(self.teacher.heads[rows], output))
+            target = functional.linear(self.teacher.heads[rows], output)
+            share = self._share_in_stream(target)
+            moments.add(self.student.heads[rows] * share, target * share)
         solved = moments.solve(student.self_attn.o_proj.weight, self.settings.ridge)
         write_output(self.folded, layer, solved)
         self.errors[layer] = moments.relative_error(solved)
@@ -159,9 +164,9 @@ class SequentialFold:
     def _read(self, layer: int, projection: str) -> Tensor:
         return read_heads(self.weights, layer, projection, self.config.head_dim)
 
-    def _inputs(self, norm: RMSNorm, rows: slice) -> Tensor:
+    def _inputs(self, block: Block, rows: slice) -> Tensor:
         """What the student's projections read, [B, L, hidden_size (+ 1 with a bias)]."""
-        x = norm(self.student.hidden[rows])
+        x = block.attention_input(self.student.hidden[rows])
         return append_one(x) if self.config.attention_bias else x
 
     def _bank_statistics(self, bank: Bank) -> BankStatistics:
@@ -175,12 +180,12 @@ class SequentialFold:
         blocks = [self._original(bank.layer)]
         for i in range(bank.layer + 1, layers[-1] + 1):
             blocks.append(load_block(self.config, self.teacher.plan, self.weights, i))
-        attention, norm = blocks[0].self_attn, blocks[0].input_layernorm
-        length = self.student.hidden.shape[1]
-        angles = torch.cat([self.student.mixer.cos[:length], self.student.mixer.sin[:length]], dim=-1)
+        attention, length = blocks[0].self_attn, self.student.hidden.shape[1]
+        sizes = magnitudes(self.config, self.teacher.plan, bank.layer)
+        angles = torch.cat([x[:length] / sizes for x in self.teacher.mixer.table(bank.layer)], dim=-1)
         for rows in self.student.batches():
             projected = torch.stack(list(self.teacher.look_ahead(blocks, layers, rows)), dim=-2)
-            x, queries = self._inputs(norm, rows), projected[..., : attention.query_size]
+            x, queries = self._inputs(blocks[0], rows), projected[..., : attention.query_size]
             moments.add(x, projected[..., attention.query_size :].flatten(-2))
             rotation.add(x, angles.expand(*x.shape[:-1], -1))
             power += queries.square().sum((0, 1)).reshape(power.shape)
@@ -193,12 +198,24 @@ class SequentialFold:
             values=predicted[:, 1],
             gram=moments.gram / moments.tokens,
             rotated_mean=torch.complex(cos, sin),
-            query_power=self._by_original_head(power[..., : size // 2] + power[..., size // 2 :]),
+            # A logit holds both lengths that RoPE gives a pair, so its power holds their fourth power.
+            query_power=self._by_original_head(
+                (power[..., : size // 2] + power[..., size // 2 :]) * sizes**4
+            ),
             output_metric=self._output_metric(layers),
         )
 
+    def _share_in_stream(self, output: Tensor) -> Tensor:
+        """What an error of attention-block outputs [..., hidden_size] counts for: a norm behind shrinks it."""
+        if self._norms.attention_output is None:
+            return output.new_ones(())
+        return torch.rsqrt(output.square().mean(-1, keepdim=True) + self.config.rms_norm_eps)
+
     def _output_metric(self, layers: tuple[int, ...]) -> Tensor:
         output = torch.stack([read_output(self.weights, layer, self.config.head_dim) for layer in layers])
+        if norm := self._norms.attention_output:
+            scales = [self.weights[f"model.layers.{layer}.{norm}.weight"].double() for layer in layers]
+            output = output * torch.stack(scales)[:, None, :, None]
         return self._by_original_head(output.mT @ output)
 
     def _by_original_head(self, x: Tensor) -> Tensor:
@@ -219,9 +236,7 @@ class SequentialFold:
         moments = Moments(queries.shape[-1], queries.shape[0] * queries.shape[1])
         for rows in self.student.batches():
             (projected,) = self.teacher.look_ahead([block], (layer,), rows)
-            moments.add(
-                self._inputs(block.input_layernorm, rows), projected[..., : block.self_attn.query_size]
-            )
+            moments.add(self._inputs(block, rows), projected[..., : block.self_attn.query_size])
         solved = moments.solve(queries.flatten(0, 1), self.settings.ridge).reshape(queries.shape)
         write_heads(self.folded, layer, "q_proj", query_factors @ solved)
         output = read_output(self.weights, layer, self.config.head_dim) @ value_factors

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from kvfold.export.model.model_config import ModelConfig
+from kvfold.export.model.norms import BLOCK_NORMS
 from kvfold.export.quantize.fake_int8_linear import tensor_names
 from kvfold.export.quantize.observe import LinearInput
 from kvfold.export.weights.changed_weights import COLUMNS, ROWS
@@ -64,14 +65,15 @@ class SmoothingGroup:
 
 def smoothing_groups(config: ModelConfig, plan: FoldPlan) -> Iterator[SmoothingGroup]:
     """Every place of the model where smoothing is exact."""
-    hidden, inner = config.hidden_size, config.intermediate_size
+    hidden, inner, norms = config.hidden_size, config.intermediate_size, BLOCK_NORMS[config.norm_placement]
     for layer in range(config.num_hidden_layers):
         prefix = f"model.layers.{layer}."
         for norm, reader in (
-            ("input_layernorm", "self_attn.qkv_proj"),
-            ("post_attention_layernorm", "mlp.gate_up_proj"),
+            (norms.attention_input, "self_attn.qkv_proj"),
+            (norms.mlp_input, "mlp.gate_up_proj"),
         ):
-            yield SmoothingGroup((f"{prefix}{norm}.weight",), (prefix + reader,), hidden)
+            if norm is not None:
+                yield SmoothingGroup((f"{prefix}{norm}.weight",), (prefix + reader,), hidden)
         up = _tensors(f"{prefix}mlp.up_proj", config.mlp_bias)
         yield SmoothingGroup(up, (f"{prefix}mlp.down_proj",), inner)
     for bank in plan.banks:

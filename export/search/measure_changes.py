@@ -17,10 +17,11 @@ from kvfold.export.fold.sequential import SequentialFold
 from kvfold.export.model.decoder import Block, Decoder
 from kvfold.export.model.matmul_dtype import fast_products, matmul_dtype
 from kvfold.export.model.residual_stream import ResidualStream, load_block
+from kvfold.export.model.rope import magnitudes
 from kvfold.export.quantize.calibrate import calibrate
 from kvfold.export.quantize.observe import Observations, cache_scales
 from kvfold.export.quantize.quantize_settings import QuantizeSettings
-from kvfold.export.search.costs import Change, Cost
+from kvfold.export.search.costs import Change, Cost, shortened_layers
 from kvfold.export.search.examine import Examination
 from kvfold.export.search.search_settings import SearchSettings
 from kvfold.export.weights.changed_weights import dropped_names
@@ -102,7 +103,7 @@ class Station:
     def _arrive(self) -> tuple[Block, Observations]:
         """Attend in the next layer, and take note of its cache's ranges."""
         block, seen = load_block(self._config, self._plan, self._weights, self.layer), Observations()
-        seen.watch_cache(block.self_attn)
+        seen.watch_cache(block.self_attn, magnitudes(self._config, self._plan, self.layer))
         for rows in self._stream.batches():
             self._stream.attend(block, rows)
         return block, seen
@@ -175,7 +176,7 @@ def measure_plan(laboratory: Laboratory, plan: FoldPlan, progress: Progress = un
     progress(FOLDING + OBSERVING)
     scales = calibrated.scales
     decoder = Decoder.from_weights(config, folded.plan, folded.weights).to(matmul_dtype())
-    narrow = narrowed(folded.plan, settings.measured_window)
+    narrow = narrowed(folded.plan, examination.identity, settings.measured_window)
     return Cost(
         kl=examination.kl(examination.read_text(decoder).finish(folded.plan, scales=scales)),
         nll=examination.nll(examination.read_questions(decoder, narrow).finish(narrow, scales=scales)),
@@ -187,13 +188,20 @@ def with_windows(plan: FoldPlan, layers: Collection[int], window: int, sinks: in
     return plan.with_layers(layers, sliding_window=window, sink_size=sinks)
 
 
-def narrowed(plan: FoldPlan, window: int) -> FoldPlan:
-    """The plan with no window wider than this."""
-    wider = [i for i, layer in enumerate(plan.layers) if (layer.sliding_window or 0) > window]
+def narrowed(plan: FoldPlan, identity: FoldPlan, window: int) -> FoldPlan:
+    """The plan with no window wider than this, but for those that the unfolded model has."""
+    pairs = enumerate(zip(plan.layers, identity.layers, strict=True))
+    wider = [
+        index
+        for index, (layer, own) in pairs
+        if (layer.sliding_window or 0) > window and layer.sliding_window != own.sliding_window
+    ]
     return plan.with_layers(wider, sliding_window=window)
 
 
 def _horizons(laboratory: Laboratory, globals_: frozenset[int]) -> FoldPlan:
-    plan, settings = laboratory.examination.identity, laboratory.settings
-    local = set(range(len(plan.layers))) - globals_
+    """The unfolded model's plan, but that layers see no further than measured windows, unless global."""
+    examination, settings = laboratory.examination, laboratory.settings
+    plan, shape = examination.identity, examination.config.attention_shape
+    local = shortened_layers(shape, settings.measured_window) - globals_
     return with_windows(plan, local, settings.measured_window, settings.sink_size)

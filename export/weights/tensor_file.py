@@ -90,7 +90,18 @@ class TensorFile(Mapping[str, Tensor]):
             raise say(f"{path} is truncated: {self._size} bytes, its tensors end at {end}")
 
     def __getitem__(self, name: str) -> Tensor:
+        return self._read(name, self.entries[name])
+
+    def rows(self, name: str, rows: slice) -> Tensor:
+        """Neighbouring rows of a tensor; no other is read."""
         entry = self.entries[name]
+        start, stop, _ = rows.indices(entry.shape[0])
+        size = prod(entry.shape[1:]) * entry.dtype.itemsize
+        return self._read(
+            name, Entry(entry.dtype, (stop - start, *entry.shape[1:]), entry.start + start * size)
+        )
+
+    def _read(self, name: str, entry: Entry) -> Tensor:
         if self._stat() != (self._size, self._time):
             raise self._say(f"{self._path} changed since it was opened, so {name} may be another model's")
         content = torch.empty(entry.size, dtype=torch.uint8)

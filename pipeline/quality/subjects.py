@@ -100,7 +100,7 @@ class TorchSubject(Subject):
             )[0]
         for rows in wanted:
             with torch.inference_mode():
-                logits: np.ndarray = decoder.lm_head(hidden[rows]).float().numpy()
+                logits: np.ndarray = decoder.logits(hidden[rows]).float().numpy()
             yield logits
 
 

@@ -1,4 +1,4 @@
-"""Split, Sigmoid, Mul, Mul in front of an Int8Linear -> its `input_activation` "swiglu".
+"""Split, Sigmoid, Mul, Mul in front of an Int8Linear or Int4Linear -> its `input_activation` "swiglu".
 
 The float product [T, intermediate] is then never written: the linear activates while it quantises.
 """
@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from kvfold.plugins.int8_linear.schema import DOMAIN, OP_TYPE
+from kvfold.plugins.int4_linear.schema import OP_TYPE as INT4
+from kvfold.plugins.int8_linear.schema import DOMAIN
+from kvfold.plugins.int8_linear.schema import OP_TYPE as INT8
 
 
 def apply(model: ir.Model) -> int:
     """Fuse every silu(gate) * up whose halves come from one packed projection."""
     matches = 0
     for node in list(model.graph):
-        if (node.domain, node.op_type) != (DOMAIN, OP_TYPE):
+        if node.domain != DOMAIN or node.op_type not in (INT8, INT4):
             continue
         packed = _packed_projection(node.inputs[0])
         if packed is not None:

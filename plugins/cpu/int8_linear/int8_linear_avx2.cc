@@ -4,7 +4,7 @@
 
 #include <immintrin.h>
 
-#include "cpu/int8_linear/int8_linear_rows.h"
+#include "cpu/int8_linear/int8_linear_outputs.h"
 
 namespace kvfold {
 namespace {
@@ -28,10 +28,10 @@ void tile(const Int8Product& p, std::size_t token, std::size_t block) {
   __m256i low[Tokens], high[Tokens];
 #pragma GCC unroll 8
   for (int t = 0; t < Tokens; ++t) low[t] = high[t] = _mm256_setzero_si256();
-  const std::size_t row_bytes = p.in_blocks * kBlockIn;
-  const std::uint8_t* q = p.q + token * row_bytes;
+  const std::size_t row_bytes = p.in_blocks * kGroupIn;
+  const std::uint8_t* q = p.rows.q + token * row_bytes;
   const auto* weight = reinterpret_cast<const __m256i*>(p.weight + block * p.in_blocks * kBlockBytes);
-  for (std::size_t k = 0; k < p.in_blocks; ++k, q += kBlockIn, weight += 2) {
+  for (std::size_t k = 0; k < p.in_blocks; ++k, q += kGroupIn, weight += 2) {
     const __m256i weight_low = _mm256_loadu_si256(weight), weight_high = _mm256_loadu_si256(weight + 1);
 #pragma GCC unroll 8
     for (int t = 0; t < Tokens; ++t) {
@@ -42,7 +42,7 @@ void tile(const Int8Product& p, std::size_t token, std::size_t block) {
   }
 #pragma GCC unroll 8
   for (int t = 0; t < Tokens; ++t) {
-    alignas(32) std::int32_t total[kBlockOut];
+    alignas(32) std::int32_t total[kTileOut];
     _mm256_store_si256(reinterpret_cast<__m256i*>(total), low[t]);
     _mm256_store_si256(reinterpret_cast<__m256i*>(total) + 1, high[t]);
     write_block(p, token + t, block, total);

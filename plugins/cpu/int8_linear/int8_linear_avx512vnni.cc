@@ -4,7 +4,7 @@
 
 #include <immintrin.h>
 
-#include "cpu/int8_linear/int8_linear_rows.h"
+#include "cpu/int8_linear/int8_linear_outputs.h"
 
 namespace kvfold {
 namespace {
@@ -30,15 +30,15 @@ void tile(const Int8Product& p, std::size_t token, std::size_t block, std::size_
   __m512i sum[Tokens][Blocks];
 #pragma GCC unroll 8
   for (int b = 0; b < Blocks; ++b) {
-    const __m512i weight_sum = _mm512_loadu_si512(p.weight_sum + (block + b) * kBlockOut);
+    const __m512i weight_sum = _mm512_loadu_si512(p.weight_sum + (block + b) * kTileOut);
     const __m512i start = _mm512_mullo_epi32(weight_sum, _mm512_set1_epi32(-128));
 #pragma GCC unroll 8
     for (int t = 0; t < Tokens; ++t) sum[t][b] = start;
   }
-  const std::size_t block_bytes = p.in_blocks * kBlockBytes, row_bytes = p.in_blocks * kBlockIn;
-  const std::uint8_t* q = p.q + token * row_bytes;
+  const std::size_t block_bytes = p.in_blocks * kBlockBytes, row_bytes = p.in_blocks * kGroupIn;
+  const std::uint8_t* q = p.rows.q + token * row_bytes;
   const std::int8_t* weight = p.weight + block * block_bytes;
-  for (std::size_t k = 0; k < p.in_blocks; ++k, q += kBlockIn, weight += kBlockBytes) {
+  for (std::size_t k = 0; k < p.in_blocks; ++k, q += kGroupIn, weight += kBlockBytes) {
     if constexpr (Blocks > 1) {  // a single block is one stream, which the hardware sees by itself
 #pragma GCC unroll 8
       for (int b = 0; b < Blocks; ++b) {
@@ -58,7 +58,7 @@ void tile(const Int8Product& p, std::size_t token, std::size_t block, std::size_
   for (int t = 0; t < Tokens; ++t) {
 #pragma GCC unroll 8
     for (int b = 0; b < Blocks; ++b) {
-      alignas(64) std::int32_t total[kBlockOut];
+      alignas(64) std::int32_t total[kTileOut];
       _mm512_store_si512(total, sum[t][b]);
       write_block(p, token + t, block + b, total);
     }

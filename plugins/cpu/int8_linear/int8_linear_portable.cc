@@ -1,5 +1,5 @@
 // Int8Linear in plain C++, for any machine.
-#include "cpu/int8_linear/int8_linear_rows.h"
+#include "cpu/int8_linear/int8_linear_outputs.h"
 
 namespace kvfold {
 namespace {
@@ -13,7 +13,7 @@ std::int16_t high(std::int16_t pair) { return pair >> 8; }
 // and split by shifts, eight lanes at a time: loops that compilers vectorise for any instruction set.
 void dot_block(const std::uint8_t* q, const std::int8_t* weight, std::size_t in_blocks, std::int32_t* sum) {
   std::int32_t lanes[kWords] = {};
-  for (std::size_t k = 0; k < in_blocks; ++k, q += kBlockIn, weight += kBlockBytes) {
+  for (std::size_t k = 0; k < in_blocks; ++k, q += kGroupIn, weight += kBlockBytes) {
     std::int16_t activation[2], words[kWords];
     std::memcpy(activation, q, sizeof activation);
     std::memcpy(words, weight, sizeof words);
@@ -28,16 +28,16 @@ void dot_block(const std::uint8_t* q, const std::int8_t* weight, std::size_t in_
       }
     }
   }
-  for (std::size_t o = 0; o < kBlockOut; ++o) sum[o] = lanes[2 * o] + lanes[2 * o + 1];
+  for (std::size_t o = 0; o < kTileOut; ++o) sum[o] = lanes[2 * o] + lanes[2 * o + 1];
 }
 
 void multiply(const Int8Product& p, Range tokens, Range blocks) {
-  const std::size_t row_bytes = p.in_blocks * kBlockIn;
+  const std::size_t row_bytes = p.in_blocks * kGroupIn;
   for (std::size_t block = blocks.first; block < blocks.last; ++block) {
     const std::int8_t* weight = p.weight + block * p.in_blocks * kBlockBytes;
     for (std::size_t token = tokens.first; token < tokens.last; ++token) {
-      std::int32_t total[kBlockOut];
-      dot_block(p.q + token * row_bytes, weight, p.in_blocks, total);
+      std::int32_t total[kTileOut];
+      dot_block(p.rows.q + token * row_bytes, weight, p.in_blocks, total);
       write_block(p, token, block, total);
     }
   }

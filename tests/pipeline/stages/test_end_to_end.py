@@ -95,13 +95,14 @@ def test_the_bundle_has_its_documented_files(small_bundle: Path) -> None:
         "work/smoothing.safetensors",
         "scales.safetensors",
         "quantization.json",
-        "model.onnx",
+        "work/graph.onnx",
         "engine/cpu/engine.json",
         "engine/cpu/model.onnx",
         "report/cpu/index.html",
         "report/cpu/results.json",
     ):
         assert (small_bundle / name).is_file(), name
+    assert not (small_bundle / "model.onnx").exists(), "nobody asked for the graph with its weights"
     tools = json.loads((small_bundle / "manifest.json").read_text())["tools"]
     assert {"torch", "onnxruntime"} <= tools.keys()
 

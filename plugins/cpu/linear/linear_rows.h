@@ -1,4 +1,4 @@
-// Int8Linear's float arithmetic, in plain C++ that every instruction-set file compiles for itself.
+// Quantising tokens, in plain C++ that every instruction-set file compiles for itself.
 //
 // One source, no intrinsics and no FMA contraction (-ffp-contract=off): the vector width changes, the
 // bits do not. Everything is in an anonymous namespace, so that no AVX code leaks into a portable caller.
@@ -6,7 +6,9 @@
 
 #include <cstring>
 
-#include "cpu/int8_linear/int8_linear_kernel.h"
+#include "cpu/linear/linear_kernel.h"
+
+#define KVFOLD_INLINE inline __attribute__((always_inline))
 
 namespace kvfold {
 namespace {
@@ -106,9 +108,19 @@ inline float quantize_remainder(const float* x, std::size_t n, std::size_t padde
   return low_scale;
 }
 
+// The sum of each 32 activations of a row, times a factor.
 template <int Offset>
-void quantize_rows(const Int8Quantization& job, Range tokens, float* row) {
-  const std::size_t n = job.in_features, padded = job.in_blocks * kBlockIn;
+inline void sum_row(const std::uint8_t* q, std::size_t padded, std::int32_t factor, std::int32_t* sum) {
+  for (std::size_t block = 0; block < padded / kSumInputs; ++block, q += kSumInputs) {
+    std::int32_t total = 0;
+    for (std::size_t k = 0; k < kSumInputs; ++k) total += static_cast<std::int8_t>(q[k] - Offset);
+    sum[block] = factor * total;
+  }
+}
+
+template <int Offset>
+void quantize_rows(const TokenQuantization& job, Range tokens, float* row) {
+  const std::size_t n = job.in_features, padded = job.rows.padded_in;
   const bool swiglu = job.activation == InputActivation::swiglu;
   for (std::size_t t = tokens.first; t < tokens.last; ++t) {
     const float* x = job.x + t * n * (swiglu ? 2 : 1);
@@ -116,32 +128,15 @@ void quantize_rows(const Int8Quantization& job, Range tokens, float* row) {
       swiglu_row(x, x + n, n, row);
       x = row;
     }
-    const std::size_t high = t * job.planes;
-    std::uint8_t* q = job.q + high * padded;
-    job.scale[high] = quantize_row<Offset>(x, n, padded, q);
-    if (job.planes == 2) {
-      job.scale[high + 1] = quantize_remainder<Offset>(x, n, padded, q, job.scale[high], row, q + padded);
+    const std::size_t first = t * job.planes;
+    std::uint8_t* q = job.rows.q + first * padded;
+    float* scale = job.rows.scale + first;
+    scale[0] = quantize_row<Offset>(x, n, padded, q);
+    if (job.planes == 2) scale[1] = quantize_remainder<Offset>(x, n, padded, q, scale[0], row, q + padded);
+    for (std::size_t plane = 0; job.sum_factor != 0 && plane < job.planes; ++plane) {
+      std::int32_t* sum = job.rows.sum + (first + plane) * (padded / kSumInputs);
+      sum_row<Offset>(q + plane * padded, padded, job.sum_factor, sum);
     }
-  }
-}
-
-// y = float(sum) * (scale * weight_scale) + bias, for `count` outputs of a block.
-inline void write_outputs(const Int8Product& p, std::size_t token, std::size_t first, std::size_t count,
-                          const std::int32_t* sum) {
-  const float scale = p.scale[token];
-  const float* weight_scale = p.weight_scale + first;
-  float* y = p.y + token * p.out_features + first;
-  for (std::size_t i = 0; i < count; ++i) y[i] = static_cast<float>(sum[i]) * (scale * weight_scale[i]);
-  if (p.bias == nullptr) return;
-  for (std::size_t i = 0; i < count; ++i) y[i] += p.bias[first + i];
-}
-
-inline void write_block(const Int8Product& p, std::size_t token, std::size_t block, const std::int32_t* sum) {
-  const std::size_t first = block * kBlockOut;
-  if (first + kBlockOut <= p.out_features) {
-    write_outputs(p, token, first, kBlockOut, sum);  // a constant count, so that it is unrolled
-  } else {
-    write_outputs(p, token, first, p.out_features - first, sum);
   }
 }
 

@@ -1,0 +1,58 @@
+// What linears with quantised weights have in common, between their orchestration (linear_op.h) and one kernel
+// per instruction set: tokens are quantised once, then multiplied by a packed weight.
+//
+// Law: a token's outputs are the same bits for every instruction set, thread count and batch. Integer
+// sums are exact, and each float expression is compiled without FMA contraction.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace kvfold {
+
+constexpr float kLowPlane = 256.0f;    // plugins/int8_linear/schema.py: LOW_PLANE
+constexpr std::size_t kTileOut = 16;   // BLOCK_OUT of int8_linear/schema.py, TILE_OUT of int4_linear/schema.py
+constexpr std::size_t kGroupIn = 4;    // inputs of an output that lie side by side
+constexpr std::size_t kSumInputs = 32; // BLOCK of int4_linear/schema.py
+
+enum class InputActivation { none, swiglu };
+
+struct Range {
+  std::size_t first, last;  // last is excluded
+};
+
+// Rows of int8 activations: a token has one, or two where its second plane holds the remainder.
+struct QuantizedRows {
+  std::uint8_t* q;           // [rows, padded_in], in the form the same kernel's multiply reads
+  float* scale;              // [rows]
+  std::int32_t* sum;         // [rows, padded_in / 32]: sum_factor times that of 32 activations; may be null
+  std::size_t padded_in;
+};
+
+// Tokens to quantise: x [tokens, in_features], or [tokens, 2 * in_features] (gate, up) for swiglu.
+struct TokenQuantization {
+  const float* x;
+  std::size_t in_features;
+  InputActivation activation;
+  std::size_t planes;       // 1: 8-bit activations; 2: 16-bit
+  std::int32_t sum_factor;  // 0: no sums
+  QuantizedRows rows;
+};
+
+// Quantised rows times a packed weight; an op adds its weight.
+struct LinearProduct {
+  QuantizedRows rows;
+  const float* bias;  // [out_features] or null
+  std::size_t out_features;
+  float* y;  // [rows, out_features]
+};
+
+template <typename Product>
+struct LinearKernel {
+  // Quantises these tokens; `row` is room for in_features floats, owned by the caller's thread.
+  void (*quantize)(const TokenQuantization&, Range tokens, float* row);
+  // Writes y[rows, 16 * tiles].
+  void (*multiply)(const Product&, Range rows, Range tiles);
+};
+
+}  // namespace kvfold
