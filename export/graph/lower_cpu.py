@@ -8,8 +8,8 @@ from pathlib import Path
 import onnx_ir as ir
 
 from kvfold.export.graph.lower import check_counts, check_kv_dtypes, count_sums_normalised, save_lowered
-from kvfold.export.graph.passes import int8_linears, skip_norms, swiglu_inputs
-from kvfold.export.quantize.precision import Precision
+from kvfold.export.graph.passes import int8_embedding, int8_linears, skip_norms, swiglu_inputs
+from kvfold.export.quantize.precision import Precision, rounds_embedding
 from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.plugins.int8_linear.schema import ActivationBits
 
@@ -38,11 +38,13 @@ def lower_for_cpu(
     int8 = {name: _ACTIVATION_BITS[kind] for name, kind in precision.items() if kind != "float32"}
     expected = {
         "int8_linears": len(int8),
+        "int8_embedding": int(rounds_embedding(precision)),
         "swiglu_inputs": sum(name.endswith(".down_proj") for name in int8),
         "skip_norms": count_sums_normalised(model),
     }
     counts = {
         "int8_linears": int8_linears.apply(model, int8),
+        "int8_embedding": int8_embedding.apply(model) if rounds_embedding(precision) else 0,
         "swiglu_inputs": swiglu_inputs.apply(model),
         "skip_norms": skip_norms.apply(model),
     }

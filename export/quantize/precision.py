@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from kvfold.plugins.contract.record import Record
 
 # int8: weights and activations. int8_a16: int8 weights, 16-bit activations (two int8 planes).
 Precision = Literal["int8", "int8_a16", "float32"]
+
+_HEAD = "lm_head"
 
 
 class LinearPrecision(Record):
@@ -41,3 +44,8 @@ class Quantization(Record):
         errors = {n: e.relative_error for n, e in self.linears.items() if e.precision != "int8"}
         measured = {name: error for name, error in errors.items() if error is not None}
         return sorted(measured, key=lambda name: -measured[name])
+
+
+def rounds_embedding(precision: Mapping[str, Precision]) -> bool:
+    """Whether the CPU engine looks tokens up in int8: where the head is quantised, which may be the table."""
+    return precision.get(_HEAD, "float32") != "float32"
