@@ -1,20 +1,22 @@
-"""Split, Sigmoid, Mul, Mul in front of an Int8Linear -> its `input_activation` "swiglu"; with Gelu "geglu".
+"""Split, Sigmoid, Mul, Mul in front of an Int8Linear or Int4Linear -> its `input_activation` "swiglu".
 
-The float product [T, intermediate] is then never written: the linear activates while it quantises.
+With a Gelu in the place of Sigmoid and Mul it is "geglu". The float product [T, intermediate] is then never written: the linear activates while it quantises.
 """
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
-from kvfold.plugins.int8_linear.schema import DOMAIN, OP_TYPE, InputActivation
+from kvfold.plugins.int4_linear.schema import OP_TYPE as INT4
+from kvfold.plugins.int8_linear.schema import DOMAIN, InputActivation
+from kvfold.plugins.int8_linear.schema import OP_TYPE as INT8
 
 
 def apply(model: ir.Model) -> int:
     """Fuse every activation(gate) * up whose halves come from one packed projection."""
     matches = 0
     for node in list(model.graph):
-        if (node.domain, node.op_type) != (DOMAIN, OP_TYPE):
+        if node.domain != DOMAIN or node.op_type not in (INT8, INT4):
             continue
         found = _gated_projection(node.inputs[0])
         if found is not None:
