@@ -1,6 +1,7 @@
 """Split, Sigmoid, Mul, Mul in front of an Int8Linear or Int4Linear -> its `input_activation` "swiglu".
 
-With a Gelu in the place of Sigmoid and Mul it is "geglu". The float product [T, intermediate] is then never written: the linear activates while it quantises.
+With a Gelu in the place of Sigmoid and Mul it is "geglu". The float product [T, intermediate] is then never
+written: the linear activates while it quantises.
 """
 
 from __future__ import annotations
