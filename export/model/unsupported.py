@@ -86,8 +86,12 @@ CHANGING = {
         ("multiplier", "logit_scale", "logits_scaling", "scale_emb", "scale_depth", "dim_model_base"),
         "scaling",
     ),
-    **dict.fromkeys(("softcap", "soft_cap", "query_pre_attn", "clip_qkv", "qk_norm", "qk_layernorm"), "attention"),
-    **dict.fromkeys(("attn_output_gate", "temperature_tuning", "attention_chunk_size", "dual_chunk", "alibi"), "attention"),
+    **dict.fromkeys(
+        ("softcap", "soft_cap", "query_pre_attn", "clip_qkv", "qk_norm", "qk_layernorm"), "attention"
+    ),
+    **dict.fromkeys(
+        ("attn_output_gate", "temperature_tuning", "attention_chunk_size", "dual_chunk", "alibi"), "attention"
+    ),
     **dict.fromkeys(("sliding_window", "layer_types", "bidirectional", "kv_shared"), "attention"),
     **dict.fromkeys(("no_rope", "rotary", "rope_local", "rope_percent", "use_mrope"), "RoPE"),
     **dict.fromkeys(("mlp_bias", "attention_bias", "qkv_bias", "lm_head_bias"), "biases"),

@@ -20,9 +20,8 @@ from kvfold.export.model.model_config import ModelConfig
 from kvfold.plugins.contract.fold_plan import FoldPlan, KvDtype
 from tests.export.graph.evaluated_graph import check_numbers
 from tests.export.graph.tiny_engines import NUM_PAGES, EagerEngine, cpu_engine, run_chunks, tokens_for
-from tests.export.graph.tiny_graphs import graph_of
 from tests.paging import Pager
-from tests.tiny_model import dense_logits, kv_scales, tiny_config, tiny_decoder
+from tests.tiny_model import dense_logits, tiny_config, tiny_decoder
 
 PARTIAL_YARN = {
     "partial_rotary_factor": 0.75,
@@ -51,6 +50,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "smollm3": {"ropes": ({"theta": 1e4}, {"partial_rotary_factor": 0.0}), "layer_ropes": (0, 0, 0, 1)},
     "phi4": {"ropes": (PARTIAL_YARN,), "sliding_windows": (40,) * 4},
 }
+Export = Callable[[str, KvDtype], ir.Model]
 EVERY = pytest.mark.parametrize("name", SWITCHES)
 
 
@@ -63,19 +63,18 @@ def plan_of(config: ModelConfig, kv_dtype: KvDtype) -> FoldPlan:
 
 
 @pytest.fixture(scope="module")
-def export(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ir.Model]:
-    """The target-neutral graph with int8 caches, traced once."""
+def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
+    """The target-neutral graph by name and type of caches, traced once."""
 
     @cache
-    def traced(name: str) -> Path:
-        config = tiny_config(**SWITCHES[name])
-        plan, path = plan_of(config, "int8"), tmp_path_factory.mktemp(name) / "graph.onnx"
-        return export_graph(config, plan, kv_scales(plan), path)
+    def traced(name: str, kv_dtype: KvDtype) -> Path:
+        config, path = tiny_config(**SWITCHES[name]), tmp_path_factory.mktemp(name) / "graph.onnx"
+        return export_graph(config, plan_of(config, kv_dtype), {}, path)
 
-    def export(name: str) -> ir.Model:
+    def export(name: str, kv_dtype: KvDtype) -> ir.Model:
         config = tiny_config(**SWITCHES[name])
-        plan = plan_of(config, "int8")
-        return load_graph(traced(name), plan, tiny_decoder(config, plan).state_dict())
+        plan = plan_of(config, kv_dtype)
+        return load_graph(traced(name, kv_dtype), plan, tiny_decoder(config, plan).state_dict())
 
     return export
 
@@ -93,11 +92,11 @@ def test_the_paged_decoder_equals_the_dense_one(name: str) -> None:
 
 @EVERY
 @torch.no_grad()
-def test_the_float_engine_equals_pytorch(name: str, tmp_path: Path) -> None:
+def test_the_float_engine_equals_pytorch(name: str, export: Export, tmp_path: Path) -> None:
     config = tiny_config(**SWITCHES[name])
     plan = plan_of(config, "float32")
     decoder, tokens = tiny_decoder(config, plan), tokens_for(3)
-    engine = cpu_engine(graph_of(decoder, {}, tmp_path), plan, tmp_path, "float32")
+    engine = cpu_engine(export(name, "float32"), plan, tmp_path, "float32")
     logits = run_chunks(engine, Pager(plan, NUM_PAGES), tokens)
     dense = dense_logits(decoder, torch.from_numpy(tokens)[None])[0].numpy()
     np.testing.assert_allclose(logits, dense, atol=2e-3)
@@ -105,11 +104,9 @@ def test_the_float_engine_equals_pytorch(name: str, tmp_path: Path) -> None:
 
 @EVERY
 @torch.no_grad()
-def test_the_int8_engine_s_rows_do_not_depend_on_chunking(
-    name: str, export: Callable[[str], ir.Model], tmp_path: Path
-) -> None:
-    plan = plan_of(tiny_config(**SWITCHES[name]), "int8")
-    engine, tokens = cpu_engine(export(name), plan, tmp_path, "int8"), tokens_for(4)
+def test_rows_of_int8_linears_do_not_depend_on_chunking(name: str, export: Export, tmp_path: Path) -> None:
+    plan = plan_of(tiny_config(**SWITCHES[name]), "float32")
+    engine, tokens = cpu_engine(export(name, "float32"), plan, tmp_path, "int8"), tokens_for(4)
     chunked = run_chunks(engine, Pager(plan, NUM_PAGES), tokens)
     whole = engine.execute(Pager(plan, NUM_PAGES).step({0: tokens.tolist()}))
     np.testing.assert_array_equal(whole, chunked)
@@ -118,11 +115,11 @@ def test_the_int8_engine_s_rows_do_not_depend_on_chunking(
 @EVERY
 @pytest.mark.parametrize("target", ["cuda", "tensorrt"])
 @torch.no_grad()
-def test_the_float16_graphs_compute_what_the_decoder_does(
-    name: str, target: str, export: Callable[[str], ir.Model], tmp_path: Path
+def test_float16_graphs_compute_what_the_decoder_does(
+    name: str, target: str, export: Export, tmp_path: Path
 ) -> None:
-    config, graph = tiny_config(**SWITCHES[name]), export(name)
-    plan = plan_of(config, "int8")
+    config, graph = tiny_config(**SWITCHES[name]), export(name, "float16")
+    plan = plan_of(config, "float16")
     if target == "cuda":
         lower_for_cuda(graph, tmp_path, plan, "float16")
     else:
