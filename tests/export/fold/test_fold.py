@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pytest
 import torch
@@ -133,7 +133,7 @@ def test_the_closed_form_beats_mean_pooling() -> None:
     identity = build_plan(Preset(preset="identity"), config.attention_shape)
     target = dense_logits(Decoder.from_weights(config, identity, weights), HELD_OUT)
 
-    def error(candidate: Weights) -> float:
+    def error(candidate: Mapping[str, Tensor]) -> float:
         logits = dense_logits(Decoder.from_weights(config, plan, candidate), HELD_OUT)
         return float((logits - target).square().mean())
 
