@@ -2,37 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-
 import torch
-from torch import Tensor
 
 from kvfold.export.weights.changed_weights import ChangedWeights, EditedWeights, ScaledWeights
-
-
-class Watched(Mapping[str, Tensor]):
-    """Notes every tensor that is read."""
-
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self.read: list[str] = []
-        self._tensors = tensors
-
-    def __getitem__(self, name: str) -> Tensor:
-        self.read.append(name)
-        return self._tensors[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._tensors
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
+from tests.export.weights.killed_weights import KilledWeights
 
 
 def test_own_tensors_stand_over_the_base_s_and_dropped_ones_are_gone() -> None:
-    base = Watched({name: torch.full((2,), value) for name, value in (("a", 1.0), ("b", 2.0), ("c", 3.0))})
+    base = KilledWeights(
+        {name: torch.full((2,), value) for name, value in (("a", 1.0), ("b", 2.0), ("c", 3.0))}
+    )
     changed = ChangedWeights(base, {"b": torch.full((2,), 5.0).half(), "new": torch.zeros(1)}, {"c"})
     assert list(changed) == ["a", "b", "new"] and len(changed) == 3
     assert "a" in changed and "c" not in changed and "d" not in changed

@@ -1,4 +1,4 @@
-"""safetensors files a tensor at a time, held against the package; what is damaged is named."""
+"""Files of tensors, one at a time, held against the package safetensors; what is damaged is named."""
 
 from __future__ import annotations
 
