@@ -63,5 +63,7 @@ def _own_constants(model: ir.Model, table: ir.Value) -> tuple[ir.Value, ir.Value
     blocks = packed_shape(rows, columns)
     return (
         add_lazy_constant(model, f"{_EMBEDDING}.weight_int8", int8, blocks, lambda: packed().weight),
-        add_lazy_constant(model, f"{_EMBEDDING}.weight_scale", float32, (rows,), lambda: packed().weight_scale),
+        add_lazy_constant(
+            model, f"{_EMBEDDING}.weight_scale", float32, (rows,), lambda: packed().weight_scale
+        ),
     )
