@@ -20,7 +20,8 @@ from kvfold.pipeline.bench.models.huggingface_folder import write_huggingface_fo
 from kvfold.pipeline.bench.prepared_models import PreparedModels
 from kvfold.pipeline.bench.processes.jobs import Answer, Job, Prepare
 from kvfold.pipeline.bench.processes.process import WorkerError
-from tests.export.tiny_checkpoints import MODELS, interleave, random_model, write_folder
+from tests.export.tiny_checkpoints import MODELS, random_model, write_folder
+from tests.export.tiny_gguf import interleave
 
 LLAMA3 = {
     "rope_type": "llama3",
