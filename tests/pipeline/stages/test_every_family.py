@@ -7,7 +7,6 @@ import random
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -15,11 +14,15 @@ from kvfold import LLM, SamplingParams
 from kvfold.export.checkpoint.load_checkpoint import load_checkpoint
 from kvfold.export.model.decoder import Decoder
 from kvfold.export.model.dense_attention import DenseAttention
+from kvfold.pipeline.recipe.load_recipe import load_recipe
+from kvfold.pipeline.stages.order import STAGES
+from kvfold.pipeline.workspace.run_stages import run_stages
 from kvfold.pipeline.workspace.stage import target_stage
 from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.runtime.bundle import open_bundle
 from kvfold.runtime.engine.engine_config import EngineConfig
 from tests.export.tiny_checkpoints import CLASSES, random_model, write_folder
+from tests.pipeline.fake_stages import QuietDisplay
 from tests.pipeline.tiny_bundles import TEMPLATE, WORDS, run_recipe
 
 LAYERS = 4
@@ -29,9 +32,10 @@ CHANGES: dict[str, dict[str, Any]] = {
     "qwen2": {"sliding_window": 64, "use_sliding_window": True, "max_window_layers": 2},
     "phi3": {
         "sliding_window": 48,
+        "hidden_size": 64,
         "partial_rotary_factor": 0.75,
         "original_max_position_embeddings": 64,
-        "rope_scaling": {"rope_type": "longrope", "short_factor": [1.0] * 6, "long_factor": [1.5] * 6},
+        "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 6, "long_factor": [1.5] * 6},
     },
 }
 RECIPE = """
@@ -64,7 +68,7 @@ def test_the_float_engine_says_what_pytorch_says_over_the_window_s_edge(family: 
     plan = FoldPlan.of(checkpoint.config.attention_shape)
     assert open_bundle(family / "own").plan == plan
     llm = LLM.load(family / "own")
-    prompt = llm.tokenizer.encode(QUESTION)
+    prompt = checkpoint.tokenizer.backend.encode(QUESTION).ids
     (completion,) = llm.generate(prompt, GREEDY)
     decoder = Decoder.from_weights(checkpoint.config, plan, checkpoint.weights)
     tokens = torch.tensor([*prompt, *completion.token_ids])
@@ -85,6 +89,7 @@ def test_a_folded_session_goes_on_over_the_window_s_edge(family: Path) -> None:
     prompt, reply = known[: -len(warm.token_ids)], warm.token_ids
     assert LLM.load(bundle).generate(prompt, GREEDY)[0].token_ids == reply
     assert len(prompt) > 128, "the windows have moved"
-    run_recipe(family, "folded", bundle, until=target_stage("build", "cuda"))
+    recipe = load_recipe(str(family / "folded.yaml"), target="cuda")
+    run_stages(recipe, bundle, STAGES, QuietDisplay(), target_stage("build", "cuda"))
     facts = EngineConfig.load(open_bundle(bundle).directory("engine/cuda"))
     assert facts.passes["stock_attention"] == LAYERS
