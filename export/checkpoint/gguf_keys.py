@@ -123,6 +123,11 @@ def _refuse(family: Family, values: Metadata) -> None:
         raise UnsupportedModelError(
             f"{family.name} with attention.value_length = {size}: it must equal head_dim, {head_dim}"
         )
+    turning = values.get("rope.dimension_count", head_dim)
+    if turning != head_dim and not family.reads("partial_rotary_factor"):
+        raise UnsupportedModelError(
+            f"{family.name} with rope.dimension_count = {turning}: RoPE must turn all of head_dim, {head_dim}"
+        )
     if family.name == "granite" and values.get("rope.scaling.finetuned") is False:
         raise UnsupportedModelError(
             "granite without RoPE (rope.scaling.finetuned = False) is not implemented"

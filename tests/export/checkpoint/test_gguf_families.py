@@ -22,7 +22,7 @@ LONG = {
     "long_factor": [1.0, 1.5, 2.5, 3.5, 5.0, 7.0, 9.0, 12.0],
 }
 SIX = {"num_hidden_layers": 6}
-# What GGUF files of a family can say: llama.cpp derives gemma's scale and smollm3's layers without RoPE itself.
+# What GGUF files can say: llama.cpp derives gemma's scale, and smollm3's layers without RoPE, by itself.
 CASES: list[tuple[str, dict[str, Any]]] = [
     *((name, SIX) for name, (family, _) in MODELS.items() if family in ("llama", "qwen2", "qwen3", "olmo2")),
     ("mistral", {"sliding_window": 64}),
