@@ -41,8 +41,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("phi3", {"hidden_size": 64, "rope_scaling": LONG, "original_max_position_embeddings": 128}),
     ("phi3", {"hidden_size": 64, "rope_scaling": LONG, "original_max_position_embeddings": 256}),
     ("smollm3", SIX | {"no_rope_layer_interval": 4}),
-    ("granite", SIX),
-    ("granite-biased", SIX),
+    ("granite", SIX | {"head_dim": 8}),
+    ("granite-biased", SIX | {"head_dim": 8}),
 ]
 
 
