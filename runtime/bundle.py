@@ -25,7 +25,7 @@ CONFIG = "config.json"
 FOLD_PLAN = "fold.json"
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
-WEIGHTS = "model.safetensors"
+WEIGHTS = "weights.json"  # which files the weights are read from, by content
 SCALES = "scales.safetensors"
 QUANTIZATION = "quantization.json"
 

@@ -24,6 +24,8 @@ class RuntimeConfig:
         kv_tier: a directory of this user where pages of conversations outlive the process and the pools;
             None keeps none.
         kv_tier_bytes: bytes of files in it at most.
+        kv_host_bytes: bytes of host memory for pages that the pools gave up, before they are read from a
+            directory or computed; for engines whose pools are a GPU's. 0 keeps none.
     """
 
     kv_cache_bytes: int | None = None
@@ -33,6 +35,7 @@ class RuntimeConfig:
     inter_token_target: float | None = None
     kv_tier: Path | None = None
     kv_tier_bytes: int = 16 << 30
+    kv_host_bytes: int = 0
 
     def __post_init__(self) -> None:
         """Refuse values out of range; raises RequestError."""
@@ -42,6 +45,7 @@ class RuntimeConfig:
         check_integer("max_num_seqs", self.max_num_seqs, 1)
         check_integer("threads", self.threads, 0)
         check_integer("kv_tier_bytes", self.kv_tier_bytes, 1)
+        check_integer("kv_host_bytes", self.kv_host_bytes, 0)
         if self.inter_token_target is not None:
             check_number("inter_token_target", self.inter_token_target, 0)
         if self.max_num_batched_tokens < self.max_num_seqs:

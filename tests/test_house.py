@@ -30,10 +30,10 @@ LONG_FUNCTIONS = {
 LAYERS = {
     "": ("plugins", "export", "runtime", "pipeline"),
     "plugins": (
-        *("contract", "int8_linear", "int4_linear", "paged_attention", "sampling", "onnxruntime", "cpu"),
-        *("cuda", "tensorrt"),
+        *("contract", "int8_linear", "int4_linear", "int8_embedding", "paged_attention", "sampling"),
+        *("onnxruntime", "cpu", "cuda", "tensorrt"),
     ),
-    "export": ("model", "checkpoint", "quantize", "fold", "heal", "search", "graph"),
+    "export": ("weights", "model", "checkpoint", "quantize", "fold", "heal", "search", "graph"),
     "runtime": (
         *("checks", "runtime_config", "bundle", "text", "sampling", "structured", "metrics", "engine"),
         *("memory", "scheduler", "loop", "sessions", "llm", "status", "server", "cluster"),

@@ -26,7 +26,7 @@ def tiny_config(**changes: object) -> ModelConfig:
         "num_key_value_heads": 2,
         "head_dim": 16,
         "rms_norm_eps": 1e-5,
-        "rope_theta": 10_000.0,
+        "ropes": ({"theta": 10_000.0},),
         "max_position_embeddings": 256,
     }
     return ModelConfig.model_validate(values | changes)
@@ -49,6 +49,8 @@ def tiny_decoder(config: ModelConfig, plan: FoldPlan, seed: int = 0) -> Decoder:
     """A decoder with random weights, large enough that attention matters."""
     generator = torch.Generator().manual_seed(seed)
     decoder = Decoder(config, plan)
+    if config.tie_word_embeddings:
+        decoder.lm_head.weight = decoder.model.embed_tokens.weight
     for name, parameter in decoder.named_parameters():
         shape = parameter.shape
         if name.endswith(("layernorm.weight", "norm.weight")):

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kvfold.export.checkpoint.checkpoint import Checkpoint
 from kvfold.export.checkpoint.huggingface_tokenizer import tokenizer_from_huggingface
+from kvfold.export.checkpoint.normal_form import fused_names, parts_of, read_normal
 from kvfold.export.checkpoint.unfit_folders import (
     ADAPTER_CONFIG,
     missing_weights,
@@ -31,8 +32,10 @@ from kvfold.export.checkpoint.weights import (
     check_shapes,
     expected_shapes,
 )
-from kvfold.export.model.families import config_from_huggingface
+from kvfold.export.model.families import config_from_huggingface, form_from_huggingface
 from kvfold.export.model.model_config import ModelConfig
+from kvfold.export.model.stored_form import StoredForm
+from kvfold.export.weights.tensor_file import TensorFile
 from kvfold.plugins.contract.errors import CheckpointError, UnsupportedModelError
 
 CONFIG_FILES = ("config.json", "generation_config.json", "tokenizer_config.json")
@@ -53,6 +56,10 @@ class TensorSlice(Protocol):
         """Sizes of all axes."""
         ...
 
+    def __getitem__(self, rows: slice) -> Tensor:
+        """Some of its rows, read from the file."""
+        ...
+
 
 class SafetensorsFile(Protocol):
     """An open safetensors file; safetensors has no types of its own."""
@@ -63,10 +70,6 @@ class SafetensorsFile(Protocol):
 
     def get_slice(self, name: str) -> TensorSlice:
         """Header of one tensor."""
-        ...
-
-    def get_tensor(self, name: str) -> Tensor:
-        """One tensor, read from the file."""
         ...
 
 
@@ -103,7 +106,7 @@ def checkpoint_from_folder(folder: Path, source: str) -> Checkpoint:
     return Checkpoint(
         source=source,
         config=config,
-        weights=_open_weights(folder, shards, config),
+        weights=_open_weights(folder, shards, config, form_from_huggingface(declared["config.json"])),
         tokenizer=tokenizer_from_huggingface(folder, declared, config.vocab_size),
         files=(*read, *shards),
     )
@@ -140,10 +143,10 @@ def _weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _open_weights(folder: Path, shards: list[Path], config: ModelConfig) -> LazyWeights:
+def _open_weights(folder: Path, shards: list[Path], config: ModelConfig, form: StoredForm) -> LazyWeights:
     readers: dict[str, Callable[[], Tensor]] = {}
     shapes: dict[str, Shape] = {}
-    expected = {*expected_shapes(config), HEAD}
+    expected = {*expected_shapes(config), HEAD, *fused_names(config, form)}
     for path in shards:
         try:
             file = cast(SafetensorsFile, safe_open(path, framework="pt"))
@@ -152,25 +155,36 @@ def _open_weights(folder: Path, shards: list[Path], config: ModelConfig) -> Lazy
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} is truncated or corrupted: {error}; fetch it again") from error
         refuse_quantised(str(path), slices)
+        tensors = TensorFile(path, say_checkpoint)
         for stored, part in slices.items():
             if part.get_dtype() not in FLOATS:
                 raise UnsupportedModelError(
                     f"{path}: tensor {stored} has type {part.get_dtype()}; supported are {', '.join(FLOATS)}"
                 )
-            if (name := canonical_name(stored, expected)) in readers:
-                raise CheckpointError(
-                    f"{path}: tensor {stored} is there twice, as {name}; remove one of them"
-                )
-            shapes[name] = tuple(part.get_shape())
-            readers[name] = partial(_read_tensor, file, stored)
+            shape = tuple(part.get_shape())
+            for name, rows in parts_of(canonical_name(stored, expected), shape, config, form).items():
+                if name in readers:
+                    raise CheckpointError(
+                        f"{path}: tensor {stored} is there twice, as {name}; remove one of them"
+                    )
+                shapes[name] = (len(range(*rows.indices(shape[0]))), *shape[1:]) if shape else shape
+                readers[name] = partial(_read_rows, tensors, stored, rows)
     if config.tie_word_embeddings and HEAD in shapes:
         _drop_tied_head(folder, readers, shapes)
     check_shapes(str(folder), shapes, config)
-    return LazyWeights(str(folder), readers)
+    return LazyWeights(
+        str(folder),
+        {name: partial(read_normal, read, name, config, form) for name, read in readers.items()},
+    )
 
 
-def _read_tensor(file: SafetensorsFile, name: str) -> Tensor:
-    return file.get_tensor(name).to(torch.float32)
+def say_checkpoint(said: str) -> CheckpointError:
+    """What is wrong with a file of a checkpoint."""
+    return CheckpointError(f"{said}; fetch it again")
+
+
+def _read_rows(file: TensorFile, name: str, rows: slice) -> Tensor:
+    return file.rows(name, rows).to(torch.float32)
 
 
 def _drop_tied_head(folder: Path, readers: dict[str, Callable[[], Tensor]], shapes: dict[str, Shape]) -> None:

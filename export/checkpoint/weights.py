@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kvfold.export.model.model_config import ModelConfig
+from kvfold.export.model.norms import BLOCK_NORMS
 from kvfold.plugins.contract.errors import CheckpointError
 
 Shape = tuple[int, ...]
@@ -30,11 +31,14 @@ class LazyWeights(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = self._readers[name]()
-        if not torch.isfinite(tensor).all():
+        if tensor.numel() and not all(torch.isfinite(end) for end in tensor.aminmax()):  # NaN is both ends
             raise CheckpointError(
                 f"{self._source}: tensor {name} holds NaN or infinity; fetch the file again"
             )
         return tensor
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._readers  # without reading it
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._readers)
@@ -48,12 +52,11 @@ def expected_shapes(config: ModelConfig) -> dict[str, Shape]:
     hidden, middle, head_dim = config.hidden_size, config.intermediate_size, config.head_dim
     query, key = config.num_attention_heads * head_dim, config.num_key_value_heads * head_dim
     layer: dict[str, Shape] = {
-        "input_layernorm.weight": (hidden,),
+        **{f"{norm}.weight": (hidden,) for norm in BLOCK_NORMS[config.norm_placement].present},
         "self_attn.q_proj.weight": (query, hidden),
         "self_attn.k_proj.weight": (key, hidden),
         "self_attn.v_proj.weight": (key, hidden),
         "self_attn.o_proj.weight": (hidden, query),
-        "post_attention_layernorm.weight": (hidden,),
         "mlp.gate_proj.weight": (middle, hidden),
         "mlp.up_proj.weight": (middle, hidden),
         "mlp.down_proj.weight": (hidden, middle),
@@ -67,7 +70,8 @@ def expected_shapes(config: ModelConfig) -> dict[str, Shape]:
         sizes = {"gate": middle, "up": middle, "down": hidden}
         layer |= {f"mlp.{name}_proj.bias": (size,) for name, size in sizes.items()}
     if config.qk_norm:
-        layer |= {f"self_attn.{name}_norm.weight": (head_dim,) for name in "qk"}
+        sizes = {"q": query, "k": key} if config.qk_norm == "projection" else dict.fromkeys("qk", head_dim)
+        layer |= {f"self_attn.{name}_norm.weight": (size,) for name, size in sizes.items()}
     shapes: dict[str, Shape] = {"model.embed_tokens.weight": (config.vocab_size, hidden)}
     for index in range(config.num_hidden_layers):
         shapes |= {f"model.layers.{index}.{name}": shape for name, shape in layer.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from kvfold.export.fold.head_sinks import head_sink_name
 from kvfold.export.fold.sequential import FoldBank, SequentialFold
 from kvfold.export.model.model_config import ModelConfig
 from kvfold.export.model.residual_stream import ResidualStream
+from kvfold.export.weights.changed_weights import ChangedWeights, EditedWeights, dropped_names
+from kvfold.export.weights.layer_journal import Journal, MemoryJournal
 from kvfold.plugins.contract.errors import CalibrationError, PlanError
 from kvfold.plugins.contract.fold_plan import Bank, FoldPlan
 from kvfold.plugins.contract.plan_presets import Preset, build_plan
@@ -25,13 +28,13 @@ class FoldedModel:
 
     Attributes:
         plan: the plan that was asked for, with the RoPE slots of each folded bank.
-        weights: Hugging Face names; consumers have no `k_proj` and `v_proj`.
+        weights: Hugging Face names, by reference to the given ones; consumers have no `k_proj` and `v_proj`.
         errors: by folded layer, the relative error of its attention-block output, before its bias, on the
             calibration text: sqrt(E|student - teacher|^2 / E|teacher|^2), each on its own inputs.
     """
 
     plan: FoldPlan
-    weights: dict[str, Tensor]
+    weights: Mapping[str, Tensor]
     errors: dict[int, float]
 
 
@@ -55,13 +58,15 @@ def fold_weights(
     tokens: Tensor,
     how: HowToFold | None = None,
     progress: Progress = unheard,
+    journal: Journal | None = None,
 ) -> FoldedModel:
     """Weights of the model under `plan`, calibrated on tokens [N, L].
 
     Only layers of folded banks (fewer KV heads, or read by several layers) change; the identity plan and
-    plans of horizons alone return every tensor untouched. Head sinks are added where the plan has them.
-    Disk holds four streams of N * L * hidden_size floats in the temporary directory; memory holds one batch,
-    the moments, and the keys and values of banks whose readers are still to come.
+    plans of horizons alone leave every tensor untouched. Head sinks are added where the plan has them.
+    Disk holds four streams of N * L * hidden_size floats in the temporary directory; memory holds a layer of
+    both models, one batch, the moments, and the keys and values of banks whose readers are still to come.
+    What changed is in the journal, by default in memory; a journal on disk also goes on after a kill.
 
     Raises:
         PlanError: the plan cannot be reached from this model.
@@ -69,45 +74,42 @@ def fold_weights(
     """
     check_foldable(config, plan)
     _check_length(plan, tokens.shape[1])
-    how = how or HowToFold()
+    how, journal = how or HowToFold(), journal or MemoryJournal()
     banks = {layer: bank for bank in plan.banks for layer in bank.layers}
     dropped = dropped_names(plan)
-    folded = {name: weights[name] for name in weights if name not in dropped}
-    folded |= {name: torch.zeros(config.num_attention_heads) for name in added_names(plan)}
     worked_on = [
         layer for layer, bank in banks.items() if is_folded(bank, config) or plan.layers[layer].head_sink
     ]
-    last = max(worked_on, default=-1)
-    errors: dict[int, float] = {}
-    if last < 0:
-        return FoldedModel(plan, folded, errors)
+    layers = range(max(worked_on, default=-1) + 1)
+    state = journal.load()
+    if not layers:
+        return FoldedModel(plan, ChangedWeights(weights, {}, dropped), {})
     identity = build_plan(Preset(preset="identity"), config.attention_shape)
+    folded = EditedWeights(weights, dropped)
     with torch.no_grad():
-        teacher, student = (ResidualStream.embed(config, each, weights, tokens) for each in (identity, plan))
-        fold = SequentialFold(config, weights, folded, (teacher, student), how.settings, how.method)
-        for layer in range(last + 1):
-            progress(layer / (last + 1), f"layer {layer} of {last + 1}")
+        streams = (
+            ResidualStream.embed(config, identity, weights, tokens),
+            ResidualStream.embed(config, plan, weights, tokens),
+        )
+        fold = SequentialFold(config, weights, folded, streams, how.settings, how.method)
+        first = 0 if state is None else fold.restore(state)
+        folded.update({name: torch.zeros(config.num_attention_heads) for name in added_names(plan, first)})
+        for layer in layers[first:]:
+            progress(layer / len(layers), f"layer {layer} of {len(layers)}")
             if is_folded(banks[layer], config):
-                errors[layer] = fold.fold_layer(layer, banks[layer])
+                fold.fold_layer(layer, banks[layer])
             else:
                 fold.pass_layer(layer)
-    return FoldedModel(fold.student.plan, folded, errors)
+            own = folded.take(f"model.layers.{layer}.")
+            journal.finish(layer, own, partial(fold.state, layer + 1))
+    return FoldedModel(fold.student.plan, ChangedWeights(weights, journal.tensors, dropped), fold.errors)
 
 
-def dropped_names(plan: FoldPlan) -> set[str]:
-    """Tensors that a plan has no use for: keys and values of consumers."""
-    return {
-        f"model.layers.{layer}.self_attn.{projection}.{kind}"
-        for bank in plan.banks
-        for layer in bank.consumers
-        for projection in ("k_proj", "v_proj")
-        for kind in ("weight", "bias")
-    }
-
-
-def added_names(plan: FoldPlan) -> list[str]:
-    """Tensors that a plan needs and no checkpoint has: the head sinks, [query heads] each."""
-    return [head_sink_name(index) for index, layer in enumerate(plan.layers) if layer.head_sink]
+def added_names(plan: FoldPlan, first: int = 0) -> list[str]:
+    """Tensors that a plan needs and no checkpoint has: head sinks, [query heads] each, from a layer on."""
+    return [
+        head_sink_name(index) for index, layer in enumerate(plan.layers) if layer.head_sink and index >= first
+    ]
 
 
 def is_folded(bank: Bank, config: ModelConfig) -> bool:
@@ -131,10 +133,17 @@ def check_foldable(config: ModelConfig, plan: FoldPlan) -> None:
                 f"{bank.num_key_value_heads}; use a divisor"
             )
         if config.qk_norm and is_folded(bank, config):
+            what = "each key head by itself" if config.qk_norm == "head" else "all its key heads together"
             raise PlanError(
-                f"layer {bank.layer}: {config.family} normalises each key head by itself (QK-norm), so its "
+                f"layer {bank.layer}: {config.family} normalises {what} (QK-norm), so its "
                 "heads cannot be merged or shared in closed form; keep its KV heads and donors, "
                 "windows, sinks and int8 caches (preset horizon) work"
+            )
+        others = [i for i in bank.consumers if config.layer_ropes[i] != config.layer_ropes[bank.layer]]
+        if others:
+            raise PlanError(
+                f"layer {others[0]}: its keys turn with another RoPE than those of layer {bank.layer}, so it "
+                "cannot read them; share within layers of one kind"
             )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kvfold.export.model.dense_attention import DenseAttention, visible
+from kvfold.export.model.dense_attention import DenseAttention, attend_softly, visible
 from kvfold.plugins.contract.fold_plan import LayerPlan
 
 # Logits around the median query's v that are searched: its sink takes between 0.1 % and 99.9 % of the
@@ -42,13 +42,17 @@ class SinklessAttention(DenseAttention):
         """As DenseAttention's, without the sink."""
         if head_sink is None:
             return super().attend(query, keys, values, layer, None)
-        mask = visible(query.shape[2], layer.sliding_window, layer.sink_size)
+        mask, scale = visible(query.shape[2], layer.sliding_window, layer.sink_size), self.config.logit_scale
+        if softcap := self.config.attention_softcap:
+            capped, log_sum_exp = attend_softly(query, keys, values, mask, scale, softcap)
+            self.log_sum_exp = log_sum_exp.transpose(1, 2)
+            return capped
         if mask is not None:
             mask = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
         group = query.shape[1] // keys.shape[1]
         keys, values = (x.repeat_interleave(group, dim=1) for x in (keys, values))
         output: Tensor
-        output, log_sum_exp = _attend(query, keys, values, 0.0, mask is None, attn_mask=mask)
+        output, log_sum_exp = _attend(query, keys, values, 0.0, mask is None, attn_mask=mask, scale=scale)
         self.log_sum_exp = log_sum_exp.transpose(1, 2)
         return output
 

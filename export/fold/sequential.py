@@ -7,8 +7,9 @@ will read its bank: their folded inputs do not exist yet when the bank is fixed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,10 +20,12 @@ from kvfold.export.fold.fold_settings import FoldSettings
 from kvfold.export.fold.head_sinks import HeadSinkFit, SinklessAttention, head_sink_name
 from kvfold.export.fold.projections import read_heads, read_output, write_heads, write_output
 from kvfold.export.fold.regression import Moments, append_one
-from kvfold.export.model.decoder import Block, RMSNorm
+from kvfold.export.model.decoder import Block
 from kvfold.export.model.model_config import ModelConfig
+from kvfold.export.model.norms import BLOCK_NORMS
 from kvfold.export.model.residual_stream import ResidualStream, load_block
-from kvfold.plugins.contract.fold_plan import Bank
+from kvfold.export.model.rope import magnitudes
+from kvfold.plugins.contract.fold_plan import Bank, FoldPlan
 
 # How a bank's members, given the number of stored heads, become one KV. It is the closed form, unless a
 # method of `export.fold.baselines` is to be compared with that.
@@ -35,13 +38,15 @@ class SequentialFold:
     Attributes:
         folded: the student's weights; a layer's are final once `fold_layer` has seen it.
         settings: dials.
+        errors: by folded layer, the relative error of its attention-block output before its bias, on the
+            student's own inputs.
     """
 
     def __init__(
         self,
         config: ModelConfig,
         weights: Mapping[str, Tensor],
-        folded: dict[str, Tensor],
+        folded: MutableMapping[str, Tensor],
         streams: tuple[ResidualStream, ResidualStream],
         settings: FoldSettings,
         method: FoldBank | None = None,
@@ -53,8 +58,30 @@ class SequentialFold:
         self.teacher, self.student = streams
         self.settings = settings
         self._method = method or partial(fold_bank, fit_slots=settings.rope_slots == "fitted")
-        self._banks: dict[int, FoldedBank] = {}
+        self.errors: dict[int, float] = {}
+        self._factors: dict[int, tuple[Tensor, Tensor]] = {}  # of queries and values, by open bank
+        self._norms = BLOCK_NORMS[config.norm_placement]
+        self._teacher_block: Block | None = None
         self.student.mixer = self._sinkless = SinklessAttention(config, self.student.plan)
+
+    def state(self, layer: int) -> dict[str, Any]:
+        """What `restore` goes on from, before `layer`."""
+        return {
+            "layer": layer,
+            "streams": [self.teacher.state(), self.student.state()],
+            "plan": self.student.plan.model_dump_json(),
+            "factors": self._factors,
+            "errors": self.errors,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> int:
+        """Stand where another fold of the same text stood; returns the layer to go on with."""
+        for stream, kept in zip((self.teacher, self.student), state["streams"], strict=True):
+            stream.restore(kept)
+        self.student.replan(FoldPlan.model_validate_json(state["plan"]))
+        self._factors, self.errors = state["factors"], state["errors"]
+        layer: int = state["layer"]
+        return layer
 
     def pass_layer(self, layer: int) -> None:
         """Move both streams past a layer whose weights stay as they are."""
@@ -62,15 +89,10 @@ class SequentialFold:
         self._attend(teacher, student)
         self._advance(teacher, student)
 
-    def fold_layer(self, layer: int, bank: Bank) -> float:
-        """Solve a layer of a folded bank and move both streams past it.
-
-        Returns:
-            Relative error of the attention-block output before its bias, on the student's own inputs.
-        """
-        error = self._solve(layer, bank)
+    def fold_layer(self, layer: int, bank: Bank) -> None:
+        """Solve a layer of a folded bank and move both streams past it."""
+        self._solve(layer, bank)
         self._advance(*self._blocks(layer))
-        return error
 
     def fold_bank(self, bank: Bank) -> None:
         """Fold one bank alone; both streams stand before its producer, and end before the last one's MLP."""
@@ -82,24 +104,28 @@ class SequentialFold:
                 self.pass_layer(layer)
         self._solve(layers[-1], bank)
 
-    def _solve(self, layer: int, bank: Bank) -> float:
+    def _solve(self, layer: int, bank: Bank) -> None:
         if layer == bank.layer:
             folded = self._method(self._bank_statistics(bank), bank.num_key_value_heads)
-            self._banks[layer] = folded
+            self._factors[layer] = folded.query_factors, folded.value_factors
             self.student.replan(self.student.plan.with_rope_slots(layer, folded.slots))
             write_heads(self.folded, layer, "k_proj", folded.keys)
             write_heads(self.folded, layer, "v_proj", folded.values)
         self._absorb_factors(layer, bank)
+        if layer == bank.layers[-1]:
+            del self._factors[bank.layer]
         teacher, student = self._blocks(layer)
         self._attend(teacher, student)
         # Without o_proj's bias, which both models add alike: W_O is fitted to what the heads give.
         output = teacher.self_attn.o_proj.weight
         moments = Moments(self.student.heads.shape[-1], self.config.hidden_size)
         for rows in self.student.batches():
-            moments.add(self.student.heads[rows], functional.linear(self.teacher.heads[rows], output))
+            target = functional.linear(self.teacher.heads[rows], output)
+            share = self._share_in_stream(target)
+            moments.add(self.student.heads[rows] * share, target * share)
         solved = moments.solve(student.self_attn.o_proj.weight, self.settings.ridge)
         write_output(self.folded, layer, solved)
-        return moments.relative_error(solved)
+        self.errors[layer] = moments.relative_error(solved)
 
     def _attend(self, teacher: Block, student: Block) -> None:
         """Head outputs of both streams; head sinks are fitted to them and put in the student's."""
@@ -123,17 +149,24 @@ class SequentialFold:
 
     def _blocks(self, layer: int) -> tuple[Block, Block]:
         """The layer's block in the teacher and in the student, with its weights as they are now."""
-        return (
-            load_block(self.config, self.teacher.plan, self.weights, layer),
-            load_block(self.config, self.student.plan, self.folded, layer),
-        )
+        teacher = self._original(layer)
+        student = load_block(self.config, self.student.plan, self.folded, layer)
+        student.mlp = teacher.mlp  # no fold changes it: it is held once
+        return teacher, student
+
+    def _original(self, layer: int) -> Block:
+        """The teacher's block, kept while it is the layer at work."""
+        if self._teacher_block is None or self._teacher_block.self_attn.layer != layer:
+            self._teacher_block = None  # before the next one is there
+            self._teacher_block = load_block(self.config, self.teacher.plan, self.weights, layer)
+        return self._teacher_block
 
     def _read(self, layer: int, projection: str) -> Tensor:
         return read_heads(self.weights, layer, projection, self.config.head_dim)
 
-    def _inputs(self, norm: RMSNorm, rows: slice) -> Tensor:
+    def _inputs(self, block: Block, rows: slice) -> Tensor:
         """What the student's projections read, [B, L, hidden_size (+ 1 with a bias)]."""
-        x = norm(self.student.hidden[rows])
+        x = block.attention_input(self.student.hidden[rows])
         return append_one(x) if self.config.attention_bias else x
 
     def _bank_statistics(self, bank: Bank) -> BankStatistics:
@@ -144,16 +177,15 @@ class SequentialFold:
         prior = torch.stack([keys, values], dim=1).flatten(0, 3)
         moments, rotation = Moments(prior.shape[1], prior.shape[0]), Moments(prior.shape[1], size)
         power = torch.zeros(len(layers), self.config.num_attention_heads, size, dtype=torch.float64)
-        blocks = [
-            load_block(self.config, self.teacher.plan, self.weights, i)
-            for i in range(bank.layer, layers[-1] + 1)
-        ]
-        attention, norm = blocks[0].self_attn, blocks[0].input_layernorm
-        length = self.student.hidden.shape[1]
-        angles = torch.cat([self.student.mixer.cos[:length], self.student.mixer.sin[:length]], dim=-1)
+        blocks = [self._original(bank.layer)]
+        for i in range(bank.layer + 1, layers[-1] + 1):
+            blocks.append(load_block(self.config, self.teacher.plan, self.weights, i))
+        attention, length = blocks[0].self_attn, self.student.hidden.shape[1]
+        sizes = magnitudes(self.config, self.teacher.plan, bank.layer)
+        angles = torch.cat([x[:length] / sizes for x in self.teacher.mixer.table(bank.layer)], dim=-1)
         for rows in self.student.batches():
             projected = torch.stack(list(self.teacher.look_ahead(blocks, layers, rows)), dim=-2)
-            x, queries = self._inputs(norm, rows), projected[..., : attention.query_size]
+            x, queries = self._inputs(blocks[0], rows), projected[..., : attention.query_size]
             moments.add(x, projected[..., attention.query_size :].flatten(-2))
             rotation.add(x, angles.expand(*x.shape[:-1], -1))
             power += queries.square().sum((0, 1)).reshape(power.shape)
@@ -166,12 +198,24 @@ class SequentialFold:
             values=predicted[:, 1],
             gram=moments.gram / moments.tokens,
             rotated_mean=torch.complex(cos, sin),
-            query_power=self._by_original_head(power[..., : size // 2] + power[..., size // 2 :]),
+            # A logit holds both lengths that RoPE gives a pair, so its power holds their fourth power.
+            query_power=self._by_original_head(
+                (power[..., : size // 2] + power[..., size // 2 :]) * sizes**4
+            ),
             output_metric=self._output_metric(layers),
         )
 
+    def _share_in_stream(self, output: Tensor) -> Tensor:
+        """What an error of attention-block outputs [..., hidden_size] counts for: a norm behind shrinks it."""
+        if self._norms.attention_output is None:
+            return output.new_ones(())
+        return torch.rsqrt(output.square().mean(-1, keepdim=True) + self.config.rms_norm_eps)
+
     def _output_metric(self, layers: tuple[int, ...]) -> Tensor:
         output = torch.stack([read_output(self.weights, layer, self.config.head_dim) for layer in layers])
+        if norm := self._norms.attention_output:
+            scales = [self.weights[f"model.layers.{layer}.{norm}.weight"].double() for layer in layers]
+            output = output * torch.stack(scales)[:, None, :, None]
         return self._by_original_head(output.mT @ output)
 
     def _by_original_head(self, x: Tensor) -> Tensor:
@@ -185,17 +229,14 @@ class SequentialFold:
         """
         index = bank.layers.index(layer)
         repeats = self.config.num_attention_heads // self.config.num_key_value_heads
-        folded = self._banks[bank.layer]
-        query_factors = folded.query_factors[index].repeat_interleave(repeats, 0)
-        value_factors = folded.value_factors[index].repeat_interleave(repeats, 0)
-        queries = self._read(layer, "q_proj")
-        block = load_block(self.config, self.teacher.plan, self.weights, layer)
+        query_factors, value_factors = (
+            factors[index].repeat_interleave(repeats, 0) for factors in self._factors[bank.layer]
+        )
+        queries, block = self._read(layer, "q_proj"), self._original(layer)
         moments = Moments(queries.shape[-1], queries.shape[0] * queries.shape[1])
         for rows in self.student.batches():
             (projected,) = self.teacher.look_ahead([block], (layer,), rows)
-            moments.add(
-                self._inputs(block.input_layernorm, rows), projected[..., : block.self_attn.query_size]
-            )
+            moments.add(self._inputs(block, rows), projected[..., : block.self_attn.query_size])
         solved = moments.solve(queries.flatten(0, 1), self.settings.ridge).reshape(queries.shape)
         write_heads(self.folded, layer, "q_proj", query_factors @ solved)
         output = read_output(self.weights, layer, self.config.head_dim) @ value_factors

@@ -16,8 +16,19 @@ class Linear:
     name: str
     node: ir.Node
     x: ir.Value
-    weight: np.ndarray
+    constant: ir.TensorProtocol
     bias: ir.Value | None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Outputs and inputs."""
+        out_features, in_features = self.constant.shape.numpy()
+        return out_features, in_features
+
+    @property
+    def weight(self) -> np.ndarray:
+        """W float32 [out, in], read anew on each access."""
+        return self.constant.numpy()
 
     @property
     def output(self) -> ir.Value:
@@ -34,4 +45,4 @@ def find_linears(model: ir.Model) -> Iterator[Linear]:
         constant = weight.const_value if weight is not None else None
         if x is not None and constant is not None and node.attributes["transB"].as_int() == 1:
             name = (node.name or "").removesuffix(".Gemm")
-            yield Linear(name, node, x, constant.numpy(), bias[0] if bias else None)
+            yield Linear(name, node, x, constant, bias[0] if bias else None)

@@ -40,6 +40,17 @@ def count_norms(model: ir.Model) -> int:
     return sum(node.op_type == "RMSNormalization" for node in model.graph)
 
 
+def count_sums_normalised(model: ir.Model) -> int:
+    """How many norms of the target-neutral graph read a sum: not the embedding, nor what a linear gave.
+
+    Which those are, a family decides: norms may stand before a block's parts, after them, or both.
+    """
+    alone = ("Gather", "Gemm", "Split")
+    norms = (node for node in model.graph if node.op_type == "RMSNormalization")
+    streams = (node.inputs[0].producer() for node in norms if node.inputs[0] is not None)
+    return sum(producer is None or producer.op_type not in alone for producer in streams)
+
+
 def count_weights(model: ir.Model) -> int:
     """How often the target-neutral graph reads a weight: embedding, linears, their biases, and norms."""
     linears = sum(1 + (linear.bias is not None) for linear in find_linears(model))

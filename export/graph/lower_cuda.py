@@ -7,21 +7,22 @@ from pathlib import Path
 import onnx_ir as ir
 
 from kvfold.export.graph.lower import check_counts, check_kv_dtypes, count_weights, save_lowered
-from kvfold.export.graph.model_files import load_model
 from kvfold.export.graph.passes import activation_dtype, float_logits, stock_attention
 from kvfold.plugins.contract.errors import TargetError
 from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.plugins.cuda.attention_spec import ActivationDtype
 
 
-def lower_for_cuda(source: Path, directory: Path, plan: FoldPlan, dtype: ActivationDtype) -> dict[str, int]:
+def lower_for_cuda(
+    model: ir.Model, directory: Path, plan: FoldPlan, dtype: ActivationDtype
+) -> dict[str, int]:
     """Write `model.onnx` for ONNX Runtime's CUDA provider, with stock ops alone, into `directory`.
 
     Every linear is computed in `dtype`. Norms stay RMSNormalization, whose kernel sums in float32; the fused
     residual norm that the CPU uses sums in float16 on CUDA.
 
     Args:
-        source: the target-neutral graph.
+        model: the target-neutral graph, changed in place.
         directory: an existing directory.
         plan: the plan the graph was exported from.
         dtype: of the activations.
@@ -35,7 +36,7 @@ def lower_for_cuda(source: Path, directory: Path, plan: FoldPlan, dtype: Activat
     """
     check_kv_dtypes(plan, f"the cuda target with {dtype} activations", (dtype, "int8"))
     _check_sinks(plan)
-    model, element = load_model(source), ir.DataType[dtype.upper()]
+    element = ir.DataType[dtype.upper()]
     expected = {
         "activation_dtype": count_weights(model),
         "float_logits": 1,

@@ -8,7 +8,6 @@ from pathlib import Path
 import onnx_ir as ir
 
 from kvfold.export.graph.lower import check_counts, check_kv_dtypes, count_norms, count_weights, save_lowered
-from kvfold.export.graph.model_files import load_model
 from kvfold.export.graph.passes import (
     activation_dtype,
     float_logits,
@@ -24,7 +23,7 @@ from kvfold.plugins.cuda.attention_spec import ActivationDtype
 
 
 def lower_for_tensorrt(
-    source: Path,
+    model: ir.Model,
     directory: Path,
     plan: FoldPlan,
     precision: Mapping[str, Precision],
@@ -37,7 +36,7 @@ def lower_for_tensorrt(
     (`int8_a16`, `float32`) stay in `dtype`.
 
     Args:
-        source: the target-neutral graph.
+        model: the target-neutral graph, changed in place.
         directory: an existing directory.
         plan: the plan the graph was exported from.
         precision: each linear's precision by module path, as calibration decided.
@@ -53,7 +52,7 @@ def lower_for_tensorrt(
     """
     check_kv_dtypes(plan, f"TensorRT with {dtype} activations", (dtype, "int8"))
     int8 = _int8_linears(precision, activation_scales)
-    model, element = load_model(source), ir.DataType[dtype.upper()]
+    element = ir.DataType[dtype.upper()]
     expected = {
         "quantize_dequantize_linears": len(int8),
         "activation_dtype": count_weights(model) - len(int8),

@@ -1,4 +1,8 @@
-"""Write a folded decoder as a target-neutral ONNX graph: float linears, attention as PagedAttention."""
+"""Write a folded decoder as a target-neutral ONNX graph: float linears, attention as PagedAttention.
+
+The graph names its weights and holds none: they are inputs behind those of a step, and `load_graph` binds
+them. So a model of any size is traced in the same memory.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +16,15 @@ import onnx
 import onnx_ir as ir
 import torch
 from onnxscript.values import Opset
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import Dim
 
-from kvfold.export.graph.model_files import save_model
 from kvfold.export.graph.paged_decoder import PagedDecoder
 from kvfold.export.model.decoder import Decoder
+from kvfold.export.model.model_config import ModelConfig
 from kvfold.plugins.contract import step
 from kvfold.plugins.contract.errors import ExportError
 from kvfold.plugins.contract.fold_plan import FoldPlan
-from kvfold.plugins.contract.step import MODEL_FILE
 from kvfold.plugins.paged_attention.onnx_schema import register_schema
 from kvfold.plugins.paged_attention.schema import DOMAIN, INPUTS, OP_TYPE, OPSET, OUTPUTS, Attributes
 
@@ -35,25 +38,42 @@ _TORCH_DTYPES = {
 _ATTRIBUTES = tuple(Attributes.__dataclass_fields__)
 
 
-def export_onnx(decoder: Decoder, scales: Mapping[str, Tensor], directory: Path) -> Path:
-    """Write `model.onnx` and `model.onnx.data` into `directory` and return the graph's path.
+def export_graph(config: ModelConfig, plan: FoldPlan, scales: Mapping[str, Tensor], path: Path) -> Path:
+    """Write the graph of a model folded by `plan` to `path`, and return that.
 
     Args:
-        decoder: the folded model, float32.
+        config: the unfolded model.
+        plan: how it is folded.
         scales: static KV scales for every int8 bank, `key_scale.<layer>` and `value_scale.<layer>`.
-        directory: an existing directory.
+        path: of the file.
 
     Raises:
         ExportError: the exported graph does not hold what the plan promises.
     """
-    plan = decoder.plan
+    decoder = _stand_in(config, plan)
     model = _to_onnx(PagedDecoder(decoder, scales), plan)
     _name_nodes(model)
     _check_against_plan(model, plan)
-    path = directory / MODEL_FILE
-    save_model(model, path)
+    _give_weights_up(model, decoder)
+    ir.save(model, path)
     onnx.checker.check_model(str(path))
     return path
+
+
+def _stand_in(config: ModelConfig, plan: FoldPlan) -> Decoder:
+    """A decoder whose parameters have a shape and one number each, which all differ.
+
+    The exporter's optimiser drops a constant that equals another.
+    """
+    with torch.device("meta"):
+        decoder = Decoder(config, plan)
+    for number, (name, parameter) in enumerate(list(decoder.named_parameters())):
+        module, _, leaf = name.rpartition(".")
+        number_alone = torch.tensor(float(number)).expand(parameter.shape)
+        setattr(decoder.get_submodule(module), leaf, nn.Parameter(number_alone, requires_grad=False))
+    if config.tie_word_embeddings:
+        decoder.lm_head.weight = decoder.model.embed_tokens.weight
+    return decoder.eval()
 
 
 def _to_onnx(module: PagedDecoder, plan: FoldPlan) -> ir.Model:
@@ -148,3 +168,14 @@ def _check_against_plan(model: ir.Model, plan: FoldPlan) -> None:
     names = [value.name for value in model.graph.inputs]
     if names != step.input_names(plan):
         raise ExportError(f"the graph's inputs are {names}, the plan asks for {step.input_names(plan)}")
+
+
+def _give_weights_up(model: ir.Model, decoder: Decoder) -> None:
+    """Turn the stand-ins' constants into inputs of the same names; a tied one has either of two."""
+    names = [name for name, _ in decoder.named_parameters(remove_duplicate=False)]
+    given_up = [value for name in names if (value := model.graph.initializers.pop(name, None)) is not None]
+    if len(given_up) != len(list(decoder.parameters())):
+        raise ExportError("the graph lacks weights of the model; check the installed torch version")
+    for value in given_up:
+        value.const_value = None
+        model.graph.inputs.append(value)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from kvfold.export.model.decoder import Attention, Decoder
 from kvfold.export.model.rope import rope_tables, select_slots
 from kvfold.plugins.contract import step
-from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.plugins.paged_attention.reference import paged_attention
 from kvfold.plugins.paged_attention.schema import INPUTS, Attributes, QuantType
 
@@ -19,11 +18,11 @@ from kvfold.plugins.paged_attention.schema import INPUTS, Attributes, QuantType
 class PagedMixer:
     """A Mixer that runs `kvfold::paged_attention` and collects the caches each producer returns."""
 
-    def __init__(self, plan: FoldPlan, constants: nn.Module, inputs: Mapping[str, Tensor]) -> None:
-        self.plan = plan
+    def __init__(self, constants: PagedDecoder, inputs: Mapping[str, Tensor]) -> None:
+        self.config, self.plan = constants.decoder.config, constants.decoder.plan
         self.constants = constants
         self.inputs = inputs
-        self._banks = {bank.layer: bank for bank in plan.banks}
+        self._banks = {bank.layer: bank for bank in self.plan.banks}
         self.caches: dict[int, tuple[Tensor, Tensor]] = {}
         self.donated: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -39,15 +38,15 @@ class PagedMixer:
             "block_table": self.inputs[step.block_table(group)],
         }
         for kind in ("cos_cache", "sin_cache"):
-            own = self.plan.layers[donor].rope_slots is not None
-            tensors[kind] = self.constants.get_buffer(f"{kind}_{donor}" if own else kind)
+            tensors[kind] = self.constants.get_buffer(self.constants.table_name(kind, donor))
         if self._banks[donor].kv_dtype == "int8":
             tensors["k_scale"] = self.constants.get_buffer(f"key_scale_{donor}")
             tensors["v_scale"] = self.constants.get_buffer(f"value_scale_{donor}")
-        if attention.q_norm is not None:  # a consumer hands on its donor's key norm: both or none
+        q_norm, _ = attention.head_norms
+        if q_norm is not None:  # a consumer hands on its donor's key norm: both or none
             norm = f"decoder.model.layers.{donor}.self_attn.k_norm.weight"
             tensors |= {
-                "q_norm_weight": attention.q_norm.weight,
+                "q_norm_weight": q_norm.weight,
                 "k_norm_weight": self.constants.get_parameter(norm),
             }
         if attention.sinks is not None:
@@ -85,15 +84,16 @@ class PagedMixer:
         return tensors | {"query": projected, "slot_mapping": torch.full_like(slots, -1)}
 
     def _attributes(self, attention: Attention) -> Attributes:
-        layer = self.plan.layers[attention.layer]
+        layer, (q_norm, _) = self.plan.layers[attention.layer], attention.head_norms
         quant_type: QuantType = "PER_CHANNEL" if layer.kv_dtype == "int8" else "NONE"
         return Attributes(
             num_heads=attention.num_heads,
             kv_num_heads=attention.num_key_value_heads,
-            scale=attention.head_dim**-0.5,
+            scale=self.config.logit_scale,
+            softcap=self.config.attention_softcap,
             local_window_size=-1 if layer.sliding_window is None else layer.sliding_window,
             sink_size=layer.sink_size,
-            qk_norm_epsilon=1e-6 if attention.q_norm is None else attention.q_norm.epsilon,
+            qk_norm_epsilon=1e-6 if q_norm is None else q_norm.epsilon,
             k_quant_type=quant_type,
             v_quant_type=quant_type,
         )
@@ -102,7 +102,7 @@ class PagedMixer:
 class PagedDecoder(nn.Module):
     """A decoder plus the constants that the op reads: RoPE tables and static KV scales.
 
-    Banks whose keys turn with slots of their own have tables of their own.
+    Each kind of RoPE has its tables; banks whose keys turn with slots of their own have tables of their own.
 
     Args:
         decoder: the folded model.
@@ -112,23 +112,32 @@ class PagedDecoder(nn.Module):
     def __init__(self, decoder: Decoder, scales: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.decoder = decoder
-        tables = dict(zip(("cos_cache", "sin_cache"), rope_tables(decoder.config), strict=True))
-        for kind, table in tables.items():
-            self.register_buffer(kind, table)
+        tables = [rope_tables(decoder.config, rope) for rope in decoder.config.ropes]
+        known: set[str] = set()
         for bank in decoder.plan.banks:
             slots = decoder.plan.layers[bank.layer].rope_slots
-            if slots is not None:
-                for kind, table in tables.items():
-                    self.register_buffer(f"{kind}_{bank.layer}", select_slots(table, slots))
+            pair = tables[decoder.config.layer_ropes[bank.layer]]
+            for kind, table in zip(("cos_cache", "sin_cache"), pair, strict=True):
+                name = self.table_name(kind, bank.layer)
+                if name not in known:
+                    self.register_buffer(name, select_slots(table, slots))
+                    known.add(name)
             if bank.kv_dtype == "int8":
                 for kind in ("key_scale", "value_scale"):
                     self.register_buffer(f"{kind}_{bank.layer}", scales[f"{kind}.{bank.layer}"])
+
+    def table_name(self, kind: str, producer: int) -> str:
+        """Name of the buffer with the `cos_cache` or `sin_cache` that a bank's keys turn with."""
+        if self.decoder.plan.layers[producer].rope_slots is not None:
+            return f"{kind}_{producer}"
+        rope = self.decoder.config.layer_ropes[producer]
+        return f"{kind}_rope{rope}" if rope else kind
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """One step: tensors as `step.input_names(plan)`, results as `step.output_names(plan)`."""
         plan = self.decoder.plan
         inputs = dict(zip(step.input_names(plan), tensors, strict=True))
-        mixer = PagedMixer(plan, self, inputs)
+        mixer = PagedMixer(self, inputs)
         hidden = self.decoder.model(inputs[step.INPUT_IDS], mixer)
-        logits = self.decoder.lm_head(hidden.index_select(0, inputs[step.LOGITS_INDICES]))
+        logits = self.decoder.logits(hidden.index_select(0, inputs[step.LOGITS_INDICES]))
         return logits, *(cache for bank in plan.banks for cache in mixer.caches[bank.layer])

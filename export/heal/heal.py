@@ -8,7 +8,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from kvfold.export.fold.fold import dropped_names
 from kvfold.export.heal.heal_settings import HealSettings
 from kvfold.export.heal.healed_adapter import merge
 from kvfold.export.heal.objective.losses import EndToEndLoss, LayerwiseLoss
@@ -22,6 +21,7 @@ from kvfold.export.heal.training.train import TOKENS_PER_PASS, Step, train
 from kvfold.export.model.model_config import ModelConfig
 from kvfold.export.quantize.calibrate import calibrate
 from kvfold.export.quantize.quantize_settings import QuantizeSettings
+from kvfold.export.weights.changed_weights import dropped_names
 from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.plugins.contract.plan_presets import Preset, build_plan
 from kvfold.plugins.contract.progress import Progress

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +17,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kvfold.export.fold.fold import added_names, dropped_names
+from kvfold.export.fold.fold import added_names
 from kvfold.export.heal.student.low_rank import FACTORS, LEFT, RIGHT, anchor
 from kvfold.export.model.model_config import ModelConfig
+from kvfold.export.weights.changed_weights import ChangedWeights, dropped_names
 from kvfold.plugins.contract.errors import AdapterError
 from kvfold.plugins.contract.fold_plan import FoldPlan
 
@@ -56,17 +57,45 @@ def plan_hash(plan: FoldPlan) -> str:
 
 def merge(
     config: ModelConfig, base: Mapping[str, Tensor], plan: FoldPlan, adapter: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """Weights under `plan`, Hugging Face names, of the unfolded weights and an adapter's tensors."""
-    merged = {name: base[name] for name in base if name not in dropped_names(plan)}
-    for name in merged:
-        if name in adapter:
-            merged[name] = adapter[name].float()
-        elif name + LEFT in adapter:
-            change = adapter[name + LEFT].double() @ adapter[name + RIGHT].double()
-            whole = anchor(name, merged[name], adapter[name + FACTORS], config, plan) + change
-            merged[name] = whole.half().float()
-    return merged | {name: adapter[name].float() for name in added_names(plan) if name in adapter}
+) -> ChangedWeights:
+    """Weights under `plan`, Hugging Face names, of the unfolded weights and an adapter's tensors.
+
+    Each is merged when it is read, none is held.
+    """
+    return ChangedWeights(base, AdaptedTensors(config, base, plan, adapter), dropped_names(plan))
+
+
+class AdaptedTensors(Mapping[str, Tensor]):
+    """The tensors that an adapter changes, float16, by name in the model; each is merged when it is read."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        base: Mapping[str, Tensor],
+        plan: FoldPlan,
+        adapter: Mapping[str, Tensor],
+    ) -> None:
+        """Arguments as `merge`'s."""
+        self._config, self._base, self._plan, self._adapter = config, base, plan, adapter
+        dropped = dropped_names(plan)
+        known = [name for name in base if name not in dropped] + added_names(plan)
+        self._names = dict.fromkeys(n for n in known if n in adapter or n + LEFT in adapter)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name in self._adapter:
+            return self._adapter[name].half()
+        change = self._adapter[name + LEFT].double() @ self._adapter[name + RIGHT].double()
+        factors = self._adapter[name + FACTORS]
+        return (anchor(name, self._base[name], factors, self._config, self._plan) + change).half()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def save_adapter(path: Path, adapter: Mapping[str, Tensor], base: str, plan: FoldPlan) -> None:

@@ -1,9 +1,9 @@
-"""The decoder: embedding, blocks of attention and SwiGLU, norm, head.
+"""The decoder: embedding, blocks of attention and MLP, norm, head.
 
-One module for every family and every plan. Projections that read the same input are packed into one
-linear (`qkv_proj`, `gate_up_proj`); checkpoints keep Hugging Face's names and `from_weights` packs
-them. How attention itself is computed is a `Mixer`: `DenseAttention` for whole sequences, the paged op
-where the model is exported.
+One module for every family and every plan: what families differ in is a switch of ModelConfig. Projections
+that read the same input are packed into one linear (`qkv_proj`, `gate_up_proj`); checkpoints keep Hugging
+Face's names and `from_weights` packs them. How attention itself is computed is a `Mixer`: `DenseAttention`
+for whole sequences, the paged op where the model is exported.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from kvfold.export.model.mlp import GatedMLP
 from kvfold.export.model.model_config import ModelConfig
+from kvfold.export.model.norms import BLOCK_NORMS, RMSNorm
 from kvfold.plugins.contract.errors import CheckpointError
 from kvfold.plugins.contract.fold_plan import FoldPlan
 
@@ -29,19 +30,6 @@ class Mixer(Protocol):
     def __call__(self, attention: Attention, projected: Tensor) -> Tensor:
         """Projections [..., q + 2 kv] (or q alone for a consumer) to head outputs [..., q]."""
         ...
-
-
-class RMSNorm(nn.Module):
-    """RMSNorm with a learned weight (arXiv 1910.07467)."""
-
-    def __init__(self, size: int, epsilon: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.epsilon = epsilon
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise the last axis."""
-        return functional.rms_norm(x, self.weight.shape, self.weight, self.epsilon)
 
 
 class Attention(nn.Module):
@@ -58,12 +46,33 @@ class Attention(nn.Module):
         width = self.query_size + (2 * self.key_value_size if plan.is_producer(layer) else 0)
         self.qkv_proj = nn.Linear(config.hidden_size, width, bias=config.attention_bias)
         self.o_proj = nn.Linear(self.query_size, config.hidden_size, bias=config.output_bias)
-        self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else None
+        self.qk_norm = config.qk_norm
+        whole = config.qk_norm == "projection"
+        sizes = (self.query_size, self.key_value_size) if whole else (self.head_dim, self.head_dim)
+        self.q_norm = RMSNorm(sizes[0], config.rms_norm_eps) if config.qk_norm else None
         owns_keys = config.qk_norm and plan.is_producer(layer)
-        self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if owns_keys else None
+        self.k_norm = RMSNorm(sizes[1], config.rms_norm_eps) if owns_keys else None
         # As Hugging Face's gpt-oss names the learned logits that the plan calls head_sink.
         has_sinks = plan.layers[layer].head_sink
         self.sinks = nn.Parameter(torch.zeros(self.num_heads)) if has_sinks else None
+
+    @property
+    def head_norms(self) -> tuple[RMSNorm | None, RMSNorm | None]:
+        """Norms of each head of q and of k, which the mixer computes; None where there is none."""
+        return (self.q_norm, self.k_norm) if self.qk_norm == "head" else (None, None)
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """What the mixer takes, [..., q + 2 kv] or for a consumer [..., q]."""
+        return self.normalise(self.qkv_proj(hidden))
+
+    def normalise(self, projected: Tensor) -> Tensor:
+        """Projections after norms of whole ones; those of heads are the mixer's."""
+        if self.qk_norm != "projection" or self.q_norm is None:
+            return projected
+        query, *rest = torch.split(projected, self._sizes(projected), dim=-1)
+        if self.k_norm is not None:
+            rest[0] = self.k_norm(rest[0])
+        return torch.cat([self.q_norm(query), *rest], dim=-1)
 
     def split(self, projected: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """q, k, v as heads [..., heads, head_dim]; k and v are None for a consumer."""
@@ -77,40 +86,43 @@ class Attention(nn.Module):
 
     def forward(self, hidden: Tensor, mixer: Mixer) -> Tensor:
         """Attention-block output, the shape of `hidden`."""
-        output: Tensor = self.o_proj(mixer(self, self.qkv_proj(hidden)))
-        return output
-
-
-class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x)) (arXiv 2002.05202), gate and up packed."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        hidden, middle, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.gate_up_proj = nn.Linear(hidden, 2 * middle, bias=bias)
-        self.down_proj = nn.Linear(middle, hidden, bias=bias)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """MLP output, the shape of `hidden`."""
-        gate, up = self.gate_up_proj(hidden).chunk(2, dim=-1)
-        output: Tensor = self.down_proj(functional.silu(gate) * up)
+        output: Tensor = self.o_proj(mixer(self, self.project(hidden)))
         return output
 
 
 class Block(nn.Module):
-    """One pre-norm decoder layer."""
+    """One decoder layer; its norms stand where the config places them."""
 
     def __init__(self, config: ModelConfig, plan: FoldPlan, layer: int) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norms = BLOCK_NORMS[config.norm_placement]
         self.self_attn = Attention(config, plan, layer)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = SwiGLU(config)
+        self.mlp = GatedMLP(config)
+        for name in self.norms.present:
+            self.add_module(name, RMSNorm(config.hidden_size, config.rms_norm_eps))
 
     def forward(self, hidden: Tensor, mixer: Mixer) -> Tensor:
         """Residual stream after this layer, the shape of `hidden`."""
-        hidden = hidden + self.self_attn(self.input_layernorm(hidden), mixer)
-        output: Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
+        return self.add_mlp(self.add_attention(hidden, self.self_attn(self.attention_input(hidden), mixer)))
+
+    def attention_input(self, hidden: Tensor) -> Tensor:
+        """What attention reads of the residual stream."""
+        return self._normalise(self.norms.attention_input, hidden)
+
+    def add_attention(self, hidden: Tensor, output: Tensor) -> Tensor:
+        """The residual stream with what attention gave."""
+        return hidden + self._normalise(self.norms.attention_output, output)
+
+    def mlp_input(self, hidden: Tensor) -> Tensor:
+        """What the MLP reads of the residual stream after attention."""
+        return self._normalise(self.norms.mlp_input, hidden)
+
+    def add_mlp(self, hidden: Tensor) -> Tensor:
+        """The residual stream after attention with what the MLP makes of it."""
+        return hidden + self._normalise(self.norms.mlp_output, self.mlp(self.mlp_input(hidden)))
+
+    def _normalise(self, norm: str | None, x: Tensor) -> Tensor:
+        output: Tensor = x if norm is None else self.get_submodule(norm)(x)
         return output
 
 
@@ -169,8 +181,16 @@ class Decoder(nn.Module):
 
     def forward(self, input_ids: Tensor, mixer: Mixer) -> Tensor:
         """Logits [..., vocab_size] of token ids [...]; one mixer serves one pass."""
-        output: Tensor = self.lm_head(self.model(input_ids, mixer))
-        return output
+        return self.logits(self.model(input_ids, mixer))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [..., vocab_size] of final hidden states [..., hidden_size]."""
+        return cap_logits(self.lm_head(hidden), self.config.final_softcap)
+
+
+def cap_logits(logits: Tensor, softcap: float) -> Tensor:
+    """softcap * tanh(logits / softcap); a softcap of 0 is off."""
+    return softcap * torch.tanh(logits / softcap) if softcap else logits
 
 
 def pack(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -6,90 +6,170 @@ name, with the reason, before a weight is read.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Collection
+from math import sqrt
 
 from pydantic import ValidationError as PydanticValidationError
 
-from kvfold.export.model.model_config import LinearRope, Llama3Rope, ModelConfig
+from kvfold.export.model.family import SAME_KEYS, Family, Metadata, number, positive
+from kvfold.export.model.layer_kinds import ropes, sliding_windows
+from kvfold.export.model.model_config import Activation, ModelConfig
+from kvfold.export.model.stored_form import StoredForm
+from kvfold.export.model.unsupported import refuse_quantised_config, refuse_unread_keys, unknown_family
 from kvfold.plugins.contract.errors import CheckpointError, UnsupportedModelError
 from kvfold.plugins.contract.fold_plan import describe_errors
 
-Metadata = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Family:
-    """One supported family.
-
-    Attributes:
-        name: Hugging Face's `model_type`, and the name in ModelConfig.
-        architecture: Hugging Face's class, as in `architectures`.
-        gguf_architecture: `general.architecture` of its GGUF files; None where llama.cpp files the
-            family under another one.
-        gguf_interleaved: llama.cpp stores Q and K rows for interleaved RoPE pairs.
-        attention_bias: q, k and v always have a bias.
-        bias_keys: keys of its config that give it biases: `attention_bias` to q, k, v and o_proj, `mlp_bias`
-            to gate_proj, up_proj and down_proj.
-        qk_norm: q and k pass an RMSNorm per head.
-        head_dim: Hugging Face's default; None is hidden_size / num_attention_heads.
-        sliding_window: Hugging Face's default where the config names none.
-    """
-
-    name: str
-    architecture: str
-    gguf_architecture: str | None
-    gguf_interleaved: bool = False
-    attention_bias: bool = False
-    bias_keys: tuple[str, ...] = ()
-    qk_norm: bool = False
-    head_dim: int | None = None
-    sliding_window: int | None = None
-
-    @property
-    def backbone(self) -> str:
-        """Hugging Face's class without the head; `save_pretrained` of one writes no prefix and no head."""
-        return self.architecture.replace("ForCausalLM", "Model")
-
-
+WINDOW_KEYS = ("sliding_window", "use_sliding_window", "layer_types")
+GEMMA_KEYS = ("hidden_activation", "query_pre_attn_scalar", "sliding_window", "layer_types")
+GEMMA_DEFAULTS: Metadata = {
+    "hidden_activation": "gelu_pytorch_tanh",
+    "head_dim": 256,
+    "num_key_value_heads": 4,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "tie_word_embeddings": True,
+}
+QWEN_DEFAULTS: Metadata = {
+    "max_position_embeddings": 32768,
+    "num_key_value_heads": 32,
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+}
 FAMILIES = (
     Family(
-        "llama", "LlamaForCausalLM", "llama", gguf_interleaved=True, bias_keys=("attention_bias", "mlp_bias")
+        "llama",
+        "LlamaForCausalLM",
+        "llama",
+        gguf_interleaved=True,
+        bias_keys=("attention_bias", "mlp_bias"),
+        defaults={"max_position_embeddings": 2048},
     ),
-    Family("mistral", "MistralForCausalLM", None, sliding_window=4096),
-    Family("qwen2", "Qwen2ForCausalLM", "qwen2", attention_bias=True),
-    Family("qwen3", "Qwen3ForCausalLM", "qwen3", bias_keys=("attention_bias",), qk_norm=True, head_dim=128),
+    Family(
+        "mistral",
+        "MistralForCausalLM",
+        None,
+        window_layers="all",
+        keys=("hidden_act", "sliding_window"),
+        defaults={"max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096},
+    ),
+    Family(
+        "qwen2",
+        "Qwen2ForCausalLM",
+        "qwen2",
+        attention_bias=True,
+        window_layers="from_max_window_layers",
+        keys=("hidden_act", "attention_bias", "max_window_layers", *WINDOW_KEYS),
+        defaults=QWEN_DEFAULTS,
+    ),
+    Family(
+        "qwen3",
+        "Qwen3ForCausalLM",
+        "qwen3",
+        bias_keys=("attention_bias",),
+        qk_norm="head",
+        window_layers="from_max_window_layers",
+        keys=("hidden_act", "max_window_layers", *WINDOW_KEYS),
+        defaults={**QWEN_DEFAULTS, "head_dim": 128},
+    ),
+    Family(
+        "gemma2",
+        "Gemma2ForCausalLM",
+        "gemma2",
+        bias_keys=("attention_bias",),
+        norm_placement="both",
+        norm_offset=1.0,
+        scaled_embedding=True,
+        window_layers="all_but_each_last",
+        keys=(*GEMMA_KEYS, "attn_logit_softcapping", "final_logit_softcapping"),
+        defaults={
+            **GEMMA_DEFAULTS,
+            "max_position_embeddings": 8192,
+            "sliding_window_pattern": 2,
+            "attn_logit_softcapping": 50.0,
+            "final_logit_softcapping": 30.0,
+        },
+    ),
+    Family(
+        "gemma3_text",
+        "Gemma3ForCausalLM",
+        "gemma3",
+        backbone="Gemma3TextModel",
+        bias_keys=("attention_bias",),
+        qk_norm="head",
+        norm_placement="both",
+        norm_offset=1.0,
+        scaled_embedding=True,
+        window_layers="all_but_each_last",
+        keys=(*GEMMA_KEYS, "final_logit_softcapping", "sliding_window_pattern", "rope_local_base_freq"),
+        defaults={
+            **GEMMA_DEFAULTS,
+            "max_position_embeddings": 131072,
+            "rope_theta": 1_000_000.0,
+            "rope_local_base_freq": 10_000.0,
+            "sliding_window_pattern": 6,
+        },
+    ),
+    Family(
+        "phi3",
+        "Phi3ForCausalLM",
+        "phi3",
+        fused=True,
+        window_layers="all",
+        keys=("hidden_act", "sliding_window", "partial_rotary_factor"),
+        defaults={
+            "max_position_embeddings": 4096,
+            "original_max_position_embeddings": 4096,
+            "rms_norm_eps": 1e-5,
+        },
+    ),
+    Family(
+        "smollm3",
+        "SmolLM3ForCausalLM",
+        "smollm3",
+        gguf_interleaved=True,
+        bias_keys=("attention_bias", "mlp_bias"),
+        window_layers="without_rope",
+        keys=("hidden_act", "no_rope_layers", "no_rope_layer_interval", *WINDOW_KEYS),
+        defaults={
+            "max_position_embeddings": 32768,
+            "num_key_value_heads": 4,
+            "rope_theta": 2_000_000.0,
+            "no_rope_layer_interval": 4,
+            "use_sliding_window": False,
+            "tie_word_embeddings": True,
+        },
+    ),
+    Family(
+        "olmo2",
+        "Olmo2ForCausalLM",
+        "olmo2",
+        bias_keys=("attention_bias",),
+        qk_norm="projection",
+        norm_placement="post",
+        defaults={"max_position_embeddings": 2048, "rms_norm_eps": 1e-5},
+    ),
+    Family(
+        "granite",
+        "GraniteForCausalLM",
+        "granite",
+        gguf_interleaved=True,
+        bias_keys=("attention_bias", "mlp_bias"),
+        keys=(
+            *("hidden_act", "attention_multiplier", "embedding_multiplier"),
+            *("residual_multiplier", "logits_scaling"),
+        ),
+        defaults={"max_position_embeddings": 2048, "attention_multiplier": 1.0},
+    ),
 )
-# Fields of ModelConfig that follow from the family, some of them from keys of its config too.
-SWITCHES = ("attention_bias", "output_bias", "mlp_bias", "qk_norm")
 SUPPORTED = ", ".join(family.name for family in FAMILIES)
-
-# Keys by which a config says that its weights are quantised: transformers', compressed-tensors', MLX's.
-QUANTISED = ("quantization_config", "compression_config", "quantization")
-
-# Config keys that change the computation: the values the decoder implements, and what others would need.
-NEUTRAL: dict[str, tuple[tuple[object, ...], str]] = {
-    "hidden_act": (("silu",), "only the SwiGLU MLP with silu is implemented"),
-    "mlp_bias": ((False,), "transformers computes no biases in the MLP of this family"),
-    "attention_bias": ((False,), "transformers computes no biases in the attention of this family"),
-    "partial_rotary_factor": ((1, 1.0), "RoPE must turn every channel of a head"),
-    **dict.fromkeys(QUANTISED, ((), "weights are quantised already; start from the float checkpoint")),
-    "num_experts": ((0,), "mixture of experts (MoE) is not implemented"),
-    "num_local_experts": ((0,), "mixture of experts (MoE) is not implemented"),
-    "n_routed_experts": ((0,), "mixture of experts (MoE) is not implemented"),
+# What configs call the activations that the MLP's gate passes.
+ACTIVATIONS: dict[object, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
 }
-
-# config.json keys that carry ModelConfig's own names.
-SAME_KEYS = (
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "vocab_size",
-    "rms_norm_eps",
-    "max_position_embeddings",
-)
 
 
 def config_from_huggingface(raw: Metadata) -> ModelConfig:
@@ -99,93 +179,91 @@ def config_from_huggingface(raw: Metadata) -> ModelConfig:
         UnsupportedModelError: the family or one of its features is not implemented; it is named.
         CheckpointError: a value is missing or of the wrong type.
     """
-    family = _huggingface_family(raw)
-    for key, (accepted, reason) in NEUTRAL.items():
-        value = raw.get(key)
-        computed = key in family.bias_keys or (key == "attention_bias" and family.attention_bias)
-        if value is not None and value not in accepted and not computed:
-            method = value.get("quant_method") if isinstance(value, Mapping) and key in QUANTISED else None
-            named = f" (quant_method {method!r:.40})" if method else ""
-            raise UnsupportedModelError(f"{family.name} with {key} = {value!r:.80}{named}: {reason}")
-    _refuse_sliding(family, raw)
-    heads = raw.get("num_attention_heads")
-    theta, scaling = _huggingface_rope(raw)
+    family = huggingface_family(raw)
+    refuse_quantised_config(family, raw)
+    refuse_unread_keys(family, raw)
+    known = family.known(raw)
+    heads = known.get("num_attention_heads")
+    kinds, layer_ropes = ropes(family, known)
     return build_config(
         "config.json",
         family,
         {
-            **{key: raw[key] for key in SAME_KEYS if key in raw},
-            "num_key_value_heads": raw.get("num_key_value_heads") or heads,
-            "head_dim": raw.get("head_dim") or family.head_dim or divide(raw.get("hidden_size"), heads),
-            "rope_theta": theta,
-            "rope_scaling": scaling,
-            "tie_word_embeddings": raw.get("tie_word_embeddings", False),
-            **bias_switches(family, [key for key in family.bias_keys if raw.get(key)]),
+            **{key: known[key] for key in SAME_KEYS if key in known},
+            "num_key_value_heads": known.get("num_key_value_heads") or heads,
+            "head_dim": known.get("head_dim") or divide(known.get("hidden_size"), heads),
+            "ropes": kinds,
+            "layer_ropes": layer_ropes,
+            "sliding_windows": sliding_windows(family, known),
+            "hidden_act": _activation(family, known),
+            "attention_scale": _attention_scale(known),
+            "attention_softcap": number(known, "attn_logit_softcapping") or 0.0,
+            "final_softcap": number(known, "final_logit_softcapping") or 0.0,
+            "tie_word_embeddings": known["tie_word_embeddings"],
+            **bias_switches(family, [key for key in family.bias_keys if known.get(key)]),
         },
     )
 
 
-def _huggingface_family(raw: Metadata) -> Family:
-    """The family that both `model_type` and `architectures`, where given, agree on."""
+def form_from_huggingface(raw: Metadata) -> StoredForm:
+    """How the tensors of a checkpoint with this config.json differ from the normal form.
+
+    Raises:
+        UnsupportedModelError: the family is not implemented.
+        CheckpointError: a value is of the wrong type.
+    """
+    family = huggingface_family(raw)
+    known = family.known(raw)
+    width = sqrt(positive(known, "hidden_size") or 1.0) if family.scaled_embedding else 1.0
+    return StoredForm(
+        fused=family.fused,
+        norm_offset=family.norm_offset,
+        embedding_multiplier=width * (positive(known, "embedding_multiplier") or 1.0),
+        residual_multiplier=positive(known, "residual_multiplier") or 1.0,
+        logits_multiplier=1.0 / (positive(known, "logits_scaling") or 1.0),
+    )
+
+
+def huggingface_family(raw: Metadata) -> Family:
+    """The family that both `model_type` and `architectures`, where given, agree on.
+
+    Raises:
+        UnsupportedModelError: it is none, or they name two.
+        CheckpointError: they say nothing.
+    """
     model_type, architectures = raw.get("model_type"), raw.get("architectures") or []
     if not isinstance(architectures, list):
         raise CheckpointError(f"config.json: architectures must be a list, not {architectures!r:.80}")
+    if model_type is None and not architectures:
+        raise CheckpointError("config.json has neither model_type nor architectures; is it a model's?")
     for family in FAMILIES:
-        if model_type in (family.name, None) and architectures in (
-            [family.architecture],
-            [family.backbone],
-            [],
-        ):
-            if model_type is None and not architectures:
-                raise CheckpointError(
-                    "config.json has neither model_type nor architectures; is it a model's?"
-                )
+        fits = not architectures or (len(architectures) == 1 and architectures[0] in family.classes)
+        if model_type in (family.name, None) and fits:
             return family
-    named = ", ".join(str(name) for name in [model_type, *architectures] if name)
-    raise UnsupportedModelError(f"model family {named} is not supported; supported are {SUPPORTED}")
-
-
-def _refuse_sliding(family: Family, raw: Metadata) -> None:
-    """A window the checkpoint was trained with is refused; one as long as the context changes nothing."""
-    window = raw.get("sliding_window", family.sliding_window)
-    uses_window = raw.get("use_sliding_window", family.sliding_window is not None)
-    if isinstance(raw.get("layer_types"), list) and raw["layer_types"]:
-        uses_window = "sliding_attention" in raw["layer_types"]
-    context = raw.get("max_position_embeddings")
-    if uses_window and isinstance(window, int) and isinstance(context, int) and window < context:
+    others = [family.name for family in FAMILIES if any(each in family.classes for each in architectures)]
+    if others and any(model_type == family.name for family in FAMILIES):
         raise UnsupportedModelError(
-            f"{family.name} with sliding_window = {window}: a checkpoint's own window is not supported; "
-            f"lower max_position_embeddings from {context} to {window} to use it up to there, unchanged"
+            f"config.json names two families: model_type {model_type}, architectures of {others[0]}; correct "
+            "the one that is wrong"
         )
+    raise unknown_family(model_type, architectures, raw, SUPPORTED)
 
 
-def _huggingface_rope(raw: Metadata) -> tuple[object, dict[str, object] | None]:
-    """rope_theta and scaling from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling`."""
-    parameters = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    if not isinstance(parameters, Mapping):
-        raise CheckpointError(f"config.json: rope parameters must be an object, not {parameters!r:.80}")
-    if any(isinstance(value, Mapping) for value in parameters.values()):
-        raise UnsupportedModelError(
-            "rope parameters per layer type are not implemented; one RoPE for all layers is"
-        )
-    if parameters.get("partial_rotary_factor", 1) != 1:
-        raise UnsupportedModelError(f"partial_rotary_factor: {NEUTRAL['partial_rotary_factor'][1]}")
-    theta = parameters.get("rope_theta") or raw.get("rope_theta") or 10000.0
-    return theta, scaling_fields(parameters.get("rope_type", parameters.get("type")), parameters)
-
-
-def scaling_fields(kind: object, parameters: Metadata) -> dict[str, object] | None:
-    """The fields of LinearRope or Llama3Rope; None for plain RoPE."""
-    if kind in (None, "default", "none"):
-        return None
-    for scheme in (LinearRope, Llama3Rope):
-        fields = scheme.model_fields
-        if kind == fields["rope_type"].default:
-            given = {key: parameters[key] for key in fields if key in parameters}
-            return {**given, "rope_type": kind}
+def _activation(family: Family, known: Metadata) -> Activation:
+    key = "hidden_activation" if family.reads("hidden_activation") else "hidden_act"
+    declared = known.get(key)
+    for name, activation in ACTIVATIONS.items():
+        if declared == name:
+            return activation
     raise UnsupportedModelError(
-        f"rope type {kind} is not supported; supported are default, linear and llama3"
+        f"{family.name} with {key} = {declared!r:.80}: the MLP knows {', '.join(map(str, ACTIVATIONS))}"
     )
+
+
+def _attention_scale(known: Metadata) -> float | None:
+    """Factor on q.k where it is not head_dim ** -0.5."""
+    base = positive(known, "query_pre_attn_scalar")
+    return positive(known, "attention_multiplier") if base is None else base**-0.5
 
 
 def bias_switches(family: Family, asked: Collection[str]) -> dict[str, bool]:
@@ -205,8 +283,9 @@ def divide(size: object, parts: object) -> object:
 
 def build_config(subject: str, family: Family, values: dict[str, object]) -> ModelConfig:
     """A family's ModelConfig, validated; raises CheckpointError that names each wrong value of `subject`."""
+    switches = {"qk_norm": family.qk_norm, "norm_placement": family.norm_placement}
     try:
-        config = ModelConfig.model_validate({"family": family.name, "qk_norm": family.qk_norm, **values})
+        config = ModelConfig.model_validate({"family": family.name, **switches, **values})
     except PydanticValidationError as error:
         raise CheckpointError(describe_errors(subject, error)) from error
     if config.num_attention_heads % config.num_key_value_heads:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,6 +73,15 @@ class ResidualStream:
         stream.hidden.copy_(self.hidden)
         return stream
 
+    def state(self) -> dict[str, Any]:
+        """What `restore` goes on from, between two layers."""
+        return {"hidden": self.hidden, "keys_values": self._keys_values}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Stand where a stream of the same text stood."""
+        self.hidden.copy_(state["hidden"])
+        self._keys_values = state["keys_values"]
+
     def replan(self, plan: FoldPlan) -> None:
         """Go on under a plan that differs in layers still to come."""
         self.plan = self.mixer.plan = plan
@@ -86,26 +96,29 @@ class ResidualStream:
         """Compute and keep the head outputs of a batch; donors' keys stay until the last consumer."""
         attention = block.self_attn
         self.mixer.keys_values = self._keys_values[rows.start]
-        self.heads[rows] = self.mixer(attention, attention.qkv_proj(block.input_layernorm(self.hidden[rows])))
+        self.heads[rows] = self.mixer(attention, attention.project(block.attention_input(self.hidden[rows])))
         donor = self.plan.layers[attention.layer].donor
         if not any(layer.donor == donor for layer in self.plan.layers[attention.layer + 1 :]):
             del self.mixer.keys_values[donor]
         return self.heads[rows]
 
     def look_ahead(self, blocks: Sequence[Block], layers: Container[int], rows: slice) -> Iterator[Tensor]:
-        """Projections [B, L, q + 2 kv] of those `blocks`, consecutive from here, that are in `layers`."""
+        """Projections [B, L, q + 2 kv] of those `blocks`, consecutive from here, that are in `layers`.
+
+        They are as the linear gives them, before any norm of theirs.
+        """
         hidden = self.hidden[rows]
         self.mixer.keys_values = {}
         for block, below in zip(blocks, [None, *blocks], strict=False):
             if below is not None:
                 hidden = below(hidden, self.mixer)
             if block.self_attn.layer in layers:
-                yield block.self_attn.qkv_proj(block.input_layernorm(hidden))
+                yield block.self_attn.qkv_proj(block.attention_input(hidden))
 
     def advance(self, block: Block, rows: slice) -> None:
         """Finish the block on a batch whose head outputs are there."""
-        hidden = self.hidden[rows] + block.self_attn.o_proj(self.heads[rows])
-        self.hidden[rows] = hidden + block.mlp(block.post_attention_layernorm(hidden))
+        hidden = block.add_attention(self.hidden[rows], block.self_attn.o_proj(self.heads[rows]))
+        self.hidden[rows] = block.add_mlp(hidden)
 
 
 def _mapped(*shape: int) -> Tensor:

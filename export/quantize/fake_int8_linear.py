@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -41,14 +41,13 @@ class FakeInt8Linear(nn.Module):
         return y if bias is None else y + bias
 
 
-def int8_error(x: Tensor, weight: Tensor, activation_bits: ActivationBits = 8) -> float:
-    """|y_int8 - y| / |y| of one linear on inputs x [tokens, in], weight [out, in], without its bias."""
-    y = x @ weight.T
-    norm = float(y.norm())
-    return float((FakeInt8Linear(weight, None, activation_bits)(x) - y).norm()) / norm if norm else 0.0
+def round_embedding(weight: Tensor) -> Tensor:
+    """The embedding [vocab, hidden] as an engine that holds it in int8 gives its rows."""
+    quantized, scale = quantize_weight(weight.numpy())
+    return torch.from_numpy(quantized).float().mul_(torch.from_numpy(scale)[:, None])
 
 
-def tensor_names(linear: str, weights: Mapping[str, Tensor]) -> list[str]:
+def tensor_names(linear: str, weights: Container[str]) -> list[str]:
     """Hugging Face names of the weight tensors that one linear of the decoder packs, in order."""
     for packed, parts in PACKED.items():
         if linear.endswith(f".{packed}"):

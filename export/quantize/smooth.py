@@ -8,15 +8,17 @@ do not notice. Scales are powers of two, so that no float is rounded on the way.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from kvfold.export.model.model_config import ModelConfig
-from kvfold.export.quantize.fake_int8_linear import int8_error, linear_weight, tensor_names
+from kvfold.export.model.norms import BLOCK_NORMS
+from kvfold.export.quantize.fake_int8_linear import tensor_names
 from kvfold.export.quantize.observe import LinearInput
+from kvfold.export.weights.changed_weights import COLUMNS, ROWS
 from kvfold.plugins.contract.fold_plan import FoldPlan
 
 ALPHAS = (0.3, 0.5, 0.7)
@@ -41,9 +43,20 @@ class SmoothingGroup:
     repeats: int = 1
     bank: int | None = None
 
+    @property
+    def makers(self) -> tuple[str, ...]:
+        """Linears of which the sources are the last outputs; none where a norm makes the channels."""
+        owners = {"v_proj": "qkv_proj", "up_proj": "gate_up_proj"}
+        module, _, part = self.sources[0].removesuffix(".weight").rpartition(".")
+        return (f"{module}.{owners[part]}",) if part in owners else ()
+
     def columns(self, scale: Tensor) -> Tensor:
         """Scale of each reader's input column [in] from the scale of each source channel."""
         return scale.reshape(-1, 1, self.width).expand(-1, self.repeats, -1).flatten()
+
+    def scale(self, columns: Tensor) -> Tensor:
+        """Inverse of `columns`."""
+        return columns.reshape(-1, self.repeats, self.width)[:, 0].flatten()
 
     def channels(self, columns: Tensor) -> Tensor:
         """Largest value of each source channel over the columns [in] that read it."""
@@ -52,14 +65,15 @@ class SmoothingGroup:
 
 def smoothing_groups(config: ModelConfig, plan: FoldPlan) -> Iterator[SmoothingGroup]:
     """Every place of the model where smoothing is exact."""
-    hidden, inner = config.hidden_size, config.intermediate_size
+    hidden, inner, norms = config.hidden_size, config.intermediate_size, BLOCK_NORMS[config.norm_placement]
     for layer in range(config.num_hidden_layers):
         prefix = f"model.layers.{layer}."
         for norm, reader in (
-            ("input_layernorm", "self_attn.qkv_proj"),
-            ("post_attention_layernorm", "mlp.gate_up_proj"),
+            (norms.attention_input, "self_attn.qkv_proj"),
+            (norms.mlp_input, "mlp.gate_up_proj"),
         ):
-            yield SmoothingGroup((f"{prefix}{norm}.weight",), (prefix + reader,), hidden)
+            if norm is not None:
+                yield SmoothingGroup((f"{prefix}{norm}.weight",), (prefix + reader,), hidden)
         up = _tensors(f"{prefix}mlp.up_proj", config.mlp_bias)
         yield SmoothingGroup(up, (f"{prefix}mlp.down_proj",), inner)
     for bank in plan.banks:
@@ -78,32 +92,27 @@ def _tensors(linear: str, has_bias: bool) -> tuple[str, ...]:
     return (f"{linear}.weight", f"{linear}.bias") if has_bias else (f"{linear}.weight",)
 
 
-def choose_scale(
-    group: SmoothingGroup, weights: Mapping[str, Tensor], inputs: Mapping[str, LinearInput]
-) -> Tensor | None:
-    """Scale of each source channel with the least measured int8 error; None where none helps."""
-    matrices = {reader: linear_weight(reader, weights) for reader in group.readers}
+def scale_candidates(
+    group: SmoothingGroup, inputs: Mapping[str, LinearInput], largest: Mapping[str, Tensor]
+) -> list[Tensor | None]:
+    """Scales of source channels to choose from, None for none; `largest` is each reader's weight's, [in]."""
     activation = torch.stack([group.channels(inputs[reader].absmax) for reader in group.readers]).amax(0)
-    weight = torch.stack([group.channels(matrix.abs().amax(0)) for matrix in matrices.values()]).amax(0)
+    weight = torch.stack([group.channels(largest[reader]) for reader in group.readers]).amax(0)
     activation, weight = activation.clamp_min(FLOOR), weight.clamp_min(FLOOR)
     scales = (activation**alpha / weight ** (1 - alpha) for alpha in ALPHAS)
-    candidates = [None, *(torch.exp2(torch.round(torch.log2(scale))) for scale in scales)]
-
-    def error(scale: Tensor | None) -> float:
-        columns = torch.ones(()) if scale is None else group.columns(scale)
-        return sum(
-            int8_error(inputs[reader].sample / columns, matrix * columns) ** 2
-            for reader, matrix in matrices.items()
-        )
-
-    return min(candidates, key=error)
+    return [None, *(torch.exp2(torch.round(torch.log2(scale))) for scale in scales)]
 
 
-def apply_scale(group: SmoothingGroup, scale: Tensor, weights: MutableMapping[str, Tensor]) -> None:
-    """Replace the group's tensors; others, and the given tensors themselves, stay as they are."""
-    for name in group.sources:
-        tensor = weights[name]
-        weights[name] = tensor / scale.reshape(-1, *[1] * (tensor.ndim - 1))
-    for reader in group.readers:
-        for name in tensor_names(reader, weights):
-            weights[name] = weights[name] * group.columns(scale)
+def smoothing_factors(
+    groups: Iterable[SmoothingGroup], smoothing: Mapping[str, Tensor], names: Container[str]
+) -> dict[str, Tensor]:
+    """What `ScaledWeights` takes, of what each linear's input was divided by; `names` are of all tensors."""
+    factors: dict[str, Tensor] = {}
+    for group in groups:
+        if not set(group.readers) <= smoothing.keys():
+            continue
+        columns = smoothing[group.readers[0]]
+        factors |= {source + ROWS: 1 / group.scale(columns) for source in group.sources}
+        for reader in group.readers:
+            factors |= {name + COLUMNS: columns for name in tensor_names(reader, names)}
+    return factors

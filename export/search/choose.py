@@ -21,7 +21,7 @@ FEWEST_CANDIDATES = 8
 
 @dataclass(frozen=True)
 class Horizons:
-    """The layers that are global, and an answer's NLL in nat when all others are windowed."""
+    """The layers that keep the horizon they have, and an answer's NLL in nat when all others are windowed."""
 
     globals_: frozenset[int]
     nll: float
@@ -36,7 +36,7 @@ class Candidate:
 
 
 def grow_globals(
-    layers: int,
+    layers: Collection[int],
     none: float,
     enough: float,
     fits: Callable[[frozenset[int]], bool],
@@ -48,7 +48,7 @@ def grow_globals(
     from then on the better half of those tried goes on to the next, and FEWEST_CANDIDATES of them at least.
 
     Args:
-        layers: of the model.
+        layers: that see further than the measured window on their own; all, in a model without windows.
         none: NLL when no layer is global.
         enough: the NLL to stop at.
         fits: whether a plan with these globals can meet the targets.
@@ -58,7 +58,7 @@ def grow_globals(
         Every set on the way, from no globals on.
     """
     trail = [Horizons(frozenset(), none)]
-    candidates = list(range(layers))
+    candidates = sorted(layers)
     while trail[-1].nll > enough and candidates:
         globals_ = trail[-1].globals_
         candidates = [layer for layer in candidates if fits(globals_ | {layer})]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, Self
 
 from kvfold.export.model.model_config import ModelConfig
+from kvfold.plugins.contract.attention_shape import AttentionShape
 from kvfold.plugins.contract.record import Record
 
 LARGEST_GROUP = 3
@@ -83,21 +84,19 @@ class CostTable:
 
 def layer_changes(config: ModelConfig, windows: Sequence[int]) -> Iterator[Change]:
     """What each layer costs in each way, by first layer; what the model cannot be folded to is left out."""
-    count = config.num_hidden_layers
-    for layer in range(count):
-        yield from (Change("windowed", (layer,), window) for window in windows)
+    for layer, own in enumerate(config.attention_shape.windows):
+        yield from (Change("windowed", (layer,), window) for window in shorter_windows(windows, own))
         yield Change("int8", (layer,))
         for size in (1, 2):
-            changes_heads = size > 1 or config.num_key_value_heads > 1
-            if layer + size <= count and changes_heads and not config.qk_norm:
-                yield Change("bank", tuple(range(layer, layer + size)))
+            if size > 1 or config.num_key_value_heads > 1:
+                yield from _bank(config, tuple(range(layer, layer + size)))
 
 
 def large_banks(config: ModelConfig) -> Iterator[Change]:
     """Banks of more than two neighbours: slow to measure, and few are worth it (`guess_bank`)."""
     for size in range(3, LARGEST_GROUP + 1):
-        for layer in range(config.num_hidden_layers - size + 1 if not config.qk_norm else 0):
-            yield Change("bank", tuple(range(layer, layer + size)))
+        for layer in range(config.num_hidden_layers):
+            yield from _bank(config, tuple(range(layer, layer + size)))
 
 
 def distant_changes(config: ModelConfig, globals_: frozenset[int]) -> Iterator[Change]:
@@ -106,8 +105,27 @@ def distant_changes(config: ModelConfig, globals_: frozenset[int]) -> Iterator[C
     for size in range(2, LARGEST_GROUP + 1):
         for start in range(len(layers) - size + 1):
             group = tuple(layers[start : start + size])
-            if not is_adjacent(group) and not config.qk_norm:
-                yield Change("bank", group)
+            if not is_adjacent(group):
+                yield from _bank(config, group)
+
+
+def _bank(config: ModelConfig, layers: tuple[int, ...]) -> Iterator[Change]:
+    """The bank of these layers where the model can have it: there are so many, of one window and one RoPE."""
+    shape = config.attention_shape
+    if layers[-1] >= config.num_hidden_layers or config.qk_norm:
+        return
+    if len({(shape.windows[layer], shape.ropes[layer]) for layer in layers}) == 1:
+        yield Change("bank", layers)
+
+
+def shorter_windows(windows: Iterable[int], own: int | None) -> list[int]:
+    """Those that show a layer less than its own window does."""
+    return [window for window in windows if own is None or window < own]
+
+
+def shortened_layers(shape: AttentionShape, window: int) -> frozenset[int]:
+    """Layers that see further than this window on their own: what it hides may be what answers need."""
+    return frozenset(index for index, own in enumerate(shape.windows) if own is None or own > window)
 
 
 def is_adjacent(layers: tuple[int, ...]) -> bool:

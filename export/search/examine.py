@@ -20,7 +20,6 @@ from kvfold.export.model.residual_stream import sequences_per_batch
 from kvfold.export.search.costs import Cost
 from kvfold.export.search.question import Question
 from kvfold.plugins.contract.fold_plan import FoldPlan
-from kvfold.plugins.contract.plan_presets import Preset, build_plan
 
 KL_STRIDE = 4  # KL is measured at one position of so many
 
@@ -83,7 +82,7 @@ class Examination:
         """The original reads the text, int64 [N, L]."""
         self.config = config
         self.weights = weights
-        self.identity = build_plan(Preset(preset="identity"), config.attention_shape)
+        self.identity = FoldPlan.of(config.attention_shape)
         self.original = Decoder.from_weights(config, self.identity, weights).to(matmul_dtype())
         self._text = torch.split(text, sequences_per_batch(text.shape[1]))
         self._questions = questions
@@ -102,9 +101,9 @@ class Examination:
 
     def kl(self, finals: Iterator[Tensor]) -> float:
         """Mean KL(original || other) in nat a position, from the other's final states of the text."""
-        head, total = self.original.lm_head.weight, 0.0
+        head, softcap, total = self.original.lm_head.weight, self.original.config.final_softcap, 0.0
         for reference, final in zip(self._reference, finals, strict=True):
-            total += len(reference) * float(head_kl(self._scored(final), reference, head))
+            total += len(reference) * float(head_kl(self._scored(final), reference, head, softcap=softcap))
         return total / sum(map(len, self._reference))
 
     def nll(self, finals: Iterator[Tensor]) -> float:
@@ -112,7 +111,7 @@ class Examination:
         total = 0.0
         for question, final in zip(self._questions, finals, strict=True):
             answer = torch.from_numpy(question.token_ids[question.answer :])
-            log_p = self.original.lm_head(final[0, question.answer - 1 :]).float().log_softmax(-1)
+            log_p = self.original.logits(final[0, question.answer - 1 :]).float().log_softmax(-1)
             total -= float(log_p.gather(1, answer[:, None]).sum())
         return total / len(self._questions)
 

@@ -11,18 +11,20 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from kvfold.export.fold.fold import HowToFold, dropped_names, fold_weights
+from kvfold.export.fold.fold import HowToFold, fold_weights
 from kvfold.export.fold.fold_settings import FoldSettings
 from kvfold.export.fold.sequential import SequentialFold
 from kvfold.export.model.decoder import Block, Decoder
 from kvfold.export.model.matmul_dtype import fast_products, matmul_dtype
 from kvfold.export.model.residual_stream import ResidualStream, load_block
-from kvfold.export.quantize.calibrate import static_scales
-from kvfold.export.quantize.observe import Observations, observe
-from kvfold.export.quantize.precision import Quantization
-from kvfold.export.search.costs import Change, Cost
+from kvfold.export.model.rope import magnitudes
+from kvfold.export.quantize.calibrate import calibrate
+from kvfold.export.quantize.observe import Observations, cache_scales
+from kvfold.export.quantize.quantize_settings import QuantizeSettings
+from kvfold.export.search.costs import Change, Cost, shortened_layers
 from kvfold.export.search.examine import Examination
 from kvfold.export.search.search_settings import SearchSettings
+from kvfold.export.weights.changed_weights import dropped_names
 from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.plugins.contract.progress import Progress, part, unheard
 
@@ -78,7 +80,7 @@ class Station:
                 return Cost(kl=self._kl(plan))
             case "int8":
                 plan = self._plan.with_layers(change.layers, kv_dtype="int8")
-                scales = static_scales(plan, self._seen, Quantization(linears={}))
+                scales = cache_scales(plan, self._seen.key_range, self._seen.value_range)
                 kl = self._kl(plan, scales=scales)
                 # Answers count where a float cache is weighed against int8 at all.
                 hurts = kl > self._laboratory.settings.negligible_int8_kl
@@ -101,7 +103,7 @@ class Station:
     def _arrive(self) -> tuple[Block, Observations]:
         """Attend in the next layer, and take note of its cache's ranges."""
         block, seen = load_block(self._config, self._plan, self._weights, self.layer), Observations()
-        seen.watch_cache(block.self_attn)
+        seen.watch_cache(block.self_attn, magnitudes(self._config, self._plan, self.layer))
         for rows in self._stream.batches():
             self._stream.attend(block, rows)
         return block, seen
@@ -169,11 +171,12 @@ def measure_plan(laboratory: Laboratory, plan: FoldPlan, progress: Progress = un
         folding, observing = part(progress, 0, FOLDING, "folding"), part(progress, FOLDING, OBSERVING)
         how = HowToFold(laboratory.fold)
         folded = fold_weights(config, examination.weights, plan, laboratory.text, how, folding)
-        seen = observe(config, folded.weights, folded.plan, laboratory.text, observing)
+        in_float = QuantizeSettings(linears="none")
+        calibrated = calibrate(config, folded.weights, folded.plan, laboratory.text, in_float, observing)
     progress(FOLDING + OBSERVING)
-    scales = static_scales(folded.plan, seen, Quantization(linears={}))
+    scales = calibrated.scales
     decoder = Decoder.from_weights(config, folded.plan, folded.weights).to(matmul_dtype())
-    narrow = narrowed(folded.plan, settings.measured_window)
+    narrow = narrowed(folded.plan, examination.identity, settings.measured_window)
     return Cost(
         kl=examination.kl(examination.read_text(decoder).finish(folded.plan, scales=scales)),
         nll=examination.nll(examination.read_questions(decoder, narrow).finish(narrow, scales=scales)),
@@ -185,13 +188,20 @@ def with_windows(plan: FoldPlan, layers: Collection[int], window: int, sinks: in
     return plan.with_layers(layers, sliding_window=window, sink_size=sinks)
 
 
-def narrowed(plan: FoldPlan, window: int) -> FoldPlan:
-    """The plan with no window wider than this."""
-    wider = [i for i, layer in enumerate(plan.layers) if (layer.sliding_window or 0) > window]
+def narrowed(plan: FoldPlan, identity: FoldPlan, window: int) -> FoldPlan:
+    """The plan with no window wider than this, but for those that the unfolded model has."""
+    pairs = enumerate(zip(plan.layers, identity.layers, strict=True))
+    wider = [
+        index
+        for index, (layer, own) in pairs
+        if (layer.sliding_window or 0) > window and layer.sliding_window != own.sliding_window
+    ]
     return plan.with_layers(wider, sliding_window=window)
 
 
 def _horizons(laboratory: Laboratory, globals_: frozenset[int]) -> FoldPlan:
-    plan, settings = laboratory.examination.identity, laboratory.settings
-    local = set(range(len(plan.layers))) - globals_
+    """The unfolded model's plan, but that layers see no further than measured windows, unless global."""
+    examination, settings = laboratory.examination, laboratory.settings
+    plan, shape = examination.identity, examination.config.attention_shape
+    local = shortened_layers(shape, settings.measured_window) - globals_
     return with_windows(plan, local, settings.measured_window, settings.sink_size)

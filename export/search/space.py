@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from kvfold.export.search.costs import LARGEST_GROUP, CostTable, is_adjacent
+from kvfold.export.search.costs import LARGEST_GROUP, CostTable, is_adjacent, shorter_windows
 from kvfold.export.search.search_settings import SearchSettings
+from kvfold.plugins.contract.attention_shape import AttentionShape
 from kvfold.plugins.contract.fold_plan import ITEMSIZE, FoldPlan, HorizonGroup, KvDtype, LayerPlan
-from kvfold.plugins.contract.plan_presets import AttentionShape
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Option:
         num_key_value_heads: stored.
         kv_dtype: of the cache.
         sliding_window: tokens they see; None is all.
+        sink_size: first tokens they always see.
         cost: nat; what the search minimises the sum of.
         kl: the part of it that is KL, nat a token.
         kv_bytes: of a sequence of each target's length.
@@ -42,14 +43,10 @@ class Option:
     num_key_value_heads: int
     kv_dtype: KvDtype
     sliding_window: int | None
+    sink_size: int
     cost: float
     kl: float
     kv_bytes: tuple[int, ...]
-
-    @property
-    def is_global(self) -> bool:
-        """Whether they see everything."""
-        return self.sliding_window is None
 
 
 @dataclass(frozen=True)
@@ -99,20 +96,32 @@ class PlanSpace:
     forbidden: frozenset[tuple[int, ...]] = frozenset()
 
     def options(self, chain: Sequence[int], start: int, globals_: frozenset[int]) -> Iterator[Option]:
-        """The banks that a chain of layers can go on with at `start`."""
+        """The banks that a chain of layers can go on with at `start`; globals keep the horizon they have."""
         for size in range(1, min(LARGEST_GROUP, len(chain) - start) + 1):
             layers = tuple(chain[start : start + size])
             is_global = layers[0] in globals_
             if (layers[-1] in globals_) != is_global:
                 return
-            for window in (None,) if is_global else self.settings.sliding_windows:
-                seen = 0.0 if window is None else sum(self.table.windowed[i, window].kl for i in layers)
+            shares = self._may_share(layers, is_global)
+            for window in self._windows(layers, is_global) if size == 1 or shares else ():
+                seen = sum(self._windowed(layer, window) for layer in layers)
                 if size == 1:
                     yield from self._stored(layers, self.shape.num_key_value_heads, window, seen, 0.0)
-                if self._may_share(layers, is_global):
+                if shares:
                     cost = self.table.banks[layers]
                     loss = cost.loss(self.table.unfolded_nll)
                     yield from self._stored(layers, 1, window, seen + cost.kl, loss)
+
+    def _windows(self, layers: tuple[int, ...], is_global: bool) -> Sequence[int | None]:
+        """What layers with one window of their own may see: less than that, or that."""
+        own = self.shape.windows[layers[0]]
+        if is_global:
+            return (own,)
+        return [*shorter_windows(self.settings.sliding_windows, own), *([] if own is None else [own])]
+
+    def _windowed(self, layer: int, window: int | None) -> float:
+        """KL of a layer that sees so far; nothing where it always did."""
+        return 0.0 if window == self.shape.windows[layer] else self.table.windowed[layer, window or 0].kl
 
     def _may_share(self, layers: tuple[int, ...], is_global: bool) -> bool:
         known = layers in self.table.banks and layers not in self.forbidden
@@ -122,6 +131,7 @@ class PlanSpace:
         self, layers: tuple[int, ...], heads: int, window: int | None, kl: float, loss: float
     ) -> Iterator[Option]:
         """A bank in int8, and wider where int8 costs something."""
+        sinks = 0 if window == self.shape.windows[layers[0]] else self.settings.sink_size
         int8 = [self.table.int8[layer] for layer in layers]
         hurt = [cost for cost in int8 if cost.kl > self.settings.negligible_int8_kl]
         rounding = sum(cost.kl for cost in hurt)
@@ -132,11 +142,10 @@ class PlanSpace:
         for dtype, total, answers in storages:
             weighted = total + self.settings.retrieval_weight * answers
             size = 2 * heads * self.shape.head_dim * ITEMSIZE[dtype]
-            kv_bytes = tuple(self._tokens_held(length, window) * size for length in self.lengths)
-            yield Option(layers, heads, dtype, window, weighted, total, kv_bytes)
+            kv_bytes = tuple(self._tokens_held(length, window, sinks) * size for length in self.lengths)
+            yield Option(layers, heads, dtype, window, sinks, weighted, total, kv_bytes)
 
-    def _tokens_held(self, length: int, window: int | None) -> int:
-        sinks = 0 if window is None else self.settings.sink_size
+    def _tokens_held(self, length: int, window: int | None, sinks: int) -> int:
         group = HorizonGroup(name="", sliding_window=window, sink_size=sinks, banks=())
         return group.pages_held(length, self.page_size) * self.page_size
 
@@ -149,7 +158,7 @@ class PlanSpace:
                     donor=option.layers[0],
                     num_key_value_heads=option.num_key_value_heads,
                     sliding_window=option.sliding_window,
-                    sink_size=0 if option.is_global else self.settings.sink_size,
+                    sink_size=option.sink_size,
                     kv_dtype=option.kv_dtype,
                 )
         return FoldPlan(

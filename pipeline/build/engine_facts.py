@@ -15,7 +15,7 @@ def engine_config(
     """Facts of an engine built from the workspace's bundle for its recipe's target.
 
     Args:
-        workspace: its stages up to `onnx` are done.
+        workspace: its stages up to `graph` are done.
         backend: of that target.
         passes: how often each graph pass matched.
         tensorrt: what a TensorRT plan was built with.

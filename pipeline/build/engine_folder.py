@@ -27,7 +27,7 @@ def engine_stage(
     return Stage(
         name=target_stage("build", target),
         doing=doing,
-        needs=(*FOLDED, "onnx"),
+        needs=(*FOLDED, "graph"),
         settings=settings,
         files=(f"engine/{target}/",),
         run=run,

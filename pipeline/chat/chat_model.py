@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from kvfold.plugins.contract.attention_shape import AttentionShape
 from kvfold.plugins.contract.byte_sizes import format_bytes
 from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.plugins.contract.kv_savings import KvBytes
-from kvfold.plugins.contract.plan_presets import AttentionShape
 
 
 @dataclass(frozen=True)

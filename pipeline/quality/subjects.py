@@ -22,7 +22,6 @@ from kvfold.pipeline.workspace.read_checkpoint import read_checkpoint
 from kvfold.pipeline.workspace.workspace import Workspace
 from kvfold.plugins.contract.errors import ValidationError
 from kvfold.plugins.contract.plan_presets import Preset, build_plan
-from kvfold.runtime.bundle import WEIGHTS
 from kvfold.runtime.engine.protocol import Engine
 from kvfold.runtime.loop.engine_loop import EngineLoop
 from kvfold.runtime.loop.read_logits import read_logits
@@ -101,7 +100,7 @@ class TorchSubject(Subject):
             )[0]
         for rows in wanted:
             with torch.inference_mode():
-                logits: np.ndarray = decoder.lm_head(hidden[rows]).float().numpy()
+                logits: np.ndarray = decoder.logits(hidden[rows]).float().numpy()
             yield logits
 
 
@@ -181,7 +180,7 @@ def load_subjects(
     engine = load_engine(files, budget, max_num_batched_tokens=prefill_chunk, max_num_seqs=1)
     return (
         TorchSubject(ORIGINAL, original_decoder(workspace)),
-        TorchSubject(FOLDED, Decoder.from_weights(config, plan, workspace.tensors(WEIGHTS))),
+        TorchSubject(FOLDED, Decoder.from_weights(config, plan, workspace.weights)),
         EngineSubject(ENGINE, engine, prefill_chunk),
     )
 

@@ -7,9 +7,10 @@ from typing import Annotated, Any
 from pydantic import Discriminator, Field, Tag
 from pydantic import ValidationError as PydanticValidationError
 
+from kvfold.plugins.contract.attention_shape import AttentionShape
 from kvfold.plugins.contract.errors import PlanError
 from kvfold.plugins.contract.fold_plan import FoldPlan, LayerPlan, describe_errors
-from kvfold.plugins.contract.plan_presets import AttentionShape, Preset, UnboundPlan, build_plan
+from kvfold.plugins.contract.plan_presets import Preset, UnboundPlan, build_plan, check_beside
 
 
 class WrittenPlan(UnboundPlan):
@@ -44,7 +45,8 @@ def plan_for(section: PlanSection, shape: AttentionShape) -> FoldPlan:
     """The FoldPlan that a section means for a model of this shape.
 
     Raises:
-        PlanError: the plan breaks a law, or has another number of layers than the model.
+        PlanError: the plan breaks a law, has another number of layers than the model, or widens what one of
+            them sees.
     """
     if isinstance(section, Preset):
         return build_plan(section, shape)
@@ -54,7 +56,7 @@ def plan_for(section: PlanSection, shape: AttentionShape) -> FoldPlan:
             f"the model has {shape.num_hidden_layers} layers; write one entry per layer"
         )
     try:
-        return FoldPlan(
+        plan = FoldPlan(
             num_attention_heads=shape.num_attention_heads,
             head_dim=shape.head_dim,
             page_size=section.page_size,
@@ -62,3 +64,5 @@ def plan_for(section: PlanSection, shape: AttentionShape) -> FoldPlan:
         )
     except PydanticValidationError as error:
         raise PlanError(describe_errors("plan of the recipe", error)) from error
+    check_beside(plan, shape)
+    return plan

@@ -8,9 +8,9 @@ import numpy as np
 
 from kvfold.pipeline.quality.validate.measurements import KL_BIN_EDGES, Comparison
 from kvfold.pipeline.show.axes import BOTTOM, LEFT, RIGHT, TOP, Scale, Tick
+from kvfold.plugins.contract.attention_shape import AttentionShape
 from kvfold.plugins.contract.byte_sizes import format_bytes
 from kvfold.plugins.contract.fold_plan import FoldPlan
-from kvfold.plugins.contract.plan_presets import AttentionShape
 
 LONGEST_CONTEXT = 8192
 CONTEXT_STEP = 64

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from kvfold.export.quantize.precision import Quantization
 from kvfold.pipeline.quality.validate.measurements import Measurements, Verdict
+from kvfold.plugins.contract.attention_shape import AttentionShape
 from kvfold.plugins.contract.errors import ValidationError
 from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.plugins.contract.kv_savings import KvBytes
-from kvfold.plugins.contract.plan_presets import AttentionShape
 from kvfold.plugins.contract.record import Record
 from kvfold.runtime.bundle import open_bundle, read_record
 

@@ -7,30 +7,31 @@ from rich.console import Group
 from kvfold.pipeline.show.cache_tables import kv_bytes_table
 from kvfold.pipeline.show.table import Cell, Table
 from kvfold.pipeline.show.terminal import draw_table
+from kvfold.plugins.contract.attention_shape import AttentionShape
 from kvfold.plugins.contract.fold_plan import FoldPlan, LayerPlan
 from kvfold.plugins.contract.kv_savings import kv_bytes
-from kvfold.plugins.contract.plan_presets import AttentionShape
 
 HORIZON_WIDTH = 12
 
 
 def draw_plan(plan: FoldPlan, shape: AttentionShape) -> Group:
     """The whole drawing: layers, then totals."""
-    return Group(draw_table(layer_table(plan)), draw_table(kv_bytes_table(kv_bytes(plan, shape))))
+    return Group(draw_table(layer_table(plan, shape)), draw_table(kv_bytes_table(kv_bytes(plan, shape))))
 
 
-def layer_table(plan: FoldPlan) -> Table:
-    """What each layer sees, whose KV it reads, and what a token costs there."""
+def layer_table(plan: FoldPlan, shape: AttentionShape) -> Table:
+    """What each layer saw and sees, whose KV it reads, and what a token costs there."""
     groups = ", ".join(f"{len(group.banks)} {group.name}" for group in plan.groups)
     longest = max((layer.sliding_window or 0) for layer in plan.layers)
     banks = {bank.layer: number for number, bank in enumerate(plan.banks)}
     return Table.of(
         "",
-        ("layer", "sees", "window", "KV from", "bank", "heads", "dtype", "B/token"),
+        ("layer", "sees", "original", "plan", "KV from", "bank", "heads", "dtype", "B/token"),
         (
             (
                 str(index),
                 Cell(_horizon_bar(layer, longest), "good" if layer.sliding_window else "strong"),
+                str(shape.windows[index] or "global"),
                 _horizon(layer),
                 *_bank_cells(plan, index, banks[layer.donor]),
                 f"{layer.num_key_value_heads} / {plan.num_attention_heads}",

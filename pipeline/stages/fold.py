@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING
 from kvfold.pipeline.recipe.plan_section import plan_for
 from kvfold.pipeline.workspace.read_checkpoint import read_checkpoint
 from kvfold.pipeline.workspace.stage import Job, Stage
-from kvfold.pipeline.workspace.workspace import CALIBRATION_TOKENS, FOLD_ERRORS, FOLDED_WEIGHTS
+from kvfold.pipeline.workspace.workspace import (
+    CALIBRATION_TOKENS,
+    FOLD_ERRORS,
+    FOLD_FOLDER,
+    FOLDED_WEIGHTS,
+)
 from kvfold.runtime.bundle import FOLD_PLAN, hash_file
 
 if TYPE_CHECKING:
-    from kvfold.export.fold.fold import FoldedModel
     from kvfold.pipeline.recipe.recipe import Recipe
     from kvfold.pipeline.workspace.workspace import Workspace
-    from kvfold.plugins.contract.progress import Progress
+    from kvfold.plugins.contract.fold_plan import FoldPlan
 
 
 def settings(recipe: Recipe) -> object:
@@ -25,30 +29,42 @@ def settings(recipe: Recipe) -> object:
 
 
 def run(workspace: Workspace, job: Job) -> None:
-    """Write plan, weights and the error of every layer."""
-    from safetensors.torch import save_file
+    """Write plan, the weights that changed, and the error of every layer.
 
-    folded = _fold(workspace, job.progress)
-    (job.output / FOLD_PLAN).write_text(folded.plan.model_dump_json(indent=2) + "\n")
-    (job.output / FOLD_ERRORS).parent.mkdir()
-    (job.output / FOLD_ERRORS).write_text(json.dumps(folded.errors) + "\n")
-    weights = {name: weight.contiguous() for name, weight in folded.weights.items()}
-    save_file(weights, job.output / FOLDED_WEIGHTS)
+    Layers of a fold under way lie in the bundle, outside its manifest, and are good for the stage's own hash
+    alone.
+    """
+    plan, errors = (_merge if workspace.recipe.adapter else _fold)(workspace, job)
+    (job.output / FOLD_PLAN).write_text(plan.model_dump_json(indent=2) + "\n")
+    (job.output / FOLD_ERRORS).write_text(json.dumps(errors) + "\n")
 
 
-def _fold(workspace: Workspace, progress: Progress) -> FoldedModel:
-    from kvfold.export.fold.fold import FoldedModel, HowToFold, fold_weights
-    from kvfold.export.heal.healed_adapter import load_adapter, merge
+def _merge(workspace: Workspace, job: Job) -> tuple[FoldPlan, dict[int, float]]:
+    """An adapter stands in for folding."""
+    from kvfold.export.heal.healed_adapter import AdaptedTensors, load_adapter
+    from kvfold.export.weights.layer_journal import write_by_layer
+
+    checkpoint, path = read_checkpoint(workspace), workspace.recipe.adapter
+    assert path is not None, "else the model is folded"
+    asked = plan_for(workspace.recipe.plan, checkpoint.config.attention_shape)
+    adapter = load_adapter(path, checkpoint.fingerprint, asked)
+    changed = AdaptedTensors(checkpoint.config, checkpoint.weights, adapter.plan, adapter.tensors)
+    write_by_layer(job.output / FOLDED_WEIGHTS, changed, job.progress)
+    return adapter.plan, {}
+
+
+def _fold(workspace: Workspace, job: Job) -> tuple[FoldPlan, dict[int, float]]:
+    from kvfold.export.fold.fold import HowToFold, fold_weights
+    from kvfold.export.weights.layer_journal import LayerJournal
 
     checkpoint, recipe = read_checkpoint(workspace), workspace.recipe
     plan = plan_for(recipe.plan, checkpoint.config.attention_shape)
-    if recipe.adapter:
-        adapter = load_adapter(recipe.adapter, checkpoint.fingerprint, plan)
-        merged = merge(checkpoint.config, checkpoint.weights, adapter.plan, adapter.tensors)
-        return FoldedModel(adapter.plan, merged, errors={})
     tokens = workspace.tensors(CALIBRATION_TOKENS)["tokens"]
+    journal = LayerJournal(workspace.root / FOLD_FOLDER, job.key)
     how = HowToFold(recipe.fold)
-    return fold_weights(checkpoint.config, checkpoint.weights, plan, tokens, how, progress)
+    folded = fold_weights(checkpoint.config, checkpoint.weights, plan, tokens, how, job.progress, journal)
+    journal.move_to(job.output / FOLDED_WEIGHTS)
+    return folded.plan, folded.errors
 
 
 STAGE = Stage(

@@ -11,12 +11,12 @@ from kvfold.pipeline.workspace.stage import Job, Stage
 from kvfold.pipeline.workspace.workspace import (
     ADAPTER,
     CALIBRATION_TOKENS,
-    FOLDED_WEIGHTS,
     HEAL_FOLDER,
     HEAL_LOSSES,
     HEALED_WEIGHTS,
     TRAINING_TOKENS,
 )
+from kvfold.plugins.contract.progress import unheard
 from kvfold.runtime.bundle import hash_file
 
 if TYPE_CHECKING:
@@ -35,15 +35,14 @@ def settings(recipe: Recipe) -> object:
 
 
 def run(workspace: Workspace, job: Job) -> None:
-    """Write the adapter, the weights with it, and the losses; no file where nothing is to be trained.
+    """Write the adapter, the weights that it changes, and the losses; no file where nothing is to be trained.
 
     Snapshots of a training under way lie in the bundle, outside its manifest, and are good for the stage's
     own hash alone.
     """
-    from safetensors.torch import save_file
-
     from kvfold.export.heal.heal import Healing, heal
-    from kvfold.export.heal.healed_adapter import load_adapter, merge, save_adapter
+    from kvfold.export.heal.healed_adapter import AdaptedTensors, load_adapter, save_adapter
+    from kvfold.export.weights.layer_journal import write_by_layer
 
     recipe, section, plan = workspace.recipe, workspace.recipe.training, workspace.plan
     if section is None:
@@ -55,11 +54,9 @@ def run(workspace: Workspace, job: Job) -> None:
     healing = Healing(config, base, plan, tokens, section, recipe.quantize, calibration)
     earlier = recipe.adapter
     start = load_adapter(earlier, checkpoint.fingerprint, plan).tensors if earlier else None
-    adapter = heal(healing, workspace.tensors(FOLDED_WEIGHTS), snapshots, job.key, job.progress, start)
+    adapter = heal(healing, workspace.folded, snapshots, job.key, job.progress, start)
     save_adapter(job.output / ADAPTER, adapter, checkpoint.fingerprint, plan)
-    (job.output / HEALED_WEIGHTS).parent.mkdir()
-    healed = merge(config, base, plan, adapter)
-    save_file({name: weight.contiguous() for name, weight in healed.items()}, job.output / HEALED_WEIGHTS)
+    write_by_layer(job.output / HEALED_WEIGHTS, AdaptedTensors(config, base, plan, adapter), unheard)
     shutil.copyfile(snapshots / "loss.jsonl", job.output / HEAL_LOSSES)
 
 

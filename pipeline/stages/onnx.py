@@ -1,12 +1,12 @@
-"""Stage `onnx`: the decoder with its paged caches as a graph, for no target yet."""
+"""Stage `onnx`: the graph with its weights, for other tools; no engine is made from it."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from kvfold.pipeline.build.bound_graph import bound_graph
 from kvfold.pipeline.workspace.stage import Job, Stage
 from kvfold.plugins.contract.step import DATA_SUFFIX, MODEL_FILE
-from kvfold.runtime.bundle import SCALES, WEIGHTS
 
 if TYPE_CHECKING:
     from kvfold.pipeline.workspace.workspace import Workspace
@@ -14,17 +14,18 @@ if TYPE_CHECKING:
 
 def run(workspace: Workspace, job: Job) -> None:
     """Write the graph and its data."""
-    from kvfold.export.graph.onnx_from_decoder import export_onnx
-    from kvfold.export.model.decoder import Decoder
+    from kvfold.export.graph.model_files import save_model
+    from kvfold.export.graph.passes import exact_storage
 
-    decoder = Decoder.from_weights(workspace.config, workspace.plan, workspace.tensors(WEIGHTS))
-    export_onnx(decoder, workspace.tensors(SCALES), job.output)
+    model = bound_graph(workspace)
+    exact_storage.apply(model)
+    save_model(model, job.output / MODEL_FILE)
 
 
 STAGE = Stage(
     name="onnx",
-    doing="exporting the graph",
-    needs=("checkpoint", "fold", "quantize"),
+    doing="writing the graph's weights",
+    needs=("checkpoint", "fold", "quantize", "graph"),
     settings=lambda recipe: None,
     files=(MODEL_FILE, MODEL_FILE + DATA_SUFFIX),
     run=run,

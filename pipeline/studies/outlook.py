@@ -18,7 +18,7 @@ from kvfold.pipeline.stages.order import STAGES
 from kvfold.pipeline.workspace.read_checkpoint import read_config
 from kvfold.pipeline.workspace.run_stages import pending_stages
 from kvfold.pipeline.workspace.workspace import Workspace
-from kvfold.plugins.contract.plan_presets import Preset, build_plan
+from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.runtime.bundle import CONFIG
 
 if TYPE_CHECKING:
@@ -110,9 +110,14 @@ def seconds_to_read(config: ModelConfig, tokens: float, scored: float = 1.0) -> 
     from kvfold.export.model.dense_attention import DenseAttention
     from kvfold.pipeline.quality.logit_measures import negative_log_likelihood
 
-    shape = {"num_hidden_layers": 1, "vocab_size": min(config.vocab_size, PROBE_VOCAB)}
+    shape = {
+        "num_hidden_layers": 1,
+        "sliding_windows": config.sliding_windows[:1],
+        "layer_ropes": config.layer_ropes[:1],
+        "vocab_size": min(config.vocab_size, PROBE_VOCAB),
+    }
     probe = config.model_copy(update=shape)
-    plan = build_plan(Preset(preset="identity"), probe.attention_shape)
+    plan = FoldPlan.of(probe.attention_shape)
     decoder, ids = Decoder(probe, plan), torch.arange(PROBE_TOKENS) % probe.vocab_size
     with torch.inference_mode():
         hidden = decoder.model(ids[None], DenseAttention(probe, plan))[0]

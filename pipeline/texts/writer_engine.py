@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from kvfold.pipeline.workspace.sources import hash_sources
 from kvfold.pipeline.workspace.write_bundle import sync
 from kvfold.plugins.contract.fold_plan import FoldPlan
-from kvfold.plugins.contract.plan_presets import Preset, build_plan
 from kvfold.plugins.contract.version import VERSION
 from kvfold.runtime.engine.engine_config import EngineConfig
 from kvfold.runtime.engine.engine_files import EngineFiles
@@ -24,7 +23,7 @@ ENGINE_FOLDER = "engine"
 
 def unfolded_plan(checkpoint: Checkpoint) -> FoldPlan:
     """Nothing folded, the cache in float32."""
-    return build_plan(Preset(preset="identity", kv_dtype="float32"), checkpoint.config.attention_shape)
+    return FoldPlan.of(checkpoint.config.attention_shape)
 
 
 def writer_key(checkpoint: Checkpoint) -> str:
@@ -62,15 +61,14 @@ def load_writer_engine(
 
 def _build(checkpoint: Checkpoint, plan: FoldPlan, directory: Path) -> None:
     """Write model.onnx, its data and engine.json into an existing folder. Heavy imports happen inside."""
+    from kvfold.export.graph.graph_weights import load_graph
     from kvfold.export.graph.lower_cpu import lower_for_cpu
-    from kvfold.export.graph.onnx_from_decoder import export_onnx
-    from kvfold.export.model.decoder import Decoder
+    from kvfold.export.graph.onnx_from_decoder import export_graph
 
-    neutral = directory / "neutral"
-    neutral.mkdir()
-    decoder = Decoder.from_weights(checkpoint.config, plan, checkpoint.weights)
-    passes = lower_for_cpu(export_onnx(decoder, {}, neutral), directory, plan, precision={})
-    shutil.rmtree(neutral)
+    graph = export_graph(checkpoint.config, plan, {}, directory / "neutral.onnx")
+    model = load_graph(graph, plan, checkpoint.weights)
+    passes = lower_for_cpu(model, directory, plan, precision={})
+    graph.unlink()
     EngineConfig(
         target="cpu",
         backend="cpu",

@@ -17,11 +17,11 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 from pydantic import ValidationError as PydanticValidationError
 
+from kvfold.plugins.contract.attention_shape import AttentionShape
 from kvfold.plugins.contract.record import Record
 
 KvDtype = Literal["float32", "float16", "bfloat16", "int8"]
 ITEMSIZE: dict[KvDtype, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
-BASELINE_ITEMSIZE = ITEMSIZE["bfloat16"]
 
 
 class LayerPlan(Record):
@@ -114,6 +114,27 @@ class FoldPlan(Record):
     head_dim: int = Field(ge=2)
     page_size: int = 16
     layers: tuple[LayerPlan, ...]
+
+    @classmethod
+    def of(cls, shape: AttentionShape, kv_dtype: KvDtype = "float32") -> Self:
+        """The plan that a checkpoint has as it is: its own windows and heads, nothing shared.
+
+        Raises:
+            ValidationError: the shape itself breaks a law (an odd head_dim).
+        """
+        return cls(
+            num_attention_heads=shape.num_attention_heads,
+            head_dim=shape.head_dim,
+            layers=tuple(
+                LayerPlan(
+                    donor=index,
+                    num_key_value_heads=shape.num_key_value_heads,
+                    sliding_window=window,
+                    kv_dtype=kv_dtype,
+                )
+                for index, window in enumerate(shape.windows)
+            ),
+        )
 
     @model_validator(mode="after")
     def _check_laws(self) -> Self:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kvfold.plugins.contract.attention_shape import AttentionShape
 from kvfold.plugins.contract.fold_plan import FoldPlan
-from kvfold.plugins.contract.plan_presets import AttentionShape
 
 CONTEXT_LENGTHS = (1024, 2048, 8192)
 
@@ -16,7 +16,7 @@ class KvBytes:
 
     Attributes:
         context_length: tokens of the sequence; 1 stands for what one new token writes.
-        original: bytes of the unfolded model's bf16 cache.
+        original: bytes of the unfolded model's bf16 cache, no more of a layer than its own window.
         folded: bytes of the plan's caches, whole pages counted.
     """
 

@@ -12,10 +12,11 @@ from kvfold.plugins.contract.errors import RequestError
 from kvfold.plugins.contract.record import Record
 from kvfold.runtime.server.start.server_settings import ServerSettings
 
-_OF_THE_SERVER = ("keys", "max_waiting", "max_sessions", "session_seconds", "state_dir", "drain_seconds")
-_OF_THE_ENGINE = (
-    *("kv_cache_bytes", "max_num_seqs", "threads", "inter_token_target", "kv_tier", "kv_tier_bytes"),
+_OF_THE_SERVER = (
+    *("keys", "max_waiting", "max_sessions", "session_seconds", "state_dir", "kv_tier_bytes"),
+    "drain_seconds",
 )
+_OF_THE_ENGINE = ("kv_cache_bytes", "kv_host_bytes", "max_num_seqs", "threads", "inter_token_target")
 DEFAULTS = ServerSettings()
 
 
@@ -55,13 +56,13 @@ class ClusterSettings(Record):
     max_sessions: int = DEFAULTS.max_sessions
     session_seconds: float = DEFAULTS.session_seconds
     state_dir: Path | None = None
+    kv_tier_bytes: int = DEFAULTS.kv_tier_bytes
     drain_seconds: float = DEFAULTS.drain_seconds
     kv_cache_bytes: int | None = None
+    kv_host_bytes: int | None = None
     max_num_seqs: int | None = None
     threads: int | None = None
     inter_token_target: float | None = None
-    kv_tier: Path | None = None
-    kv_tier_bytes: int | None = None
 
     @property
     def name(self) -> str:
@@ -75,7 +76,7 @@ class ClusterSettings(Record):
 
     @property
     def engine(self) -> dict[str, Any]:
-        """What was given of RuntimeConfig."""
+        """What was given of RuntimeConfig; the folder of pages follows from `server`."""
         given = {name: getattr(self, name) for name in _OF_THE_ENGINE}
         return {name: value for name, value in given.items() if value is not None}
 

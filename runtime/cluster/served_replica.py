@@ -6,7 +6,7 @@ import asyncio
 import socket
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kvfold.plugins.contract.errors import EngineError
 from kvfold.runtime.cluster.scale_by_tokens import REPLIES, WAITING_TOKENS
@@ -14,6 +14,7 @@ from kvfold.runtime.cluster.scale_by_tokens import REPLIES, WAITING_TOKENS
 if TYPE_CHECKING:
     import uvicorn
 
+    from kvfold.runtime.cluster.cluster_settings import ClusterSettings
     from kvfold.runtime.server.start.run_server import Loaded
     from kvfold.runtime.server.start.server_settings import ServerSettings
 
@@ -100,14 +101,17 @@ class ServedReplica:
             await asyncio.sleep(LOOK_SECONDS)
 
 
-def load_bundle(settings: Any) -> Loaded:
-    """Read a cluster's bundle on this machine.
+def load_bundle(settings: ClusterSettings) -> Loaded:
+    """Read a cluster's bundle on this machine; its pages are kept where `kvfold serve` keeps them.
 
     Raises:
         BundleError: the bundle is not at this path here, or is damaged.
+        RequestError: as `kept_pages`.
         KvfoldError: as `LLM.load`.
     """
+    from kvfold.runtime.server.start.kept_pages import kept_pages
     from kvfold.runtime.server.start.load_served import load_served
 
-    llm, compiler = load_served(settings.bundle, settings.target, settings.engine)
-    return llm, compiler, settings.server.limits(llm.llm.config.max_num_seqs)
+    server = settings.server
+    llm, compiler = load_served(settings.bundle, settings.target, {**settings.engine, **kept_pages(server)})
+    return llm, compiler, server.limits(llm.llm.config.max_num_seqs)

@@ -87,7 +87,8 @@ class Reply:
         self.ticket = Ticket(request, state, self, deadline=service.deadline)
         kept = service.kept_tokens
         decode = partial(tokenizer.decode, keep=kept) if kept else tokenizer.decode
-        self._detokenizer = Detokenizer(decode, state.params.stop)
+        last = request.tokens[request.prompt_length - 1 : request.prompt_length].tolist()
+        self._detokenizer = Detokenizer(decode, state.params.stop, last)
         self._logprobs: list[TokenLogprob] = []
         self._unread: deque[tuple[str, int, TokenLogprob | None]] = deque()
         self._taken: list[int] = []

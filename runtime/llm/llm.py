@@ -88,8 +88,7 @@ class LLM:
         files = open_engine(opened, target)
         config = config or default_config(files.config)
         budget = kv_cache_bytes(files.plan, files.slab_pages, config, files.config.max_context_length)
-        directory = config.kv_tier
-        tier = None if directory is None else open_tier(files, directory, config.kv_tier_bytes)
+        tier = open_tier(files, config)
         engine = load_engine(
             files, budget, config.max_num_batched_tokens, config.max_num_seqs, config.threads
         )

@@ -82,10 +82,8 @@ class KvMemory:
         if self.link is None:
             return None
         limit = self._hit_limit(length)
-        pages = self.link.find(tokens, limit, tenant)
-        if pages <= self.tree.usable(self.tree.walk(tokens, limit, tenant)):
-            return None
-        return self.link.load(tokens, pages, tenant)
+        known = self.tree.usable(self.tree.walk(tokens, limit, tenant))
+        return self.link.load(tokens, limit, known, tenant)
 
     def take_in(self, load: Load) -> int:
         """Put what was read into the tree, as if it had been computed here; returns its tokens.
@@ -180,6 +178,15 @@ class KvMemory:
         sequence.num_pages = last
         sequence.version += 1
         return True
+
+    def would_fit(
+        self, sequence: PagedSequence, end: int, spare: int, given_up: Iterable[PagedSequence]
+    ) -> bool:
+        """Whether `allocate` would find room if these sequences were released before."""
+        count = ceil(end / self.page_size) - sequence.num_pages + spare
+        keys = [self.arena.keys(each.tables[:, : each.num_pages]) for each in given_up]
+        freed = self.arena.freed_by(np.concatenate(keys))
+        return self.arena.fits([count - each for each in freed], beside_idle=False)
 
     def commit(self, sequence: PagedSequence, end: int) -> None:
         """After a step: cache the checkpoints that were passed, then free what left the window.

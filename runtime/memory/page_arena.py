@@ -98,6 +98,11 @@ class PageArena:
             used = [count + idle for count, idle in zip(used, self.idle, strict=True)]
         return self.holds(used)
 
+    def freed_by(self, keys: np.ndarray) -> list[int]:
+        """Pages of each group that no sequence would hold any more, were each of these keys released."""
+        pages, times = np.unique(keys, return_counts=True)
+        return [count for _, count in self._count(pages[self._holders[pages] == times])]
+
     def is_idle(self, keys: np.ndarray) -> np.ndarray:
         """Which of these pages only the tree holds: bool [n]."""
         idle: np.ndarray = self._holders[keys] == 0

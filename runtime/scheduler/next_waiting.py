@@ -15,10 +15,10 @@ MAX_OVERTAKEN = 8
 
 def next_waiting(
     waiting: Sequence[Request], running: Sequence[Request], reusable: Callable[[Request], int]
-) -> Request:
-    """Who goes next: by priority, then of the tenant that has least running, then by the cache.
+) -> tuple[Request, Sequence[Request]]:
+    """Who goes next, and whom it overtakes: by priority, then of the tenant that has least running.
 
-    Longest cached prefix first, unless the oldest was preempted or overtaken too often.
+    Among those the longest cached prefix goes first, unless the oldest was preempted or overtaken too often.
 
     Args:
         waiting: at least one, the oldest first.
@@ -32,8 +32,6 @@ def next_waiting(
     candidates = [request for request in equals if load[request.prefix.tenant] == least]
     oldest = candidates[0]
     if len(candidates) == 1 or oldest.preempted or oldest.overtaken >= MAX_OVERTAKEN:
-        return oldest
+        return oldest, ()
     chosen = max(candidates[:LOOKAHEAD], key=reusable)
-    for older in candidates[: candidates.index(chosen)]:
-        older.overtaken += 1
-    return chosen
+    return chosen, candidates[: candidates.index(chosen)]

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import OrderedDict
-from concurrent.futures import FIRST_COMPLETED, wait
 
 import numpy as np
 
@@ -20,13 +19,13 @@ from kvfold.plugins.contract.errors import CapacityError
 from kvfold.runtime.engine.protocol import EngineInfo, PageStore
 from kvfold.runtime.memory.kv_memory import KvMemory
 from kvfold.runtime.memory.paged_sequence import PagedSequence
-from kvfold.runtime.memory.tier_link import Load
 from kvfold.runtime.memory.tiers.kv_tier import KvTier
 from kvfold.runtime.metrics import CacheMetrics
 from kvfold.runtime.runtime_config import RuntimeConfig
 from kvfold.runtime.scheduler.next_waiting import next_waiting
 from kvfold.runtime.scheduler.request import Request
 from kvfold.runtime.scheduler.step_builder import Chunk
+from kvfold.runtime.scheduler.tier_loads import TierLoads
 
 Scheduled = list[tuple[Request, Chunk]]
 
@@ -53,7 +52,7 @@ class Scheduler:
         self.waiting: list[Request] = []
         self._config = config
         self._parked: OrderedDict[int, PagedSequence] = OrderedDict()
-        self._loads: dict[Request, Load] = {}
+        self._loads = TierLoads(self.memory)
         self.max_length = bisect_left(range(1, info.max_context_length + 1), True, key=self._is_too_long)
 
     @property
@@ -93,7 +92,7 @@ class Scheduler:
             request.kept = None
             self.metrics.rematched_turns += 1
         if request.kept is None:
-            self._fetch(request)
+            self._loads.ask(request)
         self.waiting.append(request)
 
     def cancel(self, request: Request, keep: bool = False) -> None:
@@ -125,7 +124,7 @@ class Scheduler:
 
     def wait(self, seconds: float) -> None:
         """Wait until something comes from the tier, so long at most."""
-        wait([load.future for load in self._loads.values()], seconds, FIRST_COMPLETED)
+        self._loads.wait(seconds)
 
     def commit(self, request: Request, chunk: Chunk) -> None:
         """The chunk's keys and values are in the cache; a prompt that is only read ends with its last one."""
@@ -184,19 +183,15 @@ class Scheduler:
             return scheduled
         room = min(budget, prefill)
         while room > 0 and self._may_admit:
-            request = next_waiting(self._ready(), self.running, self._reusable)
+            request, overtaken = next_waiting(self._ready(), self.running, self._reusable)
             admitted = self._admit(request, room)
             if admitted is None:
                 break
+            for older in overtaken:
+                older.overtaken += 1
             scheduled.append((request, admitted))
             room -= admitted.end - admitted.start
         return scheduled
-
-    def _fetch(self, request: Request) -> None:
-        """Ask the tier for what the tree lacks; others run until it has come."""
-        load = self.memory.fetch(request.tokens, request.first_wanted + 1, request.prefix.tenant)
-        if load is not None:
-            self._loads[request] = load
 
     @property
     def _may_admit(self) -> bool:
@@ -212,23 +207,26 @@ class Scheduler:
         return mapped
 
     def _map(self, request: Request, chunk: Chunk, spare: int) -> Chunk | None:
-        """Map pages for a chunk, or for a smaller one where the whole finds no room; None where none does."""
-        while not self._allocate(chunk, spare):
+        """Map pages for a chunk, or for a smaller one where the whole finds no room; None where none does.
+
+        Idle sessions' kept sequences are given up before that, least recently used first, unless all of them
+        together would not make room for a page.
+        """
+        least = min(chunk.end, chunk.start + self.memory.page_size)
+        helps: bool | None = None
+        while not self.memory.allocate(chunk.sequence, chunk.end, spare):
+            if self._parked and helps is None:
+                helps = self.memory.would_fit(chunk.sequence, least, spare, self._parked.values())
+            if self._parked and helps:
+                _, sequence = self._parked.popitem(last=False)
+                self.memory.release(sequence)
+                self.metrics.reclaimed_sessions += 1
+                continue
             size = chunk.end - chunk.start
             if size <= self.memory.page_size:
                 return None
             chunk = _next_chunk(request, chunk.sequence, max(self.memory.page_size, size // 2))
         return chunk
-
-    def _allocate(self, chunk: Chunk, spare: int) -> bool:
-        """Map pages, giving up idle sessions' kept sequences where needed, least recently used first."""
-        while not self.memory.allocate(chunk.sequence, chunk.end, spare):
-            if not self._parked:
-                return False
-            _, sequence = self._parked.popitem(last=False)
-            self.memory.release(sequence)
-            self.metrics.reclaimed_sessions += 1
-        return True
 
     def _preempt(self, request: Request) -> None:
         assert request.sequence is not None
@@ -236,11 +234,12 @@ class Scheduler:
         self.memory.release(request.sequence)
         request.sequence = None
         request.preempted = True
+        self._loads.preempted(request)
         self.metrics.preemptions += 1
         self.waiting.insert(0, request)
 
     def _ready(self) -> list[Request]:
-        return [each for each in self.waiting if each not in self._loads or self._loads[each].ended]
+        return [each for each in self.waiting if not self._loads.is_awaited(each)]
 
     def _reusable(self, request: Request) -> int:
         parked = self._parked_of(request)
@@ -249,11 +248,11 @@ class Scheduler:
         return self.memory.match_tokens(request.tokens, request.first_wanted + 1, request.prefix.tenant)
 
     def _admit(self, request: Request, budget: int) -> Chunk | None:
-        """Start a waiting request; None when its first chunk finds no room yet.
+        """Start a waiting request; None when its first chunk finds no room yet, or the tier has what it lost.
 
         Each running request keeps a page in reserve, or admission would preempt what it just let in.
         """
-        load = self._loads.pop(request, None)
+        load = self._loads.take(request)
         if load is not None:
             self.metrics.loaded_tokens += self.memory.take_in(load)
         parked = self._parked_of(request)
@@ -272,6 +271,9 @@ class Scheduler:
             elif chunk is None:
                 self.memory.abandon(sequence)
         if chunk is None:
+            return None
+        if self._loads.ask_again(request):
+            self.memory.abandon(sequence)
             return None
         self._count_admission(request, sequence)
         self.waiting.remove(request)
@@ -297,9 +299,7 @@ class Scheduler:
         if sequence is None:
             if request in self.waiting:  # not so where it was never submitted
                 self.waiting.remove(request)
-                load = self._loads.pop(request, None)
-                if load is not None:
-                    load.future.cancel()
+                self._loads.cancel(request)
             return
         self.running.remove(request)
         if keep and request.keep and request.num_completion_tokens:

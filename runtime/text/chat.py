@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvfold.plugins.contract.errors import RequestError
 from kvfold.plugins.contract.template_text import by_template, written_by_template
+from kvfold.runtime.text.detokenize import decode_after
 from kvfold.runtime.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -69,9 +70,11 @@ def add_reply(tokenizer: Tokenizer, rendered: str, token_ids: list[int], reply: 
         token_ids: of all of it.
         reply: of the reply alone.
     """
-    text, end = tokenizer.decode_rendered(reply), ""
+    length = len(token_ids) - len(reply)
+    before = token_ids[max(0, length - 1) : length]
+    text, end = decode_after(tokenizer, before, reply), ""
     if reply and reply[-1] in tokenizer.eos_token_ids:
-        spoken = tokenizer.decode_rendered(reply[:-1])
+        spoken = decode_after(tokenizer, before, reply[:-1])
         text, end = (spoken, text[len(spoken) :]) if text.startswith(spoken) else (text, "")
     return EncodedChat(rendered + text + by_template(end), token_ids)
 

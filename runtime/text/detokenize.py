@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kvfold.runtime.text.tokenizer import Tokenizer
 
 INCOMPLETE = "\ufffd"
 
@@ -15,14 +19,27 @@ class Detokenizer:
     since the last whole character with and without the new ones; while it ends in U+FFFD it waits.
     """
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str] = ()) -> None:
-        """`decode` turns token ids into text, special tokens left out."""
+    def __init__(
+        self,
+        decode: Callable[[Sequence[int]], str],
+        stop: Sequence[str] = (),
+        before: Sequence[int] = (),
+    ) -> None:
+        """Nothing was said yet.
+
+        Args:
+            decode: turns token ids into text, special tokens left out.
+            stop: texts that end the reply.
+            before: the end of the prompt, whose text the reply goes on with. After a special token, as after
+                nothing, a reply begins a text of its own.
+        """
         self._decode = decode
         self._stop = tuple(stop)
-        self._tokens: list[int] = []
+        self._context_text = decode(before) if before else ""
+        self._tokens = [] if self._context_text.endswith(INCOMPLETE) else list(before)
         self._context = 0
-        self._decoded = 0
-        self._context_text = ""
+        self._decoded = len(self._tokens)
+        self._context_text = self._context_text if self._tokens else ""
         self._text = ""
         self._sent = 0
         self.stop_text: str | None = None
@@ -85,3 +102,11 @@ class Detokenizer:
                     longest = length
                     break
         return longest
+
+
+def decode_after(tokenizer: Tokenizer, before: Sequence[int], token_ids: Sequence[int]) -> str:
+    """Text of tokens behind others, special ones included; a Detokenizer with `before` gives the same."""
+    known = tokenizer.decode(before) if before else ""
+    if not known or known.endswith(INCOMPLETE):
+        return tokenizer.decode_rendered(token_ids)
+    return tokenizer.decode_rendered([*before, *token_ids])[len(known) :]

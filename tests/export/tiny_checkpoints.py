@@ -5,24 +5,32 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import gguf
-import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from torch import Tensor
 from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GraniteConfig,
+    GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+from transformers.models.smollm3.configuration_smollm3 import SmolLM3Config
+from transformers.models.smollm3.modeling_smollm3 import SmolLM3ForCausalLM
 
-from kvfold.export.checkpoint.gguf_file import LAYER_NAMES, OUTER_NAMES
 from kvfold.export.model.families import FAMILIES
 
 CLASSES: dict[str, tuple[Any, Any]] = {
@@ -30,7 +38,28 @@ CLASSES: dict[str, tuple[Any, Any]] = {
     "mistral": (MistralConfig, MistralForCausalLM),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+    "gemma2": (Gemma2Config, Gemma2ForCausalLM),
+    "gemma3_text": (Gemma3TextConfig, Gemma3ForCausalLM),
+    "phi3": (Phi3Config, Phi3ForCausalLM),
+    "smollm3": (SmolLM3Config, SmolLM3ForCausalLM),
+    "olmo2": (Olmo2Config, Olmo2ForCausalLM),
+    "granite": (GraniteConfig, GraniteForCausalLM),
 }
+# What a random model of a family needs beside SHAPE: its multipliers, windows and special tokens in reach.
+EXTRAS: dict[str, dict[str, Any]] = {
+    "gemma2": {"sliding_window": 64, "query_pre_attn_scalar": 12, "attn_logit_softcapping": 5.0},
+    "gemma3_text": {"sliding_window": 64, "query_pre_attn_scalar": 12, "sliding_window_pattern": 2},
+    "phi3": {"pad_token_id": 0},
+    "smollm3": {"pad_token_id": 0, "no_rope_layer_interval": 2},
+    "granite": {
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.4,
+        "attention_multiplier": 0.2,
+        "logits_scaling": 2.0,
+    },
+}
+# Families whose checkpoints are in normal form as they are, with one kind of layer.
+PLAIN = ("llama", "mistral", "qwen2", "qwen3")
 # Models by a name of their own: every family as it is, and with all biases that its config may ask for.
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {family: (family, {}) for family in CLASSES} | {
     f"{family.name}-biased": (family.name, dict.fromkeys(family.bias_keys, True))
@@ -57,7 +86,9 @@ def random_model(name: str, **changes: Any) -> PreTrainedModel:
     family, biases = MODELS[name]
     config_class, model_class = CLASSES[family]
     torch.manual_seed(0)
-    model: PreTrainedModel = model_class(config_class(**(SHAPE | biases | changes))).eval()
+    config = config_class(**(SHAPE | EXTRAS.get(family, {}) | biases | changes))
+    config._attn_implementation = "eager"
+    model: PreTrainedModel = model_class(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith(("norm.weight", "bias")):
@@ -79,78 +110,3 @@ def tiny_tokenizer() -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.add_special_tokens(["<|im_end|>"])
     return tokenizer
-
-
-def interleave(weight: Tensor, heads: int) -> Tensor:
-    """The row order that llama.cpp's converter gives Q and K of llama files, and their biases."""
-    halves = weight.reshape(heads, 2, len(weight) // heads // 2, *weight.shape[1:])
-    return halves.swapaxes(1, 2).reshape(weight.shape)
-
-
-def write_gguf(path: Path, model: PreTrainedModel, kind: gguf.GGMLQuantizationType, **metadata: Any) -> Path:
-    """Write a model as llama.cpp's converter does."""
-    config = model.config
-    architecture = {"mistral": "llama"}.get(config.model_type, config.model_type)
-    writer = gguf.GGUFWriter(path, architecture)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_theta)
-    _add_vocabulary(writer)
-    if "rope_factors" in metadata:
-        writer.add_tensor("rope_freqs.weight", metadata.pop("rope_factors"))
-    for name, value in metadata.items():
-        getattr(writer, f"add_{name}")(*(value if isinstance(value, tuple) else (value,)))
-    for name, tensor in model.state_dict().items():
-        if name == "lm_head.weight" and config.tie_word_embeddings:
-            continue
-        heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-        for part, count in heads.items():
-            if architecture == "llama" and f".{part}." in name:
-                tensor = interleave(tensor, count)
-        _add_tensor(writer, gguf_name(name), tensor.numpy(), kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-def gguf_name(name: str) -> str:
-    """GGUF's name of a Hugging Face tensor."""
-    for theirs, ours in OUTER_NAMES.items():
-        if name == ours:
-            return theirs
-    _, _, block, rest = name.split(".", 3)
-    stem, _, leaf = rest.rpartition(".")
-    theirs = next(theirs for theirs, ours in LAYER_NAMES.items() if ours == stem)
-    return f"blk.{block}.{theirs}.{leaf}"
-
-
-def _add_vocabulary(writer: gguf.GGUFWriter) -> None:
-    vocab = sorted(tiny_tokenizer().get_vocab().items(), key=lambda item: item[1])
-    special = [
-        gguf.TokenType.CONTROL if token.startswith("<|") else gguf.TokenType.NORMAL for token, _ in vocab
-    ]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list([token for token, _ in vocab])
-    writer.add_token_types(special)
-    writer.add_token_merges(["a b"])
-    writer.add_eos_token_id(96)
-
-
-def _add_tensor(
-    writer: gguf.GGUFWriter, name: str, values: np.ndarray, kind: gguf.GGMLQuantizationType
-) -> None:
-    """Norms and biases stay float32, as in llama.cpp's files."""
-    if values.ndim == 1 or kind == gguf.GGMLQuantizationType.F32:
-        writer.add_tensor(name, values)
-    else:
-        writer.add_tensor(name, gguf.quantize(values, kind), raw_dtype=kind)

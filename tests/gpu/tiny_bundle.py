@@ -17,7 +17,6 @@ from kvfold.pipeline.workspace.run_stages import run_stages
 from kvfold.pipeline.workspace.stage import target_stage
 from kvfold.pipeline.workspace.workspace import HELDOUT_TOKENS, Workspace
 from kvfold.plugins.contract.fold_plan import FoldPlan, KvDtype
-from kvfold.runtime.bundle import WEIGHTS
 from tests.pipeline.fake_stages import QuietDisplay
 from tests.pipeline.tiny_recipe import RECIPE, write_tiny_recipe
 
@@ -99,7 +98,7 @@ class TinyBundle:
         from kvfold.export.model.decoder import Decoder
 
         workspace = self._workspace
-        decoder = Decoder.from_weights(workspace.config, workspace.plan, workspace.tensors(WEIGHTS))
+        decoder = Decoder.from_weights(workspace.config, workspace.plan, workspace.weights)
         subject = TorchSubject(FOLDED, decoder)
         return np.stack([subject.compute_logits(text) for text in self.texts])
 

@@ -7,12 +7,13 @@ by `output_dtype`, since TensorRT's parser holds a zero point's type against `ou
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import lru_cache, partial
 
 import numpy as np
 import onnx_ir as ir
 
-from kvfold.export.graph.constants import add_constant
+from kvfold.export.graph.constants import add_constant, add_lazy_constant
 from kvfold.export.graph.linears import Linear, find_linears
 from kvfold.plugins.int8_linear.packing import quantize_weight
 
@@ -20,18 +21,27 @@ from kvfold.plugins.int8_linear.packing import quantize_weight
 def apply(model: ir.Model, names: Collection[str], activation_scales: Mapping[str, float]) -> int:
     """Rewrite the linears with these names; `activation_scales` has one static scale for each."""
     matches = [linear for linear in find_linears(model) if linear.name in names]
-    for linear in matches:
-        _replace(model, linear, activation_scales[linear.name])
+    quantize = lru_cache(maxsize=1)(lambda index: quantize_weight(matches[index].weight))
+    for index, linear in enumerate(matches):
+        _replace(model, linear, activation_scales[linear.name], partial(quantize, index))
     return len(matches)
 
 
-def _replace(model: ir.Model, linear: Linear, activation_scale: float) -> None:
-    quantized, scale = quantize_weight(linear.weight)
+def _replace(
+    model: ir.Model,
+    linear: Linear,
+    activation_scale: float,
+    quantized: Callable[[], tuple[np.ndarray, np.ndarray]],
+) -> None:
     x_scale = add_constant(
         model, f"{linear.name}.activation_scale", np.asarray(activation_scale, dtype=np.float32)
     )
-    weight = add_constant(model, f"{linear.name}.weight_int8", quantized)
-    weight_scale = add_constant(model, f"{linear.name}.weight_scale", scale)
+    weight = add_lazy_constant(
+        model, f"{linear.name}.weight_int8", ir.DataType.INT8, linear.shape, lambda: quantized()[0]
+    )
+    weight_scale = add_lazy_constant(
+        model, f"{linear.name}.weight_scale", ir.DataType.FLOAT, linear.shape[:1], lambda: quantized()[1]
+    )
     name = linear.name
     quantize = ir.node(
         "QuantizeLinear",

@@ -7,15 +7,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kvfold.export.model.decoder import cap_logits
+
 ROWS = 256  # positions whose logits exist at a time: enough to make good use of each read of the head
 ROWS_IN_CACHE = 8  # of which so many are made into probabilities at a time
 
 
 class _HeadKL(torch.autograd.Function):
-    """The gradient of KL(p || q) by q's logits is q - p (row by row), so forward has it already."""
+    """The gradient of KL(p || q) by q's logits is q - p (row by row), so forward has it already.
+
+    Capped logits pass 1 - (capped / softcap)^2 of it on.
+    """
 
     @staticmethod
-    def forward(ctx: Any, student: Tensor, teacher: Tensor, head: Tensor, student_head: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, student: Tensor, teacher: Tensor, head: Tensor, student_head: Tensor, softcap: float
+    ) -> Tensor:
         total = student.new_zeros((), dtype=torch.float64)
         gradient = torch.empty_like(student) if ctx.needs_input_grad[0] else None
         for start in range(0, len(student), ROWS):
@@ -24,11 +31,13 @@ class _HeadKL(torch.autograd.Function):
             p = teacher[rows].to(head.dtype) @ head.T
             parts = (torch.split(logits, ROWS_IN_CACHE) for logits in (q, p))
             for ours, theirs in zip(*parts, strict=True):
-                log_q, log_p = (logits.float().log_softmax(-1) for logits in (ours, theirs))
+                capped, target = (cap_logits(logits.float(), softcap) for logits in (ours, theirs))
+                log_q, log_p = capped.log_softmax(-1), target.log_softmax(-1)
                 exact = log_p.exp()
                 total += torch.linalg.vecdot(exact, log_p - log_q).sum().double()
                 if gradient is not None:
-                    ours.copy_(log_q.exp_().sub_(exact))
+                    passed = log_q.exp_().sub_(exact)
+                    ours.copy_(passed * (1 - (capped / softcap).square()) if softcap else passed)
             if gradient is not None:
                 gradient[rows] = (q @ student_head).float()
         if gradient is not None:
@@ -36,12 +45,18 @@ class _HeadKL(torch.autograd.Function):
         return (total / len(student)).float()
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return upstream * gradient, None, None, None
+        return upstream * gradient, None, None, None, None
 
 
-def head_kl(student: Tensor, teacher: Tensor, head: Tensor, student_head: Tensor | None = None) -> Tensor:
+def head_kl(
+    student: Tensor,
+    teacher: Tensor,
+    head: Tensor,
+    student_head: Tensor | None = None,
+    softcap: float = 0.0,
+) -> Tensor:
     """Mean KL(teacher || student) in nat a row; no head takes a gradient.
 
     Args:
@@ -49,9 +64,10 @@ def head_kl(student: Tensor, teacher: Tensor, head: Tensor, student_head: Tensor
         teacher: the original's, the same shape, of any float dtype.
         head: lm_head weight [vocab, hidden_size], in the dtype to multiply in.
         student_head: the student's, where it has another.
+        softcap: logits of both become softcap * tanh(logits / softcap); 0 is off.
     """
     student_head = head if student_head is None else student_head
     loss: Tensor = _HeadKL.apply(  # type: ignore[no-untyped-call]  # torch has no annotation for it
-        student, teacher, head, student_head
+        student, teacher, head, student_head, softcap
     )
     return loss

@@ -11,7 +11,7 @@ from kvfold.export.heal.objective.teacher_cache import TeacherCache, pick
 from kvfold.export.heal.student.student import TrainedModel
 from kvfold.export.heal.student.trainable import changed_layers
 from kvfold.export.model.decoder import Backbone, Block
-from kvfold.export.quantize.calibrate import HEAD
+from kvfold.export.quantize.layer_calibration import HEAD
 
 
 class LayerwiseLoss:
@@ -46,9 +46,8 @@ class LayerwiseLoss:
         for block in backbone.layers[: self.layers[-1] + 1]:
             assert isinstance(block, Block)
             inputs.append(hidden)
-            targets.append(block.self_attn(block.input_layernorm(hidden), mixer))
-            hidden = hidden + targets[-1]
-            hidden = hidden + block.mlp(block.post_attention_layernorm(hidden))
+            targets.append(block.self_attn(block.attention_input(hidden), mixer))
+            hidden = block.add_mlp(block.add_attention(hidden, targets[-1]))
         return inputs, targets
 
     def _attend(self, backbone: Backbone, inputs: list[Tensor]) -> list[Tensor]:
@@ -57,7 +56,7 @@ class LayerwiseLoss:
         for layer in self.layers:
             block = backbone.layers[layer]
             assert isinstance(block, Block)
-            outputs.append(block.self_attn(block.input_layernorm(inputs[layer]), mixer))
+            outputs.append(block.self_attn(block.attention_input(inputs[layer]), mixer))
         return outputs
 
 
@@ -86,4 +85,6 @@ class EndToEndLoss:
         hidden = pick(self.student.hidden(self.tokens[rows]), positions).flatten(0, 1)
         if self.rounding is not None:
             hidden = self.rounding.tokens(hidden)
-        return head_kl(hidden, states.flatten(0, 1), self.head, self.student_head)
+        return head_kl(
+            hidden, states.flatten(0, 1), self.head, self.student_head, self.student.config.final_softcap
+        )

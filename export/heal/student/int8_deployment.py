@@ -11,8 +11,9 @@ from torch import Tensor
 
 from kvfold.export.heal.student.int8_rounding import Rounding
 from kvfold.export.model.model_config import ModelConfig
-from kvfold.export.quantize.calibrate import HEAD, Calibrated
+from kvfold.export.quantize.calibrate import Calibrated
 from kvfold.export.quantize.fake_int8_linear import tensor_names
+from kvfold.export.quantize.layer_calibration import HEAD
 from kvfold.export.quantize.precision import Precision
 from kvfold.plugins.contract.fold_plan import FoldPlan
 

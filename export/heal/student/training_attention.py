@@ -20,6 +20,9 @@ class TrainingAttention(DenseAttention):
         self, query: Tensor, keys: Tensor, values: Tensor, layer: LayerPlan, head_sink: Tensor | None
     ) -> Tensor:
         """As DenseAttention's."""
+        if self.config.attention_softcap:
+            return super().attend(query, keys, values, layer, head_sink)
+        query = query * (self.config.logit_scale * query.shape[-1] ** 0.5)
         # One dtype, as autocast has it of torch's attention: int8 linears give float32, float ones bfloat16.
         kind = query.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype

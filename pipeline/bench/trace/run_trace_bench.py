@@ -24,9 +24,9 @@ from kvfold.pipeline.bench.trace.trace_results import BudgetResult, TraceResult
 from kvfold.pipeline.bench.trace.trace_settings import TraceSettings
 from kvfold.pipeline.bench.trace.trace_turns import Turns, turns_of
 from kvfold.pipeline.show.watch import Work, open_watch
+from kvfold.plugins.contract.attention_shape import AttentionShape
 from kvfold.plugins.contract.byte_sizes import format_bytes
 from kvfold.plugins.contract.fold_plan import FoldPlan
-from kvfold.plugins.contract.plan_presets import AttentionShape
 from kvfold.plugins.contract.progress import Progress
 from kvfold.runtime.runtime_config import RuntimeConfig
 

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from kvfold.export.graph.lower_tensorrt import lower_for_tensorrt
 from kvfold.export.graph.model_files import load_model
+from kvfold.pipeline.build.bound_graph import bound_graph
 from kvfold.pipeline.build.engine_facts import engine_config
 from kvfold.pipeline.build.tensorrt.architectures import architectures_of
 from kvfold.pipeline.build.tensorrt.build_job import BuildJob, BuildResult
@@ -61,7 +62,7 @@ def build_tensorrt_plan(workspace: Workspace, directory: Path, progress: Callabl
     with tempfile.TemporaryDirectory(dir=root / STAGING) as folder:
         lowered = Path(folder)
         passes = lower_for_tensorrt(
-            root / MODEL_FILE,
+            bound_graph(workspace),
             lowered,
             workspace.plan,
             precision,

@@ -9,8 +9,8 @@ from kvfold.pipeline.commands.options.recipe_arguments import bundle_path, is_bu
 
 if TYPE_CHECKING:
     from kvfold.pipeline.workspace.workspace import Workspace
+    from kvfold.plugins.contract.attention_shape import AttentionShape
     from kvfold.plugins.contract.fold_plan import FoldPlan
-    from kvfold.plugins.contract.plan_presets import AttentionShape
 
 
 def read_plan(recipe: str) -> tuple[FoldPlan, AttentionShape]:

@@ -62,6 +62,10 @@ _CONFIG: dict[str, tuple[Any, str]] = {
         int,
         f"Sequences at once.  [default: {MAX_NUM_SEQS}, or a TensorRT plan's own]",
     ),
+    "kv_host_bytes": (
+        BytesType(),
+        "Of host memory for pages that a GPU's pools gave up; such as 8GiB.  [default: none]",
+    ),
     "threads": (int, "Of the engine.  [default: one for each physical core]"),
     "inter_token_target": (
         float,
@@ -83,7 +87,7 @@ def server_options(function: Callable[..., Any]) -> Callable[..., Any]:
     command: Callable[..., Any] = with_settings
     for name, (kind, text) in reversed({**_SETTINGS, **_CONFIG}.items()):
         default: Any = getattr(defaults, name, None)
-        if isinstance(kind, BytesType):
+        if isinstance(kind, BytesType) and default is not None:
             default = format_bytes(default)
         shown = default is not None
         flag = f"--{name.replace('_', '-')}"

@@ -14,6 +14,7 @@ from rich import get_console
 from kvfold.pipeline.commands.options.built_bundle import built_bundle
 from kvfold.pipeline.commands.options.recipe_arguments import output_option, recipe_argument, target_options
 from kvfold.pipeline.commands.options.sampling_options import sampling_options
+from kvfold.pipeline.commands.options.server_options import BytesType
 
 if TYPE_CHECKING:
     from kvfold.pipeline.chat.kept_chats import Keeping
@@ -31,6 +32,12 @@ EXIT_INTERRUPTED = 130
 @click.option("--resume", is_flag=True, help="Go on with the last chat with this bundle.")
 @click.option("--session", "name", help="Go on with the chat of this name, or begin it.")
 @click.option("--private", is_flag=True, help="Keep nothing of this chat, for the arrow keys neither.")
+@click.option(
+    "--kv-host-bytes",
+    type=BytesType(),
+    default=0,
+    help="Of host memory for pages that a GPU's pools gave up; such as 8GiB.  [default: none]",
+)
 @sampling_options
 def command(
     recipe: str,
@@ -41,6 +48,7 @@ def command(
     resume: bool,
     name: str | None,
     private: bool,
+    kv_host_bytes: int,
     params: SamplingParams,
 ) -> None:
     """Chat with RECIPE's model; RECIPE may also be the folder of a built bundle.
@@ -67,7 +75,7 @@ def command(
     keeping = Keeping(resume, name, private)
     root, target = built_bundle(recipe, output, target, architectures)
     by_hand = sys.stdin.isatty() and can_draw(get_console())
-    llm = _load(root, target, keeping.pages(by_hand))
+    llm = _load(root, target, {"kv_host_bytes": kv_host_bytes, **keeping.pages(by_hand)})
     try:
         _converse(llm, root, system, params, keeping, by_hand)
     except KeyboardInterrupt:  # outside a reply in a terminal

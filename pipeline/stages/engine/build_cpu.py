@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from kvfold.pipeline.build.bound_graph import bound_graph
 from kvfold.pipeline.build.engine_facts import engine_config
 from kvfold.pipeline.build.engine_folder import engine_folder, engine_stage
-from kvfold.plugins.contract.step import MODEL_FILE
 
 if TYPE_CHECKING:
     from kvfold.pipeline.workspace.stage import Job, Stage
@@ -23,7 +23,9 @@ def run(workspace: Workspace, job: Job) -> None:
     from kvfold.export.graph.lower_cpu import lower_for_cpu
 
     directory, precision = engine_folder(workspace, job), workspace.quantization.precision
-    passes = lower_for_cpu(workspace.root / MODEL_FILE, directory, workspace.plan, precision)
+    passes = lower_for_cpu(
+        bound_graph(workspace), directory, workspace.plan, precision, workspace.int4_blocks
+    )
     engine_config(workspace, "cpu", passes).save(directory)
 
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from kvfold.pipeline.build.bound_graph import bound_graph
 from kvfold.pipeline.build.engine_facts import engine_config
 from kvfold.pipeline.build.engine_folder import engine_folder, engine_stage
-from kvfold.plugins.contract.step import MODEL_FILE
 
 if TYPE_CHECKING:
     from kvfold.pipeline.workspace.stage import Job, Stage
@@ -31,7 +31,7 @@ def run(workspace: Workspace, job: Job) -> None:
     plan, directory = workspace.plan, engine_folder(workspace, job)
     stores_bfloat16 = any(bank.kv_dtype == "bfloat16" for bank in plan.banks)
     dtype: ActivationDtype = "bfloat16" if stores_bfloat16 else "float16"
-    passes = lower_for_cuda(workspace.root / MODEL_FILE, directory, plan, dtype)
+    passes = lower_for_cuda(bound_graph(workspace), directory, plan, dtype)
     engine_config(workspace, "cuda", passes).save(directory)
 
 

@@ -31,6 +31,7 @@ from kvfold.export.search.costs import (
     distant_changes,
     large_banks,
     layer_changes,
+    shortened_layers,
 )
 from kvfold.export.search.space import PlanSpace, Solution
 from kvfold.pipeline.recipe.recipe import Recipe
@@ -97,7 +98,7 @@ class Search:
         space = self._space(changes)
         choose_banks(space, frozenset(), self._goal.targets)  # where even that is too large, nothing helps
         trail = grow_globals(
-            self._config.num_hidden_layers,
+            shortened_layers(self._config.attention_shape, self._recipe.search.measured_window),
             self._measure_none(),
             self._unfolded + self._recipe.search.max_retrieval_loss,
             lambda globals_: self._goal.fits(space, globals_),

@@ -74,7 +74,7 @@ def window_table(found: Found) -> Table:
             (
                 str(layer),
                 *(
-                    _cell(space, space.table.windowed[layer, window], window == chosen[layer])
+                    _cell(space, space.table.windowed.get((layer, window)), window == chosen[layer])
                     for window in windows
                 ),
             )

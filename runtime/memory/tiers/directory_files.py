@@ -3,6 +3,10 @@
 Nothing is kept open, so a directory may vanish and come back. No link is followed below the directory, and
 every name is hex of our own making. A file is written under another name, flushed, then renamed: it is whole
 or not there. The folder itself is not flushed: what a power cut takes is a miss.
+
+The directory may be writable for a group of this process, as Kubernetes makes volumes with fsGroup: whoever
+is in it can take files away, but only this user's files are read, and only this user and root can open those
+to the group.
 """
 
 from __future__ import annotations
@@ -44,6 +48,7 @@ class DirectoryFiles:
         if os.open not in os.supports_dir_fd:
             raise TierError("a tier's directory needs a POSIX system; leave the tier out here")
         self._path = path
+        self._groups = {os.getegid(), *os.getgroups()}
         self._changed: dict[int, int] = {}
         self._ignored: dict[int, int] = {}
         try:
@@ -154,7 +159,8 @@ class DirectoryFiles:
                     f"tier directory {self._path} belongs to user {status.st_uid}, this process runs as "
                     f"{os.geteuid()}; give each user a directory"
                 )
-            if status.st_mode & 0o022:
+            loose = 0o022 if status.st_gid not in self._groups else 0o002
+            if status.st_mode & loose:
                 raise TierError(
                     f"tier directory {self._path} has mode {stat.S_IMODE(status.st_mode):o}: others may "
                     f"write to it; chmod 700 it"

@@ -66,12 +66,11 @@ class ObjectIndex:
             place = self._places[key[0]].get(key)
             return place is not None and self._states[place] == THERE
 
-    def reach(self, keys: Sequence[bytes], start: int) -> list[int]:
+    def reach(self, keys: Sequence[bytes]) -> list[int]:
         """Follow a chain as far as its segments are there.
 
         Args:
             keys: the root's and each segment's.
-            start: segments that need not be there.
 
         Returns:
             After each number of segments that was reached, from 0 on: how many pages more may end in a
@@ -81,7 +80,7 @@ class ObjectIndex:
         with self._lock:
             for number, key in enumerate(keys):
                 place = self._places[key[0]].get(key)
-                if number > start and (place is None or self._states[place] != THERE):
+                if number and (place is None or self._states[place] != THERE):
                     break
                 masks.append(0 if place is None else self._ends[place])
         return masks

@@ -54,8 +54,8 @@ class LoadedPrefix:
 
     Attributes:
         pages: length of the prefix.
-        rows: by group, uint8 [n, page_bytes]; of a global group pages [have, pages), of a local one those
-            that were stored: `horizon.needed(pages)`.
+        rows: by group, uint8 [n, page_bytes]; of a global group pages [0, pages), of a local one those that
+            were stored: `horizon.needed(pages)`.
     """
 
     pages: int

@@ -39,22 +39,22 @@ class ReadAhead:
         self._layout = layout
         self.thread = Background("kvfold tier reader")
 
-    def load(self, pieces: Pieces, pages: int, have: int) -> Future[LoadedPrefix | None]:
-        """Read the objects of a prefix of `pages` pages; its first `have` global ones are not needed."""
+    def load(self, pieces: Pieces, pages: int) -> Future[LoadedPrefix | None]:
+        """Read the objects of a prefix of `pages` pages."""
         future: Future[LoadedPrefix | None] = Future()
-        self.thread.do(partial(self._load, pieces, pages, have, future))
+        self.thread.do(partial(self._load, pieces, pages, future))
         return future
 
     # In its thread
 
-    def _load(self, pieces: Pieces, pages: int, have: int, future: Future[LoadedPrefix | None]) -> None:
+    def _load(self, pieces: Pieces, pages: int, future: Future[LoadedPrefix | None]) -> None:
         if not future.set_running_or_notify_cancel():
             return
         loaded = None
         try:
             found = self._read_all(pieces)
             if found is not None:
-                loaded = LoadedPrefix(pages, self._join(pieces, found, have))
+                loaded = LoadedPrefix(pages, self._join(found))
         except Exception:  # nobody may wait for ever; what went wrong is counted
             self._health.count(errors=1)
         future.set_result(loaded)
@@ -82,13 +82,10 @@ class ReadAhead:
         self._health.count(loaded=1, loaded_bytes=sum(sizes))
         return found
 
-    def _join(self, pieces: Pieces, found: Sequence[Rows], have: int) -> Rows:
+    def _join(self, found: Sequence[Rows]) -> Rows:
         joined = {}
         for group in self._layout.groups:
-            parts = [
-                rows[group.name][0 if group.is_local else max(0, have - name.first_page) :]
-                for (name, _), rows in zip(pieces, found, strict=True)
-            ]
+            parts = [rows[group.name] for rows in found if len(rows[group.name])]
             nothing = np.empty((0, group.page_bytes), np.uint8)
             joined[group.name] = parts[0] if len(parts) == 1 else np.concatenate([nothing, *parts])
         return joined

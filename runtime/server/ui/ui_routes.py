@@ -30,6 +30,7 @@ def ui_routes() -> list[Route]:
     assets = [Route("GET", f"/ui/{name}", _file(name, kind), "anyone") for name, kind in ASSETS.items()]
     return [
         Route("GET", "/ui", _file(PAGE, "text/html"), "anyone"),
+        Route("GET", "/ui/", _without_slash, "anyone"),
         *assets,
         Route("GET", "/v1/kvfold/events", watching.events, "any key"),
         Route("GET", "/v1/kvfold/cache", watching.cache),
@@ -42,6 +43,11 @@ def _file(name: str, media_type: str) -> Handler:
         return Response(_read(name), media_type=f"{media_type}; charset=utf-8", headers=HEADERS)
 
     return send
+
+
+async def _without_slash(request: Request, state: ServerState) -> Response:
+    """The page's place, wherever a proxy puts it: its files are named from there."""
+    return Response(status=308, media_type="text/plain; charset=utf-8", headers={"location": "../ui"})
 
 
 @cache

@@ -43,7 +43,7 @@ class TokenTexts:
             logprobs: one for each.
             offset: characters before the first token, in the text of the choice.
         """
-        text = Detokenizer(self._tokenizer.decode)
+        text = Detokenizer(self._tokenizer.decode, before=self._before)
         offsets: list[int] = []
         for token in token_ids:
             offsets.append(offset + len(text.text))

@@ -12,13 +12,14 @@ from gguf import GGMLQuantizationType
 from transformers import PreTrainedModel
 
 from kvfold.export.checkpoint.checkpoint import Checkpoint
-from kvfold.export.checkpoint.gguf_file import deinterleave
+from kvfold.export.checkpoint.gguf_tensors import deinterleave
 from kvfold.export.checkpoint.load_checkpoint import load_checkpoint
 from kvfold.export.model.decoder import Decoder
 from kvfold.export.model.families import FAMILIES
 from kvfold.export.model.rope import inverse_frequencies
 from kvfold.plugins.contract.plan_presets import Preset, build_plan
-from tests.export.tiny_checkpoints import CLASSES, MODELS, interleave, random_model, write_folder, write_gguf
+from tests.export.tiny_checkpoints import CLASSES, MODELS, PLAIN, random_model, write_folder
+from tests.export.tiny_gguf import interleave, write_gguf
 from tests.tiny_model import dense_logits
 
 LLAMA3 = {
@@ -28,6 +29,9 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+
+
+PLAIN_MODELS = [name for name, (family, _) in MODELS.items() if family in PLAIN]
 
 
 def largest_difference(checkpoint: Checkpoint, model: PreTrainedModel) -> float:
@@ -44,7 +48,7 @@ def test_every_family_has_a_random_model() -> None:
 
 @pytest.mark.parametrize("rope", [None, {"rope_type": "linear", "factor": 4.0}, LLAMA3])
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", PLAIN_MODELS)
 def test_family_has_the_logits_of_transformers(
     name: str, tied: bool, rope: dict[str, Any] | None, tmp_path: Path
 ) -> None:
@@ -80,7 +84,7 @@ def test_a_tied_head_that_is_stored_too_is_no_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", PLAIN_MODELS)
 def test_gguf_has_the_logits_of_transformers(name: str, tied: bool, tmp_path: Path) -> None:
     model = random_model(name, tie_word_embeddings=tied)
     checkpoint = load_checkpoint(write_gguf(tmp_path / "model.gguf", model, GGMLQuantizationType.F32))
@@ -119,9 +123,12 @@ def test_gguf_with_llama3_rope_recovers_its_parameters(tmp_path: Path) -> None:
         tmp_path / "model.gguf", scaled, GGMLQuantizationType.F32, rope_factors=divisors.numpy()
     )
     checkpoint = load_checkpoint(path)
-    assert checkpoint.config.rope_scaling is not None
-    assert checkpoint.config.rope_scaling.model_dump() == rope
-    torch.testing.assert_close(inverse_frequencies(checkpoint.config), scaled.model.rotary_emb.inv_freq)
+    (found,) = checkpoint.config.ropes
+    assert found.scaling is not None
+    assert found.scaling.model_dump() == rope
+    torch.testing.assert_close(
+        inverse_frequencies(checkpoint.config, found), scaled.model.rotary_emb.inv_freq
+    )
 
 
 def test_deinterleave_undoes_llama_cpps_order() -> None:

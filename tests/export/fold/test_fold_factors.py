@@ -73,18 +73,20 @@ def test_a_query_absorbs_its_factor_at_every_position(generator: torch.Generator
     config = tiny_config()
     layer = LayerPlan(donor=0, num_key_value_heads=1)
     plan = FoldPlan(num_attention_heads=config.num_attention_heads, head_dim=config.head_dim, layers=(layer,))
-    rotate = DenseAttention(config, plan).rotate
     size = config.head_dim
     slots = (0, 1, 1, 1, 4, 5, 5, 7)
+    rotate, rotate_slots = (
+        DenseAttention(config, each).rotate for each in (plan, plan.with_rope_slots(0, slots))
+    )
     factor = torch.complex(random(generator, 1, size // 2), random(generator, 1, size // 2))
     query, key = random(generator, 1, size, 20), random(generator, 1, size, 20)
     read = factor[..., None] * complex_from_halves(key)
     whole = halves_from_complex(torch.zeros_like(read).index_add_(1, torch.tensor(slots), read))
     scaled_query = scale_queries(query, factor, slots)
     for start in (0, 7, 100):
-        before = rotate(query.mT[:, :, None], start=start) * rotate(whole.mT[:, :, None], start=2 * start)
-        after = rotate(scaled_query.mT[:, :, None], slots, start) * rotate(
-            key.mT[:, :, None], slots, 2 * start
+        before = rotate(query.mT[:, :, None], 0, start) * rotate(whole.mT[:, :, None], 0, 2 * start)
+        after = rotate_slots(scaled_query.mT[:, :, None], 0, start) * rotate_slots(
+            key.mT[:, :, None], 0, 2 * start
         )
         torch.testing.assert_close(after.sum(-1), before.sum(-1))
 

@@ -88,7 +88,7 @@ def errors_by_head(plan: FoldPlan, weights: dict[str, Tensor]) -> Tensor:
     parts = []
     for own, given in ((plan, weights), (IDENTITY, WEIGHTS)):
         block = load_block(CONFIG, own, given, 0)
-        hidden = block.input_layernorm(functional.embedding(TOKENS, WEIGHTS["model.embed_tokens.weight"]))
+        hidden = block.attention_input(functional.embedding(TOKENS, WEIGHTS["model.embed_tokens.weight"]))
         heads = DenseAttention(CONFIG, own)(block.self_attn, block.self_attn.qkv_proj(hidden))
         output = read_output(given, 0, CONFIG.head_dim).float()
         heads = heads.reshape(*heads.shape[:2], len(output), -1)
@@ -98,7 +98,7 @@ def errors_by_head(plan: FoldPlan, weights: dict[str, Tensor]) -> Tensor:
 
 def test_no_other_logit_brings_a_head_nearer_to_the_original() -> None:
     plan, name = plan_of("horizon"), head_sink_name(0)
-    folded = fold_weights(CONFIG, WEIGHTS, plan, TOKENS).weights
+    folded = dict(fold_weights(CONFIG, WEIGHTS, plan, TOKENS).weights)
     assert folded.keys() == WEIGHTS.keys() | {name}
     assert all(folded[kept] is WEIGHTS[kept] for kept in WEIGHTS), "horizons change no weight"
     best = errors_by_head(plan, folded)

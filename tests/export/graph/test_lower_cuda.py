@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
 
 from kvfold.export.graph.lower_cuda import lower_for_cuda
-from kvfold.export.graph.onnx_from_decoder import export_onnx
 from kvfold.export.model.model_config import ModelConfig
 from kvfold.plugins.contract.errors import TargetError
 from kvfold.plugins.contract.fold_plan import FoldPlan
@@ -25,15 +25,17 @@ from kvfold.plugins.contract.plan_presets import Preset, build_plan
 from kvfold.plugins.cuda.attention_spec import ActivationDtype
 from kvfold.plugins.paged_attention.schema import INPUTS, OP_TYPE
 from tests.export.graph.evaluated_graph import check_numbers
+from tests.export.graph.tiny_graphs import graph_of
 from tests.tiny_model import VOCAB_SIZE, kv_scales, tiny_config, tiny_decoder, tiny_plan
 
+EMPTY = ir.Model(ir.Graph((), (), nodes=()), ir_version=10)
 Lower = Callable[[ActivationDtype, str, bool], Path]
 
 
 def config() -> ModelConfig:
     """A producer, its consumer and a global layer."""
     biases = dict.fromkeys(("attention_bias", "output_bias", "mlp_bias"), True)
-    return tiny_config(num_hidden_layers=3, qk_norm=True, **biases)
+    return tiny_config(num_hidden_layers=3, qk_norm="head", **biases)
 
 
 def plan_without_sinks(kv_dtype: str, head_sink: bool = False) -> FoldPlan:
@@ -50,7 +52,7 @@ def lower(tmp_path_factory: pytest.TempPathFactory) -> Lower:
     @cache
     def lower(dtype: ActivationDtype, kv_dtype: str, head_sink: bool) -> Path:
         directory, plan = tmp_path_factory.mktemp("graph"), plan_without_sinks(kv_dtype, head_sink)
-        graph = export_onnx(tiny_decoder(config(), plan), kv_scales(plan), directory)
+        graph = graph_of(tiny_decoder(config(), plan), kv_scales(plan), directory)
         (directory / "cuda").mkdir()
         counts = lower_for_cuda(graph, directory / "cuda", plan, dtype)
         assert counts == {
@@ -141,6 +143,6 @@ def test_what_the_stock_op_cannot_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         TargetError, match=r"first 4 tokens .* set sink_size: 0 in the recipe's plan, with head_sink: true"
     ):
-        lower_for_cuda(tmp_path, tmp_path, tiny_plan(config(), "character", "int8"), "float16")
+        lower_for_cuda(EMPTY, tmp_path, tiny_plan(config(), "character", "int8"), "float16")
     with pytest.raises(TargetError, match=r"as float32; .* reads float16 and int8: set kv_dtype"):
-        lower_for_cuda(tmp_path, tmp_path, plan_without_sinks("float32"), "float16")
+        lower_for_cuda(EMPTY, tmp_path, plan_without_sinks("float32"), "float16")

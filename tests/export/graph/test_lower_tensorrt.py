@@ -18,10 +18,10 @@ import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
 
+from kvfold.export.graph.graph_weights import load_graph
 from kvfold.export.graph.linears import find_linears
 from kvfold.export.graph.lower_tensorrt import lower_for_tensorrt
-from kvfold.export.graph.model_files import save_model
-from kvfold.export.graph.onnx_from_decoder import export_onnx
+from kvfold.export.graph.onnx_from_decoder import export_graph
 from kvfold.export.graph.passes import rms_norms
 from kvfold.export.model.model_config import ModelConfig
 from kvfold.export.quantize.precision import Precision
@@ -37,13 +37,14 @@ from tests.root import ROOT
 from tests.tiny_model import VOCAB_SIZE, kv_scales, tiny_config, tiny_decoder, tiny_plan
 
 NUM_PAGES = 16
-Export = Callable[..., Path]
+Export = Callable[..., ir.Model]
+EMPTY = ir.Model(ir.Graph((), (), nodes=()), ir_version=10)
 
 
 def config() -> ModelConfig:
     """A producer, its consumer and a global layer, with a head size that has kernels."""
     biases = dict.fromkeys(("attention_bias", "output_bias", "mlp_bias"), True)
-    return tiny_config(num_hidden_layers=3, hidden_size=64, head_dim=64, qk_norm=True, **biases)
+    return tiny_config(num_hidden_layers=3, hidden_size=64, head_dim=64, qk_norm="head", **biases)
 
 
 def plan_of(kv_dtype: str, head_sink: bool = False) -> FoldPlan:
@@ -52,24 +53,32 @@ def plan_of(kv_dtype: str, head_sink: bool = False) -> FoldPlan:
 
 @pytest.fixture(scope="module")
 def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
-    """The path of the target-neutral graph, by type of its caches, with sink tokens or learned sinks."""
+    """The target-neutral graph, by type of its caches, with sink tokens or learned sinks."""
 
     @cache
-    def export(kv_dtype: str, head_sink: bool = False) -> Path:
+    def traced(kv_dtype: str, head_sink: bool) -> Path:
+        path, plan = tmp_path_factory.mktemp("graph") / "graph.onnx", plan_of(kv_dtype, head_sink)
+        return export_graph(config(), plan, kv_scales(plan), path)
+
+    def export(kv_dtype: str, head_sink: bool = False) -> ir.Model:
         plan = plan_of(kv_dtype, head_sink)
-        return export_onnx(tiny_decoder(config(), plan), kv_scales(plan), tmp_path_factory.mktemp("graph"))
+        return load_graph(traced(kv_dtype, head_sink), plan, tiny_decoder(config(), plan).state_dict())
 
     return export
 
 
-def precisions(graph: Path, int8: str = r"proj") -> dict[str, Precision]:
+def precisions(graph: ir.Model, int8: str = r"proj") -> dict[str, Precision]:
     """int8 for the linears whose name matches."""
-    names = [linear.name for linear in find_linears(ir.load(graph))]
+    names = [linear.name for linear in find_linears(graph)]
     return {name: "int8" if re.search(int8, name) else "int8_a16" for name in names}
 
 
 def lower(
-    graph: Path, directory: Path, plan: FoldPlan, precision: Mapping[str, Precision], dtype: ActivationDtype
+    graph: ir.Model,
+    directory: Path,
+    plan: FoldPlan,
+    precision: Mapping[str, Precision],
+    dtype: ActivationDtype,
 ) -> tuple[ir.Model, dict[str, int]]:
     directory.mkdir()
     counts = lower_for_tensorrt(graph, directory, plan, precision, dict.fromkeys(precision, 0.03), dtype)
@@ -156,7 +165,7 @@ def test_caches_the_plugin_does_not_read_are_refused(tmp_path: Path) -> None:
         with pytest.raises(
             TargetError, match=rf"as {kv_dtype}; .* reads {activations} and int8: set kv_dtype"
         ):
-            lower_for_tensorrt(tmp_path, tmp_path, plan_of(kv_dtype), {}, {}, activations)
+            lower_for_tensorrt(EMPTY, tmp_path, plan_of(kv_dtype), {}, {}, activations)
 
 
 def test_a_linear_without_scale_or_place_is_an_error(export: Export, tmp_path: Path) -> None:
@@ -171,10 +180,9 @@ def test_a_linear_without_scale_or_place_is_an_error(export: Export, tmp_path: P
 
 
 def test_a_weight_beyond_float16_is_an_error(export: Export, tmp_path: Path) -> None:
-    model, graph = ir.load(export("int8")), tmp_path / "large.onnx"
-    weight = model.graph.initializers["model.layers.0.mlp.down_proj.weight"]
+    graph = export("int8")
+    weight = graph.graph.initializers["model.layers.0.mlp.down_proj.weight"]
     weight.const_value = ir.tensor(np.full((64, 80), 1e5, dtype=np.float32))
-    save_model(model, graph)
     with pytest.raises(
         ExportError, match=r"layers\.0\.mlp\.down_proj\.weight .* beyond the range of float16"
     ):

@@ -10,9 +10,10 @@ import torch
 from kvfold.export.heal.heal import heal
 from kvfold.export.heal.healed_adapter import load_adapter, merge, plan_hash, save_adapter
 from kvfold.export.model.decoder import Decoder
+from kvfold.plugins.contract.attention_shape import AttentionShape
 from kvfold.plugins.contract.errors import AdapterError
 from kvfold.plugins.contract.fold_plan import FoldPlan
-from kvfold.plugins.contract.plan_presets import AttentionShape, Preset, build_plan
+from kvfold.plugins.contract.plan_presets import Preset, build_plan
 from kvfold.plugins.contract.progress import unheard
 from tests.export.heal.tiny_healing import SETTINGS, tiny_healing
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from kvfold.export.fold.fold import fold_weights
 from kvfold.export.graph.lower_cpu import lower_for_cpu
-from kvfold.export.graph.onnx_from_decoder import export_onnx
 from kvfold.export.heal.heal import Healing, heal
 from kvfold.export.heal.healed_adapter import merge
 from kvfold.export.heal.objective.losses import EndToEndLoss
@@ -32,6 +31,7 @@ from kvfold.plugins.int8_linear.schema import ActivationBits
 from kvfold.runtime.engine.engine_config import EngineConfig
 from kvfold.runtime.engine.engine_files import EngineFiles
 from kvfold.runtime.engine.onnxruntime_engine import OnnxRuntimeEngine
+from tests.export.graph.tiny_graphs import graph_of
 from tests.export.heal.tiny_healing import SETTINGS, TOKENS, tiny_healing
 from tests.export.quantize.fake_quantized import FakeQuantizedDecoder
 from tests.paging import Pager, budget_of
@@ -135,7 +135,7 @@ def test_the_student_is_the_engine(tmp_path: Path) -> None:
     healing, weights, deployed = mixed_model("llama")
     loss = loss_of(healing, student(healing, weights, deployed), tmp_path)
     decoder = Decoder.from_weights(healing.config, healing.plan, deployed.weights)
-    graph = export_onnx(decoder, deployed.scales, tmp_path)
+    graph = graph_of(decoder, deployed.scales, tmp_path)
     (tmp_path / "cpu").mkdir()
     lower_for_cpu(graph, tmp_path / "cpu", healing.plan, deployed.precision.precision)
     facts = EngineConfig(

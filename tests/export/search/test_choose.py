@@ -6,6 +6,7 @@ import random
 from collections.abc import Collection
 from dataclasses import replace
 from itertools import product
+from math import inf
 
 import pytest
 from hypothesis import given, settings
@@ -27,8 +28,9 @@ from kvfold.export.search.choose import (
 from kvfold.export.search.costs import Change, Cost, CostTable, guess_bank
 from kvfold.export.search.search_settings import SearchSettings
 from kvfold.export.search.space import ByteTarget, PlanSpace, Solution
+from kvfold.plugins.contract.attention_shape import AttentionShape
 from kvfold.plugins.contract.errors import PlanError
-from kvfold.plugins.contract.plan_presets import AttentionShape
+from kvfold.plugins.contract.plan_presets import check_beside
 
 NLL = 1.0
 WINDOWS = (128, 256)
@@ -90,6 +92,37 @@ def test_a_reachable_target_is_met_by_a_lawful_plan(
     assert {i for i, layer in enumerate(plan.layers) if layer.sliding_window is None} == globals_
     for bank in plan.banks:
         assert bank.num_key_value_heads == 1 or (bank.num_key_value_heads == heads and not bank.consumers)
+
+
+@PROPERTY
+@given(seed=st.integers(0, 999), slack=st.floats(1, 6), data=st.data())
+def test_a_checkpoints_own_windows_are_kept_or_shortened(
+    seed: int, slack: float, data: st.DataObject
+) -> None:
+    """Windows of 200 and RoPEs of two kinds: a bank's layers agree in both, sinks come with a shorter one."""
+    own = tuple(data.draw(st.sampled_from((None, 200, 4096))) for _ in range(7))
+    ropes = tuple(data.draw(st.integers(0, 1)) for _ in range(7))
+    globals_ = frozenset(data.draw(st.sets(st.integers(0, 6))))
+    space = make_space(seed)
+    shape = replace(space.shape, sliding_windows=own, layer_ropes=ropes)
+    table = replace(
+        space.table,
+        windowed={key: cost for key, cost in space.table.windowed.items() if key[1] < (own[key[0]] or inf)},
+        banks={
+            bank: cost
+            for bank, cost in space.table.banks.items()
+            if len({(own[layer], ropes[layer]) for layer in bank}) == 1
+        },
+    )
+    space = replace(space, shape=shape, table=table)
+    targets = make_targets(space, globals_, slack)
+    solution = choose_banks(space, globals_, targets)
+    plan = space.plan(solution)
+    check_beside(plan, shape)
+    assert solution.kv_bytes == (plan.kv_bytes(2048),)
+    for layer, (chosen, window) in enumerate(zip(plan.layers, own, strict=True)):
+        assert chosen.sink_size == (0 if chosen.sliding_window == window else space.settings.sink_size)
+        assert layer not in globals_ or chosen.sliding_window == window
 
 
 @PROPERTY
@@ -201,12 +234,12 @@ def measure_globals(base: frozenset[int], candidates: Collection[int]) -> dict[i
 
 
 def test_globals_grow_by_what_they_do_for_retrieval() -> None:
-    trail = grow_globals(8, 20.0, 2.5, lambda _: True, measure_globals)
+    trail = grow_globals(range(8), 20.0, 2.5, lambda _: True, measure_globals)
     assert [sorted(step.globals_) for step in trail] == [[], [3], [3, 5], [1, 3, 5]]
 
 
 def test_globals_stop_where_the_bytes_do() -> None:
-    trail = grow_globals(8, 20.0, 2.5, lambda globals_: len(globals_) < 3, measure_globals)
+    trail = grow_globals(range(8), 20.0, 2.5, lambda globals_: len(globals_) < 3, measure_globals)
     assert [len(step.globals_) for step in trail] == [0, 1, 2]
 
 
@@ -220,7 +253,7 @@ def test_globals_are_as_many_as_they_are_worth(weight: float, count: int) -> Non
         table=replace(space.table, windowed=free),
         settings=space.settings.model_copy(update={"retrieval_weight": weight}),
     )
-    trail = grow_globals(7, 20.0, 0.0, lambda globals_: len(globals_) <= 3, measure_globals)
+    trail = grow_globals(range(7), 20.0, 0.0, lambda globals_: len(globals_) <= 3, measure_globals)
     targets = make_targets(space, trail[-1].globals_, 1.5)
     assert len(choose_horizons(space, trail, targets).globals_) == count
 
@@ -295,6 +328,6 @@ def test_later_rounds_try_fewer_layers() -> None:
         tried.append(len(candidates))
         return {layer: 100.0 - len(base) - layer / 100 for layer in candidates}
 
-    trail = grow_globals(40, 100.0, 0.0, lambda globals_: len(globals_) <= 6, measure)
+    trail = grow_globals(range(40), 100.0, 0.0, lambda globals_: len(globals_) <= 6, measure)
     assert tried == [40, 39, 19, 9, 8, 7]
     assert len(trail[-1].globals_) == 6

@@ -143,6 +143,6 @@ def test_what_a_model_cannot_be_folded_to_is_not_measured() -> None:
     assert [c.layers for c in distant_changes(config, frozenset({0, 1, 3}))] == [(1, 3), (0, 1, 3)]
     multi_query = config.model_copy(update={"num_key_value_heads": 1})
     assert Change("bank", (2,)) not in list(layer_changes(multi_query, ()))
-    normed = config.model_copy(update={"qk_norm": True})
+    normed = config.model_copy(update={"qk_norm": "head"})
     assert all(change.kind != "bank" for change in layer_changes(normed, ()))
     assert not list(distant_changes(normed, frozenset({0, 3}))) + list(large_banks(normed))

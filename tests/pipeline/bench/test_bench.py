@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from kvfold.export.model.model_config import ModelConfig
+from kvfold.export.model.rope_config import Rope
 from kvfold.pipeline.bench.bench import run_bench
 from kvfold.pipeline.bench.bench_results import BenchResult
 from kvfold.pipeline.bench.bench_settings import BenchSettings
@@ -40,7 +41,7 @@ MODEL = ModelConfig(
     num_key_value_heads=2,
     head_dim=16,
     rms_norm_eps=1e-6,
-    rope_theta=5000.0,
+    ropes=(Rope(theta=5000.0),),
     max_position_embeddings=2048,
 )
 PYTHON = Path(sys.executable)

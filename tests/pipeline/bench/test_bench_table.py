@@ -17,7 +17,8 @@ from kvfold.pipeline.bench.describe_plan import describe_plan
 from kvfold.pipeline.bench.workloads import workloads
 from kvfold.pipeline.show.markdown import write_table
 from kvfold.pipeline.show.terminal import draw_table
-from kvfold.plugins.contract.plan_presets import AttentionShape, Preset, build_plan
+from kvfold.plugins.contract.attention_shape import AttentionShape
+from kvfold.plugins.contract.plan_presets import Preset, build_plan
 
 
 def result_of_two() -> BenchResult:

@@ -16,8 +16,8 @@ from kvfold.pipeline.bench.workloads import run_workloads, workloads
 from kvfold.pipeline.recipe.load_recipe import load_recipe
 from kvfold.pipeline.recipe.plan_section import plan_for
 from kvfold.pipeline.recipe.recipe_files import shipped_recipes
+from kvfold.plugins.contract.attention_shape import AttentionShape
 from kvfold.plugins.contract.fold_plan import FoldPlan
-from kvfold.plugins.contract.plan_presets import AttentionShape
 from kvfold.runtime.engine.slabs import bytes_of_slabs
 from kvfold.runtime.llm.llm import LLM
 from kvfold.runtime.runtime_config import RuntimeConfig

@@ -14,8 +14,9 @@ from kvfold.pipeline.build.tensorrt.limits import (
 )
 from kvfold.pipeline.recipe.recipe import TensorRTSection
 from kvfold.plugins.contract import step
+from kvfold.plugins.contract.attention_shape import AttentionShape
 from kvfold.plugins.contract.fold_plan import FoldPlan
-from kvfold.plugins.contract.plan_presets import AttentionShape, Preset, build_plan
+from kvfold.plugins.contract.plan_presets import Preset, build_plan
 
 SECTION = TensorRTSection(architectures=(80,), max_num_batched_tokens=1024, max_num_seqs=16)
 

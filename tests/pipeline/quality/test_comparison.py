@@ -13,8 +13,9 @@ from kvfold.pipeline.quality.subjects import Subject
 from kvfold.pipeline.quality.validate.measurements import Measurements, judge
 from kvfold.pipeline.quality.validate.validate import compare
 from kvfold.pipeline.recipe.recipe import Thresholds
+from kvfold.plugins.contract.attention_shape import AttentionShape
 from kvfold.plugins.contract.errors import ValidationError
-from kvfold.plugins.contract.plan_presets import AttentionShape, Preset, build_plan
+from kvfold.plugins.contract.plan_presets import Preset, build_plan
 from kvfold.runtime.engine.slabs import bytes_of_slabs
 from kvfold.runtime.memory.budget import kv_cache_bytes, pages_of_sequence
 from kvfold.runtime.runtime_config import RuntimeConfig

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -11,8 +12,9 @@ from kvfold.pipeline.recipe.load_recipe import load_recipe
 from kvfold.pipeline.recipe.plan_section import WrittenPlan, plan_for
 from kvfold.pipeline.recipe.recipe import Recipe
 from kvfold.pipeline.recipe.recipe_files import shipped_recipes
+from kvfold.plugins.contract.attention_shape import AttentionShape
 from kvfold.plugins.contract.errors import PlanError, RecipeError
-from kvfold.plugins.contract.plan_presets import AttentionShape, Preset, PresetName
+from kvfold.plugins.contract.plan_presets import Preset, PresetName
 
 SHAPE = AttentionShape(num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=2, head_dim=16)
 
@@ -153,6 +155,14 @@ def test_a_written_plan_that_breaks_a_law_is_refused(tmp_path: Path) -> None:
     recipe = written(tmp_path, "{donor: 0, num_key_value_heads: 2}")
     with pytest.raises(PlanError, match="1 entries, the model has 4 layers"):
         plan_for(recipe.plan, SHAPE)
+
+
+def test_a_written_plan_that_widens_the_checkpoints_own_window_is_refused(tmp_path: Path) -> None:
+    windowed = replace(SHAPE, sliding_windows=(64, None, None, None))
+    layer = "{{donor: {}, num_key_value_heads: 2}}"
+    recipe = written(tmp_path, *(layer.format(index) for index in range(4)))
+    with pytest.raises(PlanError, match=r"layer 0: sliding_window is absent .*, the checkpoint's own is 64"):
+        plan_for(recipe.plan, windowed)
 
 
 @pytest.mark.parametrize(

@@ -39,8 +39,9 @@ from kvfold.pipeline.studies.frontier.frontier_tables import frontier_tables, wh
 from kvfold.pipeline.studies.frontier.rungs import Frontier
 from kvfold.pipeline.studies.search import search_tables as search
 from kvfold.pipeline.studies.search.found import Found
+from kvfold.plugins.contract.attention_shape import AttentionShape
 from kvfold.plugins.contract.kv_savings import kv_bytes
-from kvfold.plugins.contract.plan_presets import AttentionShape, Preset, build_plan
+from kvfold.plugins.contract.plan_presets import Preset, build_plan
 from kvfold.runtime.loop.snapshot import RequestView
 from kvfold.runtime.metrics import CacheMetrics, Metrics, PoolUsage, PrefixMatch, Usage
 from kvfold.runtime.server.caller import ANYONE
@@ -166,7 +167,7 @@ def tables_of_a_bundle() -> dict[str, tuple[Table, ...]]:
             raised_linear_table(Quantization(linears={"model.layers.29.mlp.gate_up_proj": linear})),
         ),
         "loss_table": (loss_table(log),),
-        "layer_table": tuple(map(layer_table, PLANS)),
+        "layer_table": tuple(layer_table(plan, SHAPE) for plan in PLANS),
         "kv_bytes_table": tuple(kv_bytes_table(kv_bytes(plan, SHAPE)) for plan in PLANS),
         "turns_table": (turns_table([TURN]),),
     }

@@ -91,16 +91,18 @@ def test_the_bundle_has_its_documented_files(small_bundle: Path) -> None:
         "fold.json",
         "tokenizer.json",
         "tokenizer_config.json",
-        "model.safetensors",
+        "weights.json",
+        "work/smoothing.safetensors",
         "scales.safetensors",
         "quantization.json",
-        "model.onnx",
+        "work/graph.onnx",
         "engine/cpu/engine.json",
         "engine/cpu/model.onnx",
         "report/cpu/index.html",
         "report/cpu/results.json",
     ):
         assert (small_bundle / name).is_file(), name
+    assert not (small_bundle / "model.onnx").exists(), "nobody asked for the graph with its weights"
     tools = json.loads((small_bundle / "manifest.json").read_text())["tools"]
     assert {"torch", "onnxruntime"} <= tools.keys()
 

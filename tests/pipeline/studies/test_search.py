@@ -15,8 +15,8 @@ from kvfold.pipeline.recipe.load_recipe import load_recipe
 from kvfold.pipeline.recipe.plan_section import WrittenPlan, plan_for
 from kvfold.pipeline.studies.outlook import UNKNOWN
 from kvfold.pipeline.studies.search.ledger import LedgerFile
+from kvfold.plugins.contract.attention_shape import AttentionShape
 from kvfold.plugins.contract.errors import PlanError, RecipeError
-from kvfold.plugins.contract.plan_presets import AttentionShape
 from tests.pipeline.tiny_recipe import RECIPE, write_tiny_recipe
 
 SEARCH = """

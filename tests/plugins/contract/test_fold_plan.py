@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from kvfold.plugins.contract.attention_shape import AttentionShape
 from kvfold.plugins.contract.errors import PlanError
 from kvfold.plugins.contract.fold_plan import FoldPlan, describe_errors
-from kvfold.plugins.contract.plan_presets import AttentionShape, Preset, PresetName, build_plan
+from kvfold.plugins.contract.plan_presets import Preset, PresetName, build_plan
 
 SMOLLM2 = AttentionShape(30, 9, 3, 64)
 GLOBAL: dict[str, Any] = {"donor": 0, "num_key_value_heads": 3}

@@ -14,6 +14,10 @@ from kvfold.runtime.cluster import build_cluster as module
 from kvfold.runtime.cluster.cluster_settings import read_cluster_settings
 from kvfold.runtime.cluster.scale_by_tokens import ScaleByTokens
 from kvfold.runtime.cluster.served_replica import load_bundle
+from kvfold.runtime.runtime_config import RuntimeConfig
+from kvfold.runtime.server.start import load_served as load_served_module
+from kvfold.runtime.server.start.kept_pages import kept_pages
+from kvfold.runtime.server.start.server_settings import ServerSettings
 
 
 def test_texts_become_values() -> None:
@@ -33,11 +37,30 @@ def test_texts_become_values() -> None:
         ({"bundle": "x", "replicas": "0"}, "replicas"),
         ({"bundle": "x", "replicas": "3", "max_replicas": "2"}, "max_replicas"),
         ({"bundle": "x", "drain_seconds": "-1"}, "drain_seconds"),
+        ({"bundle": "x", "kv_tier_bytes": "-1"}, "kv_tier_bytes"),
+        ({"bundle": "x", "kv_tier": "pages"}, "kv_tier"),
     ],
 )
 def test_what_is_wrong_is_named(given: dict[str, str], word: str) -> None:
     with pytest.raises(RequestError, match=word):
         read_cluster_settings(given)
+
+
+def test_a_replica_keeps_its_pages_where_kvfold_serve_keeps_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[dict[str, Any]] = []
+
+    def load_served(root: Path, target: str, engine: dict[str, Any]) -> tuple[Any, None]:
+        given.append(engine)
+        return SimpleNamespace(llm=SimpleNamespace(config=RuntimeConfig())), None
+
+    monkeypatch.setattr(load_served_module, "load_served", load_served)
+    texts = {"bundle": "x", "state_dir": str(tmp_path), "kv_tier_bytes": "4096", "kv_host_bytes": "512"}
+    load_bundle(read_cluster_settings(texts))
+    load_bundle(read_cluster_settings({"bundle": "x"}))
+    kept = kept_pages(ServerSettings(state_dir=tmp_path, kv_tier_bytes=4096))
+    assert given == [{"kv_host_bytes": 512, **kept}, {}] and kept["kv_tier"].is_dir()
 
 
 def test_without_ray_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

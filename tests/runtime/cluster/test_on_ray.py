@@ -37,9 +37,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port: int = free.getsockname()[1]
     folder = tmp_path_factory.mktemp("cluster")
-    shared = {name: str(folder / name) for name in ("kv_tier", "state_dir")}
-    key = "a secret of this test"
-    with ray_cluster(folder, port, TinyReplica(PAGES), replicas=2, relay_key=key, **shared) as running:
+    shared, key = str(folder / "state"), "a secret of this test"
+    tiny = TinyReplica(PAGES)
+    with ray_cluster(folder, port, tiny, replicas=2, relay_key=key, state_dir=shared) as running:
         yield running
 
 

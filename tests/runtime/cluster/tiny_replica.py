@@ -6,7 +6,6 @@ import math
 import threading
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -14,10 +13,10 @@ from kvfold.runtime.cluster.cluster_settings import ClusterSettings
 from kvfold.runtime.engine.protocol import StepInputs
 from kvfold.runtime.llm.async_llm import AsyncLLM
 from kvfold.runtime.llm.llm import LLM
-from kvfold.runtime.memory.tiers.kv_tier import DirectoryTier
+from kvfold.runtime.memory.open_tier import stack_tiers
 from kvfold.runtime.memory.tiers.layout import TierLayout
-from kvfold.runtime.memory.tiers.prefix import TierLimits
 from kvfold.runtime.runtime_config import RuntimeConfig
+from kvfold.runtime.server.start.kept_pages import kept_pages
 from kvfold.runtime.server.start.run_server import Loaded
 from kvfold.runtime.structured.grammar_compiler import GrammarCompiler
 from kvfold.runtime.text.tokenizer import BundleTokenizer
@@ -88,14 +87,10 @@ class TinyReplica:
         paths = settings.bundle / "tokenizer.json", settings.bundle / "tokenizer_config.json"
         engine = PacedEngine(PLANS["hybrid"], self.pages, VOCAB, CONTEXT)
         engine.pause, engine.gate = self.pause, self.gate
-        config = RuntimeConfig(max_num_batched_tokens=64, max_num_seqs=8)
-        llm = LLM(engine, BundleTokenizer.load(*paths), config, _tier(settings.kv_tier))
+        kept = kept_pages(settings.server)
+        config = RuntimeConfig(max_num_batched_tokens=64, max_num_seqs=8, **kept)
+        layout = TierLayout.of(PLANS["hybrid"])
+        tier = stack_tiers(layout, layout.root_key("synthetic", "hash"), config)
+        llm = LLM(engine, BundleTokenizer.load(*paths), config, tier)
         compiler = GrammarCompiler(paths[0].read_text(), VOCAB, [VOCAB - 1])
         return AsyncLLM(llm), compiler, settings.server.limits(llm.config.max_num_seqs)
-
-
-def _tier(directory: Path | None) -> DirectoryTier | None:
-    if directory is None:
-        return None
-    layout = TierLayout.of(PLANS["hybrid"])
-    return DirectoryTier(directory, layout, layout.root_key("synthetic", "hash"), TierLimits(1 << 28))

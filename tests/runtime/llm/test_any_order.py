@@ -16,8 +16,8 @@ from kvfold.runtime.llm.generation import Completion, Reply, TextChunk
 from kvfold.runtime.llm.llm import LLM
 from kvfold.runtime.llm.session import Session
 from kvfold.runtime.loop.commands import Cancel
-from kvfold.runtime.memory.tiers.kv_tier import HostTier
 from kvfold.runtime.memory.tiers.layout import TierLayout
+from kvfold.runtime.memory.tiers.object_tier import HostTier
 from kvfold.runtime.memory.tiers.prefix import TierLimits
 from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.scheduler.request import Prompt

@@ -13,8 +13,9 @@ from kvfold.runtime.llm.llm import LLM
 from kvfold.runtime.memory import tier_link
 from kvfold.runtime.memory.tier_link import TierLink
 from kvfold.runtime.memory.tiers.chain import Chain
-from kvfold.runtime.memory.tiers.kv_tier import DirectoryTier, HostTier, KvTier
+from kvfold.runtime.memory.tiers.kv_tier import KvTier
 from kvfold.runtime.memory.tiers.layout import TierLayout
+from kvfold.runtime.memory.tiers.object_tier import DirectoryTier, HostTier
 from kvfold.runtime.memory.tiers.prefix import LoadedPrefix, TierLimits
 from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.scheduler.request import Prompt
@@ -146,15 +147,37 @@ def test_prefixes_are_taken_in_when_it_is_their_turn() -> None:
     tier.close()
 
 
+def test_what_a_preempted_request_lost_comes_from_the_tier() -> None:
+    plan = PLANS["global"]
+    tier = make_tier(plan)
+    llm, _ = make_llm(plan, pages=17, batched=64, tier=tier)
+    loop, prompts = llm.generator.loop, [[1] * 60, [2] * 90]
+    replies = [
+        llm.generator.prepare(Prompt(np.array(each)), SamplingParams(max_tokens=count))
+        for each, count in zip(prompts, (200, 60), strict=True)
+    ]
+    for reply in replies:
+        loop.submit(reply.ticket)
+    loop.settle()
+    while loop.core.scheduler.has_work:
+        loop.turn()
+        assert tier.flush(10)
+    metrics = llm.metrics.cache
+    assert metrics.preemptions and llm.metrics.evicted_pages, "its pages went for the older request's"
+    assert metrics.loaded_tokens >= 64 and metrics.recomputed_tokens < 64
+    for prompt, reply, count in zip(prompts, replies, (200, 60), strict=True):
+        assert list(reply.completion().token_ids) == expected_tokens(plan, prompt, count, VOCAB)
+    check(llm)
+    tier.close()
+
+
 class Stuck(HostTier):
     """Knows all, and gives nothing."""
 
-    def find(self, chain: Chain, tokens: np.ndarray, max_pages: int, have: int = 0) -> int:
+    def find(self, chain: Chain, tokens: np.ndarray, max_pages: int) -> int:
         return max_pages
 
-    def load(
-        self, chain: Chain, tokens: np.ndarray, pages: int, have: int = 0
-    ) -> Future[LoadedPrefix | None]:
+    def load(self, chain: Chain, tokens: np.ndarray, pages: int) -> Future[LoadedPrefix | None]:
         return Future()
 
 

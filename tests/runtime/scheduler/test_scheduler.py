@@ -100,6 +100,38 @@ def test_an_old_request_is_overtaken_only_so_often() -> None:
     run_all(llm)
 
 
+def test_a_request_that_is_not_let_in_overtakes_nobody() -> None:
+    llm, _ = make_llm(PLANS["global"], pages=12)
+    running = submit(llm, [7] * 165, count=11)
+    for _ in range(3):
+        llm.generator.loop.turn()
+    cold, warm = submit(llm, [200] * 60), submit(llm, [7] * 120)
+    for _ in range(6):
+        llm.generator.loop.turn()
+        assert warm.ticket.request.sequence is None and not running.finished
+    assert cold.ticket.request.overtaken == 0
+    run_all(llm)
+    check(llm)
+
+
+def test_an_idle_session_is_not_given_up_where_that_lets_nobody_in() -> None:
+    """Three run and keep a page each in reserve: the session's three pages are one too few."""
+    llm, _ = make_llm(PLANS["global"], pages=12, batched=200, seqs=5)
+    with llm.session() as session:
+        session.send("Hello.", SamplingParams(max_tokens=20))
+        assert in_use(llm) == 3
+        running = [submit(llm, [seed] * 10, count=38) for seed in range(3)]
+        for _ in range(30):
+            llm.generator.loop.turn()
+        waiting = submit(llm, [8] * 30)
+        llm.generator.loop.turn()
+        assert in_use(llm) == 12 and waiting.ticket.request.sequence is None
+        assert llm.metrics.cache.reclaimed_sessions == 0
+        run_all(llm)
+        assert waiting.finished and all(reply.finished for reply in running)
+        check(llm)
+
+
 def test_the_oldest_request_is_never_preempted() -> None:
     llm, _ = make_llm(PLANS["global"], pages=11, batched=64)
     replies = [submit(llm, [seed] * 60, count=100) for seed in range(3)]

@@ -10,7 +10,8 @@ from pathlib import Path
 from kvfold.pipeline.bench.describe_machine import Machine
 from kvfold.pipeline.bench.trace.trace_file import BLOCK_TOKENS, FIELDS, TraceRequest
 from kvfold.pipeline.bench.trace.trace_results import BudgetResult, TraceResult
-from kvfold.plugins.contract.plan_presets import AttentionShape, Preset, build_plan
+from kvfold.plugins.contract.attention_shape import AttentionShape
+from kvfold.plugins.contract.plan_presets import Preset, build_plan
 
 SHAPE = AttentionShape(num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=16)
 WINDOWED = build_plan(Preset(preset="horizon", sliding_window=32, sink_size=4, global_every=2), SHAPE)

@@ -24,8 +24,8 @@ from kvfold.plugins.contract.byte_sizes import format_bytes, parse_bytes
 from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.runtime.bundle import open_bundle
 from kvfold.runtime.memory.tiers.chain import Chain
-from kvfold.runtime.memory.tiers.kv_tier import HostTier
 from kvfold.runtime.memory.tiers.layout import TierLayout
+from kvfold.runtime.memory.tiers.object_tier import HostTier
 from kvfold.runtime.memory.tiers.prefix import LoadedPrefix, TierLimits, Wanted
 from kvfold.runtime.runtime_config import RuntimeConfig
 from tests.pipeline.bench.trace.made_up_traces import GLOBAL, WINDOWED, chat_requests, write_requests

@@ -17,7 +17,7 @@ from kvfold import LLM, RuntimeConfig, SamplingParams
 from kvfold.pipeline.chat.chat_commands import Conversation
 from kvfold.pipeline.chat.chat_model import ChatModel
 from kvfold.pipeline.chat.run_chat import run_chat
-from kvfold.plugins.contract.plan_presets import AttentionShape
+from kvfold.plugins.contract.attention_shape import AttentionShape
 from tests.runtime.byte_tokenizer import SPECIAL, VOCAB, ByteTokenizer
 from tests.runtime.synthetic_engine import SyntheticEngine, make_plan
 

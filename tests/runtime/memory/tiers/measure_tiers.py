@@ -16,10 +16,10 @@ import numpy as np
 import psutil
 
 from kvfold.runtime.memory.tiers.chain import Chain
-from kvfold.runtime.memory.tiers.kv_tier import DirectoryTier
 from kvfold.runtime.memory.tiers.layout import SEGMENT_PAGES, TierGroup, TierLayout
 from kvfold.runtime.memory.tiers.object_file import ObjectName
 from kvfold.runtime.memory.tiers.object_index import ObjectIndex
+from kvfold.runtime.memory.tiers.object_tier import DirectoryTier
 from kvfold.runtime.memory.tiers.prefix import TierLimits
 
 # Plan `compact`: bytes of a page, and pages that a checkpoint keeps.

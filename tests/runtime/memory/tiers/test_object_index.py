@@ -88,7 +88,7 @@ def test_the_index_says_what_a_plain_model_says(steps: list[tuple[str, ObjectNam
         assert not any(index.others(shard, keys) for shard in range(256))
         for each in there:
             if each.is_checkpoint:
-                (mask,) = index.reach([each.parent], 0)
+                (mask,) = index.reach([each.parent])
                 assert mask >> each.pages % SEGMENT_PAGES & 1
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kvfold.runtime.memory.tiers import object_file
-from kvfold.runtime.memory.tiers.kv_tier import KvTier
+from kvfold.runtime.memory.tiers.object_tier import ObjectTier
 from tests.runtime.harness import PLANS
 from tests.runtime.memory.tiers.tier_harness import WAIT, find, get, open_tier, put, text
 
@@ -18,7 +18,7 @@ PLAN = PLANS["many"]
 TOKENS = text(0, 66)
 
 
-def stored(place: Path, pages: int) -> tuple[KvTier, list[Path]]:
+def stored(place: Path, pages: int) -> tuple[ObjectTier, list[Path]]:
     """A tier that holds one prefix, and its files."""
     tier = open_tier(place, "many")
     put(tier, PLAN, TOKENS, pages)

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from kvfold.plugins.contract.errors import TierError
-from kvfold.runtime.memory.tiers.kv_tier import KvTier
+from kvfold.runtime.memory.tiers.object_tier import ObjectTier
 from kvfold.runtime.memory.tiers.tier_state import TierHealth
 from tests.runtime.harness import PLANS
 from tests.runtime.memory.tiers.tier_harness import WAIT, find, get, open_tier, put, text
@@ -27,12 +27,12 @@ TOKENS = text(0, 70)
 NOBODY = 65534
 
 
-def refresh(tier: KvTier) -> None:
+def refresh(tier: ObjectTier) -> None:
     tier.refresh()
     assert tier.flush(WAIT)
 
 
-def end_pause(tier: KvTier) -> None:
+def end_pause(tier: ObjectTier) -> None:
     """As if the seconds until the next try were over."""
     tier._health._until = 0.0
 
@@ -250,10 +250,37 @@ def test_a_file_of_another_user_is_not_read(tmp_path: Path, monkeypatch: pytest.
     assert (tier.stats().objects, tier.stats().ignored) == (0, 1)
 
 
-def test_a_directory_that_others_may_write_to_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", [0o702, 0o777, 0o2772])
+def test_a_directory_that_others_may_write_to_is_refused(tmp_path: Path, mode: int) -> None:
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t").chmod(mode)
+    with pytest.raises(TierError, match=rf"mode {mode:o}: others may write to it; chmod 700 it"):
+        open_tier(tmp_path / "t")
+
+
+def test_a_volume_that_kubernetes_opened_to_the_pod_s_group_is_used(tmp_path: Path) -> None:
+    """With fsGroup all of a volume is given to a group and made writable for it, at each mount."""
+    place, group = tmp_path / "t", os.getgid()
+    tier = open_tier(place)
+    put(tier, PLAN, TOKENS, 3)
+    tier.close()
+    for path in (place, *place.rglob("*")):
+        os.chown(path, -1, group)
+        path.chmod(0o2770 if path.is_dir() else 0o660)
+    again = open_tier(place)
+    assert get(again, PLAN, TOKENS, 3) and put(again, PLAN, TOKENS, 5)
+    assert again.flush(WAIT) and get(again, PLAN, TOKENS, 5)
+    again.close()
+
+
+def test_a_directory_that_a_foreign_group_may_write_to_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "t").mkdir()
     (tmp_path / "t").chmod(0o770)
-    with pytest.raises(TierError, match=r"mode 770: others may write to it; chmod 700 it"):
+    monkeypatch.setattr(os, "getgroups", list)
+    monkeypatch.setattr(os, "getegid", lambda: 12345)
+    with pytest.raises(TierError, match=r"mode 770: others may write to it"):
         open_tier(tmp_path / "t")
 
 

@@ -11,8 +11,9 @@ import numpy as np
 
 from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.runtime.memory.horizon import horizons
-from kvfold.runtime.memory.tiers.kv_tier import DirectoryTier, HostTier, KvTier
+from kvfold.runtime.memory.tiers.kv_tier import KvTier
 from kvfold.runtime.memory.tiers.layout import TierLayout
+from kvfold.runtime.memory.tiers.object_tier import DirectoryTier, HostTier, ObjectTier
 from kvfold.runtime.memory.tiers.prefix import TierLimits
 from tests.runtime.harness import PLANS
 
@@ -39,11 +40,11 @@ def pages_of(plan: FoldPlan, tokens: np.ndarray, group: str, places: np.ndarray 
     return np.stack(rows) if rows else np.empty((0, size), np.uint8)
 
 
-def expected(plan: FoldPlan, tokens: np.ndarray, pages: int, have: int = 0) -> dict[str, np.ndarray]:
+def expected(plan: FoldPlan, tokens: np.ndarray, pages: int) -> dict[str, np.ndarray]:
     """What a load must give."""
     return {
         law.name: pages_of(
-            plan, tokens, law.name, list(law.needed(pages)) if law.is_local else list(range(have, pages))
+            plan, tokens, law.name, list(law.needed(pages)) if law.is_local else list(range(pages))
         )
         for law in horizons(plan)
     }
@@ -69,15 +70,13 @@ def put(tier: KvTier, plan: FoldPlan, tokens: np.ndarray, pages: int, tenant: st
     return True
 
 
-def get(
-    tier: KvTier, plan: FoldPlan, tokens: np.ndarray, pages: int, tenant: str = "", have: int = 0
-) -> bool:
+def get(tier: KvTier, plan: FoldPlan, tokens: np.ndarray, pages: int, tenant: str = "") -> bool:
     """Load a prefix; False where it is not there. What is loaded must be right."""
-    loaded = tier.load(tier.chain(tenant), tokens, pages, have).result(WAIT)
+    loaded = tier.load(tier.chain(tenant), tokens, pages).result(WAIT)
     if loaded is None:
         return False
     assert loaded.pages == pages
-    assert same(loaded.rows, expected(plan, tokens, pages, have)), "wrong bytes"
+    assert same(loaded.rows, expected(plan, tokens, pages)), "wrong bytes"
     return True
 
 
@@ -93,7 +92,7 @@ def text(seed: int, pages: int) -> np.ndarray:
 
 def open_tier(
     place: Path | None, plan: str = "hybrid", limits: TierLimits = PLENTY, model: str = "m"
-) -> KvTier:
+) -> ObjectTier:
     """A tier that has looked at what is there; in host memory where there is no place."""
     layout = TierLayout.of(PLANS[plan])
     root = layout.root_key(model, "avx2")

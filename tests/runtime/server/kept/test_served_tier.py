@@ -19,7 +19,8 @@ import pytest
 from kvfold.plugins.contract.errors import RequestError
 from kvfold.runtime.llm.async_llm import AsyncLLM
 from kvfold.runtime.memory.tiers import object_store
-from kvfold.runtime.memory.tiers.kv_tier import HostTier, KvTier
+from kvfold.runtime.memory.tiers.kv_tier import KvTier
+from kvfold.runtime.memory.tiers.object_tier import HostTier
 from kvfold.runtime.memory.tiers.tier_state import TierState
 from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.scheduler.request import Prompt
@@ -232,7 +233,7 @@ def test_a_folder_of_pages_that_cannot_be_used_is_refused_at_the_start(
     assert not list(tmp_path.iterdir())
     given = kept_pages(ServerSettings(state_dir=tmp_path, kv_tier_bytes=99))
     assert given == {"kv_tier": tmp_path / "kv", "kv_tier_bytes": 99}
-    (tmp_path / "kv").chmod(0o770)
+    (tmp_path / "kv").chmod(0o777)
     with pytest.raises(RequestError, match=r"--state-dir cannot be used: tier directory .*chmod 700"):
         kept_pages(ServerSettings(state_dir=tmp_path))
     (tmp_path / "kv").rmdir()

@@ -15,9 +15,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from kvfold.plugins.contract.tokenizer_config import TokenizerConfig
 from kvfold.runtime.llm.async_llm import AsyncLLM
 from kvfold.runtime.llm.llm import LLM
-from kvfold.runtime.memory.tiers.kv_tier import DirectoryTier, KvTier
+from kvfold.runtime.memory.open_tier import stack_tiers
+from kvfold.runtime.memory.tiers.kv_tier import KvTier
 from kvfold.runtime.memory.tiers.layout import TierLayout
-from kvfold.runtime.memory.tiers.prefix import TierLimits
 from kvfold.runtime.runtime_config import RuntimeConfig
 from kvfold.runtime.server.start.kept_pages import kept_pages
 from kvfold.runtime.server.start.make_application import make_application
@@ -54,13 +54,11 @@ def write_tokenizer(folder: Path) -> tuple[Path, Path]:
 
 def open_tier(config: RuntimeConfig) -> KvTier | None:
     """What `LLM.load` does for a bundle's engine; of other servers' files it knows at once."""
-    if config.kv_tier is None:
-        return None
     layout = TierLayout.of(PLANS["hybrid"])
-    root = layout.root_key(MODEL, "hash")
-    tier = DirectoryTier(config.kv_tier, layout, root, TierLimits(config.kv_tier_bytes))
-    tier.refresh()
-    tier.flush(10)
+    tier = stack_tiers(layout, layout.root_key(MODEL, "hash"), config)
+    if tier is not None:
+        tier.refresh()
+        tier.flush(10)
     return tier
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from pathlib import Path
+from urllib.parse import urljoin
 
 import pytest
 
@@ -28,6 +29,13 @@ def test_everybody_may_read_the_page_while_the_model_loads(path: str, kind: str,
     policy = answer.headers["content-security-policy"]
     assert policy.startswith("default-src 'self';") and "unsafe" not in policy
     assert "frame-ancestors 'none'" in policy and answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_a_slash_at_the_end_leads_to_the_page_whose_files_are_named_from_there() -> None:
+    answer = get("/ui/")
+    assert answer.status == 308 and answer.body == b""
+    for place in ("http://here/ui/", "http://here/below/a/proxy/ui/"):
+        assert urljoin(place, answer.headers["location"]) == place.rstrip("/")
 
 
 @pytest.mark.parametrize("path", FILES)

@@ -1,0 +1,1 @@
+"""The vocabularies of GGUF files as tokenizers of the tokenizers library."""
