@@ -8,6 +8,8 @@
 
 #include "cpu/linear/linear_kernel.h"
 
+#define KVFOLD_INLINE inline __attribute__((always_inline))
+
 namespace kvfold {
 namespace {
 
