@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from importlib.util import find_spec
 from typing import Any
@@ -86,14 +87,20 @@ def _engine_options(settings: ClusterSettings) -> dict[str, Any]:
                 policy=AutoscalingPolicy(policy_function=kind, policy_kwargs=limits),
             )
         }
+    if settings.relays or not haproxy_chooses():
+        options["request_router_config"] = RequestRouterConfig(
+            request_router_class=ROUTER, request_routing_stats_period_s=STATS_SECONDS
+        )
     return {
         **options,
         "name": "Engine",
         "max_ongoing_requests": MAX_ONGOING,
         "health_check_period_s": HEALTH_SECONDS,
         "graceful_shutdown_timeout_s": settings.drain_seconds + SHUTDOWN_SECONDS,
-        "request_router_config": RequestRouterConfig(
-            request_router_class=ROUTER, request_routing_stats_period_s=STATS_SECONDS
-        ),
         "ray_actor_options": {"num_cpus": settings.cpus, "num_gpus": settings.gpus},
     }
+
+
+def haproxy_chooses() -> bool:
+    """Whether Ray puts HAProxy in front of its ingress, which then places requests by itself."""
+    return os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"

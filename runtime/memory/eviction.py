@@ -28,9 +28,10 @@ class EvictionOrder:
     Cherkasova 1998).
 
     An entry is as good as it was when it was made: one whose node was used since is entered again when it
-    comes to the front, and one that a longer prefix superseded, or that got a new checkpoint above it, when
-    it did. A node's last entry counts. What else changes a worth, the rates of classes, is seen at the next
-    entry only.
+    comes to the front, and one that a longer prefix superseded when it was. A node's last entry counts. What
+    else changes a worth, the rates of classes and a new checkpoint above, is seen at the next entry only. (To
+    enter at once what lies below a new checkpoint was tried on Mooncake's trace: between 0.3 points less and
+    0.1 more are found, docs/results.md.)
     """
 
     def __init__(self, horizons: Sequence[Horizon], page_bytes: Sequence[int]) -> None:

@@ -82,10 +82,8 @@ class KvMemory:
         if self.link is None:
             return None
         limit = self._hit_limit(length)
-        pages = self.link.find(tokens, limit, tenant)
-        if pages <= self.tree.usable(self.tree.walk(tokens, limit, tenant)):
-            return None
-        return self.link.load(tokens, pages, tenant)
+        known = self.tree.usable(self.tree.walk(tokens, limit, tenant))
+        return self.link.load(tokens, limit, known, tenant)
 
     def take_in(self, load: Load) -> int:
         """Put what was read into the tree, as if it had been computed here; returns its tokens.

@@ -169,8 +169,6 @@ class RadixTree:
             end.checkpoint = kind
             for node, row, part in self._needed(match.nodes):
                 node.needed_by[row, part] += 1
-            for node in end.next_checkpoints():  # they save less now
-                self._order.push(node)
         elif kind is Kind.SHARED:
             end.checkpoint = kind
         self._order.push(end)

@@ -78,14 +78,13 @@ class TierLink:
             self._store.copy_out(law.name, mine, rows[law.name])
         self.tier.store(sequence.chain, sequence.tokens, wanted, rows)
 
-    def find(self, tokens: np.ndarray, max_pages: int, tenant: str) -> int:
-        """Pages of the longest prefix that the tier has."""
-        return self.tier.find(self.tier.chain(tenant), tokens, max_pages)
-
-    def load(self, tokens: np.ndarray, pages: int, tenant: str) -> Load:
-        """Begin to read a prefix."""
-        future = self.tier.load(self.tier.chain(tenant), tokens, pages)
-        return Load(tokens, tenant, monotonic() + MOST_SECONDS, future)
+    def load(self, tokens: np.ndarray, max_pages: int, least: int, tenant: str) -> Load | None:
+        """Begin to read the longest prefix of a tier; None where it has no more than `least` pages."""
+        chain = self.tier.chain(tenant)
+        pages = self.tier.find(chain, tokens, max_pages)
+        if pages <= least:
+            return None
+        return Load(tokens, tenant, monotonic() + MOST_SECONDS, self.tier.load(chain, tokens, pages))
 
     def copy_in(self, prefix: LoadedPrefix, sequence: PagedSequence, have: int) -> None:
         """Fill the pages that a sequence has mapped for a prefix; global ones from `have` on."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from enum import Enum
 from typing import NamedTuple
 
@@ -82,16 +81,6 @@ class TreeNode:
     def linked(self) -> bool:
         """Whether it is still in the tree."""
         return self.parent is not None
-
-    def next_checkpoints(self) -> Iterator[TreeNode]:
-        """The first checkpoint on each way down from here."""
-        below = list(self.children.values())
-        while below:
-            node = below.pop()
-            if node.checkpoint is not None:
-                yield node
-            else:
-                below += node.children.values()
 
     def path(self) -> list[TreeNode]:
         """The nodes from the root's child down to this one."""

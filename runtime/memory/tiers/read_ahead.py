@@ -85,7 +85,7 @@ class ReadAhead:
     def _join(self, found: Sequence[Rows]) -> Rows:
         joined = {}
         for group in self._layout.groups:
-            parts = [rows[group.name] for rows in found]
+            parts = [rows[group.name] for rows in found if len(rows[group.name])]
             nothing = np.empty((0, group.page_bytes), np.uint8)
             joined[group.name] = parts[0] if len(parts) == 1 else np.concatenate([nothing, *parts])
         return joined

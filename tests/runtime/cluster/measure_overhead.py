@@ -40,6 +40,7 @@ LAYOUTS: dict[str, tuple[int | None, dict[str, str]]] = {
     "Ray, relay": (1, {}),
     "Ray, throughput mode, no relay": (0, FAST),
     "Ray, throughput mode, relay": (1, FAST),
+    "Ray, HAProxy, no relay": (0, FAST | {"RAY_SERVE_ENABLE_HA_PROXY": "1"}),
     "Ray, HAProxy, relay": (1, FAST | {"RAY_SERVE_ENABLE_HA_PROXY": "1"}),
 }
 PORT = 18011

@@ -162,21 +162,6 @@ def test_a_shared_prompt_outlives_newer_superseded_tails() -> None:
     assert memory.match_tokens(tokens, 300) == 288
 
 
-def test_an_end_is_worth_less_once_a_hit_may_end_just_above_it() -> None:
-    """Of two equal ends, the one with a new checkpoint a page above it saves that page only."""
-    memory = make_memory(PLANS["hybrid"])
-    tokens, other = prompt(200), prompt(200, seed=1)
-    memory.release(compute(memory, tokens, chunk=16))
-    memory.release(compute(memory, other, chunk=16))
-    again = compute(memory, tokens[:177], chunk=16, prefix=Prefix(177, shared_length=176))
-    memory.release(again)
-    assert memory.match_tokens(tokens[:177], 177) == 176
-    evict_one(memory)
-    assert memory.match_tokens(other, 200) == 192, "the other end saves all of its tokens"
-    assert memory.match_tokens(tokens, 200) == 176
-    memory.check_integrity([])
-
-
 def test_without_windows_a_prefix_loses_its_last_pages_the_least_recently_used_first() -> None:
     memory = make_memory(PLANS["global"])
     old, new = prompt(80), prompt(80, seed=1)

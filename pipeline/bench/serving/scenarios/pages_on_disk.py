@@ -11,14 +11,12 @@ from tempfile import TemporaryDirectory
 from time import perf_counter
 
 from kvfold.pipeline.bench.serving.client.asks import Body, Wanted, chat_turn
-from kvfold.pipeline.bench.serving.client.load_summary import LoadSummary, summarise
 from kvfold.pipeline.bench.serving.client.outcome import Outcome
 from kvfold.pipeline.bench.serving.scenarios.scenario import Bench, Steps
-from kvfold.pipeline.bench.serving.scenarios.served_load import serve_all
-from kvfold.pipeline.bench.serving.scenarios.served_prompts import chats, exactly, words
+from kvfold.pipeline.bench.serving.scenarios.served_prompts import words
+from kvfold.pipeline.bench.serving.scenarios.written_steps import BLOCKS, measure_steps
 from kvfold.pipeline.bench.serving.serve_results import Demand, Figure, Measured
-from kvfold.pipeline.bench.serving.servers.server_metrics import METRICS, read_samples
-from kvfold.pipeline.bench.serving.servers.started_server import Endpoint, RunningServer, run_server
+from kvfold.pipeline.bench.serving.servers.started_server import Endpoint, run_server
 from kvfold.plugins.contract.errors import TargetError
 from kvfold.plugins.contract.progress import Progress
 
@@ -28,9 +26,6 @@ SLOWER = 1.3
 # A reply that goes on after its end, as `ignore_eos` makes it, has a text whose tokens are others.
 WANTED = Wanted(REPLY_TOKENS, more={"min_tokens": REPLY_TOKENS})
 PLENTY = 1 << 30  # bytes of the cache: no conversation is evicted
-# Streams, each of chats that end and begin.
-AT_ONCE, CHATS, TURNS, MESSAGE_WORDS, TURN_TOKENS = 8, 48, 2, 60, 32
-ADDED = 5.0  # percent
 
 
 @dataclass
@@ -72,28 +67,15 @@ class Second:
 
 
 async def measure(bench: Bench, progress: Progress) -> Measured:
-    """A round is a server and its successor on the same folder, then two servers under load."""
-    steps = Steps(progress, 4 * bench.rounds)
+    """A round is a server and its successor on one folder, and the same steps with and without a tier."""
+    steps = Steps(progress, (2 + len(BLOCKS)) * bench.rounds)
     seconds: dict[str, list[Second]] = {"from memory": [], "after a restart": []}
-    loads: dict[str, list[LoadSummary]] = {"pages kept": [], "no pages kept": []}
-    written: list[float] = []
     for number in range(bench.rounds):
         with TemporaryDirectory() as folder:
             found = await _second_turns(bench, Path(folder), number, steps)
             for key, second in zip(seconds, found, strict=True):
                 seconds[key].append(second)
-        # In turns, so that neither is always the first one of a round.
-        for key in (*loads,) if number % 2 else reversed((*loads,)):
-            with TemporaryDirectory() as folder:
-                state = Path(folder) if key == "pages kept" else None
-                async with run_server(bench.server(AT_ONCE, state_dir=state), bench.logs) as server:
-                    loads[key].append(await _stream(server, number, steps.next(f"streams, {key}")))
-                    if state is not None:
-                        written.append(await _written(server))
-    return Measured(
-        (*_restart_figures(seconds), *_step_figures(loads, written)),
-        {key: tuple(each) for key, each in loads.items()},
-    )
+    return Measured((*_restart_figures(seconds), *measure_steps(bench, steps)))
 
 
 async def _second_turns(bench: Bench, folder: Path, number: int, steps: Steps) -> tuple[Second, Second]:
@@ -132,20 +114,6 @@ async def _second(server: Endpoint, talks: Sequence[Talk], draw: random.Random) 
     )
 
 
-async def _stream(server: RunningServer, number: int, progress: Progress) -> LoadSummary:
-    for count, seed in ((AT_ONCE, "warm-up"), (CHATS, "measured")):
-        jobs = chats(count, TURNS, MESSAGE_WORDS, exactly(TURN_TOKENS), f"{seed} {number}")
-        load = await serve_all(server, jobs, AT_ONCE, progress)
-    return summarise(load)
-
-
-async def _written(server: RunningServer) -> float:
-    """Objects that the server wrote."""
-    _, text = await server.client.get(METRICS)
-    name = "kvfold:tier_events_total"
-    return sum(s.value for s in read_samples(text) if s.name == name and s.labels["event"] == "written")
-
-
 def _restart_figures(found: dict[str, list[Second]]) -> list[Figure]:
     before, after = found.values()
     title = f"second turn of {before[0].prompt_tokens:,} tokens"
@@ -161,20 +129,3 @@ def _restart_figures(found: dict[str, list[Second]]) -> list[Figure]:
         ),
         Figure(f"{title}, after a restart over from memory", "x", slower, Demand("at most", SLOWER)),
     ]
-
-
-def _step_figures(loads: dict[str, list[LoadSummary]], written: Sequence[float]) -> list[Figure]:
-    kept, none = ([_p99(load) for load in each] for each in loads.values())
-    title = f"{AT_ONCE} streams of chats, between pieces, p99"
-    added = tuple(100 * (a - b) / b for a, b in zip(kept, none, strict=True))
-    return [
-        Figure(f"{title}, pages kept", "ms", tuple(1e3 * each for each in kept)),
-        Figure(f"{title}, no pages kept", "ms", tuple(1e3 * each for each in none)),
-        Figure(f"{title}, what keeping adds", "%", added, Demand("at most", ADDED)),
-        Figure("objects written meanwhile", "", tuple(written), Demand("at least", 1)),
-    ]
-
-
-def _p99(load: LoadSummary) -> float:
-    assert load.between_pieces is not None, "replies of several tokens have gaps"
-    return load.between_pieces.p99
