@@ -20,7 +20,7 @@ FLAGS = [
     *("-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno"),  # no value changes by the last two
 ]
 ISA_FLAGS = {
-    "_avx2.cc": ["-mavx2", "-mfma"],
+    "_avx2.cc": ["-mavx2", "-mfma", "-mf16c"],
     "_avx512vnni.cc": [
         *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mfma"),
         *("-Wno-uninitialized", "-Wno-maybe-uninitialized"),  # GCC bug 105593, in its own intrinsics

@@ -1,53 +1,30 @@
-"""ModelConfig from GGUF metadata, whose keys follow llama.cpp instead of Hugging Face."""
+"""ModelConfig and StoredForm of a GGUF file, whose keys follow llama.cpp instead of Hugging Face."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 from kvfold.export.checkpoint.gguf_header import GgufHeader
+from kvfold.export.checkpoint.gguf_keys import SAME, WINDOW, GgufTensorFacts, huggingface_config
 from kvfold.export.model.families import (
     FAMILIES,
     SUPPORTED,
-    bias_switches,
-    build_config,
-    divide,
+    config_from_huggingface,
+    form_from_huggingface,
 )
 from kvfold.export.model.family import Family, Metadata
-from kvfold.export.model.layer_kinds import scaling_fields
 from kvfold.export.model.model_config import ModelConfig
 from kvfold.export.model.rope_config import Llama3Rope
+from kvfold.export.model.stored_form import StoredForm
+from kvfold.export.model.unsupported import unknown_family
 from kvfold.plugins.contract.errors import CheckpointError, UnsupportedModelError
 
-# ModelConfig field -> GGUF key below the architecture's name.
-GGUF_KEYS = {
-    "hidden_size": "embedding_length",
-    "intermediate_size": "feed_forward_length",
-    "num_hidden_layers": "block_count",
-    "num_attention_heads": "attention.head_count",
-    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
-    "max_position_embeddings": "context_length",
-}
-ROPE_FACTORS = "rope_freqs.weight"  # llama3 RoPE: a tensor there, part of the config here
-# A tensor that is there where the family\'s config asks for biases by this key.
+# Tensors that are a part of the config here.
+ROPE_FACTORS = "rope_freqs.weight"
+LONG_FACTORS, SHORT_FACTORS = "rope_factors_long.weight", "rope_factors_short.weight"
+CONFIG_TENSORS = (ROPE_FACTORS, LONG_FACTORS, SHORT_FACTORS)
+# A tensor that is there where the family's config asks for biases by this key.
 BIASES = {"attention_bias": "blk.0.attn_q.bias", "mlp_bias": "blk.0.ffn_gate.bias"}
-
-
-@dataclass(frozen=True)
-class GgufTensorFacts:
-    """What a GGUF file says of its model only through its tensors.
-
-    Attributes:
-        vocab_size: rows of the embedding.
-        tie_word_embeddings: the file has no output matrix.
-        bias_keys: as a family's, those whose biases the file holds.
-        rope_factors: divisors of each RoPE frequency, from `rope_freqs.weight`; None without them.
-    """
-
-    vocab_size: int
-    tie_word_embeddings: bool
-    bias_keys: tuple[str, ...] = ()
-    rope_factors: tuple[float, ...] | None = None
 
 
 def config_of_header(header: GgufHeader) -> ModelConfig:
@@ -64,13 +41,24 @@ def config_of_header(header: GgufHeader) -> ModelConfig:
         raise CheckpointError(
             f"{header.path}: missing tensor token_embd.weight; is this a vocabulary-only file?"
         )
-    facts = GgufTensorFacts(
-        vocab_size=embedding.shape[0],
+    return config_from_gguf(header.metadata, _tensor_facts(header, embedding.shape[0]))
+
+
+def form_of_header(header: GgufHeader, config: ModelConfig) -> StoredForm:
+    """How the file's tensors differ from the normal form of its config: its norms hold gemma's 1 already."""
+    raw = _huggingface_config(header.metadata, _tensor_facts(header, config.vocab_size))
+    return replace(form_from_huggingface(raw), norm_offset=0.0)
+
+
+def _tensor_facts(header: GgufHeader, vocab_size: int) -> GgufTensorFacts:
+    return GgufTensorFacts(
+        vocab_size=vocab_size,
         tie_word_embeddings="output.weight" not in header.tensors,
         bias_keys=tuple(key for key, name in BIASES.items() if name in header.tensors),
         rope_factors=header.read_floats(ROPE_FACTORS),
+        long_factors=header.read_floats(LONG_FACTORS),
+        short_factors=header.read_floats(SHORT_FACTORS),
     )
-    return config_from_gguf(header.metadata, facts)
 
 
 def _refuse_parts(header: GgufHeader) -> None:
@@ -82,6 +70,11 @@ def _refuse_parts(header: GgufHeader) -> None:
             "and name the whole"
         )
     kind = header.metadata.get("general.type", "model")
+    if kind == "mmproj" or header.metadata.get("general.architecture") == "clip":
+        raise UnsupportedModelError(
+            f"{header.path} holds the projector of a multimodal model, which kvfold does not run; name the "
+            "GGUF file of its language model, if that is a supported one"
+        )
     if kind != "model":
         raise UnsupportedModelError(
             f"{header.path} holds no model but general.type = {kind!r:.40}; name the model's own file "
@@ -90,14 +83,12 @@ def _refuse_parts(header: GgufHeader) -> None:
 
 
 def gguf_family(metadata: Metadata) -> Family:
-    """The family of a GGUF file; raises UnsupportedModelError that names its architecture."""
+    """The family that has a GGUF file's architecture; raises UnsupportedModelError that names it."""
     architecture = metadata.get("general.architecture")
     for family in FAMILIES:
         if family.gguf_architecture is not None and family.gguf_architecture == architecture:
             return family
-    raise UnsupportedModelError(
-        f"GGUF architecture {architecture} is not supported; supported are {SUPPORTED}"
-    )
+    raise unknown_family(architecture, [], {}, SUPPORTED)
 
 
 def config_from_gguf(metadata: Metadata, facts: GgufTensorFacts) -> ModelConfig:
@@ -107,51 +98,23 @@ def config_from_gguf(metadata: Metadata, facts: GgufTensorFacts) -> ModelConfig:
         UnsupportedModelError: the architecture or one of its features is not implemented; it is named.
         CheckpointError: a value is missing or of the wrong type.
     """
-    family = gguf_family(metadata)
-    prefix = f"{family.gguf_architecture}."
-    raw = {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
-    heads = raw.get("attention.head_count")
-    head_dim = raw.get("attention.key_length") or divide(raw.get("embedding_length"), heads)
-    _refuse_gguf_features(family, raw, head_dim)
-    config = build_config(
-        "GGUF metadata",
-        family,
-        {
-            **{field: raw[key] for field, key in GGUF_KEYS.items() if key in raw},
-            "num_key_value_heads": raw.get("attention.head_count_kv", heads),
-            "head_dim": head_dim,
-            "vocab_size": facts.vocab_size,
-            "ropes": ({"theta": raw.get("rope.freq_base", 10000.0), "scaling": _rope_scaling(raw)},),
-            "tie_word_embeddings": facts.tie_word_embeddings,
-            **bias_switches(family, facts.bias_keys),
-        },
-    )
+    raw = _huggingface_config(metadata, facts)
+    try:
+        config = config_from_huggingface(raw)
+    except CheckpointError as error:
+        raise CheckpointError(f"GGUF metadata, in Hugging Face's terms: {error}") from error
     return config if facts.rope_factors is None else _with_llama3_rope(config, facts.rope_factors)
 
 
-def _refuse_gguf_features(family: Family, raw: Metadata, head_dim: object) -> None:
-    if raw.get("expert_count"):
-        raise UnsupportedModelError(
-            f"{family.name} with expert_count = {raw['expert_count']}: MoE is not implemented"
-        )
-    for key in ("rope.dimension_count", "attention.value_length"):
-        if raw.get(key, head_dim) != head_dim:
-            raise UnsupportedModelError(
-                f"{family.name} with {key} = {raw[key]}: it must equal head_dim, {head_dim}"
-            )
-    if any(isinstance(raw.get(key), Sequence) for key in ("attention.head_count", "attention.head_count_kv")):
-        raise UnsupportedModelError(
-            f"{family.name} with a different number of heads per layer is not implemented"
-        )
-    window = raw.get("attention.sliding_window")
-    if window and window < raw.get("context_length", 0):
-        raise UnsupportedModelError(f"{family.name} with attention.sliding_window = {window}: not supported")
-
-
-def _rope_scaling(raw: Metadata) -> dict[str, object] | None:
-    linear = raw.get("rope.scale_linear", 1.0)  # the key of older files
-    kind = raw.get("rope.scaling.type", "none" if linear == 1.0 else "linear")
-    return scaling_fields(kind, {"factor": raw.get("rope.scaling.factor", linear)})
+def _huggingface_config(metadata: Metadata, facts: GgufTensorFacts) -> dict[str, object]:
+    family = gguf_family(metadata)
+    prefix = f"{family.gguf_architecture}."
+    said = {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
+    if missing := [key for key in SAME.values() if key not in said]:
+        raise CheckpointError(f"GGUF metadata has no {prefix}{missing[0]}; fetch the file again")
+    if family.name == "llama" and said.get(WINDOW):
+        family = next(each for each in FAMILIES if each.name == "mistral")  # a llama with windows
+    return huggingface_config(family, said, facts)
 
 
 def _with_llama3_rope(plain: ModelConfig, factors: tuple[float, ...]) -> ModelConfig:

@@ -79,7 +79,8 @@ def _build(path: Path, metadata: Mapping[str, Any]) -> Tokenizer:
     kind = metadata.get("tokenizer.ggml.model")
     if kind not in BUILDERS:
         raise UnsupportedModelError(
-            f"{path}: vocabularies of type {kind} are not supported; {ADVICE}. Supported are {', '.join(BUILDERS)}"
+            f"{path}: vocabularies of type {kind} are not supported; {ADVICE}. Supported are "
+            f"{', '.join(BUILDERS)}"
         )
     return BUILDERS[kind](path, metadata)
 

@@ -22,6 +22,7 @@ from kvfold.export.fold.projections import read_heads, read_output, write_heads,
 from kvfold.export.fold.regression import Moments, append_one
 from kvfold.export.model.decoder import Block
 from kvfold.export.model.model_config import ModelConfig
+from kvfold.export.model.norms import BLOCK_NORMS
 from kvfold.export.model.residual_stream import ResidualStream, load_block
 from kvfold.export.model.rope import magnitudes
 from kvfold.plugins.contract.fold_plan import Bank, FoldPlan
@@ -59,6 +60,7 @@ class SequentialFold:
         self._method = method or partial(fold_bank, fit_slots=settings.rope_slots == "fitted")
         self.errors: dict[int, float] = {}
         self._factors: dict[int, tuple[Tensor, Tensor]] = {}  # of queries and values, by open bank
+        self._norms = BLOCK_NORMS[config.norm_placement]
         self._teacher_block: Block | None = None
         self.student.mixer = self._sinkless = SinklessAttention(config, self.student.plan)
 
@@ -118,7 +120,9 @@ class SequentialFold:
         output = teacher.self_attn.o_proj.weight
         moments = Moments(self.student.heads.shape[-1], self.config.hidden_size)
         for rows in self.student.batches():
-            moments.add(self.student.heads[rows], functional.linear(self.teacher.heads[rows], output))
+            target = functional.linear(self.teacher.heads[rows], output)
+            share = self._share_in_stream(target)
+            moments.add(self.student.heads[rows] * share, target * share)
         solved = moments.solve(student.self_attn.o_proj.weight, self.settings.ridge)
         write_output(self.folded, layer, solved)
         self.errors[layer] = moments.relative_error(solved)
@@ -201,8 +205,17 @@ class SequentialFold:
             output_metric=self._output_metric(layers),
         )
 
+    def _share_in_stream(self, output: Tensor) -> Tensor:
+        """What an error of attention-block outputs [..., hidden_size] counts for: a norm behind shrinks it."""
+        if self._norms.attention_output is None:
+            return output.new_ones(())
+        return torch.rsqrt(output.square().mean(-1, keepdim=True) + self.config.rms_norm_eps)
+
     def _output_metric(self, layers: tuple[int, ...]) -> Tensor:
         output = torch.stack([read_output(self.weights, layer, self.config.head_dim) for layer in layers])
+        if norm := self._norms.attention_output:
+            scales = [self.weights[f"model.layers.{layer}.{norm}.weight"].double() for layer in layers]
+            output = output * torch.stack(scales)[:, None, :, None]
         return self._by_original_head(output.mT @ output)
 
     def _by_original_head(self, x: Tensor) -> Tensor:

@@ -49,8 +49,8 @@ KINDS: dict[str, dict[str, str]] = {
         "qwen3_next": "a dense qwen3",
     },
     SEES: {
-        "gemma3": "its text model, saved as gemma3_text: `Gemma3ForCausalLM.from_pretrained(...)"
-        ".save_pretrained(...)` of transformers",
+        "gemma3": "its text model (gemma3_text), which `Gemma3ForCausalLM.from_pretrained(folder)"
+        ".save_pretrained(text_folder)` of transformers writes, with the tokenizer beside it,",
         "gemma3n": "a gemma3_text",
         "paligemma": "a gemma2",
         "llama4": "a llama of 3.3 or before",
@@ -86,8 +86,12 @@ CHANGING = {
         ("multiplier", "logit_scale", "logits_scaling", "scale_emb", "scale_depth", "dim_model_base"),
         "scaling",
     ),
-    **dict.fromkeys(("softcap", "query_pre_attn_scalar", "clip_qkv", "qk_norm", "qk_layernorm"), "attention"),
-    **dict.fromkeys(("attn_output_gate", "temperature_tuning", "attention_chunk_size", "alibi"), "attention"),
+    **dict.fromkeys(
+        ("softcap", "soft_cap", "query_pre_attn", "clip_qkv", "qk_norm", "qk_layernorm"), "attention"
+    ),
+    **dict.fromkeys(
+        ("attn_output_gate", "temperature_tuning", "attention_chunk_size", "dual_chunk", "alibi"), "attention"
+    ),
     **dict.fromkeys(("sliding_window", "layer_types", "bidirectional", "kv_shared"), "attention"),
     **dict.fromkeys(("no_rope", "rotary", "rope_local", "rope_percent", "use_mrope"), "RoPE"),
     **dict.fromkeys(("mlp_bias", "attention_bias", "qkv_bias", "lm_head_bias"), "biases"),

@@ -1,4 +1,4 @@
-"""Calibrate int8: smooth the weights, measure each linear as deployed, fix all static scales.
+"""Calibrate: smooth the weights, round them to 4 bits, measure linears as deployed, fix static scales.
 
 One pass over the text, layer by layer: a layer is observed, smoothed and measured before the next one is
 read. What is held is a layer, the residual stream, and samples of linears that still wait: those around
@@ -17,7 +17,8 @@ from torch import Tensor
 from kvfold.export.model.model_config import ModelConfig
 from kvfold.export.model.norms import RMSNorm
 from kvfold.export.model.residual_stream import ResidualStream, load_block
-from kvfold.export.quantize.layer_calibration import LayerCalibration
+from kvfold.export.quantize.fake_int8_linear import linear_weight
+from kvfold.export.quantize.layer_calibration import HEAD, LayerCalibration
 from kvfold.export.quantize.observe import observe_head, observe_layer, sample_stride
 from kvfold.export.quantize.precision import Quantization
 from kvfold.export.quantize.quantize_settings import QuantizeSettings
@@ -43,6 +44,7 @@ class Calibrated:
         smoothing: by linear whose input was smoothed, what each channel was divided by and the weight's
             column multiplied with: powers of two, float32 [in].
         factors: the same by tensor, as `ScaledWeights` takes them.
+        blocks: of 4-bit linears whose weights are not in blocks already, as `Blocks.tensors` has them.
     """
 
     weights: Mapping[str, Tensor]
@@ -50,6 +52,7 @@ class Calibrated:
     precision: Quantization
     smoothing: dict[str, Tensor]
     factors: dict[str, Tensor]
+    blocks: Mapping[str, Tensor]
 
 
 def calibrate(
@@ -80,19 +83,33 @@ def calibrate(
         for layer in range(first, count):
             tell = part(progress, layer / (count + 1), 1 / (count + 1), f"layer {layer} of {count}")
             block = load_block(config, plan, weights, layer)
-            seen = observe_layer(stream, block, stride, part(tell, 0, OBSERVING))
+            seen = observe_layer(stream, block, stride, part(tell, 0, OBSERVING), found.needs_moment)
             found.take(seen, block, part(tell, OBSERVING, 1 - OBSERVING))
             del block  # before the next one is there
-            journal.finish(layer, {}, partial(_state, layer + 1, stream, found))
-        progress(count / (count + 1), "the head")
-        norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        norm.weight.copy_(weights["model.norm.weight"])
-        found.take_head(observe_head(stream, norm, stride))
-        precision = Quantization(linears=found.linears)
+            journal.finish(layer, found.take_blocks(), partial(_state, layer + 1, stream, found))
+        if first <= count:
+            progress(count / (count + 1), "the head")
+            _calibrate_head(stream, weights, found, stride)
+            journal.finish(count, found.take_blocks(), partial(_state, count + 1, stream, found))
+        precision = Quantization(linears=found.linears, weights=settings.weights)
         factors = smoothing_factors(groups, found.smoothing, weights)
         return Calibrated(
-            ScaledWeights(weights, factors), found.scales(plan), precision, found.smoothing, factors
+            weights=ScaledWeights(weights, factors),
+            scales=found.scales(plan),
+            precision=precision,
+            smoothing=found.smoothing,
+            factors=factors,
+            blocks=journal.tensors,
         )
+
+
+def _calibrate_head(
+    stream: ResidualStream, weights: Mapping[str, Tensor], found: LayerCalibration, stride: int
+) -> None:
+    norm = RMSNorm(stream.config.hidden_size, stream.config.rms_norm_eps)
+    norm.weight.copy_(weights["model.norm.weight"])
+    moment = found.needs_moment(linear_weight(HEAD, weights))
+    found.take_head(observe_head(stream, norm, stride, moment=moment))
 
 
 def _state(layer: int, stream: ResidualStream, found: LayerCalibration) -> dict[str, object]:

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from kvfold.export.model.decoder import Block
 from kvfold.export.quantize.fake_int8_linear import linear_weight
+from kvfold.export.quantize.int4.block_scales import block_scale_candidates
+from kvfold.export.quantize.int4.int4_trials import Int4Trial, activation_errors, int4_trial
+from kvfold.export.quantize.int4.round_weight import is_exact, round_weight
 from kvfold.export.quantize.int8_trials import Int8Trial, finer_trial, int8_trials
 from kvfold.export.quantize.observe import LinearInput, Observations, cache_scales, static_scale
 from kvfold.export.quantize.precision import LinearPrecision
@@ -29,26 +32,33 @@ class Waiting:
     Attributes:
         seen: its input, as the model computes it before any smoothing.
         largest: of its weight's columns, [in].
-        trial: under the scale that its input was given; None before that.
+        trial: in int8 under the scale that its input was given; None before that.
         rows: what smoothing of its outputs multiplies the last of them with, [<= out]; None for nothing.
+        int4: in 4 bits under that scale; None before that, and where it costs too much.
+        int4_error: of 4 bits with int8 activations, once tried.
     """
 
     seen: LinearInput
     largest: Tensor
     trial: Int8Trial | None = None
     rows: Tensor | None = None
+    int4: Int4Trial | None = None
+    int4_error: float | None = None
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Self:
         """Inverse of `dataclasses.asdict`."""
         trial = fields["trial"] and Int8Trial(**fields["trial"])
-        return cls(LinearInput(**fields["seen"]), fields["largest"], trial, fields["rows"])
+        int4 = fields["int4"] and Int4Trial.of(fields["int4"])
+        rest = fields["rows"], int4, fields["int4_error"]
+        return cls(LinearInput(**fields["seen"]), fields["largest"], trial, *rest)
 
     def output_factors(self) -> Tensor | None:
         """What each output is multiplied with, [out]."""
-        if self.rows is None or self.trial is None:
+        trial = self.trial if self.int4 is None else self.int4.plain
+        if self.rows is None or trial is None:
             return None
-        factors = torch.ones(len(self.trial.power))
+        factors = torch.ones(len(trial.power))
         factors[len(factors) - len(self.rows) :] = self.rows
         return factors
 
@@ -58,6 +68,7 @@ class LayerCalibration:
 
     Attributes:
         smoothing: `Calibrated.smoothing`.
+        blocks: of linears in 4 bits, where they are not the checkpoint's own, as `Blocks.tensors` has them.
     """
 
     def __init__(
@@ -65,6 +76,7 @@ class LayerCalibration:
     ) -> None:
         """`groups` are the model's, none where nothing is to be smoothed; `weights` are all that it has."""
         self.smoothing: dict[str, Tensor] = {}
+        self.blocks: dict[str, Tensor] = {}
         self._order: list[str] = []
         self._measured: dict[str, LinearPrecision] = {}
         self._weights, self._settings = weights, settings
@@ -79,6 +91,15 @@ class LayerCalibration:
     def linears(self) -> dict[str, LinearPrecision]:
         """Precision of each measured linear, in the decoder's order; some waited for a later layer."""
         return {name: self._measured[name] for name in self._order if name in self._measured}
+
+    def needs_moment(self, weight: Tensor) -> bool:
+        """Whether rounding this weight asks for its input's moment."""
+        return self._settings.weights == "int4" and not is_exact(weight)
+
+    def take_blocks(self) -> dict[str, Tensor]:
+        """`blocks` since the last call; they are kept here no longer."""
+        blocks, self.blocks = self.blocks, {}
+        return blocks
 
     def take(self, seen: Observations, block: Block, progress: Progress = unheard) -> None:
         """Decide what a layer's observations, and earlier ones that waited for it, allow to decide."""
@@ -141,11 +162,16 @@ class LayerCalibration:
             self._smooth(self._open.pop(index))
         waited_for = {linear for group in self._open.values() for linear in (*group.readers, *group.makers)}
         for name in [name for name in self._waiting if name not in waited_for]:
-            self._measured[name] = self._measure(name, self._waiting.pop(name))
+            if self._settings.weights == "int4" and self._waiting[name].int4_error is None:
+                self._try_int4(name, None)
+            linear = self._waiting.pop(name)
+            self._measured[name] = self._keep_int4(name, linear) or self._measure(name, linear)
         self._matrices = {}
 
     def _smooth(self, group: SmoothingGroup) -> None:
         """Give a group the candidate with the least measured error, or none."""
+        if self._settings.weights == "int4" and self._smooth_blocks(group):
+            return
         inputs = {reader: self._waiting[reader].seen for reader in group.readers}
         largest = {reader: self._waiting[reader].largest for reader in group.readers}
         candidates = scale_candidates(group, inputs, largest)
@@ -158,15 +184,69 @@ class LayerCalibration:
         best = errors.index(min(errors))
         for reader in group.readers:
             self._waiting[reader].trial = trials[reader][best]
-        scale, column = candidates[best], columns[best]
-        if scale is None or column is None:
+        self._give(group, candidates[best])
+
+    def _smooth_blocks(self, group: SmoothingGroup) -> bool:
+        """The same for 4-bit weights; False where every reader costs too much in them."""
+        inputs = {reader: self._waiting[reader].seen for reader in group.readers}
+        candidates = block_scale_candidates(group, inputs)
+        columns = [None if scale is None else group.columns(scale) for scale in candidates]
+        trials = [
+            activation_errors(inputs[reader].sample, self._matrix(reader), columns)
+            for reader in group.readers
+        ]
+        errors = [sum(each) for each in zip(*trials, strict=True)]
+        best = errors.index(min(errors))
+        for reader in group.readers:
+            self._try_int4(reader, columns[best])
+        if all(self._waiting[reader].int4 is None for reader in group.readers):
+            return False
+        self._give(group, candidates[best])
+        return True
+
+    def _try_int4(self, name: str, scale: Tensor | None) -> None:
+        """Round a linear to 4 bits, its columns scaled, and keep them where they cost little enough."""
+        linear, matrix = self._waiting[name], self._matrix(name)
+        moment, linear.seen.moment = linear.seen.moment, None
+        if moment is not None and scale is not None:
+            moment.div_(scale).div_(scale[:, None])
+        blocks, exact = round_weight(matrix if scale is None else matrix * scale, moment)
+        trial = int4_trial(linear.seen.sample, matrix, blocks, exact, scale)
+        linear.int4_error = trial.plain.relative()
+        if trial.finer.relative() <= self._settings.max_int4_error:
+            linear.int4 = trial
+
+    def _give(self, group: SmoothingGroup, scale: Tensor | None) -> None:
+        """Smooth a group by the scale of its source channels."""
+        if scale is None:
             return
-        self.smoothing |= dict.fromkeys(group.readers, column)
+        self.smoothing |= dict.fromkeys(group.readers, group.columns(scale))
         for maker in group.makers:
             self._waiting[maker].rows = 1 / scale
         if group.bank is not None:
             values = self._value_range[group.bank]
             self._value_range[group.bank] = values / scale.reshape(values.shape)
+
+    def _keep_int4(self, name: str, linear: Waiting) -> LinearPrecision | None:
+        """Precision of a linear in 4 bits, where it is to run so; its blocks are kept."""
+        if (trial := linear.int4) is None:
+            return None
+        rows = linear.output_factors()
+        blocks = trial.blocks.times(rows)
+        same = rows is None or torch.equal(blocks.values, trial.blocks.values * rows[:, None])
+        if not same:  # beyond float16, or below its normal numbers
+            return None
+        if not trial.exact:
+            self.blocks |= blocks.tensors(name)
+        plain, finer = trial.plain.relative(rows), trial.finer.relative(rows)
+        enough = plain**2 - finer**2 <= self._settings.max_relative_error**2 and name != HEAD
+        return LinearPrecision(
+            precision="int4" if enough else "int4_a16",
+            relative_error=plain,
+            deployed_error=plain if enough else finer,
+            exact=trial.exact,
+            symmetric=blocks.minimum is None,
+        )
 
     def _measure(self, name: str, linear: Waiting) -> LinearPrecision:
         x, scale = linear.seen.sample, self.smoothing.get(name)
@@ -176,12 +256,13 @@ class LayerCalibration:
             (linear.trial,) = int8_trials(x, self._matrix(name), [scale])
         rows = linear.output_factors()
         error = linear.trial.relative(rows)
+        asked = error if linear.int4_error is None else linear.int4_error
         if error <= self._settings.max_relative_error and name != HEAD:
-            return LinearPrecision(precision="int8", relative_error=error, deployed_error=error)
+            return LinearPrecision(precision="int8", relative_error=asked, deployed_error=error)
         finer = finer_trial(x, self._matrix(name), scale).relative(rows)
         if finer <= self._settings.max_weight_error:
-            return LinearPrecision(precision="int8_a16", relative_error=error, deployed_error=finer)
-        return LinearPrecision(precision="float32", relative_error=error)
+            return LinearPrecision(precision="int8_a16", relative_error=asked, deployed_error=finer)
+        return LinearPrecision(precision="float32", relative_error=asked)
 
     def _matrix(self, linear: str) -> Tensor:
         """Weight [out, in] of a linear of the layer at work, or of an earlier one, read again."""

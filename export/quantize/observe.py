@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -28,15 +29,27 @@ class LinearInput:
         samples: inputs of evenly spaced positions of every sequence, a tensor [tokens, in] a batch;
             each sequence's first token, where outliers live, is among them. About SAMPLE_TOKENS in
             all, more where there are more sequences.
+        moment: sum of x x^T over all other positions, [in, in], where it was asked for: what is found from
+            it is measured on text that it has not seen.
     """
 
     absmax: Tensor
     samples: list[Tensor] = field(default_factory=list)
+    moment: Tensor | None = None
+
+    @classmethod
+    def of(cls, width: int, *, moment: bool = False) -> Self:
+        """Nothing seen yet of an input of `width`."""
+        return cls(torch.zeros(width), moment=torch.zeros(width, width) if moment else None)
 
     def add(self, x: Tensor, stride: int) -> None:
         """Take note of x [B, L, in], and keep every `stride`-th position."""
         self.absmax = torch.maximum(self.absmax, x.abs().amax((0, 1)))
         self.samples.append(x[:, ::stride].flatten(0, 1).clone())
+        if self.moment is not None:
+            others = torch.arange(x.shape[1]) % stride != 0
+            rows = (x[:, others] if stride > 1 else x).flatten(0, 1)
+            self.moment.addmm_(rows.T, rows)
 
     @property
     def sample(self) -> Tensor:
@@ -59,9 +72,9 @@ class Observations:
     key_range: dict[int, Tensor] = field(default_factory=dict)
     value_range: dict[int, Tensor] = field(default_factory=dict)
 
-    def watch(self, name: str, linear: nn.Linear, stride: int) -> None:
+    def watch(self, name: str, linear: nn.Linear, stride: int, *, moment: bool = False) -> None:
         """Take note of the linear's input on every call."""
-        self.inputs[name] = seen = LinearInput(torch.zeros(linear.in_features))
+        self.inputs[name] = seen = LinearInput.of(linear.in_features, moment=moment)
         linear.register_forward_pre_hook(lambda _, args: seen.add(args[0], stride))
 
     def watch_cache(self, attention: Attention, magnitude: Tensor) -> None:
@@ -86,13 +99,21 @@ class Observations:
 
 
 def observe_layer(
-    stream: ResidualStream, block: Block, stride: int, progress: Progress = unheard
+    stream: ResidualStream,
+    block: Block,
+    stride: int,
+    progress: Progress = unheard,
+    needs_moment: Callable[[Tensor], bool] = lambda weight: False,
 ) -> Observations:
-    """Run the text through the layer that the stream stands before; every `stride`-th position is sampled."""
+    """Run the text through the layer that the stream stands before; every `stride`-th position is sampled.
+
+    `needs_moment` says of a linear's weight whether its input's moment is asked for.
+    """
     seen, layer = Observations(), block.self_attn.layer
     for name, module in block.named_modules():
         if isinstance(module, nn.Linear):
-            seen.watch(f"model.layers.{layer}.{name}", module, stride)
+            moment = needs_moment(module.weight)
+            seen.watch(f"model.layers.{layer}.{name}", module, stride, moment=moment)
     if stream.plan.is_producer(layer):
         seen.watch_cache(block.self_attn, magnitudes(stream.config, stream.plan, layer))
     batches = list(stream.batches())
@@ -103,9 +124,9 @@ def observe_layer(
     return seen
 
 
-def observe_head(stream: ResidualStream, norm: RMSNorm, stride: int) -> LinearInput:
+def observe_head(stream: ResidualStream, norm: RMSNorm, stride: int, *, moment: bool = False) -> LinearInput:
     """What the head reads, behind the last layer and its norm."""
-    seen = LinearInput(torch.zeros(stream.config.hidden_size))
+    seen = LinearInput.of(stream.config.hidden_size, moment=moment)
     for rows in stream.batches():
         seen.add(norm(stream.hidden[rows]), stride)
     return seen

@@ -10,6 +10,7 @@ from kvfold.pipeline.workspace.workspace import (
     CALIBRATION_TOKENS,
     FOLDED_WEIGHTS,
     HEALED_WEIGHTS,
+    INT4_BLOCKS,
     QUANTIZE_FOLDER,
     SMOOTHING,
     SOURCE,
@@ -36,7 +37,10 @@ def run(workspace: Workspace, job: Job) -> None:
     save_tensors(job.output / SCALES, calibrated.scales)
     (job.output / QUANTIZATION).write_text(calibrated.precision.model_dump_json(indent=2) + "\n")
     (job.output / WEIGHTS).write_text(json.dumps(_made_of(workspace, job), indent=2) + "\n")
-    journal.remove()
+    if settings.weights == "int4":
+        journal.move_to(job.output / INT4_BLOCKS)
+    else:
+        journal.remove()
 
 
 def _made_of(workspace: Workspace, job: Job) -> dict[str, str]:
@@ -53,10 +57,10 @@ def _made_of(workspace: Workspace, job: Job) -> dict[str, str]:
 
 STAGE = Stage(
     name="quantize",
-    doing="calibrating int8",
+    doing="calibrating",
     needs=("checkpoint", "calibration", "fold", "heal"),
     settings=lambda recipe: recipe.quantize.model_dump(mode="json"),
-    files=(WEIGHTS, SMOOTHING, SCALES, QUANTIZATION),
+    files=(WEIGHTS, SMOOTHING, SCALES, QUANTIZATION, INT4_BLOCKS),
     run=run,
     modules=(__name__,),
 )

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from kvfold.export.model.model_config import ModelConfig
+    from kvfold.export.quantize.int4.stored_blocks import StoredBlocks
     from kvfold.export.quantize.precision import Quantization
     from kvfold.pipeline.recipe.recipe import Recipe
 
@@ -33,6 +34,7 @@ TRAINING_TOKENS = "work/training.safetensors"
 HEALED_WEIGHTS = "work/healed/"  # what folding and healing changed
 HEAL_LOSSES = "work/heal_loss.jsonl"
 ADAPTER = "adapter.safetensors"
+INT4_BLOCKS = "work/int4/"  # of linears in 4 bits whose weights are in no blocks of their own, a file a layer
 SMOOTHING = "work/smoothing.safetensors"  # what rows and columns are multiplied with
 QUANTIZE_FOLDER = "work/quantize"  # as FOLD_FOLDER
 HEAL_FOLDER = "work/heal"  # snapshots of a training that is not finished; no stage's file
@@ -81,6 +83,14 @@ class Workspace:
         from kvfold.export.weights.changed_weights import ScaledWeights
 
         return ScaledWeights(self.healed, self.tensors(SMOOTHING))
+
+    @property
+    def int4_blocks(self) -> StoredBlocks:
+        """Blocks of the linears that run in 4 bits."""
+        from kvfold.export.quantize.int4.stored_blocks import StoredBlocks
+        from kvfold.export.weights.tensor_file import TensorFolder
+
+        return StoredBlocks(self.quantization, TensorFolder(self.root / INT4_BLOCKS))
 
     def _changed(self, folder: str) -> Mapping[str, Tensor]:
         from kvfold.export.weights.changed_weights import ChangedWeights, dropped_names

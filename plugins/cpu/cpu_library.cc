@@ -3,6 +3,8 @@
 #include <vector>
 
 #include "onnxruntime/custom_op.h"
+#include "cpu/int8_embedding/int8_embedding.h"
+#include "cpu/int4_linear/int4_linear.h"
 #include "cpu/int8_linear/int8_linear.h"
 #include "cpu/isa.h"
 #include "cpu/paged_attention/paged_attention.h"
@@ -16,7 +18,9 @@ const std::vector<const OrtCustomOp*>& all_ops() {
   static const std::vector<const OrtCustomOp*> ops = {
       kvfold::custom_op<kvfold::PagedAttention<float>>(),
       kvfold::custom_op<kvfold::PagedAttention<int8_t>>(),
+      kvfold::custom_op<kvfold::Int8Embedding>(),
       kvfold::custom_op<kvfold::Int8Linear>(),
+      kvfold::custom_op<kvfold::Int4Linear>(),
   };
   return ops;
 }

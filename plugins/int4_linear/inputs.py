@@ -27,7 +27,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Inputs:
-    """x [T, K] ([T, 2 K] with "swiglu"), weight [N, K] in blocks and bias [N] or None."""
+    """x [T, K] ([T, 2 K] with an activation), weight [N, K] in blocks and bias [N] or None."""
 
     x: np.ndarray
     weight: BlockWeight
@@ -40,7 +40,7 @@ def make_inputs(case: Case) -> Inputs:
     Scales have both signs and many magnitudes, float16's subnormal numbers among them; some are 0.
     """
     rng = np.random.default_rng(case.seed)
-    columns = case.in_features * (2 if case.input_activation == "swiglu" else 1)
+    columns = case.in_features * (1 if case.input_activation == "none" else 2)
     x = rng.standard_normal((case.tokens, columns), dtype=np.float32)
     x *= rng.uniform(0.1, 10, (case.tokens, 1)).astype(np.float32)
     if case.zero_row:

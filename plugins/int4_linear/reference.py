@@ -19,7 +19,7 @@ def int4_linear(
     input_activation: InputActivation = "none",
     activation_bits: ActivationBits = 8,
 ) -> Tensor:
-    """y [T, N] from x [T, K] ([T, 2 K] with "swiglu").
+    """y [T, N] from x [T, K] ([T, 2 K] with an activation).
 
     Args:
         x: float32.

@@ -17,8 +17,8 @@ With `activation_bits` 16 each token has a second plane of integers, as in Int8L
 
     y     = (a + c) of q * s + (a + c) of low * (s / 256) + bias
 
-With `input_activation` "swiglu", x holds a gate and an up projection side by side, and the op quantises
-silu(x[:, :in_features]) * x[:, in_features:].
+`input_activation` is what Int8Linear has: with "swiglu" or "geglu", x holds a gate and an up projection side
+by side.
 
 A row of (activated) x with a NaN or an infinity gives NaN in all its outputs, and in no other row.
 """
@@ -34,7 +34,7 @@ DOMAIN = "kvfold"
 OPSET = 1
 
 INPUTS = (
-    "x",  # float32 [T, in_features]; "swiglu": [T, 2 * in_features], gate then up
+    "x",  # float32 [T, in_features]; with an activation [T, 2 * in_features], gate then up
     # uint8 [ceil(out / 16), ceil(in / 32), 4, 16, 4], zero padded: 16 outputs x 32 inputs are 256 bytes;
     # byte (g, o, i) is output o's code of input 4 g + i in its low half, of input 16 + 4 g + i in its high
     "weight",

@@ -24,7 +24,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Inputs:
-    """x [T, K] ([T, 2 K] with "swiglu"), float weight [N, K] (not yet quantised) and bias [N] or None."""
+    """x [T, K] (activated [T, 2 K]), float weight [N, K] (not yet quantised) and bias [N] or None."""
 
     x: np.ndarray
     weight: np.ndarray
@@ -34,7 +34,7 @@ class Inputs:
 def make_inputs(case: Case) -> Inputs:
     """Arrays for one case; the same case always gives the same arrays."""
     rng = np.random.default_rng(case.seed)
-    columns = case.in_features * (2 if case.input_activation == "swiglu" else 1)
+    columns = case.in_features * (1 if case.input_activation == "none" else 2)
     x = rng.standard_normal((case.tokens, columns), dtype=np.float32)
     x *= rng.uniform(0.1, 10, (case.tokens, 1)).astype(np.float32)
     if case.zero_row:

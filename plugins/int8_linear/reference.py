@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from kvfold.plugins.int8_linear.schema import LOW_PLANE, ActivationBits, InputActivation
 
 
 def activate(x: Tensor, input_activation: InputActivation) -> Tensor:
-    """What the op quantises: x itself, or silu(gate) * up of x [T, 2 K]."""
+    """What the op quantises: x itself, or silu(gate) * up or gelu(gate) * up of x [T, 2 K]."""
     if input_activation == "none":
         return x
     gate, up = x.chunk(2, dim=-1)
-    return torch.nn.functional.silu(gate) * up
+    if input_activation == "geglu":
+        return functional.gelu(gate, approximate="tanh") * up
+    return functional.silu(gate) * up
 
 
 def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,7 +40,7 @@ def int8_linear(
     input_activation: InputActivation = "none",
     activation_bits: ActivationBits = 8,
 ) -> Tensor:
-    """y [T, N] from x [T, K] ([T, 2 K] with "swiglu") and int8 weight [N, K]; sums are exact (float64)."""
+    """y [T, N] from x [T, K] (activated [T, 2 K]) and int8 weight [N, K]; sums are exact (float64)."""
     activated = activate(x, input_activation)
     quantized, scale = quantize_tokens(activated)
     y = _product(quantized, weight) * (scale * weight_scale)

@@ -15,7 +15,8 @@ product added: activations of 15 bits for a second pass of int8 products over th
     y     = float(sum_k q w) * (s * weight_scale) + float(sum_k low w) * (s / 256 * weight_scale) + bias
 
 With `input_activation` "swiglu", x holds a gate and an up projection side by side, and the op quantises
-silu(x[:, :in_features]) * x[:, in_features:]: the float intermediate never goes through memory.
+silu(x[:, :in_features]) * x[:, in_features:]: the float intermediate never goes through memory. "geglu" is
+the same with GELU, approximated by tanh: gelu(g) = g / (1 + exp(-2 sqrt(2 / pi) (g + 0.044715 g^3))).
 
 A row of (activated) x with a NaN or an infinity gives NaN in all its outputs, and in no other row.
 """
@@ -30,7 +31,7 @@ DOMAIN = "kvfold"
 OPSET = 1
 
 INPUTS = (
-    "x",  # float32 [T, in_features]; "swiglu": [T, 2 * in_features], gate then up
+    "x",  # float32 [T, in_features]; with an activation [T, 2 * in_features], gate then up
     "weight",  # int8 [ceil(out / 16), ceil(in / 4), 16, 4]: blocks of 16 outputs x 4 inputs, zero padded
     "weight_scale",  # float32 [out_features]
     "weight_sum",  # int32 [ceil(out / 16) * 16]: sum over inputs, for kernels that shift x to unsigned
@@ -42,7 +43,7 @@ BLOCK_OUT = 16
 BLOCK_IN = 4
 MAX_IN_FEATURES = 131072  # beyond it an int32 sum could overflow
 
-InputActivation = Literal["none", "swiglu"]
+InputActivation = Literal["none", "swiglu", "geglu"]
 ActivationBits = Literal[8, 16]
 LOW_PLANE = 256  # how much finer the second plane of 16-bit activations is
 

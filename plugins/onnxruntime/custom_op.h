@@ -43,8 +43,25 @@ struct ElementType<int8_t> {
   static constexpr ONNXTensorElementDataType value = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8;
 };
 template <>
+struct ElementType<int64_t> {
+  static constexpr ONNXTensorElementDataType value = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
+};
+template <>
 struct ElementType<int32_t> {
   static constexpr ONNXTensorElementDataType value = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32;
+};
+
+template <>
+struct ElementType<uint8_t> {
+  static constexpr ONNXTensorElementDataType value = ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
+};
+// The bits of a float16.
+struct Float16 {
+  uint16_t bits;
+};
+template <>
+struct ElementType<Float16> {
+  static constexpr ONNXTensorElementDataType value = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
 };
 
 // One tensor of a running kernel; `data` is null where an optional one is absent.

@@ -5,11 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import gguf
-import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from torch import Tensor
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -34,7 +31,6 @@ from transformers import (
 from transformers.models.smollm3.configuration_smollm3 import SmolLM3Config
 from transformers.models.smollm3.modeling_smollm3 import SmolLM3ForCausalLM
 
-from kvfold.export.checkpoint.gguf_file import LAYER_NAMES, OUTER_NAMES
 from kvfold.export.model.families import FAMILIES
 
 CLASSES: dict[str, tuple[Any, Any]] = {
@@ -114,78 +110,3 @@ def tiny_tokenizer() -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.add_special_tokens(["<|im_end|>"])
     return tokenizer
-
-
-def interleave(weight: Tensor, heads: int) -> Tensor:
-    """The row order that llama.cpp's converter gives Q and K of llama files, and their biases."""
-    halves = weight.reshape(heads, 2, len(weight) // heads // 2, *weight.shape[1:])
-    return halves.swapaxes(1, 2).reshape(weight.shape)
-
-
-def write_gguf(path: Path, model: PreTrainedModel, kind: gguf.GGMLQuantizationType, **metadata: Any) -> Path:
-    """Write a model as llama.cpp's converter does."""
-    config = model.config
-    architecture = {"mistral": "llama"}.get(config.model_type, config.model_type)
-    writer = gguf.GGUFWriter(path, architecture)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_theta)
-    _add_vocabulary(writer)
-    if "rope_factors" in metadata:
-        writer.add_tensor("rope_freqs.weight", metadata.pop("rope_factors"))
-    for name, value in metadata.items():
-        getattr(writer, f"add_{name}")(*(value if isinstance(value, tuple) else (value,)))
-    for name, tensor in model.state_dict().items():
-        if name == "lm_head.weight" and config.tie_word_embeddings:
-            continue
-        heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-        for part, count in heads.items():
-            if architecture == "llama" and f".{part}." in name:
-                tensor = interleave(tensor, count)
-        _add_tensor(writer, gguf_name(name), tensor.numpy(), kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-def gguf_name(name: str) -> str:
-    """GGUF's name of a Hugging Face tensor."""
-    for theirs, ours in OUTER_NAMES.items():
-        if name == ours:
-            return theirs
-    _, _, block, rest = name.split(".", 3)
-    stem, _, leaf = rest.rpartition(".")
-    theirs = next(theirs for theirs, ours in LAYER_NAMES.items() if ours == stem)
-    return f"blk.{block}.{theirs}.{leaf}"
-
-
-def _add_vocabulary(writer: gguf.GGUFWriter) -> None:
-    vocab = sorted(tiny_tokenizer().get_vocab().items(), key=lambda item: item[1])
-    special = [
-        gguf.TokenType.CONTROL if token.startswith("<|") else gguf.TokenType.NORMAL for token, _ in vocab
-    ]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list([token for token, _ in vocab])
-    writer.add_token_types(special)
-    writer.add_token_merges(["a b"])
-    writer.add_eos_token_id(96)
-
-
-def _add_tensor(
-    writer: gguf.GGUFWriter, name: str, values: np.ndarray, kind: gguf.GGMLQuantizationType
-) -> None:
-    """Norms and biases stay float32, as in llama.cpp's files."""
-    if values.ndim == 1 or kind == gguf.GGMLQuantizationType.F32:
-        writer.add_tensor(name, values)
-    else:
-        writer.add_tensor(name, gguf.quantize(values, kind), raw_dtype=kind)

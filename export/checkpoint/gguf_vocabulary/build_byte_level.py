@@ -25,7 +25,7 @@ def build_byte_level(path: Path, metadata: Mapping[str, Any]) -> Tokenizer:
 
 
 def _decoder(tokens: GgufTokens) -> decoders.Decoder:
-    """Bytes as a text; a token that stands for itself (DeepSeek's ö) is none of them, though spelled like one."""
+    """Bytes as a text; a token that stands for itself (DeepSeek's ö) is none, though spelled like one."""
     spelling = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     alphabet = set(spelling.alphabet())
     itself = [text for text in tokens.recognised if not text.isascii() and alphabet.issuperset(text)]

@@ -1,8 +1,8 @@
-"""Vocabularies of types llama and gemma4: merges of whole texts whose spaces are ▁; what is unknown is bytes.
+"""Vocabularies of types llama and gemma4: merges of whole texts, spaces as ▁; what is unknown is bytes.
 
-llama.cpp joins, of all neighbours that together are a token, those whose token has the highest score, and of equal
-ones the leftmost. Here the pairs are a list of merges in that order. Of tokens with equal scores (runs of spaces,
-in practice) the longer comes first: a run then grows from the left, as it does there.
+llama.cpp joins, of all neighbours that together are a token, those whose token has the highest score, and of
+equal ones the leftmost. Here the pairs are a list of merges in that order. Of tokens with equal scores, runs
+of spaces in practice, the longer comes first: a run then grows from the left, as it does there.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def build_sentencepiece(path: Path, metadata: Mapping[str, Any]) -> Tokenizer:
 
 
 def build_gemma4(path: Path, metadata: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer of a file of type gemma4, which has a list of merges; raises as `tokenizer_from_gguf` does."""
+    """The same of type gemma4, which has a list of merges."""
     tokens = read_tokens(path, metadata, needed=("merges",))
     model = merging_model(
         path, metadata, tokens, unk_token=tokens.text_of(TokenType.UNKNOWN), byte_fallback=True
@@ -44,7 +44,7 @@ def build_gemma4(path: Path, metadata: Mapping[str, Any]) -> Tokenizer:
 
 
 def _tokenizer(model: models.BPE, tokens: GgufTokens, *, prefix: bool) -> Tokenizer:
-    """With `prefix`, a space stands before each text between added tokens, and none where a text is decoded."""
+    """With `prefix`, each text between added tokens begins with a space, which decoding leaves out."""
     tokenizer = Tokenizer(model)
     escape = normalizers.Replace(" ", SPACE)
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), escape]) if prefix else escape

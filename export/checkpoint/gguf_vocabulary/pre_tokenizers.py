@@ -1,7 +1,7 @@
 """How a byte-level vocabulary's text is split before merges: a row for each `tokenizer.ggml.pre`.
 
-The names and what they mean follow llama.cpp's `src/llama-vocab.cpp`. It calls white space what Unicode does, but
-in a class of characters it sees none of it beyond ASCII: the ranges here leave it out.
+The names and what they mean follow llama.cpp's `src/llama-vocab.cpp`. White space is what Unicode calls
+so, but in a range of characters llama.cpp sees none of it beyond ASCII: the ranges here leave it out.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from tokenizers import Regex, pre_tokenizers
 
-# GPT-2's split, and what others made of it; they differ in the digits of a number, and in what belongs to a word.
+# GPT-2's split, and what others made of it; they differ in the digits of a number and the marks of a word.
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _CONTRACTIONS = "'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD]"
 _WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
@@ -41,9 +41,9 @@ GPT4O = (
 )
 PUNCTUATION = r"[\p{P}\$\+<=>\^~\|]+"
 THREE_DIGITS = "[0-9][0-9][0-9]"
-SENTENCE = r" ?[^(\s|.,!?…。，、।۔،)]+"
-# DeepSeek: letters with case (as of an older Unicode), punctuation, and what it calls Chinese: all from Samaritan
-# to the first ideograph, ideographs, Hangul.
+SENTENCE = r" ?[^(\s|.,!?\x{2026}\x{3002}\x{ff0c}\x{3001}\x{964}\x{6d4}\x{60c})]+"
+# DeepSeek: letters with case (as of an older Unicode), punctuation, and what it calls Chinese: all from
+# Samaritan to the ideographs, and Hangul.
 _CASED = (
     r"[\p{Lu}\p{Ll}\p{Lt}&&[^\x{560}-\x{588}\x{10c7}-\x{10ff}\x{1c80}-\x{1c8f}\x{2d00}-\x{2d2d}\x{a790}-\x{a7fa}"
     r"\x{ab30}-\x{ab68}\x{10570}-\x{105bc}\x{10d50}-\x{10d8f}\x{16e40}-\x{16eff}\x{1d400}-\x{1d7cb}"

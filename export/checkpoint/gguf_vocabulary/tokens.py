@@ -15,11 +15,22 @@ from kvfold.plugins.contract.errors import CheckpointError
 ADVICE = "place the model's tokenizer.json next to the GGUF file; it then takes precedence"
 # Texts that llama.cpp takes for control tokens whatever their declared kind: they end a turn or fill a gap.
 CONTROL_TEXTS = frozenset(
-    "<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <end_of_turn> <|endoftext|> </s> <|eom_id|> <EOT> _<EOT> "
-    "[EOT] [EOS] <|end_of_text|> <end_of_utterance> <eos> <turn|> <|tool_response> <｜end▁of▁sentence｜> "
-    "<|fim_prefix|> <|fim_suffix|> <|fim_middle|> <|fim_pad|> <|fim_repo|> <|file_sep|> "
-    "<fim_prefix> <fim_suffix> <fim_middle> <fim_pad> <fim-prefix> <fim-suffix> <fim-middle> <fim-pad> "
-    "<｜fim▁begin｜> <｜fim▁hole｜> <｜fim▁end｜> <PRE> <SUF> <MID> ▁<PRE> ▁<SUF> ▁<MID>".split()
+    (
+        *("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|endoftext|>"),
+        *("<|end_of_text|>", "<end_of_turn>", "<end_of_utterance>", "<turn|>", "<|tool_response>"),
+        *("</s>", "<eos>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<\uff5cend\u2581of\u2581sentence\uff5c>"),
+        *(
+            "<|fim_prefix|>",
+            "<|fim_suffix|>",
+            "<|fim_middle|>",
+            "<|fim_pad|>",
+            "<|fim_repo|>",
+            "<|file_sep|>",
+        ),
+        *("<fim_prefix>", "<fim_suffix>", "<fim_middle>", "<fim_pad>", "<PRE>", "<SUF>", "<MID>"),
+        *("<fim-prefix>", "<fim-suffix>", "<fim-middle>", "<fim-pad>", "▁<PRE>", "▁<SUF>", "▁<MID>"),
+        *(f"<\uff5cfim\u2581{part}\uff5c>" for part in ("begin", "hole", "end")),
+    )
 )
 # Beside one of these, the text </s> is HTML.
 PLAIN_END = ("<|tool_response>", "<|plamo:eos|>")

@@ -1,44 +1,67 @@
-"""Split, Sigmoid, Mul, Mul in front of an Int8Linear -> its `input_activation` "swiglu".
+"""Split, Sigmoid, Mul, Mul in front of an Int8Linear or Int4Linear -> its `input_activation` "swiglu".
 
-The float product [T, intermediate] is then never written: the linear activates while it quantises.
+With a Gelu in the place of Sigmoid and Mul it is "geglu". The float product [T, intermediate] is then never
+written: the linear activates while it quantises.
 """
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
-from kvfold.plugins.int8_linear.schema import DOMAIN, OP_TYPE
+from kvfold.plugins.int4_linear.schema import OP_TYPE as INT4
+from kvfold.plugins.int8_linear.schema import DOMAIN, InputActivation
+from kvfold.plugins.int8_linear.schema import OP_TYPE as INT8
 
 
 def apply(model: ir.Model) -> int:
-    """Fuse every silu(gate) * up whose halves come from one packed projection."""
+    """Fuse every activation(gate) * up whose halves come from one packed projection."""
     matches = 0
     for node in list(model.graph):
-        if (node.domain, node.op_type) != (DOMAIN, OP_TYPE):
+        if node.domain != DOMAIN or node.op_type not in (INT8, INT4):
             continue
-        packed = _packed_projection(node.inputs[0])
-        if packed is not None:
+        found = _gated_projection(node.inputs[0])
+        if found is not None:
+            activation, packed = found
             node.replace_input_with(0, packed)
-            node.attributes["input_activation"] = ir.AttrString("input_activation", "swiglu")
+            node.attributes["input_activation"] = ir.AttrString("input_activation", activation)
             matches += 1
     return matches
 
 
-def _packed_projection(x: ir.Value | None) -> ir.Value | None:
-    """The [T, 2 * n] value behind x = (gate * sigmoid(gate)) * up, or None where x is something else."""
+def _gated_projection(x: ir.Value | None) -> tuple[InputActivation, ir.Value] | None:
+    """The activation and the [T, 2 * n] value behind x = activation(gate) * up, or None for another x."""
     product = _producer(x, "Mul")
     if product is None:
         return None
-    silu, up = product.inputs
-    swish = _producer(silu, "Mul")
+    activated, up = product.inputs
+    gates: dict[InputActivation, ir.Value | None] = {
+        "swiglu": _gate_of_silu(activated),
+        "geglu": _gate_of_gelu(activated),
+    }
+    for activation, gate in gates.items():
+        split = _producer(gate, "Split")
+        if split is not None and split.inputs[0] is not None and list(split.outputs) == [gate, up]:
+            return activation, split.inputs[0]
+    return None
+
+
+def _gate_of_silu(activated: ir.Value | None) -> ir.Value | None:
+    """gate of gate * sigmoid(gate)."""
+    swish = _producer(activated, "Mul")
     if swish is None:
         return None
     gate, sigmoid = swish.inputs
     activation = _producer(sigmoid, "Sigmoid")
-    split = _producer(gate, "Split")
-    if activation is None or split is None or activation.inputs[0] is not gate:
+    return gate if activation is not None and activation.inputs[0] is gate else None
+
+
+def _gate_of_gelu(activated: ir.Value | None) -> ir.Value | None:
+    """gate of gelu(gate), approximated by tanh."""
+    gelu = _producer(activated, "Gelu")
+    approximate = None if gelu is None else gelu.attributes.get("approximate")
+    if gelu is None or approximate is None or approximate.as_string() != "tanh":
         return None
-    return split.inputs[0] if list(split.outputs) == [gate, up] else None
+    return gelu.inputs[0]
 
 
 def _producer(value: ir.Value | None, op_type: str) -> ir.Node | None:

@@ -31,12 +31,14 @@ def write_gguf(source: Path, target: Path, add_vocabulary: Callable[[Any], None]
     """Convert the folder `source` into the file `target`; `add_vocabulary` gets its GGUFWriter.
 
     Raises:
-        ValueError: RoPE scaling, which this writer does not know.
+        ValueError: RoPE scaling or a family that this writer does not know.
     """
     import gguf
     from safetensors.numpy import load_file
 
     config: dict[str, Any] = json.loads((source / "config.json").read_text())
+    if config["model_type"] not in ARCHITECTURES:
+        raise ValueError(f"the GGUF writer knows {', '.join(ARCHITECTURES)}, not {config['model_type']}")
     if config["rope_scaling"] is not None:
         raise ValueError(
             f"RoPE scaling {config['rope_scaling']['rope_type']}: the GGUF writer knows plain RoPE only"

@@ -8,7 +8,8 @@ from typing import Any
 from tokenizers.pre_tokenizers import PreTokenizer
 
 from kvfold.export.checkpoint.checkpoint_tokenizer import CheckpointTokenizer
-from kvfold.export.checkpoint.gguf_tokenizer import PRE_TOKENIZERS, SPECIAL_TOKENS
+from kvfold.export.checkpoint.gguf_tokenizer import SPECIAL_TOKENS
+from kvfold.export.checkpoint.gguf_vocabulary.pre_tokenizers import PRE_TOKENIZERS
 from kvfold.plugins.contract.errors import UnsupportedModelError
 
 # Pre-tokenizers that llama.cpp knows differ in how they split this.

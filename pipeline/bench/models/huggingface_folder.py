@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 from safetensors.torch import save_file
 
 from kvfold.export.checkpoint.checkpoint import Checkpoint
+from kvfold.export.checkpoint.huggingface import INDEX
 from kvfold.export.model.families import FAMILIES
 from kvfold.export.model.family import SAME_KEYS
 from kvfold.export.model.model_config import ModelConfig
+from kvfold.export.model.rope_config import LongRope
+from kvfold.plugins.contract.errors import UnsupportedModelError
+
+# Families whose checkpoints are in normal form as Hugging Face has them.
+PLAIN = ("llama", "mistral", "qwen2", "qwen3")
 
 
 def write_huggingface_folder(checkpoint: Checkpoint, folder: Path) -> None:
-    """Write config, float32 weights and tokenizer of a checkpoint into an existing folder."""
+    """Write config, weights and tokenizer of a checkpoint into an existing folder.
+
+    Weights are float32, unless the family has a form of its own there, or layers that differ: then the files
+    are those that the checkpoint was read from.
+
+    Raises:
+        UnsupportedModelError: such a checkpoint came from a GGUF file.
+    """
+    if not _is_plain(checkpoint.config):
+        _copy_files(checkpoint, folder)
+        return
     weights = {name: tensor.contiguous() for name, tensor in checkpoint.weights.items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     config = huggingface_config(checkpoint.config) | _special_ids(checkpoint)
@@ -23,8 +40,26 @@ def write_huggingface_folder(checkpoint: Checkpoint, folder: Path) -> None:
     _write_json(folder / "tokenizer_config.json", _tokenizer_config(checkpoint))
 
 
+def _is_plain(config: ModelConfig) -> bool:
+    scaling = config.ropes[0].scaling
+    alike = len(config.ropes) == 1 and not any(config.sliding_windows)
+    return config.family in PLAIN and alike and not isinstance(scaling, LongRope)
+
+
+def _copy_files(checkpoint: Checkpoint, folder: Path) -> None:
+    source = checkpoint.files[0].parent
+    if not (source / "config.json").is_file():
+        raise UnsupportedModelError(
+            f"{checkpoint.source}: peers cannot be given a model of family {checkpoint.config.family} from a "
+            "GGUF file; name its folder in Hugging Face's layout"
+        )
+    index = source / INDEX
+    for path in (*checkpoint.files, *([index] if index.is_file() else [])):
+        shutil.copyfile(path, folder / path.name)
+
+
 def huggingface_config(config: ModelConfig) -> dict[str, object]:
-    """`config.json` as transformers 4 and 5 read it."""
+    """`config.json` of a plain family as transformers 4 and 5 read it."""
     family = next(family for family in FAMILIES if family.name == config.family)
     values = config.model_dump(
         include=set(SAME_KEYS) | {"num_key_value_heads", "head_dim", "tie_word_embeddings"}

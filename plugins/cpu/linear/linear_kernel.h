@@ -15,7 +15,7 @@ constexpr std::size_t kTileOut = 16;   // BLOCK_OUT of int8_linear/schema.py, TI
 constexpr std::size_t kGroupIn = 4;    // inputs of an output that lie side by side
 constexpr std::size_t kSumInputs = 32; // BLOCK of int4_linear/schema.py
 
-enum class InputActivation { none, swiglu };
+enum class InputActivation { none, swiglu, geglu };
 
 struct Range {
   std::size_t first, last;  // last is excluded
@@ -29,7 +29,7 @@ struct QuantizedRows {
   std::size_t padded_in;
 };
 
-// Tokens to quantise: x [tokens, in_features], or [tokens, 2 * in_features] (gate, up) for swiglu.
+// Tokens to quantise: x [tokens, in_features], or [tokens, 2 * in_features] (gate, up) with an activation.
 struct TokenQuantization {
   const float* x;
   std::size_t in_features;

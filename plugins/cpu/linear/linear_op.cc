@@ -48,7 +48,8 @@ std::size_t positive(const Attributes& attributes, const char* name, int64_t lim
 InputActivation activation_named(const std::string& name) {
   if (name == "none") return InputActivation::none;
   if (name == "swiglu") return InputActivation::swiglu;
-  throw KernelFailure("input_activation is '" + name + "', expected 'none' or 'swiglu'");
+  if (name == "geglu") return InputActivation::geglu;
+  throw KernelFailure("input_activation is '" + name + "', expected 'none', 'swiglu' or 'geglu'");
 }
 
 std::size_t planes_of(int64_t activation_bits) {
@@ -75,7 +76,7 @@ void expect(const char* name, const Shape& shape, std::initializer_list<std::siz
 LinearCall::LinearCall(const Context& context, const LinearAttributes& attributes, const WeightLayout& layout)
     : context_(context), attributes_(attributes), layout_(layout) {
   const auto x = context.input<float>(0, "x");
-  const std::size_t columns = attributes.in_features * (attributes.activation == InputActivation::swiglu ? 2 : 1);
+  const std::size_t columns = attributes.in_features * (attributes.activation == InputActivation::none ? 1 : 2);
   if (x.shape.size() != 2 || x.shape[1] != static_cast<int64_t>(columns)) {
     throw KernelFailure("x has shape " + to_string(x.shape) + ", expected [tokens, " + std::to_string(columns) + "]");
   }

@@ -8,6 +8,8 @@
 
 #include "cpu/linear/linear_kernel.h"
 
+#define KVFOLD_INLINE inline __attribute__((always_inline))
+
 namespace kvfold {
 namespace {
 
@@ -50,6 +52,14 @@ inline float exp_polynomial(float argument) {
 // row = silu(gate) * up
 inline void swiglu_row(const float* gate, const float* up, std::size_t n, float* row) {
   for (std::size_t k = 0; k < n; ++k) row[k] = gate[k] / (1.0f + exp_polynomial(-gate[k])) * up[k];
+}
+
+// row = gelu(gate) * up, GELU by tanh (arXiv 1606.08415): 0.5 (1 + tanh(z / 2)) is the sigmoid of z.
+inline void geglu_row(const float* gate, const float* up, std::size_t n, float* row) {
+  for (std::size_t k = 0; k < n; ++k) {
+    const float z = gate[k] * (1.59576912f + 0.0713548163f * (gate[k] * gate[k]));  // 2 sqrt(2 / pi) (x + 0.044715 x^3)
+    row[k] = gate[k] / (1.0f + exp_polynomial(-z)) * up[k];
+  }
 }
 
 // Largest |x| as float bits: integer order is float order, with infinity and then NaN above all numbers.
@@ -119,11 +129,12 @@ inline void sum_row(const std::uint8_t* q, std::size_t padded, std::int32_t fact
 template <int Offset>
 void quantize_rows(const TokenQuantization& job, Range tokens, float* row) {
   const std::size_t n = job.in_features, padded = job.rows.padded_in;
-  const bool swiglu = job.activation == InputActivation::swiglu;
+  const bool activates = job.activation != InputActivation::none;
+  const auto activate = job.activation == InputActivation::swiglu ? swiglu_row : geglu_row;
   for (std::size_t t = tokens.first; t < tokens.last; ++t) {
-    const float* x = job.x + t * n * (swiglu ? 2 : 1);
-    if (swiglu) {
-      swiglu_row(x, x + n, n, row);
+    const float* x = job.x + t * n * (activates ? 2 : 1);
+    if (activates) {
+      activate(x, x + n, n, row);
       x = row;
     }
     const std::size_t first = t * job.planes;

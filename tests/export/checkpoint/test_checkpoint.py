@@ -12,21 +12,14 @@ from gguf import GGMLQuantizationType
 from transformers import PreTrainedModel
 
 from kvfold.export.checkpoint.checkpoint import Checkpoint
-from kvfold.export.checkpoint.gguf_file import deinterleave
+from kvfold.export.checkpoint.gguf_tensors import deinterleave
 from kvfold.export.checkpoint.load_checkpoint import load_checkpoint
 from kvfold.export.model.decoder import Decoder
 from kvfold.export.model.families import FAMILIES
 from kvfold.export.model.rope import inverse_frequencies
 from kvfold.plugins.contract.plan_presets import Preset, build_plan
-from tests.export.tiny_checkpoints import (
-    CLASSES,
-    MODELS,
-    PLAIN,
-    interleave,
-    random_model,
-    write_folder,
-    write_gguf,
-)
+from tests.export.tiny_checkpoints import CLASSES, MODELS, PLAIN, random_model, write_folder
+from tests.export.tiny_gguf import interleave, write_gguf
 from tests.tiny_model import dense_logits
 
 LLAMA3 = {

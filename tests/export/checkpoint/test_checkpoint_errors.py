@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from kvfold.export.checkpoint import huggingface
 from kvfold.export.checkpoint.load_checkpoint import load_checkpoint
 from kvfold.plugins.contract.errors import CheckpointError, UnsupportedModelError
-from tests.export.tiny_checkpoints import random_model, write_folder, write_gguf
+from tests.export.tiny_checkpoints import random_model, write_folder
+from tests.export.tiny_gguf import write_gguf
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ from kvfold.export.checkpoint.load_checkpoint import load_checkpoint
 from kvfold.plugins.contract.chat_template import render_chat
 from kvfold.plugins.contract.errors import CheckpointError, RequestError, UnsupportedModelError
 from kvfold.plugins.contract.tokenizer_config import TokenizerConfig
-from tests.export.tiny_checkpoints import random_model, tiny_tokenizer, write_folder, write_gguf
+from tests.export.tiny_checkpoints import random_model, tiny_tokenizer, write_folder
+from tests.export.tiny_gguf import write_gguf
 
 # Written once with llama.cpp; `made_by` in the file says how.
 GOLDEN = json.loads((Path(__file__).parent / "data" / "llama_cpp_tokens.json").read_text())

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import (
+    Gemma3Config,
+    Gemma3ForCausalLM,
+    Gemma3ForConditionalGeneration,
+    PreTrainedModel,
+)
 
 from kvfold.export.checkpoint.load_checkpoint import load_checkpoint
 from kvfold.export.model.decoder import Decoder
+from kvfold.plugins.contract.errors import CheckpointError, UnsupportedModelError
 from kvfold.plugins.contract.fold_plan import FoldPlan
 from tests.export.tiny_checkpoints import random_model, write_folder
 from tests.tiny_model import dense_logits
@@ -111,6 +119,52 @@ def test_logits_and_greedy_tokens_are_those_of_transformers(case: str, tmp_path:
         assert float(logits.abs().max()) > 0.5, "logits so small that a difference would not show"
         assert float((dense_logits(decoder, tokens) - logits).abs().max()) <= 1e-4
         assert torch.equal(greedy(decoder, tokens, 8), generated(model, tokens, 8))
+
+
+def test_the_text_model_of_a_multimodal_gemma3_is_what_its_refusal_advises(tmp_path: Path) -> None:
+    text = {**ODD, "pad_token_id": 0, "sliding_window": 64}
+    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 28, "patch_size": 14}
+    torch.manual_seed(0)
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    model = Gemma3ForConditionalGeneration(config).eval()
+    whole = write_folder(tmp_path / "whole", model)
+    with pytest.raises(UnsupportedModelError, match=r"gemma3_text.*Gemma3ForCausalLM.from_pretrained"):
+        load_checkpoint(whole)
+    checkpoint = load_checkpoint(write_folder(tmp_path / "text", Gemma3ForCausalLM.from_pretrained(whole)))
+    decoder = Decoder.from_weights(
+        checkpoint.config, FoldPlan.of(checkpoint.config.attention_shape), checkpoint.weights
+    )
+    tokens = torch.randint(0, 97, (2, 120), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        assert float((dense_logits(decoder, tokens) - model(tokens).logits).abs().max()) <= 1e-4
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda weight: weight[:-1], "v_proj.weight has shape .9, 36., its config promises .10, 36."),
+        (lambda weight: weight[:70], "k_proj.weight has shape .0, 36., its config promises .10, 36."),
+        (lambda weight: weight[0], "q_proj.weight has shape"),
+    ],
+)
+def test_a_fused_tensor_of_another_size_is_named(
+    change: Callable[[Tensor], Tensor], named: str, tmp_path: Path
+) -> None:
+    path = write_folder(tmp_path, random_model("phi3", **ODD)) / "model.safetensors"
+    tensors, name = load_file(path), "model.layers.1.self_attn.qkv_proj.weight"
+    save_file(tensors | {name: change(tensors[name]).contiguous()}, path)
+    with pytest.raises(CheckpointError, match=f"tensor model.layers.1.self_attn.{named}"):
+        load_checkpoint(tmp_path)
+
+
+def test_a_fused_tensor_that_is_missing_is_named_by_its_parts(tmp_path: Path) -> None:
+    path = write_folder(tmp_path, random_model("phi3", **ODD)) / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["model.layers.2.mlp.gate_up_proj.weight"]
+    save_file(tensors, path)
+    with pytest.raises(CheckpointError, match=r"missing tensors model\.layers.2.mlp.gate_proj.weight"):
+        load_checkpoint(tmp_path)
 
 
 def greedy(decoder: Decoder, tokens: Tensor, count: int) -> Tensor:

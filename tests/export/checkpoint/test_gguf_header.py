@@ -18,7 +18,8 @@ from kvfold.export.checkpoint.gguf_header import read_gguf_header
 from kvfold.export.checkpoint.load_checkpoint import load_checkpoint
 from kvfold.export.checkpoint.read_config import read_config
 from kvfold.plugins.contract.errors import CheckpointError
-from tests.export.tiny_checkpoints import random_model, write_folder, write_gguf
+from tests.export.tiny_checkpoints import random_model, write_folder
+from tests.export.tiny_gguf import write_gguf
 
 EVERY_KIND = {
     "uint8": 200,

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn import Parameter
 
 from kvfold.export.model.decoder import Decoder
 from kvfold.export.model.dense_attention import DenseAttention
 from kvfold.export.model.model_config import ModelConfig
 from kvfold.export.quantize.calibrate import Calibrated
-from kvfold.export.quantize.fake_int8_linear import FakeInt8Linear
+from kvfold.export.quantize.fake_int8_linear import FakeInt8Linear, round_embedding
+from kvfold.export.quantize.precision import rounds_embedding
 from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.plugins.int8_linear.schema import ActivationBits
 
 
 class FakeQuantizedDecoder(nn.Module):
-    """The calibrated model in PyTorch: int8 linears and int8 KV as deployed, the rest in float32."""
+    """The calibrated model in PyTorch: int8 linears, embedding and KV as deployed, the rest in float32."""
 
     def __init__(self, config: ModelConfig, plan: FoldPlan, calibrated: Calibrated) -> None:
         super().__init__()
         self.decoder = Decoder.from_weights(config, plan, calibrated.weights)
         self.scales = calibrated.scales
+        if rounds_embedding(calibrated.precision.precision):
+            table = self.decoder.model.embed_tokens
+            table.weight = Parameter(round_embedding(table.weight.data), requires_grad=False)
         for name, linear in calibrated.precision.linears.items():
             if linear.precision != "float32":
                 module = self.decoder.get_submodule(name)

@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from kvfold.export.checkpoint.checkpoint_tokenizer import CheckpointTokenizer
-from kvfold.export.checkpoint.gguf_tokenizer import LLAMA3, PRE_TOKENIZERS, QWEN2
+from kvfold.export.checkpoint.gguf_vocabulary.pre_tokenizers import LLAMA3, PRE_TOKENIZERS, QWEN2
 from kvfold.export.checkpoint.load_checkpoint import load_checkpoint
 from kvfold.pipeline.bench.models.gguf_vocabulary import add_vocabulary, pre_tokenizer_name
 from kvfold.pipeline.bench.prepared_models import PreparedModels

@@ -13,7 +13,8 @@ import gguf
 import pytest
 
 from kvfold.pipeline.cli import COMMANDS
-from tests.export.tiny_checkpoints import random_model, write_gguf
+from tests.export.tiny_checkpoints import random_model
+from tests.export.tiny_gguf import write_gguf
 
 # Each takes a good part of a second, or seconds.
 HEAVY = {

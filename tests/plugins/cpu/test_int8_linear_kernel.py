@@ -89,6 +89,7 @@ def cases(draw: st.DrawFn, activation: InputActivation = "none") -> Case:
     )
 
 
+GATED = pytest.mark.parametrize("activation", ["swiglu", "geglu"])
 PROPERTY = settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -125,27 +126,28 @@ def test_finer_activations_leave_the_weights_error_only(isa: str) -> None:
 
 
 @PROPERTY
-@given(case=cases("swiglu"))
-def test_swiglu_matches_the_reference(isa: str, case: Case) -> None:
-    """The fused activation, up to a rounding tie that falls the other way: a step times a weight of 127."""
-    inputs = make_inputs(case)
-    y, wanted = run(session(inputs, "swiglu"), inputs.x), expected(inputs, "swiglu")
-    activated = reference.activate(torch.from_numpy(inputs.x), "swiglu")
+@given(case=cases("swiglu") | cases("geglu"))
+def test_fused_activations_match_the_reference(isa: str, case: Case) -> None:
+    """Up to a rounding tie that falls the other way: a step times a weight of 127."""
+    inputs, activation = make_inputs(case), case.input_activation
+    y, wanted = run(session(inputs, activation), inputs.x), expected(inputs, activation)
+    activated = reference.activate(torch.from_numpy(inputs.x), activation)
     token_scale = reference.quantize_tokens(activated)[1].numpy()
     step = token_scale * quantize_weight(inputs.weight)[1] * 127
     assert y.shape == wanted.shape
     assert (np.abs(y - wanted) <= tolerances.SWIGLU_STEPS * step + 1e-6 * np.abs(wanted)).all()
 
 
-def test_swiglu_ties_are_rare(isa: str) -> None:
+@GATED
+def test_ties_of_fused_activations_are_rare(isa: str, activation: InputActivation) -> None:
     """On a real layer's size."""
-    inputs = make_inputs(Case(32, 1536, 576, input_activation="swiglu"))
-    y, wanted = run(session(inputs, "swiglu"), inputs.x), expected(inputs, "swiglu")
+    inputs = make_inputs(Case(32, 1536, 576, input_activation=activation))
+    y, wanted = run(session(inputs, activation), inputs.x), expected(inputs, activation)
     assert np.abs(y - wanted).mean() <= tolerances.SWIGLU_MEAN * np.abs(wanted).max()
 
 
 @pytest.mark.parametrize("bits", [8, 16])
-@pytest.mark.parametrize("activation", ["none", "swiglu"])
+@pytest.mark.parametrize("activation", ["none", "swiglu", "geglu"])
 @pytest.mark.parametrize(("in_features", "out_features"), [(576, 960), (1534, 573)])
 def test_same_bits_everywhere(
     bits: ActivationBits, activation: InputActivation, in_features: int, out_features: int
@@ -169,7 +171,7 @@ def test_same_bits_everywhere(
 
 
 @pytest.mark.parametrize("bits", [8, 16])
-@pytest.mark.parametrize("activation", ["none", "swiglu"])
+@pytest.mark.parametrize("activation", ["none", "swiglu", "geglu"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_bad_token_stays_alone(
     isa: str, bad: float, activation: InputActivation, bits: ActivationBits
@@ -213,6 +215,16 @@ def test_exp_of_swiglu_over_its_whole_range(isa: str) -> None:
     np.testing.assert_allclose(y, exact, rtol=1e-6, atol=1e-35)
 
 
+def test_geglu_over_its_whole_range(isa: str) -> None:
+    """As for SwiGLU; where GELU is next to nothing, rounding the cube to float shows, relative to that."""
+    gate = np.concatenate([np.linspace(-12, 12, 24001), [0, -100, 100, -1e30, 1e30]]).astype(np.float32)
+    x = np.stack([gate, np.ones_like(gate)], axis=1)
+    y = run(session(Inputs(x, np.ones((1, 1), np.float32), None), "geglu"), x)[:, 0]
+    wide = gate.astype(np.float64)
+    cube = np.sqrt(8 / np.pi) * (wide + 0.044715 * wide**3)
+    np.testing.assert_allclose(y, wide / (1 + np.exp(np.minimum(-cube, 700))), rtol=2e-5, atol=1e-35)
+
+
 @pytest.mark.parametrize("columns", [7, 9, 16])
 def test_refuses_a_wrong_width(columns: int) -> None:
     """The message names the shape it got and the one it wants."""
@@ -224,7 +236,7 @@ def test_refuses_a_wrong_width(columns: int) -> None:
 def test_refuses_an_unknown_activation() -> None:
     """At session creation, by name."""
     inputs = make_inputs(Case(2, 8, 16))
-    with pytest.raises(Exception, match="input_activation is 'gelu', expected 'none' or 'swiglu'"):
+    with pytest.raises(Exception, match="input_activation is 'gelu', expected 'none', 'swiglu' or 'geglu'"):
         session(inputs, cast(InputActivation, "gelu"))
 
 

@@ -1,0 +1,188 @@
+// Int4Linear over a vector layer. An instruction set's file includes it inside its own anonymous namespace, after
+// defining Simd:
+//
+//   F, kLanes                   floats of kLanes outputs: 16 or 8
+//   kColumns, kRows             how many F of outputs are taken at once, and how many rows pass by them
+//   zero, set, add, mul, store  of F; halves: float16 as F
+//   Codes, unpack               a block's codes of kLanes outputs, read once for many rows
+//   dots                        integer products of Codes and rows of activations, as F
+//
+// Each output and row has the same float operations in the same order, whatever Simd is.
+
+using F = Simd::F;
+
+constexpr std::size_t kPanelRows = 128;  // rows whose sums stay in the core's first cache
+constexpr std::size_t kColumnsOfTile = kTileOut / Simd::kLanes;
+
+template <int Columns>
+struct Block {
+  Simd::Codes codes[Columns];
+  F scale[Columns];
+};
+
+// The place of a column's part of a block among tiles of `size` numbers, 16 outputs side by side.
+inline std::size_t place(const Int4Product& p, std::size_t column, std::size_t block, std::size_t size) {
+  const std::size_t tile = column / kColumnsOfTile, part = column % kColumnsOfTile;
+  return (tile * p.blocks + block) * size + part * Simd::kLanes;
+}
+
+inline const std::uint8_t* codes_at(const Int4Product& p, std::size_t column, std::size_t block) {
+  return p.weight + place(p, column, block, kInt4BlockBytes / kGroupIn) * kGroupIn;
+}
+
+inline F halves_at(const std::uint16_t* half, const Int4Product& p, std::size_t column, std::size_t block) {
+  return Simd::halves(half + place(p, column, block, kTileOut));
+}
+
+template <int Columns>
+KVFOLD_INLINE Block<Columns> block_at(const Int4Product& p, std::size_t column, std::size_t block) {
+  Block<Columns> b;
+#pragma GCC unroll 4
+  for (int i = 0; i < Columns; ++i) {
+    b.codes[i] = Simd::unpack(codes_at(p, column + i, block));
+    b.scale[i] = halves_at(p.weight_scale, p, column + i, block);
+  }
+  return b;
+}
+
+template <int Rows, int Columns>
+KVFOLD_INLINE void clear(F (&sums)[Rows][Columns]) {
+#pragma GCC unroll 4
+  for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 4
+    for (int i = 0; i < Columns; ++i) sums[r][i] = Simd::zero();
+  }
+}
+
+// a += a block's integer products times its scales.
+template <bool Minima, int Rows, int Columns>
+KVFOLD_INLINE void add_block(const Int4Product& p, const Block<Columns>& b, std::size_t row, std::size_t block,
+                             F (*a)[Columns]) {
+  const std::uint8_t* q = p.rows.q + row * p.rows.padded_in + block * kInt4Block;
+  const std::int32_t* sum = p.rows.sum + row * p.blocks + block;
+  F dots[Rows][Columns];
+  Simd::dots<!Minima>(p, b.codes, q, sum, dots);
+#pragma GCC unroll 4
+  for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 4
+    for (int i = 0; i < Columns; ++i) a[r][i] = Simd::add(a[r][i], Simd::mul(dots[r][i], b.scale[i]));
+  }
+}
+
+// c += a block's minima times the sums of activations.
+template <int Rows, int Columns>
+KVFOLD_INLINE void add_minima(const Int4Product& p, std::size_t row, std::size_t column, std::size_t block,
+                              F (&c)[Rows][Columns]) {
+#pragma GCC unroll 4
+  for (int i = 0; i < Columns; ++i) {
+    const F minimum = halves_at(p.weight_minimum, p, column + i, block);
+#pragma GCC unroll 4
+    for (int r = 0; r < Rows; ++r) {
+      const F sum = Simd::set(static_cast<float>(p.rows.sum[(row + r) * p.blocks + block]));
+      c[r][i] = Simd::add(c[r][i], Simd::mul(sum, minimum));
+    }
+  }
+}
+
+// y = sum * scale + bias, for `count` outputs.
+inline void write(const Int4Product& p, std::size_t row, std::size_t first, std::size_t count, const float* sum) {
+  const float scale = p.rows.scale[row];
+  float* y = p.y + row * p.out_features + first;
+  for (std::size_t i = 0; i < count; ++i) y[i] = sum[i] * scale;
+  if (p.bias == nullptr) return;
+  for (std::size_t i = 0; i < count; ++i) y[i] += p.bias[first + i];
+}
+
+template <int Rows, int Columns>
+inline void write_rows(const Int4Product& p, std::size_t row, std::size_t column, const F (&sums)[Rows][Columns]) {
+  for (int r = 0; r < Rows; ++r) {
+    for (int i = 0; i < Columns; ++i) {
+      alignas(64) float sum[Simd::kLanes];
+      Simd::store(sum, sums[r][i]);
+      const std::size_t first = (column + i) * Simd::kLanes;
+      if (first + Simd::kLanes <= p.out_features) {
+        write(p, row + r, first, Simd::kLanes, sum);  // a constant count, so that it is unrolled
+      } else if (first < p.out_features) {
+        write(p, row + r, first, p.out_features - first, sum);
+      }
+    }
+  }
+}
+
+// The sums of some rows with their c, written. It is a pass of its own over the minima: a block has a pair of
+// float operations for each, and its codes need the registers.
+template <bool Minima, int Rows, int Columns>
+void finish(const Int4Product& p, std::size_t row, std::size_t column, const F (*sums)[Columns]) {
+  F a[Rows][Columns], c[Rows][Columns];
+  clear(c);
+  if constexpr (Minima) {
+    for (std::size_t block = 0; block < p.blocks; ++block) add_minima(p, row, column, block, c);
+  }
+  for (int r = 0; r < Rows; ++r) {
+    for (int i = 0; i < Columns; ++i) a[r][i] = Minima ? Simd::add(sums[r][i], c[r][i]) : sums[r][i];
+  }
+  write_rows(p, row, column, a);
+}
+
+// Many rows: each block's codes are unpacked once and rows pass by; their sums are in memory.
+template <bool Minima, int Columns>
+void panel(const Int4Product& p, Range rows, std::size_t column) {
+  F sums[kPanelRows][Columns];
+  const std::size_t count = rows.last - rows.first;
+  for (std::size_t r = 0; r < count; ++r) {
+    for (F& sum : sums[r]) sum = Simd::zero();
+  }
+  const auto pass = [&](const auto& body) {
+    constexpr std::size_t kRows = Simd::kRows;
+    std::size_t r = 0;
+    for (; r + kRows <= count; r += kRows) body(r, std::integral_constant<int, Simd::kRows>());
+    for (; r < count; ++r) body(r, std::integral_constant<int, 1>());
+  };
+  for (std::size_t block = 0; block < p.blocks; ++block) {
+    const Block<Columns> b = block_at<Columns>(p, column, block);
+    pass([&](std::size_t r, auto size) {
+      add_block<Minima, decltype(size)::value>(p, b, rows.first + r, block, sums + r);
+    });
+  }
+  pass([&](std::size_t r, auto size) {
+    finish<Minima, decltype(size)::value, Columns>(p, rows.first + r, column, sums + r);
+  });
+}
+
+// One row: its sums are registers, and the weight streams by.
+template <bool Minima, int Columns>
+void stream(const Int4Product& p, std::size_t row, std::size_t column) {
+  F a[1][Columns], c[1][Columns];
+  clear(a);
+  clear(c);
+  for (std::size_t block = 0; block < p.blocks; ++block) {
+    add_block<Minima, 1>(p, block_at<Columns>(p, column, block), row, block, a);
+    if constexpr (Minima) add_minima(p, row, column, block, c);
+  }
+  for (int i = 0; Minima && i < Columns; ++i) a[0][i] = Simd::add(a[0][i], c[0][i]);
+  write_rows(p, row, column, a);
+}
+
+template <bool Minima, int Columns>
+void multiply_columns(const Int4Product& p, Range rows, std::size_t column) {
+  if (rows.last - rows.first == 1) return stream<Minima, Columns>(p, rows.first, column);
+  for (std::size_t row = rows.first; row < rows.last; row += kPanelRows) {
+    const std::size_t last = row + kPanelRows < rows.last ? row + kPanelRows : rows.last;
+    panel<Minima, Columns>(p, {row, last}, column);
+  }
+}
+
+template <bool Minima>
+void multiply_all(const Int4Product& p, Range rows, Range columns) {
+  std::size_t column = columns.first;
+  for (; column + Simd::kColumns <= columns.last; column += Simd::kColumns) {
+    multiply_columns<Minima, Simd::kColumns>(p, rows, column);
+  }
+  for (; column < columns.last; ++column) multiply_columns<Minima, 1>(p, rows, column);
+}
+
+inline void multiply(const Int4Product& p, Range rows, Range tiles) {
+  const Range columns = {tiles.first * kColumnsOfTile, tiles.last * kColumnsOfTile};
+  if (p.weight_minimum == nullptr) return multiply_all<false>(p, rows, columns);
+  multiply_all<true>(p, rows, columns);
+}
