@@ -152,18 +152,22 @@ def _changes_nothing(family: Family, key: str, value: object, raw: Metadata) -> 
 
 
 def unknown_family(
-    model_type: object, architectures: Sequence[object], raw: Metadata, supported: str
+    model_type: object,
+    architectures: Sequence[object],
+    raw: Metadata,
+    supported: str,
+    what_it_is: str = "model family",
 ) -> UnsupportedModelError:
     """What to say of a config that no family matches."""
     named = ", ".join(str(name) for name in [model_type, *architectures] if name)
     for what, instead in KINDS.items():
         if isinstance(model_type, str) and model_type in instead:
             return UnsupportedModelError(
-                f"model family {named} is not supported: it is {what}; use {instead[model_type]} instead"
+                f"{what_it_is} {named} is not supported: it is {what}; use {instead[model_type]} instead"
             )
     for what, traces in TRACES.items():
         if any(trace in raw or trace in str(model_type).lower() for trace in traces):
             return UnsupportedModelError(
-                f"model family {named} is not supported: it is {what}; supported are {supported}"
+                f"{what_it_is} {named} is not supported: it is {what}; supported are {supported}"
             )
-    return UnsupportedModelError(f"model family {named} is not supported; supported are {supported}")
+    return UnsupportedModelError(f"{what_it_is} {named} is not supported; supported are {supported}")
