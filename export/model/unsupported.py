@@ -22,7 +22,7 @@ KINDS: dict[str, dict[str, str]] = {
         "mixtral": "a mistral",
         **dict.fromkeys(("qwen2_moe", "qwen2moe"), "a dense qwen2"),
         **dict.fromkeys(("qwen3_moe", "qwen3moe"), "a dense qwen3"),
-        **dict.fromkeys(("gpt_oss", "gpt-oss"), "a dense qwen3 or llama (its weights are MXFP4 besides)"),
+        **dict.fromkeys(("gpt_oss", "gpt-oss"), "a dense qwen3 or llama in floats, not MXFP4,"),
         "granitemoe": "a dense granite",
         "granitemoeshared": "a dense granite",
         "olmoe": "an olmo2",
