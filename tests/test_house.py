@@ -30,8 +30,8 @@ LONG_FUNCTIONS = {
 LAYERS = {
     "": ("plugins", "export", "runtime", "pipeline"),
     "plugins": (
-        *("contract", "int8_linear", "int4_linear", "paged_attention", "sampling", "onnxruntime", "cpu"),
-        *("cuda", "tensorrt"),
+        *("contract", "int8_linear", "int4_linear", "int8_embedding", "paged_attention", "sampling"),
+        *("onnxruntime", "cpu", "cuda", "tensorrt"),
     ),
     "export": ("weights", "model", "checkpoint", "quantize", "fold", "heal", "search", "graph"),
     "runtime": (

@@ -8,9 +8,15 @@ from pathlib import Path
 import onnx_ir as ir
 
 from kvfold.export.graph.lower import check_counts, check_kv_dtypes, count_sums_normalised, save_lowered
-from kvfold.export.graph.passes import int4_linears, int8_linears, skip_norms, swiglu_inputs
+from kvfold.export.graph.passes import (
+    int4_linears,
+    int8_embedding,
+    int8_linears,
+    skip_norms,
+    swiglu_inputs,
+)
 from kvfold.export.quantize.int4.stored_blocks import NO_BLOCKS, StoredBlocks
-from kvfold.export.quantize.precision import Precision
+from kvfold.export.quantize.precision import Precision, rounds_embedding
 from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.plugins.int8_linear.schema import ActivationBits
 
@@ -48,12 +54,14 @@ def lower_for_cpu(
     expected = {
         "int8_linears": len(int8),
         "int4_linears": len(int4),
+        "int8_embedding": int(rounds_embedding(precision)),
         "swiglu_inputs": sum(name.endswith(".down_proj") for name in int8 | int4),
         "skip_norms": count_sums_normalised(model),
     }
     counts = {
         "int8_linears": int8_linears.apply(model, int8),
         "int4_linears": int4_linears.apply(model, int4, blocks),
+        "int8_embedding": int8_embedding.apply(model) if rounds_embedding(precision) else 0,
         "swiglu_inputs": swiglu_inputs.apply(model),
         "skip_norms": skip_norms.apply(model),
     }

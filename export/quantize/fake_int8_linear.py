@@ -41,6 +41,12 @@ class FakeInt8Linear(nn.Module):
         return y if bias is None else y + bias
 
 
+def round_embedding(weight: Tensor) -> Tensor:
+    """The embedding [vocab, hidden] as an engine that holds it in int8 gives its rows."""
+    quantized, scale = quantize_weight(weight.numpy())
+    return torch.from_numpy(quantized).float().mul_(torch.from_numpy(scale)[:, None])
+
+
 def tensor_names(linear: str, weights: Container[str]) -> list[str]:
     """Hugging Face names of the weight tensors that one linear of the decoder packs, in order."""
     for packed, parts in PACKED.items():
@@ -55,4 +61,5 @@ def tensor_names(linear: str, weights: Container[str]) -> list[str]:
 
 def linear_weight(linear: str, weights: Mapping[str, Tensor]) -> Tensor:
     """Weight [out, in] of a linear of the decoder."""
-    return torch.cat([weights[name] for name in tensor_names(linear, weights)])
+    parts = [weights[name] for name in tensor_names(linear, weights)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Literal
 
 from kvfold.plugins.contract.record import Record
@@ -10,6 +11,8 @@ from kvfold.plugins.contract.record import Record
 # int8, int4: weights in so many bits, activations in 8. *_a16: activations in 16 (two int8 planes).
 Precision = Literal["int8", "int8_a16", "int4", "int4_a16", "float32"]
 WeightBits = Literal["int8", "int4"]
+
+_HEAD = "lm_head"
 
 
 class LinearPrecision(Record):
@@ -48,9 +51,12 @@ class Quantization(Record):
         return {name: linear.precision for name, linear in self.linears.items()}
 
     @property
-    def counts(self) -> dict[Precision, int]:
+    def summary(self) -> str:
         """How many linears run in each precision, the most frequent first."""
-        return dict(Counter(self.precision.values()).most_common())
+        counts = Counter(self.precision.values()).most_common()
+        exact = sum(linear.exact for linear in self.linears.values())
+        own = f"; {exact} have the checkpoint's own 4-bit blocks" if exact else ""
+        return "linears: " + ", ".join(f"{count} {kind}" for kind, count in counts) + own
 
     @property
     def raised(self) -> list[str]:
@@ -58,3 +64,8 @@ class Quantization(Record):
         errors = {n: e.relative_error for n, e in self.linears.items() if e.precision != self.weights}
         measured = {name: error for name, error in errors.items() if error is not None}
         return sorted(measured, key=lambda name: -measured[name])
+
+
+def rounds_embedding(precision: Mapping[str, Precision]) -> bool:
+    """Whether the CPU engine looks tokens up in int8: where the head is quantised, which may be the table."""
+    return precision.get(_HEAD, "float32") != "float32"

@@ -16,6 +16,8 @@ from kvfold.export.heal.student.training_attention import TrainingAttention
 from kvfold.export.model.decoder import Backbone, pack
 from kvfold.export.model.matmul_dtype import matmul_dtype, training_device
 from kvfold.export.model.model_config import ModelConfig
+from kvfold.export.quantize.fake_int8_linear import round_embedding
+from kvfold.export.quantize.precision import rounds_embedding
 from kvfold.plugins.contract.fold_plan import FoldPlan
 
 Result = TypeVar("Result")
@@ -102,8 +104,11 @@ class TrainedModel:
         return hidden.float()
 
     def _in_use(self, name: str, tensor: Tensor) -> Tensor:
-        """Matrices in the matmul dtype, unless int8 rounds them; norms, biases, the embedding as they are."""
-        matrix = tensor.ndim == 2 and "embed_tokens" not in name and name not in self._rounded
+        """Matrices in the matmul dtype, unless int8 rounds them; norms and biases as they are."""
+        if name == "model.embed_tokens.weight":
+            rounds = self.int8 is not None and rounds_embedding(self.int8.precision)
+            return (round_embedding(tensor) if rounds else tensor).to(self.device)
+        matrix = tensor.ndim == 2 and name not in self._rounded
         return tensor.to(self.device, self.dtype if matrix else None)
 
     def _round_linears(self, backbone: Backbone, int8: Int8Deployment) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from kvfold.export.model.decoder import RMSNorm
 from kvfold.export.model.families import config_from_huggingface
-from kvfold.export.quantize.observe import LinearInput, observe
+from kvfold.export.model.residual_stream import ResidualStream, load_block
+from kvfold.export.quantize.observe import LinearInput, observe_head, observe_layer, sample_stride
 from kvfold.plugins.contract.fold_plan import FoldPlan, LayerPlan
 from tests.export.tiny_checkpoints import random_model
 
@@ -31,5 +33,10 @@ def test_every_linear_is_sampled_at_the_same_tokens() -> None:
         layers=tuple(layer.model_copy(update={"donor": index}) for index in range(config.num_hidden_layers)),
     )
     tokens = torch.randint(0, 97, (5, 200), generator=torch.Generator().manual_seed(0))
-    seen = observe(config, dict(model.state_dict()), plan, tokens)
-    assert {len(linear.sample) for linear in seen.inputs.values()} == {5 * 67}
+    weights, stride = dict(model.state_dict()), sample_stride(tokens)
+    stream = ResidualStream.embed(config, plan, weights, tokens)
+    for index in range(config.num_hidden_layers):
+        seen = observe_layer(stream, load_block(config, plan, weights, index), stride)
+        assert {len(linear.sample) for linear in seen.inputs.values()} == {5 * 67}
+    head = observe_head(stream, RMSNorm(config.hidden_size, config.rms_norm_eps), stride)
+    assert len(head.sample) == 5 * 67

@@ -192,8 +192,8 @@ def test_packed_linears_find_their_tensors() -> None:
         assert torch.equal(linear_weight(name, weights), decoder.get_submodule(name).get_parameter("weight"))
 
 
-def test_its_phases_share_one_progress() -> None:
-    """The whole is never done while a phase is still to come."""
+def test_its_layers_share_one_progress() -> None:
+    """The whole is never done while the head is still to come."""
     told: list[tuple[float, str]] = []
 
     def listen(fraction: float, note: str = "") -> None:
@@ -204,4 +204,4 @@ def test_its_phases_share_one_progress() -> None:
     fractions = [fraction for fraction, _ in told]
     assert fractions == sorted(fractions) and fractions[0] == 0 and fractions[-1] < 1
     notes = list(dict.fromkeys(note for _, note in told))
-    assert notes == ["observing ranges", "smoothing", "measuring linears"]
+    assert notes == ["layer 0 of 2", "layer 1 of 2", "the head"]

@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from kvfold.export.weights.tensor_file import TensorFolder
 from kvfold.pipeline.cli import cli
 from kvfold.pipeline.recipe.load_recipe import load_recipe
 from kvfold.pipeline.stages.order import STAGES
+from kvfold.pipeline.workspace.read_checkpoint import read_checkpoint
 from kvfold.pipeline.workspace.run_stages import run_stages
 from kvfold.pipeline.workspace.workspace import (
     ADAPTER,
+    FOLD_FOLDER,
     FOLDED_WEIGHTS,
     HEAL_LOSSES,
     HEALED_WEIGHTS,
@@ -53,14 +56,22 @@ def run(recipe: Path, root: Path, until: str) -> list[str]:
     return [outcome.name for outcome in outcomes if outcome.ran]
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """Of its files, by name; there are some."""
+    found = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert found
+    return found
+
+
 def test_without_a_section_the_folded_weights_go_on_untouched(folder: Path, tmp_path: Path) -> None:
     run(folder / "tiny.yaml", tmp_path, "heal")
     stages = open_bundle(tmp_path).manifest.stages
     assert not stages["training"].files and not stages["heal"].files
     workspace = Workspace(load_recipe(str(folder / "tiny.yaml")), tmp_path)
-    folded = workspace.tensors(FOLDED_WEIGHTS)
+    folded = workspace.folded
     assert all(tensor.equal(folded[name]) for name, tensor in workspace.healed.items())
-    assert (tmp_path / FOLDED_WEIGHTS).read_bytes() == (folder / "healed" / FOLDED_WEIGHTS).read_bytes()
+    assert contents(tmp_path / FOLDED_WEIGHTS) == contents(folder / "healed" / FOLDED_WEIGHTS)
+    assert not (tmp_path / FOLD_FOLDER).exists()
 
 
 def test_a_healed_bundle_holds_its_loss_and_is_not_healed_again(folder: Path) -> None:
@@ -71,15 +82,20 @@ def test_a_healed_bundle_holds_its_loss_and_is_not_healed_again(folder: Path) ->
     (folder / "faster.yaml").write_text(faster)
     assert not run(folder / "faster.yaml", root, "heal")
     workspace = Workspace(load_recipe(str(folder / "healed.yaml")), root)
-    healed = workspace.tensors(HEALED_WEIGHTS)
-    assert all(tensor.equal(healed[name]) for name, tensor in workspace.healed.items())
+    changed = TensorFolder(root / HEALED_WEIGHTS)
+    assert set(changed) == {name for name, tensor in workspace.healed.items() if name in changed}
+    assert all(workspace.healed[name].equal(changed[name].float()) for name in changed)
+    original = read_checkpoint(workspace).weights
+    assert all(
+        workspace.healed[name].equal(original[name]) for name in workspace.healed if name not in changed
+    )
 
 
 def test_the_adapter_gives_the_bytes_that_training_gave(folder: Path, tmp_path: Path) -> None:
     (folder / "adapter.yaml").write_text(RECIPE + f"heal: {{adapter: healed/{ADAPTER}}}\n")
     run(folder / "adapter.yaml", tmp_path, "heal")
     assert not open_bundle(tmp_path).manifest.stages["heal"].files
-    assert (tmp_path / FOLDED_WEIGHTS).read_bytes() == (folder / "healed" / HEALED_WEIGHTS).read_bytes()
+    assert contents(tmp_path / FOLDED_WEIGHTS) == contents(folder / "healed" / HEALED_WEIGHTS)
 
 
 def test_an_adapter_of_another_plan_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -162,5 +162,5 @@ def test_what_a_stage_reads_and_compiles_counts(file: str, stage: str) -> None:
 
 def test_a_stage_does_not_depend_on_what_it_does_not_import() -> None:
     files = {path.relative_to(ROOT).as_posix() for path in source_files(MODULES["quantize"])}
-    assert not any(file.startswith(("export/heal", "export/graph", "pipeline/show")) for file in files)
+    assert not any(file.startswith(("export/heal", "export/graph", "pipeline/report")) for file in files)
     assert "pipeline/stages/order.py" not in files

@@ -23,7 +23,7 @@ from tests.runtime.harness import PLANS, make_llm
 CHATS = Path(".local/state/kvfold/chats")
 PAGES = CHATS.parent / "kv"
 SHORT = SamplingParams(max_tokens=3)
-# Files written within one tick of the kernel's clock have the same age; at 100 Hz, the slowest, it is that long.
+# Files written within one tick of the kernel's clock have the same age; no tick is longer.
 TICK = 0.01
 
 
