@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from kvfold.export.checkpoint.gguf_config import GgufTensorFacts, config_from_gguf
+from kvfold.export.checkpoint.gguf_config import config_from_gguf
+from kvfold.export.checkpoint.gguf_keys import GgufTensorFacts
 from kvfold.export.model.families import config_from_huggingface, form_from_huggingface, huggingface_family
 from kvfold.export.model.model_config import ModelConfig
 from kvfold.export.model.rope_config import UNTURNED, LinearRope, Llama3Rope, LongRope, Rope
