@@ -118,7 +118,7 @@ def refuse_quantised_config(family: Family, raw: Metadata) -> None:
 def refuse_unread_keys(family: Family, raw: Metadata) -> None:
     """Raise UnsupportedModelError at a key that changes what models compute and that this family ignores."""
     for key, value in raw.items():
-        if family.reads(key) or _changes_nothing(key, value, raw):
+        if family.reads(key) or _changes_nothing(family, key, value, raw):
             continue
         for part, what in CHANGING.items():
             if part in key:
@@ -133,34 +133,41 @@ def refuse_unread_keys(family: Family, raw: Metadata) -> None:
                 )
 
 
-def _changes_nothing(key: str, value: object, raw: Metadata) -> bool:
-    """Values that say that a feature is off, whatever it is."""
+def _changes_nothing(family: Family, key: str, value: object, raw: Metadata) -> bool:
+    """Values that say that a feature is off, or what the family computes anyway."""
     if value is None or value is False or value in (0, "", [], {}):
         return True
     if "multiplier" in key or "scal" in key or "rotary" in key:
         return value is not True and value == 1
     if key == "layer_types":
-        return isinstance(value, list) and all(each == "full_attention" for each in value)
+        windowed = family.reads("sliding_window") and family.known(raw).get("sliding_window") is not None
+        kind = "sliding_attention" if windowed else "full_attention"
+        return isinstance(value, list) and all(each == kind for each in value)
     if key == "sliding_window":  # as long as the context, or not in use
         context = raw.get("max_position_embeddings")
         unused = raw.get("use_sliding_window") is False
         return unused or (isinstance(value, int) and isinstance(context, int) and value >= context)
-    return key in ("sliding_window_pattern", "_sliding_window_pattern")  # nothing without a window
+    # Others tell of a window: nothing where there is none, and where there is one it is read itself.
+    return "sliding_window" in key and (family.reads("sliding_window") or "sliding_window" not in raw)
 
 
 def unknown_family(
-    model_type: object, architectures: Sequence[object], raw: Metadata, supported: str
+    model_type: object,
+    architectures: Sequence[object],
+    raw: Metadata,
+    supported: str,
+    what_it_is: str = "model family",
 ) -> UnsupportedModelError:
     """What to say of a config that no family matches."""
     named = ", ".join(str(name) for name in [model_type, *architectures] if name)
     for what, instead in KINDS.items():
         if isinstance(model_type, str) and model_type in instead:
             return UnsupportedModelError(
-                f"model family {named} is not supported: it is {what}; use {instead[model_type]} instead"
+                f"{what_it_is} {named} is not supported: it is {what}; use {instead[model_type]} instead"
             )
     for what, traces in TRACES.items():
         if any(trace in raw or trace in str(model_type).lower() for trace in traces):
             return UnsupportedModelError(
-                f"model family {named} is not supported: it is {what}; supported are {supported}"
+                f"{what_it_is} {named} is not supported: it is {what}; supported are {supported}"
             )
-    return UnsupportedModelError(f"model family {named} is not supported; supported are {supported}")
+    return UnsupportedModelError(f"{what_it_is} {named} is not supported; supported are {supported}")

@@ -15,14 +15,14 @@ namespace {
 struct Simd {
   using F = __m256;
   static constexpr std::size_t kLanes = 8;
-  static constexpr int kColumns = 1, kRows = 1;  // 8 of 16 registers are codes
+  static constexpr int kColumns = 1, kRows = 1, kFinishRows = 8;  // 8 of 16 registers are codes
   static constexpr int kGroups = kInt4Block / kGroupIn;
   struct Codes {
     __m256i group[kGroups];
   };
 
   static F zero() { return _mm256_setzero_ps(); }
-  static F set(float value) { return _mm256_set1_ps(value); }
+  static F set(const std::int32_t* value) { return _mm256_cvtepi32_ps(_mm256_set1_epi32(*value)); }
   static F add(F a, F b) { return _mm256_add_ps(a, b); }
   static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
   static void store(float* to, F f) { _mm256_store_ps(to, f); }

@@ -2,8 +2,9 @@
 // defining Simd:
 //
 //   F, kLanes                   floats of kLanes outputs: 16 or 8
-//   kColumns, kRows             how many F of outputs are taken at once, and how many rows pass by them
-//   zero, set, add, mul, store  of F; halves: float16 as F
+//   kColumns                    how many F of outputs are taken at once
+//   kRows, kFinishRows          how many rows pass by a block's codes at once, and by its minima
+//   zero, add, mul, store       of F; halves: float16 as F; set: an int32 as F
 //   Codes, unpack               a block's codes of kLanes outputs, read once for many rows
 //   dots                        integer products of Codes and rows of activations, as F
 //
@@ -37,7 +38,7 @@ inline F halves_at(const std::uint16_t* half, const Int4Product& p, std::size_t 
 template <int Columns>
 KVFOLD_INLINE Block<Columns> block_at(const Int4Product& p, std::size_t column, std::size_t block) {
   Block<Columns> b;
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int i = 0; i < Columns; ++i) {
     b.codes[i] = Simd::unpack(codes_at(p, column + i, block));
     b.scale[i] = halves_at(p.weight_scale, p, column + i, block);
@@ -47,9 +48,9 @@ KVFOLD_INLINE Block<Columns> block_at(const Int4Product& p, std::size_t column, 
 
 template <int Rows, int Columns>
 KVFOLD_INLINE void clear(F (&sums)[Rows][Columns]) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int i = 0; i < Columns; ++i) sums[r][i] = Simd::zero();
   }
 }
@@ -62,9 +63,9 @@ KVFOLD_INLINE void add_block(const Int4Product& p, const Block<Columns>& b, std:
   const std::int32_t* sum = p.rows.sum + row * p.blocks + block;
   F dots[Rows][Columns];
   Simd::dots<!Minima>(p, b.codes, q, sum, dots);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int i = 0; i < Columns; ++i) a[r][i] = Simd::add(a[r][i], Simd::mul(dots[r][i], b.scale[i]));
   }
 }
@@ -73,12 +74,12 @@ KVFOLD_INLINE void add_block(const Int4Product& p, const Block<Columns>& b, std:
 template <int Rows, int Columns>
 KVFOLD_INLINE void add_minima(const Int4Product& p, std::size_t row, std::size_t column, std::size_t block,
                               F (&c)[Rows][Columns]) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int i = 0; i < Columns; ++i) {
     const F minimum = halves_at(p.weight_minimum, p, column + i, block);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
-      const F sum = Simd::set(static_cast<float>(p.rows.sum[(row + r) * p.blocks + block]));
+      const F sum = Simd::set(p.rows.sum + (row + r) * p.blocks + block);
       c[r][i] = Simd::add(c[r][i], Simd::mul(sum, minimum));
     }
   }
@@ -124,6 +125,14 @@ void finish(const Int4Product& p, std::size_t row, std::size_t column, const F (
   write_rows(p, row, column, a);
 }
 
+// body(first, its number as a type) for `count` rows, so many at once, then one by one.
+template <int AtOnce, typename Body>
+KVFOLD_INLINE void in_groups(std::size_t count, const Body& body) {
+  std::size_t r = 0;
+  for (; r + AtOnce <= count; r += AtOnce) body(r, std::integral_constant<int, AtOnce>());
+  for (; r < count; ++r) body(r, std::integral_constant<int, 1>());
+}
+
 // Many rows: each block's codes are unpacked once and rows pass by; their sums are in memory.
 template <bool Minima, int Columns>
 void panel(const Int4Product& p, Range rows, std::size_t column) {
@@ -132,19 +141,13 @@ void panel(const Int4Product& p, Range rows, std::size_t column) {
   for (std::size_t r = 0; r < count; ++r) {
     for (F& sum : sums[r]) sum = Simd::zero();
   }
-  const auto pass = [&](const auto& body) {
-    constexpr std::size_t kRows = Simd::kRows;
-    std::size_t r = 0;
-    for (; r + kRows <= count; r += kRows) body(r, std::integral_constant<int, Simd::kRows>());
-    for (; r < count; ++r) body(r, std::integral_constant<int, 1>());
-  };
   for (std::size_t block = 0; block < p.blocks; ++block) {
     const Block<Columns> b = block_at<Columns>(p, column, block);
-    pass([&](std::size_t r, auto size) {
+    in_groups<Simd::kRows>(count, [&](std::size_t r, auto size) {
       add_block<Minima, decltype(size)::value>(p, b, rows.first + r, block, sums + r);
     });
   }
-  pass([&](std::size_t r, auto size) {
+  in_groups<Simd::kFinishRows>(count, [&](std::size_t r, auto size) {
     finish<Minima, decltype(size)::value, Columns>(p, rows.first + r, column, sums + r);
   });
 }

@@ -10,7 +10,7 @@ namespace {
 // Loops over arrays, eight numbers of 16 bits at a time: compilers vectorise them for any instruction set.
 struct Simd {
   static constexpr std::size_t kLanes = kTileOut;
-  static constexpr int kColumns = 1, kRows = 1;
+  static constexpr int kColumns = 1, kRows = 1, kFinishRows = 1;
   static constexpr std::size_t kBytes = kTileOut * kGroupIn, kGroups = kInt4Block / kGroupIn;
   struct F {
     float lane[kLanes];
@@ -20,9 +20,9 @@ struct Simd {
   };
 
   static F zero() { return {}; }
-  static F set(float value) {
+  static F set(const std::int32_t* value) {
     F f;
-    for (float& lane : f.lane) lane = value;
+    for (float& lane : f.lane) lane = static_cast<float>(*value);
     return f;
   }
   static F add(const F& a, const F& b) {
