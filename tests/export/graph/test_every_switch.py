@@ -14,11 +14,14 @@ import torch
 
 from kvfold.export.graph.graph_weights import load_graph
 from kvfold.export.graph.linears import find_linears
+from kvfold.export.graph.lower_cpu import lower_for_cpu
 from kvfold.export.graph.lower_cuda import lower_for_cuda
 from kvfold.export.graph.lower_tensorrt import lower_for_tensorrt
 from kvfold.export.graph.onnx_from_decoder import export_graph
 from kvfold.export.model.model_config import ModelConfig
 from kvfold.export.quantize.precision import Precision
+from kvfold.plugins.contract.attention_shape import AttentionShape
+from kvfold.plugins.contract.errors import ExportError, TargetError
 from kvfold.plugins.contract.fold_plan import FoldPlan, KvDtype
 from tests.export.graph.evaluated_graph import check_numbers
 from tests.export.graph.tensorrt_plans import build_plan_of
@@ -126,3 +129,26 @@ def test_tensorrt_rtx_builds_a_plan_of_it(name: str, export: Export, tmp_path: P
     result = build_plan_of(tmp_path / "trt" / "model.onnx", "float16", "float16", tmp_path)
     assert result["plan"] > 0
     assert result["outputs"]["logits"] == ["FLOAT", [-1, VOCAB_SIZE]]
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "refused"),
+    [(10, ("cuda", "TensorRT")), (80, ("TensorRT",)), (256, ()), (320, ("cpu", "cuda", "TensorRT"))],
+)
+def test_heads_that_a_target_does_not_read_are_refused(
+    head_dim: int, refused: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Before a weight is read: the graph is empty, so that a size which is read ends in another error."""
+    plan = FoldPlan.of(AttentionShape(2, 4, 2, head_dim), "int8")
+    lowerings: dict[str, Callable[[ir.Model], object]] = {
+        "cpu": lambda graph: lower_for_cpu(graph, tmp_path, plan, {}),
+        "cuda": lambda graph: lower_for_cuda(graph, tmp_path, plan, "float16"),
+        "TensorRT": lambda graph: lower_for_tensorrt(graph, tmp_path, plan, {}, {}, "float16"),
+    }
+    for target, lower in lowerings.items():
+        if target in refused:
+            with pytest.raises(TargetError, match=rf"a head has {head_dim} channels, .*{target}.* reads"):
+                lower(ir.Model(ir.Graph((), (), nodes=()), ir_version=10))
+        elif target != "cpu":
+            with pytest.raises(ExportError, match="matched 0 places"):
+                lower(ir.Model(ir.Graph((), (), nodes=()), ir_version=10))
