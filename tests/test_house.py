@@ -33,7 +33,7 @@ LAYERS = {
         *("contract", "int8_linear", "int4_linear", "int8_embedding", "paged_attention", "sampling"),
         *("onnxruntime", "cpu", "cuda", "tensorrt"),
     ),
-    "export": ("weights", "model", "checkpoint", "quantize", "fold", "heal", "search", "graph"),
+    "export": ("weights", "model", "checkpoint", "layerwise", "quantize", "fold", "heal", "search", "graph"),
     "runtime": (
         *("checks", "runtime_config", "bundle", "text", "sampling", "structured", "metrics", "engine"),
         *("memory", "scheduler", "loop", "sessions", "llm", "status", "server", "cluster"),

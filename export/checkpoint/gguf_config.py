@@ -88,7 +88,7 @@ def gguf_family(metadata: Metadata) -> Family:
     for family in FAMILIES:
         if family.gguf_architecture is not None and family.gguf_architecture == architecture:
             return family
-    raise unknown_family(architecture, [], {}, SUPPORTED)
+    raise unknown_family(architecture, [], {}, SUPPORTED, "GGUF architecture")
 
 
 def config_from_gguf(metadata: Metadata, facts: GgufTensorFacts) -> ModelConfig:

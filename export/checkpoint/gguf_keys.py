@@ -11,7 +11,7 @@ import numpy as np
 
 from kvfold.export.model.family import Family, Metadata
 from kvfold.export.model.layer_kinds import FULL, SLIDING
-from kvfold.plugins.contract.errors import UnsupportedModelError
+from kvfold.plugins.contract.errors import CheckpointError, UnsupportedModelError
 
 # config.json key -> GGUF key below the architecture's name.
 SAME = {
@@ -123,6 +123,11 @@ def _refuse(family: Family, values: Metadata) -> None:
         raise UnsupportedModelError(
             f"{family.name} with attention.value_length = {size}: it must equal head_dim, {head_dim}"
         )
+    turning = values.get("rope.dimension_count", head_dim)
+    if turning != head_dim and not family.reads("partial_rotary_factor"):
+        raise UnsupportedModelError(
+            f"{family.name} with rope.dimension_count = {turning}: RoPE must turn all of head_dim, {head_dim}"
+        )
     if family.name == "granite" and values.get("rope.scaling.finetuned") is False:
         raise UnsupportedModelError(
             "granite without RoPE (rope.scaling.finetuned = False) is not implemented"
@@ -189,8 +194,16 @@ def _rope(values: Metadata, facts: GgufTensorFacts, head_dim: Any) -> dict[str, 
     return {**keys, "rope_scaling": {"rope_type": kind, "factor": factor}}
 
 
-def _refuse_attention_factor(values: Metadata, kind: object) -> None:
+def _attention_factor(values: Metadata) -> float:
+    """What cos and sin are multiplied with beyond what follows from the kind of RoPE."""
     factor = values.get("rope.scaling.attn_factor", 1.0)
+    if isinstance(factor, bool) or not isinstance(factor, int | float):
+        raise CheckpointError(f"GGUF metadata: rope.scaling.attn_factor must be a number, not {factor!r:.40}")
+    return factor
+
+
+def _refuse_attention_factor(values: Metadata, kind: object) -> None:
+    factor = _attention_factor(values)
     if factor != 1.0:
         raise UnsupportedModelError(
             f"rope.scaling.attn_factor = {factor!r:.40} with RoPE of type {kind!r:.40} is not implemented"
@@ -208,8 +221,8 @@ def _yarn(values: Metadata, factor: Any) -> dict[str, object]:
     keys = {ours: values[theirs] for ours, theirs in known.items() if values.get(theirs)}
     if "mscale_all_dim" in keys:
         keys["mscale"] = 1.0
-    scale = values.get("rope.scaling.attn_factor", 1.0)
-    if scale != 1.0 and factor > 1:
+    scale = _attention_factor(values)
+    if scale != 1.0 and isinstance(factor, int | float) and factor > 1:
         keys["attention_factor"] = scale * (0.1 * math.log(factor) + 1.0)
     return {"rope_type": "yarn", "factor": factor, **keys}
 
@@ -225,7 +238,7 @@ def _longrope(
         "long_factor": [_plain(each) for each in long_factors],
         "short_factor": [_plain(each) for each in short_factors],
     }
-    said = values.get("rope.scaling.attn_factor", 1.0)
+    said = _attention_factor(values)
     if isinstance(context, int) and isinstance(original, int) and original > 1:
         ratio = context / original
         derived = math.sqrt(1 + math.log(ratio) / math.log(original)) if ratio > 1 else 1.0

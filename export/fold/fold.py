@@ -75,13 +75,7 @@ def fold_weights(
     check_foldable(config, plan)
     _check_length(plan, tokens.shape[1])
     how, journal = how or HowToFold(), journal or MemoryJournal()
-    banks = {layer: bank for bank in plan.banks for layer in bank.layers}
-    dropped = dropped_names(plan)
-    worked_on = [
-        layer for layer, bank in banks.items() if is_folded(bank, config) or plan.layers[layer].head_sink
-    ]
-    layers = range(max(worked_on, default=-1) + 1)
-    state = journal.load()
+    dropped, layers, state = dropped_names(plan), _layers_to_pass(config, plan), journal.load()
     if not layers:
         return FoldedModel(plan, ChangedWeights(weights, {}, dropped), {})
     identity = build_plan(Preset(preset="identity"), config.attention_shape)
@@ -96,13 +90,21 @@ def fold_weights(
         folded.update({name: torch.zeros(config.num_attention_heads) for name in added_names(plan, first)})
         for layer in layers[first:]:
             progress(layer / len(layers), f"layer {layer} of {len(layers)}")
-            if is_folded(banks[layer], config):
-                fold.fold_layer(layer, banks[layer])
+            bank = next(bank for bank in plan.banks if layer in bank.layers)
+            if is_folded(bank, config):
+                fold.fold_layer(layer, bank)
             else:
                 fold.pass_layer(layer)
             own = folded.take(f"model.layers.{layer}.")
             journal.finish(layer, own, partial(fold.state, layer + 1))
     return FoldedModel(fold.student.plan, ChangedWeights(weights, journal.tensors, dropped), fold.errors)
+
+
+def _layers_to_pass(config: ModelConfig, plan: FoldPlan) -> range:
+    """Layers up to the last one that changes."""
+    changed = [layer for bank in plan.banks if is_folded(bank, config) for layer in bank.layers]
+    changed += [index for index, layer in enumerate(plan.layers) if layer.head_sink]
+    return range(max(changed, default=-1) + 1)
 
 
 def added_names(plan: FoldPlan, first: int = 0) -> list[str]:

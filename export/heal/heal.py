@@ -12,7 +12,7 @@ from kvfold.export.heal.heal_settings import HealSettings
 from kvfold.export.heal.healed_adapter import merge
 from kvfold.export.heal.objective.losses import EndToEndLoss, LayerwiseLoss
 from kvfold.export.heal.objective.teacher_cache import TeacherCache, scored_positions
-from kvfold.export.heal.starting_point import adapter_form
+from kvfold.export.heal.starting_point import METRIC_TOKENS, adapter_form
 from kvfold.export.heal.student.int8_deployment import Int8Deployment
 from kvfold.export.heal.student.low_rank import FACTORS
 from kvfold.export.heal.student.student import TrainedModel
@@ -21,14 +21,24 @@ from kvfold.export.heal.training.train import TOKENS_PER_PASS, Step, train
 from kvfold.export.model.model_config import ModelConfig
 from kvfold.export.quantize.calibrate import calibrate
 from kvfold.export.quantize.quantize_settings import QuantizeSettings
-from kvfold.export.weights.changed_weights import dropped_names
+from kvfold.export.weights.changed_weights import ChangedWeights, dropped_names
 from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.plugins.contract.plan_presets import Preset, build_plan
-from kvfold.plugins.contract.progress import Progress
+from kvfold.plugins.contract.progress import Progress, unheard
 
 LAYERWISE, END_TO_END, INT8, DONE = STEPS = ("layerwise", "end_to_end", "int8", "done")
-# Share of the time that a token takes in each part, for the progress display (measured on SmolLM2).
-COST = {LAYERWISE: 0.75, "teacher": 0.27, END_TO_END: 1.0, INT8: 2.0}
+FITTING, TEACHER, CALIBRATING = "fitting", "teacher", "calibrating"
+# Share of the time that a token takes in each part, in order, for the progress display (measured on SmolLM2;
+# fitting and calibrating count as what they have in common with the teacher, a pass without gradients).
+FORWARD = 0.27
+COST = {
+    FITTING: FORWARD,
+    LAYERWISE: 0.75,
+    TEACHER: FORWARD,
+    END_TO_END: 1.0,
+    CALIBRATING: FORWARD,
+    INT8: 2.0,
+}
 
 
 @dataclass(frozen=True)
@@ -60,8 +70,7 @@ class Healing:
 
     def student(self, form: Mapping[str, Tensor], int8: Int8Deployment | None = None) -> TrainedModel:
         """The folded model, as `form` has it."""
-        dropped = dropped_names(self.plan)
-        kept = {name: self.base[name] for name in self.base if name not in dropped}
+        kept = ChangedWeights(self.base, {}, dropped_names(self.plan))
         return TrainedModel(self.config, self.plan, kept, form, int8)
 
     @property
@@ -75,11 +84,11 @@ class Healing:
         """The original's lm_head weight [vocab, hidden_size]."""
         return self.base["model.embed_tokens.weight" if self.config.tie_word_embeddings else "lm_head.weight"]
 
-    def deploy(self, form: Mapping[str, Tensor]) -> Int8Deployment:
+    def deploy(self, form: Mapping[str, Tensor], report: Progress = unheard) -> Int8Deployment:
         """How the model that `form` makes would be deployed."""
         assert self.calibration is not None, "step C is given what to calibrate on"
         weights = merge(self.config, self.base, self.plan, {n: tensor.half() for n, tensor in form.items()})
-        calibrated = calibrate(self.config, weights, self.plan, self.calibration, self.quantize)
+        calibrated = calibrate(self.config, weights, self.plan, self.calibration, self.quantize, report)
         return Int8Deployment.of(self.config, self.plan, calibrated)
 
 
@@ -109,14 +118,12 @@ def heal(
         PlanError: the plan folds nothing.
         HealingError: training diverged.
     """
-    settings, journal = healing.settings, Journal(folder, key)
+    journal, progress = Journal(folder, key), _Progress(healing, report)
     snapshot = journal.load()
     if snapshot is None:
-        report(0.0, "fitting the adapter to the fold")
-        form = _first_form(healing, folded, start)
-        snapshot = journal.begin(LAYERWISE, form)
+        fitting = progress.part(FITTING, "fitting the adapter to the fold")
+        snapshot = journal.begin(LAYERWISE, _first_form(healing, folded, start, fitting))
     journal.rewind(snapshot, STEPS)
-    progress = _Progress(settings, healing.tokens.numel(), report)
     if snapshot.step == LAYERWISE:
         snapshot = _layerwise(healing, journal, snapshot, progress)
     if snapshot.step == END_TO_END:
@@ -128,11 +135,14 @@ def heal(
 
 
 def _first_form(
-    healing: Healing, folded: Mapping[str, Tensor], start: Mapping[str, Tensor] | None
+    healing: Healing,
+    folded: Mapping[str, Tensor],
+    start: Mapping[str, Tensor] | None,
+    progress: Progress,
 ) -> dict[str, Tensor]:
     if start is None:
-        rank = healing.settings.rank
-        return adapter_form(healing.config, healing.base, folded, healing.plan, healing.tokens, rank)
+        text, rank = healing.tokens, healing.settings.rank
+        return adapter_form(healing.config, healing.base, folded, healing.plan, text, rank, progress)
     return {name: tensor if name.endswith(FACTORS) else tensor.float() for name, tensor in start.items()}
 
 
@@ -169,8 +179,7 @@ def _int8(healing: Healing, journal: Journal, snapshot: Snapshot, progress: _Pro
     if snapshot.int8:
         int8 = Int8Deployment(**snapshot.int8)
     else:
-        progress(INT8, 0.0, "calibrating int8")
-        int8 = healing.deploy(snapshot.form)
+        int8 = healing.deploy(snapshot.form, progress.part(CALIBRATING, "calibrating int8"))
         snapshot = journal.save(INT8, 0, snapshot.form, None, vars(int8))
     student = healing.student(snapshot.form, int8)
     loss = EndToEndLoss(student, cache, healing.head, healing.tokens)
@@ -190,7 +199,7 @@ def _answers(healing: Healing, journal: Journal, progress: _Progress) -> Teacher
             healing.teacher(),
             healing.tokens,
             max(1, TOKENS_PER_PASS // length),
-            lambda fraction: progress("teacher", fraction, "the original answers"),
+            lambda fraction: progress(TEACHER, fraction, "the original answers"),
         )
     return cache
 
@@ -198,11 +207,14 @@ def _answers(healing: Healing, journal: Journal, progress: _Progress) -> Teacher
 class _Progress:
     """One fraction for all parts, by what their tokens cost."""
 
-    def __init__(self, settings: HealSettings, text: int, report: Progress) -> None:
+    def __init__(self, healing: Healing, report: Progress) -> None:
+        settings, text = healing.settings, healing.tokens.numel()
         tokens = {
+            FITTING: min(text, METRIC_TOKENS),
             LAYERWISE: settings.layerwise_tokens,
-            "teacher": text if settings.tokens or settings.int8_tokens else 0,
+            TEACHER: text if settings.tokens or settings.int8_tokens else 0,
             END_TO_END: settings.tokens,
+            CALIBRATING: 0 if healing.calibration is None else healing.calibration.numel(),
             INT8: settings.int8_tokens,
         }
         self._cost = {part: COST[part] * tokens[part] for part in COST}
@@ -212,6 +224,10 @@ class _Progress:
         parts = list(COST)
         before = sum(self._cost[earlier] for earlier in parts[: parts.index(part)])
         self._report((before + fraction * self._cost[part]) / sum(self._cost.values()), note)
+
+    def part(self, part: str, doing: str) -> Progress:
+        """Takes how far a part is that is no training."""
+        return lambda fraction, note="": self(part, fraction, f"{doing} {note}".rstrip())
 
     def of(self, step: Step) -> Callable[[float, float], None]:
         """Takes the fraction done of one step, and its loss."""

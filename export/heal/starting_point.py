@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +17,14 @@ from kvfold.export.heal.student.low_rank import (
     change_spectrum,
     fit_factors,
     is_low_rank,
+    most_terms,
     share_ranks,
 )
 from kvfold.export.heal.student.trainable import trained_names
 from kvfold.export.model.model_config import ModelConfig
 from kvfold.export.model.residual_stream import ResidualStream, load_block
 from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.plugins.contract.progress import Progress, unheard
 
 # Of the training text, for the metric in which a change of low rank is chosen.
 METRIC_TOKENS = 16_384
@@ -35,6 +37,7 @@ def adapter_form(
     plan: FoldPlan,
     tokens: Tensor,
     rank: int | None,
+    progress: Progress = unheard,
 ) -> dict[str, Tensor]:
     """The folded model as an adapter's tensors, float32 but for the factors, which are fixed.
 
@@ -45,27 +48,32 @@ def adapter_form(
     names = trained_names(config, plan, folded)
     if rank is None:
         return {name: folded[name].clone() for name in names}
-    grams = input_grams(config, folded, plan, tokens[: max(1, METRIC_TOKENS // tokens.shape[1])])
     cut = [name for name in names if is_low_rank(name, config, plan)]
     form = {name: folded[name].clone() for name in names if name not in cut}
+    factors: dict[str, Tensor] = {}
     changes: dict[str, ChangeSpectrum] = {}
+    text = tokens[: max(1, METRIC_TOKENS // tokens.shape[1])]
+    for layer, grams in enumerate(input_grams(config, folded, plan, text)):
+        progress(layer / config.num_hidden_layers)
+        for name in grams.keys() & set(cut):
+            before, after = base[name], folded[name]
+            factors[name] = fit_factors(name, before, after, config, plan)
+            start = anchor(name, before, factors[name], config, plan)
+            changes[name] = change_spectrum(after, start, grams[name]).first(most_terms(rank))
+    ranks = share_ranks({name: changes[name].energies for name in cut}, rank)
+    form |= {name + FACTORS: factors[name] for name in cut}
     for name in cut:
-        factors = fit_factors(name, base[name], folded[name], config, plan)
-        start = anchor(name, base[name], factors, config, plan)
-        form[name + FACTORS] = factors
-        changes[name] = change_spectrum(folded[name], start, grams[name])
-    energies = {name: change.energies for name, change in changes.items()}
-    ranks = share_ranks(energies, rank)
-    for name, change in changes.items():
-        form[name + LEFT], form[name + RIGHT] = change.cut(ranks[name])
+        form[name + LEFT], form[name + RIGHT] = changes[name].cut(ranks[name])
     return form
 
 
 def input_grams(
     config: ModelConfig, weights: Mapping[str, Tensor], plan: FoldPlan, tokens: Tensor
-) -> dict[str, Tensor]:
-    """E[x x^T] of the inputs of every projection of attention, by tensor name, over tokens [N, L]."""
-    grams: dict[str, Tensor] = {}
+) -> Iterator[dict[str, Tensor]]:
+    """E[x x^T] of the inputs of attention's projections, by tensor name, a layer after the other.
+
+    They are of tokens [N, L].
+    """
     with torch.no_grad():
         stream = ResidualStream.embed(config, plan, weights, tokens)
         for layer in range(config.num_hidden_layers):
@@ -76,9 +84,10 @@ def input_grams(
             for rows in stream.batches():
                 stream.attend(block, rows)
                 stream.advance(block, rows)
-            for projection, moments in seen.items():
-                grams[f"model.layers.{layer}.self_attn.{projection}.weight"] = moments.gram / moments.tokens
-    return grams
+            yield {
+                f"model.layers.{layer}.self_attn.{projection}.weight": moments.gram / moments.tokens
+                for projection, moments in seen.items()
+            }
 
 
 def _watch(linear: nn.Linear) -> Moments:

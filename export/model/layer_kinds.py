@@ -114,22 +114,24 @@ def _rope_by_type(family: Family, known: Metadata) -> dict[str, dict[str, object
     parameters = known.get("rope_parameters") or known.get("rope_scaling") or {}
     if not isinstance(parameters, Mapping):
         raise CheckpointError(f"config.json: rope parameters must be an object, not {parameters!r:.80}")
-    if any(isinstance(value, Mapping) for value in parameters.values()):
-        if unknown := parameters.keys() - {FULL, SLIDING}:
-            raise UnsupportedModelError(
-                f"rope parameters for layers of type {min(map(str, unknown))!r:.40}: supported are "
-                f"{FULL} and {SLIDING}"
-            )
-        given = {kind: parameters.get(kind) or {} for kind in (FULL, SLIDING)}
-        for kind, each in given.items():
+    local = number(known, "rope_local_base_freq")
+    plain = {} if local is None else {"rope_theta": local}
+    if not any(isinstance(value, Mapping) for value in parameters.values()):
+        given = {FULL: parameters, SLIDING: parameters if local is None else plain}
+    elif unknown := parameters.keys() - {FULL, SLIDING}:
+        raise UnsupportedModelError(
+            f"rope parameters for layers of type {min(map(str, unknown))!r:.40}: supported are "
+            f"{FULL} and {SLIDING}"
+        )
+    else:
+        own = {kind: parameters.get(kind) or {} for kind in (FULL, SLIDING)}
+        for kind, each in own.items():
             if not isinstance(each, Mapping):
                 raise CheckpointError(
                     f"config.json: rope parameters of {kind} must be an object, not {each!r:.80}"
                 )
-        return {kind: _rope(family, known, each) for kind, each in given.items()}
-    everywhere = _rope(family, known, parameters)
-    local = number(known, "rope_local_base_freq")
-    return {FULL: everywhere, SLIDING: everywhere if local is None else {"theta": local, "scaling": None}}
+        given = {FULL: own[FULL], SLIDING: {**plain, **own[SLIDING]}}
+    return {kind: _rope(family, known, each) for kind, each in given.items()}
 
 
 def _rope(family: Family, known: Metadata, parameters: Metadata) -> dict[str, object]:

@@ -16,13 +16,13 @@ STATES = (
 )
 SEES = "multimodal, and the decoder reads tokens of text only"
 LATENT = "a model with multi-head latent attention (MLA), whose cache holds no keys and values"
-# Families that people try, by `model_type`: what they are, and what to use in their place.
+# Families that people try, by `model_type` or GGUF architecture: what they are, and what to use instead.
 KINDS: dict[str, dict[str, str]] = {
     MOE: {
         "mixtral": "a mistral",
-        "qwen2_moe": "a dense qwen2",
-        "qwen3_moe": "a dense qwen3",
-        "gpt_oss": "a dense qwen3 or llama (its weights are MXFP4 besides)",
+        **dict.fromkeys(("qwen2_moe", "qwen2moe"), "a dense qwen2"),
+        **dict.fromkeys(("qwen3_moe", "qwen3moe"), "a dense qwen3"),
+        **dict.fromkeys(("gpt_oss", "gpt-oss"), "a dense qwen3 or llama in floats, not MXFP4,"),
         "granitemoe": "a dense granite",
         "granitemoeshared": "a dense granite",
         "olmoe": "an olmo2",
@@ -35,7 +35,7 @@ KINDS: dict[str, dict[str, str]] = {
         "llama4_text": "a llama of 3.3 or before",
     },
     LATENT: dict.fromkeys(
-        ("deepseek_v2", "deepseek_v3", "minicpm3", "kimi_k2"),
+        ("deepseek_v2", "deepseek_v3", "deepseek2", "minicpm3", "kimi_k2"),
         "a dense llama or qwen2, for example a distillate of DeepSeek-R1",
     ),
     STATES: {
@@ -44,7 +44,7 @@ KINDS: dict[str, dict[str, str]] = {
             "a dense llama or qwen3",
         ),
         **dict.fromkeys(("falcon_h1", "nemotron_h", "lfm2", "minimax"), "a dense llama or qwen3"),
-        "granitemoehybrid": "a granite of 3.3 or before",
+        **dict.fromkeys(("granitemoehybrid", "granitehybrid"), "a granite of 3.3 or before"),
         "recurrent_gemma": "a gemma2",
         "qwen3_next": "a dense qwen3",
     },
@@ -57,8 +57,8 @@ KINDS: dict[str, dict[str, str]] = {
         "mllama": "a llama of text",
         **dict.fromkeys(("llava", "llava_next", "llava_onevision"), "the language model it was made from"),
         **dict.fromkeys(("idefics2", "idefics3", "smolvlm"), "a llama, for example SmolLM2"),
-        **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen2_audio", "qwen2_5_omni"), "a qwen2"),
-        **dict.fromkeys(("qwen3_vl", "qwen3_omni_moe"), "a qwen3"),
+        **dict.fromkeys(("qwen2_vl", "qwen2vl", "qwen2_5_vl", "qwen2_audio", "qwen2_5_omni"), "a qwen2"),
+        **dict.fromkeys(("qwen3_vl", "qwen3vl", "qwen3_omni_moe"), "a qwen3"),
         **dict.fromkeys(("mistral3", "pixtral", "voxtral"), "a mistral"),
         **dict.fromkeys(("phi4_multimodal", "phi3_v"), "a phi3 of text, for example Phi-4-mini"),
         "internvl": "the language model it was made from",
@@ -118,7 +118,7 @@ def refuse_quantised_config(family: Family, raw: Metadata) -> None:
 def refuse_unread_keys(family: Family, raw: Metadata) -> None:
     """Raise UnsupportedModelError at a key that changes what models compute and that this family ignores."""
     for key, value in raw.items():
-        if family.reads(key) or _changes_nothing(key, value, raw):
+        if family.reads(key) or _changes_nothing(family, key, value, raw):
             continue
         for part, what in CHANGING.items():
             if part in key:
@@ -133,34 +133,41 @@ def refuse_unread_keys(family: Family, raw: Metadata) -> None:
                 )
 
 
-def _changes_nothing(key: str, value: object, raw: Metadata) -> bool:
-    """Values that say that a feature is off, whatever it is."""
+def _changes_nothing(family: Family, key: str, value: object, raw: Metadata) -> bool:
+    """Values that say that a feature is off, or what the family computes anyway."""
     if value is None or value is False or value in (0, "", [], {}):
         return True
     if "multiplier" in key or "scal" in key or "rotary" in key:
         return value is not True and value == 1
     if key == "layer_types":
-        return isinstance(value, list) and all(each == "full_attention" for each in value)
+        windowed = family.reads("sliding_window") and family.known(raw).get("sliding_window") is not None
+        kind = "sliding_attention" if windowed else "full_attention"
+        return isinstance(value, list) and all(each == kind for each in value)
     if key == "sliding_window":  # as long as the context, or not in use
         context = raw.get("max_position_embeddings")
         unused = raw.get("use_sliding_window") is False
         return unused or (isinstance(value, int) and isinstance(context, int) and value >= context)
-    return key in ("sliding_window_pattern", "_sliding_window_pattern")  # nothing without a window
+    # Others tell of a window: nothing where there is none, and where there is one it is read itself.
+    return "sliding_window" in key and (family.reads("sliding_window") or "sliding_window" not in raw)
 
 
 def unknown_family(
-    model_type: object, architectures: Sequence[object], raw: Metadata, supported: str
+    model_type: object,
+    architectures: Sequence[object],
+    raw: Metadata,
+    supported: str,
+    what_it_is: str = "model family",
 ) -> UnsupportedModelError:
     """What to say of a config that no family matches."""
     named = ", ".join(str(name) for name in [model_type, *architectures] if name)
     for what, instead in KINDS.items():
         if isinstance(model_type, str) and model_type in instead:
             return UnsupportedModelError(
-                f"model family {named} is not supported: it is {what}; use {instead[model_type]} instead"
+                f"{what_it_is} {named} is not supported: it is {what}; use {instead[model_type]} instead"
             )
     for what, traces in TRACES.items():
         if any(trace in raw or trace in str(model_type).lower() for trace in traces):
             return UnsupportedModelError(
-                f"model family {named} is not supported: it is {what}; supported are {supported}"
+                f"{what_it_is} {named} is not supported: it is {what}; supported are {supported}"
             )
-    return UnsupportedModelError(f"model family {named} is not supported; supported are {supported}")
+    return UnsupportedModelError(f"{what_it_is} {named} is not supported; supported are {supported}")

@@ -108,8 +108,8 @@ def _calibrate_head(
 ) -> None:
     norm = RMSNorm(stream.config.hidden_size, stream.config.rms_norm_eps)
     norm.weight.copy_(weights["model.norm.weight"])
-    moment = found.needs_moment(linear_weight(HEAD, weights))
-    found.take_head(observe_head(stream, norm, stride, moment=moment))
+    weight = linear_weight(HEAD, weights)
+    found.take_head(observe_head(stream, norm, stride, moment=found.needs_moment(weight)), weight)
 
 
 def _state(layer: int, stream: ResidualStream, found: LayerCalibration) -> dict[str, object]:

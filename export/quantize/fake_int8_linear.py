@@ -61,4 +61,5 @@ def tensor_names(linear: str, weights: Container[str]) -> list[str]:
 
 def linear_weight(linear: str, weights: Mapping[str, Tensor]) -> Tensor:
     """Weight [out, in] of a linear of the decoder."""
-    return torch.cat([weights[name] for name in tensor_names(linear, weights)])
+    parts = [weights[name] for name in tensor_names(linear, weights)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -70,10 +70,14 @@ def finer_trial(x: Tensor, weight: Tensor, scale: Tensor | None) -> Int8Trial:
 
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     """`packing.quantize_weight` in PyTorch, integers as float32; as no row exceeds 127, none is clipped."""
-    low, high = weight.aminmax(dim=1)
-    scale = torch.maximum(-low, high) / 127
+    scale = absmax(weight, 1) / 127
     scale = torch.where(scale == 0, 1.0, scale)
     return (weight / scale[:, None]).round_(), scale
+
+
+def absmax(x: Tensor, axis: int) -> Tensor:
+    """Largest magnitude along an axis; two passes, which is far faster than aminmax along one."""
+    return torch.maximum(x.amax(axis), -x.amin(axis))
 
 
 def _blocks(weight: Tensor) -> Iterator[slice]:

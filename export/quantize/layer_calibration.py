@@ -14,7 +14,7 @@ from kvfold.export.quantize.fake_int8_linear import linear_weight
 from kvfold.export.quantize.int4.block_scales import block_scale_candidates
 from kvfold.export.quantize.int4.int4_trials import Int4Trial, activation_errors, int4_trial
 from kvfold.export.quantize.int4.round_weight import is_exact, round_weight
-from kvfold.export.quantize.int8_trials import Int8Trial, finer_trial, int8_trials
+from kvfold.export.quantize.int8_trials import Int8Trial, absmax, finer_trial, int8_trials
 from kvfold.export.quantize.observe import LinearInput, Observations, cache_scales, static_scale
 from kvfold.export.quantize.precision import LinearPrecision
 from kvfold.export.quantize.quantize_settings import QuantizeSettings
@@ -110,9 +110,9 @@ class LayerCalibration:
         matrices = {name: module.weight for name, module in modules.items() if isinstance(module, nn.Linear)}
         self._decide(seen.inputs, matrices, progress)
 
-    def take_head(self, seen: LinearInput) -> None:
-        """Decide on the head, which comes last."""
-        self._decide({HEAD: seen}, {HEAD: linear_weight(HEAD, self._weights)}, unheard)
+    def take_head(self, seen: LinearInput, weight: Tensor) -> None:
+        """Decide on the head [vocab, hidden_size], which comes last."""
+        self._decide({HEAD: seen}, {HEAD: weight}, unheard)
         assert not self._waiting and not self._open, "every reader of every group was observed"
 
     def scales(self, plan: FoldPlan) -> dict[str, Tensor]:
@@ -153,7 +153,7 @@ class LayerCalibration:
             return
         self._matrices = dict(matrices)
         for name, seen in inputs.items():
-            self._waiting[name] = Waiting(seen, column_absmax(matrices[name]))
+            self._waiting[name] = Waiting(seen, absmax(matrices[name], 0))
         ready = [
             index for index, group in self._open.items() if all(r in self._waiting for r in group.readers)
         ]
@@ -268,9 +268,3 @@ class LayerCalibration:
         """Weight [out, in] of a linear of the layer at work, or of an earlier one, read again."""
         found = self._matrices.get(linear)
         return linear_weight(linear, self._weights) if found is None else found
-
-
-def column_absmax(matrix: Tensor) -> Tensor:
-    """Largest magnitude of each column."""
-    low, high = matrix.aminmax(dim=0)
-    return torch.maximum(-low, high)

@@ -51,9 +51,12 @@ class Quantization(Record):
         return {name: linear.precision for name, linear in self.linears.items()}
 
     @property
-    def counts(self) -> dict[Precision, int]:
+    def summary(self) -> str:
         """How many linears run in each precision, the most frequent first."""
-        return dict(Counter(self.precision.values()).most_common())
+        counts = Counter(self.precision.values()).most_common()
+        exact = sum(linear.exact for linear in self.linears.values())
+        own = f"; {exact} have the checkpoint's own 4-bit blocks" if exact else ""
+        return "linears: " + ", ".join(f"{count} {kind}" for kind, count in counts) + own
 
     @property
     def raised(self) -> list[str]:

@@ -32,6 +32,7 @@ class Target:
         kv_dtypes: types of caches that its attention reads; of the float ones, the activations' own.
         float_dtype: of its caches that are not int8; where plans are built, the activations' own instead.
         keeps_sinks: its attention can show the first tokens of a sequence to a windowed layer.
+        reads_int4: its linears may have weights in 4 bits.
         library: the module of TensorRT that builds and runs its plans; None for ONNX Runtime.
         takes_architectures: it is built for GPUs that are named; none of them needs to be here.
     """
@@ -44,6 +45,7 @@ class Target:
     kv_dtypes: tuple[KvDtype, ...] = ("int8", "float16", "bfloat16")
     float_dtype: KvDtype = "float16"
     keeps_sinks: bool = True
+    reads_int4: bool = False
     library: TensorRTLibrary | None = None
     takes_architectures: bool = False
 
@@ -98,12 +100,13 @@ TARGETS = {
     for target in (
         Target(
             name="cpu",
-            description="ONNX Runtime on the CPU, with kvfold's own attention and int8 kernels",
+            description="ONNX Runtime on the CPU, with kvfold's own attention, int8 and int4 kernels",
             backend="cpu",
             why_not_build=_why_not_cpu,
             why_not_run=_why_not_cpu,
             kv_dtypes=("int8", "float32"),
             float_dtype="float32",
+            reads_int4=True,
         ),
         Target(
             name="cuda",

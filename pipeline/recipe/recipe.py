@@ -209,6 +209,11 @@ class Recipe(Record):
                 "set sink_size: 0 in the plan, with head_sink: true to heal without them, or choose another "
                 "target"
             )
+        if self.quantize.weights == "int4" and not target.reads_int4:
+            raise ValueError(
+                f"quantize.weights is int4, which target {self.target} does not run; set weights: int8, "
+                "or build for cpu"
+            )
         chunk, budget = self.validate_on.prefill_chunk, self.tensorrt.max_num_batched_tokens
         if target.library and chunk > budget:
             raise ValueError(
@@ -240,6 +245,11 @@ class Recipe(Record):
                 f"heal.int8_tokens is {int8_tokens}, yet nothing is int8: quantize.linears is none and the "
                 f"plan stores its KV as {', '.join(sorted(self.plan.kv_dtypes))}; set one of them to int8, "
                 "or int8_tokens to 0"
+            )
+        if int8_tokens and self.quantize.weights == "int4":
+            raise ValueError(
+                f"heal.int8_tokens is {int8_tokens}, which learns what int8 weights round, yet "
+                "quantize.weights is int4; set int8_tokens: 0, or weights: int8"
             )
         return self
 

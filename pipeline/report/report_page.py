@@ -33,7 +33,7 @@ def render_page(results: Results) -> str:
         verdicts=verdict_table(results.verdicts),
         kv_bytes=kv_bytes_table(results.kv_bytes),
         fold_errors=fold_error_table(results.fold_errors),
-        linears=results.quantization.linears,
+        quantization=results.quantization,
         raised_linears=raised_linear_table(results.quantization),
         version=VERSION,
     )

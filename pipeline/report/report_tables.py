@@ -22,11 +22,11 @@ def fold_error_table(errors: Mapping[int, float]) -> Table:
 
 
 def raised_linear_table(quantization: Quantization) -> Table:
-    """Linears that do not run in plain int8, worst first."""
+    """Linears that run higher than was asked, worst first."""
     raised = ((name, quantization.linears[name]) for name in quantization.raised)
     return Table.of(
-        "int8 linears",
-        ("linear", "runs in", "relative error in int8", "as it runs"),
+        f"{quantization.weights} linears",
+        ("linear", "runs in", f"relative error in {quantization.weights}", "as it runs"),
         (
             (name, linear.precision, f"{linear.relative_error:.3f}", f"{linear.deployed_error:.3f}")
             for name, linear in raised

@@ -42,10 +42,10 @@ def build_application(settings: ClusterSettings, load: Any) -> Any:
     from kvfold.runtime.cluster.deployments import Engine, Front
 
     if not settings.relays:
-        engines = serve.deployment(serve.ingress()(Engine), **_engine_options(settings))
+        engines = serve.deployment(serve.ingress()(Engine), **engine_options(settings))
         return engines.bind(settings, load, None)
     relay_key = settings.relay_key or secrets.token_hex(16)
-    engines = serve.deployment(Engine, **_engine_options(settings))
+    engines = serve.deployment(Engine, **engine_options(settings))
     relays = serve.deployment(
         serve.ingress()(Front),
         num_replicas=settings.relays,
@@ -66,7 +66,8 @@ def require_ray() -> None:
         )
 
 
-def _engine_options(settings: ClusterSettings) -> dict[str, Any]:
+def engine_options(settings: ClusterSettings) -> dict[str, Any]:
+    """What Ray is told of the engines' deployment."""
     from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 
     from kvfold.runtime.cluster.scale_by_tokens import ScaleByTokens
@@ -87,7 +88,8 @@ def _engine_options(settings: ClusterSettings) -> dict[str, Any]:
                 policy=AutoscalingPolicy(policy_function=kind, policy_kwargs=limits),
             )
         }
-    if settings.relays or not haproxy_chooses():
+    # Where HAProxy stands in front of the engines it places requests itself, and Ray refuses a router.
+    if settings.relays or os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") != "1":
         options["request_router_config"] = RequestRouterConfig(
             request_router_class=ROUTER, request_routing_stats_period_s=STATS_SECONDS
         )
@@ -99,8 +101,3 @@ def _engine_options(settings: ClusterSettings) -> dict[str, Any]:
         "graceful_shutdown_timeout_s": settings.drain_seconds + SHUTDOWN_SECONDS,
         "ray_actor_options": {"num_cpus": settings.cpus, "num_gpus": settings.gpus},
     }
-
-
-def haproxy_chooses() -> bool:
-    """Whether Ray puts HAProxy in front of its ingress, which then places requests by itself."""
-    return os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"

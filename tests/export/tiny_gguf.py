@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import gguf
@@ -36,8 +37,22 @@ def interleave(weight: Tensor, heads: int) -> Tensor:
     return halves.swapaxes(1, 2).reshape(weight.shape)
 
 
-def write_gguf(path: Path, model: PreTrainedModel, kind: gguf.GGMLQuantizationType, **metadata: Any) -> Path:
-    """Write a model as llama.cpp's converter does; `metadata` by the names of GGUFWriter's methods."""
+def write_gguf(
+    path: Path,
+    model: PreTrainedModel,
+    kind: gguf.GGMLQuantizationType,
+    stored: Mapping[str, tuple[gguf.GGMLQuantizationType, np.ndarray]] = MappingProxyType({}),
+    **metadata: Any,
+) -> Path:
+    """Write a model as llama.cpp's converter does.
+
+    Args:
+        path: of the file.
+        model: what is written.
+        kind: of its matrices.
+        stored: tensors by Hugging Face's names whose kinds and bytes are given.
+        metadata: by the names of GGUFWriter's methods.
+    """
     config = model.config
     family = next(each for each in FAMILIES if each.name == config.model_type)
     architecture = family.gguf_architecture or "llama"
@@ -49,7 +64,10 @@ def write_gguf(path: Path, model: PreTrainedModel, kind: gguf.GGMLQuantizationTy
             getattr(writer, f"add_{name}")(*(value if isinstance(value, tuple) else (value,)))
     _add_vocabulary(writer)
     for name, tensor in _stored(model, architecture):
-        _add_tensor(writer, gguf_name(name, family), tensor.numpy(), kind)
+        if name in stored:
+            writer.add_tensor(gguf_name(name, family), stored[name][1], raw_dtype=stored[name][0])
+        else:
+            _add_tensor(writer, gguf_name(name, family), tensor.numpy(), kind)
     scaling = getattr(config, "rope_scaling", None) or {}
     for name in ("long", "short"):
         if f"{name}_factor" in scaling:
@@ -88,9 +106,8 @@ def _said(model: PreTrainedModel) -> dict[str, Any]:
 
 def _said_of_rope(config: Any) -> dict[str, Any]:
     scaling = getattr(config, "rope_scaling", None) or {}
-    original = scaling.get(
-        "original_max_position_embeddings", getattr(config, "original_max_position_embeddings", None)
-    )
+    outside = getattr(config, "original_max_position_embeddings", None)
+    original: Any = scaling.get("original_max_position_embeddings", outside)
     match scaling.get("rope_type", scaling.get("type")):
         case "linear":
             return {

@@ -26,10 +26,6 @@ SEED = (
     rf"(?:{_CONTRACTIONS})|{_WORDS}|\p{{N}}"
     r"| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-BAILING = (
-    rf"'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])|{_WORDS}|\p{{N}}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
-)
 # A word is capitals, then small letters; a letter without case, or beyond ASCII, counts as either.
 _UPPER, _LOWER = r"[\p{L}&&[^a-z]]", r"[\p{L}&&[^A-Z]]"
 _SLASHES = rf" ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
@@ -119,6 +115,5 @@ _ROWS = (
     (PreTokenizer((SENTENCE,)), "bloom poro-chat gpt3-finnish"),
     (PreTokenizer((SENTENCE, r"\p{N}")), "viking"),
     (PreTokenizer((SEED,)), "seed-coder"),
-    (PreTokenizer((BAILING,)), "bailingmoe bailingmoe2"),
 )
 PRE_TOKENIZERS = {name: row for row, names in _ROWS for name in names.split()}

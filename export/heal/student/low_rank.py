@@ -97,6 +97,11 @@ class ChangeSpectrum:
     energies: Tensor
     size: float
 
+    def first(self, terms: int) -> ChangeSpectrum:
+        """The first terms alone, in memory of their own."""
+        left, right, energies = self.left[:, :terms], self.right[:terms], self.energies[:terms]
+        return ChangeSpectrum(left.clone(), right.clone(), energies.clone(), self.size)
+
     def cut(self, rank: int) -> tuple[Tensor, Tensor]:
         """left [out, rank] and right [rank, in] of the first terms; both sides learn at the same pace.
 
@@ -127,9 +132,14 @@ def change_spectrum(weight: Tensor, start: Tensor, gram: Tensor) -> ChangeSpectr
     return ChangeSpectrum((u * s).float(), right.float(), s.square() / whole, float(weight.norm()))
 
 
+def most_terms(mean_rank: int) -> int:
+    """How many terms a change may get where `mean_rank` is the mean."""
+    return round(MOST_SHARE * mean_rank)
+
+
 def share_ranks(energies: Mapping[str, Tensor], mean_rank: int) -> dict[str, int]:
     """Ranks of several changes, `mean_rank` in the mean: some for each, the rest to the largest terms."""
-    least, most = (round(share * mean_rank) for share in (LEAST_SHARE, MOST_SHARE))
+    least, most = round(LEAST_SHARE * mean_rank), most_terms(mean_rank)
     ranks = {name: min(least, len(terms)) for name, terms in energies.items()}
     spare = mean_rank * len(energies) - sum(ranks.values())
     terms = sorted(

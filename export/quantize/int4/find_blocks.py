@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kvfold.export.quantize.int4.blocks import Blocks, split
-from kvfold.plugins.int4_linear.schema import CENTER, MAX_CODE
+from kvfold.plugins.int4_linear.schema import BLOCK, CENTER, MAX_CODE
 
 # A matrix of which fewer blocks than this are exact with the codes 0 and 15 in use is of no such format.
 FEW = 1 / 8
@@ -24,7 +24,9 @@ def find_blocks(matrix: Tensor) -> tuple[Blocks, Tensor]:
 
     What the blocks of other rows hold means nothing.
     """
-    values = split(matrix).flatten(0, 1)
+    # The rest of a row's last block is no value that a block must hold: it repeats one that is.
+    rest = matrix[:, -1:].expand(-1, -matrix.shape[1] % BLOCK)
+    values = split(torch.cat([matrix, rest], 1)).flatten(0, 1)
     scale, whole = _symmetric(values)
     shape = len(matrix), -1
     if bool(whole.all()):

@@ -13,7 +13,9 @@ from kvfold.export.checkpoint.gguf_vocabulary.pre_tokenizers import PRE_TOKENIZE
 from kvfold.plugins.contract.errors import UnsupportedModelError
 
 # Pre-tokenizers that llama.cpp knows differ in how they split this.
-PROBE = "I'll DON'T x2y 1234567 a.b,,$c\n\n  d\t\u00e9t\u00e9 \u6f22\u5b57!?\r\n end  "
+PROBE = (
+    "I'll DON'T x2y 1234567 a.b,,$c\n\n  d\t\u00e9t\u00e9 \u6f22\u5b57!?\r\n end aBc'S ./x > ` \u0928\u094d  "
+)
 
 
 def add_vocabulary(writer: Any, tokenizer: CheckpointTokenizer, vocab_size: int) -> None:

@@ -127,8 +127,8 @@ def test_the_text_model_of_a_multimodal_gemma3_is_what_its_refusal_advises(tmp_p
     vision |= {"image_size": 28, "patch_size": 14}
     torch.manual_seed(0)
     config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
-    model = Gemma3ForConditionalGeneration(config).eval()
-    whole = write_folder(tmp_path / "whole", model)
+    model: Any = Gemma3ForConditionalGeneration(config)
+    whole = write_folder(tmp_path / "whole", model.eval())
     with pytest.raises(UnsupportedModelError, match=r"gemma3_text.*Gemma3ForCausalLM.from_pretrained"):
         load_checkpoint(whole)
     checkpoint = load_checkpoint(write_folder(tmp_path / "text", Gemma3ForCausalLM.from_pretrained(whole)))

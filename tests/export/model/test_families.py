@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from math import log
+from math import inf, log
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kvfold.export.checkpoint.gguf_config import GgufTensorFacts, config_from_gguf
+from kvfold.export.checkpoint.gguf_config import config_from_gguf
+from kvfold.export.checkpoint.gguf_keys import GgufTensorFacts
 from kvfold.export.model.families import config_from_huggingface, form_from_huggingface, huggingface_family
 from kvfold.export.model.model_config import ModelConfig
-from kvfold.export.model.rope_config import UNTURNED, LinearRope, Llama3Rope, LongRope, Rope
+from kvfold.export.model.rope import rope_tables
+from kvfold.export.model.rope_config import UNTURNED, LinearRope, Llama3Rope, LongRope, Rope, YarnRope
 from kvfold.export.model.unsupported import QUANTISED
 from kvfold.plugins.contract.errors import CheckpointError, UnsupportedModelError
 from tests.export.tiny_checkpoints import CLASSES
@@ -134,7 +136,7 @@ def test_missing_kv_heads_mean_multi_head_attention() -> None:
         (LLAMA | {"no_rope_layers": [1, 0] * 15}, "no_rope_layers"),
         (LLAMA | {"sliding_window": 4096}, "sliding_window = 4096"),
         (LLAMA | {"use_qk_norm": True}, "use_qk_norm"),
-        (MISTRAL | {"layer_types": ["sliding_attention"] * 30}, "layer_types"),
+        (MISTRAL | {"layer_types": ["sliding_attention", "full_attention"] * 15}, "layer_types"),
     ],
 )
 def test_unsupported_is_refused_by_name(raw: dict[str, Any], named: str) -> None:
@@ -158,6 +160,21 @@ def test_what_changes_nothing_is_accepted(raw: dict[str, Any]) -> None:
     assert config_from_huggingface(raw).sliding_windows == (None,) * 30
 
 
+@pytest.mark.parametrize(
+    "raw",
+    [
+        MISTRAL | {"layer_types": ["sliding_attention"] * 30, "use_sliding_window": True},
+        GEMMA2 | {"sliding_window_size": 4096, "_sliding_window_pattern": 6, "hidden_act": "gelu"},
+        PHI3 | {"full_attn_mod": 1, "interpolate_factor": 1, "lm_head_bias": False, "mlp_bias": False},
+        SMOLLM3 | {"pretraining_tp": 2, "max_window_layers": 28, "sliding_window": None},
+    ],
+)
+def test_keys_that_transformers_ignores_too_are_ignored(raw: dict[str, Any]) -> None:
+    family = huggingface_family(raw)
+    read = {key: value for key, value in raw.items() if family.reads(key)}
+    assert config_from_huggingface(raw) == config_from_huggingface(read | {"model_type": family.name})
+
+
 def test_windows_are_the_config_s() -> None:
     windows = [config_from_huggingface(raw).sliding_windows for raw in (MISTRAL, GEMMA2, GEMMA3)]
     assert windows == [(4096,) * 30, (4096, None) * 15, ((4096,) * 5 + (None,)) * 5]
@@ -168,12 +185,10 @@ def test_windows_are_the_config_s() -> None:
 def test_layers_turn_as_the_config_says() -> None:
     scaled = {"rope_type": "linear", "factor": 8.0}
     older = config_from_huggingface(GEMMA3 | {"rope_theta": 1e6, "rope_scaling": scaled})
-    per_type = {
-        "full_attention": scaled | {"rope_theta": 1e6},
-        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
-    }
-    newer = config_from_huggingface(GEMMA3 | {"rope_parameters": per_type})
-    assert older == newer
+    full = {"full_attention": scaled | {"rope_theta": 1e6}}
+    both = full | {"sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}
+    newer, shorter = (config_from_huggingface(GEMMA3 | {"rope_parameters": each}) for each in (both, full))
+    assert older == newer == shorter
     assert newer.ropes == (Rope(theta=1e4), Rope(theta=1e6, scaling=LinearRope(factor=8.0)))
     assert newer.layer_ropes == ((0,) * 5 + (1,)) * 5
     unturned = config_from_huggingface(SMOLLM3)
@@ -275,6 +290,24 @@ def test_no_value_of_a_config_ends_in_an_untyped_error(value: object) -> None:
                 form_from_huggingface(raw | {key: value})
             except (CheckpointError, UnsupportedModelError) as error:
                 assert str(error)
+
+
+@pytest.mark.parametrize("value", [None, -1, 0, 1e308, 2**63, 10**400, True, "x", [], {}, inf])
+@pytest.mark.parametrize("kind", ["linear", "llama3", "yarn", "longrope"])
+def test_no_parameter_of_rope_ends_in_an_untyped_error(kind: str, value: object) -> None:
+    whole = {"rope_type": kind, "factor": 4.0, "original_max_position_embeddings": 4096}
+    whole |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    whole |= {"short_factor": [1.0] * 32, "long_factor": [4.0] * 32}
+    fields = {
+        field for scheme in (LinearRope, Llama3Rope, YarnRope, LongRope) for field in scheme.model_fields
+    }
+    for key in fields | {"rope_theta", "partial_rotary_factor"}:
+        try:
+            config = config_from_huggingface(PHI3 | {"rope_scaling": whole | {key: value}})
+            cos, _ = rope_tables(config, config.ropes[0], 2)
+            assert cos.shape == (2, 32)
+        except (CheckpointError, UnsupportedModelError) as error:
+            assert str(error)
 
 
 @pytest.mark.parametrize("architecture", ["LlamaModel", "LlamaForCausalLM"])

@@ -9,9 +9,11 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
+from kvfold.runtime.cluster.build_cluster import engine_options
 from kvfold.runtime.cluster.cluster_settings import ClusterSettings
 from kvfold.runtime.cluster.served_replica import ServedReplica
 from tests.runtime.cluster.many_chats import ManyChats
@@ -61,6 +63,16 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ManyChats]:
         return found
 
     return asyncio.run(both())
+
+
+@pytest.mark.parametrize(("relays", "haproxy", "ours"), [(1, "1", True), (0, "0", True), (0, "1", False)])
+def test_haproxy_in_front_of_replicas_places_requests_itself(
+    relays: int, haproxy: str, ours: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray refuses a router of our own there; behind a relay it is asked as ever."""
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", haproxy)
+    options = engine_options(ClusterSettings(bundle=Path("x"), relays=relays))
+    assert ("request_router_config" in options) is ours
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 from gguf import TokenType
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from kvfold.export.checkpoint.gguf_tokenizer import PRE_TOKENIZERS, tokenizer_from_gguf
+from kvfold.export.checkpoint.gguf_tokenizer import tokenizer_from_gguf
+from kvfold.export.checkpoint.gguf_vocabulary.pre_tokenizers import PRE_TOKENIZERS
 from tests.export.tiny_checkpoints import tiny_tokenizer
 
 SPECIAL = ("<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|user|>", "<|assistant|>", "<|system|>", "<|tool|>")

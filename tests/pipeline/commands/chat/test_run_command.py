@@ -60,7 +60,8 @@ def test_a_chat_needs_no_torch(environment: dict[str, str], small_bundle: Path) 
 
 
 def test_piped_lines_are_answered_one_by_one(environment: dict[str, str], small_bundle: Path) -> None:
-    result = pipe(environment, "run", str(small_bundle), "--max-tokens", "4", said="a cab\n\n  \n/stats\n")
+    options = ("--max-tokens", "4", "--kv-host-bytes", "1MiB")
+    result = pipe(environment, "run", str(small_bundle), *options, said="a cab\n\n  \n/stats\n")
     assert (result.returncode, result.stderr) == (0, "")
     assert len(re.findall(COST, result.stdout)) == 2, "a line that begins with a slash is one too"
     assert "\x1b" not in result.stdout and not re.search("^>", result.stdout, re.M)

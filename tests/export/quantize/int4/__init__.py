@@ -1,0 +1,1 @@
+"""Linears in 4 bits."""
