@@ -70,10 +70,10 @@ def hugging_face_names(decoder: Decoder) -> dict[str, Tensor]:
     for path, module in decoder.named_modules():
         if isinstance(module, Attention):
             sizes = [module.query_size, module.key_value_size, module.key_value_size]
-            packed, parts = f"{path}.qkv_proj", ("q_proj", "k_proj", "v_proj")
+            packed, parts = f"{path}.qkv_proj", ["q_proj", "k_proj", "v_proj"]
         elif isinstance(module, GatedMLP):
             sizes = [decoder.config.intermediate_size] * 2
-            packed, parts = f"{path}.gate_up_proj", ("gate_proj", "up_proj")
+            packed, parts = f"{path}.gate_up_proj", ["gate_proj", "up_proj"]
         else:
             continue
         for leaf in ("weight", "bias"):

@@ -1,6 +1,6 @@
 """Original, folded model and engine as subjects that give logits of a text, a block of rows after the other.
 
-For validation they are polygraphy runners: a text and a block's first row in, the block's logits and losses out.
+For validation they are polygraphy runners: a text and a block's first row in, its logits and losses out.
 """
 
 from __future__ import annotations

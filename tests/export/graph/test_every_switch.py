@@ -14,11 +14,14 @@ import torch
 
 from kvfold.export.graph.graph_weights import load_graph
 from kvfold.export.graph.linears import find_linears
+from kvfold.export.graph.lower_cpu import lower_for_cpu
 from kvfold.export.graph.lower_cuda import lower_for_cuda
 from kvfold.export.graph.lower_tensorrt import lower_for_tensorrt
 from kvfold.export.graph.onnx_from_decoder import export_graph
 from kvfold.export.model.model_config import ModelConfig
 from kvfold.export.quantize.precision import Precision
+from kvfold.plugins.contract.attention_shape import AttentionShape
+from kvfold.plugins.contract.errors import TargetError
 from kvfold.plugins.contract.fold_plan import FoldPlan, KvDtype
 from tests.export.graph.evaluated_graph import check_numbers
 from tests.export.graph.tensorrt_plans import build_plan_of
@@ -126,3 +129,26 @@ def test_tensorrt_rtx_builds_a_plan_of_it(name: str, export: Export, tmp_path: P
     result = build_plan_of(tmp_path / "trt" / "model.onnx", "float16", "float16", tmp_path)
     assert result["plan"] > 0
     assert result["outputs"]["logits"] == ["FLOAT", [-1, VOCAB_SIZE]]
+
+
+@pytest.mark.parametrize(
+    ("target", "head_dim", "said"),
+    [
+        ("cpu", 320, "the cpu target reads 2 to 256 in steps of 2"),
+        ("cuda", 40, "the cuda target reads 16 to 256 in steps of 16"),
+        ("TensorRT", 80, "TensorRT reads 64, 96, 128, 256"),
+    ],
+)
+def test_heads_that_a_target_does_not_read_are_refused(
+    target: str, head_dim: int, said: str, tmp_path: Path
+) -> None:
+    plan = FoldPlan.of(AttentionShape(2, 4, 2, head_dim), "int8")
+    unread = ir.Model(ir.Graph((), (), nodes=()), ir_version=10)
+    with pytest.raises(TargetError, match=f"a head has {head_dim} channels, {said}; build for another"):
+        match target:
+            case "cpu":
+                lower_for_cpu(unread, tmp_path, plan, {})
+            case "cuda":
+                lower_for_cuda(unread, tmp_path, plan, "float16")
+            case _:
+                lower_for_tensorrt(unread, tmp_path, plan, {}, {}, "float16")
