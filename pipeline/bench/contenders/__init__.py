@@ -2,8 +2,8 @@
 
 Importing a module imports no engine: that happens in `prepare` and `load`, inside a worker process.
 
-To add one: its module; its name in `PEERS` or `PEERS_IN_4_BITS`; the help of `commands/measure/bench.py`; its package in
-`pyproject.toml` (mypy) and in `test_contender_modules_import_no_engine`.
+To add one: its module; its name in `PEERS` or `PEERS_IN_4_BITS`; the help of `commands/measure/bench.py`; its
+package in `pyproject.toml` (mypy) and in `test_contender_modules_import_no_engine`.
 """
 
 from __future__ import annotations
