@@ -39,7 +39,8 @@ def run_bench(
 ) -> BenchResult:
     """Measure the engines in `bundles` and every peer, interleaved, so that a busy moment hits all alike.
 
-    Bundles are of one checkpoint; where there are several, each has its folder's name in the table. Workloads longer than the model's context are left out, and the result says so.
+    Bundles are of one checkpoint; where there are several, each has its folder's name in the table.
+    Workloads longer than the model's context are left out, and the result says so.
 
     Raises:
         TargetError: kvfold's own engine failed, or a required peer cannot take part.
