@@ -16,6 +16,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.kvfold-installed
 TESTS := $(VENV)/.kvfold-tests
 CLIENTS := .venv-clients
+LLAMA_CPP_VERSION := 0.3.36
+LLAMA_CPP := .cache/llama_cpp_python-$(LLAMA_CPP_VERSION)
 TEST_EXTRAS := export,tensorrt-rtx,serve,ray,kv-events,test
 # The environment that makes a wheel (no PyTorch in it), and where wheels go.
 WHEEL_BIN ?= .venv-wheel/bin
@@ -35,7 +37,7 @@ install = @printf '  . installing %s\n' "$(1)"; start=$$(date +%s); $(PIP) insta
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo export heal build validate eval run serve inspect doctor bench test gpu-check lint wheel \
-	check-image check-clients clean
+	check-image check-clients check-gguf clean
 
 help: ## Show this list
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
@@ -127,6 +129,20 @@ $(CLIENTS)/.installed: tests/runtime/server/clients/requirements.txt
 
 check-clients: $(TESTS) $(CLIENTS)/.installed ## Try the server with clients that others wrote
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/runtime/server/clients -rs $(ARGS)
+
+# llama.cpp's source, its vocabularies and their test vectors come with llama-cpp-python; its library takes minutes.
+$(LLAMA_CPP)/vendor/llama.cpp/build/bin/libllama.so: | $(TESTS)
+	@mkdir -p .cache
+	$(PIP) download -qq --no-deps --no-binary llama-cpp-python --dest .cache llama-cpp-python==$(LLAMA_CPP_VERSION)
+	tar -xzf $(LLAMA_CPP).tar.gz -C .cache
+	cmake -S $(LLAMA_CPP)/vendor/llama.cpp -B $(LLAMA_CPP)/vendor/llama.cpp/build -DCMAKE_BUILD_TYPE=Release \
+	  -DBUILD_SHARED_LIBS=ON -DLLAMA_BUILD_COMMON=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_TOOLS=OFF \
+	  -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF
+	cmake --build $(LLAMA_CPP)/vendor/llama.cpp/build --target llama
+
+check-gguf: $(TESTS) $(LLAMA_CPP)/vendor/llama.cpp/build/bin/libllama.so ## Compare GGUF files with llama.cpp (cmake)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/export/checkpoint/llama_cpp \
+	  --llama-cpp $(LLAMA_CPP)/vendor/llama.cpp -rs $(ARGS)
 
 # Ends with an error on the first disagreement, and where there is no GPU (each skip says what it would show).
 gpu-check: $(TESTS) ## Run everything that needs a GPU, write gpu-check.md

@@ -38,6 +38,7 @@ def wheel_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--gpu-report FILE`: where `make gpu-check` writes its report; `--image`: of `make check-image`."""
+    """Of `make gpu-check` (where it writes its report), `make check-image`, and `make check-gguf`."""
     parser.addoption("--gpu-report", default=None, help="Write what the GPU tests compared to this file.")
     parser.addoption("--image", action="store_true", help="Build the container image and run it.")
+    parser.addoption("--llama-cpp", default=None, help="Compare GGUF files with llama.cpp, built here.")

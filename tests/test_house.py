@@ -16,7 +16,7 @@ PARTS = ("plugins", "export", "runtime", "pipeline")
 MAX_ENTRIES, MAX_FILE_LINES, MAX_FUNCTION_LINES = 16, 320, 50
 # Files that are called after what they hold, wherever there is one of its kind: the parts of an op, a stage,
 # a command; and what Python and pytest call themselves.
-OP_PARTS = {"schema.py", "reference.py", "inputs.py", "tolerances.py"}
+OP_PARTS = {"schema.py", "reference.py", "inputs.py", "packing.py", "tolerances.py"}
 NAMED_BY_KIND = ("pipeline/stages/", "pipeline/commands/")
 NAMED_BY_TOOLS = {"__init__.py", "conftest.py"}
 # Written to be read beside their formula, or compiled as one unit.
@@ -33,7 +33,7 @@ LAYERS = {
         *("contract", "int8_linear", "int4_linear", "int8_embedding", "paged_attention", "sampling"),
         *("onnxruntime", "cpu", "cuda", "tensorrt"),
     ),
-    "export": ("weights", "model", "checkpoint", "quantize", "fold", "heal", "search", "graph"),
+    "export": ("weights", "model", "checkpoint", "layerwise", "quantize", "fold", "heal", "search", "graph"),
     "runtime": (
         *("checks", "runtime_config", "bundle", "text", "sampling", "structured", "metrics", "engine"),
         *("memory", "scheduler", "loop", "sessions", "llm", "status", "server", "cluster"),

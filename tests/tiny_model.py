@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kvfold.export.model.decoder import Decoder
+from kvfold.export.model.decoder import Attention, Decoder
 from kvfold.export.model.dense_attention import DenseAttention
+from kvfold.export.model.mlp import GatedMLP
 from kvfold.export.model.model_config import ModelConfig
 from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.plugins.contract.plan_presets import Preset, build_plan
@@ -59,6 +60,28 @@ def tiny_decoder(config: ModelConfig, plan: FoldPlan, seed: int = 0) -> Decoder:
             values = torch.randn(shape, generator=generator) * (2.0 / shape[-1] ** 0.5)
         parameter.data.copy_(values)
     return decoder.requires_grad_(False).eval()
+
+
+def hugging_face_names(decoder: Decoder) -> dict[str, Tensor]:
+    """The decoder's weights as a checkpoint has them: projections apart, no head where it is tied."""
+    weights = decoder.state_dict()
+    if decoder.config.tie_word_embeddings:
+        del weights["lm_head.weight"]
+    for path, module in decoder.named_modules():
+        if isinstance(module, Attention):
+            sizes = [module.query_size, module.key_value_size, module.key_value_size]
+            packed, parts = f"{path}.qkv_proj", ["q_proj", "k_proj", "v_proj"]
+        elif isinstance(module, GatedMLP):
+            sizes = [decoder.config.intermediate_size] * 2
+            packed, parts = f"{path}.gate_up_proj", ["gate_proj", "up_proj"]
+        else:
+            continue
+        for leaf in ("weight", "bias"):
+            if (tensor := weights.pop(f"{packed}.{leaf}", None)) is not None:
+                found = torch.split(tensor, sizes if len(tensor) == sum(sizes) else sizes[:1])
+                names = (f"{path}.{part}.{leaf}" for part in parts)
+                weights |= dict(zip(names, found, strict=False))
+    return weights
 
 
 def dense_logits(decoder: Decoder, input_ids: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,9 @@ from torch import Tensor
 
 from kvfold.export.checkpoint.checkpoint_tokenizer import CheckpointTokenizer
 from kvfold.export.model.model_config import ModelConfig
+from kvfold.plugins.contract.progress import Progress, unheard
+
+BLOCK = 1 << 24  # bytes that are hashed between two tellings of progress
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,18 @@ class Checkpoint:
     @cached_property
     def fingerprint(self) -> str:
         """sha256 over the names and contents of all files; reads them once, when first asked."""
-        digest = hashlib.sha256()
-        for path in sorted(self.files):
-            with path.open("rb") as file:
-                digest.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-        return digest.hexdigest()
+        return fingerprint_files(self.files)
+
+
+def fingerprint_files(files: Collection[Path], progress: Progress = unheard) -> str:
+    """`Checkpoint.fingerprint` of these files."""
+    whole, digest, done = sum(path.stat().st_size for path in files), hashlib.sha256(), 0
+    for path in sorted(files):
+        content = hashlib.sha256()
+        with path.open("rb") as file:
+            while block := file.read(BLOCK):
+                content.update(block)
+                done += len(block)
+                progress(done / whole)
+        digest.update(f"{path.name}:{content.hexdigest()}\n".encode())
+    return digest.hexdigest()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import onnx_ir as ir
@@ -23,6 +23,16 @@ def check_kv_dtypes(plan: FoldPlan, target: str, readable: Collection[KvDtype]) 
                 f"layer {bank.layer} stores its KV as {bank.kv_dtype}; {target} reads "
                 f"{' and '.join(readable)}: set kv_dtype in the recipe's plan"
             )
+
+
+def check_head_dim(plan: FoldPlan, target: str, sizes: Sequence[int]) -> None:
+    """See that the target's kernels read heads of this size; raises TargetError."""
+    if plan.head_dim not in sizes:
+        evenly = isinstance(sizes, range) and f"{sizes[0]} to {sizes[-1]} in steps of {sizes.step}"
+        listed = evenly or ", ".join(map(str, sizes))
+        raise TargetError(
+            f"a head has {plan.head_dim} channels, {target} reads {listed}; build for another target"
+        )
 
 
 def check_counts(counts: Mapping[str, int], expected: Mapping[str, int]) -> None:

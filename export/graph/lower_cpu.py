@@ -7,7 +7,13 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from kvfold.export.graph.lower import check_counts, check_kv_dtypes, count_sums_normalised, save_lowered
+from kvfold.export.graph.lower import (
+    check_counts,
+    check_head_dim,
+    check_kv_dtypes,
+    count_sums_normalised,
+    save_lowered,
+)
 from kvfold.export.graph.passes import (
     int4_linears,
     int8_embedding,
@@ -48,6 +54,7 @@ def lower_for_cpu(
         TargetError: the plan stores a cache in a type that the CPU kernel does not read.
     """
     check_kv_dtypes(plan, "the cpu target", ("float32", "int8"))
+    check_head_dim(plan, "the cpu target", range(2, 257, 2))
     int8, int4 = (
         {name: bits[kind] for name, kind in precision.items() if kind in bits} for bits in (INT8, INT4)
     )

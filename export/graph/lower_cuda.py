@@ -6,7 +6,13 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from kvfold.export.graph.lower import check_counts, check_kv_dtypes, count_weights, save_lowered
+from kvfold.export.graph.lower import (
+    check_counts,
+    check_head_dim,
+    check_kv_dtypes,
+    count_weights,
+    save_lowered,
+)
 from kvfold.export.graph.passes import activation_dtype, float_logits, stock_attention
 from kvfold.plugins.contract.errors import TargetError
 from kvfold.plugins.contract.fold_plan import FoldPlan
@@ -32,9 +38,11 @@ def lower_for_cuda(
 
     Raises:
         ExportError: a pass did not find what it must, or a weight is beyond `dtype`.
-        TargetError: the plan has sink tokens, or stores a cache in a type that the stock op does not read.
+        TargetError: the plan has sink tokens, or stores a cache in a type that the stock op does not read;
+            or its heads have a size that it does not.
     """
     check_kv_dtypes(plan, f"the cuda target with {dtype} activations", (dtype, "int8"))
+    check_head_dim(plan, "the cuda target", range(16, 257, 16))
     _check_sinks(plan)
     element = ir.DataType[dtype.upper()]
     expected = {

@@ -7,7 +7,14 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from kvfold.export.graph.lower import check_counts, check_kv_dtypes, count_norms, count_weights, save_lowered
+from kvfold.export.graph.lower import (
+    check_counts,
+    check_head_dim,
+    check_kv_dtypes,
+    count_norms,
+    count_weights,
+    save_lowered,
+)
 from kvfold.export.graph.passes import (
     activation_dtype,
     float_logits,
@@ -19,7 +26,7 @@ from kvfold.export.graph.passes import (
 from kvfold.export.quantize.precision import Precision
 from kvfold.plugins.contract.errors import ExportError
 from kvfold.plugins.contract.fold_plan import FoldPlan
-from kvfold.plugins.cuda.attention_spec import ActivationDtype
+from kvfold.plugins.cuda.attention_spec import HEAD_SIZES, ActivationDtype
 
 
 def lower_for_tensorrt(
@@ -48,9 +55,11 @@ def lower_for_tensorrt(
 
     Raises:
         ExportError: a pass did not find what it must, a scale is missing, or a weight is beyond `dtype`.
-        TargetError: the plan stores a cache in a type that the plugin does not read.
+        TargetError: the plan stores a cache in a type that the plugin does not read, or its heads have a size
+            that it does not.
     """
     check_kv_dtypes(plan, f"TensorRT with {dtype} activations", (dtype, "int8"))
+    check_head_dim(plan, "TensorRT", HEAD_SIZES)
     int8 = _int8_linears(precision, activation_scales)
     element = ir.DataType[dtype.upper()]
     expected = {

@@ -24,7 +24,7 @@ from kvfold.export.quantize.quantize_settings import QuantizeSettings
 from kvfold.export.weights.changed_weights import ChangedWeights, dropped_names
 from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.plugins.contract.plan_presets import Preset, build_plan
-from kvfold.plugins.contract.progress import Progress
+from kvfold.plugins.contract.progress import Progress, unheard
 
 LAYERWISE, END_TO_END, INT8, DONE = STEPS = ("layerwise", "end_to_end", "int8", "done")
 FITTING, TEACHER, CALIBRATING = "fitting", "teacher", "calibrating"
@@ -84,7 +84,7 @@ class Healing:
         """The original's lm_head weight [vocab, hidden_size]."""
         return self.base["model.embed_tokens.weight" if self.config.tie_word_embeddings else "lm_head.weight"]
 
-    def deploy(self, form: Mapping[str, Tensor], report: Progress) -> Int8Deployment:
+    def deploy(self, form: Mapping[str, Tensor], report: Progress = unheard) -> Int8Deployment:
         """How the model that `form` makes would be deployed."""
         assert self.calibration is not None, "step C is given what to calibrate on"
         weights = merge(self.config, self.base, self.plan, {n: tensor.half() for n, tensor in form.items()})

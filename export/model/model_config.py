@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from kvfold.export.model.rope_config import Rope
+from kvfold.export.model.rope_config import Positive, Rope
 from kvfold.plugins.contract.attention_shape import AttentionShape
 from kvfold.plugins.contract.record import Record
 
@@ -46,8 +46,8 @@ class ModelConfig(Record):
     num_hidden_layers: int = Field(ge=1, le=10_000)
     num_attention_heads: int = Field(ge=1)
     num_key_value_heads: int = Field(ge=1)
-    head_dim: int = Field(ge=2)
-    rms_norm_eps: float = Field(gt=0)
+    head_dim: int = Field(ge=2, le=65_536)
+    rms_norm_eps: Positive
     ropes: tuple[Rope, ...] = Field(min_length=1)
     layer_ropes: tuple[int, ...] = Field(
         default_factory=lambda known: (0,) * known.get("num_hidden_layers", 0)
@@ -62,7 +62,7 @@ class ModelConfig(Record):
     norm_placement: NormPlacement = "pre"
     hidden_act: Activation = "silu"
     qk_norm: QkNorm | None = None
-    attention_scale: float | None = Field(default=None, gt=0)
+    attention_scale: Positive | None = None
     attention_softcap: float = Field(default=0.0, ge=0)
     final_softcap: float = Field(default=0.0, ge=0)
     tie_word_embeddings: bool = False

@@ -9,23 +9,25 @@ from pydantic import Field
 
 from kvfold.plugins.contract.record import Record
 
-Factor = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0, lt=1e38)]  # of float32, which tables are made in
+Turns = Annotated[float, Field(ge=1e-9, le=1e9)]
+Finite = Annotated[float, Field(gt=-1e38, lt=1e38)]
 
 
 class LinearRope(Record):
     """Positions divided by `factor` (position interpolation, arXiv 2306.15595)."""
 
     rope_type: Literal["linear"] = "linear"
-    factor: float = Field(gt=0)
+    factor: Positive
 
 
 class Llama3Rope(Record):
     """Llama 3.1: low frequencies divided by `factor`, high ones kept, a ramp in between."""
 
     rope_type: Literal["llama3"] = "llama3"
-    factor: float = Field(gt=0)
-    low_freq_factor: float = Field(gt=0)
-    high_freq_factor: float = Field(gt=0)
+    factor: Positive
+    low_freq_factor: Positive
+    high_freq_factor: Positive
     original_max_position_embeddings: int = Field(gt=0)
 
 
@@ -43,14 +45,14 @@ class YarnRope(Record):
     """
 
     rope_type: Literal["yarn"] = "yarn"
-    factor: float = Field(gt=0)
+    factor: Positive
     original_max_position_embeddings: int = Field(gt=0)
-    beta_fast: float = Field(default=32.0, gt=0)
-    beta_slow: float = Field(default=1.0, gt=0)
+    beta_fast: Turns = 32.0
+    beta_slow: Turns = 1.0
     truncate: bool = True
-    attention_factor: float | None = Field(default=None, gt=0)
-    mscale: float | None = None
-    mscale_all_dim: float | None = None
+    attention_factor: Positive | None = None
+    mscale: Finite | None = None
+    mscale_all_dim: Finite | None = None
 
     @property
     def magnitude(self) -> float:
@@ -79,11 +81,11 @@ class LongRope(Record):
     """
 
     rope_type: Literal["longrope"] = "longrope"
-    short_factor: tuple[Factor, ...]
-    long_factor: tuple[Factor, ...]
+    short_factor: tuple[Positive, ...]
+    long_factor: tuple[Positive, ...]
     original_max_position_embeddings: int = Field(gt=1)
-    extension: float | None = Field(default=None, gt=0)
-    attention_factor: float | None = Field(default=None, gt=0)
+    extension: Positive | None = None
+    attention_factor: Positive | None = None
 
     def divisors(self, context: int) -> tuple[float, ...]:
         """The list that a model of `context` tokens takes."""
@@ -111,7 +113,7 @@ class Rope(Record):
         partial_rotary_factor: share of a head's channels that turns; 0 is a layer without positions.
     """
 
-    theta: float = Field(default=10_000.0, gt=0)
+    theta: Positive = 10_000.0
     scaling: RopeScaling | None = None
     partial_rotary_factor: float = Field(default=1.0, ge=0, le=1)
 

@@ -16,13 +16,13 @@ STATES = (
 )
 SEES = "multimodal, and the decoder reads tokens of text only"
 LATENT = "a model with multi-head latent attention (MLA), whose cache holds no keys and values"
-# Families that people try, by `model_type`: what they are, and what to use in their place.
+# Families that people try, by `model_type` or GGUF architecture: what they are, and what to use instead.
 KINDS: dict[str, dict[str, str]] = {
     MOE: {
         "mixtral": "a mistral",
-        "qwen2_moe": "a dense qwen2",
-        "qwen3_moe": "a dense qwen3",
-        "gpt_oss": "a dense qwen3 or llama (its weights are MXFP4 besides)",
+        **dict.fromkeys(("qwen2_moe", "qwen2moe"), "a dense qwen2"),
+        **dict.fromkeys(("qwen3_moe", "qwen3moe"), "a dense qwen3"),
+        **dict.fromkeys(("gpt_oss", "gpt-oss"), "a dense qwen3 or llama in floats, not MXFP4,"),
         "granitemoe": "a dense granite",
         "granitemoeshared": "a dense granite",
         "olmoe": "an olmo2",
@@ -35,7 +35,7 @@ KINDS: dict[str, dict[str, str]] = {
         "llama4_text": "a llama of 3.3 or before",
     },
     LATENT: dict.fromkeys(
-        ("deepseek_v2", "deepseek_v3", "minicpm3", "kimi_k2"),
+        ("deepseek_v2", "deepseek_v3", "deepseek2", "minicpm3", "kimi_k2"),
         "a dense llama or qwen2, for example a distillate of DeepSeek-R1",
     ),
     STATES: {
@@ -44,7 +44,7 @@ KINDS: dict[str, dict[str, str]] = {
             "a dense llama or qwen3",
         ),
         **dict.fromkeys(("falcon_h1", "nemotron_h", "lfm2", "minimax"), "a dense llama or qwen3"),
-        "granitemoehybrid": "a granite of 3.3 or before",
+        **dict.fromkeys(("granitemoehybrid", "granitehybrid"), "a granite of 3.3 or before"),
         "recurrent_gemma": "a gemma2",
         "qwen3_next": "a dense qwen3",
     },
@@ -57,8 +57,8 @@ KINDS: dict[str, dict[str, str]] = {
         "mllama": "a llama of text",
         **dict.fromkeys(("llava", "llava_next", "llava_onevision"), "the language model it was made from"),
         **dict.fromkeys(("idefics2", "idefics3", "smolvlm"), "a llama, for example SmolLM2"),
-        **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen2_audio", "qwen2_5_omni"), "a qwen2"),
-        **dict.fromkeys(("qwen3_vl", "qwen3_omni_moe"), "a qwen3"),
+        **dict.fromkeys(("qwen2_vl", "qwen2vl", "qwen2_5_vl", "qwen2_audio", "qwen2_5_omni"), "a qwen2"),
+        **dict.fromkeys(("qwen3_vl", "qwen3vl", "qwen3_omni_moe"), "a qwen3"),
         **dict.fromkeys(("mistral3", "pixtral", "voxtral"), "a mistral"),
         **dict.fromkeys(("phi4_multimodal", "phi3_v"), "a phi3 of text, for example Phi-4-mini"),
         "internvl": "the language model it was made from",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -15,10 +15,8 @@ from kvfold.pipeline.quality.intervals import (
 from kvfold.pipeline.quality.likelihood_results import Divergence, Divergences, Perplexity
 from kvfold.pipeline.quality.logit_measures import measure_distance, negative_log_likelihood
 from kvfold.pipeline.quality.subject_names import ORIGINAL
-from kvfold.pipeline.quality.subjects import Subject, not_finite
+from kvfold.pipeline.quality.subjects import Subject, Tick, not_finite
 
-# Told of every window: the tokens that were computed, over all subjects.
-Tick = Callable[[int], None]
 # -log p of each token but the first in nat, [L - 1] a sequence, by subject.
 Losses = Mapping[str, Sequence[Float64]]
 
@@ -42,14 +40,14 @@ def measure_perplexity(
     windows, each = cut_windows(sequences, length), sequences.shape[1] // length
     means: dict[str, list[float]] = {subject.name: [] for subject in subjects}
     for subject in subjects:
-        read = known[subject.name] if known else ()
+        read = dict(zip(range(0, len(windows), each), known[subject.name] if known else (), strict=False))
+        subject.read_ahead([window[:-1] for i, window in enumerate(windows) if i not in read], tick)
         for index, window in enumerate(windows):
-            sequence, place = divmod(index, each)
-            if place == 0 and sequence < len(read):
-                losses = read[sequence][: length - 1]
+            if index in read:
+                losses = read[index][: length - 1]
             else:
                 losses = stream_losses(subject, window)
-                tick(len(window))
+                tick(subject.left * len(window))
             if not np.isfinite(losses).all():
                 raise not_finite(subject.name)
             means[subject.name].append(float(losses.mean()))
@@ -79,6 +77,8 @@ def measure_divergences(
     subjects = original, *candidates
     found = {candidate.name: _Collected() for candidate in candidates}
     read: dict[str, list[Float64]] = {subject.name: [] for subject in subjects}
+    for subject in subjects:
+        subject.read_ahead(list(windows), tick)
     for window in windows:
         targets = np.append(window[1:], -1)  # what follows the last token is unknown: nobody is right
         position = 0
@@ -95,7 +95,7 @@ def measure_divergences(
             position += rows
         for name, parts in losses.items():
             read[name].append(np.concatenate(parts))
-        tick(window.size * len(subjects))
+        tick(window.size * sum(subject.left for subject in subjects))
     if not all(np.isfinite(losses).all() for losses in read[original.name]):
         raise not_finite(original.name)
     for name, collected in found.items():

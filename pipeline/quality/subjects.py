@@ -1,7 +1,6 @@
-"""Original, folded model and engine as subjects that give logits of a text.
+"""Original, folded model and engine as subjects that give logits of a text, a block of rows after the other.
 
-They are polygraphy runners, `input_ids` [L] in, `logits` [L, vocab] and losses out, for validation, and
-streams of logits for an evaluation, whose texts are too long to hold all of them.
+For validation they are polygraphy runners: a text and a block's first row in, its logits and losses out.
 """
 
 from __future__ import annotations
@@ -9,7 +8,8 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,37 +17,46 @@ from polygraphy.backend.base import BaseRunner
 from polygraphy.common import TensorMetadata
 
 from kvfold.pipeline.quality.logit_measures import negative_log_likelihood
-from kvfold.pipeline.quality.subject_names import ENGINE, FOLDED, ORIGINAL
-from kvfold.pipeline.workspace.read_checkpoint import read_checkpoint
-from kvfold.pipeline.workspace.workspace import Workspace
 from kvfold.plugins.contract.errors import ValidationError
-from kvfold.plugins.contract.plan_presets import Preset, build_plan
 from kvfold.runtime.engine.protocol import Engine
 from kvfold.runtime.loop.engine_loop import EngineLoop
 from kvfold.runtime.loop.read_logits import read_logits
-from kvfold.runtime.memory.budget import pages_of_sequence
 from kvfold.runtime.runtime_config import RuntimeConfig
 
 if TYPE_CHECKING:
     from kvfold.export.model.decoder import Decoder
 
-INPUT_IDS, LOGITS, LOSSES = "input_ids", "logits", "losses"
+INPUT_IDS, FIRST, LOGITS, LOSSES = "input_ids", "first", "logits", "losses"
 # A text is read as three turns that end here: each later one finds the earlier ones in the cache.
 TURN_ENDS = (0.5, 0.75, 1.0)
 # Streamed logits come in blocks that end at multiples of this, so that those of several subjects line up.
 BLOCK_TOKENS = 512
 
 
+# Told of work that is done: so many tokens.
+Tick = Callable[[float], None]
+
+
 class Subject(BaseRunner):  # type: ignore[misc]  # polygraphy has no annotations
-    """Base of the subjects: metadata, timing, and the losses that perplexity is computed from."""
+    """Base of the subjects: metadata, timing, and the losses that perplexity is computed from.
+
+    Attributes:
+        left: share of a text's work that `stream_logits` does; the rest is that of `read_ahead`.
+    """
+
+    left = 1.0
 
     def __init__(self, name: str) -> None:
         super().__init__(name=name)
         self.seconds = 0.0
+        self._turns: Iterator[np.ndarray] = iter(())
 
     @abstractmethod
     def compute_logits(self, token_ids: np.ndarray) -> np.ndarray:
         """Logits float32 [L, vocab] of tokens int64 [L]."""
+
+    def read_ahead(self, texts: Sequence[np.ndarray], tick: Tick) -> None:
+        """Be told which texts come next, as a model that is read layer by layer reads them together."""
 
     def stream_logits(self, token_ids: np.ndarray, first: int = 0) -> Iterator[np.ndarray]:
         """Logits of the positions from `first` on, a block of rows after the other, cut as in `blocks`."""
@@ -55,20 +64,30 @@ class Subject(BaseRunner):  # type: ignore[misc]  # polygraphy has no annotation
         for rows in blocks(first, len(token_ids)):
             yield logits[rows]
 
+    def stream_turns(self, token_ids: np.ndarray) -> Iterator[np.ndarray]:
+        """The same of the whole text, as it is read in validation."""
+        return self.stream_logits(token_ids)
+
     def get_input_metadata_impl(self) -> TensorMetadata:
-        """One input of any length."""
-        return TensorMetadata().add(INPUT_IDS, dtype=np.int64, shape=(None,))
+        """A text of any length, and the first row of the block that is asked for."""
+        metadata = TensorMetadata().add(INPUT_IDS, dtype=np.int64, shape=(None,))
+        return metadata.add(FIRST, dtype=np.int64, shape=())
 
     def infer_impl(self, feed_dict: Mapping[str, np.ndarray]) -> OrderedDict[str, np.ndarray]:
-        """Logits and losses of one text; raises ValidationError where a logit is NaN or infinite."""
-        token_ids = feed_dict[INPUT_IDS]
+        """Logits and losses of a text's next block; raises ValidationError for a logit that is no number."""
+        token_ids, first = feed_dict[INPUT_IDS], int(feed_dict[FIRST])
         start = time.perf_counter()
-        logits = self.compute_logits(token_ids)
+        if first == 0:
+            self._turns = self.stream_turns(token_ids)
+        logits = next(self._turns)
+        if first + len(logits) == len(token_ids):
+            next(self._turns, None)  # lets it end
         self.inference_time = time.perf_counter() - start
         self.seconds += self.inference_time
         if not np.isfinite(logits).all():
             raise not_finite(self.name)
-        losses = negative_log_likelihood(logits, token_ids)
+        # One token more than rows, whose own loss a block does not know.
+        losses = negative_log_likelihood(logits, token_ids[first : first + len(logits) + 1])
         return OrderedDict({LOGITS: logits, LOSSES: losses})
 
 
@@ -121,25 +140,32 @@ class EngineSubject(Subject):
 
     def compute_logits(self, token_ids: np.ndarray) -> np.ndarray:
         """Three turns, each on the cache of the earlier ones."""
+        return np.concatenate(list(self.stream_turns(token_ids)))
+
+    def stream_turns(self, token_ids: np.ndarray) -> Iterator[np.ndarray]:
+        """Three turns, each on the cache of the earlier ones."""
         loop = EngineLoop(self._engine, self._config)
-        logits = np.empty((len(token_ids), self._engine.info.vocab_size), np.float32)
-        begin = 0
-        for share in TURN_ENDS:
-            end = round(share * len(token_ids))
-            for start, found in read_logits(loop, token_ids[:end], begin):
-                logits[start : start + len(found)] = found
-            begin = end
+        ends = [round(share * len(token_ids)) for share in TURN_ENDS]
+        steps = (
+            found
+            for begin, end in pairwise([0, *ends])
+            for _, found in read_logits(loop, token_ids[:end], begin)
+        )
+        yield from self._cut(steps, 0, len(token_ids))
         self.reused_tokens += loop.metrics().cache.hit_tokens
-        return logits
 
     def stream_logits(self, token_ids: np.ndarray, first: int = 0) -> Iterator[np.ndarray]:
         """One turn over an empty cache; what comes before `first` costs no logits."""
         steps = read_logits(EngineLoop(self._engine, self._config), token_ids, first)
+        return self._cut((found for _, found in steps), first, len(token_ids))
+
+    def _cut(self, steps: Iterator[np.ndarray], first: int, length: int) -> Iterator[np.ndarray]:
+        """The rows of an engine's steps in blocks."""
         rest = np.empty((0, self._engine.info.vocab_size), np.float32)
-        for rows in blocks(first, len(token_ids)):
+        for rows in blocks(first, length):
             parts = [rest]
             while sum(map(len, parts)) < rows.stop - rows.start:
-                parts.append(next(steps)[1])
+                parts.append(next(steps))
             whole = parts[1] if len(rest) == 0 and len(parts) == 2 else np.concatenate(parts)
             rest = whole[rows.stop - rows.start :]
             yield whole[: rows.stop - rows.start]
@@ -158,36 +184,3 @@ def blocks(first: int, length: int) -> Iterator[slice]:
         stop = min(length, (first // BLOCK_TOKENS + 1) * BLOCK_TOKENS)
         yield slice(first, stop)
         first = stop
-
-
-def load_subjects(
-    workspace: Workspace, longest: int, prefill_chunk: int
-) -> tuple[TorchSubject, TorchSubject, EngineSubject]:
-    """Original, folded model and the engine of the recipe's target, for texts of up to `longest` tokens.
-
-    Raises:
-        KvfoldError: the bundle's weights or its engine cannot be loaded.
-    """
-    from kvfold.export.model.decoder import Decoder
-    from kvfold.runtime.engine.engine_files import EngineFiles
-    from kvfold.runtime.engine.load_engine import load_engine
-    from kvfold.runtime.engine.slabs import bytes_of_slabs
-
-    config, plan = workspace.config, workspace.plan
-    pages = pages_of_sequence(plan, longest, prefill_chunk)
-    files = EngineFiles.read(workspace.root / "engine" / workspace.recipe.target, plan)
-    budget = bytes_of_slabs(plan, pages, files.slab_pages)
-    engine = load_engine(files, budget, max_num_batched_tokens=prefill_chunk, max_num_seqs=1)
-    return (
-        TorchSubject(ORIGINAL, original_decoder(workspace)),
-        TorchSubject(FOLDED, Decoder.from_weights(config, plan, workspace.weights)),
-        EngineSubject(ENGINE, engine, prefill_chunk),
-    )
-
-
-def original_decoder(workspace: Workspace) -> Decoder:
-    """The unfolded model."""
-    from kvfold.export.model.decoder import Decoder
-
-    identity = build_plan(Preset(preset="identity"), workspace.config.attention_shape)
-    return Decoder.from_weights(workspace.config, identity, read_checkpoint(workspace).weights)

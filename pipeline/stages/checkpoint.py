@@ -32,9 +32,12 @@ def settings(recipe: Recipe) -> object:
 
 def run(workspace: Workspace, job: Job) -> None:
     """Write what later stages go by."""
+    from kvfold.export.checkpoint.checkpoint import fingerprint_files
+
     checkpoint = read_checkpoint(workspace)
+    fingerprint = fingerprint_files(checkpoint.files, job.progress)
     (job.output / CONFIG).write_text(checkpoint.config.model_dump_json(indent=2) + "\n")
-    (job.output / SOURCE).write_text(json.dumps({"fingerprint": checkpoint.fingerprint}) + "\n")
+    (job.output / SOURCE).write_text(json.dumps({"fingerprint": fingerprint}) + "\n")
     checkpoint.tokenizer.save(job.output)
 
 

@@ -47,7 +47,7 @@ def _merge(workspace: Workspace, job: Job) -> tuple[FoldPlan, dict[int, float]]:
     checkpoint, path = read_checkpoint(workspace), workspace.recipe.adapter
     assert path is not None, "else the model is folded"
     asked = plan_for(workspace.recipe.plan, checkpoint.config.attention_shape)
-    adapter = load_adapter(path, checkpoint.fingerprint, asked)
+    adapter = load_adapter(path, workspace.fingerprint, asked)
     changed = AdaptedTensors(checkpoint.config, checkpoint.weights, adapter.plan, adapter.tensors)
     write_by_layer(job.output / FOLDED_WEIGHTS, changed, job.progress)
     return adapter.plan, {}

@@ -53,9 +53,9 @@ def run(workspace: Workspace, job: Job) -> None:
     calibration = workspace.tensors(CALIBRATION_TOKENS)["tokens"] if section.int8_tokens else None
     healing = Healing(config, base, plan, tokens, section, recipe.quantize, calibration)
     earlier = recipe.adapter
-    start = load_adapter(earlier, checkpoint.fingerprint, plan).tensors if earlier else None
+    start = load_adapter(earlier, workspace.fingerprint, plan).tensors if earlier else None
     adapter = heal(healing, workspace.folded, snapshots, job.key, job.progress, start)
-    save_adapter(job.output / ADAPTER, adapter, checkpoint.fingerprint, plan)
+    save_adapter(job.output / ADAPTER, adapter, workspace.fingerprint, plan)
     write_by_layer(job.output / HEALED_WEIGHTS, AdaptedTensors(config, base, plan, adapter), unheard)
     shutil.copyfile(snapshots / "loss.jsonl", job.output / HEAL_LOSSES)
 

@@ -36,15 +36,17 @@ def run(workspace: Workspace, job: Job) -> None:
     save_tensors(job.output / SMOOTHING, calibrated.factors)
     save_tensors(job.output / SCALES, calibrated.scales)
     (job.output / QUANTIZATION).write_text(calibrated.precision.model_dump_json(indent=2) + "\n")
-    (job.output / WEIGHTS).write_text(json.dumps(_made_of(workspace, job), indent=2) + "\n")
     if settings.weights == "int4":
         journal.move_to(job.output / INT4_BLOCKS)
     else:
         journal.remove()
+    (job.output / WEIGHTS).write_text(json.dumps(_made_of(workspace, job), indent=2) + "\n")
 
 
 def _made_of(workspace: Workspace, job: Job) -> dict[str, str]:
     """sha256 of every file that the weights are read from; source.json stands for the checkpoint's."""
+    from kvfold.export.weights.tensor_file import layer_files
+
     manifest = read_manifest(workspace.root)
     assert manifest is not None, "the stages before this one are in it"
     files = {**manifest.stages["fold"].files, **manifest.stages["heal"].files}
@@ -52,7 +54,8 @@ def _made_of(workspace: Workspace, job: Job) -> dict[str, str]:
         name: files[name].sha256 for name in files if name.startswith((FOLDED_WEIGHTS, HEALED_WEIGHTS))
     }
     source = manifest.stages["checkpoint"].files[SOURCE].sha256
-    return {SOURCE: source, **changed, SMOOTHING: hash_file(job.output / SMOOTHING)}
+    own = [SMOOTHING, *(INT4_BLOCKS + path.name for path in layer_files(job.output / INT4_BLOCKS))]
+    return {SOURCE: source, **changed, **{name: hash_file(job.output / name) for name in own}}
 
 
 STAGE = Stage(

@@ -75,7 +75,8 @@ class Yardstick:
 
     @cached_property
     def _original(self) -> TorchSubject:
-        from kvfold.pipeline.quality.subjects import TorchSubject, original_decoder
+        from kvfold.pipeline.quality.load_subjects import original_decoder
+        from kvfold.pipeline.quality.subjects import TorchSubject
 
         return TorchSubject(ORIGINAL, original_decoder(self._workspace))
 
@@ -85,8 +86,8 @@ class Yardstick:
         Raises:
             ValidationError: its logits are NaN or infinite.
         """
-        from kvfold.pipeline.quality.evaluate.evaluate import Meter
         from kvfold.pipeline.quality.likelihood import measure_divergences, measure_perplexity
+        from kvfold.pipeline.quality.meter import Meter
         from kvfold.pipeline.quality.subjects import TorchSubject
 
         folded = TorchSubject(FOLDED, decoder)

@@ -116,6 +116,7 @@ def _run_stage(
     with display.running(stage, place, why, last_time) as progress, name_disk_errors(writer.root):
         output = writer.staging(stage.name)
         stage.run(workspace, Job(output, progress, stage_hash))
+        progress(1.0, "hashing what it wrote")
         files = record_files(output)
         foreign = [name for name in files if not stage.writes(name)]
         assert not foreign, f"stage {stage.name} wrote {foreign}, which it does not declare"

@@ -56,6 +56,12 @@ class Workspace:
         return read_record(self.root / CONFIG, ModelConfig)
 
     @cached_property
+    def fingerprint(self) -> str:
+        """Of the checkpoint that the bundle is made of, as the stage `checkpoint` found it."""
+        found: str = json.loads((self.root / SOURCE).read_text())["fingerprint"]
+        return found
+
+    @cached_property
     def plan(self) -> FoldPlan:
         """The FoldPlan, from the bundle."""
         return read_record(self.root / FOLD_PLAN, FoldPlan)
@@ -107,10 +113,9 @@ class Workspace:
             CheckpointError: the checkpoint is gone, or another than the bundle was made of.
         """
         checkpoint = read_checkpoint(self)
-        recorded = json.loads((self.root / SOURCE).read_text())["fingerprint"]
         # A local checkpoint's sizes and times are of the stage `checkpoint`; what a hub gives may be another.
         local = self.recipe.model.is_demo or Path(self.recipe.model.source).exists()
-        if not local and checkpoint.fingerprint != recorded:
+        if not local and checkpoint.fingerprint != self.fingerprint:
             raise CheckpointError(
                 f"{self.root} reads its weights from {checkpoint.source}, of which the hub now gives another "
                 "revision; run `kvfold build` with another --output"

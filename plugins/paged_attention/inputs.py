@@ -17,6 +17,7 @@ class Case:
         new_lengths: new tokens of each sequence (0 is allowed).
         past_lengths: tokens of each sequence already in the cache.
         spare_pages: pages of the pool that belong to nobody.
+        scale: on q.k; None is head_size ** -0.5.
         freed: drop pages that no query can see from the block table (-1), as the runtime does.
         writes: False makes a consumer: every slot is -1 and the cache already holds the tokens.
     """
@@ -29,6 +30,7 @@ class Case:
     page_size: int = 16
     local_window_size: int = -1
     sink_size: int = 0
+    scale: float | None = None
     softcap: float = 0.0
     int8_cache: bool = False
     head_sink: bool = False
@@ -63,7 +65,7 @@ def make_inputs(case: Case) -> Inputs:
     attributes = Attributes(
         num_heads=case.num_heads,
         kv_num_heads=case.kv_num_heads,
-        scale=case.head_size**-0.5,
+        scale=case.head_size**-0.5 if case.scale is None else case.scale,
         softcap=case.softcap,
         local_window_size=case.local_window_size,
         sink_size=case.sink_size,

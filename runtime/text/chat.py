@@ -54,7 +54,7 @@ def encode_chat(
     """
     text = tokenizer.render(messages, add_generation_prompt=True, tools=tools)
     if known is not None and known.text and _goes_on_from(known.text, text):
-        ids = known.token_ids + tokenizer.encode_rendered(text[len(known.text) :])
+        ids = known.token_ids + _encode_behind(tokenizer, known.token_ids[-1:], text[len(known.text) :])
     else:
         ids = tokenizer.encode_rendered(text)
     shared = _shared_length(tokenizer, messages, tools, text, ids)
@@ -77,6 +77,16 @@ def add_reply(tokenizer: Tokenizer, rendered: str, token_ids: list[int], reply: 
         spoken = decode_after(tokenizer, before, reply[:-1])
         text, end = (spoken, text[len(spoken) :]) if text.startswith(spoken) else (text, "")
     return EncodedChat(rendered + text + by_template(end), token_ids)
+
+
+def _encode_behind(tokenizer: Tokenizer, last: list[int], text: str) -> list[int]:
+    """Tokens of a text behind another: a control token may take in white space that follows it."""
+    spelled = next((spelling for spelling, index in tokenizer.added_tokens.items() if last == [index]), None)
+    if spelled is not None:
+        ids = tokenizer.encode_rendered(by_template(spelled) + text)
+        if ids[:1] == last:
+            return ids[1:]
+    return tokenizer.encode_rendered(text)
 
 
 def _goes_on_from(known: str, text: str) -> bool:

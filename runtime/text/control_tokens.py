@@ -22,9 +22,10 @@ PRIVATE_USE, MARK_LENGTH = range(0xF0000, 0xFFFFE), 8
 class ControlTokens:
     """Encodes texts that know what of them a template wrote.
 
-    A control token is an added token of the tokenizer, special or not, that is more than white space. It is
-    recognised where the template wrote all of its characters. Any other text is encoded as if the tokenizer
-    had no such token, neither among the added ones nor in its model's vocabulary.
+    A control token is an added token of the tokenizer that is more than white space and special, or more than
+    one character (DeepSeek's added letters are text). It is recognised where the template wrote all of its
+    characters. Any other text is encoded as if the tokenizer had no such token, neither among the added ones
+    nor in its model's vocabulary.
 
     Attributes:
         ids: of the control tokens, by their text.
@@ -34,7 +35,11 @@ class ControlTokens:
         """Over a loaded tokenizer."""
         self._tokenizer = tokenizer
         added = tokenizer.get_added_tokens_decoder().items()
-        self.ids = {token.content: index for index, token in added if token.content.replace("▁", " ").strip()}
+        self.ids = {
+            token.content: index
+            for index, token in added
+            if token.content.replace("▁", " ").strip() and (token.special or len(token.content) > 1)
+        }
         self._known = frozenset(self.ids.values())
         # As the tokenizers library matches: the first one, and of those that begin there the longest.
         spellings = sorted(self.ids, key=len, reverse=True)

@@ -106,9 +106,8 @@ def _said(model: PreTrainedModel) -> dict[str, Any]:
 
 def _said_of_rope(config: Any) -> dict[str, Any]:
     scaling = getattr(config, "rope_scaling", None) or {}
-    original = scaling.get(
-        "original_max_position_embeddings", getattr(config, "original_max_position_embeddings", None)
-    )
+    outside = getattr(config, "original_max_position_embeddings", None)
+    original: Any = scaling.get("original_max_position_embeddings", outside)
     match scaling.get("rope_type", scaling.get("type")):
         case "linear":
             return {

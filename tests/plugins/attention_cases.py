@@ -31,6 +31,7 @@ def cases(draw: st.DrawFn, lengths: Lengths, heads: list[tuple[int, int]], head_
         page_size=draw(st.sampled_from([16, 32, 64, 128])),
         local_window_size=window,
         sink_size=draw(st.sampled_from([0, 4, 20])) if window >= 0 else 0,
+        scale=draw(st.sampled_from([None, None, 0.0625])),
         softcap=draw(st.sampled_from([0.0, 0.0, 15.0])),
         int8_cache=draw(st.booleans()),
         head_sink=draw(st.booleans()),

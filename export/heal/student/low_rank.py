@@ -99,8 +99,8 @@ class ChangeSpectrum:
 
     def first(self, terms: int) -> ChangeSpectrum:
         """The first terms alone, in memory of their own."""
-        parts = self.left[:, :terms], self.right[:terms], self.energies[:terms]
-        return ChangeSpectrum(*(part.clone() for part in parts), self.size)
+        left, right, energies = self.left[:, :terms], self.right[:terms], self.energies[:terms]
+        return ChangeSpectrum(left.clone(), right.clone(), energies.clone(), self.size)
 
     def cut(self, rank: int) -> tuple[Tensor, Tensor]:
         """left [out, rank] and right [rank, in] of the first terms; both sides learn at the same pace.

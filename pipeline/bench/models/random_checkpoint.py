@@ -74,7 +74,8 @@ def write_random_checkpoint(folder: Path, config: Mapping[str, Any], shards: int
     (folder / "config.json").write_text(json.dumps(dict(config), indent=2))
     byte_tokenizer().save(str(folder / "tokenizer.json"))
     shapes = expected_shapes(config_from_huggingface(config))
-    generator, index = torch.Generator().manual_seed(0), {}
+    generator = torch.Generator().manual_seed(0)
+    index: dict[str, str] = {}
     parts = list(_split(shapes, shards))
     for number, names in enumerate(parts, start=1):
         file = f"model-{number:05d}-of-{len(parts):05d}.safetensors"

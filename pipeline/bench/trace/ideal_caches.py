@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from kvfold.pipeline.bench.trace.trace_turns import Turn
+from kvfold.plugins.contract.attention_shape import AttentionShape
 from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.runtime.memory.horizon import horizons
 
@@ -151,3 +152,15 @@ def hit_rate(cache: IdealFolded | IdealUnfolded, paths: Iterable[PagePath], page
         hit += cache.read(path) * page_size
         total += path.prompt_length
     return hit / total
+
+
+def unfolded_hit_rate(shape: AttentionShape, budget: int, paths: Sequence[PagePath], page_size: int) -> float:
+    """Of the unfolded model's cache in bf16.
+
+    Where it has windows of its own, it may keep whole pages or ends with their tails: whichever has more.
+    """
+    rate = hit_rate(IdealUnfolded(page_size * shape.kv_bytes(1), budget), paths, page_size)
+    if not any(shape.windows):
+        return rate
+    plan = FoldPlan.of(shape, "bfloat16").model_copy(update={"page_size": page_size})
+    return max(rate, hit_rate(IdealFolded(FoldedCosts.of(plan), budget), paths, page_size))

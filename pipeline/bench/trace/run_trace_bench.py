@@ -18,6 +18,7 @@ from kvfold.pipeline.bench.trace.ideal_caches import (
     PagePath,
     hit_rate,
     path_of,
+    unfolded_hit_rate,
 )
 from kvfold.pipeline.bench.trace.trace_file import read_trace_file
 from kvfold.pipeline.bench.trace.trace_results import BudgetResult, TraceResult
@@ -118,7 +119,7 @@ def _result(
         bytes=budget,
         hit_rate=found.hit_tokens / total,
         ideal=hit_rate(IdealFolded(FoldedCosts.of(plan), budget), paths, size),
-        unfolded=hit_rate(IdealUnfolded(size * shape.kv_bytes(1), budget), paths, size),
+        unfolded=unfolded_hit_rate(shape, budget, paths, size),
         too_short=found.too_short_tokens / total,
         recomputed=found.recomputed_tokens / total,
         preemptions=found.preemptions,

@@ -19,7 +19,7 @@ class BudgetResult:
         bytes: of KV memory.
         hit_rate: of the real scheduler: tokens that were not computed.
         ideal: of `IdealFolded` in the same bytes.
-        unfolded: of `IdealUnfolded` in the same bytes, with the unfolded model's bf16 cache.
+        unfolded: `unfolded_hit_rate` in the same bytes.
         too_short: matched in the tree and computed all the same, since the windows' tails were gone.
         recomputed: computed a second time after a preemption.
         preemptions: requests that gave up their pages to an older one.

@@ -5,7 +5,7 @@ Every task that asks for something is scored so, and lm-evaluation-harness's `lo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from kvfold.export.search.question import Question
 from kvfold.pipeline.quality.evaluate.evaluation import AnswerScore
 from kvfold.pipeline.quality.intervals import bootstrap_mean, share
 from kvfold.pipeline.quality.logit_measures import negative_log_likelihood
-from kvfold.pipeline.quality.subjects import Subject
+from kvfold.pipeline.quality.subjects import Subject, Tick
 
 
 @dataclass(frozen=True)
@@ -42,16 +42,15 @@ def score_answer(subject: Subject, question: Question) -> Answered:
     return Answered(nll, is_greedy)
 
 
-def ask(
-    subjects: Sequence[Subject], questions: Sequence[Question], tick: Callable[[int], None]
-) -> dict[str, AnswerScore]:
+def ask(subjects: Sequence[Subject], questions: Sequence[Question], tick: Tick) -> dict[str, AnswerScore]:
     """Every subject's scores over the same questions; `tick` is told of every answer's tokens."""
     scores = {}
     for subject in subjects:
         answers = []
+        subject.read_ahead([question.token_ids[:-1] for question in questions], tick)
         for question in questions:
             answers.append(score_answer(subject, question))
-            tick(len(question.token_ids))
+            tick(subject.left * len(question.token_ids))
         scores[subject.name] = summarise(answers)
     return scores
 

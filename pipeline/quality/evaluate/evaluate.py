@@ -13,8 +13,9 @@ from kvfold.pipeline.quality.evaluate.material import Material, prepare_material
 from kvfold.pipeline.quality.evaluate.retrieval import measure_cell, smallest_window
 from kvfold.pipeline.quality.evaluate.slips import Speakers, measure_slips
 from kvfold.pipeline.quality.likelihood import measure_divergences, measure_perplexity
-from kvfold.pipeline.quality.subject_names import BFLOAT16
-from kvfold.pipeline.quality.subjects import Subject, TorchSubject, load_subjects, original_decoder
+from kvfold.pipeline.quality.load_subjects import load_bfloat16, load_subjects
+from kvfold.pipeline.quality.meter import Meter
+from kvfold.pipeline.quality.subjects import Subject
 from kvfold.pipeline.texts.writer import MAX_ROWS
 from kvfold.pipeline.texts.writer_engine import load_writer_engine, unfolded_plan, writer_key
 from kvfold.pipeline.workspace.read_checkpoint import read_checkpoint
@@ -43,7 +44,9 @@ def write_evaluation(workspace: Workspace, output: Path, progress: Callable[[flo
     subjects = load_subjects(workspace, material.longest, recipe.validate_on.prefill_chunk)
     window = smallest_window(workspace.plan)
     speakers = load_speakers(workspace, subjects[0], tokenizer) if material.openers else None
-    evaluation = evaluate(material, subjects, load_bfloat16(workspace), speakers, window, progress)
+    evaluation = evaluate(
+        material, subjects, load_bfloat16(workspace, subjects[0].heads), speakers, window, progress
+    )
     path = output / evaluation_file(recipe.target)
     path.parent.mkdir(parents=True)
     path.write_text(evaluation.model_dump_json(indent=1) + "\n")
@@ -106,18 +109,6 @@ def _timed(spent: dict[str, float], part: str) -> Iterator[None]:
     spent[part] = time.process_time() - start
 
 
-def load_bfloat16(workspace: Workspace) -> TorchSubject:
-    """The original in bfloat16: what rounding alone costs."""
-    import torch
-
-    from kvfold.export.model.matmul_dtype import matmul_dtype, multiply_in_float32
-
-    decoder = original_decoder(workspace).to(torch.bfloat16)
-    if matmul_dtype() is torch.float32:
-        multiply_in_float32(decoder)
-    return TorchSubject(BFLOAT16, decoder)
-
-
 def load_speakers(workspace: Workspace, original: Subject, tokenizer: BundleTokenizer) -> Speakers:
     """The engine as users load it; the original, and once more as the engine that writes texts.
 
@@ -134,17 +125,3 @@ def load_speakers(workspace: Workspace, original: Subject, tokenizer: BundleToke
         judge=original,
         original=LLM(load_writer_engine(checkpoint, plan, folder, budget), tokenizer, config),
     )
-
-
-class Meter:
-    """Turns tokens computed into the fraction done."""
-
-    def __init__(self, total: int, progress: Callable[[float], None]) -> None:
-        self._total = total
-        self._done = 0
-        self._progress = progress
-
-    def __call__(self, tokens: int) -> None:
-        """So many tokens more are done."""
-        self._done += tokens
-        self._progress(self._done / self._total)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from kvfold.pipeline.quality.evaluate.answers import ask
 from kvfold.pipeline.quality.evaluate.evaluation import RetrievalCell
 from kvfold.pipeline.quality.evaluate.haystacks import HaystackCell
-from kvfold.pipeline.quality.subjects import Subject
+from kvfold.pipeline.quality.subjects import Subject, Tick
 from kvfold.plugins.contract.fold_plan import FoldPlan
 
 
 def measure_cell(
-    cell: HaystackCell, window: int | None, subjects: Sequence[Subject], tick: Callable[[int], None]
+    cell: HaystackCell, window: int | None, subjects: Sequence[Subject], tick: Tick
 ) -> RetrievalCell:
     """Ask every subject the same questions.
 

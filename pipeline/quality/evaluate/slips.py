@@ -105,7 +105,10 @@ def measure_slips(openers: Sequence[Opener], speakers: Speakers, tick: Callable[
     tokenizer = speakers.engine.generator.tokenizer
     greedy = SamplingParams(max_tokens=REPLY_TOKENS)
     verdicts, worst = [], []
-    for opener, reply in zip(openers, _reply(speakers.engine, openers, greedy, tick), strict=True):
+    replies = _reply(speakers.engine, openers, greedy, tick)
+    read = [_read(opener.token_ids, reply.token_ids) for opener, reply in zip(openers, replies, strict=True)]
+    speakers.judge.read_ahead(read, lambda tokens: None)
+    for opener, reply in zip(openers, replies, strict=True):
         judged = judge(speakers.judge, opener.token_ids, reply.token_ids)
         verdicts.append(weigh(judged, tokenizer))
         if verdicts[-1].slips:
@@ -128,11 +131,16 @@ def measure_slips(openers: Sequence[Opener], speakers: Speakers, tick: Callable[
 
 def judge(original: Subject, opener: Sequence[int], reply: Sequence[int]) -> list[TokenLogprob]:
     """What the original thinks of each token of a reply, and the token that it held likeliest there."""
-    ids, judged = np.array([*opener, *reply]), list[TokenLogprob]()
-    for block in original.stream_logits(ids[:-1], len(opener) - 1):
+    judged = list[TokenLogprob]()
+    for block in original.stream_logits(_read(opener, reply), len(opener) - 1):
         said = np.array(reply[len(judged) : len(judged) + len(block)])
         judged += BatchSampler(block.shape[1]).score(block, said, 1)
     return judged
+
+
+def _read(opener: Sequence[int], reply: Sequence[int]) -> np.ndarray:
+    """What is read to judge a reply: its last token is not."""
+    return np.array([*opener, *reply])[:-1]
 
 
 def weigh(reply: Sequence[TokenLogprob], tokenizer: Tokenizer) -> Verdict:

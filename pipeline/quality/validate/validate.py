@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,8 +11,18 @@ import numpy as np
 from polygraphy.comparator import Comparator, IterationResult
 from polygraphy.logger import G_LOGGER
 
+from kvfold.pipeline.quality.load_subjects import load_subjects
 from kvfold.pipeline.quality.logit_measures import Distance, measure_distance
-from kvfold.pipeline.quality.subjects import INPUT_IDS, LOGITS, LOSSES, EngineSubject, Subject, load_subjects
+from kvfold.pipeline.quality.meter import Meter
+from kvfold.pipeline.quality.subjects import (
+    FIRST,
+    INPUT_IDS,
+    LOGITS,
+    LOSSES,
+    EngineSubject,
+    Subject,
+    blocks,
+)
 from kvfold.pipeline.quality.validate.measurements import (
     KL_BIN_EDGES,
     PAIRS,
@@ -46,7 +56,7 @@ def write_measurements(workspace: Workspace, output: Path, progress: Callable[[f
 def compare(
     windows: np.ndarray, subjects: tuple[Subject, ...], text: str, progress: Callable[[float], None]
 ) -> Measurements:
-    """Compare subjects over tokens int64 [N, L], one window at a time, so that memory stays flat.
+    """Compare subjects over tokens int64 [N, L], a block of rows at a time, so that memory stays flat.
 
     Raises:
         ValidationError: a subject's logits are NaN or infinite.
@@ -65,8 +75,11 @@ def compare(
                 losses[name].append(iterations[0][LOSSES])
             yield results
 
+    meter = Meter(windows.size * len(subjects), progress)
+    for subject in subjects:
+        subject.read_ahead(list(windows), meter)
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL + 1):
-        stream = Comparator.run(list(subjects), data_loader=_feeds(windows, progress), streaming=True)
+        stream = Comparator.run(list(subjects), data_loader=_feeds(windows, subjects, meter), streaming=True)
         names = [subject.name for subject in subjects]
         pairs = [(names.index(reference), names.index(candidate)) for reference, candidate in PAIRS]
         Comparator.compare_accuracy(remember_losses(stream), comparisons=pairs, compare_func=collect)
@@ -80,10 +93,15 @@ def compare(
     )
 
 
-def _feeds(windows: np.ndarray, progress: Callable[[float], None]) -> Iterator[Mapping[str, np.ndarray]]:
-    for index, window in enumerate(windows):
-        progress(index / len(windows))
-        yield OrderedDict({INPUT_IDS: window})
+def _feeds(
+    windows: np.ndarray, subjects: Sequence[Subject], meter: Meter
+) -> Iterator[Mapping[str, np.ndarray]]:
+    """A block after the other; when the next one is asked for, all subjects have computed the last."""
+    left = sum(subject.left for subject in subjects)
+    for window in windows:
+        for rows in blocks(0, len(window)):
+            yield OrderedDict({INPUT_IDS: window, FIRST: np.array(rows.start)})
+            meter(left * (rows.stop - rows.start))
 
 
 def _summarise_subject(subject: Subject, losses: list[np.ndarray], tokens: int) -> SubjectResult:

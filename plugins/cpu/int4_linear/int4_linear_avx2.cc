@@ -16,6 +16,7 @@ struct Simd {
   using F = __m256;
   static constexpr std::size_t kLanes = 8;
   static constexpr int kColumns = 1, kRows = 1, kFinishRows = 8;  // 8 of 16 registers are codes
+  static constexpr int kStreamColumns = 2;                        // whole lines of memory
   static constexpr int kGroups = kInt4Block / kGroupIn;
   struct Codes {
     __m256i group[kGroups];
@@ -43,18 +44,21 @@ struct Simd {
     return codes;
   }
 
-  template <bool Start>
-  static KVFOLD_INLINE void dots(const Int4Product&, const Codes (&codes)[1], const std::uint8_t* q,
-                                 const std::int32_t* start, F (&dots)[1][1]) {
-    __m256i pairs = _mm256_maddubs_epi16(codes[0].group[0], broadcast4(q));
+  template <bool Start, int Columns>
+  static KVFOLD_INLINE void dots(const Int4Product&, const Codes (&codes)[Columns], const std::uint8_t* q,
+                                 const std::int32_t* start, F (&dots)[1][Columns]) {
 #pragma GCC unroll 8
-    for (int g = 1; g < kGroups; ++g) {
-      const __m256i more = _mm256_maddubs_epi16(codes[0].group[g], broadcast4(q + g * kGroupIn));
-      pairs = _mm256_add_epi16(pairs, more);
+    for (int i = 0; i < Columns; ++i) {
+      __m256i pairs = _mm256_maddubs_epi16(codes[i].group[0], broadcast4(q));
+#pragma GCC unroll 8
+      for (int g = 1; g < kGroups; ++g) {
+        const __m256i more = _mm256_maddubs_epi16(codes[i].group[g], broadcast4(q + g * kGroupIn));
+        pairs = _mm256_add_epi16(pairs, more);
+      }
+      __m256i sum = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+      if constexpr (Start) sum = _mm256_add_epi32(sum, _mm256_set1_epi32(*start));
+      dots[0][i] = _mm256_cvtepi32_ps(sum);
     }
-    __m256i sum = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-    if constexpr (Start) sum = _mm256_add_epi32(sum, _mm256_set1_epi32(*start));
-    dots[0][0] = _mm256_cvtepi32_ps(sum);
   }
 
   static __m256i broadcast4(const std::uint8_t* bytes) {

@@ -16,7 +16,7 @@ typedef std::int32_t Ints __attribute__((vector_size(64)));
 struct Simd {
   using F = __m512;
   static constexpr std::size_t kLanes = 16;
-  static constexpr int kColumns = 2, kRows = 2, kFinishRows = 8;  // 16 of 32 registers are codes
+  static constexpr int kStreamColumns = 1, kColumns = 2, kRows = 2, kFinishRows = 8;  // 16 of 32 registers are codes
   static constexpr int kGroups = kInt4Block / kGroupIn;
   struct Codes {
     Ints group[kGroups];

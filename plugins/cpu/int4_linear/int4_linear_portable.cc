@@ -10,7 +10,7 @@ namespace {
 // Loops over arrays, eight numbers of 16 bits at a time: compilers vectorise them for any instruction set.
 struct Simd {
   static constexpr std::size_t kLanes = kTileOut;
-  static constexpr int kColumns = 1, kRows = 1, kFinishRows = 1;
+  static constexpr int kStreamColumns = 1, kColumns = 1, kRows = 1, kFinishRows = 1;
   static constexpr std::size_t kBytes = kTileOut * kGroupIn, kGroups = kInt4Block / kGroupIn;
   struct F {
     float lane[kLanes];

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,10 +16,12 @@ from kvfold.export.fold.projections import read_heads, write_heads
 from kvfold.export.model.decoder import Decoder
 from kvfold.export.model.families import config_from_huggingface
 from kvfold.export.model.model_config import ModelConfig
+from kvfold.export.weights.layer_journal import LayerJournal
 from kvfold.plugins.contract.errors import PlanError
 from kvfold.plugins.contract.fold_plan import FoldPlan, LayerPlan
 from kvfold.plugins.contract.plan_presets import Preset, build_plan
 from tests.export.tiny_checkpoints import random_model
+from tests.export.weights.killed_weights import KilledError, KilledWeights
 from tests.tiny_model import dense_logits
 
 TOKENS = torch.randint(0, 97, (16, 64), generator=torch.Generator().manual_seed(1))
@@ -133,7 +136,7 @@ def test_the_closed_form_beats_mean_pooling() -> None:
     identity = build_plan(Preset(preset="identity"), config.attention_shape)
     target = dense_logits(Decoder.from_weights(config, identity, weights), HELD_OUT)
 
-    def error(candidate: Weights) -> float:
+    def error(candidate: Mapping[str, Tensor]) -> float:
         logits = dense_logits(Decoder.from_weights(config, plan, candidate), HELD_OUT)
         return float((logits - target).square().mean())
 
@@ -171,3 +174,28 @@ def test_plans_of_another_shape_are_refused() -> None:
         fold_weights(config, weights, make_plan(config, 2, [0, 1, 2]), TOKENS)
     with pytest.raises(PlanError, match="use a divisor"):
         fold_weights(config, weights, make_plan(config, 4, [0, 1]), TOKENS)
+
+
+@pytest.mark.parametrize("layer", [1, 2, 3])
+def test_after_a_kill_it_goes_on_and_folds_the_same(tmp_path: Path, layer: int) -> None:
+    """Killed within a bank, too, whose later readers ask for what was decided before."""
+    config, weights = model("qwen2", num_hidden_layers=4)
+    plan = make_plan(config, 1, [0, 0, 2, 0])
+    how = HowToFold(FoldSettings(rope_slots="fitted"))
+
+    def run(given: Mapping[str, Tensor], folder: Path, end: int | None = None) -> FoldedModel:
+        def tell(fraction: float, note: str = "") -> None:
+            if note.startswith(f"layer {end} "):
+                raise KilledError
+
+        journal = LayerJournal(folder, "key", seconds=0)
+        return fold_weights(config, given, plan, TOKENS, how, tell, journal)
+
+    whole = run(weights, tmp_path / "whole")
+    with pytest.raises(KilledError):
+        run(weights, tmp_path / "killed", end=layer)
+    rest = KilledWeights(weights)
+    resumed = run(rest, tmp_path / "killed")
+    assert not any(name.startswith("model.layers.0.mlp") for name in rest.read), "it went on, not anew"
+    assert (resumed.plan, resumed.errors) == (whole.plan, whole.errors)
+    assert all(torch.equal(resumed.weights[name], whole.weights[name]) for name in whole.weights)

@@ -52,6 +52,17 @@ class StockAttention(OpRun):
         return attend(given, attributes | {"sink_size": 0})[: len(self.onnx_node.output)]
 
 
+class WideNorm(OpRun):
+    """RMSNormalization with its squares in float32, as `stash_type` 1 says and the evaluator does not."""
+
+    op_domain, op_type = "", "RMSNormalization"
+
+    def _run(self, x: np.ndarray, weight: np.ndarray, **attributes: Any) -> tuple[np.ndarray]:
+        wide = torch.from_numpy(x).float()
+        normed = torch.nn.functional.rms_norm(wide, weight.shape, eps=attributes["epsilon"])
+        return (normed.numpy().astype(x.dtype) * weight,)
+
+
 def attend(given: dict[str, np.ndarray], attributes: dict[str, Any]) -> tuple[np.ndarray, ...]:
     """The reference on numpy arrays; the output has the query's type."""
     tensors = [torch.tensor(given[name]) if name in given else None for name in INPUTS]
@@ -65,7 +76,7 @@ class EvaluatedGraph:
 
     def __init__(self, path: Path, plan: FoldPlan) -> None:
         # The evaluator finds an op by the name of its class.
-        ops = [type(OP_TYPE, (op,), {}) for op in (PluginAttention, StockAttention)]
+        ops = [type(op.op_type, (op,), {}) for op in (PluginAttention, StockAttention, WideNorm)]
         self.evaluator = ReferenceEvaluator(onnx.load(path), new_ops=ops)
         self.plan = plan
         self.caches = {

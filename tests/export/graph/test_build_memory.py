@@ -1,4 +1,4 @@
-"""Memory that tracing and lowering take beside the weights that are read: it does not grow with the layers."""
+"""Memory that tracing and lowering take beside weights that are read: it does not grow with the layers."""
 
 from __future__ import annotations
 

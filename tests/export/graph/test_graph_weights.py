@@ -15,7 +15,6 @@ from kvfold.export.graph.graph_weights import load_graph
 from kvfold.export.graph.model_files import save_model
 from kvfold.export.graph.onnx_from_decoder import export_graph
 from kvfold.export.graph.passes import exact_storage
-from kvfold.export.model.decoder import Decoder
 from kvfold.plugins.contract.errors import ExportError
 from kvfold.plugins.contract.step import DATA_SUFFIX, MODEL_FILE
 from kvfold.runtime.engine.engine_config import EngineConfig
@@ -23,7 +22,7 @@ from kvfold.runtime.engine.engine_files import EngineFiles
 from kvfold.runtime.engine.onnxruntime_engine import OnnxRuntimeEngine
 from tests.export.graph.tiny_graphs import graph_of
 from tests.paging import Pager, budget_of
-from tests.tiny_model import VOCAB_SIZE, tiny_config, tiny_decoder, tiny_plan
+from tests.tiny_model import VOCAB_SIZE, hugging_face_names, tiny_config, tiny_decoder, tiny_plan
 
 CONFIG = tiny_config(attention_bias=True, tie_word_embeddings=True)
 PLAN = tiny_plan(CONFIG, "horizon")
@@ -49,21 +48,6 @@ class CountedWeights(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.weights)
-
-
-def hugging_face_names(decoder: Decoder) -> dict[str, Tensor]:
-    """The decoder's weights as a checkpoint has them: projections apart, no head where it is tied."""
-    weights = decoder.state_dict()
-    del weights["lm_head.weight"]
-    attention = decoder.model.layers[0].get_submodule("self_attn")
-    sizes = [attention.query_size] + [attention.key_value_size] * 2
-    for name in [each for each in weights if "qkv_proj" in each or "gate_up_proj" in each]:
-        tensor = weights.pop(name)
-        parts = ("gate_proj", "up_proj") if "gate_up" in name else ("q_proj", "k_proj", "v_proj")
-        packed = "gate_up_proj" if "gate_up" in name else "qkv_proj"
-        split = tensor.chunk(2) if "gate_up" in name else tensor.split(sizes)
-        weights |= {name.replace(packed, part): each for part, each in zip(parts, split, strict=True)}
-    return weights
 
 
 def logits(directory: Path) -> np.ndarray:

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import pytest
 import torch
@@ -27,13 +22,11 @@ from kvfold.export.model.model_config import ModelConfig
 from kvfold.export.quantize.precision import Precision
 from kvfold.plugins.contract.errors import ExportError, TargetError
 from kvfold.plugins.contract.fold_plan import FoldPlan
-from kvfold.plugins.cuda.attention_spec import ActivationDtype, AttentionSpec
-from kvfold.plugins.paged_attention.schema import DOMAIN, Attributes
-from kvfold.plugins.tensorrt.library_path import environment_for
+from kvfold.plugins.cuda.attention_spec import ActivationDtype
+from kvfold.plugins.paged_attention.schema import DOMAIN
 from kvfold.plugins.tensorrt.node_form import INPUTS_ATTRIBUTE
 from tests.export.graph.evaluated_graph import check_numbers
-from tests.plugins.tensorrt.fake_kernels import fake_kernels
-from tests.root import ROOT
+from tests.export.graph.tensorrt_plans import build_plan_of
 from tests.tiny_model import VOCAB_SIZE, kv_scales, tiny_config, tiny_decoder, tiny_plan
 
 NUM_PAGES = 16
@@ -189,44 +182,6 @@ def test_a_weight_beyond_float16_is_an_error(export: Export, tmp_path: Path) -> 
         lower(graph, tmp_path / "trt", plan_of("int8"), precisions(graph, "none"), "float16")
 
 
-def attention_specs(model: onnx.ModelProto, dtype: ActivationDtype) -> list[AttentionSpec]:
-    specs = []
-    for node in (node for node in model.graph.node if node.domain == DOMAIN):
-        values: dict[str, Any] = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-        values = {key: value.decode() if isinstance(value, bytes) else value for key, value in values.items()}
-        inputs = values.pop(INPUTS_ATTRIBUTE).split(",")
-        attributes = Attributes(**values)
-        specs.append(
-            AttentionSpec(
-                attributes,
-                head_size=64,
-                page_size=16,
-                activation_dtype=dtype,
-                cache_dtype="int8",
-                writes="slot_mapping" in inputs,
-                qk_norm="q_norm_weight" in inputs,
-                head_sink="head_sink" in inputs,
-            )
-        )
-    return specs
-
-
-def profiles(model: onnx.ModelProto) -> list[dict[str, list[list[int]]]]:
-    """Smallest, usual and largest shapes of decoding and prefill."""
-    found = []
-    for tokens in ((1, 4, 8), (1, 64, 128)):
-        sizes = {"tokens": tokens, "batch": (1, 4, 8), "batch + 1": (2, 5, 9), "rows": (1, 4, 8)}
-        shapes = {}
-        for value in model.graph.input:
-            dims = [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
-            shapes[value.name] = [
-                [d if isinstance(d, int) else sizes.get(d, (NUM_PAGES,) * 3)[i] for d in dims]
-                for i in range(3)
-            ]
-        found.append(shapes)
-    return found
-
-
 @pytest.mark.parametrize("head_sink", [False, True])
 def test_tensorrt_rtx_makes_int8_gemms_and_plugin_layers_of_it(
     head_sink: bool, export: Export, tmp_path: Path
@@ -235,16 +190,7 @@ def test_tensorrt_rtx_makes_int8_gemms_and_plugin_layers_of_it(
     graph, plan = export("int8", head_sink), plan_of("int8", head_sink)
     precision = precisions(graph, r"qkv_proj|mlp\.")
     lower(graph, tmp_path / "trt", plan, precision, "float16")
-    model = onnx.load(tmp_path / "trt" / "model.onnx")
-    for name in ("kernels", "links"):
-        (tmp_path / name).mkdir()
-    fake_kernels(attention_specs(model, "float16"), [80, 89], tmp_path / "kernels")
-    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
-    (tmp_path / "profiles.json").write_text(json.dumps(profiles(model)))
-    worker = [sys.executable, "-m", "tests.plugins.tensorrt.plan_build_worker", str(tmp_path), "80,89"]
-    environment = environment_for("tensorrt_rtx", tmp_path / "links")
-    subprocess.run(worker, cwd=ROOT, env=environment, check=True, timeout=120)
-    result = json.loads((tmp_path / "result.json").read_text())
+    result = build_plan_of(tmp_path / "trt" / "model.onnx", "float16", "int8", tmp_path)
     assert result["plan"] > 0
     assert result["outputs"]["logits"] == ["FLOAT", [-1, VOCAB_SIZE]]
     layers = [line for line in "\n".join(result["log"]).splitlines() if ", LayerType: " in line]

@@ -6,7 +6,7 @@ import json
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import count
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def losses(folder: Path, step: str) -> list[float]:
     return [line["loss"] for line in lines if line["step"] == step]
 
 
-def divergence(healing: Healing, weights: dict[str, Tensor]) -> float:
+def divergence(healing: Healing, weights: Mapping[str, Tensor]) -> float:
     """Mean KL(original || model) over the text, of which training scored a quarter."""
     identity = build_plan(Preset(preset="identity"), healing.config.attention_shape)
     teacher = dense_logits(Decoder.from_weights(healing.config, identity, healing.base), TOKENS).log_softmax(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def kl(first: Tensor, second: Tensor) -> float:
     return float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
 
 
-def calibrated(healing: Healing, weights: dict[str, Tensor]) -> Calibrated:
+def calibrated(healing: Healing, weights: Mapping[str, Tensor]) -> Calibrated:
     return calibrate(healing.config, weights, healing.plan, TOKENS, healing.quantize)
 
 
@@ -208,11 +209,11 @@ def lopsided() -> tuple[Healing, dict[str, Tensor]]:
             for reader in readers:
                 base[f"model.layers.{layer}.{reader}.weight"][:, 5] *= 100
     folded = fold_weights(healing.config, base, healing.plan, TOKENS)
-    return replace(healing, base=base, plan=folded.plan, quantize=HARSH), folded.weights
+    return replace(healing, base=base, plan=folded.plan, quantize=HARSH), dict(folded.weights)
 
 
 @torch.no_grad()
-def cost(healing: Healing, weights: dict[str, Tensor]) -> tuple[float, float]:
+def cost(healing: Healing, weights: Mapping[str, Tensor]) -> tuple[float, float]:
     """Mean KL(original || model) of the float model and of the deployed one."""
     identity = build_plan(Preset(preset="identity"), healing.config.attention_shape)
     original = dense_logits(Decoder.from_weights(healing.config, identity, healing.base), TOKENS)

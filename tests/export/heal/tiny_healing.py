@@ -41,4 +41,4 @@ def tiny_healing(
     dials |= {"sink_size": 0 if head_sink else 2, "head_sink": head_sink}
     plan = plan or build_plan(Preset.model_validate(dials), config.attention_shape)
     folded = fold_weights(config, base, plan, TOKENS, HowToFold(FoldSettings(rope_slots="fitted")))
-    return Healing(config, base, folded.plan, TOKENS, settings, calibration=TOKENS), folded.weights
+    return Healing(config, base, folded.plan, TOKENS, settings, calibration=TOKENS), dict(folded.weights)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from math import log
+from math import inf, log
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kvfold.export.checkpoint.gguf_config import GgufTensorFacts, config_from_gguf
+from kvfold.export.checkpoint.gguf_config import config_from_gguf
+from kvfold.export.checkpoint.gguf_keys import GgufTensorFacts
 from kvfold.export.model.families import config_from_huggingface, form_from_huggingface, huggingface_family
 from kvfold.export.model.model_config import ModelConfig
-from kvfold.export.model.rope_config import UNTURNED, LinearRope, Llama3Rope, LongRope, Rope
+from kvfold.export.model.rope import rope_tables
+from kvfold.export.model.rope_config import UNTURNED, LinearRope, Llama3Rope, LongRope, Rope, YarnRope
 from kvfold.export.model.unsupported import QUANTISED
 from kvfold.plugins.contract.errors import CheckpointError, UnsupportedModelError
 from tests.export.tiny_checkpoints import CLASSES
@@ -288,6 +290,24 @@ def test_no_value_of_a_config_ends_in_an_untyped_error(value: object) -> None:
                 form_from_huggingface(raw | {key: value})
             except (CheckpointError, UnsupportedModelError) as error:
                 assert str(error)
+
+
+@pytest.mark.parametrize("value", [None, -1, 0, 1e308, 2**63, 10**400, True, "x", [], {}, inf])
+@pytest.mark.parametrize("kind", ["linear", "llama3", "yarn", "longrope"])
+def test_no_parameter_of_rope_ends_in_an_untyped_error(kind: str, value: object) -> None:
+    whole = {"rope_type": kind, "factor": 4.0, "original_max_position_embeddings": 4096}
+    whole |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    whole |= {"short_factor": [1.0] * 32, "long_factor": [4.0] * 32}
+    fields = {
+        field for scheme in (LinearRope, Llama3Rope, YarnRope, LongRope) for field in scheme.model_fields
+    }
+    for key in fields | {"rope_theta", "partial_rotary_factor"}:
+        try:
+            config = config_from_huggingface(PHI3 | {"rope_scaling": whole | {key: value}})
+            cos, _ = rope_tables(config, config.ropes[0], 2)
+            assert cos.shape == (2, 32)
+        except (CheckpointError, UnsupportedModelError) as error:
+            assert str(error)
 
 
 @pytest.mark.parametrize("architecture", ["LlamaModel", "LlamaForCausalLM"])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from kvfold.export.model.decoder import RMSNorm
 from kvfold.export.model.families import config_from_huggingface
+from kvfold.export.model.norms import RMSNorm
 from kvfold.export.model.residual_stream import ResidualStream, load_block
 from kvfold.export.quantize.observe import LinearInput, observe_head, observe_layer, sample_stride
 from kvfold.plugins.contract.fold_plan import FoldPlan, LayerPlan

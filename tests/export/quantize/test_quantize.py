@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 import torch
 from torch import Tensor
@@ -50,7 +52,7 @@ def shared(weights: Weights, layer: int) -> Weights:
     return {name: tensor for name, tensor in weights.items() if name.rsplit(".", 1)[0] not in dropped}
 
 
-def logits(config: ModelConfig, plan: FoldPlan, weights: Weights) -> Tensor:
+def logits(config: ModelConfig, plan: FoldPlan, weights: Mapping[str, Tensor]) -> Tensor:
     result: Tensor = dense_logits(Decoder.from_weights(config, plan, weights), HELD_OUT)
     return result
 

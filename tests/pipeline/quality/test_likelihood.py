@@ -38,7 +38,7 @@ class BigramSubject(Subject):
         return logits
 
 
-def ignore(tokens: int) -> None:
+def ignore(tokens: float) -> None:
     """A tick that nobody watches."""
 
 
@@ -115,7 +115,7 @@ def test_a_comparison_knows_the_losses_that_perplexity_is_made_of(width: int, le
     subjects = original(), TorchSubject(FOLDED, tiny_decoder(CONFIG, tiny_plan(CONFIG, "horizon")))
     sequences = TOKENS[:, :width]
     _, known = measure_divergences(sequences[:3], subjects[0], subjects[1:], ignore)
-    read: list[int] = []
+    read: list[float] = []
     found = measure_perplexity(sequences, length, subjects, read.append, known)
     again = measure_perplexity(sequences, length, subjects, ignore)
     windows = 4 * (width // length)

@@ -25,7 +25,7 @@ from tests.export.tiny_checkpoints import CLASSES, random_model, write_folder
 from tests.pipeline.fake_stages import QuietDisplay
 from tests.pipeline.tiny_bundles import TEMPLATE, WORDS, run_recipe
 
-LAYERS = 4
+LAYERS = 3
 # Beside what a random model of a family has: windows where its checkpoints may have them, odd RoPEs.
 CHANGES: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": 64},
@@ -40,8 +40,8 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 RECIPE = """
 model: {source: model}
-plan: {preset: %s, sliding_window: 32, sink_size: 0, global_every: 2}
-calibration: {source: text.txt, tokens: 512, sequence_length: 64}
+plan: {preset: %s, sliding_window: 32, sink_size: 0, global_every: 3}
+calibration: {source: text.txt, tokens: 256, sequence_length: 64}
 quantize: {linears: %s}
 """
 QUESTION = "a cab of the folded cache " * 4

@@ -83,7 +83,7 @@ def expected(inputs: Inputs, activation: InputActivation = "none", bits: Activat
 
 @st.composite
 def cases(draw: st.DrawFn, activation: InputActivation = "none") -> Case:
-    """Sizes around the kernels' tiles: pairs of rows, blocks of 32 inputs, columns of 8, 16 and 32 outputs."""
+    """Sizes around the kernels' tiles: pairs of rows, blocks of 32 inputs, columns of 8 to 32 outputs."""
     tokens = draw(st.integers(0, 9))
     return Case(
         tokens=tokens,
@@ -125,7 +125,7 @@ def test_finer_activations_match_the_reference(isa: str, case: Case) -> None:
 @PROPERTY
 @given(case=cases("swiglu"))
 def test_swiglu_matches_the_reference(isa: str, case: Case) -> None:
-    """The fused activation, up to a rounding tie that falls the other way: a step times the largest weight."""
+    """The fused activation, up to a rounding tie that falls the other way: a step of the largest weight."""
     inputs = make_inputs(case)
     y, wanted = run(session(inputs, "swiglu"), inputs.x), expected(inputs, "swiglu")
     token_scale = quantize_tokens(activate(torch.from_numpy(inputs.x), "swiglu"))[1].numpy()

@@ -25,7 +25,7 @@ PROPERTY = settings(
 
 # Ragged batches; a few sequences cross the kernel's key splits.
 LENGTHS = st.lists(st.tuples(st.integers(0, 40), st.sampled_from([0, 1, 15, 16, 63, 250, 300])), max_size=4)
-CASES = cases(LENGTHS, [(1, 1), (1, 9), (2, 2), (3, 3), (3, 1)], [8, 16, 64, 64, 80, 128])
+CASES = cases(LENGTHS, [(1, 1), (1, 9), (2, 2), (3, 3), (3, 1)], [8, 10, 64, 64, 80, 96, 128, 256])
 
 
 @PROPERTY

@@ -1,6 +1,6 @@
 """A process that loads an engine, runs a step, and says how the memory of its weights is held when asked.
 
-Arguments: the engine's folder, its plan's file. It writes a line when it is ready, waits for one, and writes JSON.
+Arguments: the engine's folder, its plan's file. It writes a line when ready, waits for one, writes JSON.
 """
 
 from __future__ import annotations

@@ -14,9 +14,11 @@ from kvfold.pipeline.bench.trace.ideal_caches import (
     PagePath,
     hit_rate,
     path_of,
+    unfolded_hit_rate,
 )
 from kvfold.pipeline.bench.trace.trace_settings import ENDS, Ends, TraceSettings
 from kvfold.pipeline.bench.trace.trace_turns import turns_of
+from kvfold.plugins.contract.attention_shape import AttentionShape
 from tests.pipeline.bench.trace.made_up_traces import GLOBAL, WINDOWED, random_requests
 
 PAGE = 16
@@ -114,3 +116,16 @@ def test_what_an_end_costs_follows_from_the_plan() -> None:
     assert costs.page == everywhere.page_bytes(PAGE)
     assert costs.tail == (1 + 2) * local.page_bytes(PAGE)  # sinks, and a window of 32
     assert FoldedCosts.of(GLOBAL).tail == 0
+
+
+def test_an_unfolded_model_with_windows_may_keep_ends_in_place_of_pages() -> None:
+    """It never has less than without them; a little more where that pays."""
+    whole = AttentionShape(4, 4, 2, 16)
+    windowed = replace(whole, sliding_windows=(32, 32, 32, None))
+    paths, page = random_paths(9, "chat"), PAGE * whole.kv_bytes(1)
+    for pages, gains in ((5, False), (20, True), (80, False)):
+        without, with_windows = (
+            unfolded_hit_rate(shape, pages * page, paths, PAGE) for shape in (whole, windowed)
+        )
+        assert without == hit_rate(IdealUnfolded(page, pages * page), paths, PAGE)
+        assert with_windows > without if gains else with_windows == without

@@ -1,0 +1,99 @@
+"""Final hidden states of texts, a layer at a time: memory holds a layer, what it reads, and the head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kvfold.export.model.decoder import cap_logits
+from kvfold.export.model.dense_attention import DenseAttention
+from kvfold.export.model.mapped_tensor import map_tensor
+from kvfold.export.model.matmul_dtype import matmul_dtype, multiply_in_float32
+from kvfold.export.model.model_config import ModelConfig
+from kvfold.export.model.norms import RMSNorm
+from kvfold.export.model.residual_stream import load_block
+from kvfold.plugins.contract.fold_plan import FoldPlan
+
+# Told of each layer of each text: the text's tokens, divided by the number of layers.
+LayerTick = Callable[[float], None]
+
+
+class LayerwiseModel:
+    """A model that is read layer by layer: what `Decoder` computes, to the bit.
+
+    Args:
+        config: of the unfolded model.
+        plan: how it is folded.
+        weights: float32, Hugging Face names, read on access.
+        dtype: what it computes in; None is float32.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        plan: FoldPlan,
+        weights: Mapping[str, Tensor],
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.config, self.plan, self.weights = config, plan, weights
+        self.dtype = dtype or torch.float32
+
+    def final_hidden(self, texts: Sequence[Tensor], tick: LayerTick) -> list[Tensor]:
+        """Hidden states [L, hidden_size] of each text int64 [L], after the last norm, in a mapped file."""
+        ends = torch.tensor([len(text) for text in texts]).cumsum(0).tolist()
+        stream = _mapped((ends[-1], self.config.hidden_size), self.dtype)
+        hidden = [stream[end - len(text) : end] for text, end in zip(texts, ends, strict=True)]
+        with torch.inference_mode():
+            embedding = self.weights["model.embed_tokens.weight"]
+            for text, rows in zip(texts, hidden, strict=True):
+                rows.copy_(functional.embedding(text, embedding))
+            del embedding
+            self._run_layers(hidden, tick)
+            norm = RMSNorm(self.config.hidden_size, self.config.rms_norm_eps)
+            norm.weight.copy_(self.weights["model.norm.weight"])
+            for rows in hidden:
+                rows.copy_(self._in_dtype(norm)(rows))
+        return hidden
+
+    def _run_layers(self, hidden: Sequence[Tensor], tick: LayerTick) -> None:
+        """Advance each text through all layers, in place; a donor's keys stay until the last consumer."""
+        mixer, layers = DenseAttention(self.config, self.plan), self.plan.layers
+        kept: list[dict[int, tuple[Tensor, Tensor]]] = [{} for _ in hidden]
+        for index, layer in enumerate(layers):
+            block = load_block(self.config, self.plan, self.weights, index)
+            self._in_dtype(block)
+            is_last = not any(later.donor == layer.donor for later in layers[index + 1 :])
+            for rows, mixer.keys_values in zip(hidden, kept, strict=True):
+                rows.copy_(block(rows[None], mixer)[0])
+                if is_last:
+                    del mixer.keys_values[layer.donor]
+                tick(len(rows) / len(layers))
+
+    def head(self) -> nn.Linear:
+        """The head alone."""
+        name = "model.embed_tokens.weight" if self.config.tie_word_embeddings else "lm_head.weight"
+        head = nn.Linear(self.config.hidden_size, self.config.vocab_size, bias=False, device="meta")
+        head.weight = nn.Parameter(self.weights[name], requires_grad=False)
+        self._in_dtype(head)
+        return head
+
+    def cap(self, logits: Tensor) -> Tensor:
+        """What the head gave as logits."""
+        return cap_logits(logits, self.config.final_softcap)
+
+    def _in_dtype(self, module: nn.Module) -> nn.Module:
+        """The same module, which now computes in the model's type."""
+        module.to(self.dtype)
+        if self.dtype is torch.bfloat16 and matmul_dtype() is torch.float32:
+            multiply_in_float32(module)
+        return module
+
+
+def _mapped(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    with NamedTemporaryFile(prefix="kvfold-") as file:
+        return map_tensor(Path(file.name), shape, dtype)

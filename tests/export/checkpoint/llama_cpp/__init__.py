@@ -1,0 +1,1 @@
+"""GGUF files against llama.cpp itself: `make check-gguf`."""
