@@ -10,7 +10,8 @@ from torch import Tensor
 
 from kvfold.plugins.int8_linear.reference import quantize_remainder, quantize_tokens
 
-BLOCK_ELEMENTS = 1 << 20  # of a weight at a time: rounded again and again while a core's cache holds it
+BLOCK_ROWS = 512  # of a weight at a time: rounded again and again while caches hold them
+COMPARED_ELEMENTS = 1 << 22  # of a weight, or a few more, by which scales are compared
 
 
 @dataclass(frozen=True)
@@ -51,21 +52,27 @@ def int8_trials(x: Tensor, weight: Tensor, scales: Sequence[Tensor | None]) -> l
     return [Int8Trial(error, power) for error in errors]
 
 
-def finer_trial(x: Tensor, weight: Tensor, scale: Tensor | None) -> Int8Trial:
-    """The trial with 16-bit activations, two planes of int8."""
+def compared_rows(weight: Tensor) -> Tensor:
+    """Evenly spaced rows that stand for a weight where scales are compared; all of a small one."""
+    return weight[:: max(1, weight.numel() // COMPARED_ELEMENTS)]
+
+
+def plain_and_finer_trial(x: Tensor, weight: Tensor, scale: Tensor | None) -> tuple[Int8Trial, Int8Trial]:
+    """The trials with 8-bit and with 16-bit activations, which are two planes of int8."""
     divided = x if scale is None else x / scale
     quantized, token_scale = quantize_tokens(divided)
     low, low_scale = quantize_remainder(divided, quantized, token_scale)
-    error, power = (torch.empty(len(weight), dtype=torch.float64) for _ in range(2))
+    plain, finer, power = (torch.empty(len(weight), dtype=torch.float64) for _ in range(3))
     for rows in _blocks(weight):
         part = weight[rows]
         y = x @ part.T
         power[rows] = y.square().sum(0).double()
         integers, weight_scale = quantize_rows(part if scale is None else part * scale)
-        product = (quantized @ integers.T) * (token_scale * weight_scale)
-        product += (low @ integers.T) * (low_scale * weight_scale)
-        error[rows] = product.sub_(y).square_().sum(0).double()
-    return Int8Trial(error, power)
+        product = (quantized @ integers.T).mul_(token_scale * weight_scale)
+        plain[rows] = (product - y).square_().sum(0).double()
+        product += (low @ integers.T).mul_(low_scale * weight_scale)
+        finer[rows] = product.sub_(y).square_().sum(0).double()
+    return Int8Trial(plain, power), Int8Trial(finer, power)
 
 
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,5 +88,4 @@ def absmax(x: Tensor, axis: int) -> Tensor:
 
 
 def _blocks(weight: Tensor) -> Iterator[slice]:
-    step = max(1, BLOCK_ELEMENTS // weight.shape[1])
-    return (slice(start, start + step) for start in range(0, len(weight), step))
+    return (slice(start, start + BLOCK_ROWS) for start in range(0, len(weight), BLOCK_ROWS))

@@ -14,7 +14,13 @@ from kvfold.export.quantize.fake_int8_linear import linear_weight
 from kvfold.export.quantize.int4.block_scales import block_scale_candidates
 from kvfold.export.quantize.int4.int4_trials import Int4Trial, activation_errors, int4_trial
 from kvfold.export.quantize.int4.round_weight import is_exact, round_weight
-from kvfold.export.quantize.int8_trials import Int8Trial, absmax, finer_trial, int8_trials
+from kvfold.export.quantize.int8_trials import (
+    Int8Trial,
+    absmax,
+    compared_rows,
+    int8_trials,
+    plain_and_finer_trial,
+)
 from kvfold.export.quantize.observe import LinearInput, Observations, cache_scales, static_scale
 from kvfold.export.quantize.precision import LinearPrecision
 from kvfold.export.quantize.quantize_settings import QuantizeSettings
@@ -176,14 +182,16 @@ class LayerCalibration:
         largest = {reader: self._waiting[reader].largest for reader in group.readers}
         candidates = scale_candidates(group, inputs, largest)
         columns = [None if scale is None else group.columns(scale) for scale in candidates]
+        matrices = {reader: self._matrix(reader) for reader in group.readers}
+        compared = {reader: compared_rows(matrix) for reader, matrix in matrices.items()}
         trials = {
-            reader: int8_trials(inputs[reader].sample, self._matrix(reader), columns)
-            for reader in group.readers
+            reader: int8_trials(inputs[reader].sample, compared[reader], columns) for reader in group.readers
         }
         errors = [sum(each[i].relative() ** 2 for each in trials.values()) for i in range(len(candidates))]
         best = errors.index(min(errors))
         for reader in group.readers:
-            self._waiting[reader].trial = trials[reader][best]
+            if len(compared[reader]) == len(matrices[reader]):
+                self._waiting[reader].trial = trials[reader][best]
         self._give(group, candidates[best])
 
     def _smooth_blocks(self, group: SmoothingGroup) -> bool:
@@ -252,16 +260,21 @@ class LayerCalibration:
         x, scale = linear.seen.sample, self.smoothing.get(name)
         largest = linear.seen.absmax if scale is None else linear.seen.absmax / scale
         self._largest_inputs[name] = largest.amax()
-        if linear.trial is None:
+        finer = None
+        if name == HEAD:
+            linear.trial, finer = plain_and_finer_trial(x, self._matrix(name), scale)
+        elif linear.trial is None:
             (linear.trial,) = int8_trials(x, self._matrix(name), [scale])
         rows = linear.output_factors()
         error = linear.trial.relative(rows)
         asked = error if linear.int4_error is None else linear.int4_error
         if error <= self._settings.max_relative_error and name != HEAD:
             return LinearPrecision(precision="int8", relative_error=asked, deployed_error=error)
-        finer = finer_trial(x, self._matrix(name), scale).relative(rows)
-        if finer <= self._settings.max_weight_error:
-            return LinearPrecision(precision="int8_a16", relative_error=asked, deployed_error=finer)
+        if finer is None:
+            _, finer = plain_and_finer_trial(x, self._matrix(name), scale)
+        deployed = finer.relative(rows)
+        if deployed <= self._settings.max_weight_error:
+            return LinearPrecision(precision="int8_a16", relative_error=asked, deployed_error=deployed)
         return LinearPrecision(precision="float32", relative_error=asked)
 
     def _matrix(self, linear: str) -> Tensor:
