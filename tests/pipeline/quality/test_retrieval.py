@@ -37,7 +37,7 @@ class PlainTokenizer(ByteTokenizer):
         raise RequestError("this model has no chat template")
 
 
-def ignore(tokens: int) -> None:
+def ignore(tokens: float) -> None:
     """A tick that nobody watches."""
 
 
