@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -51,9 +51,8 @@ def run_bench(
     skipped = describe_left_out(SETS[settings.workloads], context_length)
     for reason in skipped:
         console.print(Text(f"  - skipped: {reason}", style="yellow"))
-    several = len(bundles) > 1
-    titles = [f"kvfold {bundle.root.name}" if several else "kvfold" for bundle in bundles]
-    entrants = [enter_kvfold(bundle, title) for bundle, title in zip(bundles, titles, strict=True)]
+    titles = {f"kvfold {each.root.name}" if len(bundles) > 1 else "kvfold": each for each in bundles}
+    entrants = [enter_kvfold(bundle, title) for title, bundle in titles.items()]
     for peer in settings.peers:
         try:
             entrants.append(enter_peer(peer, models, settings.peer_python, console))
@@ -74,14 +73,17 @@ def run_bench(
         machine=machine,
         threads=settings.threads,
         rounds=settings.rounds,
-        plan="; ".join(
-            f"{title}: " * several + describe_plan(bundle.plan)
-            for bundle, title in zip(bundles, titles, strict=True)
-        ),
+        plan=_describe_plans(titles),
         metrics=list_metrics(chosen),
         contenders=[entrant.result for entrant in entrants],
         skipped=skipped,
     )
+
+
+def _describe_plans(titles: Mapping[str, OwnBundle]) -> str:
+    if len(titles) == 1:
+        return describe_plan(next(iter(titles.values())).plan)
+    return "; ".join(f"{title}: {describe_plan(bundle.plan)}" for title, bundle in titles.items())
 
 
 def _choose(name: str, context_length: int) -> list[Workload]:
