@@ -206,7 +206,7 @@ class SequentialFold:
         )
 
     def _share_in_stream(self, output: Tensor) -> Tensor:
-        """What an error of attention-block outputs [..., hidden_size] counts for: a norm behind shrinks it."""
+        """What an error of attention-block outputs [..., hidden] counts for: a norm behind shrinks it."""
         if self._norms.attention_output is None:
             return output.new_ones(())
         return torch.rsqrt(output.square().mean(-1, keepdim=True) + self.config.rms_norm_eps)

@@ -6,7 +6,6 @@ import shlex
 import sys
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -18,7 +17,7 @@ from kvfold.pipeline.bench.contenders import KVFOLD
 from kvfold.pipeline.bench.contenders.contender import Limits
 from kvfold.pipeline.bench.describe_machine import describe_machine
 from kvfold.pipeline.bench.describe_plan import describe_plan
-from kvfold.pipeline.bench.entrants import AbsentPeerError, Entrant, enter_kvfold, enter_peer
+from kvfold.pipeline.bench.entrants import AbsentPeerError, Entrant, OwnBundle, enter_kvfold, enter_peer
 from kvfold.pipeline.bench.processes.jobs import Measure
 from kvfold.pipeline.bench.processes.process import WorkerError, run_job
 from kvfold.pipeline.bench.workloads.workloads import SETS, WARM_UP, Workload, choose_workloads, list_metrics
@@ -28,19 +27,18 @@ from kvfold.plugins.contract.errors import TargetError, UnsupportedModelError
 if TYPE_CHECKING:
     from kvfold.export.model.model_config import ModelConfig
     from kvfold.pipeline.bench.prepared_models import PreparedModels
-    from kvfold.plugins.contract.fold_plan import FoldPlan
 
 
 def run_bench(
-    bundle: Path,
-    plan: FoldPlan,
+    bundles: Sequence[OwnBundle],
     models: PreparedModels,
     config: ModelConfig,
     settings: BenchSettings,
     console: Console,
 ) -> BenchResult:
-    """Measure the engine in `bundle` and every peer, interleaved, so that a busy moment hits all alike.
+    """Measure the engines in `bundles` and every peer, interleaved, so that a busy moment hits all alike.
 
+    Bundles are of one checkpoint; where there are several, each has its folder's name in the table.
     Workloads longer than the model's context are left out, and the result says so.
 
     Raises:
@@ -53,7 +51,9 @@ def run_bench(
     skipped = describe_left_out(SETS[settings.workloads], context_length)
     for reason in skipped:
         console.print(Text(f"  - skipped: {reason}", style="yellow"))
-    entrants = [enter_kvfold(bundle)]
+    several = len(bundles) > 1
+    titles = [f"kvfold {bundle.root.name}" if several else "kvfold" for bundle in bundles]
+    entrants = [enter_kvfold(bundle, title) for bundle, title in zip(bundles, titles, strict=True)]
     for peer in settings.peers:
         try:
             entrants.append(enter_peer(peer, models, settings.peer_python, console))
@@ -74,7 +74,10 @@ def run_bench(
         machine=machine,
         threads=settings.threads,
         rounds=settings.rounds,
-        plan=describe_plan(plan),
+        plan="; ".join(
+            f"{title}: " * several + describe_plan(bundle.plan)
+            for bundle, title in zip(bundles, titles, strict=True)
+        ),
         metrics=list_metrics(chosen),
         contenders=[entrant.result for entrant in entrants],
         skipped=skipped,

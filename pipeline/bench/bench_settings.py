@@ -14,7 +14,8 @@ class BenchSettings:
     """How a run is done.
 
     Attributes:
-        peers: names in `PEERS`.
+        peers: names in `PEERS` and `PEERS_IN_4_BITS`.
+        beside: recipes whose engines are measured too.
         required: a peer that cannot take part is an error, instead of a line among the skipped.
         peer_python: interpreter of the environment that has the peers.
         threads: compute threads of each contender.
@@ -23,6 +24,7 @@ class BenchSettings:
     """
 
     peers: tuple[str, ...] = PEERS
+    beside: tuple[str, ...] = ()
     required: bool = False
     peer_python: Path = Path(sys.executable)
     threads: int = 2

@@ -18,6 +18,7 @@ from kvfold.plugins.contract.version import VERSION
 
 if TYPE_CHECKING:
     from kvfold.pipeline.bench.prepared_models import PreparedModels
+    from kvfold.plugins.contract.fold_plan import FoldPlan
 
 
 @dataclass(frozen=True)
@@ -37,16 +38,29 @@ class Entrant:
     result: ContenderResult
 
 
+@dataclass(frozen=True)
+class OwnBundle:
+    """A bundle whose engine is measured.
+
+    Attributes:
+        root: its folder.
+        plan: what its engine runs.
+        weights: what its linears were asked to be, for the table.
+    """
+
+    root: Path
+    plan: FoldPlan
+    weights: str
+
+
 class AbsentPeerError(Exception):
     """A peer cannot take part; the message says why and what to type."""
 
 
-def enter_kvfold(bundle: Path) -> Entrant:
+def enter_kvfold(bundle: OwnBundle, title: str) -> Entrant:
     """kvfold's engine in a bundle."""
-    module = contender_module(KVFOLD)
-    return Entrant(
-        KVFOLD, Path(sys.executable), bundle, ContenderResult(module.TITLE, module.WEIGHTS, VERSION)
-    )
+    result = ContenderResult(title, bundle.weights, VERSION)
+    return Entrant(KVFOLD, Path(sys.executable), bundle.root, result)
 
 
 def enter_peer(peer: str, models: PreparedModels, python: Path, console: Console) -> Entrant:

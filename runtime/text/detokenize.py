@@ -60,7 +60,7 @@ class Detokenizer:
         window = self._decode(self._tokens[self._context :])
         if window.endswith(INCOMPLETE) or len(window) <= len(self._context_text):
             return False
-        new = window[len(self._context_text) :]
+        new = self._behind_context(window)
         self._context, self._decoded = self._decoded, len(self._tokens)
         self._context_text = self._decode(self._tokens[self._context : self._decoded])
         return self._append(new)
@@ -68,10 +68,19 @@ class Detokenizer:
     def finish(self) -> None:
         """No more tokens come: what never became a whole character is text as it is."""
         if not self.stopped:
-            self._append(self._decode(self._tokens[self._context :])[len(self._context_text) :])
+            self._append(self._behind_context(self._decode(self._tokens[self._context :])))
             self._context = self._decoded = len(self._tokens)
             self._context_text = ""
         self._stop = ()
+
+    def _behind_context(self, window: str) -> str:
+        """What of a text of the context and the new tokens is the new ones'.
+
+        Bytes that are no character make some decoders give up the characters right before them, too.
+        """
+        if window.startswith(self._context_text):
+            return window[len(self._context_text) :]
+        return self._decode(self._tokens[self._decoded :])
 
     def take(self) -> str:
         """Text that became certain since the last call."""
@@ -109,4 +118,5 @@ def decode_after(tokenizer: Tokenizer, before: Sequence[int], token_ids: Sequenc
     known = tokenizer.decode(before) if before else ""
     if not known or known.endswith(INCOMPLETE):
         return tokenizer.decode_rendered(token_ids)
-    return tokenizer.decode_rendered([*before, *token_ids])[len(known) :]
+    whole = tokenizer.decode_rendered([*before, *token_ids])
+    return whole[len(known) :] if whole.startswith(known) else tokenizer.decode_rendered(token_ids)

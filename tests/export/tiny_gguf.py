@@ -42,6 +42,7 @@ def write_gguf(
     model: PreTrainedModel,
     kind: gguf.GGMLQuantizationType,
     stored: Mapping[str, tuple[gguf.GGMLQuantizationType, np.ndarray]] = MappingProxyType({}),
+    sentencepiece: Mapping[str, list[Any]] | None = None,
     **metadata: Any,
 ) -> Path:
     """Write a model as llama.cpp's converter does.
@@ -51,6 +52,7 @@ def write_gguf(
         model: what is written.
         kind: of its matrices.
         stored: tensors by Hugging Face's names whose kinds and bytes are given.
+        sentencepiece: tokens, kinds and scores of a vocabulary in place of the tiny tokenizer's.
         metadata: by the names of GGUFWriter's methods.
     """
     config = model.config
@@ -62,7 +64,13 @@ def write_gguf(
             writer.add_tensor("rope_freqs.weight", value)
         else:
             getattr(writer, f"add_{name}")(*(value if isinstance(value, tuple) else (value,)))
-    _add_vocabulary(writer)
+    if sentencepiece is None:
+        _add_vocabulary(writer)
+    else:
+        writer.add_tokenizer_model("llama")
+        writer.add_token_list(sentencepiece["tokens"])
+        writer.add_token_types(sentencepiece["token_type"])
+        writer.add_token_scores(sentencepiece["scores"])
     for name, tensor in _stored(model, architecture):
         if name in stored:
             writer.add_tensor(gguf_name(name, family), stored[name][1], raw_dtype=stored[name][0])

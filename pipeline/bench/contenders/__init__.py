@@ -2,8 +2,8 @@
 
 Importing a module imports no engine: that happens in `prepare` and `load`, inside a worker process.
 
-To add one: its module; its name in `PEERS`; the help of `commands/measure/bench.py`; its package in
-`pyproject.toml` (mypy) and in `test_contender_modules_import_no_engine`.
+To add one: its module; its name in `PEERS` or `PEERS_IN_4_BITS`; the help of `commands/measure/bench.py`; its
+package in `pyproject.toml` (mypy) and in `test_contender_modules_import_no_engine`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from kvfold.pipeline.bench.contenders.contender import ContenderModule
 
 KVFOLD = "kvfold"
 PEERS = ("llama_cpp", "onnxruntime_genai", "openvino_genai", "transformers")
+# The same in 4 bits.
+PEERS_IN_4_BITS = ("llama_cpp_q4_0", "llama_cpp_q4_k_m", "onnxruntime_genai_int4", "openvino_genai_int4")
 
 
 def contender_module(name: str) -> ContenderModule:

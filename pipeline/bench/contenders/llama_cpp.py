@@ -18,7 +18,7 @@ INSTALL = (
     "pip install --no-binary llama-cpp-python llama-cpp-python gguf safetensors  # compiled for this CPU"
 )
 
-MODEL = "model-q8_0.gguf"
+MODEL, SOURCE = "model.gguf", "model-q8_0.gguf"
 
 
 def prepare(source: Path, target: Path) -> None:
@@ -26,6 +26,25 @@ def prepare(source: Path, target: Path) -> None:
     from kvfold.pipeline.bench.models.gguf_from_huggingface import write_gguf
 
     write_gguf(source, target / MODEL)
+
+
+def prepare_requantized(source: Path, target: Path, kind: str) -> None:
+    """Write a GGUF whose matrices llama.cpp itself quantises to `kind`, a name of its `llama_ftype`.
+
+    It starts from Q8_0, which rounds weights that were 4 bits before by a 250th of a block's largest.
+    """
+    import llama_cpp
+
+    from kvfold.pipeline.bench.models.gguf_from_huggingface import write_gguf
+
+    write_gguf(source, target / SOURCE)
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype = getattr(llama_cpp, kind)
+    params.allow_requantize = True
+    paths = [str(target / name).encode() for name in (SOURCE, MODEL)]
+    if status := llama_cpp.llama_model_quantize(*paths, ctypes.byref(params)):
+        raise RuntimeError(f"llama_model_quantize returned {status}; its log is above")
+    (target / SOURCE).unlink()
 
 
 def load(model: Path, limits: Limits) -> LlamaCppContender:

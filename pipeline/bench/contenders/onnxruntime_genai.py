@@ -23,13 +23,18 @@ INSTALL = "pip install onnxruntime-genai onnx onnx-ir torch transformers"
 
 
 def prepare(source: Path, target: Path) -> None:
-    """Run its model builder with its defaults for int8 on the CPU, but logits of the last token only.
+    """Run its model builder for int8."""
+    build(source, target, WEIGHTS)
+
+
+def build(source: Path, target: Path, weights: str) -> None:
+    """Run its model builder with its defaults on the CPU, but logits of the last token only.
 
     Without that option a prompt's logits are all computed: slower, and vocab_size floats a token.
     """
     builder = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
     paths = ["-i", str(source), "-o", str(target), "-c", str(target / "cache")]
-    options = ["-p", "int8", "-e", "cpu", "--extra_options", "prune_lm_head=true"]
+    options = ["-p", weights, "-e", "cpu", "--extra_options", "prune_lm_head=true"]
     subprocess.run([*builder, *paths, *options], check=True)
 
 

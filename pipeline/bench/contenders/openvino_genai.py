@@ -25,8 +25,13 @@ BLOCK = 32  # tokens of a KV block of its CPU plugin
 
 def prepare(source: Path, target: Path) -> None:
     """Export with optimum-intel, weights int8 per channel, activations as the CPU plugin chooses."""
+    export(source, target, WEIGHTS)
+
+
+def export(source: Path, target: Path, weights: str) -> None:
+    """Run optimum-intel's export with a weight format of its own."""
     tool = Path(sys.executable).with_name("optimum-cli")
-    task = ["--task", "text-generation-with-past", "--weight-format", "int8"]
+    task = ["--task", "text-generation-with-past", "--weight-format", weights]
     subprocess.run([str(tool), "export", "openvino", "--model", str(source), *task, str(target)], check=True)
 
 

@@ -47,7 +47,8 @@ def command(
 ) -> None:
     """Measure RECIPE's engine beside its peers: llama.cpp, onnxruntime-genai, OpenVINO GenAI, transformers.
 
-    All start from the same weights, kvfold's folded by the plan; one process runs at a time. Measured are
+    All start from the same weights, kvfold's folded by the plan; one process runs at a time. --beside adds
+    another recipe's engine, --peers all the peers in 4 bits. Measured are
     prefill, decoding, eight sequences at once, the second turn of a conversation, peak memory and load
     time. Raw samples go to report/bench.json in the bundle, the table to report/bench.md.
 
@@ -64,6 +65,7 @@ def command(
     Examples:
       kvfold bench --peers none --quick
       kvfold bench --peer-python .venv-peers/bin/python
+      kvfold bench compact --beside identity --peers all
       kvfold bench --serve --scenario cpu
       kvfold bench --serve --scenario peers --llama-server ./llama-server
       kvfold bench compact --trace FILE --requests 3000 --budgets 64MiB,256MiB,1GiB
@@ -79,6 +81,7 @@ def command(
 def _bench_engines(recipe: str, output: Path | None, settings: BenchSettings, work: Path) -> None:
     from kvfold.pipeline.bench.bench import run_bench
     from kvfold.pipeline.bench.bench_table import bench_table
+    from kvfold.pipeline.bench.entrants import OwnBundle
     from kvfold.pipeline.bench.prepared_models import PreparedModels
     from kvfold.pipeline.bring_up_to_date import bring_up_to_date
     from kvfold.pipeline.workspace.read_checkpoint import read_checkpoint
@@ -90,7 +93,12 @@ def _bench_engines(recipe: str, output: Path | None, settings: BenchSettings, wo
     checkpoint = read_checkpoint(workspace)
     models = PreparedModels(work, checkpoint)
     console = get_console()
-    result = run_bench(root, workspace.plan, models, checkpoint.config, settings, console)
+    workspaces = [workspace]
+    for name in settings.beside:
+        other = bundle_path(name, None)
+        workspaces.append(Workspace(bring_up_to_date(name, other, "build", target="cpu"), other))
+    bundles = [OwnBundle(each.root, each.plan, each.quantization.weights) for each in workspaces]
+    result = run_bench(bundles, models, checkpoint.config, settings, console)
     report = root / "report"
     _write(result, bench_table(result), report / "bench.json", report / "bench.md")
 

@@ -10,11 +10,13 @@ from typing import Any
 import click
 
 from kvfold.pipeline.bench.bench_settings import BenchSettings
-from kvfold.pipeline.bench.contenders import PEERS
+from kvfold.pipeline.bench.contenders import PEERS, PEERS_IN_4_BITS
+
+EVERYONE = PEERS + PEERS_IN_4_BITS
 
 
 class PeersType(click.ParamType[tuple[tuple[str, ...], bool]]):
-    """`auto`, `none`, or names separated by commas; becomes (names, required)."""
+    """`auto`, `all`, `none`, or names separated by commas; becomes (names, required)."""
 
     name = "peers"
 
@@ -24,12 +26,16 @@ class PeersType(click.ParamType[tuple[tuple[str, ...], bool]]):
         """Refuse unknown names."""
         if value == "auto":
             return PEERS, False
+        if value == "all":
+            return EVERYONE, False
         if value == "none":
             return (), False
         names = tuple(value.split(","))
         for name in names:
-            if name not in PEERS:
-                self.fail(f"{name!r} is no peer; use auto, none, or names of {', '.join(PEERS)}", param, ctx)
+            if name not in EVERYONE:
+                self.fail(
+                    f"{name!r} is no peer; use auto, all, none, or names of {', '.join(EVERYONE)}", param, ctx
+                )
         return names, True
 
 
@@ -40,8 +46,11 @@ OPTIONS = (
         type=PeersType(),
         default="auto",
         show_default=True,
-        help="`auto` measures the peers that are installed and skips the others; `none`; or names, separated "
-        f"by commas, that must be there: {', '.join(PEERS)}.",
+        help="`auto` measures the peers that are installed and skips the others; `all` those in 4 bits too; "
+        f"`none`; or names, separated by commas, that must be there: {', '.join(EVERYONE)}.",
+    ),
+    click.option(
+        "--beside", multiple=True, help="A recipe to measure beside RECIPE; with --serve in scenario peers."
     ),
     click.option(
         "--peer-python",
@@ -72,6 +81,7 @@ def bench_options(function: Callable[..., Any]) -> Callable[..., Any]:
         peers, required = options.pop("peers")
         workloads = "quick" if options.pop("quick") else DEFAULTS.workloads
         others = {name: options.pop(name) for name in ("peer_python", "threads", "rounds")}
+        others["beside"] = options["beside"]  # servers have it, too
         settings = BenchSettings(peers=peers, required=required, workloads=workloads, **others)
         return function(**options, settings=settings)
 

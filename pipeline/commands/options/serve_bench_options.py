@@ -27,9 +27,6 @@ OPTIONS = (
         + "; ".join(f"{name}: {text}" for name, text in TITLES.items()),
     ),
     click.option(
-        "--beside", multiple=True, help="With --serve: a recipe to measure beside RECIPE, in scenario peers."
-    ),
-    click.option(
         "--llama-server",
         type=FILE,
         help="With --serve: llama.cpp's server, in scenario peers; docs/commands.md says how to build it.",
@@ -61,6 +58,7 @@ OPTIONS = (
 )
 OF_THE_OTHER_BENCH = ("peers", "peer_python", "quick")
 OF_TRACES_TOO = {"trace", "json"}
+OF_ENGINES_TOO = {"beside"}
 
 
 def serve_bench_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -74,7 +72,7 @@ def serve_bench_options(function: Callable[..., Any]) -> Callable[..., Any]:
             refuse_typed(OF_THE_OTHER_BENCH, "for an engine in process; leave this out, or leave out --serve")
         else:
             fine = OF_TRACES_TOO if values["trace"] is not None else set()
-            refuse_typed(set(values) - fine, "for servers; add --serve, or leave this out")
+            refuse_typed(set(values) - fine - OF_ENGINES_TOO, "for servers; add --serve, or leave this out")
         return function(**options, serving=ServeSettings(**values) if serve else None)
 
     command: Callable[..., Any] = with_settings

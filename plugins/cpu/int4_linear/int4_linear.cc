@@ -6,8 +6,7 @@
 namespace kvfold {
 namespace {
 
-constexpr std::size_t kGranule = 2;      // tiles that the AVX512 kernel takes at once
-constexpr std::int32_t kCenter = 8;      // plugins/int4_linear/schema.py: CENTER
+constexpr std::size_t kGranule = 2;  // tiles that the AVX512 kernel takes at once
 
 const Int4Kernel& active_kernel() {
 #if defined(__x86_64__)
@@ -60,7 +59,7 @@ void Int4Linear::compute(Context& context) const {
   const bool centered = product.weight_minimum == nullptr;
   const std::size_t block_bytes = kInt4BlockBytes + kTileOut * sizeof(std::uint16_t) * (centered ? 1 : 2);
   const WeightLayout layout = {ceil_div(attributes_.out_features, kTileOut), product.blocks * block_bytes, kGranule,
-                               product.blocks * kInt4Block, centered ? -kCenter : 1};
+                               product.blocks * kInt4Block, centered, !centered};
   LinearCall(context, attributes_, layout).run(active_kernel(), product);
 }
 

@@ -23,10 +23,11 @@ struct Simd {
   };
 
   static F zero() { return _mm256_setzero_ps(); }
-  static F set(const std::int32_t* value) { return _mm256_cvtepi32_ps(_mm256_set1_epi32(*value)); }
+  static F set(float value) { return _mm256_set1_ps(value); }
   static F add(F a, F b) { return _mm256_add_ps(a, b); }
   static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
-  static void store(float* to, F f) { _mm256_store_ps(to, f); }
+  static void store(float* to, F f) { _mm256_storeu_ps(to, f); }
+  static F load(const float* from) { return _mm256_loadu_ps(from); }
   static F halves(const std::uint16_t* half) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(half)));
   }

@@ -23,10 +23,11 @@ struct Simd {
   };
 
   static F zero() { return _mm512_setzero_ps(); }
-  static F set(const std::int32_t* value) { return __builtin_convertvector(Ints{} + *value, F); }
+  static F set(float value) { return _mm512_set1_ps(value); }
   static F add(F a, F b) { return _mm512_add_ps(a, b); }
   static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
-  static void store(float* to, F f) { _mm512_store_ps(to, f); }
+  static void store(float* to, F f) { _mm512_storeu_ps(to, f); }
+  static F load(const float* from) { return _mm512_loadu_ps(from); }
   static F halves(const std::uint16_t* half) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(half)));
   }

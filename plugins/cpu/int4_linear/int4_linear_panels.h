@@ -4,7 +4,7 @@
 //   F, kLanes                   floats of kLanes outputs: 16 or 8
 //   kColumns, kStreamColumns    how many F of outputs are taken at once; where there is one row
 //   kRows, kFinishRows          how many rows pass by a block's codes at once, and by its minima
-//   zero, add, mul, store       of F; halves: float16 as F; set: an int32 as F
+//   zero, set, add, mul         of F; load, store: anywhere; halves: float16 as F
 //   Codes, unpack               a block's codes of kLanes outputs, read once for many rows
 //   dots                        integer products of Codes and rows of activations, as F
 //
@@ -60,9 +60,9 @@ template <bool Minima, int Rows, int Columns>
 KVFOLD_INLINE void add_block(const Int4Product& p, const Block<Columns>& b, std::size_t row, std::size_t block,
                              F (*a)[Columns]) {
   const std::uint8_t* q = p.rows.q + row * p.rows.padded_in + block * kInt4Block;
-  const std::int32_t* sum = p.rows.sum + row * p.blocks + block;
+  const std::int32_t* start = Minima ? nullptr : p.rows.start + row * p.blocks + block;
   F dots[Rows][Columns];
-  Simd::dots<!Minima>(p, b.codes, q, sum, dots);
+  Simd::dots<!Minima>(p, b.codes, q, start, dots);
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 8
@@ -79,34 +79,31 @@ KVFOLD_INLINE void add_minima(const Int4Product& p, std::size_t row, std::size_t
     const F minimum = halves_at(p.weight_minimum, p, column + i, block);
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
-      const F sum = Simd::set(p.rows.sum + (row + r) * p.blocks + block);
+      const F sum = Simd::set(p.rows.sum[(row + r) * p.blocks + block]);
       c[r][i] = Simd::add(c[r][i], Simd::mul(sum, minimum));
     }
   }
 }
 
-// y = sum * scale + bias, for `count` outputs.
-inline void write(const Int4Product& p, std::size_t row, std::size_t first, std::size_t count, const float* sum) {
-  const float scale = p.rows.scale[row];
+// y = sum * scale + bias; the last column may have fewer outputs than F.
+inline void write(const Int4Product& p, std::size_t row, std::size_t first, F sum) {
+  F scaled = Simd::mul(sum, Simd::set(p.rows.scale[row]));
   float* y = p.y + row * p.out_features + first;
-  for (std::size_t i = 0; i < count; ++i) y[i] = sum[i] * scale;
-  if (p.bias == nullptr) return;
-  for (std::size_t i = 0; i < count; ++i) y[i] += p.bias[first + i];
+  if (first + Simd::kLanes <= p.out_features) {
+    if (p.bias != nullptr) scaled = Simd::add(scaled, Simd::load(p.bias + first));
+    return Simd::store(y, scaled);
+  }
+  float lanes[Simd::kLanes];
+  Simd::store(lanes, scaled);
+  for (std::size_t i = 0; first + i < p.out_features; ++i) {
+    y[i] = p.bias == nullptr ? lanes[i] : lanes[i] + p.bias[first + i];
+  }
 }
 
 template <int Rows, int Columns>
 inline void write_rows(const Int4Product& p, std::size_t row, std::size_t column, const F (&sums)[Rows][Columns]) {
   for (int r = 0; r < Rows; ++r) {
-    for (int i = 0; i < Columns; ++i) {
-      alignas(64) float sum[Simd::kLanes];
-      Simd::store(sum, sums[r][i]);
-      const std::size_t first = (column + i) * Simd::kLanes;
-      if (first + Simd::kLanes <= p.out_features) {
-        write(p, row + r, first, Simd::kLanes, sum);  // a constant count, so that it is unrolled
-      } else if (first < p.out_features) {
-        write(p, row + r, first, p.out_features - first, sum);
-      }
-    }
+    for (int i = 0; i < Columns; ++i) write(p, row + r, (column + i) * Simd::kLanes, sums[r][i]);
   }
 }
 
@@ -125,12 +122,12 @@ void finish(const Int4Product& p, std::size_t row, std::size_t column, const F (
   write_rows(p, row, column, a);
 }
 
-// Asks for what the same columns read kAhead bytes later, or the next columns where these end before. A core alone
-// keeps too few lines on their way: with what it computes meanwhile, half of memory's speed.
+// Asks for what the same columns read 8 KiB later, or the next columns where these end before: by itself a core that
+// computes so much a byte has too few lines on their way.
 template <bool Minima, int Columns>
 KVFOLD_INLINE void prefetch(const Int4Product& p, std::size_t column, std::size_t block) {
   constexpr std::size_t kTiles = (Columns + kColumnsOfTile - 1) / kColumnsOfTile;
-  constexpr std::size_t kAhead = 8192 / kInt4BlockBytes / kTiles;  // blocks
+  constexpr std::size_t kAhead = 8192 / kInt4BlockBytes / kTiles;  // in blocks
   const std::size_t ahead = block + (kAhead < p.blocks ? kAhead : p.blocks);
   const std::size_t wrapped = ahead < p.blocks ? 0 : 1;
 #pragma GCC unroll 8

@@ -20,9 +20,9 @@ struct Simd {
   };
 
   static F zero() { return {}; }
-  static F set(const std::int32_t* value) {
+  static F set(float value) {
     F f;
-    for (float& lane : f.lane) lane = static_cast<float>(*value);
+    for (float& lane : f.lane) lane = value;
     return f;
   }
   static F add(const F& a, const F& b) {
@@ -36,6 +36,11 @@ struct Simd {
     return f;
   }
   static void store(float* to, const F& f) { std::memcpy(to, f.lane, sizeof f.lane); }
+  static F load(const float* from) {
+    F f;
+    std::memcpy(f.lane, from, sizeof f.lane);
+    return f;
+  }
 
   // Of numbers only: a product moves the exponent's bias, subnormal numbers' too.
   static F halves(const std::uint16_t* half) {

@@ -10,10 +10,11 @@
 
 namespace kvfold {
 
-constexpr float kLowPlane = 256.0f;    // plugins/int8_linear/schema.py: LOW_PLANE
-constexpr std::size_t kTileOut = 16;   // BLOCK_OUT of int8_linear/schema.py, TILE_OUT of int4_linear/schema.py
-constexpr std::size_t kGroupIn = 4;    // inputs of an output that lie side by side
-constexpr std::size_t kSumInputs = 32; // BLOCK of int4_linear/schema.py
+constexpr float kLowPlane = 256.0f;     // plugins/int8_linear/schema.py: LOW_PLANE
+constexpr std::size_t kTileOut = 16;    // BLOCK_OUT there, TILE_OUT of plugins/int4_linear/schema.py
+constexpr std::size_t kGroupIn = 4;     // inputs of an output that lie side by side
+constexpr std::size_t kSumInputs = 32;  // BLOCK of int4_linear
+constexpr std::int32_t kCenter = 8;     // CENTER of int4_linear
 
 enum class InputActivation { none, swiglu, geglu };
 
@@ -23,9 +24,10 @@ struct Range {
 
 // Rows of int8 activations: a token has one, or two where its second plane holds the remainder.
 struct QuantizedRows {
-  std::uint8_t* q;           // [rows, padded_in], in the form the same kernel's multiply reads
-  float* scale;              // [rows]
-  std::int32_t* sum;         // [rows, padded_in / 32]: sum_factor times that of 32 activations; may be null
+  std::uint8_t* q;      // [rows, padded_in], in the form the same kernel's multiply reads
+  float* scale;         // [rows]
+  std::int32_t* start;  // [rows, padded_in / 32]: -8 times the sum of 32 activations; or null
+  float* sum;           // that sum itself; or null
   std::size_t padded_in;
 };
 
@@ -34,8 +36,7 @@ struct TokenQuantization {
   const float* x;
   std::size_t in_features;
   InputActivation activation;
-  std::size_t planes;       // 1: 8-bit activations; 2: 16-bit
-  std::int32_t sum_factor;  // 0: no sums
+  std::size_t planes;  // 1: 8-bit activations; 2: 16-bit
   QuantizedRows rows;
 };
 

@@ -21,7 +21,8 @@ constexpr std::size_t kChunkProducts = std::size_t{1} << 22;
 struct Scratch {
   std::vector<std::uint8_t> q;
   std::vector<float> scale;
-  std::vector<std::int32_t> sum;
+  std::vector<std::int32_t> start;
+  std::vector<float> sum;
   std::vector<float> planes;  // the product of each plane, where a token has two
 };
 
@@ -83,10 +84,11 @@ LinearCall::LinearCall(const Context& context, const LinearAttributes& attribute
   tokens_ = static_cast<std::size_t>(x.shape[0]);
   const std::size_t rows = tokens_ * attributes.planes;
   Scratch& room = scratch();
-  std::int32_t* sum = layout.sum_factor ? grown(room.sum, rows * (layout.padded_in / kSumInputs)) : nullptr;
-  const QuantizedRows quantized = {grown(room.q, rows * layout.padded_in), grown(room.scale, rows), sum,
-                                   layout.padded_in};
-  job_ = {x.data, attributes.in_features, attributes.activation, attributes.planes, layout.sum_factor, quantized};
+  const std::size_t sums = rows * (layout.padded_in / kSumInputs);
+  const QuantizedRows quantized = {grown(room.q, rows * layout.padded_in), grown(room.scale, rows),
+                                   layout.starts ? grown(room.start, sums) : nullptr,
+                                   layout.sums ? grown(room.sum, sums) : nullptr, layout.padded_in};
+  job_ = {x.data, attributes.in_features, attributes.activation, attributes.planes, quantized};
 }
 
 // The op's output; `product` becomes where the kernel writes: there, or room for both planes.

@@ -24,7 +24,7 @@ struct WeightLayout {
   std::size_t tile_bytes;  // what a tile takes
   std::size_t granule;     // tiles that a kernel takes at once
   std::size_t padded_in;
-  std::int32_t sum_factor = 0;  // what the kernel reads of sums of activations
+  bool starts = false, sums = false;  // what the kernel reads of sums of activations
 };
 
 inline std::size_t ceil_div(std::size_t a, std::size_t b) { return (a + b - 1) / b; }
@@ -32,7 +32,7 @@ inline std::size_t ceil_div(std::size_t a, std::size_t b) { return (a + b - 1) /
 // Throws unless a tensor has this shape.
 void expect(const char* name, const Shape& shape, std::initializer_list<std::size_t> expected);
 
-// One call of an op: what is the same for every weight. `multiply` computes y of `rows` for tiles of outputs.
+// One call of an op: what is the same for every weight.
 class LinearCall {
  public:
   // Checks x; room for quantised rows belongs to this thread until its next call.

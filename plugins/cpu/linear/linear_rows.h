@@ -116,13 +116,16 @@ inline float quantize_remainder(const float* x, std::size_t n, std::size_t padde
   return low_scale;
 }
 
-// The sum of each 32 activations of a row, times a factor.
+// The sums of each 32 activations of a row, in the forms that are asked for.
 template <int Offset>
-inline void sum_row(const std::uint8_t* q, std::size_t padded, std::int32_t factor, std::int32_t* sum) {
-  for (std::size_t block = 0; block < padded / kSumInputs; ++block, q += kSumInputs) {
+inline void sum_row(const QuantizedRows& rows, std::size_t row) {
+  const std::size_t blocks = rows.padded_in / kSumInputs, first = row * blocks;
+  const std::uint8_t* q = rows.q + row * rows.padded_in;
+  for (std::size_t block = 0; block < blocks; ++block, q += kSumInputs) {
     std::int32_t total = 0;
     for (std::size_t k = 0; k < kSumInputs; ++k) total += static_cast<std::int8_t>(q[k] - Offset);
-    sum[block] = factor * total;
+    if (rows.start != nullptr) rows.start[first + block] = -kCenter * total;
+    if (rows.sum != nullptr) rows.sum[first + block] = static_cast<float>(total);
   }
 }
 
@@ -142,10 +145,8 @@ void quantize_rows(const TokenQuantization& job, Range tokens, float* row) {
     float* scale = job.rows.scale + first;
     scale[0] = quantize_row<Offset>(x, n, padded, q);
     if (job.planes == 2) scale[1] = quantize_remainder<Offset>(x, n, padded, q, scale[0], row, q + padded);
-    for (std::size_t plane = 0; job.sum_factor != 0 && plane < job.planes; ++plane) {
-      std::int32_t* sum = job.rows.sum + (first + plane) * (padded / kSumInputs);
-      sum_row<Offset>(q + plane * padded, padded, job.sum_factor, sum);
-    }
+    if (job.rows.start == nullptr && job.rows.sum == nullptr) continue;
+    for (std::size_t plane = 0; plane < job.planes; ++plane) sum_row<Offset>(job.rows, first + plane);
   }
 }
 

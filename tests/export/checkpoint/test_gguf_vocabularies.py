@@ -122,6 +122,19 @@ def test_a_reply_goes_on_with_its_prompt(prompt: str, reply: str, said: str) -> 
 TOKENIZER = sentencepiece()
 
 
+def test_a_reply_that_is_cut_within_a_character_keeps_those_before_it() -> None:
+    """The library takes a run of byte tokens as a whole: with a part of a character, none of it is text."""
+    bundle = BundleTokenizer(TOKENIZER.backend, TOKENIZER.config)
+    byte_tokens = [3 + byte for byte in "龍龍".encode()]
+    assert bundle.decode(byte_tokens[:5]) == "\ufffd" * 5
+    stream = Detokenizer(bundle.decode)
+    for token in byte_tokens[:5]:
+        stream.push(token)
+    assert stream.text == "龍"
+    stream.finish()
+    assert stream.text == "龍\ufffd\ufffd"
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [

@@ -13,7 +13,14 @@ from torch import Tensor
 from kvfold.export.fold.fold_settings import FoldSettings
 from kvfold.export.model.decoder import Decoder
 from kvfold.export.model.families import config_from_huggingface
-from kvfold.export.search.costs import Change, Cost, distant_changes, large_banks, layer_changes
+from kvfold.export.search.costs import (
+    Change,
+    Cost,
+    distant_changes,
+    large_banks,
+    layer_changes,
+    shortened_layers,
+)
 from kvfold.export.search.examine import Examination
 from kvfold.export.search.measure_changes import (
     Laboratory,
@@ -21,6 +28,7 @@ from kvfold.export.search.measure_changes import (
     measure_globals,
     measure_locals,
     measure_plan,
+    narrowed,
     with_windows,
 )
 from kvfold.export.search.question import Question
@@ -146,3 +154,27 @@ def test_what_a_model_cannot_be_folded_to_is_not_measured() -> None:
     normed = config.model_copy(update={"qk_norm": "head"})
     assert all(change.kind != "bank" for change in layer_changes(normed, ()))
     assert not list(distant_changes(normed, frozenset({0, 3}))) + list(large_banks(normed))
+
+
+def test_own_windows_are_shortened_alone_and_layers_that_see_or_turn_otherwise_share_nothing() -> None:
+    config = laboratory().examination.config
+    windowed = config.model_copy(update={"sliding_windows": (24, None, 16, 16)})
+    changes = [change.name for change in layer_changes(windowed, (16, 24)) if change.kind != "int8"]
+    assert changes == [
+        *("windowed 0 to 16", "bank 0", "windowed 1 to 16", "windowed 1 to 24", "bank 1"),
+        *("bank 2", "bank 2 3", "bank 3"),
+    ]
+    assert not list(large_banks(windowed))
+    turned = config.model_copy(update={"ropes": (*config.ropes, *config.ropes), "layer_ropes": (0, 0, 1, 0)})
+    banks = [change.layers for change in layer_changes(turned, ()) if len(change.layers) > 1]
+    assert banks == [(0, 1)]
+    assert [c.layers for c in distant_changes(turned, frozenset({0, 2, 3}))] == []
+    assert shortened_layers(windowed.attention_shape, 16) == {0, 1}
+
+
+def test_prompts_see_through_the_checkpoint_s_own_windows_as_they_are() -> None:
+    """Only what a plan shortened stands in for a wider window."""
+    shape = replace(laboratory().examination.config.attention_shape, sliding_windows=(200, 200, None, 8))
+    own = FoldPlan.of(shape)
+    plan = own.with_layers([1, 2], sliding_window=100)
+    assert [layer.sliding_window for layer in narrowed(plan, own, 16).layers] == [200, 16, 16, 8]

@@ -19,8 +19,9 @@ from kvfold.export.model.rope_config import Rope
 from kvfold.pipeline.bench.bench import run_bench
 from kvfold.pipeline.bench.bench_results import BenchResult
 from kvfold.pipeline.bench.bench_settings import BenchSettings
-from kvfold.pipeline.bench.contenders import KVFOLD, PEERS, contender_module
+from kvfold.pipeline.bench.contenders import KVFOLD, PEERS, PEERS_IN_4_BITS, contender_module
 from kvfold.pipeline.bench.contenders.contender import CacheLoad, Limits
+from kvfold.pipeline.bench.entrants import OwnBundle
 from kvfold.pipeline.bench.prepared_models import PreparedModels
 from kvfold.pipeline.bench.processes import bench_worker as worker
 from kvfold.pipeline.bench.processes import jobs, process
@@ -67,7 +68,7 @@ def test_answers_survive_the_trip(tmp_path: Path) -> None:
     assert jobs.read_answer(tmp_path / "answer.json") == answer
 
 
-@pytest.mark.parametrize("name", [KVFOLD, *PEERS])
+@pytest.mark.parametrize("name", [KVFOLD, *PEERS, *PEERS_IN_4_BITS])
 def test_contenders_are_alike(name: str) -> None:
     module = contender_module(name)
     assert module.TITLE
@@ -80,7 +81,7 @@ def test_contenders_are_alike(name: str) -> None:
 
 
 def test_contender_modules_import_no_engine() -> None:
-    names = ", ".join(repr(name) for name in (KVFOLD, *PEERS))
+    names = ", ".join(repr(name) for name in (KVFOLD, *PEERS, *PEERS_IN_4_BITS))
     engines = (
         "{'torch', 'numpy', 'transformers', 'llama_cpp', 'onnxruntime_genai', 'openvino', 'onnxruntime'}"
     )
@@ -171,6 +172,14 @@ class FakeModels:
         return self.folder
 
 
+def own(*folders: Path) -> list[OwnBundle]:
+    """Bundles in these folders, the second in 4 bits."""
+    return [
+        OwnBundle(folder, PLANS["hybrid"], weights)
+        for folder, weights in zip(folders, ("int8", "int4"), strict=False)
+    ]
+
+
 def bench_fakes(
     tmp_path: Path, settings: BenchSettings, model: ModelConfig = MODEL
 ) -> tuple[BenchResult, str]:
@@ -180,7 +189,7 @@ def bench_fakes(
     peers.mkdir(exist_ok=True)
     printed = io.StringIO()
     models = cast(PreparedModels, FakeModels(peers))
-    result = run_bench(bundle, PLANS["hybrid"], models, model, settings, Console(file=printed, width=500))
+    result = run_bench(own(bundle), models, model, settings, Console(file=printed, width=500))
     return result, printed.getvalue()
 
 
@@ -196,6 +205,22 @@ def test_peers_run_and_absent_ones_are_skipped_visibly(tmp_path: Path) -> None:
     assert result.skipped[0] in printed
     for title in ("kvfold", "llama.cpp"):
         assert re.search(rf"^  > {title} +round 2 of 2$", printed, re.M)
+
+
+@pytest.mark.usefixtures("fake_contenders")
+def test_engines_of_several_bundles_stand_side_by_side(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("first", "second")]
+    for folder in folders:
+        folder.mkdir()
+    models, silent = cast(PreparedModels, FakeModels(tmp_path)), Console(file=io.StringIO())
+    result = run_bench(own(*folders), models, MODEL, BenchSettings((), rounds=2, workloads="quick"), silent)
+    assert [(each.title, each.weights) for each in result.contenders] == [
+        ("kvfold first", "int8"),
+        ("kvfold second", "int4"),
+    ]
+    assert all(len(each.samples["decode_128"]) == 2 for each in result.contenders)
+    first, second = result.plan.split("; ")
+    assert first.startswith("kvfold first: ") and second.startswith("kvfold second: ")
 
 
 @pytest.mark.usefixtures("fake_contenders")
@@ -223,8 +248,7 @@ def test_kvfold_itself_may_not_fail(tmp_path: Path) -> None:
     models = cast(PreparedModels, FakeModels(tmp_path))
     with pytest.raises(TargetError, match=r"(?s)kvfold's engine.*broken model"):
         run_bench(
-            tmp_path / "bundle",
-            PLANS["hybrid"],
+            own(tmp_path / "bundle"),
             models,
             MODEL,
             BenchSettings((), rounds=1),
