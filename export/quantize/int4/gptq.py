@@ -23,7 +23,7 @@ def gptq(matrix: Tensor, moment: Tensor) -> Blocks:
     `moment` is the sum of x x^T, [in, in]; it is used up. Memory: two such squares more, and the codes.
     """
     factor = _inverse_factor(moment)
-    parts = [_round_rows(rows, factor) for rows in matrix.split(ROWS)]
+    parts = [_round_rows(rows, factor) for rows in torch.split(matrix, ROWS)]
     codes, scale, minimum = (torch.cat(each) for each in zip(*parts, strict=True))
     return Blocks(codes, scale, minimum)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Collection
 from dataclasses import replace
 from itertools import product
@@ -14,62 +13,21 @@ from hypothesis import strategies as st
 
 from kvfold.export.search.choose import (
     Horizons,
-    by_size,
     choose_banks,
     choose_horizons,
     front,
     grow_globals,
-    neighbours,
-    refine,
     settle,
-    smallest_below,
     smallest_bytes,
 )
 from kvfold.export.search.costs import Change, Cost, CostTable, guess_bank
-from kvfold.export.search.search_settings import SearchSettings
 from kvfold.export.search.space import ByteTarget, PlanSpace, Solution
-from kvfold.plugins.contract.attention_shape import AttentionShape
 from kvfold.plugins.contract.errors import PlanError
 from kvfold.plugins.contract.plan_presets import check_beside
-
-NLL = 1.0
-WINDOWS = (128, 256)
-PROPERTY = settings(max_examples=60, deadline=None)
-
-
-def make_space(seed: int, layers: int = 7, heads: int = 3, lengths: tuple[int, ...] = (2048,)) -> PlanSpace:
-    """Random costs, larger for larger banks; now and then a layer that int8 hurts."""
-    generator = random.Random(seed)
-
-    def cost(scale: float) -> Cost:
-        return Cost(kl=scale * generator.random(), nll=NLL + generator.uniform(-0.2, 2))
-
-    sizes = range(1 if heads > 1 else 2, 4)
-    banks = [tuple(range(i, i + size)) for size in sizes for i in range(layers - size + 1)]
-    table = CostTable(
-        unfolded_nll=NLL,
-        windowed={(layer, window): cost(2.56 / window) for layer in range(layers) for window in WINDOWS},
-        int8={layer: cost(generator.choice((0.001, 0.001, 0.1))) for layer in range(layers)},
-        banks={bank: cost(0.05 * len(bank) ** 2) for bank in banks},
-    )
-    return PlanSpace(
-        shape=AttentionShape(layers, 9, heads, 64),
-        table=table,
-        settings=SearchSettings(sliding_windows=WINDOWS),
-        wide="float32",
-        page_size=16,
-        lengths=lengths,
-    )
-
-
-def make_targets(space: PlanSpace, globals_: frozenset[int], slack: float) -> list[ByteTarget]:
-    """Targets of every length, `slack` times what the smallest plan takes there."""
-    smallest = smallest_bytes(space, globals_)
-    pairs = zip(space.lengths, smallest, strict=True)
-    return [ByteTarget(slack * least / length, length) for length, least in pairs]
-
+from tests.export.search.made_up_spaces import NLL, make_space, make_targets
 
 horizons = st.sets(st.integers(0, 6)).map(frozenset)
+PROPERTY = settings(max_examples=60, deadline=None)
 
 
 @PROPERTY
@@ -264,61 +222,6 @@ def test_a_window_that_costs_much_makes_a_layer_global() -> None:
     space = replace(space, table=replace(space.table, windowed=windowed))
     trail = [Horizons(frozenset(), NLL), Horizons(frozenset({3}), NLL)]
     assert choose_horizons(space, trail, make_targets(space, frozenset({3}), 2)) == trail[1]
-
-
-def test_neighbours_leave_out_a_bank_each() -> None:
-    space, globals_ = make_space(5), frozenset({3})
-    targets = make_targets(space, globals_, 2)
-    chosen = choose_banks(space, globals_, targets)
-    found = neighbours(space, globals_, targets, chosen)
-    assert found
-    assert [s.cost for s in found] == sorted(s.cost for s in found)
-    for other in found:
-        assert other.options != chosen.options
-        assert other.cost >= chosen.cost
-        assert all(t.holds(b) for t, b in zip(targets, other.kv_bytes, strict=True))
-
-
-def test_refinement_goes_by_what_is_measured() -> None:
-    space, globals_ = make_space(5), frozenset({3})
-    targets = make_targets(space, globals_, 2)
-    first = choose_banks(space, globals_, targets)
-    measured: list[Solution] = []
-
-    def measure(solution: Solution) -> Cost:
-        measured.append(solution)
-        return Cost(kl=1.0 if solution == first else 0.5 + 0.1 * len(measured), nll=NLL)
-
-    best = refine(space, globals_, targets, measure)
-    assert len(measured) == space.settings.plans
-    assert len({solution.options for solution in measured}) == len(measured)
-    assert (best.solution, best.cost.kl) == (measured[1], 0.7)
-
-
-@PROPERTY
-@given(seed=st.integers(0, 999), limit=st.floats(0.01, 2), scale=st.floats(0.3, 3), plans=st.integers(2, 8))
-def test_the_smallest_plan_below_a_kl_is_measured(seed: int, limit: float, scale: float, plans: int) -> None:
-    space = make_space(seed)
-    sizes = by_size(front(space, frozenset({2})))
-    assert [s.kv_bytes[-1] for s in sizes] == sorted({s.kv_bytes[-1] for s in sizes})
-    measured: dict[Solution, float] = {}
-
-    def measure(solution: Solution) -> Cost:
-        assert solution not in measured, "measured twice"
-        measured[solution] = scale * solution.kl
-        return Cost(kl=measured[solution], nll=NLL)
-
-    try:
-        best = smallest_below(sizes, limit, plans, measure)
-    except PlanError as error:
-        assert min(measured.values()) > limit
-        assert f"lowest KL is {min(measured.values()):.4g}" in str(error)
-        assert scale * sizes[-1].kl > limit
-    else:
-        assert best.cost.kl <= limit
-        below = [s for s, kl in measured.items() if kl <= limit]
-        assert best.solution == min(below, key=lambda s: s.kv_bytes)
-    assert len(measured) <= plans
 
 
 def test_later_rounds_try_fewer_layers() -> None:

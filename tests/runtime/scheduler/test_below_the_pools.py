@@ -13,7 +13,7 @@ from kvfold.runtime.llm.llm import LLM
 from kvfold.runtime.memory import tier_link
 from kvfold.runtime.memory.tier_link import TierLink
 from kvfold.runtime.memory.tiers.chain import Chain
-from kvfold.runtime.memory.tiers.kv_tier import KvTier
+from kvfold.runtime.memory.tiers.object_tier import ObjectTier
 from kvfold.runtime.memory.tiers.layout import TierLayout
 from kvfold.runtime.memory.tiers.object_tier import DirectoryTier, HostTier
 from kvfold.runtime.memory.tiers.prefix import LoadedPrefix, TierLimits
@@ -32,7 +32,7 @@ def make_tier(plan: FoldPlan, kind: type[HostTier] = HostTier) -> HostTier:
     return kind(layout, layout.root_key("model", "kernels"), LIMITS)
 
 
-def open_directory(plan: FoldPlan, directory: Path, limits: TierLimits = LIMITS) -> KvTier:
+def open_directory(plan: FoldPlan, directory: Path, limits: TierLimits = LIMITS) -> ObjectTier:
     layout = TierLayout.of(plan)
     tier = DirectoryTier(directory, layout, layout.root_key("model", "kernels"), limits)
     tier.refresh()

@@ -19,7 +19,7 @@ import pytest
 from kvfold.plugins.contract.errors import RequestError
 from kvfold.runtime.llm.async_llm import AsyncLLM
 from kvfold.runtime.memory.tiers import object_store
-from kvfold.runtime.memory.tiers.kv_tier import KvTier
+from kvfold.runtime.memory.tiers.object_tier import ObjectTier
 from kvfold.runtime.memory.tiers.object_tier import HostTier
 from kvfold.runtime.memory.tiers.tier_state import TierState
 from kvfold.runtime.sampling.params import SamplingParams
@@ -45,7 +45,7 @@ __all__ = ["guarded"]
 
 
 @asynccontextmanager
-async def serving(tier: KvTier, keys: Path | None = None) -> AsyncIterator[Watched]:
+async def serving(tier: ObjectTier, keys: Path | None = None) -> AsyncIterator[Watched]:
     """A server over the synthetic engine; at its end the pages are all there."""
     app, state = make_app(keys)
     llm, _ = make_llm(PLAN, tier=tier)
