@@ -54,9 +54,8 @@ def lower_for_tensorrt(
         How often each pass matched.
 
     Raises:
-        ExportError: a pass did not find what it must, a scale is missing, or a weight is beyond `dtype`.
-        TargetError: the plan stores a cache in a type that the plugin does not read, or its heads have a size
-            that it does not.
+        ExportError: a pass did not find what it must, a scale is missing, a weight is beyond `dtype`.
+        TargetError: the plugin does not read the type of a cache, or heads of this size.
     """
     check_kv_dtypes(plan, f"TensorRT with {dtype} activations", (dtype, "int8"))
     check_head_dim(plan, "TensorRT", HEAD_SIZES)

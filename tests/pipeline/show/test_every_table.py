@@ -47,7 +47,7 @@ from kvfold.runtime.metrics import CacheMetrics, Metrics, PoolUsage, PrefixMatch
 from kvfold.runtime.server.caller import ANYONE
 from kvfold.runtime.server.ui.server_view import ServerView
 from kvfold.runtime.status import EngineStatus
-from tests.export.search.test_choose import make_space
+from tests.export.search.made_up_spaces import make_space
 from tests.pipeline.bench.serving.test_serve_table import result_of_two_scenarios
 from tests.pipeline.bench.test_bench_table import result_of_two
 from tests.pipeline.bench.trace.made_up_traces import TRACE_RESULT

@@ -13,9 +13,8 @@ from kvfold.runtime.llm.llm import LLM
 from kvfold.runtime.memory import tier_link
 from kvfold.runtime.memory.tier_link import TierLink
 from kvfold.runtime.memory.tiers.chain import Chain
-from kvfold.runtime.memory.tiers.object_tier import ObjectTier
 from kvfold.runtime.memory.tiers.layout import TierLayout
-from kvfold.runtime.memory.tiers.object_tier import DirectoryTier, HostTier
+from kvfold.runtime.memory.tiers.object_tier import DirectoryTier, HostTier, ObjectTier
 from kvfold.runtime.memory.tiers.prefix import LoadedPrefix, TierLimits
 from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.scheduler.request import Prompt

@@ -19,8 +19,7 @@ import pytest
 from kvfold.plugins.contract.errors import RequestError
 from kvfold.runtime.llm.async_llm import AsyncLLM
 from kvfold.runtime.memory.tiers import object_store
-from kvfold.runtime.memory.tiers.object_tier import ObjectTier
-from kvfold.runtime.memory.tiers.object_tier import HostTier
+from kvfold.runtime.memory.tiers.object_tier import HostTier, ObjectTier
 from kvfold.runtime.memory.tiers.tier_state import TierState
 from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.scheduler.request import Prompt
