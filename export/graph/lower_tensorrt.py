@@ -39,8 +39,7 @@ def lower_for_tensorrt(
 ) -> dict[str, int]:
     """Write `model.onnx` for TensorRT's parser with kvfold's attention plugin into `directory`.
 
-    The graph is for strongly typed networks. Linears of precision `int8` get Q/DQ; those that int8 harms
-    (`int8_a16`, `float32`) stay in `dtype`.
+    For strongly typed networks: linears of precision `int8` get Q/DQ, all others stay in `dtype`.
 
     Args:
         model: the target-neutral graph, changed in place.
