@@ -136,4 +136,4 @@ def _with_llama3_rope(plain: ModelConfig, factors: tuple[float, ...]) -> ModelCo
         raise UnsupportedModelError(
             "the GGUF's RoPE frequency factors are not those of Llama 3.1; use the Hugging Face checkpoint"
         )
-    return plain.model_copy(update={"ropes": (scaled,)})
+    return plain.model_copy(update={"ropes": (scaled, *plain.ropes[1:])})

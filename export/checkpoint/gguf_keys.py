@@ -164,13 +164,14 @@ def _windows(family: Family, values: Metadata) -> dict[str, object]:
         types = [FULL if pattern and index % pattern == pattern - 1 else SLIDING for index in range(layers)]
         return {**switch, "sliding_window": window, "layer_types": types}
     context = values.get("context_length")
-    hides = isinstance(context, int) and isinstance(window, int) and window < context
-    if hides and family.window_layers in ("from_max_window_layers", "without_rope"):
+    if family.window_layers not in ("from_max_window_layers", "without_rope"):
+        return {"sliding_window": window}
+    if isinstance(context, int) and isinstance(window, int) and window < context:
         raise UnsupportedModelError(
             f"{family.name} with {WINDOW} = {window}: the file does not say which layers have it; use the "
             "Hugging Face checkpoint"
         )
-    return {"sliding_window": window if hides else None}
+    return {"sliding_window": None}  # it hides nothing
 
 
 def _rope(values: Metadata, facts: GgufTensorFacts, head_dim: Any) -> dict[str, object]:

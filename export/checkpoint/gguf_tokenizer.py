@@ -20,7 +20,7 @@ from kvfold.export.checkpoint.gguf_vocabulary.build_byte_level import build_byte
 from kvfold.export.checkpoint.gguf_vocabulary.build_sentencepiece import build_gemma4, build_sentencepiece
 from kvfold.export.checkpoint.gguf_vocabulary.pre_tokenizers import PRE_TOKENIZERS
 from kvfold.export.checkpoint.gguf_vocabulary.tokens import ADVICE
-from kvfold.plugins.contract.errors import UnsupportedModelError
+from kvfold.plugins.contract.errors import CheckpointError, UnsupportedModelError
 from kvfold.plugins.contract.tokenizer_config import TokenizerConfig
 
 # By `tokenizer.ggml.model`.
@@ -58,7 +58,8 @@ def tokenizer_from_gguf(
     tokenizer = parse_tokenizer(source, text)
     check_vocabulary(source, tokenizer, vocab_size)
     kind = metadata.get("tokenizer.ggml.model")
-    declared = {**SENTENCEPIECE, **metadata} if kind == "llama" else metadata
+    named = {key: value for key, value in metadata.items() if not _names_no_token(key, value, tokenizer)}
+    declared = {**SENTENCEPIECE, **named} if kind == "llama" else named
     texts = {
         name: token
         for name, key in SPECIAL_TOKENS.items()
@@ -73,6 +74,17 @@ def tokenizer_from_gguf(
         special_tokens=texts,
     )
     return CheckpointTokenizer(json=text, config=config)
+
+
+def _names_no_token(key: str, value: object, tokenizer: Tokenizer) -> bool:
+    """A special token's id that the vocabulary lacks, as 4294967295 for none; llama.cpp passes over it too."""
+    if not (key.startswith("tokenizer.ggml.") and key.endswith("_token_id")):
+        return False
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise CheckpointError(
+            f"GGUF metadata: {key} is no id of a token but {value!r:.40}; fetch the file again"
+        )
+    return not 0 <= value < tokenizer.get_vocab_size(with_added_tokens=True)
 
 
 def _build(path: Path, metadata: Mapping[str, Any]) -> Tokenizer:

@@ -87,6 +87,7 @@ def fold_weights(
         )
         fold = SequentialFold(config, weights, folded, streams, how.settings, how.method)
         first = 0 if state is None else fold.restore(state)
+        state = None  # both streams are in it
         folded.update({name: torch.zeros(config.num_attention_heads) for name in added_names(plan, first)})
         for layer in layers[first:]:
             progress(layer / len(layers), f"layer {layer} of {len(layers)}")

@@ -49,7 +49,8 @@ class DenseAttention:
             key = self.rotate(key if k_norm is None else k_norm(key), attention.layer)
             self.keys_values[attention.layer] = (
                 self._round(f"key_scale.{attention.layer}", key),
-                self._round(f"value_scale.{attention.layer}", value),
+                # A view would keep all of `projected` until the last layer that reads it.
+                self._round(f"value_scale.{attention.layer}", value.contiguous()),
             )
         keys, values = self.keys_values[layer.donor]
         query, keys, values = (x.transpose(1, 2) for x in (query, keys, values))

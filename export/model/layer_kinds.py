@@ -44,9 +44,9 @@ def layer_types(family: Family, known: Metadata) -> list[str]:
             raise UnsupportedModelError(
                 f"{family.name} with a layer of type {kind!r:.40}: supported are {FULL} and {SLIDING}"
             )
-    if SLIDING in given and known.get("use_sliding_window") is False:
+    if SLIDING in given and not known.get("use_sliding_window", True):
         raise CheckpointError(
-            f"config.json: layer_types names {SLIDING}, but use_sliding_window is false; make them agree"
+            f"config.json: layer_types names {SLIDING}, but use_sliding_window is off; make them agree"
         )
     return given
 
@@ -59,7 +59,7 @@ def layer_count(known: Metadata) -> int:
 
 def _windowed(family: Family, known: Metadata, layers: int) -> list[bool]:
     window = known.get("sliding_window")
-    if window is None or known.get("use_sliding_window") is False:
+    if window is None or not known.get("use_sliding_window", True):
         return [False] * layers
     match family.window_layers:
         case "none":

@@ -80,6 +80,7 @@ def calibrate(
             stream.restore(state["stream"])
             found.restore(state["found"])
             first = state["layer"]
+            state = None  # the stream is in it
         for layer in range(first, count):
             tell = part(progress, layer / (count + 1), 1 / (count + 1), f"layer {layer} of {count}")
             block = load_block(config, plan, weights, layer)

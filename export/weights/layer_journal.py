@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 import shutil
 import time
@@ -67,7 +68,7 @@ class LayerJournal:
     def load(self) -> State | None:
         """The last state, where it can be read and the files that it names are there."""
         try:
-            kept = torch.load(self.folder / STATE, map_location="cpu", weights_only=True)
+            kept = torch.load(self.folder / STATE, map_location="cpu", weights_only=True, mmap=True)
             whole = kept["key"] == self._key and all((self.folder / name).is_file() for name in kept["files"])
         except (OSError, EOFError, RuntimeError, TypeError, KeyError, pickle.UnpicklingError):
             whole = False
@@ -90,7 +91,7 @@ class LayerJournal:
             return
         names = [path.name for path in layer_files(self.folder)]
         kept = {"key": self._key, "files": names, "state": state()}
-        write_aside(self.folder / STATE, lambda aside: torch.save(kept, aside))
+        save_state(self.folder / STATE, kept)
         self._saved = time.monotonic()
 
     @property
@@ -108,6 +109,18 @@ class LayerJournal:
     def remove(self) -> None:
         """The work is done."""
         shutil.rmtree(self.folder)
+
+
+def save_state(path: Path, state: Mapping[str, object]) -> None:
+    """Write a state that `torch.load` reads, whole or not at all; raises OSError where that cannot be."""
+
+    def save(aside: Path) -> None:
+        try:
+            torch.save(state, aside)
+        except RuntimeError as error:  # all that PyTorch says of a disk without room
+            raise OSError(errno.EIO, "it cannot be written; the disk may be full", str(path)) from error
+
+    write_aside(path, save)
 
 
 def write_by_layer(folder: Path, tensors: Mapping[str, Tensor], progress: Progress) -> None:

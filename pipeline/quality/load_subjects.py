@@ -115,7 +115,7 @@ def load_subjects(
     engine = load_engine(files, budget, max_num_batched_tokens=prefill_chunk, max_num_seqs=1)
     return (
         LayerwiseSubject(ORIGINAL, _original(workspace), heads),
-        LayerwiseSubject(FOLDED, LayerwiseModel(workspace.config, plan, workspace.weights), heads),
+        LayerwiseSubject(FOLDED, LayerwiseModel(workspace.config, plan, workspace.healed), heads),
         EngineSubject(ENGINE, engine, prefill_chunk),
     )
 

@@ -48,7 +48,7 @@ def _merge(workspace: Workspace, job: Job) -> tuple[FoldPlan, dict[int, float]]:
     assert path is not None, "else the model is folded"
     asked = plan_for(workspace.recipe.plan, checkpoint.config.attention_shape)
     adapter = load_adapter(path, workspace.fingerprint, asked)
-    changed = AdaptedTensors(checkpoint.config, checkpoint.weights, adapter.plan, adapter.tensors)
+    changed = AdaptedTensors(checkpoint.config, workspace.original, adapter.plan, adapter.tensors)
     write_by_layer(job.output / FOLDED_WEIGHTS, changed, job.progress)
     return adapter.plan, {}
 
@@ -62,7 +62,7 @@ def _fold(workspace: Workspace, job: Job) -> tuple[FoldPlan, dict[int, float]]:
     tokens = workspace.tensors(CALIBRATION_TOKENS)["tokens"]
     journal = LayerJournal(workspace.root / FOLD_FOLDER, job.key)
     how = HowToFold(recipe.fold)
-    folded = fold_weights(checkpoint.config, checkpoint.weights, plan, tokens, how, job.progress, journal)
+    folded = fold_weights(checkpoint.config, workspace.original, plan, tokens, how, job.progress, journal)
     journal.move_to(job.output / FOLDED_WEIGHTS)
     return folded.plan, folded.errors
 

@@ -48,7 +48,7 @@ def run(workspace: Workspace, job: Job) -> None:
     if section is None:
         return
     checkpoint, snapshots = read_checkpoint(workspace), workspace.root / HEAL_FOLDER
-    config, base = checkpoint.config, checkpoint.weights
+    config, base = checkpoint.config, workspace.original
     tokens = workspace.tensors(TRAINING_TOKENS)["tokens"]
     calibration = workspace.tensors(CALIBRATION_TOKENS)["tokens"] if section.int8_tokens else None
     healing = Healing(config, base, plan, tokens, section, recipe.quantize, calibration)

@@ -122,5 +122,6 @@ def _run_stage(
         assert not foreign, f"stage {stage.name} wrote {foreign}, which it does not declare"
         seconds = time.perf_counter() - start
         record = StageRecord(hash=stage_hash, files=files, seconds=seconds)
-        writer.commit(stage.name, record, dependents(stage.name, stages), tool_versions())
+        folders = [name for name in stage.files if name.endswith("/")]
+        writer.commit(stage.name, record, dependents(stage.name, stages), tool_versions(), folders)
     return StageOutcome(stage.name, ran=True, seconds=seconds)

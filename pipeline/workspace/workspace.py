@@ -103,10 +103,10 @@ class Workspace:
         from kvfold.export.weights.tensor_file import TensorFolder
 
         changed = TensorFolder(self.root / folder)
-        return ChangedWeights(self._original, changed, dropped_names(self.plan))
+        return ChangedWeights(self.original, changed, dropped_names(self.plan))
 
     @cached_property
-    def _original(self) -> Mapping[str, Tensor]:
+    def original(self) -> Mapping[str, Tensor]:
         """The checkpoint's weights.
 
         Raises:

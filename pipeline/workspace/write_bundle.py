@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -60,7 +60,14 @@ class BundleWriter:
             return str(error).split(";", 1)[0]
         return None
 
-    def commit(self, stage: str, record: StageRecord, forget: set[str], tools: Mapping[str, str]) -> None:
+    def commit(
+        self,
+        stage: str,
+        record: StageRecord,
+        forget: set[str],
+        tools: Mapping[str, str],
+        folders: Iterable[str] = (),
+    ) -> None:
         """Move a stage's staged files into the bundle and record it.
 
         Args:
@@ -68,6 +75,8 @@ class BundleWriter:
             record: its hash, staged files (`record_files`) and duration.
             forget: the stages made from its files; their records go when a file's content changed.
             tools: versions of the tools that made it, for the manifest.
+            folders: that are its own. What lies there and is not recorded goes: the record of an earlier run
+                may be gone already, for a change of what it was made from.
         """
         old = self.manifest.stages.get(stage)
         if old is None or _digests(old) != _digests(record):
@@ -75,6 +84,9 @@ class BundleWriter:
             self._write_manifest({name: r for name, r in self.manifest.stages.items() if name not in dropped})
             for name in old.files.keys() - record.files.keys() if old else ():
                 (self.root / name).unlink(missing_ok=True)
+        for path in [path for folder in folders for path in (self.root / folder).rglob("*")]:
+            if path.is_file() and path.relative_to(self.root).as_posix() not in record.files:
+                path.unlink()
         for name in record.files:
             target = self.root / name
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """Presets: named recipes that turn a model's shape into a FoldPlan.
 
-Every plan begins with the windows that the checkpoint has (`FoldPlan.of`) and only shortens them: a layer was
-never trained to see further, and the first tokens that its own window hides are not shown to it as sinks.
+Every plan begins with the windows that the checkpoint has (`FoldPlan.of`) and only shortens them. A layer that
+keeps its own window gets no sinks; a shortened one gets the plan's, which stay visible beyond its own window too.
 """
 
 from __future__ import annotations
@@ -146,8 +146,8 @@ def check_beside(plan: FoldPlan, shape: AttentionShape) -> None:
         shape: of the model that is to be folded.
 
     Raises:
-        PlanError: a layer sees further than its own window, or first tokens beyond it, or reads keys that
-            another RoPE has turned.
+        PlanError: a layer's window is longer than its own, it keeps its own and has sinks, or it reads keys
+            that another RoPE has turned.
     """
     for index, (layer, own) in enumerate(zip(plan.layers, shape.windows, strict=True)):
         if own is not None and (layer.sliding_window or inf) > own:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kvfold.export.weights.layer_journal import save_state
 from kvfold.plugins.contract.write_aside import write_aside
 
 SNAPSHOT = "snapshot.pt"
@@ -73,7 +74,7 @@ class Journal:
         """Write a snapshot, so that a kill leaves the old one or the new one; its form is on the CPU."""
         values = {name: tensor.detach().cpu() for name, tensor in form.items()}
         snapshot = Snapshot(self.key, step, updates, values, optimizer, int8)
-        write_aside(self.folder / SNAPSHOT, lambda path: torch.save(vars(snapshot), path))
+        save_state(self.folder / SNAPSHOT, vars(snapshot))
         return snapshot
 
     def log(self, step: str, update: int, loss: float, rate: float) -> None:

@@ -17,6 +17,8 @@ from kvfold.plugins.int4_linear.schema import BLOCK
 
 # Shares of a block's range that are moved.
 SHARES = (1.0, 0.75, 0.5)
+# Powers of two at most: a block that calibration never moved must not lose its weights below float16's range.
+LARGEST = 8
 
 
 def block_scale_candidates(group: SmoothingGroup, inputs: Mapping[str, LinearInput]) -> list[Tensor | None]:
@@ -28,6 +30,6 @@ def block_scale_candidates(group: SmoothingGroup, inputs: Mapping[str, LinearInp
     if group.width % BLOCK and (group.repeats > 1 or len(largest) > group.width):
         return [None]
     ranges = torch.log2(split(largest[None])[0].amax(1).clamp_min(FLOOR))
-    powers = [torch.round(share * (ranges - ranges.mean())) for share in SHARES]
+    powers = [torch.round(share * (ranges - ranges.mean())).clamp(-LARGEST, LARGEST) for share in SHARES]
     scales = [torch.exp2(each).repeat_interleave(BLOCK)[: len(largest)] for each in powers]
     return [None, *scales]

@@ -30,7 +30,7 @@ def gptq(matrix: Tensor, moment: Tensor) -> Blocks:
 
 def _round_rows(rows: Tensor, factor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Codes, scales and minima of a few rows of the matrix."""
-    left = rows.T.contiguous()
+    left = rows.T.clone(memory_format=torch.contiguous_format)
     codes = torch.empty(left.shape, dtype=torch.uint8)
     scales, minima = [], []
     for start in range(0, len(left), BLOCK):

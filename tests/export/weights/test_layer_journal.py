@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,20 @@ def test_what_does_not_belong_together_begins_anew(tmp_path: Path, harm: str) ->
         (folder / STATE).write_bytes((folder / STATE).read_bytes()[:100])
     journal, state = begun(folder, "other" if harm == "another key" else "key")
     assert state is None and not list(folder.iterdir()) and not len(journal.tensors)
+
+
+def test_a_state_that_does_not_fit_on_the_disk_is_a_typed_error_and_takes_no_room(tmp_path: Path) -> None:
+    journal, _ = begun(tmp_path / "work")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limit[1]))
+    try:
+        with pytest.raises(OSError, match=STATE):
+            journal.finish(0, {}, lambda: {"stream": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, before)
+    assert list((tmp_path / "work").iterdir()) == []
 
 
 def test_memory_keeps_tensors_and_no_state() -> None:

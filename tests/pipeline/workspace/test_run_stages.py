@@ -74,6 +74,25 @@ def test_the_same_bytes_leave_later_stages_unchanged(tmp_path: Path) -> None:
     assert run(tmp_path) == ["first"]  # it writes what it wrote before
 
 
+def test_files_of_an_earlier_run_go_from_a_stages_folders(tmp_path: Path) -> None:
+    """Its record goes before it runs where what it was made from changed too."""
+
+    def run_by_layer(source: str, layers: tuple[int, ...]) -> None:
+        def write(workspace: Workspace, job: Job) -> None:
+            (job.output / "second").mkdir()
+            for layer in layers:
+                (job.output / "second" / f"{layer}.txt").write_text("layer")
+
+        first, second, *_ = fake_stages([])
+        stages = (first, replace(second, run=write, settings=lambda recipe: layers))
+        run_stages(fake_recipe(source=source), tmp_path, stages, QuietDisplay())
+        assert sorted(path.name for path in (tmp_path / "second").iterdir()) == [f"{n}.txt" for n in layers]
+
+    run_by_layer("one", (0, 1, 2))
+    run_by_layer("two", (1,))
+    run_by_layer("three", (0, 2))
+
+
 @pytest.mark.parametrize("damage", ["missing", "truncated", "changed"])
 def test_a_damaged_file_runs_its_stage_again(tmp_path: Path, damage: str) -> None:
     run(tmp_path)

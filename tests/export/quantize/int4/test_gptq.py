@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -44,10 +45,12 @@ def test_text_of_fewer_tokens_than_inputs_is_enough() -> None:
     assert bool(torch.isfinite(blocks.values).all())
 
 
-def test_the_number_of_rows_at_a_time_changes_nothing() -> None:
-    moment = SEEN.T @ SEEN
-    whole, half = gptq(WEIGHT, moment.clone()), gptq(WEIGHT[:12], moment.clone())
-    assert torch.equal(whole.codes[:12], half.codes)
+def test_the_number_of_rows_at_a_time_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    moment, weight = SEEN.T @ SEEN, WEIGHT.clone()
+    whole = gptq(weight, moment.clone())
+    monkeypatch.setattr("kvfold.export.quantize.int4.gptq.ROWS", 23)
+    parts = gptq(weight, moment.clone())
+    assert torch.equal(whole.codes, parts.codes) and torch.equal(weight, WEIGHT)
 
 
 def test_an_input_that_never_moved_is_no_error() -> None:
