@@ -77,13 +77,11 @@ def tokenizer_from_gguf(
 
 
 def _names_no_token(key: str, value: object, tokenizer: Tokenizer) -> bool:
-    """A special token's id that the vocabulary lacks, as 4294967295 for none; llama.cpp passes over it too."""
+    """A special token's id that the vocabulary lacks, as 4294967295 for none; llama.cpp ignores it too."""
     if not (key.startswith("tokenizer.ggml.") and key.endswith("_token_id")):
         return False
     if isinstance(value, bool) or not isinstance(value, int):
-        raise CheckpointError(
-            f"GGUF metadata: {key} is no id of a token but {value!r:.40}; fetch the file again"
-        )
+        raise CheckpointError(f"GGUF metadata: {key} must be a token's id, not {value!r:.40}; fetch it again")
     return not 0 <= value < tokenizer.get_vocab_size(with_added_tokens=True)
 
 

@@ -1,7 +1,7 @@
 """Presets: named recipes that turn a model's shape into a FoldPlan.
 
-Every plan begins with the windows that the checkpoint has (`FoldPlan.of`) and only shortens them. A layer that
-keeps its own window gets no sinks; a shortened one gets the plan's, which stay visible beyond its own window too.
+Every plan begins with the windows that the checkpoint has (`FoldPlan.of`) and only shortens them. A layer
+that keeps its own window gets no sinks; a shortened one gets the plan's, visible beyond its own window too.
 """
 
 from __future__ import annotations
