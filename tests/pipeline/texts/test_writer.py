@@ -90,7 +90,7 @@ def test_greedy_rows_are_the_unfolded_models_own(
     """Token by token the likeliest one of the decoder in torch, over turns and pieces, up to the context."""
     checkpoint = load_checkpoint(write_model(tmp_path / "model", family, tie_word_embeddings=tied))
     tokenizer = checkpoint.tokenizer
-    ends = (*tokenizer.config.eos_token_ids, *range(10))
+    ends = (*tokenizer.config.eos_token_ids, *range(0, checkpoint.config.vocab_size, 5))
     config = tokenizer.config.model_copy(update={"eos_token_ids": ends})
     checkpoint = replace(checkpoint, tokenizer=replace(tokenizer, config=config))
     decoder = Decoder.from_weights(checkpoint.config, unfolded_plan(checkpoint), checkpoint.weights)
