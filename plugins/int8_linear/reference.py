@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import pi, sqrt
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -15,8 +17,13 @@ def activate(x: Tensor, input_activation: InputActivation) -> Tensor:
         return x
     gate, up = x.chunk(2, dim=-1)
     if input_activation == "geglu":
-        return functional.gelu(gate, approximate="tanh") * up
+        return gelu_tanh(gate) * up
     return functional.silu(gate) * up
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """GELU by tanh (arXiv 1606.08415); 0.5 (1 + tanh(z / 2)) is the sigmoid of z, which cancels nothing."""
+    return x * torch.sigmoid(sqrt(8 / pi) * (x + 0.044715 * x**3))
 
 
 def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -254,7 +254,7 @@ def test_a_bundle_s_older_config_is_read() -> None:
             QWEN3 | {"layer_types": ["sliding_attention"]},
             "layer_types must be a list with a name for each of 30",
         ),
-        (QWEN3 | {"layer_types": ["sliding_attention"] * 30}, "but use_sliding_window is false"),
+        (QWEN3 | {"layer_types": ["sliding_attention"] * 30}, "but use_sliding_window is off"),
         (
             GEMMA2 | {"sliding_window": None, "layer_types": ["sliding_attention"] * 30},
             "there is no sliding_window",
