@@ -135,6 +135,3 @@ class Rope(Record):
                     raise ValueError(
                         f"{name} has {divisors} divisors for {size // 2} channel pairs that turn"
                     )
-
-
-UNTURNED = Rope(partial_rotary_factor=0.0)

@@ -41,7 +41,7 @@ def int8_trials(x: Tensor, weight: Tensor, scales: Sequence[Tensor | None]) -> l
     tokens = [quantize_tokens(x if scale is None else x / scale) for scale in scales]
     power = torch.empty(len(weight), dtype=torch.float64)
     errors = [torch.empty_like(power) for _ in scales]
-    for rows in _blocks(weight):
+    for rows in row_blocks(weight):
         part = weight[rows]
         y = x @ part.T
         power[rows] = y.square().sum(0).double()
@@ -63,7 +63,7 @@ def plain_and_finer_trial(x: Tensor, weight: Tensor, scale: Tensor | None) -> tu
     quantized, token_scale = quantize_tokens(divided)
     low, low_scale = quantize_remainder(divided, quantized, token_scale)
     plain, finer, power = (torch.empty(len(weight), dtype=torch.float64) for _ in range(3))
-    for rows in _blocks(weight):
+    for rows in row_blocks(weight):
         part = weight[rows]
         y = x @ part.T
         power[rows] = y.square().sum(0).double()
@@ -87,5 +87,6 @@ def absmax(x: Tensor, axis: int) -> Tensor:
     return torch.maximum(x.amax(axis), -x.amin(axis))
 
 
-def _blocks(weight: Tensor) -> Iterator[slice]:
+def row_blocks(weight: Tensor) -> Iterator[slice]:
+    """Slices of a few rows each."""
     return (slice(start, start + BLOCK_ROWS) for start in range(0, len(weight), BLOCK_ROWS))

@@ -15,6 +15,8 @@ from kvfold.pipeline.bench.processes.process import run_job
 
 SERVED = "served-q8_0.gguf"
 
+LAYOUT = 2  # of what contenders write; another number where a file of theirs gets another name
+
 
 class PreparedModels:
     """The models of one checkpoint below a work folder."""
@@ -34,7 +36,7 @@ class PreparedModels:
         def convert(folder: Path) -> None:
             run_job(Prepare(contender, str(source), str(folder)), python)
 
-        return self._finish(f"{contender}-{version}", convert)
+        return self._finish(f"{contender}-{version}-{LAYOUT}", convert)
 
     def served_gguf(self) -> Path:
         """A GGUF file with Q8_0 matrices, tokenizer and chat template, as llama.cpp's server reads it.

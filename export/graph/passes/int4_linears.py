@@ -10,9 +10,8 @@ import onnx_ir as ir
 import torch
 
 from kvfold.export.graph.constants import add_lazy_constant
-from kvfold.export.graph.linears import Linear, find_linears
+from kvfold.export.graph.linears import Linear, check_width, find_linears, replace_linear
 from kvfold.export.quantize.int4.stored_blocks import StoredBlocks
-from kvfold.plugins.contract.errors import ExportError
 from kvfold.plugins.int4_linear.packing import PackedWeight, pack_weight
 from kvfold.plugins.int4_linear.schema import BLOCK, DOMAIN, MAX_IN_FEATURES, OP_TYPE, OPSET, TILE_OUT
 from kvfold.plugins.int8_linear.schema import ActivationBits
@@ -46,29 +45,11 @@ def _replace(
     minimum: bool,
     packed: Callable[[], PackedWeight],
 ) -> None:
-    out_features, in_features = linear.shape
-    if in_features > MAX_IN_FEATURES:
-        raise ExportError(
-            f"{linear.name} has {in_features} inputs, an int4 linear at most {MAX_IN_FEATURES}; "
-            "set linears: none in the recipe's quantize section"
-        )
-    inputs = _constants(model, linear, minimum, packed)
+    check_width(linear, "int4", MAX_IN_FEATURES)
+    constants = _constants(model, linear, minimum, packed)
     if linear.bias is not None:
-        inputs += [linear.bias] if minimum else [None, linear.bias]
-    node = ir.node(
-        OP_TYPE,
-        inputs=[linear.x, *inputs],
-        attributes={
-            "in_features": in_features,
-            "out_features": out_features,
-            "activation_bits": activation_bits,
-        },
-        domain=DOMAIN,
-        name=f"{linear.name}.{OP_TYPE}",
-    )
-    ir.convenience.replace_nodes_and_values(
-        model.graph, linear.node, [linear.node], [node], [linear.output], [node.outputs[0]]
-    )
+        constants += [linear.bias] if minimum else [None, linear.bias]
+    replace_linear(model, linear, OP_TYPE, constants, activation_bits)
 
 
 def _constants(

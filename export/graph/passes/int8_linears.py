@@ -8,8 +8,7 @@ from functools import lru_cache, partial
 import onnx_ir as ir
 
 from kvfold.export.graph.constants import add_lazy_constant
-from kvfold.export.graph.linears import Linear, find_linears
-from kvfold.plugins.contract.errors import ExportError
+from kvfold.export.graph.linears import Linear, check_width, find_linears, replace_linear
 from kvfold.plugins.int8_linear.packing import PackedWeight, pack_weight, packed_shape
 from kvfold.plugins.int8_linear.schema import (
     BLOCK_OUT,
@@ -38,35 +37,17 @@ def apply(model: ir.Model, activation_bits: Mapping[str, ActivationBits]) -> int
 def _replace(
     model: ir.Model, linear: Linear, activation_bits: ActivationBits, packed: Callable[[], PackedWeight]
 ) -> None:
+    check_width(linear, "int8", MAX_IN_FEATURES)
     out_features, in_features = linear.shape
-    if in_features > MAX_IN_FEATURES:
-        raise ExportError(
-            f"{linear.name} has {in_features} inputs, an int8 linear at most {MAX_IN_FEATURES}; "
-            "set linears: none in the recipe's quantize section"
-        )
     blocks = packed_shape(out_features, in_features)
-    node = ir.node(
-        OP_TYPE,
-        inputs=[
-            linear.x,
-            *(
-                add_lazy_constant(model, f"{linear.name}.{name}", dtype, shape, make)
-                for name, dtype, shape, make in (
-                    ("weight_int8", ir.DataType.INT8, blocks, lambda: packed().weight),
-                    ("weight_scale", ir.DataType.FLOAT, (out_features,), lambda: packed().weight_scale),
-                    ("weight_sum", ir.DataType.INT32, (blocks[0] * BLOCK_OUT,), lambda: packed().weight_sum),
-                )
-            ),
-            *([linear.bias] if linear.bias is not None else []),
-        ],
-        attributes={
-            "in_features": in_features,
-            "out_features": out_features,
-            "activation_bits": activation_bits,
-        },
-        domain=DOMAIN,
-        name=f"{linear.name}.{OP_TYPE}",
-    )
-    ir.convenience.replace_nodes_and_values(
-        model.graph, linear.node, [linear.node], [node], [linear.output], [node.outputs[0]]
-    )
+    constants: list[ir.Value | None] = [
+        add_lazy_constant(model, f"{linear.name}.{name}", dtype, shape, make)
+        for name, dtype, shape, make in (
+            ("weight_int8", ir.DataType.INT8, blocks, lambda: packed().weight),
+            ("weight_scale", ir.DataType.FLOAT, (out_features,), lambda: packed().weight_scale),
+            ("weight_sum", ir.DataType.INT32, (blocks[0] * BLOCK_OUT,), lambda: packed().weight_sum),
+        )
+    ]
+    if linear.bias is not None:
+        constants.append(linear.bias)
+    replace_linear(model, linear, OP_TYPE, constants, activation_bits)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -50,6 +50,22 @@ class Blocks:
         )
         assert scale is not None
         return Blocks(self.codes, scale, minimum)
+
+    def rows(self, rows: slice) -> Blocks:
+        """Those of some outputs."""
+        return Blocks(
+            self.codes[rows], self.scale[rows], None if self.minimum is None else self.minimum[rows]
+        )
+
+    @classmethod
+    def join(cls, pieces: Sequence[Blocks]) -> Blocks:
+        """Blocks of outputs that follow each other; all pieces have minima, or none has."""
+        minima = [piece.minimum for piece in pieces if piece.minimum is not None]
+        return cls(
+            torch.cat([piece.codes for piece in pieces]),
+            torch.cat([piece.scale for piece in pieces]),
+            torch.cat(minima) if minima else None,
+        )
 
     def tensors(self, linear: str) -> dict[str, Tensor]:
         """What a file holds of it: two codes a byte, the second input's in the high half."""

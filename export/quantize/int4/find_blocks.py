@@ -17,19 +17,32 @@ from kvfold.plugins.int4_linear.schema import BLOCK, CENTER, MAX_CODE
 
 # A matrix of which fewer blocks than this are exact with the codes 0 and 15 in use is of no such format.
 FEW = 1 / 8
+ROWS = 4096
 
 
 def find_blocks(matrix: Tensor) -> tuple[Blocks, Tensor]:
     """Blocks of a float32 matrix [out, in], and which of its rows they hold exactly, bool [out].
 
-    What the blocks of other rows hold means nothing.
+    What the blocks of other rows hold means nothing. A head is large: memory holds what ROWS rows take.
     """
+    pieces = torch.split(matrix, ROWS)
+    found = [_find(rows, symmetric=True) for rows in pieces]
+    if any(blocks.minimum is not None for blocks, _ in found):
+        pairs = zip(pieces, found, strict=True)
+        found = [
+            each if each[0].minimum is not None else _find(rows, symmetric=False) for rows, each in pairs
+        ]
+    return Blocks.join([blocks for blocks, _ in found]), torch.cat([whole for _, whole in found])
+
+
+def _find(matrix: Tensor, *, symmetric: bool) -> tuple[Blocks, Tensor]:
+    """`find_blocks` of a few rows; blocks without minima only where all are `symmetric`."""
     # The rest of a row's last block is no value that a block must hold: it repeats one that is.
     rest = matrix[:, -1:].expand(-1, -matrix.shape[1] % BLOCK)
     values = split(torch.cat([matrix, rest], 1)).flatten(0, 1)
     scale, whole = _symmetric(values)
     shape = len(matrix), -1
-    if bool(whole.all()):
+    if symmetric and bool(whole.all()):
         return _blocks(matrix, values, scale, None), torch.ones(len(matrix), dtype=torch.bool)
     minimum = -CENTER * scale
     whole &= torch.isfinite(minimum)

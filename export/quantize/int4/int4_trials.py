@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+import torch
 from torch import Tensor
 
 from kvfold.export.quantize.int4.blocks import Blocks
-from kvfold.export.quantize.int8_trials import Int8Trial
+from kvfold.export.quantize.int8_trials import Int8Trial, row_blocks
 from kvfold.plugins.int8_linear.reference import quantize_remainder, quantize_tokens
 
 
@@ -54,9 +55,12 @@ def int4_trial(x: Tensor, matrix: Tensor, blocks: Blocks, exact: bool, scale: Te
     divided = x if scale is None else x / scale
     integers, token_scale = quantize_tokens(divided)
     low, low_scale = quantize_remainder(divided, integers, token_scale)
-    y, values = x @ matrix.T, blocks.values
-    power = y.square().sum(0).double()
-    plain = (integers @ values.T).mul_(token_scale)
-    finer = plain + (low @ values.T).mul_(low_scale)
-    errors = [each.sub_(y).square_().sum(0).double() for each in (plain, finer)]
+    power, *errors = (torch.empty(len(matrix), dtype=torch.float64) for _ in range(3))
+    for rows in row_blocks(matrix):
+        y, values = x @ matrix[rows].T, blocks.rows(rows).values
+        power[rows] = y.square().sum(0).double()
+        plain = (integers @ values.T).mul_(token_scale)
+        finer = plain + (low @ values.T).mul_(low_scale)
+        for error, product in zip(errors, (plain, finer), strict=True):
+            error[rows] = product.sub_(y).square_().sum(0).double()
     return Int4Trial(blocks, exact, *(Int8Trial(error, power) for error in errors))

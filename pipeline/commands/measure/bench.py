@@ -16,7 +16,7 @@ from kvfold.pipeline.commands.options.recipe_arguments import bundle_path, outpu
 from kvfold.pipeline.commands.options.serve_bench_options import serve_bench_options
 from kvfold.pipeline.commands.options.trace_bench_options import trace_bench_options
 from kvfold.pipeline.workspace.fetch import MODEL_CACHE
-from kvfold.plugins.contract.errors import BundleError, ValidationError
+from kvfold.plugins.contract.errors import BundleError, RecipeError, ValidationError
 
 if TYPE_CHECKING:
     from kvfold.pipeline.bench.bench_results import BenchResult
@@ -96,7 +96,11 @@ def _bench_engines(recipe: str, output: Path | None, settings: BenchSettings, wo
     workspaces = [workspace]
     for name in settings.beside:
         other = bundle_path(name, None)
+        if other.name in [each.root.name for each in workspaces]:
+            raise RecipeError(f"--beside {name}: another bundle is called {other.name}; rename the recipe")
         workspaces.append(Workspace(bring_up_to_date(name, other, "build", target="cpu"), other))
+        if workspaces[-1].fingerprint != workspace.fingerprint:
+            raise RecipeError(f"--beside {name} is of another checkpoint than {recipe}; compare one model's")
     bundles = [OwnBundle(each.root, each.plan, each.quantization.weights) for each in workspaces]
     result = run_bench(bundles, models, checkpoint.config, settings, console)
     report = root / "report"

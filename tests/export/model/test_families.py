@@ -14,7 +14,7 @@ from kvfold.export.checkpoint.gguf_keys import GgufTensorFacts
 from kvfold.export.model.families import config_from_huggingface, form_from_huggingface, huggingface_family
 from kvfold.export.model.model_config import ModelConfig
 from kvfold.export.model.rope import rope_tables
-from kvfold.export.model.rope_config import UNTURNED, LinearRope, Llama3Rope, LongRope, Rope, YarnRope
+from kvfold.export.model.rope_config import LinearRope, Llama3Rope, LongRope, Rope, YarnRope
 from kvfold.export.model.unsupported import QUANTISED
 from kvfold.plugins.contract.errors import CheckpointError, UnsupportedModelError
 from tests.export.tiny_checkpoints import CLASSES
@@ -192,7 +192,10 @@ def test_layers_turn_as_the_config_says() -> None:
     assert newer.ropes == (Rope(theta=1e4), Rope(theta=1e6, scaling=LinearRope(factor=8.0)))
     assert newer.layer_ropes == ((0,) * 5 + (1,)) * 5
     unturned = config_from_huggingface(SMOLLM3)
-    assert (unturned.ropes, unturned.layer_ropes[:5]) == ((Rope(theta=1e5), UNTURNED), (0, 0, 0, 1, 0))
+    assert (unturned.ropes, unturned.layer_ropes[:5]) == (
+        (Rope(theta=1e5), Rope(partial_rotary_factor=0.0)),
+        (0, 0, 0, 1, 0),
+    )
 
 
 def test_dynamic_rope_is_plain_up_to_the_context() -> None:

@@ -61,6 +61,16 @@ def test_blocks_that_use_few_codes_and_both_kinds_side_by_side_are_found() -> No
     assert bool(whole.all()) and torch.equal(blocks.values, weight)
 
 
+def test_the_number_of_rows_at_a_time_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first rows have no minima where they stand alone; none of the others' blocks has any at all."""
+    weight = torch.cat([*(rounded(kind, matrix()) for kind in KINDS), matrix()])
+    expected, expected_rows = find_blocks(weight)
+    monkeypatch.setattr("kvfold.export.quantize.int4.find_blocks.ROWS", 48)
+    blocks, rows = find_blocks(weight)
+    assert torch.equal(rows, expected_rows) and rows.tolist() == [True] * 96 + [False] * 48
+    assert torch.equal(blocks.values[rows], weight[rows]) and torch.equal(expected.values[rows], weight[rows])
+
+
 def test_floats_of_another_origin_are_in_no_blocks() -> None:
     assert not bool(find_blocks(matrix())[1].any())
     assert not bool(find_blocks(matrix().bfloat16().float())[1].any())
