@@ -99,6 +99,18 @@ def test_names_and_external_data(tmp_path: Path) -> None:
     assert all(t.data_location == onnx.TensorProto.EXTERNAL for t in large)
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_tokens_are_looked_up_in_the_heads_own_table_where_it_is_tied(tied: bool, tmp_path: Path) -> None:
+    config = tiny_config().model_copy(update={"tie_word_embeddings": tied})
+    plan = tiny_plan(config, "identity")
+    lower_for_cpu(graph_of(tiny_decoder(config, plan), {}, tmp_path), tmp_path, plan, {"lm_head": "int8_a16"})
+    nodes = {
+        node.op_type: node for node in onnx.load(tmp_path / "model.onnx", load_external_data=False).graph.node
+    }
+    read = [set(nodes[name].input[1:3]) for name in ("Int8Embedding", "Int8Linear")]
+    assert (read[0] == read[1]) == tied
+
+
 def test_lowering_refuses_what_it_cannot_find(tmp_path: Path) -> None:
     config = tiny_config()
     plan = tiny_plan(config, "identity")
