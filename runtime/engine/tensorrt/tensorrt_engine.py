@@ -8,7 +8,6 @@ from weakref import finalize
 
 import numpy as np
 
-from kvfold.plugins.cuda.kernel_library import KernelLibrary
 from kvfold.runtime.engine.cuda.device import Device
 from kvfold.runtime.engine.engine_config import PLAN_FILE, TensorRTFacts
 from kvfold.runtime.engine.engine_files import EngineFiles
@@ -52,13 +51,13 @@ class TensorRTEngine:
             KernelError: the attention kernels are damaged, or the plugin refused the plan.
             CapacityError: weights, workspace, KV cache and buffers do not fit into the GPU's memory.
         """
-        facts, kernels = check_files(files)
+        facts = check_files(files)
         trt = import_library(files.config, facts)
         info = files.info(kv_cache_bytes)
         device = Device.open()
         try:
             check_gpu(files.config, facts, device)
-            return cls._assemble(device, trt, files.directory, kernels, facts, info)
+            return cls._assemble(device, trt, files.directory, facts, info)
         except BaseException:
             device.close()
             raise
@@ -69,7 +68,6 @@ class TensorRTEngine:
         device: Device,
         trt: ModuleType,
         directory: Path,
-        kernels: KernelLibrary,
         facts: TensorRTFacts,
         info: EngineInfo,
     ) -> TensorRTEngine:
@@ -84,7 +82,7 @@ class TensorRTEngine:
             "logits": sizes.logits,
         }
         check_memory(parts, free)
-        loaded = LoadedPlan(trt, directory, kernels, device.architecture)
+        loaded = LoadedPlan(trt, directory)
         weights = max(weights, free - device.free_bytes())
         check_memory(parts | {"weights": weights, "workspace": loaded.workspace_bytes}, free)
         runner = StepRunner(device, loaded, facts, info, sizes)
