@@ -24,8 +24,6 @@ WHEEL_BIN ?= .venv-wheel/bin
 DIST ?= dist
 # The oldest Linux that a wheel is for: onnxruntime's own wheels need this glibc, too.
 WHEEL_PLATFORM := manylinux_2_28_x86_64
-# A wheel's libraries hold what they take of the C++ library, which may be newer here than there.
-STATIC_CPP := -static-libstdc++ -Wl,--exclude-libs,libstdc++.a
 # What a target needs beyond the environment that every command has.
 EXTRA := $(if $(filter tensorrt-rtx tensorrt cuda,$(TARGET)),$(VENV)/.kvfold-$(TARGET))
 ENGINE := $(if $(TARGET),--target $(TARGET)) $(if $(SM),--sm $(SM))
@@ -159,7 +157,7 @@ lint: $(TESTS) ## Check format, style and types
 # for symbols that the platform's glibc or libstdc++ may lack.
 wheel: $(WHEEL_BIN)/auditwheel ## Make the wheel for Linux on x86-64, into dist/
 	@rm -rf build/lib* build/wheel
-	@LDFLAGS="$(STATIC_CPP) $$LDFLAGS" $(WHEEL_BIN)/python -m pip wheel -qq --no-deps --no-build-isolation --wheel-dir build/wheel .
+	@$(WHEEL_BIN)/python -m pip wheel -qq --no-deps --no-build-isolation --wheel-dir build/wheel .
 	@PATH="$(abspath $(WHEEL_BIN)):$$PATH" $(WHEEL_BIN)/python -m auditwheel repair --only-plat \
 	  --plat $(WHEEL_PLATFORM) --wheel-dir $(DIST) build/wheel/*.whl
 	@ls $(DIST)/*-$(WHEEL_PLATFORM).whl
