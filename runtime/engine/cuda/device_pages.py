@@ -64,6 +64,7 @@ class DevicePages:
     def decommit(self, group: str, slabs: Sequence[int]) -> None:
         """Give the memory of slabs back to the GPU."""
         self._device.activate()
+        self._device.synchronize()  # a step may still be reading it
         held = sorted(self._committed[group].intersection(slabs))
         self._committed[group].difference_update(held)
         for address, _ in self._pieces(group, held):
