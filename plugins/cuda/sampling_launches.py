@@ -12,12 +12,28 @@ from collections.abc import Sequence
 import numpy as np
 
 from kvfold.plugins.cpu.sampling_calls import NativeRow
+from kvfold.plugins.cuda.attention_spec import KernelName, Variant
 
 EDIT_BLOCK = 1024
-SAMPLING_KERNELS = ("edit", "penalize", "sample")
+SAMPLING_KERNELS: tuple[KernelName, ...] = ("edit", "penalize", "sample")
+SAMPLING_VARIANTS = {name: Variant(name, "float32", "float32", ()) for name in SAMPLING_KERNELS}
+_FLOATS = ("temperature", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty")
+_INTEGERS = ("top_k", "likely")
+_DOUBLES = ("top_p", "draw")
+# Triton's types of what the kernels take.
+SAMPLING_TYPES = {
+    **dict.fromkeys(("logits", "edited", "entry_biases", *_FLOATS), "*fp32"),
+    **dict.fromkeys(("logprobs", "likely_logprobs", *_DOUBLES), "*fp64"),
+    **dict.fromkeys(
+        ("tokens", "status", "likely_ids", "sources", "is_edited", "mask_of", *_INTEGERS), "*i32"
+    ),
+    **dict.fromkeys(("entry_begin", "entry_end", "entry_ids", "entry_counts"), "*i32"),
+    **dict.fromkeys(("vocab", "likely_width"), "i32"),
+    "masks": "*u32",
+}
 
 
-def kernels_of(tables: dict[str, np.ndarray]) -> tuple[str, ...]:
+def kernels_of(tables: dict[str, np.ndarray]) -> tuple[KernelName, ...]:
     """The kernels of a batch, in order."""
     return SAMPLING_KERNELS if tables["is_edited"].any() else SAMPLING_KERNELS[-1:]
 
@@ -46,12 +62,12 @@ def tables_of(rows: Sequence[NativeRow], sources: Sequence[int]) -> dict[str, np
         rows: how each is sampled.
         sources: the row of logits of each.
     """
-    floats = ("temperature", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty")
-    tables = {name: np.array([getattr(row, name) for row in rows], np.float32) for name in floats}
-    for name in ("top_p", "draw"):
-        tables[name] = np.array([getattr(row, name) for row in rows], np.float64)
-    for name in ("top_k", "likely"):
-        tables[name] = np.array([getattr(row, name) for row in rows], np.int32)
+    kinds = ((np.float32, _FLOATS), (np.float64, _DOUBLES), (np.int32, _INTEGERS))
+    tables = {
+        name: np.array([getattr(row, name) for row in rows], dtype)
+        for dtype, names in kinds
+        for name in names
+    }
     tables["sources"] = np.array(sources, np.int32)
     masked = [at for at, row in enumerate(rows) if row.mask]
     tables["mask_of"] = np.full(len(rows), -1, np.int32)

@@ -7,6 +7,7 @@ import importlib
 import numpy as np
 import pytest
 import torch
+import triton
 from hypothesis import given, settings
 
 from kvfold.plugins.cpu.sampling_calls import NativeRow, Results
@@ -17,8 +18,10 @@ from kvfold.plugins.sampling.schema import SamplingRow
 from tests.plugins.cuda.interpreter import in_interpreter
 from tests.plugins.sampling_cases import CASES, CROWDS, check_row, crowd_rows
 
-# Not that of the cubins: several blocks a row, in rows that the interpreter gets through.
-BLOCKS = {"edit": EDIT_BLOCK, "penalize": 16, "sample": 512}
+
+def sample_block(vocab: int) -> int:
+    """Three blocks a row, or one of a short row: the interpreter's time is that of its calls."""
+    return max(16, triton.next_power_of_2(-(-vocab // 3)))
 
 
 def launch(inputs: Inputs, sources: list[int]) -> dict[str, np.ndarray]:
@@ -37,9 +40,9 @@ def launch(inputs: Inputs, sources: list[int]) -> dict[str, np.ndarray]:
         module = importlib.import_module(f"kvfold.plugins.cuda.kernels.{name}")
         kernel = getattr(module, name)
         grid = tuple(values[axis] for axis in module.GRID)
-        kernel[grid](
-            **{each: values[each] for each in kernel.arg_names if each != "BLOCK"}, BLOCK=BLOCKS[name]
-        )
+        block = {"edit": EDIT_BLOCK, "penalize": 16, "sample": sample_block(vocab)}[name]
+        taken = {each: values[each] for each in kernel.arg_names if each != "BLOCK"}
+        kernel[grid](**taken, BLOCK=block)
     return results
 
 
@@ -52,7 +55,7 @@ def run(inputs: Inputs, sources: list[int] | None = None) -> Results:
     return results
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 @given(case=CASES)
 def test_tokens_and_log_probabilities_are_the_reference_s(case: Case) -> None:
     inputs = make_inputs(case)
@@ -67,6 +70,7 @@ def test_logits_that_crowd_are_told_apart_and_equal_ones_come_in_order(
     crowd: str, temperature: float
 ) -> None:
     logits, rows = crowd_rows(crowd, temperature, 1_511)
+    rows = rows[::4]
     results = run(Inputs(logits[None], rows), [0] * len(rows))
     for at, row in enumerate(rows):
         check_row(results, at, logits, row, tolerances.OUTPUT)
