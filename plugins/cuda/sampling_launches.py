@@ -7,7 +7,7 @@ Numbers, int32: `vocab`; `likely_width`, room for the likeliest tokens of a row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -33,7 +33,7 @@ SAMPLING_TYPES = {
 }
 
 
-def kernels_of(tables: dict[str, np.ndarray]) -> tuple[KernelName, ...]:
+def kernels_of(tables: Mapping[str, np.ndarray]) -> tuple[KernelName, ...]:
     """The kernels of a batch, in order."""
     return SAMPLING_KERNELS if tables["is_edited"].any() else SAMPLING_KERNELS[-1:]
 
@@ -63,17 +63,16 @@ def tables_of(rows: Sequence[NativeRow], sources: Sequence[int]) -> dict[str, np
         sources: the row of logits of each.
     """
     kinds = ((np.float32, _FLOATS), (np.float64, _DOUBLES), (np.int32, _INTEGERS))
-    tables = {
+    tables: dict[str, np.ndarray] = {
         name: np.array([getattr(row, name) for row in rows], dtype)
         for dtype, names in kinds
         for name in names
     }
-    tables["sources"] = np.array(sources, np.int32)
-    masked = [at for at, row in enumerate(rows) if row.mask]
-    tables["mask_of"] = np.full(len(rows), -1, np.int32)
-    tables["mask_of"][masked] = np.arange(len(masked))
-    masks = [rows[at].row.mask for at in masked]
-    tables["masks"] = np.stack(masks) if masks else np.zeros((1, 1), np.uint32)
+    masks = {at: row.row.mask for at, row in enumerate(rows) if row.mask and row.row.mask is not None}
+    mask_of = np.full(len(rows), -1, np.int32)
+    mask_of[list(masks)] = np.arange(len(masks))
+    tables |= {"sources": np.array(sources, np.int32), "mask_of": mask_of}
+    tables["masks"] = np.stack([*masks.values()]) if masks else np.zeros((1, 1), np.uint32)
     entries = [_entries(row) for row in rows]
     ends = np.cumsum([len(ids) for ids, _, _ in entries], dtype=np.int32)
     tables["entry_begin"], tables["entry_end"] = np.append(np.int32(0), ends)[:-1], ends
@@ -81,7 +80,8 @@ def tables_of(rows: Sequence[NativeRow], sources: Sequence[int]) -> dict[str, np
         ("entry_ids", "entry_biases", "entry_counts"), zip(*entries, strict=True), strict=True
     ):
         tables[name] = np.concatenate(parts)
-    tables["is_edited"] = ((tables["mask_of"] >= 0) | (tables["entry_begin"] < ends)).astype(np.int32)
+    edited = (mask_of >= 0) | (tables["entry_begin"] < ends)
+    tables["is_edited"] = edited.astype(np.int32)
     return tables
 
 

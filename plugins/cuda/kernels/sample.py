@@ -1,6 +1,6 @@
 """Kernel: a row of logits becomes a token, and what is told of likelihoods.
 
-A row is read several times, BLOCK logits at a time, by one program. Logits are in the order of int32 keys, and
+A row is read several times, BLOCK logits at a time, by one program. Logits are in the order of int32 keys;
 a weight is a whole number of 2^-40 of the largest one. Sums of those are exact, in whichever order, and have
 room for 2^22 tokens.
 

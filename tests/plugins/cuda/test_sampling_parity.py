@@ -7,7 +7,6 @@ import importlib
 import numpy as np
 import pytest
 import torch
-import triton
 from hypothesis import given, settings
 
 from kvfold.plugins.cpu.sampling_calls import NativeRow, Results
@@ -21,7 +20,7 @@ from tests.plugins.sampling_cases import CASES, CROWDS, check_row, crowd_rows
 
 def sample_block(vocab: int) -> int:
     """Three blocks a row, or one of a short row: the interpreter's time is that of its calls."""
-    return max(16, triton.next_power_of_2(-(-vocab // 3)))
+    return max(16, 1 << (-(-vocab // 3) - 1).bit_length())
 
 
 def launch(inputs: Inputs, sources: list[int]) -> dict[str, np.ndarray]:
@@ -29,7 +28,7 @@ def launch(inputs: Inputs, sources: list[int]) -> dict[str, np.ndarray]:
     rows, vocab = [NativeRow(row) for row in inputs.rows], inputs.logits.shape[1]
     tables = tables_of(rows, sources)
     width = max(0, *(row.likely for row in rows))
-    results = {
+    results: dict[str, np.ndarray] = {
         name: np.full(shape, 77, dtype) for name, (dtype, shape) in results_of(len(rows), width).items()
     }
     edited = np.full((len(rows), vocab), np.nan, np.float32)  # nothing may be read before it is written
