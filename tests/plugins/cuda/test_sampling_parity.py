@@ -54,7 +54,7 @@ def run(inputs: Inputs, sources: list[int] | None = None) -> Results:
     return results
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=20)
 @given(case=CASES)
 def test_tokens_and_log_probabilities_are_the_reference_s(case: Case) -> None:
     inputs = make_inputs(case)
@@ -64,12 +64,11 @@ def test_tokens_and_log_probabilities_are_the_reference_s(case: Case) -> None:
 
 
 @pytest.mark.parametrize("crowd", CROWDS)
-@pytest.mark.parametrize("temperature", [0.8, 100.0])
 def test_logits_that_crowd_are_told_apart_and_equal_ones_come_in_order(
-    crowd: str, temperature: float
+    crowd: str,
 ) -> None:
-    logits, rows = crowd_rows(crowd, temperature, 1_511)
-    rows = rows[::4]
+    logits, rows = crowd_rows(crowd, 0.8, 1_051)
+    rows = rows[::7]
     results = run(Inputs(logits[None], rows), [0] * len(rows))
     for at, row in enumerate(rows):
         check_row(results, at, logits, row, tolerances.OUTPUT)
