@@ -27,8 +27,8 @@ from kvfold.plugins.contract.errors import TargetError
 from kvfold.plugins.contract.step import MODEL_FILE
 from kvfold.plugins.cuda.attention_spec import variants_of
 from kvfold.plugins.cuda.compile_kernels import compile_library
-from kvfold.plugins.cuda.sampling_launches import SAMPLING_VARIANTS
 from kvfold.plugins.cuda.kernel_library import KernelLibrary
+from kvfold.plugins.cuda.sampling_launches import SAMPLING_VARIANTS
 from kvfold.plugins.tensorrt.node_form import PLUGIN_NAME, PLUGIN_NAMESPACE, PLUGIN_VERSION
 from kvfold.runtime.bundle import SCALES
 from kvfold.runtime.engine.engine_config import (
