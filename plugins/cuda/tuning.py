@@ -27,6 +27,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from kvfold.plugins.cuda.attention_spec import Variant
+from kvfold.plugins.cuda.sampling_launches import EDIT_BLOCK
 
 SPLIT_KEYS = 256
 # Most shared memory of one block, bytes (CUDA C++ Programming Guide, compute capabilities).
@@ -40,6 +41,10 @@ SHARED_LIMIT = {
     120: 101_376,
     121: 101_376,
 }
+
+# One program reads a whole row of logits, so it has as many threads as let it keep a block in registers.
+SAMPLING_BLOCKS = {"edit": EDIT_BLOCK, "penalize": 256, "sample": 2048}
+SAMPLING_WARPS = {"edit": 4, "penalize": 4, "sample": 16}
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,8 @@ class Tuning:
 
 def tuning_of(variant: Variant, architecture: int) -> Tuning:
     """The choice for one variant on one architecture."""
+    if variant.kernel in SAMPLING_BLOCKS:
+        return Tuning(SAMPLING_WARPS[variant.kernel], 1, {"BLOCK": SAMPLING_BLOCKS[variant.kernel]})
     if variant.kernel in ("append", "merge"):  # one head of one token: a few hundred bytes
         return Tuning(num_warps=1, num_stages=1)
     constants = dict(variant.constants)
