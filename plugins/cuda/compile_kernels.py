@@ -148,8 +148,12 @@ def _compile(function: Any, variant: Variant, tuning: Tuning, architecture: int)
         {(function.arg_names.index(name),): value for name, value in constants.items()},
         {(index,): [["tt.divisibility", 16]] for index in aligned},
     )
-    # No fused multiply-add: a rotated key must round as the reference's, or cache bytes would differ.
-    options = {"num_warps": tuning.num_warps, "num_stages": tuning.num_stages, "enable_fp_fusion": False}
+    # append has no fused multiply-add: a rotated key must round as the reference's, for the same cache bytes.
+    options = {
+        "num_warps": tuning.num_warps,
+        "num_stages": tuning.num_stages,
+        "enable_fp_fusion": variant.kernel != "append",
+    }
     return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
 
 

@@ -69,21 +69,24 @@ def tuning_of(variant: Variant, architecture: int) -> Tuning:
 
 
 def _decode(width: int, architecture: int) -> Tuning:
-    keys = 32 if width > 128 else 64
     if architecture == 75:
+        # Triton lowers no int8 dot product for SM 75: q.k of an int8 cache is computed in float16 there.
         keys = 32 if width <= 64 else 16
-    # Triton lowers no int8 dot product for SM 75: q.k of an int8 cache is computed in float16 there.
-    int8_dot = int(architecture != 75)
-    constants = {"SPLIT_KEYS": SPLIT_KEYS, "KEYS": keys, "INT8_DOT": int8_dot}
-    return Tuning(8, 1, constants) if architecture == 75 else Tuning(4, 2, constants)
+        return Tuning(8, 1, {"SPLIT_KEYS": SPLIT_KEYS, "KEYS": keys, "INT8_DOT": 0})
+    keys = 32 if width > 128 else 64
+    return Tuning(2 if width <= 64 else 4, 3, {"SPLIT_KEYS": SPLIT_KEYS, "KEYS": keys, "INT8_DOT": 1})
 
 
 def _prefill(width: int, group_size: int, architecture: int) -> Tuning:
-    large = width <= 64 or (width <= 128 and architecture in (90, 100))
-    rows, keys = (128, 64) if large else (64, 32)
     if architecture == 75:
-        rows, keys = (32, 32) if width <= 128 else (16, 16)
-    return Tuning(8, 1 if architecture == 75 else 2, {"ROWS": max(rows, group_size), "KEYS": keys})
+        warps, stages, rows, keys = 8, 1, *((32, 32) if width <= 128 else (16, 16))
+    elif width <= 64 or (width <= 128 and architecture in (90, 100)):
+        warps, stages, rows, keys = 8, 3, 128, 64
+    elif width <= 128:
+        warps, stages, rows, keys = 4, 3, 64, 32
+    else:
+        warps, stages, rows, keys = 8, 2, 64, 32
+    return Tuning(warps, stages, {"ROWS": max(rows, group_size), "KEYS": keys})
 
 
 def _power_of_two(value: int) -> int:
