@@ -40,7 +40,7 @@ LAYERS = {
     ),
     "pipeline": (
         *("show", "machine", "recipe", "workspace", "texts", "build", "quality", "report", "stages"),
-        *("bring_up_to_date", "studies", "tuning", "bench", "chat", "commands", "cli"),
+        *("bring_up_to_date", "studies", "bench", "chat", "commands", "cli"),
     ),
 }
 

@@ -34,12 +34,12 @@ def command(output: Path | None) -> None:
     from kvfold.pipeline.machine.extras import require_extra
 
     require_extra("cuda")
+    from kvfold.pipeline.build.tuning.gpu_bench import GpuBench
+    from kvfold.pipeline.build.tuning.tune_kernels import tune_kernels
+    from kvfold.pipeline.build.tuning.tuning_cases import tuning_cases
+    from kvfold.pipeline.build.tuning.tuning_tables import tuning_table
     from kvfold.pipeline.show.terminal import draw_table
     from kvfold.pipeline.show.watch import Work, open_watch
-    from kvfold.pipeline.tuning.gpu_bench import GpuBench
-    from kvfold.pipeline.tuning.tune_kernels import tune_kernels
-    from kvfold.pipeline.tuning.tuning_cases import tuning_cases
-    from kvfold.pipeline.tuning.tuning_tables import tuning_table
     from kvfold.plugins.cuda.tuned_table import table_path
 
     console = get_console()

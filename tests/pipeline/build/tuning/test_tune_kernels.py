@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kvfold.pipeline.tuning.tune_kernels import Timed, tune_kernels
-from kvfold.pipeline.tuning.tuning_cases import TuningCase, tuning_cases
+from kvfold.pipeline.build.tuning.tune_kernels import Timed, tune_kernels
+from kvfold.pipeline.build.tuning.tuning_cases import TuningCase, tuning_cases
 from kvfold.plugins.contract.errors import KernelError
 from kvfold.plugins.contract.progress import unheard
 from kvfold.plugins.cuda import tuned_table

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import triton
 
-from kvfold.pipeline.tuning.tune_kernels import Timed
-from kvfold.pipeline.tuning.tuning_cases import TuningCase
+from kvfold.pipeline.build.tuning.tune_kernels import Timed
+from kvfold.pipeline.build.tuning.tuning_cases import TuningCase
 from kvfold.plugins.cuda.attention_spec import variants_of
 from kvfold.plugins.cuda.calls import Launch, resolve
 from kvfold.plugins.cuda.compile_kernels import Cubin, compile_variant

@@ -10,8 +10,8 @@ from typing import Protocol
 
 import numpy as np
 
-from kvfold.pipeline.tuning.tuning_cases import TuningCase
-from kvfold.plugins.contract.progress import Progress
+from kvfold.pipeline.build.tuning.tuning_cases import TuningCase
+from kvfold.plugins.contract.progress import Progress, part
 from kvfold.plugins.cuda.compile_kernels import Cubin
 from kvfold.plugins.cuda.tuned_table import Choice, TunedTable
 from kvfold.plugins.cuda.tuning import Tuning, candidates_of
@@ -80,11 +80,8 @@ def tune_kernels(
     for index, case in enumerate(cases):
         begun = clock() - start
         share = (seconds - begun) / (len(cases) - index)
-
-        def tell(done: float, first: float = begun / seconds, size: float = share / seconds) -> None:
-            progress(first + size * done, case.name)
-
-        choices.append(_tune(bench, case, share, clock, tell))
+        told = part(progress, begun / seconds, share / seconds, case.name)
+        choices.append(_tune(bench, case, share, clock, told))
     return TunedTable(
         architecture=bench.architecture,
         card=bench.card,
@@ -95,7 +92,7 @@ def tune_kernels(
 
 
 def _tune(
-    bench: Bench, case: TuningCase, seconds: float, clock: Callable[[], float], tell: Callable[[float], None]
+    bench: Bench, case: TuningCase, seconds: float, clock: Callable[[], float], progress: Progress
 ) -> Choice:
     """The rule is first among the candidates: it always runs, and the others are held against its output."""
     start = clock()
@@ -110,7 +107,7 @@ def _tune(
                 elif timed.seconds < min(fastest, WORTH * rule.seconds) and _agree(timed, rule):
                     chosen, fastest = way, timed.seconds
             spent = clock() - start
-            tell(min(max(spent / seconds, (index + 1) / len(ways)), 1.0))
+            progress(min(max(spent / seconds, (index + 1) / len(ways)), 1.0))
             if rule is not None and spent >= seconds:
                 break
     assert rule is not None, "the rule's own choice fits: the tests compile it for each architecture"

@@ -13,8 +13,8 @@ from typing import Self
 
 import triton
 
-from kvfold.pipeline.tuning.device_case import DeviceCase
-from kvfold.pipeline.tuning.tuning_cases import TuningCase
+from kvfold.pipeline.build.tuning.device_case import DeviceCase
+from kvfold.pipeline.build.tuning.tuning_cases import TuningCase
 from kvfold.plugins.cuda.attention_spec import Variant
 from kvfold.plugins.cuda.compile_kernels import Cubin, compile_tuned
 from kvfold.plugins.cuda.tuning import Tuning
