@@ -62,9 +62,12 @@ def test_texts_of_a_bundle_share_an_engine(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_training_text_of_two_lengths_has_a_tensor_of_each(tmp_path: Path) -> None:
-    text = """[{source: text.txt, tokens: 96, sequence_length: 48}, {source: text.txt, tokens: 64, sequence_length: 32},
-        {source: text.txt, tokens: 40, sequence_length: 32, seed: 5}]"""
-    own = RECIPE.replace("{tokens: 64, sequence_length: 32, seed: 2}", text)
+    text = """
+      - {source: text.txt, tokens: 96, sequence_length: 48}
+      - {source: text.txt, tokens: 64, sequence_length: 32}
+      - {source: text.txt, tokens: 40, sequence_length: 32, seed: 5}
+"""
+    own = RECIPE.replace("heal: {text: {tokens: 64, sequence_length: 32, seed: 2}}", f"heal:\n  text:{text}")
     recipe = load_recipe(str(write_tiny_recipe(tmp_path, own)))
     run_stages(recipe, tmp_path / "bundle", STAGES, QuietDisplay(), until="training")
     tensors = Workspace(recipe, tmp_path / "bundle").tensors(TRAINING_TOKENS)
