@@ -37,7 +37,8 @@ class Inputs:
 def make_inputs(case: Case) -> Inputs:
     """Arrays for one case; the same case always gives the same arrays.
 
-    Activations differ in magnitude by block. Scales have both signs and many magnitudes, float16's subnormal numbers among them; some are 0.
+    Activations differ in magnitude by block. Scales have both signs and many magnitudes, float16's subnormal
+    numbers among them; some are 0.
     """
     rng = np.random.default_rng(case.seed)
     columns = case.in_features * (1 if case.input_activation == "none" else 2)

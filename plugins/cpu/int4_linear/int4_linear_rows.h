@@ -50,7 +50,10 @@ inline void quantize_block(const TokenQuantization& job, const float* x, std::in
   if (job.planes == 1) return;
   const float step = scale * factor, low_step = step / kLowPlane;
   float left[kInt4Block];
-  for (std::size_t k = 0; k < kInt4Block; ++k) left[k] = x[k] - static_cast<float>(static_cast<std::int8_t>(q[k])) * step;
+  for (std::size_t k = 0; k < kInt4Block; ++k) {
+    const float kept = static_cast<float>(static_cast<std::int8_t>(q[k])) * step;
+    left[k] = x[k] - kept;
+  }
   std::uint8_t* low = q + rows.padded_in;
   for (std::size_t k = 0; k < kInt4Block; ++k) low[k] = static_cast<std::uint8_t>(round_int8(left[k] / low_step));
   finish_block(rows, row + 1, block, factor);

@@ -25,8 +25,7 @@ from tests.export.quantize.test_quantize import HELD_OUT, make_plan, model
 from tests.paging import Pager, budget_of
 from tests.tiny_model import dense_logits
 
-
-# All linears with 16-bit activations: what is left of a difference is not of roundings that fall the other way.
+# All linears with 16-bit activations: no difference comes from a rounding that falls the other way.
 FINE = INT4.model_copy(update={"max_relative_error": 1e-9})
 
 
