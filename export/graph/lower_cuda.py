@@ -13,25 +13,31 @@ from kvfold.export.graph.lower import (
     count_weights,
     save_lowered,
 )
-from kvfold.export.graph.passes import activation_dtype, float_logits, stock_attention
+from kvfold.export.graph.passes import activation_dtype, float_logits, matmul_nbits, stock_attention
+from kvfold.export.quantize.int4.stored_blocks import NO_BLOCKS, StoredBlocks
 from kvfold.plugins.contract.errors import TargetError
 from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.plugins.cuda.attention_spec import ActivationDtype
 
 
 def lower_for_cuda(
-    model: ir.Model, directory: Path, plan: FoldPlan, dtype: ActivationDtype
+    model: ir.Model,
+    directory: Path,
+    plan: FoldPlan,
+    dtype: ActivationDtype,
+    blocks: StoredBlocks = NO_BLOCKS,
 ) -> dict[str, int]:
     """Write `model.onnx` for ONNX Runtime's CUDA provider, with stock ops alone, into `directory`.
 
-    Every linear is computed in `dtype`. Norms stay RMSNormalization, whose kernel sums in float32; the fused
-    residual norm that the CPU uses sums in float16 on CUDA.
+    Linears in 4 bits are MatMulNBits, every other one is computed in `dtype`. Norms stay RMSNormalization,
+    whose kernel sums in float32; the fused residual norm that the CPU uses sums in float16 on CUDA.
 
     Args:
         model: the target-neutral graph, changed in place.
         directory: an existing directory.
         plan: the plan the graph was exported from.
         dtype: of the activations.
+        blocks: of the linears in 4 bits.
 
     Returns:
         How often each pass matched.
@@ -45,12 +51,15 @@ def lower_for_cuda(
     check_head_dim(plan, "the cuda target", range(16, 257, 16))
     _check_sinks(plan)
     element = ir.DataType[dtype.upper()]
+    in_4_bits = sum(kind in matmul_nbits.INT4 for kind in blocks.quantization.precision.values())
     expected = {
-        "activation_dtype": count_weights(model),
+        "matmul_nbits": in_4_bits,
+        "activation_dtype": count_weights(model) - in_4_bits,
         "float_logits": 1,
         "stock_attention": len(plan.layers),
     }
     counts = {
+        "matmul_nbits": matmul_nbits.apply(model, blocks, element),
         "activation_dtype": activation_dtype.apply(model, element),
         "float_logits": float_logits.apply(model),
         "stock_attention": stock_attention.apply(model, element),

@@ -114,6 +114,7 @@ TARGETS = {
             backend="cuda",
             why_not_build=lambda: None,
             why_not_run=_why_not_run_cuda,
+            reads_int4=True,
             keeps_sinks=False,
         ),
         Target(
