@@ -168,7 +168,7 @@ def _open_weights(folder: Path, shards: list[Path], config: ModelConfig, form: S
                         f"{path}: tensor {stored} is there twice, as {name}; remove one of them"
                     )
                 shapes[name] = (len(range(*rows.indices(shape[0]))), *shape[1:]) if shape else shape
-                readers[name] = partial(_read_rows, tensors, stored, rows)
+                readers[name] = partial(tensors.in_float32, stored, rows)
     if config.tie_word_embeddings and HEAD in shapes:
         _drop_tied_head(folder, readers, shapes)
     check_shapes(str(folder), shapes, config)
@@ -181,10 +181,6 @@ def _open_weights(folder: Path, shards: list[Path], config: ModelConfig, form: S
 def say_checkpoint(said: str) -> CheckpointError:
     """What is wrong with a file of a checkpoint."""
     return CheckpointError(f"{said}; fetch it again")
-
-
-def _read_rows(file: TensorFile, name: str, rows: slice) -> Tensor:
-    return file.rows(name, rows).to(torch.float32)
 
 
 def _drop_tied_head(folder: Path, readers: dict[str, Callable[[], Tensor]], shapes: dict[str, Shape]) -> None:

@@ -21,6 +21,8 @@ from kvfold.plugins.contract.fold_plan import FoldPlan
 
 # Told of each layer of each text: the text's tokens, divided by the number of layers.
 LayerTick = Callable[[float], None]
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+ROUNDED_ROWS = 16_384  # of the head at a time, where it is rounded
 
 
 class LayerwiseModel:
@@ -43,13 +45,19 @@ class LayerwiseModel:
         self.config, self.plan, self.weights = config, plan, weights
         self.dtype = dtype or torch.float32
 
-    def final_hidden(self, texts: Sequence[Tensor], tick: LayerTick) -> list[Tensor]:
-        """Hidden states [L, hidden_size] of each text int64 [L], after the last norm, in a mapped file."""
+    def final_hidden(
+        self, texts: Sequence[Tensor], tick: LayerTick, embedding: Tensor | None = None
+    ) -> list[Tensor]:
+        """Hidden states [L, hidden_size] of each text int64 [L], after the last norm, in a mapped file.
+
+        `embedding` is the table, where it is held anyway.
+        """
         ends = torch.tensor([len(text) for text in texts]).cumsum(0).tolist()
         stream = _mapped((ends[-1], self.config.hidden_size), self.dtype)
         hidden = [stream[end - len(text) : end] for text, end in zip(texts, ends, strict=True)]
         with torch.inference_mode():
-            embedding = self.weights["model.embed_tokens.weight"]
+            if embedding is None:
+                embedding = self.weights[EMBEDDING]
             for text, rows in zip(texts, hidden, strict=True):
                 rows.copy_(functional.embedding(text, embedding))
             del embedding
@@ -74,17 +82,28 @@ class LayerwiseModel:
                     del mixer.keys_values[layer.donor]
                 tick(len(rows) / len(layers))
 
-    def head(self) -> nn.Linear:
-        """The head alone."""
-        name = "model.embed_tokens.weight" if self.config.tie_word_embeddings else "lm_head.weight"
-        head = nn.Linear(self.config.hidden_size, self.config.vocab_size, bias=False, device="meta")
-        head.weight = nn.Parameter(self.weights[name], requires_grad=False)
-        self._in_dtype(head)
-        return head
+    @property
+    def head_name(self) -> str:
+        """Name of the weight that is the head."""
+        return EMBEDDING if self.config.tie_word_embeddings else HEAD
 
-    def cap(self, logits: Tensor) -> Tensor:
-        """What the head gave as logits."""
-        return cap_logits(logits, self.config.final_softcap)
+    def logits(self, hidden: Tensor, head: Tensor) -> Tensor:
+        """Logits float32 [L, vocab] of final hidden states [L, hidden_size].
+
+        `head` is its weight in float32; in another type it is rounded a block of rows at a time, so that no
+        second one is held.
+        """
+        if self.dtype is torch.float32:
+            found = functional.linear(hidden, head)
+        else:
+            parts = torch.split(head, ROUNDED_ROWS)
+            found = torch.cat([self._rounded(part)(hidden) for part in parts], dim=-1)
+        return cap_logits(found, self.config.final_softcap).float()
+
+    def _rounded(self, rows: Tensor) -> nn.Module:
+        linear = nn.Linear(rows.shape[1], rows.shape[0], bias=False, device="meta")
+        linear.weight = nn.Parameter(rows, requires_grad=False)
+        return self._in_dtype(linear)
 
     def _in_dtype(self, module: nn.Module) -> nn.Module:
         """The same module, which now computes in the model's type."""

@@ -16,30 +16,37 @@ class ChangedWeights(Mapping[str, Tensor]):
     """A model's weights by reference: tensors of its own over those of another; nothing is copied or kept.
 
     Every access gives float32: what is stored in fewer bits is exact in them.
+
+    Attributes:
+        base: the others.
     """
 
     def __init__(
         self, base: Mapping[str, Tensor], own: Mapping[str, Tensor], dropped: Collection[str] = ()
     ) -> None:
         """`own` stands in for what `base` has of the same name, or is new; `dropped` of base is left out."""
-        self._base, self._own, self._dropped = base, own, frozenset(dropped)
+        self.base, self._own, self._dropped = base, own, frozenset(dropped)
+
+    def changes(self, name: str) -> bool:
+        """Whether a tensor is another here than in `base`."""
+        return name in self._own or name in self._dropped
 
     def __getitem__(self, name: str) -> Tensor:
         if name in self._own:
             return self._own[name].to(torch.float32)
         if name in self._dropped:
             raise KeyError(name)
-        return self._base[name]
+        return self.base[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._own or (name in self._base and name not in self._dropped)
+        return name in self._own or (name in self.base and name not in self._dropped)
 
     def __iter__(self) -> Iterator[str]:
-        for name in self._base:
+        for name in self.base:
             if name not in self._dropped or name in self._own:
                 yield name
         for name in self._own:
-            if name not in self._base:
+            if name not in self.base:
                 yield name
 
     def __len__(self) -> int:
@@ -92,6 +99,13 @@ class ScaledWeights(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._weights)
+
+
+def source_of(weights: Mapping[str, Tensor], name: str) -> Mapping[str, Tensor]:
+    """The weights that a tensor is read from, below all that leave it as it is."""
+    while isinstance(weights, ChangedWeights) and not weights.changes(name):
+        weights = weights.base
+    return weights
 
 
 def dropped_names(plan: FoldPlan) -> set[str]:

@@ -30,6 +30,7 @@ DTYPES = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 METADATA = "__metadata__"
+READ_ELEMENTS = 1 << 22  # at a time, where a tensor is read in another type
 LARGEST_HEADER = 100_000_000  # of the format; a length beyond that is no length
 
 
@@ -100,6 +101,16 @@ class TensorFile(Mapping[str, Tensor]):
         return self._read(
             name, Entry(entry.dtype, (stop - start, *entry.shape[1:]), entry.start + start * size)
         )
+
+    def in_float32(self, name: str, rows: slice) -> Tensor:
+        """The same in float32, read some at a time: a large tensor is not in memory in two types."""
+        start, stop, _ = rows.indices(self.entries[name].shape[0])
+        tensor = torch.empty(stop - start, *self.entries[name].shape[1:])
+        step = max(1, READ_ELEMENTS * (stop - start) // max(1, tensor.numel()))
+        for first in range(start, stop, step):
+            last = min(first + step, stop)
+            tensor[first - start : last - start] = self.rows(name, slice(first, last))
+        return tensor
 
     def _read(self, name: str, entry: Entry) -> Tensor:
         if self._stat() != (self._size, self._time):

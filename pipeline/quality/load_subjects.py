@@ -3,40 +3,48 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kvfold.pipeline.quality.subject_names import BFLOAT16, ENGINE, FOLDED, ORIGINAL
 from kvfold.pipeline.quality.subjects import EngineSubject, Subject, Tick, blocks
-from kvfold.pipeline.workspace.read_checkpoint import read_checkpoint
 from kvfold.pipeline.workspace.workspace import Workspace
 from kvfold.plugins.contract.fold_plan import FoldPlan
-from kvfold.plugins.contract.plan_presets import Preset, build_plan
 from kvfold.runtime.memory.budget import pages_of_sequence
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from kvfold.export.layerwise.layerwise_model import LayerwiseModel
-    from kvfold.export.model.decoder import Decoder
 
 
 class Heads:
-    """Weights of the subjects' heads, equal ones held once: folding rarely changes them."""
+    """Weights of the subjects' heads, float32, each read and held once: folding changes none."""
 
     def __init__(self) -> None:
-        self._held: list[nn.Linear] = []
+        self._held: dict[tuple[int, str], tuple[Mapping[str, Tensor], Tensor]] = {}
 
-    def hold(self, head: nn.Linear) -> nn.Linear:
-        """The same head, over an equal one's weight where there is one."""
-        for other in self._held:
-            if head.weight.dtype == other.weight.dtype and head.weight.equal(other.weight):
-                head.weight = other.weight
-        self._held.append(head)
-        return head
+    def of(self, model: LayerwiseModel) -> Tensor:
+        """A model's head; read where no model that has the same one asked for it before."""
+        from kvfold.export.weights.changed_weights import source_of
+
+        name = model.head_name
+        source = source_of(model.weights, name)
+        key = id(source), name
+        if key not in self._held:
+            self._held[key] = source, model.weights[name]  # as long as the source lives, its id is its own
+        return self._held[key][1]
+
+    def embedding(self, model: LayerwiseModel) -> Tensor | None:
+        """A model's embedding, where a head that is held is the same table."""
+        from kvfold.export.layerwise.layerwise_model import EMBEDDING
+        from kvfold.export.weights.changed_weights import source_of
+
+        held = self._held.get((id(source_of(model.weights, EMBEDDING)), EMBEDDING))
+        return held and held[1]
 
 
 class LayerwiseSubject(Subject):
@@ -56,7 +64,6 @@ class LayerwiseSubject(Subject):
         super().__init__(name)
         self.heads = heads
         self._model = model
-        self._head: nn.Linear | None = None
         self._hidden: dict[bytes, Tensor] = {}
 
     def compute_logits(self, token_ids: np.ndarray) -> np.ndarray:
@@ -76,7 +83,11 @@ class LayerwiseSubject(Subject):
         share = (1 - self.left) * sum(map(len, texts)) / max(1, sum(map(len, different.values())))
         self._hidden = {}  # what it held goes first
         if different:
-            hidden = self._model.final_hidden(list(different.values()), lambda tokens: tick(share * tokens))
+            hidden = self._model.final_hidden(
+                list(different.values()),
+                lambda tokens: tick(share * tokens),
+                self.heads.embedding(self._model),
+            )
             self._hidden = dict(zip(different, hidden, strict=True))
         self.seconds += time.perf_counter() - start
 
@@ -86,12 +97,10 @@ class LayerwiseSubject(Subject):
         key = token_ids.tobytes()
         if key not in self._hidden:
             self.read_ahead([token_ids], lambda tokens: None)
-        if self._head is None:
-            self._head = self.heads.hold(self._model.head())
-        hidden = self._hidden[key]
+        head, hidden = self.heads.of(self._model), self._hidden[key]
         for rows in wanted:
             with torch.inference_mode():
-                logits: np.ndarray = self._model.cap(self._head(hidden[rows])).float().numpy()
+                logits: np.ndarray = self._model.logits(hidden[rows], head).numpy()
             yield logits
 
 
@@ -108,16 +117,21 @@ def load_subjects(
     from kvfold.runtime.engine.load_engine import load_engine
     from kvfold.runtime.engine.slabs import bytes_of_slabs
 
-    plan, heads = workspace.plan, Heads()
+    plan, original = workspace.plan, load_original(workspace)
     pages = pages_of_sequence(plan, longest, prefill_chunk)
     files = EngineFiles.read(workspace.root / "engine" / workspace.recipe.target, plan)
     budget = bytes_of_slabs(plan, pages, files.slab_pages)
     engine = load_engine(files, budget, max_num_batched_tokens=prefill_chunk, max_num_seqs=1)
     return (
-        LayerwiseSubject(ORIGINAL, _original(workspace), heads),
-        LayerwiseSubject(FOLDED, LayerwiseModel(workspace.config, plan, workspace.healed), heads),
+        original,
+        LayerwiseSubject(FOLDED, LayerwiseModel(workspace.config, plan, workspace.healed), original.heads),
         EngineSubject(ENGINE, engine, prefill_chunk),
     )
+
+
+def load_original(workspace: Workspace) -> LayerwiseSubject:
+    """The unfolded model, whose heads those beside it share."""
+    return LayerwiseSubject(ORIGINAL, _original(workspace), Heads())
 
 
 def load_bfloat16(workspace: Workspace, heads: Heads) -> LayerwiseSubject:
@@ -130,16 +144,8 @@ def load_bfloat16(workspace: Workspace, heads: Heads) -> LayerwiseSubject:
 def _original(workspace: Workspace, dtype: torch.dtype | None = None) -> LayerwiseModel:
     from kvfold.export.layerwise.layerwise_model import LayerwiseModel
 
-    weights = read_checkpoint(workspace).weights
-    return LayerwiseModel(workspace.config, _identity(workspace), weights, dtype)
-
-
-def original_decoder(workspace: Workspace) -> Decoder:
-    """The unfolded model, all of it in memory."""
-    from kvfold.export.model.decoder import Decoder
-
-    return Decoder.from_weights(workspace.config, _identity(workspace), read_checkpoint(workspace).weights)
+    return LayerwiseModel(workspace.config, _identity(workspace), workspace.original, dtype)
 
 
 def _identity(workspace: Workspace) -> FoldPlan:
-    return build_plan(Preset(preset="identity"), workspace.config.attention_shape)
+    return FoldPlan.of(workspace.config.attention_shape)

@@ -8,9 +8,8 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
 from polygraphy.backend.base import BaseRunner
@@ -23,14 +22,11 @@ from kvfold.runtime.loop.engine_loop import EngineLoop
 from kvfold.runtime.loop.read_logits import read_logits
 from kvfold.runtime.runtime_config import RuntimeConfig
 
-if TYPE_CHECKING:
-    from kvfold.export.model.decoder import Decoder
-
 INPUT_IDS, FIRST, LOGITS, LOSSES = "input_ids", "first", "logits", "losses"
 # A text is read as three turns that end here: each later one finds the earlier ones in the cache.
 TURN_ENDS = (0.5, 0.75, 1.0)
 # Streamed logits come in blocks that end at multiples of this, so that those of several subjects line up.
-BLOCK_TOKENS = 512
+BLOCK_TOKENS = 256  # 156 MB of logits a subject, of 151,936 tokens
 
 
 # Told of work that is done: so many tokens.
@@ -91,38 +87,6 @@ class Subject(BaseRunner):  # type: ignore[misc]  # polygraphy has no annotation
         return OrderedDict({LOGITS: logits, LOSSES: losses})
 
 
-class TorchSubject(Subject):
-    """A decoder in PyTorch, in the type of its weights, whole sequences at once."""
-
-    def __init__(self, name: str, decoder: Decoder) -> None:
-        super().__init__(name)
-        self._decoder = decoder
-
-    def compute_logits(self, token_ids: np.ndarray) -> np.ndarray:
-        """One forward pass."""
-        return next(self._blocks(token_ids, [slice(0, len(token_ids))]))
-
-    def stream_logits(self, token_ids: np.ndarray, first: int = 0) -> Iterator[np.ndarray]:
-        """One pass below the head, then the head on a block at a time."""
-        return self._blocks(token_ids, blocks(first, len(token_ids)))
-
-    def _blocks(self, token_ids: np.ndarray, wanted: Iterable[slice]) -> Iterator[np.ndarray]:
-        import torch
-
-        from kvfold.export.model.dense_attention import DenseAttention
-
-        decoder = self._decoder
-        with torch.inference_mode():
-            # The mixer holds the keys and values of all layers: it must not outlive the pass.
-            hidden = decoder.model(
-                torch.from_numpy(token_ids)[None], DenseAttention(decoder.config, decoder.plan)
-            )[0]
-        for rows in wanted:
-            with torch.inference_mode():
-                logits: np.ndarray = decoder.logits(hidden[rows]).float().numpy()
-            yield logits
-
-
 class EngineSubject(Subject):
     """The engine as it runs for users: paged and in chunks, through the runtime's loop.
 
@@ -166,7 +130,8 @@ class EngineSubject(Subject):
             parts = [rest]
             while sum(map(len, parts)) < rows.stop - rows.start:
                 parts.append(next(steps))
-            whole = parts[1] if len(rest) == 0 and len(parts) == 2 else np.concatenate(parts)
+            parts = [part for part in parts if len(part)]
+            whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
             rest = whole[rows.stop - rows.start :]
             yield whole[: rows.stop - rows.start]
 

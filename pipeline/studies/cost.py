@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import cached_property
 from math import ceil
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from kvfold.pipeline.quality.intervals import Estimate
 from kvfold.pipeline.quality.likelihood_results import Divergences, Perplexity
-from kvfold.pipeline.quality.subject_names import FOLDED, ORIGINAL
+from kvfold.pipeline.quality.subject_names import FOLDED
 from kvfold.pipeline.workspace.stage import Job, Stage
 from kvfold.pipeline.workspace.workspace import EVALUATION_TOKENS, Workspace
 from kvfold.plugins.contract.progress import Progress, part
@@ -20,8 +21,8 @@ from kvfold.runtime.bundle import open_bundle
 if TYPE_CHECKING:
     import numpy as np
 
-    from kvfold.export.model.decoder import Decoder
-    from kvfold.pipeline.quality.subjects import TorchSubject
+    from kvfold.export.layerwise.layerwise_model import LayerwiseModel
+    from kvfold.pipeline.quality.load_subjects import LayerwiseSubject
 
 
 class FoldCost(Record):
@@ -74,23 +75,22 @@ class Yardstick:
         return windows
 
     @cached_property
-    def _original(self) -> TorchSubject:
-        from kvfold.pipeline.quality.load_subjects import original_decoder
-        from kvfold.pipeline.quality.subjects import TorchSubject
+    def _original(self) -> LayerwiseSubject:
+        from kvfold.pipeline.quality.load_subjects import load_original
 
-        return TorchSubject(ORIGINAL, original_decoder(self._workspace))
+        return load_original(self._workspace)
 
-    def measure(self, decoder: Decoder, progress: Callable[[float], None]) -> FoldCost:
+    def measure(self, model: LayerwiseModel, progress: Callable[[float], None]) -> FoldCost:
         """Hold a folded model against the original.
 
         Raises:
             ValidationError: its logits are NaN or infinite.
         """
         from kvfold.pipeline.quality.likelihood import measure_divergences, measure_perplexity
+        from kvfold.pipeline.quality.load_subjects import LayerwiseSubject
         from kvfold.pipeline.quality.meter import Meter
-        from kvfold.pipeline.quality.subjects import TorchSubject
 
-        folded = TorchSubject(FOLDED, decoder)
+        folded = LayerwiseSubject(FOLDED, model, self._original.heads)
         length = self._windows.shape[1]
         compared = self._windows[: ceil(self.section.kl_tokens / length)]
         tick = Meter(2 * self._windows.size, progress)
@@ -102,7 +102,7 @@ class Yardstick:
 def cost_stage(
     name: str,
     yardstick: Yardstick,
-    load: Callable[[Progress], Decoder],
+    load: Callable[[Progress], AbstractContextManager[LayerwiseModel]],
     inputs: object,
     modules: tuple[str, ...] = (),
     loading: float = 0,
@@ -112,7 +112,7 @@ def cost_stage(
     Args:
         name: of the stage.
         yardstick: what the model is held against.
-        load: makes the model; told how far it is.
+        load: makes the model, which is there as long as the context; told how far it is.
         inputs: everything that decides the model, by content.
         modules: what makes it, where it is not read from a bundle.
         loading: share of the time that making it takes, for the progress display.
@@ -121,9 +121,9 @@ def cost_stage(
     def run(workspace: Workspace, job: Job) -> None:
         path = job.output / file
         path.parent.mkdir(parents=True)
-        decoder = load(part(job.progress, 0, loading))
         measuring = part(job.progress, loading, 1 - loading, "measuring perplexity and KL")
-        path.write_text(yardstick.measure(decoder, measuring).model_dump_json(indent=1) + "\n")
+        with load(part(job.progress, 0, loading)) as model:
+            path.write_text(yardstick.measure(model, measuring).model_dump_json(indent=1) + "\n")
 
     file = f"{name}.json"
     return Stage(

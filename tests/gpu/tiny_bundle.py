@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from kvfold.pipeline.quality.subject_names import FOLDED
-from kvfold.pipeline.quality.subjects import TorchSubject
 from kvfold.pipeline.recipe.load_recipe import load_recipe
 from kvfold.pipeline.recipe.recipe import Recipe
 from kvfold.pipeline.stages.order import STAGES
@@ -19,6 +18,7 @@ from kvfold.pipeline.workspace.workspace import HELDOUT_TOKENS, Workspace
 from kvfold.plugins.contract.fold_plan import FoldPlan, KvDtype
 from tests.pipeline.fake_stages import QuietDisplay
 from tests.pipeline.tiny_recipe import RECIPE, write_tiny_recipe
+from tests.torch_subject import TorchSubject
 
 
 @dataclass(frozen=True)

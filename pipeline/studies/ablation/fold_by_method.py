@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from kvfold.pipeline.recipe.plan_section import plan_for
-from kvfold.pipeline.workspace.read_checkpoint import read_checkpoint
 from kvfold.pipeline.workspace.workspace import CALIBRATION_TOKENS, Workspace
 
 if TYPE_CHECKING:
-    from kvfold.export.model.decoder import Decoder
+    from kvfold.export.layerwise.layerwise_model import LayerwiseModel
     from kvfold.plugins.contract.progress import Progress
 
 
-def fold_by(workspace: Workspace, method: str, ridge: float, progress: Progress) -> Decoder:
-    """Fold on the bundle's calibration text, as the stage `fold` does.
+@contextmanager
+def fold_by(workspace: Workspace, method: str, ridge: float, progress: Progress) -> Iterator[LayerwiseModel]:
+    """Fold on the bundle's calibration text, as the stage `fold` does; its layers are files meanwhile.
 
     Args:
         workspace: its stage `calibration` up to date.
@@ -24,11 +28,14 @@ def fold_by(workspace: Workspace, method: str, ridge: float, progress: Progress)
     """
     from kvfold.export.fold.baselines import METHODS
     from kvfold.export.fold.fold import HowToFold, fold_weights
-    from kvfold.export.model.decoder import Decoder
+    from kvfold.export.layerwise.layerwise_model import LayerwiseModel
+    from kvfold.export.weights.layer_journal import LayerJournal
 
-    checkpoint, recipe = read_checkpoint(workspace), workspace.recipe
-    plan = plan_for(recipe.plan, checkpoint.config.attention_shape)
+    config, recipe = workspace.config, workspace.recipe
+    plan = plan_for(recipe.plan, config.attention_shape)
     tokens = workspace.tensors(CALIBRATION_TOKENS)["tokens"]
     how = HowToFold(recipe.fold.model_copy(update={"ridge": ridge}), METHODS[method])
-    folded = fold_weights(checkpoint.config, checkpoint.weights, plan, tokens, how, progress)
-    return Decoder.from_weights(checkpoint.config, folded.plan, folded.weights)
+    with TemporaryDirectory(prefix="kvfold-") as folder:
+        journal = LayerJournal(Path(folder) / "fold", method)
+        folded = fold_weights(config, workspace.original, plan, tokens, how, progress, journal)
+        yield LayerwiseModel(config, folded.plan, folded.weights)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ from kvfold.plugins.contract.kv_savings import kv_bytes
 from kvfold.runtime.bundle import read_manifest
 
 if TYPE_CHECKING:
-    from kvfold.export.model.decoder import Decoder
+    from kvfold.export.layerwise.layerwise_model import LayerwiseModel
     from kvfold.plugins.contract.progress import Progress
 
 
@@ -89,10 +90,10 @@ def _stage_name(rung: Workspace) -> str:
 def _rung_stage(rung: Workspace, yardstick: Yardstick) -> Stage:
     """The plan and the weights count by content; so does whatever else folding and healing wrote."""
 
-    def load(progress: Progress) -> Decoder:
-        from kvfold.export.model.decoder import Decoder
+    def load(progress: Progress) -> nullcontext[LayerwiseModel]:
+        from kvfold.export.layerwise.layerwise_model import LayerwiseModel
 
-        return Decoder.from_weights(rung.config, rung.plan, rung.healed)
+        return nullcontext(LayerwiseModel(rung.config, rung.plan, rung.healed))
 
     inputs = file_hashes(rung.root, "fold", "heal")
     return cost_stage(_stage_name(rung), yardstick, load, inputs)

@@ -1,4 +1,4 @@
-"""A subject that reads layer by layer gives what the whole model gives, and holds a head once."""
+"""A subject that reads layer by layer gives what the whole model gives, and shares heads."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from kvfold.export.layerwise.layerwise_model import LayerwiseModel
+from kvfold.export.layerwise.layerwise_model import ROUNDED_ROWS, LayerwiseModel
 from kvfold.export.model.matmul_dtype import matmul_dtype, multiply_in_float32
+from kvfold.export.weights.changed_weights import ChangedWeights
 from kvfold.pipeline.quality.load_subjects import Heads, LayerwiseSubject
-from kvfold.pipeline.quality.subjects import TorchSubject
 from tests.tiny_model import VOCAB_SIZE, hugging_face_names, tiny_config, tiny_decoder, tiny_plan
+from tests.torch_subject import TorchSubject
 
 CONFIG = tiny_config(tie_word_embeddings=True, final_softcap=3.0)
 TEXTS = [
@@ -43,12 +44,32 @@ def test_it_gives_the_whole_model_s_logits(preset: str, dtype: torch.dtype) -> N
             np.testing.assert_array_equal(np.concatenate(found), np.concatenate(expected))
 
 
-def test_equal_heads_are_held_once() -> None:
-    heads = Heads()
-    first, second = (pair(preset, torch.float32, heads)[0] for preset in ("identity", "horizon"))
-    held = []
-    for subject in (first, second):
-        subject.compute_logits(TEXTS[1])
-        assert subject._head is not None
-        held.append(subject._head.weight.data_ptr())
-    assert held[0] == held[1]
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_that_folding_left_alone_is_held_once(tied: bool) -> None:
+    """By the original, its bfloat16 self, and a folded model; one that has another head has its own."""
+    config = tiny_config(tie_word_embeddings=tied)
+    identity = tiny_plan(config, "identity")
+    weights, heads = hugging_face_names(tiny_decoder(config, identity)), Heads()
+    name = "model.embed_tokens.weight" if tied else "lm_head.weight"
+    folded = ChangedWeights(weights, {"model.layers.0.self_attn.o_proj.weight": torch.zeros(1)})
+    other = ChangedWeights(folded, {name: weights[name] + 1})
+    same = [
+        LayerwiseModel(config, identity, weights),
+        LayerwiseModel(config, identity, weights, torch.bfloat16),
+        LayerwiseModel(config, identity, folded),
+    ]
+    assert len({heads.of(model).data_ptr() for model in same}) == 1
+    embedding = heads.embedding(same[2])
+    assert (embedding is not None) == tied
+    torch.testing.assert_close(heads.of(LayerwiseModel(config, identity, other)), weights[name] + 1)
+
+
+def test_a_rounded_head_is_the_whole_one_rounded() -> None:
+    config = tiny_config(vocab_size=2 * ROUNDED_ROWS + 5, num_hidden_layers=1)
+    plan = tiny_plan(config, "identity")
+    model = LayerwiseModel(config, plan, {}, torch.bfloat16)
+    head, hidden = torch.randn(config.vocab_size, config.hidden_size), torch.randn(3, config.hidden_size)
+    expected = hidden.bfloat16().double() @ head.bfloat16().double().T
+    found = model.logits(hidden.bfloat16(), head)
+    assert found.dtype is torch.float32
+    torch.testing.assert_close(found, expected.bfloat16().float(), rtol=2**-7, atol=2**-7)

@@ -16,10 +16,11 @@ from kvfold.pipeline.quality.likelihood import (
 )
 from kvfold.pipeline.quality.likelihood_results import Divergence
 from kvfold.pipeline.quality.subject_names import BFLOAT16, ENGINE, FOLDED, ORIGINAL
-from kvfold.pipeline.quality.subjects import BLOCK_TOKENS, EngineSubject, Subject, TorchSubject, blocks
+from kvfold.pipeline.quality.subjects import BLOCK_TOKENS, EngineSubject, Subject, blocks
 from kvfold.plugins.contract.errors import ValidationError
 from tests.runtime.synthetic_engine import SyntheticEngine, make_plan
 from tests.tiny_model import VOCAB_SIZE, tiny_config, tiny_decoder, tiny_plan
+from tests.torch_subject import TorchSubject
 
 CONFIG = tiny_config(max_position_embeddings=1024)
 IDENTITY = tiny_plan(CONFIG, "identity")
@@ -47,8 +48,9 @@ def original(name: str = ORIGINAL, dtype: torch.dtype = torch.float32) -> TorchS
 
 
 def test_blocks_end_at_the_same_positions_wherever_they_start() -> None:
-    assert list(blocks(0, 1000)) == [slice(0, BLOCK_TOKENS), slice(BLOCK_TOKENS, 1000)]
-    assert list(blocks(600, 1000)) == [slice(600, 1000)]
+    end = BLOCK_TOKENS + 40
+    assert list(blocks(0, end)) == [slice(0, BLOCK_TOKENS), slice(BLOCK_TOKENS, end)]
+    assert list(blocks(end - 20, end)) == [slice(end - 20, end)]
     assert list(blocks(5, 5)) == []
 
 

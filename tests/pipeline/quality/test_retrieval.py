@@ -14,13 +14,13 @@ from kvfold.pipeline.quality.evaluate.haystacks import Haystack, Task, write_cel
 from kvfold.pipeline.quality.evaluate.last_words import SHIPPED, read_passages
 from kvfold.pipeline.quality.evaluate.retrieval import measure_cell, smallest_window
 from kvfold.pipeline.quality.likelihood import stream_losses
-from kvfold.pipeline.quality.subjects import TorchSubject
 from kvfold.pipeline.recipe.evaluate_section import SHIPPED_PASSAGES, RetrievalSection
 from kvfold.plugins.contract.errors import CalibrationError, RecipeError, RequestError
 from kvfold.plugins.contract.template_text import TemplateText
 from tests.pipeline.quality.oracle import CopyingSubject
 from tests.runtime.byte_tokenizer import VOCAB, ByteTokenizer
 from tests.tiny_model import tiny_config, tiny_decoder, tiny_plan
+from tests.torch_subject import TorchSubject
 
 WINDOW = 600
 PASSKEY, MULTI_KEY = Task("passkey", 1), Task("multi-key", 4)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kvfold.pipeline.quality.subjects import Subject, TorchSubject
+from kvfold.pipeline.quality.subjects import Subject
 from kvfold.pipeline.studies.lm_eval.lm_eval_model import as_lm_eval_model, load_lm_eval_model
 from kvfold.pipeline.studies.lm_eval.lm_eval_requests import Generate, LmEvalModel, sampling_params
 from kvfold.plugins.contract.errors import RequestError, TargetError
@@ -23,6 +23,7 @@ from kvfold.runtime.text.tokenizer import Tokenizer
 from tests.pipeline.quality.oracle import CopyingSubject
 from tests.runtime.byte_tokenizer import VOCAB, ByteTokenizer
 from tests.tiny_model import tiny_config, tiny_decoder, tiny_plan
+from tests.torch_subject import TorchSubject
 
 CONFIG = tiny_config(vocab_size=VOCAB)
 TINY = TorchSubject("tiny", tiny_decoder(CONFIG, tiny_plan(CONFIG, "identity")))
