@@ -136,6 +136,7 @@ TARGETS = {
             backend="cuda",
             why_not_build=_why_not_build_cuda,
             why_not_run=_why_not_run_cuda,
+            reads_int4=True,
             takes_architectures=True,
         ),
         Target(

@@ -227,7 +227,7 @@ class Recipe(Record):
         if self.quantize.weights == "int4" and not target.reads_int4:
             raise ValueError(
                 f"quantize.weights is int4, which target {self.target} does not run; set weights: int8, "
-                "or build for cpu"
+                f"or build for {' or '.join(t.name for t in TARGETS.values() if t.reads_int4)}"
             )
         chunk, budget = self.validate_on.prefill_chunk, self.tensorrt.max_num_batched_tokens
         if target.library and chunk > budget:

@@ -31,7 +31,7 @@ def run(workspace: Workspace, job: Job) -> None:
 
     recipe, plan, directory = workspace.recipe, workspace.plan, engine_folder(workspace, job)
     dtype = activations_of(recipe)
-    passes = lower_for_cuda(bound_graph(workspace), directory, plan, dtype)
+    passes = lower_for_cuda(bound_graph(workspace), directory, plan, dtype, workspace.int4_blocks)
     compile_kernels(directory, plan, dtype, architectures_of(recipe), job.progress)
     engine_config(workspace, "cuda", passes).save(directory)
 
