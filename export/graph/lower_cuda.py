@@ -16,11 +16,16 @@ from kvfold.export.graph.lower import (
 from kvfold.export.graph.passes import activation_dtype, float_logits, stock_attention
 from kvfold.plugins.contract.errors import TargetError
 from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.plugins.contract.progress import Progress, unheard
 from kvfold.plugins.cuda.attention_spec import ActivationDtype
 
 
 def lower_for_cuda(
-    model: ir.Model, directory: Path, plan: FoldPlan, dtype: ActivationDtype
+    model: ir.Model,
+    directory: Path,
+    plan: FoldPlan,
+    dtype: ActivationDtype,
+    progress: Progress = unheard,
 ) -> dict[str, int]:
     """Write `model.onnx` for ONNX Runtime's CUDA provider, with stock ops alone, into `directory`.
 
@@ -32,6 +37,7 @@ def lower_for_cuda(
         directory: an existing directory.
         plan: the plan the graph was exported from.
         dtype: of the activations.
+        progress: told of the share written.
 
     Returns:
         How often each pass matched.
@@ -56,7 +62,7 @@ def lower_for_cuda(
         "stock_attention": stock_attention.apply(model, element),
     }
     check_counts(counts, expected)
-    save_lowered(model, directory)
+    save_lowered(model, directory, progress)
     return counts
 
 

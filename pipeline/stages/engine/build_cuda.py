@@ -31,7 +31,7 @@ def run(workspace: Workspace, job: Job) -> None:
     plan, directory = workspace.plan, engine_folder(workspace, job)
     stores_bfloat16 = any(bank.kv_dtype == "bfloat16" for bank in plan.banks)
     dtype: ActivationDtype = "bfloat16" if stores_bfloat16 else "float16"
-    passes = lower_for_cuda(bound_graph(workspace), directory, plan, dtype)
+    passes = lower_for_cuda(bound_graph(workspace), directory, plan, dtype, job.progress)
     engine_config(workspace, "cuda", passes).save(directory)
 
 
