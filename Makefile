@@ -28,7 +28,7 @@ WHEEL_PLATFORM := manylinux_2_28_x86_64
 EXTRA := $(if $(filter tensorrt-rtx tensorrt cuda,$(TARGET)),$(VENV)/.kvfold-$(TARGET))
 ENGINE := $(if $(TARGET),--target $(TARGET)) $(if $(SM),--sm $(SM))
 # What the compiled kernels are made from: the package is installed again when one of them changes.
-BUILD_INPUTS := pyproject.toml setup.py $(wildcard $(foreach folder,cpu cpu/* onnxruntime,plugins/$(folder)/*.cc plugins/$(folder)/*.h))
+BUILD_INPUTS := pyproject.toml setup.py $(wildcard $(foreach folder,cpu cpu/* onnxruntime cuda/* cuda/*/* tensorrt/*,plugins/$(folder)/*.cc plugins/$(folder)/*.h))
 
 # pip says nothing but errors. What is imported is compiled then: most of what is installed never is.
 PIP := $(BIN)/python -m pip --disable-pip-version-check

@@ -1,4 +1,4 @@
-"""Compiles the CPU kernels into one library and tags the wheel; everything else is in pyproject.toml."""
+"""Compiles the libraries for CPUs and GPUs and tags the wheel; everything else is in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 PLUGINS = Path("src/kvfold/plugins")
-FOLDERS = ("cpu", "onnxruntime")
+# Of each library. That for GPUs opens the CUDA driver when it runs, and takes no header of NVIDIA's.
+FOLDERS = {"cpu": ("cpu", "onnxruntime"), "cuda": ("cuda", "tensorrt", "onnxruntime")}
 # Kernels round products and sums one by one, as the PyTorch reference does: no contraction.
 FLAGS = [
     *("-std=c++17", "-O3", "-fvisibility=hidden", "-Wall", "-Wextra"),
@@ -29,9 +30,9 @@ ISA_FLAGS = {
 IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 
-def find(pattern: str) -> list[str]:
-    """Files of the CPU library, in order."""
-    return sorted(str(path) for folder in FOLDERS for path in (PLUGINS / folder).rglob(pattern))
+def find(library: str, pattern: str) -> list[str]:
+    """Files of a library, in order."""
+    return sorted(str(path) for folder in FOLDERS[library] for path in (PLUGINS / folder).rglob(pattern))
 
 
 def isa_flags(source: str) -> list[str] | None:
@@ -46,7 +47,7 @@ class BuildKernels(build_ext):
     """Builds a plain shared library (no Python module), each file with its own instruction set."""
 
     def get_ext_filename(self, fullname: str) -> str:
-        """plugins/cpu/libkvfold_cpu.so, without Python's ABI tag: Python does not import it."""
+        """e.g. plugins/cpu/libkvfold_cpu.so, without Python's ABI tag: Python does not import it."""
         *folders, name = fullname.split(".")
         return str(Path(*folders, f"lib{name}.so"))
 
@@ -64,11 +65,11 @@ class BuildKernels(build_ext):
             with ThreadPoolExecutor(os.cpu_count()) as pool:
                 compiled = pool.map(lambda source: self.compile(source, ext.depends), sources)
                 objects = sorted(name for names in compiled for name in names)
-            compiler.link_shared_object(objects, str(target), target_lang="c++")
+            compiler.link_shared_object(objects, str(target), libraries=ext.libraries, target_lang="c++")
         except Exception as error:
             raise SystemExit(
-                f"kvfold's CPU kernels did not compile: {error}\n"
-                "They need a C++17 compiler: g++ 9 or newer (Debian, Ubuntu: apt-get install g++; "
+                f"kvfold's {target.name} did not compile: {error}\n"
+                "It needs a C++17 compiler: g++ 9 or newer (Debian, Ubuntu: apt-get install g++; "
                 "Fedora: dnf install gcc-c++) or clang (macOS: xcode-select --install)."
             ) from error
 
@@ -103,10 +104,12 @@ class TagWheel(bdist_wheel):
 setup(
     ext_modules=[
         Extension(
-            "kvfold.plugins.cpu.kvfold_cpu",
-            sources=find("*.cc"),
-            depends=find("*.h"),
+            f"kvfold.plugins.{library}.kvfold_{library}",
+            sources=find(library, "*.cc"),
+            depends=find(library, "*.h"),
+            libraries=["dl"],
         )
+        for library in FOLDERS
     ],
     cmdclass={"build_ext": BuildKernels, "bdist_wheel": TagWheel},
 )

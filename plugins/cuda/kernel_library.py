@@ -1,7 +1,8 @@
 """Compiled kernels on disk: `kernels.json` beside one cubin per variant and architecture.
 
-Everything that a launcher must know stands in the JSON, so that Python and C++ launch the same cubins
-from the same table without Triton.
+Everything that a launcher must know stands in the JSON. `kernels.bin` has the same table and the cubins in a
+form that C++ reads without a parser (`cpp/open_kernels.cc`): a line that says what it is, then numbers of 32
+bits, little-endian, and texts and lists that begin with their length.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from kvfold.plugins.contract.fold_plan import describe_errors
 from kvfold.plugins.contract.record import Record
 
 KERNELS_FILE = "kernels.json"
+OPENED_FILE = "kernels.bin"
+_MAGIC = b"kvfold kernels 1\n"
 
 
 class CompiledKernel(Record):
@@ -86,8 +89,10 @@ class KernelLibrary(Record):
         return library
 
     def save(self, directory: Path) -> None:
-        """Write `kernels.json`; the cubins are there already."""
+        """Write `kernels.json` and `kernels.bin`; the cubins are there already."""
         (directory / KERNELS_FILE).write_text(self.model_dump_json(indent=1) + "\n")
+        entries = [_entry(kernel, (directory / kernel.file).read_bytes()) for kernel in self.kernels]
+        (directory / OPENED_FILE).write_bytes(_MAGIC + _text(self.sha256) + _list(entries))
 
     @cached_property
     def sha256(self) -> str:
@@ -130,3 +135,27 @@ def find_kernel(kernels: Iterable[CompiledKernel], variant: str, architecture: i
             f"build the engine with SM {architecture} among its architectures"
         )
     return max(usable, key=lambda kernel: kernel.architecture)
+
+
+def _entry(kernel: CompiledKernel, cubin: bytes) -> bytes:
+    constants = [_text(name) + _number(value) for name, value in kernel.constants.items()]
+    return b"".join(
+        (
+            *(_text(kernel.variant), _number(kernel.architecture), _text(kernel.symbol)),
+            *(_number(kernel.num_warps), _number(kernel.shared_bytes), _list(map(_text, kernel.arguments))),
+            *(*map(_text, kernel.grid), _list(constants), _number(len(cubin)), cubin),
+        )
+    )
+
+
+def _number(value: int) -> bytes:
+    return value.to_bytes(4, "little")
+
+
+def _text(value: str) -> bytes:
+    return _number(len(value.encode())) + value.encode()
+
+
+def _list(entries: Iterable[bytes]) -> bytes:
+    found = list(entries)
+    return _number(len(found)) + b"".join(found)

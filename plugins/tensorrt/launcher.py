@@ -13,9 +13,9 @@ from typing import Any
 
 from kvfold.plugins.contract.errors import KernelError
 from kvfold.plugins.cuda.attention_spec import AttentionSpec
+from kvfold.plugins.cuda.calls import Launch, resolve
 from kvfold.plugins.cuda.kernel_library import CompiledKernel, KernelLibrary
 from kvfold.plugins.cuda.launches import Shapes
-from kvfold.plugins.tensorrt.calls import Launch, resolve
 
 WARP = 32
 # More than this a kernel must ask for (CUDA C++ Programming Guide, compute capabilities).

@@ -15,8 +15,8 @@ from types import ModuleType
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from kvfold.plugins.cuda.attention_spec import ACTIVATION_DTYPES, variants_of
+from kvfold.plugins.cuda.calls import workspace_bytes
 from kvfold.plugins.tensorrt.attributes import Node
-from kvfold.plugins.tensorrt.calls import workspace_bytes
 from kvfold.plugins.tensorrt.descriptions import (
     DTYPES,
     UNKNOWN,

@@ -22,6 +22,7 @@ from kvfold.plugins.cpu.cpu_library import register_ops
 from kvfold.runtime.engine.cuda.device import Device
 from kvfold.runtime.engine.cuda.device_pages import DevicePages
 from kvfold.runtime.engine.engine_files import EngineFiles
+from kvfold.runtime.engine.host_engine import HostEngine
 from kvfold.runtime.engine.host_pages import HostPages
 from kvfold.runtime.engine.kv_pools import KvPool
 from kvfold.runtime.engine.onnxruntime_graph import check_graph
@@ -48,12 +49,12 @@ _CPU = Provider("CPUExecutionProvider", "cpu")
 PROVIDERS = {"cpu": _CPU, "cuda": Provider("CUDAExecutionProvider", "cuda")}
 
 
-class OnnxRuntimeEngine:
+class OnnxRuntimeEngine(HostEngine):
     """Executes steps on one device. Not thread-safe: one step at a time, as the caches are shared."""
 
     def __init__(self, session: ort.InferenceSession, info: EngineInfo, provider: Provider) -> None:
+        super().__init__(info)
         self._session = session
-        self._info = info
         self._binding = session.io_binding()
         self._pages = HostPages(info) if provider == _CPU else self._open_gpu()
         _bind_pools(self._binding, self._pages.pools, provider)
@@ -80,11 +81,6 @@ class OnnxRuntimeEngine:
         session = _open_session(path, provider, threads)
         check_graph(path, session, info)
         return cls(session, info, provider)
-
-    @property
-    def info(self) -> EngineInfo:
-        """Constant for the engine's life."""
-        return self._info
 
     @property
     def pages(self) -> PageStore:

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from kvfold.runtime.sampling.batch_sampler import Sampled
+from kvfold.runtime.sampling.sampling_state import SamplingState
+
 if TYPE_CHECKING:  # a type only; pydantic would double the import time of `runtime`
     from kvfold.plugins.contract.fold_plan import FoldPlan
 
@@ -75,8 +78,8 @@ class PageStore(Protocol):
     `group.page_bytes(page_size)` bytes: for each bank, in the plan's order, its keys, then its values,
     page_size x heads x head_dim elements each, as the cache holds them.
 
-    No step runs during a call, and the caller's word is taken: page ids and slabs are in range, copied pages
-    are committed, none is named twice. A call is done when it returns.
+    A call comes after the step that is under way, if one is, and is done when it returns. The caller's word
+    is taken: page ids and slabs are in range, copied pages are committed, none is named twice.
     """
 
     def commit(self, group: str, slabs: Sequence[int]) -> None:
@@ -113,6 +116,34 @@ class PageStore(Protocol):
         ...
 
 
+class Underway(Protocol):
+    """A step that was begun. Its logits lie where the engine has them, until its next step.
+
+    Whoever samples is the engine: where logits are on a GPU, tokens alone come to the host.
+    """
+
+    def wait(self) -> None:
+        """Wait until the step is done.
+
+        Raises:
+            KvfoldError: it failed; so do the other calls.
+        """
+        ...
+
+    def logits(self, rows: slice = slice(None)) -> np.ndarray:
+        """Rows of logits on the host, float32 [n, vocab_size], to be read at once; all by default."""
+        ...
+
+    def sample(self, rows: Sequence[int], states: Sequence[SamplingState]) -> list[Sampled]:
+        """Draw the next token of each state from its row, as `BatchSampler.sample`.
+
+        Args:
+            rows: of the logits, growing; one for each state.
+            states: each once.
+        """
+        ...
+
+
 class Engine(Protocol):
     """Executes steps; its KV pools stay bound in place between them."""
 
@@ -126,6 +157,13 @@ class Engine(Protocol):
         """The bytes of its pools, which no step may touch outside of committed slabs."""
         ...
 
+    def begin(self, step: StepInputs) -> Underway:
+        """Begin one step, which may still be under way when this returns; `step` may be overwritten then.
+
+        It reads and updates the caches in place, before whatever is asked of the engine next.
+        """
+        ...
+
     def execute(self, step: StepInputs) -> np.ndarray:
-        """Run one step and return logits, float32 [R, vocab_size]; the caches are updated in place."""
+        """Run one step and return all its logits, float32 [R, vocab_size], valid until the next step."""
         ...

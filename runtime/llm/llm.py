@@ -17,7 +17,7 @@ from kvfold.runtime.loop.read_logits import read_logits
 from kvfold.runtime.memory.budget import kv_cache_bytes
 from kvfold.runtime.metrics import Metrics
 from kvfold.runtime.runtime_config import RuntimeConfig
-from kvfold.runtime.sampling.batch_sampler import BatchSampler
+from kvfold.runtime.sampling.batch_sampler import score_tokens
 from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.scheduler.request import Prompt
 from kvfold.runtime.sessions.session_file import SessionFile
@@ -174,10 +174,10 @@ class LLM:
                 f"first is {first} in a text of {len(ids)} tokens; use 1 to {len(ids) - 1}, as nothing comes "
                 "before the first token"
             )
-        sampler, scores = BatchSampler(self.generator.loop.info.vocab_size), np.empty(len(ids) - 1)
+        scores = np.empty(len(ids) - 1)
         for start, rows in read_logits(self.generator.loop, ids, first - 1):
             follow = ids[start + 1 : start + 1 + len(rows)]
-            found = sampler.score(rows[: len(follow)], follow, 0)
+            found = score_tokens(rows[: len(follow)], follow, 0)
             scores[start : start + len(follow)] = [each.logprob for each in found]
         return scores[first - 1 :]
 

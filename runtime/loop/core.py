@@ -15,18 +15,20 @@ from time import monotonic
 import numpy as np
 
 from kvfold.plugins.contract.errors import EngineError
-from kvfold.runtime.engine.protocol import Engine
+from kvfold.runtime.engine.protocol import Engine, Underway
 from kvfold.runtime.loop.pace import Pace
 from kvfold.runtime.loop.snapshot import LoopSnapshot, RequestView
 from kvfold.runtime.loop.ticket import CancelReason, Ticket
 from kvfold.runtime.memory.tiers.kv_tier import KvTier
 from kvfold.runtime.metrics import Metrics
 from kvfold.runtime.runtime_config import RuntimeConfig
-from kvfold.runtime.sampling.batch_sampler import BatchSampler, Sampled
+from kvfold.runtime.sampling.batch_sampler import Sampled, score_tokens
 from kvfold.runtime.scheduler.request import Request
 from kvfold.runtime.scheduler.scheduler import Scheduled, Scheduler
 from kvfold.runtime.scheduler.step_builder import StepBuilder
 
+# Tickets that get a token, and the rows of logits that it is drawn from.
+Sampling = list[tuple[Ticket, int]]
 # Snapshots are this far apart while steps run.
 PUBLISH_SECONDS = 0.05
 # Of tickets that have ended, before their deadlines are forgotten.
@@ -88,7 +90,6 @@ class Core:
         self._held: dict[Ticket, list[Ticket]] = {}
         self._deadlines: list[tuple[float, int, Ticket]] = []
         self._advanced: dict[Ticket, None] = {}
-        self._sampler = BatchSampler(info.vocab_size)
         self._pace = Pace(config.inter_token_target)
         self._steps = 0
         self._last_step = self._published = monotonic()
@@ -190,37 +191,38 @@ class Core:
                 prefill += chunk.end - chunk.start
                 self._tickets[request].note_admission(begun)
         try:
-            logits = self.engine.execute(self._builder.build([chunk for _, chunk in scheduled]))
-        except Exception as error:  # whatever an engine raises: nobody can say what it still can do
-            self.fail(error)
-            return Outcome.FAILED
-        self._steps += 1
-        self._last_step = monotonic()
-        self._pace.note(prefill, decoding, self._last_step - begun)
-        try:
-            self._commit(scheduled, logits)
-        except Exception as error:  # no request's own: sampling has no kernels, or a law is broken
-            self.fail(error)
+            underway = self.engine.begin(self._builder.build([chunk for _, chunk in scheduled]))
+            sampling = self._commit(scheduled, underway)
+            drawn = self._draw(sampling, underway)
+            self._steps += 1
+            self._last_step = monotonic()
+            self._pace.note(prefill, decoding, self._last_step - begun)
+            self._hand_out(sampling, drawn)
+        except Exception as error:  # the engine's, or sampling has no kernels, or a law is broken
+            self.fail(error)  # whatever it raises: nobody can say what it still can do
             return Outcome.FAILED
         return Outcome.COMMITTED
 
-    def _commit(self, scheduled: Scheduled, logits: np.ndarray) -> None:
-        """Hand out a step's rows: those of a prompt to who reads them, the last one's to be sampled."""
+    def _commit(self, scheduled: Scheduled, underway: Underway) -> Sampling:
+        """Count what a step computes, which may be under way, and give a prompt's rows to who reads them.
+
+        Returns:
+            tickets that get a token, each with its row.
+        """
         row, sampling = 0, []
         for request, chunk in scheduled:
             ticket, rows = self._tickets[request], len(chunk.wanted)
             samples = rows > 0 and request.generates and chunk.end == request.length
             self.scheduler.commit(request, chunk)
             if rows > samples:
-                self._read(ticket, chunk.wanted.start, logits[row : row + rows - samples])
+                self._read(ticket, chunk.wanted.start, underway.logits(slice(row, row + rows - samples)))
             row += rows
             if request.finish_reason is None:
                 if samples:
                     sampling.append((ticket, row - 1))
             elif request in self._tickets:  # its prompt was all, and reading it did not fail
                 self._end(ticket)
-        if sampling:
-            self._sample(sampling, logits)
+        return sampling
 
     def _read(self, ticket: Ticket, first: int, logits: np.ndarray) -> None:
         """Give a prompt's rows, from a position on, to who reads them."""
@@ -232,15 +234,19 @@ class Core:
             if state is not None and state.params.prompt_logprobs is not None:
                 follow = request.tokens[first + 1 : min(first + 1 + len(logits), request.prompt_length)]
                 top = state.params.prompt_logprobs
-                ticket.prompt_logprobs += self._sampler.score(logits[: len(follow)], follow, top)
+                ticket.prompt_logprobs += score_tokens(logits[: len(follow)], follow, top)
         except Exception as error:  # one request's trouble is its own
             self._end_with(ticket, error)
 
-    def _sample(self, sampling: Sequence[tuple[Ticket, int]], logits: np.ndarray) -> None:
-        """Draw the next token of each ticket from its row."""
-        whole = len(sampling) == len(logits)
-        rows = logits if whole else logits[[row for _, row in sampling]]
-        drawn = self._sampler.sample(rows, [ticket.state for ticket, _ in sampling if ticket.state])
+    def _draw(self, sampling: Sampling, underway: Underway) -> list[Sampled]:
+        """Draw the next token of each ticket from its row; the step is done then."""
+        if not sampling:
+            underway.wait()
+            return []
+        states = [ticket.state for ticket, _ in sampling if ticket.state]
+        return underway.sample([row for _, row in sampling], states)
+
+    def _hand_out(self, sampling: Sampling, drawn: Sequence[Sampled]) -> None:
         for (ticket, _), sampled in zip(sampling, drawn, strict=True):
             if sampled.error is not None:
                 self._end_with(ticket, sampled.error)

@@ -79,25 +79,6 @@ class BatchSampler:
             for at, token in enumerate(tokens)
         ]
 
-    def score(self, logits: np.ndarray, token_ids: np.ndarray, top: int) -> list[TokenLogprob]:
-        """The log probability of a token a row, and of the `top` likeliest, under the model's distribution.
-
-        Args:
-            logits: float32 [n, vocab].
-            token_ids: int [n], in the vocabulary.
-            top: likeliest tokens to tell; all, where there are no more.
-
-        Raises:
-            KvfoldError: the engine returned NaN or infinite logits.
-            KernelError: the kernels are missing or of another version.
-        """
-        rows = self._checked(logits, len(token_ids))
-        results, failed = score(rows, token_ids, top)
-        if failed:
-            raise next(iter(_failures(rows, results).values()))
-        told = dict.fromkeys(range(len(rows)), results.likely_ids.shape[1])
-        return [logprob for _, logprob in _logprobs(results, told)]
-
     def _remember(self, at: int, state: SamplingState, token: int, rows: np.ndarray) -> int:
         """Let a state know of its token, or of another one where it guessed what its grammar refuses."""
         try:
@@ -125,6 +106,26 @@ class BatchSampler:
         self._prepared = [(at, state) for at, state in numbered if state.prepares]
         self._remembering = [(at, state) for at, state in numbered if state.remembers]
         self._told = {at: state.native.likely for at, state in numbered if state.native.likely >= 0}
+
+
+def score_tokens(logits: np.ndarray, token_ids: np.ndarray, top: int) -> list[TokenLogprob]:
+    """The log probability of a token a row, and of the `top` likeliest, under the model's distribution.
+
+    Args:
+        logits: float32 [n, vocab], on the host.
+        token_ids: int [n], in the vocabulary.
+        top: likeliest tokens to tell; all, where there are no more.
+
+    Raises:
+        KvfoldError: the engine returned NaN or infinite logits.
+        KernelError: the kernels are missing or of another version.
+    """
+    rows = np.ascontiguousarray(logits, np.float32)
+    results, failed = score(rows, token_ids, top)
+    if failed:
+        raise next(iter(_failures(rows, results).values()))
+    told = dict.fromkeys(range(len(rows)), results.likely_ids.shape[1])
+    return [logprob for _, logprob in _logprobs(results, told)]
 
 
 def _logprobs(results: Results, told: dict[int, int]) -> list[tuple[int, TokenLogprob]]:

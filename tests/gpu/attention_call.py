@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from kvfold.plugins.cuda.attention_spec import ActivationDtype, variants_of
+from kvfold.plugins.cuda.calls import workspace_bytes
 from kvfold.plugins.cuda.compile_kernels import compile_library
 from kvfold.plugins.paged_attention.inputs import Inputs
-from kvfold.plugins.tensorrt.calls import workspace_bytes
 from kvfold.plugins.tensorrt.launcher import Launcher
 from kvfold.runtime.engine.cuda.device import Device
 from tests.plugins.cuda.interpreter import (

@@ -16,6 +16,7 @@ from unittest.mock import patch
 import numpy as np
 
 from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.plugins.cuda.cuda_library import open_kernels
 from kvfold.runtime.bundle import read_record
 from kvfold.runtime.engine.engine_files import EngineFiles
 from kvfold.runtime.engine.load_engine import load_engine
@@ -28,7 +29,8 @@ LOAD_PLUGINS = "kvfold.runtime.engine.tensorrt.loaded_plan.load_plugins"
 class CppPlugins:
     """The C++ library where an engine expects a `Host`; it logs its errors through TensorRT."""
 
-    def __init__(self, trt: ModuleType, library: str) -> None:
+    def __init__(self, trt: ModuleType, directory: Path, library: str) -> None:
+        open_kernels(directory)
         if trt.get_plugin_registry().load_library(library) is None:
             raise SystemExit(f"{trt.__name__} did not load {library}")
 
@@ -42,7 +44,9 @@ def main(engine: str, fold_plan: str, texts: str, logits: str, *library: str) ->
     plan = read_record(Path(fold_plan), FoldPlan)
     files = EngineFiles.read(Path(engine), plan)
     plugins = (
-        patch(LOAD_PLUGINS, lambda trt, *others: CppPlugins(trt, *library)) if library else nullcontext()
+        patch(LOAD_PLUGINS, lambda trt, kernels, directory, sm: CppPlugins(trt, directory, *library))
+        if library
+        else nullcontext()
     )
     with plugins:
         loaded = load_engine(files, budget_of(files, NUM_PAGES), max_num_batched_tokens=ALONE, max_num_seqs=4)

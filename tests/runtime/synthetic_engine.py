@@ -12,6 +12,7 @@ from itertools import pairwise
 import numpy as np
 
 from kvfold.plugins.contract.fold_plan import Bank, FoldPlan, HorizonGroup, LayerPlan
+from kvfold.runtime.engine.host_engine import HostEngine
 from kvfold.runtime.engine.protocol import EngineInfo, StepInputs
 from kvfold.runtime.engine.slabs import address_pages
 from tests.runtime.synthetic_pages import SyntheticPages
@@ -29,7 +30,7 @@ def make_plan(*horizons: tuple[int | None, int]) -> FoldPlan:
     )
 
 
-class SyntheticEngine:
+class SyntheticEngine(HostEngine):
     """Deterministic next tokens from whatever the block tables make visible."""
 
     def __init__(
@@ -45,7 +46,7 @@ class SyntheticEngine:
         budget = sum(num_pages[group.name] * group.page_bytes(plan.page_size) for group in plan.groups)
         slabs = dict.fromkeys(num_pages, slab)
         addresses = address_pages(plan, budget, slabs)
-        self.info = EngineInfo(plan, budget, addresses, slabs, vocab, context, "synthetic")
+        super().__init__(EngineInfo(plan, budget, addresses, slabs, vocab, context, "synthetic"))
         self.pages = SyntheticPages(self.info)
         self.steps = 0
         self.tokens_computed = 0

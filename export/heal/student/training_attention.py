@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kvfold.export.heal.student.block_attention import attention_gradient, block_attention
 from kvfold.export.heal.student.int8_rounding import straight_through
+from kvfold.export.heal.student.window_attention import window_attention
 from kvfold.export.model.dense_attention import DenseAttention
 from kvfold.plugins.contract.fold_plan import LayerPlan
 
@@ -22,15 +23,32 @@ class TrainingAttention(DenseAttention):
         """As DenseAttention's."""
         if self.config.attention_softcap:
             return super().attend(query, keys, values, layer, head_sink)
-        query = query * (self.config.logit_scale * query.shape[-1] ** 0.5)
         # One dtype, as autocast has it of torch's attention: int8 linears give float32, float ones bfloat16.
         kind = query.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
         query, keys, values = (x.to(dtype) for x in (query, keys, values))
+        compute = self.in_blocks if kind == "cpu" else self.fused
+        return compute(query, keys, values, layer, head_sink)
+
+    def in_blocks(
+        self, query: Tensor, keys: Tensor, values: Tensor, layer: LayerPlan, head_sink: Tensor | None
+    ) -> Tensor:
+        """`attend` as a CPU is fastest."""
+        query = query * (self.config.logit_scale * query.shape[-1] ** 0.5)
         output: Tensor = _Attention.apply(  # type: ignore[no-untyped-call]  # torch has no annotation for it
             query, keys, values, head_sink, layer.sliding_window or query.shape[2], layer.sink_size
         )
         return output
+
+    def fused(
+        self, query: Tensor, keys: Tensor, values: Tensor, layer: LayerPlan, head_sink: Tensor | None
+    ) -> Tensor:
+        """`attend` as a GPU is fastest."""
+        length, window = query.shape[2], layer.sliding_window
+        if window is None or (window >= length and head_sink is None):
+            return super().attend(query, keys, values, layer, None)
+        scale, sinks = self.config.logit_scale, layer.sink_size
+        return window_attention(query, keys, values, min(window, length), sinks, scale, head_sink)
 
     def _round(self, name: str, x: Tensor) -> Tensor:
         """As DenseAttention's; no gradient reaches what the int8 range cuts off."""

@@ -20,7 +20,7 @@ from kvfold.pipeline.quality.intervals import share
 from kvfold.pipeline.quality.subjects import Subject
 from kvfold.runtime.llm.generation import Completion
 from kvfold.runtime.llm.llm import LLM
-from kvfold.runtime.sampling.batch_sampler import BatchSampler
+from kvfold.runtime.sampling.batch_sampler import score_tokens
 from kvfold.runtime.sampling.logprobs import TokenLogprob
 from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.text.tokenizer import Tokenizer
@@ -134,7 +134,7 @@ def judge(original: Subject, opener: Sequence[int], reply: Sequence[int]) -> lis
     judged = list[TokenLogprob]()
     for block in original.stream_logits(_read(opener, reply), len(opener) - 1):
         said = np.array(reply[len(judged) : len(judged) + len(block)])
-        judged += BatchSampler(block.shape[1]).score(block, said, 1)
+        judged += score_tokens(block, said, 1)
     return judged
 
 

@@ -4,7 +4,7 @@
 
 #include "cuda/cpp/text.h"
 
-namespace kvfold {
+namespace kvfold::cuda {
 
 CudaDriver::CudaDriver() {
   void* const handle = dlopen("libcuda.so.1", RTLD_NOW);
@@ -38,4 +38,4 @@ void CudaDriver::check(CudaStatus status, const char* function, const std::strin
                          in_words(get_error_name), ": ", in_words(get_error_string)));
 }
 
-}  // namespace kvfold
+}  // namespace kvfold::cuda

@@ -10,7 +10,7 @@ struct CUmod_st;
 struct CUfunc_st;
 struct CUstream_st;
 
-namespace kvfold {
+namespace kvfold::cuda {
 
 using CudaStatus = int;  // CUresult; 0 is success
 using CudaDevice = int;
@@ -47,4 +47,4 @@ struct CudaDriver {
                               void** parameters, void** extra);
 };
 
-}  // namespace kvfold
+}  // namespace kvfold::cuda

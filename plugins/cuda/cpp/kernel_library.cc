@@ -4,7 +4,7 @@
 
 #include "cuda/cpp/text.h"
 
-namespace kvfold {
+namespace kvfold::cuda {
 namespace {
 
 // As `runs_on` of kernel_library.py: from SM 90 on a cubin runs on its very architecture only.
@@ -15,16 +15,21 @@ bool runs_on(int compiled, int architecture) {
 
 }  // namespace
 
+int CompiledKernel::constant(const std::string& name) const {
+  const auto found = constants.find(name);
+  return found == constants.end() ? 0 : found->second;
+}
+
 std::vector<int> KernelLibrary::architectures() const {
   std::set<int> found;
-  for (const CompiledKernel& kernel : *this) found.insert(kernel.architecture);
+  for (const CompiledKernel& kernel : kernels) found.insert(kernel.architecture);
   return {found.begin(), found.end()};
 }
 
 const CompiledKernel& KernelLibrary::find(const std::string& variant, int architecture) const {
   const CompiledKernel* nearest = nullptr;
   std::vector<int> compiled;
-  for (const CompiledKernel& kernel : *this) {
+  for (const CompiledKernel& kernel : kernels) {
     if (kernel.variant != variant) continue;
     compiled.push_back(kernel.architecture);
     const bool runs = runs_on(kernel.architecture, architecture);
@@ -36,4 +41,4 @@ const CompiledKernel& KernelLibrary::find(const std::string& variant, int archit
                          "); build the engine with SM ", architecture, " among its architectures"));
 }
 
-}  // namespace kvfold
+}  // namespace kvfold::cuda

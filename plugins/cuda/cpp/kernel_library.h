@@ -1,35 +1,32 @@
-// The kernels that this library was built with: plugins/cuda/kernel_library.py, as a table in C++.
+// The kernels of one engine: plugins/cuda/kernel_library.py. `open_kernels.h` reads them from a file.
 #pragma once
 
 #include <array>
-#include <cstddef>
+#include <map>
 #include <string>
 #include <vector>
 
-namespace kvfold {
+namespace kvfold::cuda {
 
-// One cubin, as its entry in kernels.json describes it. embed_kernels.py writes the table.
+// One cubin, as its entry in kernels.json describes it.
 struct CompiledKernel {
-  const char* variant;
-  int architecture;
-  const char* symbol;
-  const unsigned char* cubin;
-  unsigned num_warps;
-  unsigned shared_bytes;
-  const char* const* arguments;  // names, then a null pointer
-  std::array<const char*, 3> grid;
-  int tokens_per_tile;  // 0: the kernel has none
-  int split_keys;       // 0: the kernel has none
+  std::string variant;
+  int architecture = 0;
+  std::string symbol;
+  unsigned num_warps = 0;
+  unsigned shared_bytes = 0;
+  std::vector<std::string> arguments;
+  std::array<std::string, 3> grid;
+  std::map<std::string, int> constants;
+  std::string cubin;
+
+  // A tile size that the launcher must know; 0 where the kernel has none of this name.
+  int constant(const std::string& name) const;
 };
 
-// Any number of kernels in a row.
 struct KernelLibrary {
-  const CompiledKernel* kernels;
-  size_t count;
-  const char* sha256;  // identifies all kernels together
-
-  const CompiledKernel* begin() const { return kernels; }
-  const CompiledKernel* end() const { return kernels + count; }
+  std::string sha256;  // identifies all kernels together
+  std::vector<CompiledKernel> kernels;
 
   // Every architecture that some kernel was compiled for.
   std::vector<int> architectures() const;
@@ -39,6 +36,4 @@ struct KernelLibrary {
   const CompiledKernel& find(const std::string& variant, int architecture) const;
 };
 
-extern const KernelLibrary kEmbeddedKernels;
-
-}  // namespace kvfold
+}  // namespace kvfold::cuda

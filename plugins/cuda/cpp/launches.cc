@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-namespace kvfold {
+namespace kvfold::cuda {
 namespace {
 
 int64_t divide_up(int64_t value, int64_t by) { return (value + by - 1) / by; }
@@ -37,7 +37,7 @@ Numbers numbers(const AttentionSpec& spec, const Shapes& shapes, bool packed, co
   const Attributes& attributes = spec.attributes;
   const int64_t query_width = attributes.num_heads * spec.head_size;
   const int64_t kv_width = attributes.kv_num_heads * spec.head_size;
-  const int64_t tile = kernel.tokens_per_tile > 0 ? kernel.tokens_per_tile : 1;
+  const int64_t tile = std::max(kernel.constant("tokens_per_tile"), 1);
   const auto integer = [](int64_t value) { return Number(static_cast<int32_t>(value)); };
   return {
       {"tokens", integer(shapes.tokens)},
@@ -58,4 +58,4 @@ Numbers numbers(const AttentionSpec& spec, const Shapes& shapes, bool packed, co
   };
 }
 
-}  // namespace kvfold
+}  // namespace kvfold::cuda

@@ -8,10 +8,10 @@
 #include <variant>
 #include <vector>
 
-#include "cuda/cpp/attention_spec.h"
 #include "cuda/cpp/kernel_library.h"
+#include "cuda/cpp/node/attention_spec.h"
 
-namespace kvfold {
+namespace kvfold::cuda {
 
 struct Shapes {
   int64_t tokens = 0;
@@ -41,4 +41,4 @@ std::array<int64_t, 4> workspace_sizes(const AttentionSpec& spec, const Shapes& 
 Numbers numbers(const AttentionSpec& spec, const Shapes& shapes, bool packed, const CompiledKernel& kernel,
                 int64_t split_keys);
 
-}  // namespace kvfold
+}  // namespace kvfold::cuda

@@ -3,7 +3,7 @@
 #include <cstdio>
 #include <cstdlib>
 
-namespace kvfold {
+namespace kvfold::cuda {
 
 std::string python_float(double value) {
   char digits[32] = "";
@@ -16,4 +16,4 @@ std::string python_float(double value) {
   return whole ? shortest + ".0" : shortest;
 }
 
-}  // namespace kvfold
+}  // namespace kvfold::cuda

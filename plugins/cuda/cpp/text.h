@@ -5,7 +5,7 @@
 #include <stdexcept>
 #include <string>
 
-namespace kvfold {
+namespace kvfold::cuda {
 
 // An attention node, its tensors or its kernels break the contract; the message says which, and the value.
 class KernelError : public std::runtime_error {
@@ -34,4 +34,4 @@ std::string join(const Range& parts) {
 // A float as Python prints it: the shortest digits that give it back, never without a point.
 std::string python_float(double value);
 
-}  // namespace kvfold
+}  // namespace kvfold::cuda

@@ -1,13 +1,12 @@
-// The creator that TensorRT's registry holds: plugins/tensorrt/creator.py.
+// The creator that TensorRT's registry holds.
 #pragma once
 
 #include <vector>
 
-#include <NvInferRuntime.h>
-
 #include "tensorrt/cpp/plugin.h"
+#include "tensorrt/cpp/plugin_abi.h"
 
-namespace kvfold {
+namespace kvfold::tensorrt {
 
 class Creator final : public nvinfer1::IPluginCreatorV3One {
  public:
@@ -18,7 +17,7 @@ class Creator final : public nvinfer1::IPluginCreatorV3One {
   const char* getPluginNamespace() const noexcept override { return kPluginNamespace; }
   const nvinfer1::PluginFieldCollection* getFieldNames() noexcept override { return &declared_; }
   // The plugin of the node `name`; null, with an error in the log, where its attributes are not the contract's or
-  // a plan was built with other kernels than ours.
+  // its kernels are not open.
   nvinfer1::IPluginV3* createPlugin(const char* name, const nvinfer1::PluginFieldCollection* fields,
                                     nvinfer1::TensorRTPhase phase) noexcept override;
 
@@ -27,4 +26,4 @@ class Creator final : public nvinfer1::IPluginCreatorV3One {
   nvinfer1::PluginFieldCollection declared_;  // TensorRT's parser hands on no other attribute of a node
 };
 
-}  // namespace kvfold
+}  // namespace kvfold::tensorrt

@@ -3,7 +3,7 @@
 #include <atomic>
 #include <cstdio>
 
-namespace kvfold {
+namespace kvfold::tensorrt {
 namespace {
 
 std::atomic<nvinfer1::ILoggerFinder*> g_finder{nullptr};
@@ -22,4 +22,4 @@ void log_error(const std::string& message) noexcept {
   }
 }
 
-}  // namespace kvfold
+}  // namespace kvfold::tensorrt

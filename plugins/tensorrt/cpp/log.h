@@ -4,11 +4,10 @@
 #include <exception>
 #include <string>
 
-#include <NvInferRuntime.h>
-
 #include "cuda/cpp/text.h"
+#include "tensorrt/cpp/plugin_abi.h"
 
-namespace kvfold {
+namespace kvfold::tensorrt {
 
 // TensorRT hands it over when it loads the library.
 void set_logger_finder(nvinfer1::ILoggerFinder* finder) noexcept;
@@ -24,9 +23,9 @@ Result guarded(const std::string& node, Result failure, const Body& body) noexce
   } catch (const std::exception& error) {
     const std::string problem = error.what();
     const bool named = problem.rfind("attention node ", 0) == 0;
-    log_error(named ? problem : text("attention node ", node, ": ", problem));
+    log_error(named ? problem : cuda::text("attention node ", node, ": ", problem));
     return failure;
   }
 }
 
-}  // namespace kvfold
+}  // namespace kvfold::tensorrt

@@ -2,14 +2,16 @@
 
 #include <algorithm>
 
-#include "tensorrt/cpp/calls.h"
-#include "cuda/cpp/kernel_library.h"
-#include "tensorrt/cpp/launcher.h"
-#include "tensorrt/cpp/log.h"
-#include "tensorrt/cpp/node/saved_node.h"
+#include "cuda/cpp/calls.h"
+#include "cuda/cpp/launcher.h"
+#include "cuda/cpp/node/descriptions.h"
 #include "cuda/cpp/text.h"
+#include "tensorrt/cpp/log.h"
 
-namespace kvfold {
+namespace kvfold::tensorrt {
+
+using namespace cuda;
+
 namespace {
 
 using nvinfer1::DataType;
@@ -63,19 +65,6 @@ std::vector<Tensor> largest(const nvinfer1::DynamicPluginTensorDesc* inputs, int
   return tensors;
 }
 
-int64_t workspace_of(const Node& node, const nvinfer1::DynamicPluginTensorDesc* inputs, int32_t count) {
-  const std::vector<Tensor> tensors = largest(inputs, count);
-  // Which of its architectures a build is for, TensorRT does not tell: all that have kernels must do.
-  return workspace_bytes(kEmbeddedKernels, kEmbeddedKernels.architectures(), spec_of(node, tensors),
-                         shapes_of(node, tensors));
-}
-
-// All nodes share the loaded cubins.
-Launcher& launcher() {
-  static Launcher shared(kEmbeddedKernels);
-  return shared;
-}
-
 }  // namespace
 
 nvinfer1::IPluginCapability* PagedAttention::getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept {
@@ -91,7 +80,7 @@ nvinfer1::IPluginCapability* PagedAttention::getCapabilityInterface(nvinfer1::Pl
 }
 
 nvinfer1::IPluginV3* PagedAttention::clone() noexcept {
-  return guarded<PagedAttention*>(node_.name, nullptr, [&] { return new PagedAttention(node_, builds_); });
+  return guarded<PagedAttention*>(node_.name, nullptr, [&] { return new PagedAttention(node_, kernels_, builds_); });
 }
 
 int32_t PagedAttention::getOutputDataTypes(DataType* outputs, int32_t num_outputs, const DataType* inputs,
@@ -137,8 +126,8 @@ int32_t PagedAttention::configurePlugin(const nvinfer1::DynamicPluginTensorDesc*
                                         const nvinfer1::DynamicPluginTensorDesc*, int32_t) noexcept {
   return guarded(node_.name, kFailed, [&] {
     const AttentionSpec spec = spec_of(node_, largest(inputs, num_inputs));
-    for (const int architecture : kEmbeddedKernels.architectures()) {
-      for (const char* kernel : kKernelNames) kEmbeddedKernels.find(variant_name(kernel, spec), architecture);
+    for (const int architecture : kernels_.architectures()) {
+      for (const char* kernel : kKernelNames) kernels_.find(variant_name(kernel, spec), architecture);
     }
     return 0;
   });
@@ -146,8 +135,12 @@ int32_t PagedAttention::configurePlugin(const nvinfer1::DynamicPluginTensorDesc*
 
 size_t PagedAttention::getWorkspaceSize(const nvinfer1::DynamicPluginTensorDesc* inputs, int32_t num_inputs,
                                         const nvinfer1::DynamicPluginTensorDesc*, int32_t) const noexcept {
-  return guarded(node_.name, kImpossibleBytes,
-                 [&] { return static_cast<size_t>(workspace_of(node_, inputs, num_inputs)); });
+  return guarded(node_.name, kImpossibleBytes, [&] {
+    const std::vector<Tensor> tensors = largest(inputs, num_inputs);
+    // Which of its architectures a build is for, TensorRT does not tell: all that have kernels must do.
+    return static_cast<size_t>(
+        workspace_bytes(kernels_, kernels_.architectures(), spec_of(node_, tensors), shapes_of(node_, tensors)));
+  });
 }
 
 int32_t PagedAttention::enqueue(const nvinfer1::PluginTensorDesc* descriptions, const nvinfer1::PluginTensorDesc*,
@@ -157,6 +150,14 @@ int32_t PagedAttention::enqueue(const nvinfer1::PluginTensorDesc* descriptions, 
   return guarded(node_.name, kFailed, [&] {
     launch(descriptions, inputs, outputs, workspace, stream);
     return 0;
+  });
+}
+
+nvinfer1::IPluginV3* PagedAttention::attachToContext(nvinfer1::IPluginResourceContext*) noexcept {
+  return guarded<PagedAttention*>(node_.name, nullptr, [&] {
+    // TensorRT-RTX captures CUDA graphs when it likes, and kernels cannot be loaded meanwhile.
+    if (!builds_) Launcher::shared().load_all(kernels_);
+    return new PagedAttention(node_, kernels_, builds_);
   });
 }
 
@@ -177,12 +178,15 @@ void PagedAttention::launch(const nvinfer1::PluginTensorDesc* descriptions, cons
     }
     buffers[names[index]] = address(outputs[index]);
   }
-  launcher().launch(spec_of(node_, tensors), shapes_of(node_, tensors), buffers, address(workspace), stream);
+  Launcher::shared().launch(kernels_, spec_of(node_, tensors), shapes_of(node_, tensors), buffers, address(workspace),
+                            stream);
 }
 
 const nvinfer1::PluginFieldCollection* PagedAttention::getFieldsToSerialize() noexcept {
   return guarded<const nvinfer1::PluginFieldCollection*>(node_.name, nullptr, [&] {
-    serialized_ = std::make_unique<OwnedFields>(saved_values(node_, kEmbeddedKernels.sha256));
+    Values values = node_.values();
+    values.emplace_back(kKernelsField, kernels_.sha256);
+    serialized_ = std::make_unique<OwnedFields>(values);
     return serialized_->collection();
   });
 }
@@ -193,4 +197,4 @@ std::vector<int32_t> PagedAttention::models_of_outputs() const {
   return models;
 }
 
-}  // namespace kvfold
+}  // namespace kvfold::tensorrt

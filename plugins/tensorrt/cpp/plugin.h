@@ -1,21 +1,22 @@
-// PagedAttention as an IPluginV3: plugins/tensorrt/plugin.py.
+// PagedAttention as an IPluginV3.
 #pragma once
 
 #include <memory>
 #include <vector>
 
-#include <NvInferRuntime.h>
+#include "cuda/cpp/kernel_library.h"
+#include "cuda/cpp/node/attributes.h"
+#include "tensorrt/cpp/fields.h"
+#include "tensorrt/cpp/plugin_abi.h"
 
-#include "tensorrt/cpp/node/attributes.h"
-#include "tensorrt/cpp/node/descriptions.h"
-#include "tensorrt/cpp/node/fields.h"
-
-namespace kvfold {
+namespace kvfold::tensorrt {
 
 // As plugins/tensorrt/node_form.py has them.
 constexpr const char* kPluginName = "PagedAttention";
 constexpr const char* kPluginVersion = "1";
 constexpr const char* kPluginNamespace = "kvfold";
+// Of a plan's node: the kernels that it was built with, and that its scratch memory is sized for.
+constexpr const char* kKernelsField = "kernels_sha256";
 
 // One class with all capabilities.
 class PagedAttention final : public nvinfer1::IPluginV3,
@@ -25,7 +26,9 @@ class PagedAttention final : public nvinfer1::IPluginV3,
  public:
   // `builds`: made for a build. TensorRT may time plugins over whatever bytes its buffers hold, and page ids
   // among those lead anywhere, so such an instance launches nothing.
-  PagedAttention(Node node, bool builds) : node_(std::move(node)), builds_(builds) {}
+  // `kernels` live to the end of the process.
+  PagedAttention(cuda::Node node, const cuda::KernelLibrary& kernels, bool builds)
+      : node_(std::move(node)), kernels_(kernels), builds_(builds) {}
 
   nvinfer1::IPluginCapability* getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept override;
   nvinfer1::IPluginV3* clone() noexcept override;
@@ -55,7 +58,7 @@ class PagedAttention final : public nvinfer1::IPluginV3,
   int32_t enqueue(const nvinfer1::PluginTensorDesc* descriptions, const nvinfer1::PluginTensorDesc*,
                   const void* const* inputs, void* const* outputs, void* workspace,
                   cudaStream_t stream) noexcept override;
-  nvinfer1::IPluginV3* attachToContext(nvinfer1::IPluginResourceContext*) noexcept override { return clone(); }
+  nvinfer1::IPluginV3* attachToContext(nvinfer1::IPluginResourceContext*) noexcept override;
   const nvinfer1::PluginFieldCollection* getFieldsToSerialize() noexcept override;
 
  private:
@@ -64,9 +67,10 @@ class PagedAttention final : public nvinfer1::IPluginV3,
   void launch(const nvinfer1::PluginTensorDesc* descriptions, const void* const* inputs, void* const* outputs,
               void* workspace, cudaStream_t stream) const;
 
-  const Node node_;
+  const cuda::Node node_;
+  const cuda::KernelLibrary& kernels_;
   const bool builds_;
   std::unique_ptr<OwnedFields> serialized_;  // TensorRT reads it after the call that made it
 };
 
-}  // namespace kvfold
+}  // namespace kvfold::tensorrt

@@ -8,10 +8,10 @@
 
 #define KVFOLD_EXPORT extern "C" __attribute__((visibility("default")))
 
-KVFOLD_EXPORT void setLoggerFinder(nvinfer1::ILoggerFinder* finder) { kvfold::set_logger_finder(finder); }
+KVFOLD_EXPORT void setLoggerFinder(nvinfer1::ILoggerFinder* finder) { kvfold::tensorrt::set_logger_finder(finder); }
 
 KVFOLD_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
-  static kvfold::Creator creator;
+  static kvfold::tensorrt::Creator creator;
   static nvinfer1::IPluginCreatorInterface* const creators[] = {&creator};
   count = 1;
   return creators;

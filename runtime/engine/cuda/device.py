@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from kvfold.plugins.contract.errors import TargetError
+from kvfold.runtime.engine.cuda.driver_errors import driver_error, missing_function
 
 ORDINAL = 0
 
@@ -38,12 +39,7 @@ class Device:
         """
         self.driver = driver
         with ExitStack() as opened:
-            try:
-                self.call("cuInit", 0)
-            except RuntimeError as error:  # the binding found no driver to load
-                raise TargetError(
-                    f"no NVIDIA driver: {error} Install it, or run another target of the bundle (cpu)"
-                ) from error
+            self.call("cuInit", 0)
             handle = self.call("cuDeviceGet", ORDINAL)
             name: bytes = self.call("cuDeviceGetName", 128, handle)
             self.name = name.partition(b"\0")[0].decode()
@@ -153,15 +149,16 @@ class Device:
         self._release.callback(function, *arguments)
 
     def call(self, function: str, *arguments: Any) -> Any:
-        """One driver call: its single result, a tuple of several, or None; raises TargetError."""
-        status, *results = getattr(self.driver, function)(*arguments)
-        self.check(function, status)
-        return results[0] if len(results) == 1 else tuple(results) or None
+        """One driver call: its single result, a tuple of several, or None.
 
-    def check(self, function: str, status: Any) -> None:
-        """Raise TargetError for what a driver's function returned, unless it went well."""
+        Raises:
+            CapacityError: the GPU has no memory left.
+            TargetError: there is no driver, or it is too old, or it failed otherwise.
+        """
+        try:
+            status, *results = getattr(self.driver, function)(*arguments)
+        except RuntimeError as error:  # the binding found no driver to load, or none that has the function
+            raise missing_function(function, error) from error
         if status != self.driver.CUresult.CUDA_SUCCESS:
-            raise TargetError(
-                f"the CUDA driver's {function} failed with {status.name}; `kvfold doctor` shows what this "
-                "machine has"
-            )
+            raise driver_error(function, status.name)
+        return results[0] if len(results) == 1 else tuple(results) or None

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import numpy as np
 
-from kvfold.plugins.contract.errors import TargetError
+from kvfold.plugins.contract.errors import KvfoldError
 from kvfold.runtime.engine.cuda.copy_rows import Rows, copy_rows
 from kvfold.runtime.engine.cuda.device import Device
 from kvfold.runtime.engine.cuda.virtual_memory import VirtualMemory
@@ -54,7 +54,7 @@ class DevicePages:
                 mapped.append(address)
             self._device.synchronize()
         except BaseException:
-            with suppress(TargetError):
+            with suppress(KvfoldError):
                 self._device.synchronize()  # zeros may still be on their way to what is taken back
             for address in mapped:
                 self._memory.unmap(address)
@@ -64,6 +64,7 @@ class DevicePages:
     def decommit(self, group: str, slabs: Sequence[int]) -> None:
         """Give the memory of slabs back to the GPU."""
         self._device.activate()
+        self._device.synchronize()  # a step may still be reading it
         held = sorted(self._committed[group].intersection(slabs))
         self._committed[group].difference_update(held)
         for address, _ in self._pieces(group, held):

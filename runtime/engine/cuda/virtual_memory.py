@@ -5,9 +5,7 @@ The driver's calls are those of its section "Virtual Memory Management".
 
 from __future__ import annotations
 
-from typing import Any
-
-from kvfold.plugins.contract.errors import CapacityError, TargetError
+from kvfold.plugins.contract.errors import TargetError
 from kvfold.runtime.engine.cuda.device import ORDINAL, Device
 
 
@@ -60,7 +58,7 @@ class VirtualMemory:
             CapacityError: the GPU has not so much memory left.
             TargetError: the driver failed; nothing is mapped then.
         """
-        handle = self._create(size)
+        handle = self._device.call("cuMemCreate", size, self._properties, 0)
         try:
             self._device.call("cuMemMap", address, size, 0, handle, 0)
         finally:
@@ -76,17 +74,6 @@ class VirtualMemory:
     def unmap(self, address: int) -> None:
         """Take the memory from behind an address that `map` was given; nothing may still use it."""
         self._device.call("cuMemUnmap", address, self._mapped.pop(address))
-
-    def _create(self, size: int) -> Any:
-        driver = self._device.driver
-        status, handle = driver.cuMemCreate(size, self._properties, 0)
-        if status == driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
-            raise CapacityError(
-                f"the GPU has not {size} bytes left for the KV cache; end other programs on it, or lower "
-                "kv_cache_bytes"
-            )
-        self._device.check("cuMemCreate", status)
-        return handle
 
     def _free(self, address: int, size: int) -> None:
         for piece in [piece for piece in self._mapped if address <= piece < address + size]:

@@ -12,6 +12,7 @@ from kvfold.plugins.cuda.kernel_library import KernelLibrary
 from kvfold.runtime.engine.cuda.device import Device
 from kvfold.runtime.engine.engine_config import PLAN_FILE, TensorRTFacts
 from kvfold.runtime.engine.engine_files import EngineFiles
+from kvfold.runtime.engine.host_engine import HostEngine
 from kvfold.runtime.engine.protocol import EngineInfo, PageStore, StepInputs
 from kvfold.runtime.engine.tensorrt.gpu_memory import StepSizes, check_memory, check_pages
 from kvfold.runtime.engine.tensorrt.loaded_plan import LoadedPlan
@@ -19,7 +20,7 @@ from kvfold.runtime.engine.tensorrt.preflight import check_files, check_gpu, imp
 from kvfold.runtime.engine.tensorrt.runner import StepRunner
 
 
-class TensorRTEngine:
+class TensorRTEngine(HostEngine):
     """Executes steps on one NVIDIA GPU. Not thread-safe: one step at a time, from any thread.
 
     The GPU's memory is given back by `close`, or when the engine and the last logits it returned are gone.
@@ -33,8 +34,8 @@ class TensorRTEngine:
             info: what the scheduler must know.
             logits: pinned bytes for float32 [most rows, vocab_size]; the runner's device frees them.
         """
+        super().__init__(info)
         self._runner = runner
-        self._info = info
         self._logits = logits.view(np.float32).reshape(-1, info.vocab_size)
         # All logits returned are views of these bytes: as long as one is alive, so is what it looks at.
         self._close = finalize(logits, runner.close)
@@ -89,11 +90,6 @@ class TensorRTEngine:
         check_memory(parts | {"weights": weights, "workspace": loaded.workspace_bytes}, free)
         runner = StepRunner(device, loaded, facts, info, sizes)
         return cls(runner, info, device.allocate_pinned(sizes.logits))
-
-    @property
-    def info(self) -> EngineInfo:
-        """Constant for the engine's life."""
-        return self._info
 
     @property
     def pages(self) -> PageStore:

@@ -45,7 +45,7 @@ class WriteBehind:
         self._health = health
         self._layout = layout
         self._limits = limits
-        self.thread = Background("kvfold tier writer", self._look_around)
+        self.thread = Background("kvfold tier writer", self._look_around, gives_way=True)
 
     @property
     def takes_more(self) -> bool:

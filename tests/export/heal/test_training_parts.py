@@ -22,20 +22,31 @@ from tests.export.heal.tiny_healing import TOKENS, tiny_healing
 from tests.tiny_model import tiny_config, tiny_decoder, tiny_plan
 
 
+class OnGpu(TrainingAttention):
+    """Computes on the CPU as on a GPU."""
+
+    in_blocks = TrainingAttention.fused
+
+
 @pytest.mark.parametrize("head_sink", [False, True])
 @pytest.mark.parametrize("block", [2, 48, 256])
 @pytest.mark.parametrize("length", [20, 32, 33, 150])
+@pytest.mark.parametrize("mixer_class", [TrainingAttention, OnGpu])
 def test_attention_and_its_gradients_are_dense_attention_s(
-    length: int, block: int, head_sink: bool, monkeypatch: pytest.MonkeyPatch
+    mixer_class: type[TrainingAttention],
+    length: int,
+    block: int,
+    head_sink: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Windows are 32, with 4 sinks or learned ones; layers share caches, so gradients meet in the donor's."""
-    monkeypatch.setattr("kvfold.export.heal.student.block_attention.BLOCK", block)
+    set_block(monkeypatch, block)
     config = tiny_config()
     plan = tiny_plan(config, "character", head_sink=head_sink)
     decoder = tiny_decoder(config, plan).requires_grad_(True)
     tokens = torch.randint(0, 97, (2, length), generator=torch.Generator().manual_seed(0))
     results: list[list[Tensor]] = []
-    for mixer in (DenseAttention(config, plan), TrainingAttention(config, plan)):
+    for mixer in (DenseAttention(config, plan), mixer_class(config, plan)):
         decoder.zero_grad()
         logits = decoder(tokens, mixer)
         logits.square().mean().backward()
@@ -47,8 +58,14 @@ def test_attention_and_its_gradients_are_dense_attention_s(
         assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5 * float(expected.detach().abs().max()))
 
 
+def set_block(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    """Cut sequences into blocks of so many queries."""
+    for module in ("block_attention", "window_attention"):
+        monkeypatch.setattr(f"kvfold.export.heal.student.{module}.BLOCK", block)
+
+
 def test_more_sinks_than_the_window_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kvfold.export.heal.student.block_attention.BLOCK", 16)
+    set_block(monkeypatch, 16)
     config = tiny_config()
     plan = tiny_plan(config, "character")
     layer = plan.layers[0].model_copy(update={"sliding_window": 8, "sink_size": 20})
@@ -56,11 +73,14 @@ def test_more_sinks_than_the_window_holds(monkeypatch: pytest.MonkeyPatch) -> No
     query = torch.randn(1, 4, 80, 16, generator=generator, requires_grad=True)
     keys, values = (torch.randn(1, 1, 80, 16, generator=generator, requires_grad=True) for _ in range(2))
     results: list[list[Tensor]] = []
-    for mixer in (DenseAttention(config, plan), TrainingAttention(config, plan)):
+    for mixer in (DenseAttention(config, plan), TrainingAttention(config, plan), OnGpu(config, plan)):
         output = mixer.attend(query, keys, values, layer, None)
         results.append([output, *torch.autograd.grad(output.square().sum(), (query, keys, values))])
-    for expected, found in zip(*results, strict=True):
-        assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5 * float(expected.detach().abs().max()))
+    for expected, *others in zip(*results, strict=True):
+        for found in others:
+            assert torch.allclose(
+                found, expected, rtol=1e-4, atol=1e-5 * float(expected.detach().abs().max())
+            )
 
 
 def test_under_autocast_queries_of_a_float_linear_read_keys_of_an_int8_one() -> None:

@@ -21,7 +21,7 @@ def test_a_missing_compiler_is_explained(tmp_path: Path) -> None:
         check=False,
     )
     assert result.returncode == 1
-    assert "CPU kernels did not compile: " in result.stderr and "'/nonexistent'" in result.stderr
+    assert "libkvfold_cpu.so did not compile: " in result.stderr and "'/nonexistent'" in result.stderr
     for advice in ("C++17 compiler", "apt-get install g++", "dnf install gcc-c++", "xcode-select --install"):
         assert advice in result.stderr
     assert "Traceback" not in result.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -16,31 +15,9 @@ from kvfold.plugins.cpu.sampling_calls import Batch, NativeRow, Results
 from kvfold.plugins.sampling import reference, tolerances
 from kvfold.plugins.sampling.inputs import Case, Inputs, make_inputs
 from kvfold.plugins.sampling.schema import SamplingRow, Status
+from tests.plugins.sampling_cases import CASES, CROWDS, check_row, crowd_rows
 
 PROPERTY = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-SHARE, LOGPROB = tolerances.OUTPUT["share"], tolerances.OUTPUT["logprob"]
-
-# Sizes around the kernels' blocks of 256, their 16 peaks each, and words of a mask.
-CASES = st.builds(
-    Case,
-    vocab=st.sampled_from([1, 7, 33, 255, 256, 257, 1000, 4099, 9000]),
-    rows=st.integers(1, 3),
-    spread=st.sampled_from([0.0, 0.3, 3.0, 30.0]),
-    levels=st.sampled_from([0, 0, 2]),
-    allowed=st.sampled_from([None, None, 0.0, 0.001, 0.5]),
-    biased=st.sampled_from([0, 0, 20]),
-    seen=st.sampled_from([0, 0, 300]),
-    banned=st.sampled_from([0, 0, 3]),
-    temperature=st.sampled_from([0.0, 0.001, 0.7, 1.0, 100.0]),
-    top_k=st.sampled_from([0, 0, 1, 40, 300, 5000]),
-    top_p=st.sampled_from([1.0, 1.0, 1e-9, 0.3, 0.95, 0.999999]),
-    min_p=st.sampled_from([0.0, 0.0, 0.01, 1.0]),
-    repetition_penalty=st.sampled_from([1.0, 1.3, 0.8]),
-    frequency_penalty=st.sampled_from([0.0, 1.5, -2.0]),
-    presence_penalty=st.sampled_from([0.0, 0.7, -2.0]),
-    likely=st.sampled_from([None, 0, 1, 5, 100]),
-    seed=st.integers(0, 2**32 - 1),
-)
 
 
 def run(inputs: Inputs) -> Results:
@@ -51,47 +28,13 @@ def run(inputs: Inputs) -> Results:
     return batch.results
 
 
-def may_fall_on(token: int, logits: np.ndarray, row: SamplingRow) -> bool:
-    """Whether the reference gives the token to a draw, top_p and min_p within rounding of the row's own."""
-    edited = reference.edit(logits, row)
-    for off in (0.0, -SHARE, SHARE):
-        top_p = min(1.0, max(row.top_p + off, 1e-12)) if row.top_p < 1 else 1.0
-        for rounding in (0.0, -SHARE, SHARE):
-            near = replace(row, top_p=top_p, min_p=min(1.0, row.min_p * (1 + rounding)))
-            ids, weights = reference.candidates(edited, near)
-            ends = weights.cumsum(dtype=np.float64) / weights.sum(dtype=np.float64)
-            for place in np.flatnonzero(ids == token).tolist():
-                start = ends[place - 1] if place else 0.0
-                if weights[place] > 0 and start - SHARE <= row.draw <= ends[place] + SHARE:
-                    return True
-    return False
-
-
-def check_row(results: Results, at: int, logits: np.ndarray, row: SamplingRow) -> None:
-    """One row of the results is what the reference says."""
-    expected = reference.sample(logits, row)
-    assert results.status[at] == expected.status
-    if expected.status != Status.SAMPLED:
-        return
-    token = int(results.tokens[at])
-    assert token == expected.token if row.temperature == 0 else may_fall_on(token, logits, row)
-    if row.likely is None:
-        return
-    told = reference.score(logits, token, row.likely)
-    count = len(told.likely)
-    assert results.logprobs[at] == pytest.approx(told.logprob, abs=LOGPROB, rel=0)
-    assert results.likely_ids[at, :count].tolist() == [token for token, _ in told.likely]
-    values = [value for _, value in told.likely]
-    assert results.likely_logprobs[at, :count] == pytest.approx(values, abs=LOGPROB, rel=0)
-
-
 @PROPERTY
 @given(case=CASES)
 def test_tokens_and_log_probabilities_are_the_reference_s(isa: str, case: Case) -> None:
     inputs = make_inputs(case)
     results = run(inputs)
     for at, row in enumerate(inputs.rows):
-        check_row(results, at, inputs.logits[at], row)
+        check_row(results, at, inputs.logits[at], row, tolerances.OUTPUT)
 
 
 @pytest.mark.parametrize("spread", [0.5, 2.0, 8.0])
@@ -102,7 +45,7 @@ def test_a_large_vocabulary_is_sampled_by_the_reference_s_rules(isa: str, spread
     inputs = make_inputs(case)
     results = run(inputs)
     for at, row in enumerate(inputs.rows):
-        check_row(results, at, inputs.logits[at], row)
+        check_row(results, at, inputs.logits[at], row, tolerances.OUTPUT)
 
 
 def test_a_nucleus_is_right_where_a_sample_of_the_row_misleads(isa: str) -> None:
@@ -113,22 +56,7 @@ def test_a_nucleus_is_right_where_a_sample_of_the_row_misleads(isa: str) -> None
         logits[0, (np.arange(20_480) % 256 < 8) == sampled] += 9
         for draw in (0.0, 0.3, 0.9, 0.999):
             row = SamplingRow(temperature=1.0, top_p=0.9, draw=draw)
-            check_row(run(Inputs(logits, (row,))), 0, logits[0], row)
-
-
-CROWDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "all equal": lambda noise: np.zeros_like(noise),
-    "all equal but one": lambda noise: np.where(np.arange(noise.size) == 999, 1, 0),
-    "two values": lambda noise: noise > 0,
-    "a hundred values below a likely one": lambda noise: np.where(
-        np.arange(noise.size) == 999, 3, np.rint(noise * 20) * 1e-4
-    ),
-    "close together below a likely one": lambda noise: np.where(
-        np.arange(noise.size) == 999, 3, noise * 1e-3
-    ),
-    "denormal beside equal ones": lambda noise: np.where(noise > 0, 0, noise * 1e-39),
-    "half of them far away": lambda noise: np.where(noise > 0, noise, -1e38),
-}
+            check_row(run(Inputs(logits, (row,))), 0, logits[0], row, tolerances.OUTPUT)
 
 
 @pytest.mark.parametrize("crowd", CROWDS)
@@ -136,17 +64,10 @@ CROWDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 def test_logits_that_crowd_are_told_apart_and_equal_ones_come_in_order(
     isa: str, crowd: str, temperature: float
 ) -> None:
-    noise = np.random.default_rng(0).standard_normal(20_011)
-    logits = CROWDS[crowd](noise).astype(np.float32)
-    draws = (0.0, 1e-6, 0.31, 0.77, 0.999, np.nextafter(1, 0))
-    rows = tuple(
-        SamplingRow(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, draw=draw, likely=7)
-        for top_p, top_k, min_p in ((0.3, 0, 0), (0.95, 0, 0), (0.9, 0, 0.5), (1, 40, 0), (0.9, 3500, 0))
-        for draw in draws
-    )
+    logits, rows = crowd_rows(crowd, temperature, 20_011)
     results = run(Inputs(np.tile(logits, (len(rows), 1)), rows))
     for at, row in enumerate(rows):
-        check_row(results, at, logits, row)
+        check_row(results, at, logits, row, tolerances.OUTPUT)
 
 
 @PROPERTY
@@ -207,10 +128,10 @@ def test_scores_are_the_reference_s(isa: str, vocab: int, likely: int, seed: int
     assert failed == 0
     for at, token in enumerate(tokens.tolist()):
         told = reference.score(logits[at], token, likely)
-        assert results.logprobs[at] == pytest.approx(told.logprob, abs=LOGPROB, rel=0)
+        assert results.logprobs[at] == pytest.approx(told.logprob, abs=tolerances.OUTPUT["logprob"], rel=0)
         assert results.likely_ids[at].tolist() == [token for token, _ in told.likely]
         values = [value for _, value in told.likely]
-        assert results.likely_logprobs[at] == pytest.approx(values, abs=LOGPROB, rel=0)
+        assert results.likely_logprobs[at] == pytest.approx(values, abs=tolerances.OUTPUT["logprob"], rel=0)
 
 
 def test_a_library_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

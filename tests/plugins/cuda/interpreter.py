@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
 from multiprocessing import get_context
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ from kvfold.plugins.paged_attention.schema import INPUTS
 
 TORCH_TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 ACTIVATIONS = ("query", "key", "value")
+Found = TypeVar("Found")
 CACHES = ("key_cache", "value_cache")
 
 
@@ -117,6 +119,11 @@ def shapes_of(inputs: Inputs) -> Shapes:
     """Sizes of the call."""
     arrays = inputs.arrays
     return Shapes(len(arrays["query"]), *arrays["block_table"].shape)
+
+
+def in_interpreter(function: Callable[..., Found], *arguments: object) -> Found:
+    """What a function of a test module returns where Triton interprets."""
+    return _interpreter().submit(function, *arguments).result()
 
 
 @cache

@@ -1,9 +1,8 @@
-"""Fixtures of the plugins' tests: the C++ plugin as a library, stand-ins for the driver and for TensorRT."""
+"""Fixtures of the plugin's tests: kernels, stand-ins for the driver and for TensorRT."""
 
 from __future__ import annotations
 
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,15 +10,14 @@ import pytest
 
 from kvfold.plugins.cuda.launches import FLOATS, INTEGERS
 from tests.plugins.tensorrt.attention_models import SPEC
-from tests.plugins.tensorrt.cpp.compilers import CMAKE, COMPILER
+from tests.plugins.tensorrt.cpp.compilers import COMPILER
 from tests.plugins.tensorrt.cpp.tensorrt_headers import fetch_tensorrt_headers
 from tests.plugins.tensorrt.fake_kernels import fake_kernels
 from tests.root import ROOT
 
 HERE = Path(__file__).parent
 PLUGINS = ROOT / "plugins"
-SOURCES = PLUGINS / "tensorrt/cpp"
-CUDA_TYPES = PLUGINS / "cuda/cpp/cuda_types"
+CUDA_TYPES = HERE / "cpp/cuda_types"
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +35,7 @@ def headers() -> Path:
     try:
         return fetch_tensorrt_headers(ROOT / ".cache")
     except OSError as error:
-        pytest.skip(f"without TensorRT's headers the C++ plugin was not compiled: {error}")
+        pytest.skip(f"without TensorRT's headers the plugin was not called through them: {error}")
 
 
 @pytest.fixture(scope="session")
@@ -51,24 +49,6 @@ def cpp_kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     library.model_copy(update={"kernels": tuple(told)}).save(directory)
     return directory
-
-
-@pytest.fixture(scope="session")
-def cpp_library(headers: Path, cpp_kernels: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The C++ plugin as CMake builds it, with every warning an error."""
-    if CMAKE is None:
-        pytest.skip("without cmake the C++ plugin was not compiled")
-    folder = tmp_path_factory.mktemp("cmake")
-    options = {
-        "KVFOLD_KERNELS": cpp_kernels,
-        "TENSORRT_ROOT": headers,
-        "Python3_EXECUTABLE": sys.executable,
-        "CMAKE_CXX_FLAGS": "-Werror",
-    }
-    definitions = [f"-D{name}={value}" for name, value in options.items()]
-    run([CMAKE, "-S", str(SOURCES), "-B", str(folder), *definitions])
-    run([CMAKE, "--build", str(folder), "--parallel", "2"])
-    return folder / "libkvfold_tensorrt.so"
 
 
 @pytest.fixture(scope="session")

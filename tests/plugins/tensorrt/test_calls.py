@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from kvfold.plugins.contract.errors import KernelError
+from kvfold.plugins.cuda.calls import Launch, resolve, workspace_bytes
 from kvfold.plugins.cuda.kernel_library import KernelLibrary
 from kvfold.plugins.cuda.launches import Shapes, workspace_sizes
-from kvfold.plugins.tensorrt.calls import Launch, resolve, workspace_bytes
 from tests.plugins.tensorrt.attention_models import CONSUMER, DONOR, PRODUCER, SPEC
 from tests.plugins.tensorrt.fake_kernels import fake_kernels
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kvfold.plugins.tensorrt.calls import resolve
+from kvfold.plugins.cuda.calls import resolve
 from tests.plugins.tensorrt.attention_models import SPEC
 from tests.plugins.tensorrt.fake_kernels import fake_kernels
 from tests.plugins.tensorrt.launch_worker import BUFFERS, DECODE, STREAM, WORKSPACE

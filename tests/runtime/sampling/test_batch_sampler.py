@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kvfold.plugins.contract.errors import KvfoldError, RequestError
-from kvfold.runtime.sampling.batch_sampler import NO_TOKEN, BatchSampler
+from kvfold.runtime.sampling.batch_sampler import NO_TOKEN, BatchSampler, score_tokens
 from kvfold.runtime.sampling.constraint import Constraint
 from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.sampling.sampling_state import SamplingState
@@ -126,15 +126,14 @@ def test_log_probabilities_are_the_model_s() -> None:
 
 
 def test_scores_are_the_model_s() -> None:
-    sampler = BatchSampler(50)
     expected = LOGITS - np.log(np.exp(LOGITS.astype(np.float64)).sum())
-    scored = sampler.score(np.stack([LOGITS, LOGITS]), np.array([7, 8]), 1)
+    scored = score_tokens(np.stack([LOGITS, LOGITS]), np.array([7, 8]), 1)
     assert [each.token_id for each in scored] == [7, 8]
     assert [each.logprob for each in scored] == pytest.approx(expected[[7, 8]], abs=1e-6)
     assert [each.top[0][0] for each in scored] == [int(LOGITS.argmax())] * 2
-    assert len(sampler.score(LOGITS[None], np.array([7]), 99)[0].top) == 50
+    assert len(score_tokens(LOGITS[None], np.array([7]), 99)[0].top) == 50
     with pytest.raises(KvfoldError, match="as a logit"):
-        sampler.score(np.full((1, 50), np.nan, np.float32), np.array([7]), 1)
+        score_tokens(np.full((1, 50), np.nan, np.float32), np.array([7]), 1)
 
 
 class Alternating:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from kvfold.plugins.contract.errors import KvfoldError
+from kvfold.runtime.engine.host_engine import HostEngine
 from kvfold.runtime.engine.protocol import EngineInfo, StepInputs
 from kvfold.runtime.llm.generation import Reply
 from kvfold.runtime.llm.llm import LLM
@@ -179,13 +180,13 @@ def test_a_request_that_cannot_be_sampled_ends_alone() -> None:
     check(llm)
 
 
-class NothingEngine:
+class NothingEngine(HostEngine):
     """Does no work, so that all the time is the runtime's."""
 
     def __init__(self, context: int) -> None:
         plan = make_plan((None, 0), (1024, 4))
         pages = {group.name: context // 16 + 64 for group in plan.groups}
-        self.info = EngineInfo(plan, 1 << 30, pages, dict.fromkeys(pages, 1), 49152, context, "nothing")
+        super().__init__(EngineInfo(plan, 1 << 30, pages, dict.fromkeys(pages, 1), 49152, context, "nothing"))
         self.pages = SyntheticPages(self.info)
         self.logits = np.zeros((8, 49152), np.float32)
         self.logits[:, 65] = 1

@@ -11,6 +11,7 @@ import numpy as np
 from kvfold.pipeline.bench.no_pages import NoPages
 from kvfold.runtime.bundle import TOKENIZER, TOKENIZER_CONFIG, open_bundle
 from kvfold.runtime.engine.engine_files import open_engine
+from kvfold.runtime.engine.host_engine import HostEngine
 from kvfold.runtime.engine.protocol import EngineInfo, StepInputs
 from kvfold.runtime.llm.llm import DEFAULT_TARGET, LLM
 from kvfold.runtime.memory.budget import kv_cache_bytes
@@ -34,12 +35,12 @@ CURVES = (
 )
 
 
-class ZeroCostEngine:
+class ZeroCostEngine(HostEngine):
     """Gives each row the same logits, whatever it reads: a model's in shape, likeliest the same token."""
 
     def __init__(self, info: EngineInfo, token_id: int, rows: int, pause: float) -> None:
         """Logits of up to `rows` sequences a step, which takes `pause` seconds of no CPU."""
-        self.info = info
+        super().__init__(info)
         self.pages = NoPages()
         self._pause = pause
         self._logits = shaped_logits(rows, info.vocab_size, token_id)

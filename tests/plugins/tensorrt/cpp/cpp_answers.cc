@@ -2,13 +2,14 @@
 
 #include <cstring>
 
-#include "tensorrt/cpp/calls.h"
+#include "cuda/cpp/calls.h"
 #include "cpp_request.h"
+#include "cuda/cpp/open_kernels.h"
 #include "cuda/cpp/text.h"
 
 namespace {
 
-using namespace kvfold;
+using namespace kvfold::cuda;
 
 std::string describe(const Argument& argument) {
   if (const auto* pointer = std::get_if<uint64_t>(&argument)) return text("pointer:", *pointer);
@@ -20,6 +21,7 @@ std::string describe(const Argument& argument) {
 
 // Everything up to the first error, which ends the answer.
 void answer(const Request& request, std::ostream& to) {
+  const KernelLibrary& kernels = latest_kernels();
   const Node node = read_node("layers.3", request.values);
   const AttentionSpec spec = spec_of(node, request.tensors);
   for (const char* kernel : kKernelNames) to << variant_name(kernel, spec) << '\n';
@@ -29,12 +31,12 @@ void answer(const Request& request, std::ostream& to) {
   for (const std::string& output : node.outputs()) names.push_back(output);
   for (size_t index = 0; index < names.size(); ++index) buffers[names[index]] = request.addresses.at(index);
   for (const Launch& launch :
-       resolve(kEmbeddedKernels, request.architecture, spec, shapes, buffers, request.workspace)) {
+       resolve(kernels, request.architecture, spec, shapes, buffers, request.workspace)) {
     to << launch.kernel->variant << " for " << launch.kernel->architecture << " grid " << join(launch.grid) << '\n';
     for (const Argument& argument : launch.arguments) to << describe(argument) << ' ';
     to << '\n';
   }
-  to << workspace_bytes(kEmbeddedKernels, kEmbeddedKernels.architectures(), spec, shapes) << '\n';
+  to << workspace_bytes(kernels, kernels.architectures(), spec, shapes) << '\n';
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
 """Builds a plan with the C++ plugin in a process of its own and says in JSON what became of it.
 
-`python -m tests.plugins.tensorrt.cpp.cpp_build_worker LIBRARY FOLDER [serialize]`: FOLDER has
+`python -m tests.plugins.tensorrt.cpp.cpp_build_worker FOLDER [serialize]`: FOLDER has
 model.onnx and profiles.json, and gets result.json and model.plan. What the plugin finds wrong goes to stderr.
 """
 
@@ -13,6 +13,7 @@ from typing import Any
 
 import tensorrt_rtx as trt
 
+from kvfold.plugins.cuda.cuda_library import library_path
 from tests.plugins.tensorrt.plan_build_worker import Log, build, parse
 
 
@@ -34,7 +35,7 @@ def main(folder: Path, libraries: list[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    library, folder = sys.argv[1:3]
+    library, folder = str(library_path()), sys.argv[1]
     if trt.get_plugin_registry().load_library(library) is None:
         raise SystemExit(f"TensorRT-RTX did not load {library}")
     (Path(folder) / "result.json").write_text(

@@ -36,7 +36,7 @@ DataType type_of(const std::string& dtype) {
 }
 
 // Fields as TensorRT's parser makes them; they point into `numbers` and `values`.
-std::vector<PluginField> parsed_fields(const kvfold::Values& values, std::vector<std::variant<int32_t, float>>& numbers) {
+std::vector<PluginField> parsed_fields(const kvfold::cuda::Values& values, std::vector<std::variant<int32_t, float>>& numbers) {
   numbers.reserve(values.size());
   std::vector<PluginField> fields;
   for (const auto& [name, value] : values) {
@@ -85,7 +85,7 @@ Capability* capability(IPluginV3& plugin, PluginCapabilityType type) {
 
 int enqueue(const Request& request, IPluginV3OneRuntime& plugin) {
   std::vector<PluginTensorDesc> descriptions;
-  for (const kvfold::Tensor& tensor : request.tensors) {
+  for (const kvfold::cuda::Tensor& tensor : request.tensors) {
     PluginTensorDesc description = {{}, type_of(tensor.dtype), TensorFormat::kLINEAR, 1.0f};
     description.dims.nbDims = static_cast<int32_t>(tensor.dims.size());
     std::copy(tensor.dims.begin(), tensor.dims.end(), description.dims.d);
@@ -133,6 +133,7 @@ int main(int, char** arguments) {
   IPluginV3* const attached =
       capability<IPluginV3OneRuntime>(*loaded, PluginCapabilityType::kRUNTIME)->attachToContext(nullptr);
   for (IPluginV3* const plugin : {built, loaded}) delete plugin;
+  if (attached == nullptr) return 0;
   for (int round = 0; round < 2; ++round) {
     std::printf("enqueue: %d\n",
                 enqueue(request, *capability<IPluginV3OneRuntime>(*attached, PluginCapabilityType::kRUNTIME)));

@@ -12,12 +12,12 @@
 #include <string>
 #include <vector>
 
-#include "tensorrt/cpp/node/attributes.h"
-#include "tensorrt/cpp/node/descriptions.h"
+#include "cuda/cpp/node/attributes.h"
+#include "cuda/cpp/node/descriptions.h"
 
 struct Request {
-  kvfold::Values values;
-  std::vector<kvfold::Tensor> tensors;
+  kvfold::cuda::Values values;
+  std::vector<kvfold::cuda::Tensor> tensors;
   std::vector<uint64_t> addresses;
   int architecture = 0;
   uint64_t workspace = 0;
@@ -25,14 +25,14 @@ struct Request {
   std::string kernels;
 };
 
-inline kvfold::Value read_value(const std::string& type, const std::string& text) {
+inline kvfold::cuda::Value read_value(const std::string& type, const std::string& text) {
   if (type == "int") return int64_t{std::stoll(text)};
   if (type == "float") return std::stod(text);
   return text;
 }
 
-inline kvfold::Dims read_dims(const std::string& text) {
-  kvfold::Dims dims;
+inline kvfold::cuda::Dims read_dims(const std::string& text) {
+  kvfold::cuda::Dims dims;
   std::istringstream sizes(text);
   for (std::string size; std::getline(sizes, size, ',');) dims.push_back(std::stoll(size));
   return dims;

@@ -9,10 +9,10 @@ from typing import Any
 
 from kvfold.plugins.contract.errors import KernelError
 from kvfold.plugins.cuda.attention_spec import variants_of
+from kvfold.plugins.cuda.calls import Launch, resolve, workspace_bytes
 from kvfold.plugins.cuda.kernel_library import KernelLibrary
 from kvfold.plugins.paged_attention.schema import INPUTS, Attributes
 from kvfold.plugins.tensorrt.attributes import read_node
-from kvfold.plugins.tensorrt.calls import Launch, resolve, workspace_bytes
 from kvfold.plugins.tensorrt.descriptions import Tensor, shapes_of, spec_of
 from kvfold.plugins.tensorrt.node_form import SLOTS
 

@@ -17,9 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvfold.plugins.cuda.attention_spec import HEAD_SIZES, PAGE_SIZES, AttentionSpec
-from kvfold.plugins.cuda.kernel_library import KernelLibrary
+from kvfold.plugins.cuda.kernel_library import OPENED_FILE, KernelLibrary
 from kvfold.plugins.paged_attention.schema import INPUTS, OUTPUTS, Attributes
-from kvfold.plugins.tensorrt.cpp.embed_kernels import CUBINS_FILE, TABLE_FILE, embed
 from kvfold.plugins.tensorrt.node_form import INPUTS_ATTRIBUTE, SLOTS
 from tests.plugins.tensorrt.conftest import PLUGINS, run
 from tests.plugins.tensorrt.cpp.compilers import COMPILER
@@ -27,8 +26,8 @@ from tests.plugins.tensorrt.cpp.cpp_request import Request, python_answer, tenso
 from tests.plugins.tensorrt.fake_kernels import fake_kernels
 
 PURE = (
-    *("cuda/cpp/attention_spec", "cuda/cpp/kernel_library", "cuda/cpp/launches", "cuda/cpp/text"),
-    *("tensorrt/cpp/node/attributes", "tensorrt/cpp/node/descriptions", "tensorrt/cpp/calls"),
+    *("node/attention_spec", "node/attributes", "node/descriptions"),
+    *("calls", "kernel_library", "launches", "open_kernels", "text"),
 )
 # Of these the library has kernels; others are asked for too, and have none.
 HEADS, PAGES, GROUPS, TYPES = (64, 128), (16, 32), (1, 3), (("float16", "int8"), ("bfloat16", "bfloat16"))
@@ -71,13 +70,14 @@ def kernels(kernel_folder: Path) -> KernelLibrary:
 def cpp_answer(kernel_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Answer:
     """The C++ plugin's answer to a request."""
     folder = tmp_path_factory.mktemp("cpp")
-    embed(kernel_folder, folder)
-    sources = [*(PLUGINS / f"{name}.cc" for name in PURE), Path(__file__).with_name("cpp_answers.cc")]
-    sources += [folder / TABLE_FILE, folder / CUBINS_FILE]
+    sources = [PLUGINS / f"cuda/cpp/{name}.cc" for name in PURE]
+    sources.append(Path(__file__).with_name("cpp_answers.cc"))
     flags = ("-std=c++17", "-Wall", "-Wextra", "-Werror", "-O0", "-shared", "-fPIC", f"-I{PLUGINS}")
     target = folder / "answers.so"
     run([COMPILER, *flags, "-o", str(target), *map(str, sources)])
-    function = ctypes.CDLL(str(target)).kvfold_answer
+    library = ctypes.CDLL(str(target))
+    assert library.kvfold_open_kernels(str(kernel_folder / OPENED_FILE).encode()) == 0
+    function = library.kvfold_answer
     function.argtypes, function.restype = [ctypes.c_char_p], ctypes.c_char_p
     return lambda request: str(function(str(request).encode()).decode())
 

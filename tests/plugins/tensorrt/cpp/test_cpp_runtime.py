@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from kvfold.plugins.contract.errors import KernelError
-from kvfold.plugins.cuda.kernel_library import KernelLibrary
+from kvfold.plugins.cuda.calls import Launch
+from kvfold.plugins.cuda.cuda_library import library_path
+from kvfold.plugins.cuda.kernel_library import OPENED_FILE, KernelLibrary
 from kvfold.plugins.tensorrt.attributes import Node
-from kvfold.plugins.tensorrt.calls import Launch
 from kvfold.plugins.tensorrt.fields import write_fields
-from kvfold.plugins.tensorrt.saved_node import KERNELS_FIELD, read_saved_node, saved_values
+from kvfold.plugins.tensorrt.saved_node import saved_values
 from tests.plugins.tensorrt.attention_models import CONSUMER, PRODUCER, SPEC
 from tests.plugins.tensorrt.cpp.cpp_request import Request, launches_of, tensors_of
 
@@ -27,8 +28,8 @@ from tests.plugins.tensorrt.cpp.cpp_request import Request, launches_of, tensors
 class Runner:
     """Hands requests to the plugin."""
 
-    def __init__(self, host: Path, library: Path, libcuda: Path, folder: Path) -> None:
-        self.host, self.library, self.libcuda, self.log = host, library, libcuda, folder / "log"
+    def __init__(self, host: Path, kernels: Path, libcuda: Path, folder: Path) -> None:
+        self.host, self.kernels, self.libcuda, self.log = host, kernels, libcuda, folder / "log"
 
     def run(self, request: Request, fail: str = "") -> tuple[list[str], list[str]]:
         """What the host printed, and what the driver was asked to do."""
@@ -37,8 +38,9 @@ class Runner:
             "STUB_CUDA_LOG": str(self.log),
             "STUB_CUDA_ARCHITECTURE": str(request.architecture),
             "STUB_CUDA_FAIL": fail,
+            "KVFOLD_KERNELS": str(self.kernels / OPENED_FILE),
         }
-        command, text = [str(self.host), str(self.library)], str(request)
+        command, text = [str(self.host), str(library_path())], str(request)
         process = subprocess.run(
             command, input=text, env=environment, capture_output=True, text=True, check=False
         )
@@ -59,8 +61,8 @@ class Runner:
 
 
 @pytest.fixture
-def plugin(host: Path, cpp_library: Path, libcuda: Path, tmp_path: Path) -> Runner:
-    return Runner(host, cpp_library, libcuda, tmp_path)
+def plugin(host: Path, cpp_kernels: Path, libcuda: Path, tmp_path: Path) -> Runner:
+    return Runner(host, cpp_kernels, libcuda, tmp_path)
 
 
 def request_of(sizes: tuple[int, int, int] = (5, 5, 12), node: Node = PRODUCER) -> Request:
@@ -94,12 +96,20 @@ def test_a_call_reaches_the_driver_as_python_resolves_it(
     launches = launches_of(request, KernelLibrary.load(cpp_kernels))
     expected = [launched(each, request.stream) for each in launches]
     assert [call for call in calls if call.startswith("launch")] == expected * 2
-    # Each cubin once, that of the nearest earlier architecture.
-    loads = [call.split()[1] for call in calls if call.startswith("load")]
-    assert loads == [each.kernel.file for each in launches]
-    assert all(load.endswith(".sm80.cubin") for load in loads)
+
+
+def test_every_kernel_is_loaded_once_and_before_anything_is_launched(
+    plugin: Runner, cpp_kernels: Path
+) -> None:
+    """Prefill's too, which this call does not launch: a graph may be captured at the first launch."""
+    _, calls = plugin.run(request_of())
+    actions = [call.split()[0] for call in calls]
+    assert "load" not in actions[actions.index("launch") :]
+    # Those of the nearest earlier architecture.
+    kernels = [each for each in KernelLibrary.load(cpp_kernels).kernels if each.architecture == 80]
+    assert [call for call in calls if call.startswith("load")] == [f"load {each.file}" for each in kernels]
     # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES is 8.
-    big = [f"attribute {each.kernel.symbol} 8 60000" for each in launches if each.kernel.shared_bytes > 49152]
+    big = [f"attribute {each.symbol} 8 60000" for each in kernels if each.shared_bytes > 49152]
     assert [call for call in calls if call.startswith("attribute")] == big
 
 
@@ -120,21 +130,45 @@ def test_a_new_context_at_the_address_of_a_destroyed_one_loads_its_own_kernels(
     monkeypatch.setenv("STUB_CUDA_CONTEXTS", "new")
     _, calls = plugin.run(request_of())
     loads = [call for call in calls if call.startswith("load")]
-    assert len(loads) == 6
-    assert loads[:3] == loads[3:]
+    assert loads[-3:] == loads[-6:-3]
+    assert len(set(loads[-3:])) == 3
 
 
 @pytest.mark.parametrize(("kernels", "named"), [("f" * 64, "ffffffffffff"), ("none", "unknown")])
-def test_a_plan_of_other_kernels_is_refused_in_the_python_plugins_words(
+def test_a_plan_of_kernels_that_are_not_open_is_refused(
     plugin: Runner, cpp_kernels: Path, kernels: str, named: str
 ) -> None:
-    own = KernelLibrary.load(cpp_kernels).sha256
-    values = PRODUCER.values() | ({} if kernels == "none" else {KERNELS_FIELD: kernels})
-    with pytest.raises(KernelError) as python:
-        read_saved_node("layers.3", values, own)
+    """It fixes the size of the scratch memory for its own, and others would write past its end."""
+    own = KernelLibrary.load(cpp_kernels).sha256[:12]
     error = plugin.refusal(replace(request_of(), kernels=kernels))
-    assert f"attention node layers.3: {error}" == str(python.value)
-    assert error.startswith(f"the plan was built with kernels {named}, and these are {own[:12]};")
+    assert error.startswith(f"the engine was built with kernels {named}, and open are {own}; open the file")
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (lambda content: content[:-1], "is cut off"),
+        (lambda content: content[:20], "is cut off"),
+        (lambda content: content + b" ", "holds more than its kernels"),
+        (lambda content: b"kvfold kernels 2" + content[16:], "is no file of kernels that this version reads"),
+        (lambda content: b"", "is no file of kernels that this version reads"),
+    ],
+)
+def test_a_damaged_file_of_kernels_is_refused(
+    plugin: Runner, tmp_path: Path, cpp_kernels: Path, damage: Callable[[bytes], bytes], problem: str
+) -> None:
+    file = tmp_path / OPENED_FILE
+    file.write_bytes(damage((cpp_kernels / OPENED_FILE).read_bytes()))
+    plugin.kernels = tmp_path
+    assert plugin.refusal(request_of()) == f"{file} {problem}; build the engine again with `kvfold build`"
+
+
+def test_kernels_that_are_not_there_are_named(plugin: Runner, tmp_path: Path) -> None:
+    plugin.kernels = tmp_path / "nowhere"
+    error = plugin.refusal(request_of())
+    assert error.startswith(
+        f"{plugin.kernels / OPENED_FILE} cannot be read (No such file or directory); build"
+    )
 
 
 def test_a_build_launches_nothing(plugin: Runner) -> None:
@@ -163,7 +197,7 @@ def test_a_driver_that_refuses_a_launch_is_quoted(plugin: Runner) -> None:
 def test_wrong_use_is_logged(plugin: Runner) -> None:
     request = request_of()
     error = plugin.refusal(replace(request, architecture=120))
-    assert error.startswith("there is no attention kernel decode-")
+    assert error.startswith("there is no attention kernel append-")
     assert "for SM 120 (compiled for 80, 89); build the engine with SM 120 among" in error
     assert plugin.refusal(request, fail="context").startswith("attention was called without a CUDA context")
     elsewhere = replace(request, addresses=[*request.addresses[:-1], 1 << 45])
@@ -173,8 +207,8 @@ def test_wrong_use_is_logged(plugin: Runner) -> None:
 
 
 def test_without_a_driver_the_library_loads_and_says_so(
-    host: Path, cpp_library: Path, tmp_path: Path
+    host: Path, cpp_kernels: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "libcuda.so.1").write_text("no library")
-    error = Runner(host, cpp_library, tmp_path, tmp_path).refusal(request_of())
+    error = Runner(host, cpp_kernels, tmp_path, tmp_path).refusal(request_of())
     assert error.startswith("the CUDA driver cannot be loaded (")

@@ -8,9 +8,10 @@ import re
 import numpy as np
 import pytest
 
-from kvfold.plugins.contract.errors import TargetError
+from kvfold.plugins.contract.errors import CapacityError, TargetError
 from kvfold.runtime.engine.cuda.copy_rows import copy_rows
 from kvfold.runtime.engine.cuda.device import Device
+from kvfold.runtime.engine.cuda.driver_errors import ACTIONS
 from kvfold.runtime.engine.cuda.virtual_memory import VirtualMemory
 from tests.runtime.engine.tensorrt import tensorrt_stand_in
 from tests.runtime.engine.tensorrt.cuda_stand_in import StandInDriver, Status
@@ -34,10 +35,45 @@ def test_a_driver_without_a_gpu_is_named_by_its_error(function: str) -> None:
     assert driver.count("cuDevicePrimaryCtxRelease") == 0
 
 
+@pytest.mark.parametrize(
+    ("function", "status", "action"),
+    [
+        (
+            "cuInit",
+            Status.CUDA_ERROR_SYSTEM_DRIVER_MISMATCH,
+            "driver is too old, .*: install NVIDIA's newest",
+        ),
+        (
+            "cuDevicePrimaryCtxRetain",
+            Status.CUDA_ERROR_DEVICE_UNAVAILABLE,
+            "another process has .*: end it, or",
+        ),
+        ("cuStreamSynchronize", Status.CUDA_ERROR_ILLEGAL_ADDRESS, "lost to this process: start it again"),
+        ("cuStreamSynchronize", Status.CUDA_ERROR_ECC_UNCORRECTABLE, "lost to this process: start it again"),
+        ("cuStreamSynchronize", Status.CUDA_ERROR_NO_BINARY_FOR_GPU, "not made for this GPU: build it again"),
+        ("cuStreamSynchronize", Status.CUDA_ERROR_INVALID_CONTEXT, "`kvfold doctor` shows"),
+    ],
+)
+def test_an_error_of_the_driver_says_what_to_do(function: str, status: Status, action: str) -> None:
+    driver = StandInDriver()
+    driver.fails[function] = status
+    with pytest.raises(TargetError, match=f"{function} failed with {status.name}; .*{action}"):
+        Device(driver).synchronize()
+
+
+def test_a_driver_that_lacks_a_function_is_too_old() -> None:
+    class OldDriver(StandInDriver):
+        def _stream_create(self, flags: int) -> tuple[int]:
+            raise RuntimeError('Function "cuStreamCreate" not found')
+
+    with pytest.raises(TargetError, match=r"has no cuStreamCreate: .* too old, .*: install NVIDIA's newest"):
+        Device(OldDriver())
+
+
 def test_an_opening_that_fails_late_gives_back_the_context() -> None:
     driver = StandInDriver()
     driver.fails["cuStreamCreate"] = Status.CUDA_ERROR_OUT_OF_MEMORY
-    with pytest.raises(TargetError, match="cuStreamCreate failed with CUDA_ERROR_OUT_OF_MEMORY"):
+    with pytest.raises(CapacityError, match="cuStreamCreate failed with CUDA_ERROR_OUT_OF_MEMORY"):
         Device(driver)
     assert driver.count("cuDevicePrimaryCtxRelease") == 1
 
@@ -128,6 +164,7 @@ def test_the_driver_has_every_name_that_device_uses() -> None:
     assert driver.CUresult.CUDA_SUCCESS == Status.CUDA_SUCCESS
     for status in Status:
         assert driver.CUresult(int(status)).name == status.name
+    assert [name for name in ACTIONS if not hasattr(driver.CUresult, name)] == []
 
 
 def test_tensorrt_rtx_has_every_name_that_its_stand_in_has() -> None:

@@ -6,11 +6,11 @@
 #include <utility>
 #include <vector>
 
-#include "cuda/cpp/attention_spec.h"
-#include "tensorrt/cpp/node/attributes.h"
 #include "cuda/cpp/launches.h"
+#include "cuda/cpp/node/attention_spec.h"
+#include "cuda/cpp/node/attributes.h"
 
-namespace kvfold {
+namespace kvfold::cuda {
 
 constexpr int64_t kUnknown = -1;
 using Dims = std::vector<int64_t>;
@@ -36,4 +36,4 @@ AttentionSpec spec_of(const Node& node, const std::vector<Tensor>& tensors);
 // Sizes of a call whose dimensions are all known.
 Shapes shapes_of(const Node& node, const std::vector<Tensor>& tensors);
 
-}  // namespace kvfold
+}  // namespace kvfold::cuda

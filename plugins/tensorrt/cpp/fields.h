@@ -1,29 +1,28 @@
-// A node's attributes as TensorRT's PluginFields, both ways: plugins/tensorrt/fields.py.
+// A node's attributes as TensorRT's PluginFields, both ways.
 #pragma once
 
 #include <variant>
 #include <vector>
 
-#include <NvInferRuntime.h>
+#include "cuda/cpp/node/attributes.h"
+#include "tensorrt/cpp/plugin_abi.h"
 
-#include "tensorrt/cpp/node/attributes.h"
-
-namespace kvfold {
+namespace kvfold::tensorrt {
 
 // Values in the order of the fields.
-Values read_fields(const nvinfer1::PluginFieldCollection& fields);
+cuda::Values read_fields(const nvinfer1::PluginFieldCollection& fields);
 
 // Fields that own what they point to: int32, float32, and text that ends with a zero byte.
 class OwnedFields {
  public:
-  explicit OwnedFields(const Values& values);
+  explicit OwnedFields(const cuda::Values& values);
   const nvinfer1::PluginFieldCollection* collection() const { return &collection_; }
 
  private:
-  Values values_;
+  cuda::Values values_;
   std::vector<std::variant<int32_t, float>> numbers_;
   std::vector<nvinfer1::PluginField> fields_;
   nvinfer1::PluginFieldCollection collection_;
 };
 
-}  // namespace kvfold
+}  // namespace kvfold::tensorrt

@@ -1,4 +1,4 @@
-// One call of the op, resolved to what the driver is given: plugins/tensorrt/calls.py. Pure.
+// One call of the op, resolved to what the driver is given: plugins/cuda/calls.py. Pure.
 #pragma once
 
 #include <array>
@@ -8,11 +8,11 @@
 #include <variant>
 #include <vector>
 
-#include "cuda/cpp/attention_spec.h"
 #include "cuda/cpp/kernel_library.h"
 #include "cuda/cpp/launches.h"
+#include "cuda/cpp/node/attention_spec.h"
 
-namespace kvfold {
+namespace kvfold::cuda {
 
 // Device addresses by schema name.
 using Buffers = std::map<std::string_view, uint64_t>;
@@ -35,4 +35,4 @@ std::vector<Launch> resolve(const KernelLibrary& library, int architecture, cons
 int64_t workspace_bytes(const KernelLibrary& library, const std::vector<int>& architectures,
                         const AttentionSpec& spec, const Shapes& largest);
 
-}  // namespace kvfold
+}  // namespace kvfold::cuda

@@ -1,8 +1,8 @@
-#include "tensorrt/cpp/launcher.h"
+#include "cuda/cpp/launcher.h"
 
 #include "cuda/cpp/text.h"
 
-namespace kvfold {
+namespace kvfold::cuda {
 namespace {
 
 constexpr unsigned kWarp = 32;
@@ -11,16 +11,38 @@ constexpr unsigned kStaticSharedBytes = 48 * 1024;
 
 }  // namespace
 
-void Launcher::launch(const AttentionSpec& spec, const Shapes& shapes, const Buffers& buffers, uint64_t workspace,
-                      CudaStream stream) {
+Launcher& Launcher::shared() {
+  static Launcher launcher;
+  return launcher;
+}
+
+void Launcher::load_all(const KernelLibrary& kernels) {
   CudaContext current = nullptr;
   driver_.check(driver_.get_context(&current), "cuCtxGetCurrent");
-  if (current == nullptr) throw KernelError("attention was called without a CUDA context; TensorRT makes one");
-  CudaContextId context = 0;  // a new context may have the address of a destroyed one
-  driver_.check(driver_.get_context_id(current, &context), "cuCtxGetId");
-  for (Launch& each : resolve(kernels_, architecture(context), spec, shapes, buffers, workspace)) {
-    submit(function(context, *each.kernel), each, stream);
+  if (current == nullptr) return;
+  const CudaContextId id = context();
+  const int gpu = architecture(id);
+  for (const CompiledKernel& kernel : kernels.kernels) function(id, kernels.find(kernel.variant, gpu));
+}
+
+void Launcher::launch(const KernelLibrary& kernels, const AttentionSpec& spec, const Shapes& shapes,
+                      const Buffers& buffers, uint64_t workspace, CudaStream stream) {
+  const CudaContextId id = context();
+  for (Launch& each : resolve(kernels, architecture(id), spec, shapes, buffers, workspace)) {
+    submit(function(id, *each.kernel), each, stream);
   }
+}
+
+int Launcher::architecture() { return architecture(context()); }
+
+// A new context may have the address of a destroyed one, so contexts go by id.
+CudaContextId Launcher::context() const {
+  CudaContext current = nullptr;
+  driver_.check(driver_.get_context(&current), "cuCtxGetCurrent");
+  if (current == nullptr) throw KernelError("attention was called without a CUDA context; its engine makes one");
+  CudaContextId id = 0;
+  driver_.check(driver_.get_context_id(current, &id), "cuCtxGetId");
+  return id;
 }
 
 void Launcher::submit(CudaFunction function, Launch& launch, CudaStream stream) const {
@@ -59,8 +81,8 @@ CudaFunction Launcher::function(CudaContextId context, const CompiledKernel& ker
     const std::string what = text("kernel ", kernel.variant, " for SM ", kernel.architecture);
     CudaModule module = nullptr;
     CudaFunction function = nullptr;
-    driver_.check(driver_.load_module(&module, kernel.cubin), "cuModuleLoadData", what);
-    driver_.check(driver_.get_function(&function, module, kernel.symbol), "cuModuleGetFunction", what);
+    driver_.check(driver_.load_module(&module, kernel.cubin.data()), "cuModuleLoadData", what);
+    driver_.check(driver_.get_function(&function, module, kernel.symbol.c_str()), "cuModuleGetFunction", what);
     if (kernel.shared_bytes > kStaticSharedBytes) {
       const CudaStatus status =
           driver_.set_function_attribute(function, kMaxDynamicSharedBytes, static_cast<int>(kernel.shared_bytes));
@@ -71,4 +93,4 @@ CudaFunction Launcher::function(CudaContextId context, const CompiledKernel& ker
   return found;
 }
 
-}  // namespace kvfold
+}  // namespace kvfold::cuda

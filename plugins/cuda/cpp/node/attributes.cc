@@ -1,10 +1,10 @@
-#include "tensorrt/cpp/node/attributes.h"
+#include "cuda/cpp/node/attributes.h"
 
 #include <algorithm>
 
 #include "cuda/cpp/text.h"
 
-namespace kvfold {
+namespace kvfold::cuda {
 namespace {
 
 constexpr const char* kInputs = "inputs";
@@ -243,4 +243,4 @@ Values Node::values() const {
 
 void Node::fail(const std::string& problem) const { throw KernelError(text("attention node ", name, ": ", problem)); }
 
-}  // namespace kvfold
+}  // namespace kvfold::cuda

@@ -1,8 +1,11 @@
-#include "tensorrt/cpp/node/fields.h"
+#include "tensorrt/cpp/fields.h"
 
 #include "cuda/cpp/text.h"
 
-namespace kvfold {
+namespace kvfold::tensorrt {
+
+using namespace cuda;
+
 namespace {
 
 using nvinfer1::PluginField;
@@ -70,4 +73,4 @@ OwnedFields::OwnedFields(const Values& values) : values_(values) {
   collection_ = {static_cast<int32_t>(fields_.size()), fields_.data()};
 }
 
-}  // namespace kvfold
+}  // namespace kvfold::tensorrt

@@ -1,12 +1,12 @@
-#include "tensorrt/cpp/calls.h"
+#include "cuda/cpp/calls.h"
 
 #include <algorithm>
 #include <numeric>
 
-#include "tensorrt/cpp/node/attributes.h"
+#include "cuda/cpp/node/attributes.h"
 #include "cuda/cpp/text.h"
 
-namespace kvfold {
+namespace kvfold::cuda {
 namespace {
 
 constexpr int64_t kActivationBytes = 2;  // float16 and bfloat16
@@ -14,10 +14,11 @@ constexpr const char* kAgain = "build the engine again with this kvfold";
 
 int64_t split_keys_of(const KernelLibrary& library, const AttentionSpec& spec, int architecture) {
   const CompiledKernel& kernel = library.find(variant_name("decode", spec), architecture);
-  if (kernel.split_keys == 0) {
+  const int split_keys = kernel.constant("split_keys");
+  if (split_keys == 0) {
     throw KernelError(text("kernel ", kernel.variant, " does not say its split_keys; ", kAgain));
   }
-  return kernel.split_keys;
+  return split_keys;
 }
 
 // Every buffer that a kernel may take: 0 where the node has no such input.
@@ -38,7 +39,7 @@ Buffers all_buffers(const AttentionSpec& spec, const Shapes& shapes, const Buffe
   return all;
 }
 
-unsigned grid_size(const CompiledKernel& kernel, const char* name, const Numbers& values) {
+unsigned grid_size(const CompiledKernel& kernel, const std::string& name, const Numbers& values) {
   const auto found = values.find(name);
   const int32_t* size = found == values.end() ? nullptr : std::get_if<int32_t>(&found->second);
   if (size == nullptr) {
@@ -47,7 +48,7 @@ unsigned grid_size(const CompiledKernel& kernel, const char* name, const Numbers
   return static_cast<unsigned>(*size);
 }
 
-Argument argument(const CompiledKernel& kernel, const char* name, const Buffers& pointers, const Numbers& values) {
+Argument argument(const CompiledKernel& kernel, const std::string& name, const Buffers& pointers, const Numbers& values) {
   if (const auto pointer = pointers.find(name); pointer != pointers.end()) return pointer->second;
   const auto found = values.find(name);
   if (found == values.end()) {
@@ -70,8 +71,8 @@ std::vector<Launch> resolve(const KernelLibrary& library, int architecture, cons
     const Numbers values = numbers(spec, shapes, packed, kernel, split_keys);
     Launch launch = {&kernel, {}, {}};
     for (size_t axis = 0; axis < 3; ++axis) launch.grid[axis] = grid_size(kernel, kernel.grid[axis], values);
-    for (const char* const* each = kernel.arguments; *each != nullptr; ++each) {
-      launch.arguments.push_back(argument(kernel, *each, pointers, values));
+    for (const std::string& each : kernel.arguments) {
+      launch.arguments.push_back(argument(kernel, each, pointers, values));
     }
     launches.push_back(std::move(launch));
   }
@@ -93,4 +94,4 @@ int64_t workspace_bytes(const KernelLibrary& library, const std::vector<int>& ar
   return most;
 }
 
-}  // namespace kvfold
+}  // namespace kvfold::cuda

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <string>
 
-namespace kvfold {
+namespace kvfold::cuda {
 
 constexpr std::array<int64_t, 4> kHeadSizes = {64, 96, 128, 256};
 constexpr std::array<int64_t, 4> kPageSizes = {16, 32, 64, 128};
@@ -43,4 +43,4 @@ struct AttentionSpec {
 // Name of the variant of `kernel`, one of kKernelNames, that a node needs.
 std::string variant_name(const std::string& kernel, const AttentionSpec& spec);
 
-}  // namespace kvfold
+}  // namespace kvfold::cuda

@@ -9,9 +9,9 @@
 #include <variant>
 #include <vector>
 
-#include "cuda/cpp/attention_spec.h"
+#include "cuda/cpp/node/attention_spec.h"
 
-namespace kvfold {
+namespace kvfold::cuda {
 
 // What is neither one number nor a text, in words.
 struct Unreadable {
@@ -55,4 +55,4 @@ Node read_node(const std::string& name, const Values& values);
 // Every input of the op by its schema name, in order.
 const std::vector<std::string>& schema_inputs();
 
-}  // namespace kvfold
+}  // namespace kvfold::cuda

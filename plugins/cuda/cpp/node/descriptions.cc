@@ -1,4 +1,4 @@
-#include "tensorrt/cpp/node/descriptions.h"
+#include "cuda/cpp/node/descriptions.h"
 
 #include <algorithm>
 #include <map>
@@ -6,7 +6,7 @@
 
 #include "cuda/cpp/text.h"
 
-namespace kvfold {
+namespace kvfold::cuda {
 namespace {
 
 const std::set<std::string> kActivations = {"query", "key", "value", "output"};
@@ -135,4 +135,4 @@ Shapes shapes_of(const Node& node, const std::vector<Tensor>& tensors) {
   return {dims("query")[0], dims("past_seqlens")[0], dims("block_table")[1]};
 }
 
-}  // namespace kvfold
+}  // namespace kvfold::cuda

@@ -1,8 +1,8 @@
-#include "cuda/cpp/attention_spec.h"
+#include "cuda/cpp/node/attention_spec.h"
 
 #include <map>
 
-namespace kvfold {
+namespace kvfold::cuda {
 
 std::string variant_name(const std::string& kernel, const AttentionSpec& spec) {
   std::map<std::string, int64_t> constants = {{"head_size", spec.head_size}};  // in alphabetical order
@@ -22,4 +22,4 @@ std::string variant_name(const std::string& kernel, const AttentionSpec& spec) {
   return name;
 }
 
-}  // namespace kvfold
+}  // namespace kvfold::cuda
