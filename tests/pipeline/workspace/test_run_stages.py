@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from kvfold.pipeline.recipe.recipe import Recipe
 from kvfold.pipeline.workspace.run_stages import pending_stages, run_stages
-from kvfold.pipeline.workspace.stage import Job, Stage, dependents, requirements
+from kvfold.pipeline.workspace.stage import Job, dependents, requirements
 from kvfold.pipeline.workspace.workspace import Workspace
 from kvfold.pipeline.workspace.write_bundle import BundleWriter
 from kvfold.plugins.contract.errors import BundleError
@@ -140,7 +140,7 @@ def test_what_a_stage_keeps_while_it_works_goes_once_its_files_are_there(
         (workspace.root / "work").mkdir(exist_ok=True)
         (job.output / "a.txt").write_text("done")
 
-    stage = Stage("long", "", (), lambda recipe: None, ("a.txt",), run, (), scratch="work")
+    stage = replace(fake_stages([])[0], files=("a.txt",), run=run, scratch="work")
     with monkeypatch.context() as patch:
         patch.setattr(BundleWriter, "commit", lambda *_: (tmp_path / "no disk").stat())
         with pytest.raises(BundleError, match="no disk"):
