@@ -70,7 +70,7 @@ def compile_kernels(
 
     model = load_model(directory / MODEL_FILE)
     variants = [
-        variant for node in find_attention(model) for variant in variants_of(_spec_of(node, plan, dtype))
+        variant for node in find_attention(model) for variant in variants_of(spec_of(node, plan, dtype))
     ]
     (directory / KERNELS_FOLDER).mkdir()
     library = compile_library(variants, architectures, directory / KERNELS_FOLDER, progress)
@@ -79,8 +79,8 @@ def compile_kernels(
     return library.sha256
 
 
-def _spec_of(node: ir.Node, plan: FoldPlan, dtype: ActivationDtype) -> AttentionSpec:
-    """What the op will make of a node of the form of `passes.cuda_attention`."""
+def spec_of(node: ir.Node, plan: FoldPlan, dtype: ActivationDtype) -> AttentionSpec:
+    """What the op will make of a node of the form of `passes.cuda_attention`, of a plan's graph."""
     from kvfold.export.graph.attention import present_inputs
 
     names = {field.name for field in fields(Attributes)} & node.attributes.keys()
