@@ -18,26 +18,37 @@ from kvfold.export.graph.passes import (
     activation_dtype,
     cuda_attention,
     float_logits,
+    matmul_nbits,
     packed_qkv,
     skip_norms,
 )
+from kvfold.export.quantize.int4.stored_blocks import NO_BLOCKS, StoredBlocks
 from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.plugins.contract.progress import Progress, unheard
 from kvfold.plugins.cuda.attention_spec import HEAD_SIZES, ActivationDtype
 
 
 def lower_for_cuda(
-    model: ir.Model, directory: Path, plan: FoldPlan, dtype: ActivationDtype
+    model: ir.Model,
+    directory: Path,
+    plan: FoldPlan,
+    dtype: ActivationDtype,
+    blocks: StoredBlocks = NO_BLOCKS,
+    progress: Progress = unheard,
 ) -> dict[str, int]:
     """Write `model.onnx` for ONNX Runtime's CUDA provider with kvfold's attention into `directory`.
 
-    Every linear is computed in `dtype`. Norms sum their squares in float32: RMSNormalization does, and from
-    ONNX Runtime 1.27 on its fused residual norm does too (pull request 28682 there).
+    Linears in 4 bits are MatMulNBits, every other one is computed in `dtype`. Norms sum their squares in
+    float32: RMSNormalization does, and from ONNX Runtime 1.27 on its fused residual norm does too (pull
+    request 28682 there).
 
     Args:
         model: the target-neutral graph, changed in place.
         directory: an existing directory.
         plan: the plan the graph was exported from.
         dtype: of the activations.
+        blocks: of the linears in 4 bits.
+        progress: told of the share written.
 
     Returns:
         How often each pass matched.
@@ -49,14 +60,17 @@ def lower_for_cuda(
     check_kv_dtypes(plan, f"the cuda target with {dtype} activations", (dtype, "int8"))
     check_head_dim(plan, "the cuda target", HEAD_SIZES)
     element = ir.DataType[dtype.upper()]
+    in_4_bits = sum(kind in matmul_nbits.INT4 for kind in blocks.quantization.precision.values())
     expected = {
-        "activation_dtype": count_weights(model),
+        "matmul_nbits": in_4_bits,
+        "activation_dtype": count_weights(model) - in_4_bits,
         "float_logits": 1,
         "skip_norms": count_sums_normalised(model),
         "packed_qkv": sum(bool(bank.consumers) for bank in plan.banks),
         "cuda_attention": len(plan.layers),
     }
     counts = {
+        "matmul_nbits": matmul_nbits.apply(model, blocks, element),
         "activation_dtype": activation_dtype.apply(model, element),
         "float_logits": float_logits.apply(model),
         "skip_norms": skip_norms.apply(model),
@@ -64,5 +78,5 @@ def lower_for_cuda(
         "cuda_attention": cuda_attention.apply(model),
     }
     check_counts(counts, expected)
-    save_lowered(model, directory)
+    save_lowered(model, directory, progress)
     return counts

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from kvfold.pipeline.machine.extras import EXPORT, install_command, is_installed
 from kvfold.plugins.contract.errors import KernelError
+from kvfold.plugins.cuda.attention_spec import ARCHITECTURES
 
 if TYPE_CHECKING:
     from kvfold.plugins.contract.fold_plan import KvDtype
@@ -33,6 +34,8 @@ class Target:
         reads_int4: its linears may have weights in 4 bits.
         library: the module of TensorRT that builds and runs its plans; None for ONNX Runtime.
         takes_architectures: it is built for GPUs that are named; none of them needs to be here.
+        gpus: SM versions that its library is made for; empty where it runs on every GPU that kvfold's kernels
+            know, or on none.
     """
 
     name: str
@@ -44,6 +47,14 @@ class Target:
     reads_int4: bool = False
     library: TensorRTLibrary | None = None
     takes_architectures: bool = False
+    gpus: tuple[int, ...] = ()
+
+    def why_not_on(self, architecture: int) -> str | None:
+        """Why a GPU of this SM version cannot run it; None when it can."""
+        known = self.gpus or ARCHITECTURES
+        if architecture in known:
+            return None
+        return f"it runs on SM {', '.join(map(str, known))}"
 
 
 def _why_not_cpu() -> str | None:
@@ -125,6 +136,7 @@ TARGETS = {
             backend="cuda",
             why_not_build=_why_not_build_cuda,
             why_not_run=_why_not_run_cuda,
+            reads_int4=True,
             takes_architectures=True,
         ),
         Target(
@@ -146,6 +158,7 @@ TARGETS = {
             why_not_run=lambda: _why_not_run_tensorrt("tensorrt_rtx", "tensorrt-rtx"),
             library="tensorrt_rtx",
             takes_architectures=True,
+            gpus=(75, 86, 89, 120, 121),  # NVIDIA's support matrix of TensorRT-RTX 1.5
         ),
     )
 }

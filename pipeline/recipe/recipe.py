@@ -17,7 +17,7 @@ from kvfold.export.search.search_settings import SearchSettings
 from kvfold.pipeline.machine.targets import TARGETS
 from kvfold.pipeline.recipe.evaluate_section import EvaluateSection
 from kvfold.pipeline.recipe.plan_section import PlanSection, WrittenPlan
-from kvfold.pipeline.recipe.recipe_sections import Texts, TextSection
+from kvfold.pipeline.recipe.recipe_sections import Texts, TextSection, TextsOfAnyLength
 from kvfold.plugins.contract.fold_plan import FoldPlan, KvDtype
 from kvfold.plugins.contract.record import Record
 
@@ -46,12 +46,13 @@ class HealSection(HealSettings):
     Attributes:
         start: the `adapter.safetensors` of an earlier training, of the same checkpoint under the same plan,
             to go on from; None starts from the closed-form fold.
-        text: the training text. Windows are learned where its sequences are longer than they are. Its
-            seed is neither calibration's nor validation's, so that text the model writes is new to both.
+        text: the training text, in sequences of one or several lengths. Windows are learned where its
+            sequences are longer than they are. Its seed is neither calibration's nor validation's, so that
+            text the model writes is new to both.
     """
 
     start: str | None = Field(default=None, min_length=1)
-    text: Texts = (TextSection(tokens=262_144, sequence_length=1_024, seed=2),)
+    text: TextsOfAnyLength = (TextSection(tokens=262_144, sequence_length=1_024, seed=2),)
 
 
 class AdapterSection(Record):
@@ -226,7 +227,7 @@ class Recipe(Record):
         if self.quantize.weights == "int4" and not target.reads_int4:
             raise ValueError(
                 f"quantize.weights is int4, which target {self.target} does not run; set weights: int8, "
-                "or build for cpu"
+                f"or build for {' or '.join(t.name for t in TARGETS.values() if t.reads_int4)}"
             )
         chunk, budget = self.validate_on.prefill_chunk, self.tensorrt.max_num_batched_tokens
         if target.library and chunk > budget:
@@ -242,7 +243,7 @@ class Recipe(Record):
         if isinstance(self.heal, HealSection):
             texts["heal.text"] = self.heal.text
         for key, text in texts.items():
-            length = text[0].sequence_length  # a list has one
+            length = max(section.sequence_length for section in text)
             if length <= self.plan.head_sink_window:
                 raise ValueError(
                     f"{key}.sequence_length is {length}, of which the plan's window of "

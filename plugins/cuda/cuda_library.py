@@ -72,5 +72,7 @@ def load_functions() -> ctypes.CDLL:
     except OSError as error:
         raise KernelError(f"cannot load the library for GPUs {path}: {error}; {HOW_TO_COMPILE}") from error
     functions.kvfold_open_kernels.argtypes = [ctypes.c_char_p]
-    functions.kvfold_open_kernels.restype = ctypes.c_char_p
+    functions.kvfold_take_error.argtypes = []
+    for function in (functions.kvfold_open_kernels, functions.kvfold_take_error):
+        function.restype = ctypes.c_char_p
     return functions

@@ -11,7 +11,7 @@ import pytest
 from kvfold.pipeline.build.bound_graph import bound_graph
 from kvfold.pipeline.machine.targets import TARGETS
 from kvfold.runtime.engine.engine_files import EngineFiles
-from kvfold.runtime.engine.onnxruntime_engine import OnnxRuntimeEngine
+from kvfold.runtime.engine.load_engine import load_engine
 from tests.export.graph.stock_graph import lower_with_stock_attention
 from tests.gpu.conftest import GpuFacts, RecordProperty, skip
 from tests.gpu.distances import (
@@ -20,7 +20,7 @@ from tests.gpu.distances import (
     MAX_KL_OF_INT8_CACHE,
     check_logits,
 )
-from tests.gpu.read_texts import NUM_PAGES, read_texts
+from tests.gpu.read_texts import ALONE, NUM_PAGES, read_texts
 from tests.gpu.tiny_bundle import SINKS, TinyBundle
 from tests.paging import budget_of
 
@@ -38,7 +38,7 @@ def cuda(gpu: GpuFacts, request: pytest.FixtureRequest) -> None:
 def read(tiny: TinyBundle, directory: Path) -> np.ndarray:
     """Logits of the texts by an engine of ONNX Runtime."""
     files = EngineFiles.read(directory, tiny.plan)
-    engine = OnnxRuntimeEngine.load(files, budget_of(files, NUM_PAGES))
+    engine = load_engine(files, budget_of(files, NUM_PAGES), max_num_batched_tokens=ALONE, max_num_seqs=4)
     return read_texts(engine, tiny.plan, tiny.texts)
 
 

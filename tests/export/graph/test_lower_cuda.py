@@ -53,6 +53,7 @@ def lower(tmp_path_factory: pytest.TempPathFactory) -> Lower:
         (directory / "cuda").mkdir()
         counts = lower_for_cuda(graph, directory / "cuda", plan, dtype)
         assert counts == {
+            "matmul_nbits": 0,
             "activation_dtype": 1 + 13 + 12 + 7,  # embedding, linears, biases, norms
             "float_logits": 1,
             "skip_norms": 6,  # all but the first, which reads the embedding

@@ -13,6 +13,7 @@ from kvfold.pipeline.build.cuda_kernels import architectures_of
 from kvfold.plugins.contract.errors import TargetError
 from kvfold.plugins.cuda.attention_spec import ARCHITECTURES
 from kvfold.plugins.cuda.kernel_library import KernelLibrary
+from kvfold.plugins.cuda.sampling_launches import SAMPLING_VARIANTS
 from kvfold.runtime.engine.cuda.device import Device
 from kvfold.runtime.engine.engine_config import KERNELS_FOLDER
 from kvfold.runtime.engine.engine_files import EngineFiles
@@ -53,6 +54,9 @@ def test_a_built_engine_says_what_the_folded_model_does(
     assert library.architectures == (75, 80)
     named = {node.attributes["kernels"].value for node in find_attention(load_model(engine / "model.onnx"))}
     assert named == {library.sha256}
+    assert {variant.name for variant in SAMPLING_VARIANTS.values()} <= {
+        each.variant for each in library.kernels
+    }
     texts = tiny.texts[:2, :LENGTH]
     logits = interpret(read_on_host, libraries, engine, tiny.plan, texts, tmp_path / "host")
     reference = cpu_logits(tiny, texts) if "int8" in name else tiny.folded_logits[:2, :LENGTH]

@@ -1,6 +1,6 @@
 """Page pools of the ONNX Runtime engine in every type, and what it says where CUDA is not there.
 
-The pools lie in CPU memory here; the same binding on a GPU is part of `make gpu-check`.
+The pools lie in CPU memory here; those of a GPU are in `test_onnxruntime_cuda_steps.py`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from kvfold.plugins.paged_attention.schema import DOMAIN
 from kvfold.runtime.engine.cuda.device import Device
 from kvfold.runtime.engine.engine_config import KERNELS_FOLDER, EngineConfig
 from kvfold.runtime.engine.engine_files import EngineFiles
-from kvfold.runtime.engine.onnxruntime_engine import PROVIDERS, OnnxRuntimeEngine, Provider
+from kvfold.runtime.engine.load_engine import load_engine
+from kvfold.runtime.engine.onnxruntime_engine import OnnxRuntimeEngine
 from kvfold.runtime.engine.protocol import EngineInfo
 from tests.paging import Pager
 from tests.runtime.engine.tensorrt.cuda_stand_in import StandInDriver
@@ -86,37 +87,10 @@ def test_pools_start_at_zero_and_keep_what_a_step_wrote(kv_dtype: KvDtype) -> No
     model = counting_model(kv_dtype).SerializeToString()
     session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
     info = EngineInfo(plan, 256, {"global": 1}, {"global": 1}, 32, max_context_length=16, fingerprint="")
-    engine, pager = OnnxRuntimeEngine(session, info, PROVIDERS["cpu"]), Pager(plan, 1)
+    engine, pager = OnnxRuntimeEngine(session, info), Pager(plan, 1)
     for expected in (0, 1 + 1, 2 + 3, 3 + 6):
         logits = engine.execute(pager.step({0: [7]}))
         np.testing.assert_array_equal(logits, np.full((1, 32), expected, np.float32))
-
-
-def test_pools_in_memory_of_the_driver_s_serve_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The binding of target `cuda`, where the stand-in's device memory is the host's."""
-    driver = StandInDriver()
-    monkeypatch.setattr(Device, "open", lambda: Device(driver))
-    plan, slab = one_layer("float32"), 1 << 14
-    model = counting_model("float32", slab).SerializeToString()
-    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
-    info = EngineInfo(plan, 4 << 20, {"global": slab}, {"global": slab}, 32 * slab, 16, fingerprint="")
-    engine, pager = OnnxRuntimeEngine(session, info, Provider("StandIn", "cpu")), Pager(plan, 1)
-    engine.pages.commit("global", [0])
-    for expected in (0, 1 + 1, 2 + 3):
-        assert (engine.execute(pager.step({0: [7]})) == expected).all()
-    page = np.empty((1, 256), np.uint8)
-    engine.pages.copy_out("global", np.asarray([slab - 1]), page)
-    assert page.view(np.float32).reshape(2, -1).tolist() == [[3.0] * 32, [6.0] * 32]
-    del engine
-    assert not driver.reserved and not driver.mapped and driver.count("cuDevicePrimaryCtxRelease") == 1
-
-
-def test_target_cuda_without_a_driver_says_what_to_do() -> None:
-    model = counting_model("float32").SerializeToString()
-    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
-    info = EngineInfo(one_layer("float32"), 256, {"global": 1}, {"global": 1}, 32, 16, fingerprint="")
-    with pytest.raises(TargetError, match=r"no NVIDIA driver|pip install cuda-bindings"):
-        OnnxRuntimeEngine(session, info, PROVIDERS["cuda"])
 
 
 @pytest.fixture
@@ -196,7 +170,7 @@ def cuda_engine(directory: Path) -> Path:
 
 
 def load(directory: Path) -> None:
-    OnnxRuntimeEngine.load(EngineFiles.read(directory, one_layer("float16")), 1)
+    load_engine(EngineFiles.read(directory, one_layer("float16")), 1, 8, 4)
 
 
 def test_a_machine_without_the_cuda_provider_says_what_to_install(
@@ -204,6 +178,14 @@ def test_a_machine_without_the_cuda_provider_says_what_to_install(
 ) -> None:
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(TargetError, match=r"no CUDAExecutionProvider; .*kvfold\[cuda\].*onnxruntime-gpu"):
+        load(cuda_engine(tmp_path))
+
+
+def test_target_cuda_without_a_driver_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    with pytest.raises(TargetError, match=r"no NVIDIA driver|pip install cuda-bindings"):
         load(cuda_engine(tmp_path))
 
 
@@ -216,5 +198,6 @@ def test_a_provider_that_does_not_start_is_no_damaged_bundle(
 ) -> None:
     names = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(ort, "get_available_providers", lambda: names)
+    monkeypatch.setattr(Device, "open", lambda: Device(StandInDriver()))
     with pytest.raises(TargetError, match=r"CUDAExecutionProvider .* did not start: .*PagedAttention"):
         load(cuda_engine(tmp_path))

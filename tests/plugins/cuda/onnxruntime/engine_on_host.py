@@ -1,6 +1,6 @@
-"""A built engine of target cuda on the host: its graph through ONNX Runtime's CPU provider, attention on `host_gpu`.
+"""An engine of target cuda on the host: its graph by ONNX Runtime's CPU provider, attention on `host_gpu`.
 
-Nodes that the CPU provider has in float32 alone are computed so, between casts: activations are float16 still.
+Nodes that the CPU provider has in float32 alone are computed so, between casts: activations are float16.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.plugins.contract.step import MODEL_FILE
 from kvfold.plugins.cuda.kernel_library import OPENED_FILE
 from kvfold.runtime.engine.engine_files import EngineFiles
-from kvfold.runtime.engine.onnxruntime_engine import PROVIDERS, OnnxRuntimeEngine
+from kvfold.runtime.engine.onnxruntime_engine import OnnxRuntimeEngine
 from tests.gpu.read_texts import NUM_PAGES, read_texts
 from tests.paging import budget_of
 from tests.plugins.cuda.interpreter import Tiles
@@ -56,7 +56,7 @@ def read_on_host(
         str(folder / MODEL_FILE), options, providers=["CPUExecutionProvider"]
     )
     files = EngineFiles.read(folder, plan)
-    loaded = OnnxRuntimeEngine(session, files.info(budget_of(files, NUM_PAGES)), PROVIDERS["cpu"])
+    loaded = OnnxRuntimeEngine(session, files.info(budget_of(files, NUM_PAGES)))
     logits = read_texts(loaded, plan, texts)
     if gpu.failure:
         raise gpu.failure
