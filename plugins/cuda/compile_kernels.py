@@ -19,8 +19,9 @@ from triton.compiler import ASTSource
 from kvfold.plugins.contract.errors import KernelError
 from kvfold.plugins.cuda.attention_spec import ARCHITECTURES, KernelName, Variant
 from kvfold.plugins.cuda.kernel_library import CompiledKernel, KernelLibrary, runs_on
-from kvfold.plugins.cuda.kernels import append, decode, merge, prefill
+from kvfold.plugins.cuda.kernels import append, decode, edit, merge, penalize, prefill, sample
 from kvfold.plugins.cuda.launches import FLOATS, INTEGERS
+from kvfold.plugins.cuda.sampling_launches import SAMPLING_TYPES
 from kvfold.plugins.cuda.tuning import SHARED_LIMIT, Tuning, tunings_of
 
 # Each module holds one kernel of its own name, and its GRID.
@@ -29,6 +30,9 @@ KERNELS: dict[KernelName, ModuleType] = {
     "prefill": prefill,
     "decode": decode,
     "merge": merge,
+    "edit": edit,
+    "penalize": penalize,
+    "sample": sample,
 }
 _ACTIVATIONS = ("query", "key", "value", "output", "rotated_query")
 _CACHES = ("key_cache", "value_cache")
@@ -37,7 +41,7 @@ _FLOAT_BUFFERS = (
     *("cos_cache", "sin_cache", "q_norm_weight", "k_norm_weight", "head_sink", "k_scale", "v_scale"),
     *("partial_max", "partial_sum", "partial_output"),
 )
-_TRITON_TYPES = {"float16": "fp16", "bfloat16": "bf16", "int8": "i8"}
+_TRITON_TYPES = {"float16": "fp16", "bfloat16": "bf16", "int8": "i8", "float32": "fp32"}
 # Whole heads of at least 64 channels: vector loads may rely on it, as on TensorRT's aligned buffers.
 _MULTIPLES_OF_16 = ("query_stride", "kv_stride")
 
@@ -177,6 +181,7 @@ def _argument_types(variant: Variant) -> dict[str, str]:
         **dict.fromkeys(_FLOAT_BUFFERS, "*fp32"),
         **dict.fromkeys(FLOATS, "fp32"),
         **dict.fromkeys(INTEGERS, "i32"),
+        **SAMPLING_TYPES,
     }
 
 

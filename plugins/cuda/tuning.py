@@ -28,6 +28,7 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 
 from kvfold.plugins.cuda.attention_spec import Variant
+from kvfold.plugins.cuda.sampling_launches import EDIT_BLOCK
 from kvfold.plugins.cuda.tuned_table import tuned_table
 
 # What `kvfold tune` tries, besides warps and stages.
@@ -44,6 +45,10 @@ SHARED_LIMIT = {
     120: 101_376,
     121: 101_376,
 }
+
+# One program reads a whole row of logits, so it has as many threads as let it keep a block in registers.
+SAMPLING_BLOCKS = {"edit": EDIT_BLOCK, "penalize": 256, "sample": 2048}
+SAMPLING_WARPS = {"edit": 4, "penalize": 4, "sample": 16}
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,8 @@ def tunings_of(variant: Variant, architecture: int) -> tuple[Tuning, ...]:
 
 def rule_of(variant: Variant, architecture: int) -> Tuning:
     """The choice where nothing was measured."""
+    if variant.kernel in SAMPLING_BLOCKS:
+        return Tuning(SAMPLING_WARPS[variant.kernel], 1, {"BLOCK": SAMPLING_BLOCKS[variant.kernel]})
     if variant.kernel in ("append", "merge"):  # one head of one token: a few hundred bytes
         return Tuning(num_warps=1, num_stages=1)
     if variant.kernel == "decode":

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Self
 
 from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.runtime.engine.cuda.step_shape import StepShape
 from kvfold.runtime.engine.engine_config import StepLimits
-from kvfold.runtime.engine.tensorrt.profiles import StepShape
 
 FIRST_WIDTH = 16
 

@@ -1,8 +1,8 @@
-"""Staging: a step's arrays, each at its place in one pinned buffer, which reaches the GPU in one copy."""
+"""Staging: arrays, each at its place in one pinned buffer, which goes to the GPU or comes in one copy."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -11,8 +11,8 @@ import numpy as np
 from kvfold.plugins.contract import step as contract
 from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.runtime.engine.cuda.device import Device
+from kvfold.runtime.engine.cuda.step_shape import StepShape
 from kvfold.runtime.engine.protocol import StepInputs
-from kvfold.runtime.engine.tensorrt.profiles import StepShape
 
 ALIGNMENT = 256  # what TensorRT asks of a tensor's address
 _INT32 = np.dtype(np.int32)
@@ -21,10 +21,10 @@ _INT64 = np.dtype(np.int64)
 
 @dataclass(frozen=True)
 class Binding:
-    """One graph input of a step.
+    """One array.
 
     Attributes:
-        name: of the graph input.
+        name: of the graph input or the kernel's argument.
         dtype: of its elements.
         shape: of the array.
         offset: bytes from the buffer's start, a multiple of ALIGNMENT.
@@ -43,7 +43,7 @@ class Binding:
 
 @dataclass(frozen=True)
 class BindingTable:
-    """Name, type, shape and place of all graph inputs but the caches, one behind the other."""
+    """Name, type, shape and place of arrays, one behind the other."""
 
     bindings: tuple[Binding, ...]
 
@@ -64,21 +64,32 @@ def bind_step(shape: StepShape, plan: FoldPlan) -> BindingTable:
     for group, width in zip(plan.groups, shape.table_widths, strict=True):
         arrays.append((contract.block_table(group.name), _INT32, (shape.sequences, width)))
         arrays.append((contract.slot_mapping(group.name), _INT32, (shape.tokens,)))
+    return lay_out(arrays)
+
+
+def lay_out(arrays: Iterable[tuple[str, np.dtype, tuple[int, ...]]]) -> BindingTable:
+    """Places for arrays of these names, types and shapes, in order."""
     bindings: list[Binding] = []
     offset = 0
-    for name, dtype, array_shape in arrays:
-        bindings.append(Binding(name, dtype, array_shape, offset))
+    for name, dtype, shape in arrays:
+        bindings.append(Binding(name, dtype, shape, offset))
         offset += -(-bindings[-1].nbytes // ALIGNMENT) * ALIGNMENT
     return BindingTable(tuple(bindings))
 
 
 class Staging:
-    """The pinned buffer of the host. It may be written again once its copy to the device is done."""
+    """A pinned buffer of the host. It may be written again once its copy to the device is done.
+
+    Attributes:
+        address: of the device's buffer.
+        size: bytes of either.
+    """
 
     def __init__(self, device: Device, address: int, size: int) -> None:
         """As large as the device's buffer at `address`: `size` bytes, the largest step's binding table."""
+        self.address = address
+        self.size = size
         self._device = device
-        self._address = address
         self._host = device.allocate_pinned(size)
 
     def arrays(self, table: BindingTable) -> dict[str, np.ndarray]:
@@ -92,7 +103,11 @@ class Staging:
 
     def upload(self, table: BindingTable) -> None:
         """Put one copy of all of a table's arrays on the stream."""
-        self._device.upload(self._address, self._host[: table.nbytes])
+        self._device.upload(self.address, self._host[: table.nbytes])
+
+    def download(self, table: BindingTable) -> None:
+        """Put one copy of all of a table's arrays from the device on the stream."""
+        self._device.download(self._host[: table.nbytes], self.address)
 
 
 def write_step(arrays: Mapping[str, np.ndarray], step: StepInputs) -> None:
