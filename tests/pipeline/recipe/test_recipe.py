@@ -207,7 +207,9 @@ def test_gpus_to_build_for_are_named_in_the_section_of_the_target(tmp_path: Path
 
 
 def test_a_searched_plan_s_wide_caches_are_of_the_target_s_activations(tmp_path: Path) -> None:
-    path = write(tmp_path, "model: {source: demo}\nplan: {preset: horizon}\ncuda: {activation_dtype: bfloat16}")
+    path = write(
+        tmp_path, "model: {source: demo}\nplan: {preset: horizon}\ncuda: {activation_dtype: bfloat16}"
+    )
     dtypes = {target: load_recipe(path, target).float_dtype for target in TARGETS}
     assert dtypes == {
         "cpu": "float32", "cuda": "bfloat16", "tensorrt": "float16", "tensorrt-rtx": "float16"
