@@ -157,6 +157,24 @@ class TensorRTSection(Record):
         return self
 
 
+class CudaSection(Record):
+    """How engines for ONNX Runtime's CUDA provider are built; other targets have no use for it.
+
+    Attributes:
+        architectures: SM versions (10 * major + minor) of the GPUs that kernels are compiled for; empty is
+            the GPU of this machine, and where there is none, every GPU that has kernels.
+        activation_dtype: of everything that is computed. SM 75 has no bfloat16.
+    """
+
+    architectures: tuple[Literal[75, 80, 86, 89, 90, 100, 120, 121], ...] = ()
+    activation_dtype: Literal["float16", "bfloat16"] = "float16"
+
+    @field_validator("architectures")
+    @classmethod
+    def _sort(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(sorted(set(value)))
+
+
 def _heal_kind(value: Any) -> str:
     """A section that names an adapter trains nothing."""
     named = isinstance(value, AdapterSection) or (isinstance(value, dict) and "adapter" in value)
@@ -182,6 +200,7 @@ class Recipe(Record):
         quantize: int8 weights and scales.
         target: the engine to build, one of `pipeline.machine.targets.TARGETS`.
         tensorrt: dials of the targets `tensorrt` and `tensorrt-rtx`.
+        cuda: dials of the target `cuda`.
         validate_on: text and thresholds of `kvfold validate`; `validate` in the file.
         evaluate: texts and sizes of `kvfold eval`.
         search: text and dials of `kvfold plan`.
@@ -198,6 +217,7 @@ class Recipe(Record):
     quantize: QuantizeSettings = QuantizeSettings()
     target: str = "cpu"
     tensorrt: TensorRTSection = TensorRTSection()
+    cuda: CudaSection = CudaSection()
     validate_on: ValidateSection = Field(default=ValidateSection(), alias="validate")
     evaluate: EvaluateSection = EvaluateSection()
     search: SearchSection = SearchSection()
@@ -213,16 +233,10 @@ class Recipe(Record):
                 f"the plan stores its KV as {unreadable[0]}, target {self.target} reads "
                 f"{', '.join(target.kv_dtypes)}; set kv_dtype in the plan"
             )
-        if self.plan.has_sinks and not target.keeps_sinks:
-            raise ValueError(
-                f"target {self.target} cannot keep a sequence's first tokens in sight under a window; "
-                "set sink_size: 0 in the plan, with head_sink: true to heal without them, or choose another "
-                "target"
-            )
         if self.quantize.weights == "int4" and not target.reads_int4:
             raise ValueError(
                 f"quantize.weights is int4, which target {self.target} does not run; set weights: int8, "
-                "or build for cpu"
+                f"or build for {' or '.join(t.name for t in TARGETS.values() if t.reads_int4)}"
             )
         chunk, budget = self.validate_on.prefill_chunk, self.tensorrt.max_num_batched_tokens
         if target.library and chunk > budget:
@@ -278,8 +292,9 @@ class Recipe(Record):
     @property
     def float_dtype(self) -> KvDtype:
         """Of the target's caches that are not int8."""
-        target = TARGETS[self.target]
-        return self.tensorrt.activation_dtype if target.library else target.float_dtype
+        backend = TARGETS[self.target].backend
+        section = {"tensorrt": self.tensorrt, "cuda": self.cuda}.get(backend)
+        return "float32" if section is None else section.activation_dtype
 
     @property
     def page_size(self) -> int:

@@ -17,8 +17,8 @@ from kvfold.pipeline.workspace.stage import target_stage
 from kvfold.pipeline.workspace.workspace import HELDOUT_TOKENS, Workspace
 from kvfold.plugins.contract.fold_plan import FoldPlan, KvDtype
 from tests.pipeline.fake_stages import QuietDisplay
+from tests.pipeline.quality.torch_subject import TorchSubject
 from tests.pipeline.tiny_recipe import RECIPE, write_tiny_recipe
-from tests.torch_subject import TorchSubject
 
 
 @dataclass(frozen=True)
