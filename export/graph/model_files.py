@@ -14,6 +14,11 @@ def save_model(model: ir.Model, path: Path) -> None:
     ir.save(model, path, external_data=path.name + DATA_SUFFIX)
 
 
+def save_graph(model: ir.Model, path: Path) -> None:
+    """Write a graph that `load_model` read from `path` there again; its weights stay beside it."""
+    ir.save(model, path)
+
+
 def load_model(path: Path) -> ir.Model:
     """Read a graph; its weights are mapped from disk, not loaded."""
     return ir.load(path)

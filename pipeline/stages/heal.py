@@ -40,8 +40,10 @@ def run(workspace: Workspace, job: Job) -> None:
     Snapshots of a training under way lie in the bundle, outside its manifest, and are good for the stage's
     own hash alone.
     """
-    from kvfold.export.heal.heal import Healing, heal
+    from kvfold.export.heal.heal import heal
     from kvfold.export.heal.healed_adapter import AdaptedTensors, load_adapter, save_adapter
+    from kvfold.export.heal.healing import Healing
+    from kvfold.export.heal.training.training_text import TrainingText
     from kvfold.export.weights.layer_journal import write_by_layer
 
     recipe, section, plan = workspace.recipe, workspace.recipe.training, workspace.plan
@@ -49,9 +51,9 @@ def run(workspace: Workspace, job: Job) -> None:
         return
     checkpoint, snapshots = read_checkpoint(workspace), workspace.root / HEAL_FOLDER
     config, base = checkpoint.config, workspace.original
-    tokens = workspace.tensors(TRAINING_TOKENS)["tokens"]
+    text = TrainingText(tuple(workspace.tensors(TRAINING_TOKENS).values()))
     calibration = workspace.tensors(CALIBRATION_TOKENS)["tokens"] if section.int8_tokens else None
-    healing = Healing(config, base, plan, tokens, section, recipe.quantize, calibration)
+    healing = Healing(config, base, plan, text, section, recipe.quantize, calibration)
     earlier = recipe.adapter
     start = load_adapter(earlier, workspace.fingerprint, plan).tensors if earlier else None
     adapter = heal(healing, workspace.folded, snapshots, job.key, job.progress, start)

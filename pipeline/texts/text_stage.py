@@ -10,6 +10,7 @@ from kvfold.pipeline.recipe.recipe_sections import KEYWORDS
 from kvfold.pipeline.workspace.read_checkpoint import read_checkpoint
 from kvfold.pipeline.workspace.stage import Job, Stage
 from kvfold.pipeline.workspace.workspace import WRITER_FOLDER
+from kvfold.plugins.contract.progress import part
 from kvfold.runtime.bundle import hash_file
 
 if TYPE_CHECKING:
@@ -19,11 +20,12 @@ if TYPE_CHECKING:
 
 
 def text_stage(name: str, doing: str, file: str, texts: Callable[[Recipe], Texts], module: str) -> Stage:
-    """A stage that writes the sequences of a recipe's texts, shuffled into one where they are several.
+    """A stage that writes the sequences of a recipe's texts; those of one length are shuffled into one.
 
     Args:
         name, doing: of the stage.
-        file: gets `tokens`, int64 [N, sequence_length]; kept because the model may have to write them.
+        file: gets `tokens`, int64 [N, sequence_length], or `tokens.<sequence_length>` for each length where
+            there are several; kept because the model may have to write them.
         texts: of a recipe; without any, no file is written.
         module: the stage's own.
     """
@@ -37,9 +39,19 @@ def text_stage(name: str, doing: str, file: str, texts: Callable[[Recipe], Texts
         if not sections:
             return
         checkpoint, writer = read_checkpoint(workspace), workspace.root / WRITER_FOLDER
-        tokens = read_texts(sections, checkpoint, writer, job.progress)
+        by_length = [
+            tuple(section for section in sections if section.sequence_length == length)
+            for length in sorted({section.sequence_length for section in sections})
+        ]
+        tensors, total, done = {}, sum(section.tokens for section in sections), 0
+        for own in by_length:
+            tokens = sum(section.tokens for section in own)
+            progress = part(job.progress, done / total, tokens / total)
+            name = "tokens" if len(by_length) == 1 else f"tokens.{own[0].sequence_length}"
+            tensors[name] = read_texts(own, checkpoint, writer, progress).contiguous()
+            done += tokens
         (job.output / file).parent.mkdir()
-        save_file({"tokens": tokens.contiguous()}, job.output / file)
+        save_file(tensors, job.output / file)
 
     return Stage(
         name=name,

@@ -13,7 +13,7 @@ from kvfold.plugins.paged_attention.schema import Attributes
 
 ActivationDtype = Literal["float16", "bfloat16"]
 CacheDtype = Literal["float16", "bfloat16", "int8"]
-KernelName = Literal["append", "prefill", "decode", "merge"]
+KernelName = Literal["append", "prefill", "decode", "merge", "edit", "penalize", "sample"]
 
 ACTIVATION_DTYPES: tuple[ActivationDtype, ...] = ("float16", "bfloat16")
 HEAD_SIZES = (64, 96, 128, 256)
@@ -59,14 +59,14 @@ class Variant:
 
     Attributes:
         kernel: which kernel.
-        activation_dtype: of what it reads and writes.
-        cache_dtype: of the caches it reads or writes.
+        activation_dtype: of what it reads and writes; float32 where that is logits.
+        cache_dtype: of the caches it reads or writes; of a kernel that has none, its activations'.
         constants: (name, value) pairs in alphabetical order.
     """
 
     kernel: KernelName
-    activation_dtype: ActivationDtype
-    cache_dtype: CacheDtype
+    activation_dtype: ActivationDtype | Literal["float32"]
+    cache_dtype: CacheDtype | Literal["float32"]
     constants: tuple[tuple[str, int], ...]
 
     @property

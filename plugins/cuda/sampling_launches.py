@@ -7,17 +7,33 @@ Numbers, int32: `vocab`; `likely_width`, room for the likeliest tokens of a row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from kvfold.plugins.cpu.sampling_calls import NativeRow
+from kvfold.plugins.cuda.attention_spec import KernelName, Variant
 
 EDIT_BLOCK = 1024
-SAMPLING_KERNELS = ("edit", "penalize", "sample")
+SAMPLING_KERNELS: tuple[KernelName, ...] = ("edit", "penalize", "sample")
+SAMPLING_VARIANTS = {name: Variant(name, "float32", "float32", ()) for name in SAMPLING_KERNELS}
+_FLOATS = ("temperature", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty")
+_INTEGERS = ("top_k", "likely")
+_DOUBLES = ("top_p", "draw")
+# Triton's types of what the kernels take.
+SAMPLING_TYPES = {
+    **dict.fromkeys(("logits", "edited", "entry_biases", *_FLOATS), "*fp32"),
+    **dict.fromkeys(("logprobs", "likely_logprobs", *_DOUBLES), "*fp64"),
+    **dict.fromkeys(
+        ("tokens", "status", "likely_ids", "sources", "is_edited", "mask_of", *_INTEGERS), "*i32"
+    ),
+    **dict.fromkeys(("entry_begin", "entry_end", "entry_ids", "entry_counts"), "*i32"),
+    **dict.fromkeys(("vocab", "likely_width"), "i32"),
+    "masks": "*u32",
+}
 
 
-def kernels_of(tables: dict[str, np.ndarray]) -> tuple[str, ...]:
+def kernels_of(tables: Mapping[str, np.ndarray]) -> tuple[KernelName, ...]:
     """The kernels of a batch, in order."""
     return SAMPLING_KERNELS if tables["is_edited"].any() else SAMPLING_KERNELS[-1:]
 
@@ -46,18 +62,17 @@ def tables_of(rows: Sequence[NativeRow], sources: Sequence[int]) -> dict[str, np
         rows: how each is sampled.
         sources: the row of logits of each.
     """
-    floats = ("temperature", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty")
-    tables = {name: np.array([getattr(row, name) for row in rows], np.float32) for name in floats}
-    for name in ("top_p", "draw"):
-        tables[name] = np.array([getattr(row, name) for row in rows], np.float64)
-    for name in ("top_k", "likely"):
-        tables[name] = np.array([getattr(row, name) for row in rows], np.int32)
-    tables["sources"] = np.array(sources, np.int32)
-    masked = [at for at, row in enumerate(rows) if row.mask]
-    tables["mask_of"] = np.full(len(rows), -1, np.int32)
-    tables["mask_of"][masked] = np.arange(len(masked))
-    masks = [rows[at].row.mask for at in masked]
-    tables["masks"] = np.stack(masks) if masks else np.zeros((1, 1), np.uint32)
+    kinds = ((np.float32, _FLOATS), (np.float64, _DOUBLES), (np.int32, _INTEGERS))
+    tables: dict[str, np.ndarray] = {
+        name: np.array([getattr(row, name) for row in rows], dtype)
+        for dtype, names in kinds
+        for name in names
+    }
+    masks = {at: row.row.mask for at, row in enumerate(rows) if row.mask and row.row.mask is not None}
+    mask_of = np.full(len(rows), -1, np.int32)
+    mask_of[list(masks)] = np.arange(len(masks))
+    tables |= {"sources": np.array(sources, np.int32), "mask_of": mask_of}
+    tables["masks"] = np.stack([*masks.values()]) if masks else np.zeros((1, 1), np.uint32)
     entries = [_entries(row) for row in rows]
     ends = np.cumsum([len(ids) for ids, _, _ in entries], dtype=np.int32)
     tables["entry_begin"], tables["entry_end"] = np.append(np.int32(0), ends)[:-1], ends
@@ -65,7 +80,8 @@ def tables_of(rows: Sequence[NativeRow], sources: Sequence[int]) -> dict[str, np
         ("entry_ids", "entry_biases", "entry_counts"), zip(*entries, strict=True), strict=True
     ):
         tables[name] = np.concatenate(parts)
-    tables["is_edited"] = ((tables["mask_of"] >= 0) | (tables["entry_begin"] < ends)).astype(np.int32)
+    edited = (mask_of >= 0) | (tables["entry_begin"] < ends)
+    tables["is_edited"] = edited.astype(np.int32)
     return tables
 
 

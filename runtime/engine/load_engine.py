@@ -35,6 +35,10 @@ def load_engine(
 
         check_batch(facts, max_num_batched_tokens, max_num_seqs)
         return TensorRTEngine.load(files, kv_cache_bytes)
+    if files.config.backend == "cuda":
+        from kvfold.runtime.engine.onnxruntime_cuda import load_cuda
+
+        return load_cuda(files, kv_cache_bytes, max_num_batched_tokens, max_num_seqs)
     from kvfold.runtime.engine.onnxruntime_engine import OnnxRuntimeEngine
 
     return OnnxRuntimeEngine.load(files, kv_cache_bytes, threads)

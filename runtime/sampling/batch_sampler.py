@@ -6,18 +6,37 @@ what else is in the batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
 from kvfold.plugins.contract.errors import KvfoldError, RequestError
-from kvfold.plugins.cpu.sampling_calls import Batch, Results, score
+from kvfold.plugins.cpu.sampling_calls import Batch, NativeRow, Results, score
 from kvfold.plugins.sampling.schema import Status
 from kvfold.runtime.sampling.logprobs import TokenLogprob
 from kvfold.runtime.sampling.sampling_state import SamplingState
 
 NO_TOKEN = -1
+
+
+class RowBatch(Protocol):
+    """Rows that are sampled together, again and again, by kernels that know logits of their own kind.
+
+    Attributes:
+        results: of the last call.
+    """
+
+    results: Results
+
+    def sample(self, logits: Any) -> int:
+        """Sample each row; returns how many have no token."""
+        ...
+
+    def sample_again(self, logits: Any, at: int) -> bool:
+        """Sample one of the same rows once more; returns whether it has a token."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -38,22 +57,22 @@ class Sampled:
 class BatchSampler:
     """Samples the next token of each of several replies; what it prepared serves while the same ones come."""
 
-    def __init__(self, vocab_size: int) -> None:
-        """A sampler of rows of `vocab_size` logits."""
+    def __init__(self, vocab_size: int, batch: Callable[[Sequence[NativeRow]], RowBatch] = Batch) -> None:
+        """A sampler of rows of `vocab_size` logits, by the compiled kernels unless `batch` makes others."""
         self._vocab_size = vocab_size
+        self._make_batch = batch
         self._begin(())
 
-    def sample(self, logits: np.ndarray, states: Sequence[SamplingState]) -> list[Sampled]:
+    def sample(self, logits: Any, states: Sequence[SamplingState]) -> list[Sampled]:
         """Draw a token for each state; its counts and its grammar then know of it.
 
         Args:
-            logits: float32 [len(states), vocab], left as they are.
+            logits: float32 [len(states), vocab], C-contiguous, or where they are; left as they are.
             states: in the rows' order, each once.
 
         Raises:
             KernelError: the kernels are missing or of another version.
         """
-        rows = self._checked(logits, len(states))
         if self._states != tuple(states):
             self._begin(tuple(states))
         errors = dict[int, KvfoldError]()
@@ -62,13 +81,13 @@ class BatchSampler:
                 state.prepare()
             except KvfoldError as error:
                 errors[at] = error
-        if self._batch.sample(rows):
-            errors = _failures(rows, self._batch.results) | errors
+        if self._batch.sample(logits):
+            errors = _failures(self._batch.results) | errors
         tokens: list[int] = self._batch.results.tokens.tolist()
         for at, state in self._remembering:
             if at not in errors:
                 try:
-                    tokens[at] = self._remember(at, state, tokens[at], rows)
+                    tokens[at] = self._remember(at, state, tokens[at], logits)
                 except KvfoldError as error:
                     errors[at] = error
         if not self._told and not errors:
@@ -79,7 +98,7 @@ class BatchSampler:
             for at, token in enumerate(tokens)
         ]
 
-    def _remember(self, at: int, state: SamplingState, token: int, rows: np.ndarray) -> int:
+    def _remember(self, at: int, state: SamplingState, token: int, logits: Any) -> int:
         """Let a state know of its token, or of another one where it guessed what its grammar refuses."""
         try:
             state.remember(token)
@@ -88,20 +107,16 @@ class BatchSampler:
             if not state.guesses:
                 raise
         with state.masked():
-            if not self._batch.sample_again(rows, at):
-                raise _failures(rows, self._batch.results)[at]
+            if not self._batch.sample_again(logits, at):
+                raise _failures(self._batch.results)[at]
         token = int(self._batch.results.tokens[at])
         state.remember(token)
         return token
 
-    def _checked(self, logits: np.ndarray, count: int) -> np.ndarray:
-        assert logits.shape == (count, self._vocab_size)
-        return np.ascontiguousarray(logits, np.float32)
-
     def _begin(self, states: tuple[SamplingState, ...]) -> None:
         assert all(state.vocab_size == self._vocab_size for state in states)
         self._states = states
-        self._batch = Batch([state.native for state in states])
+        self._batch = self._make_batch([state.native for state in states])
         numbered = list(enumerate(states))
         self._prepared = [(at, state) for at, state in numbered if state.prepares]
         self._remembering = [(at, state) for at, state in numbered if state.remembers]
@@ -123,7 +138,7 @@ def score_tokens(logits: np.ndarray, token_ids: np.ndarray, top: int) -> list[To
     rows = np.ascontiguousarray(logits, np.float32)
     results, failed = score(rows, token_ids, top)
     if failed:
-        raise next(iter(_failures(rows, results).values()))
+        raise next(iter(_failures(results).values()))
     told = dict.fromkeys(range(len(rows)), results.likely_ids.shape[1])
     return [logprob for _, logprob in _logprobs(results, told)]
 
@@ -140,7 +155,7 @@ def _logprobs(results: Results, told: dict[int, int]) -> list[tuple[int, TokenLo
     ]
 
 
-def _failures(logits: np.ndarray, results: Results) -> dict[int, KvfoldError]:
+def _failures(results: Results) -> dict[int, KvfoldError]:
     """Why rows have no token."""
     errors = dict[int, KvfoldError]()
     for at in np.flatnonzero(results.status).tolist():
@@ -151,6 +166,6 @@ def _failures(logits: np.ndarray, results: Results) -> dict[int, KvfoldError]:
             )
         else:
             errors[at] = KvfoldError(
-                f"the engine returned {logits[at].max()} as a logit; run `kvfold validate` on this bundle"
+                "the engine returned logits that are not finite; run `kvfold validate` on this bundle"
             )
     return errors

@@ -9,10 +9,10 @@ import pytest
 
 from kvfold.pipeline.machine.targets import TARGETS
 from kvfold.runtime.engine.engine_files import EngineFiles
-from kvfold.runtime.engine.onnxruntime_engine import OnnxRuntimeEngine
+from kvfold.runtime.engine.load_engine import load_engine
 from tests.gpu.conftest import GpuFacts, RecordProperty, skip
 from tests.gpu.distances import MAX_KL_OF_FLOAT16, MAX_KL_TO_CPU, check_logits
-from tests.gpu.read_texts import NUM_PAGES, read_texts
+from tests.gpu.read_texts import ALONE, NUM_PAGES, read_texts
 from tests.gpu.tiny_bundle import TinyBundle
 from tests.paging import budget_of
 
@@ -28,7 +28,7 @@ def cuda(gpu: GpuFacts, request: pytest.FixtureRequest) -> None:
 def read(tiny: TinyBundle, target: str) -> np.ndarray:
     """Logits of the texts by an engine of ONNX Runtime."""
     files = EngineFiles.read(tiny.build(target), tiny.plan)
-    engine = OnnxRuntimeEngine.load(files, budget_of(files, NUM_PAGES))
+    engine = load_engine(files, budget_of(files, NUM_PAGES), max_num_batched_tokens=ALONE, max_num_seqs=4)
     return read_texts(engine, tiny.plan, tiny.texts)
 
 

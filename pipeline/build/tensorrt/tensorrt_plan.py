@@ -28,6 +28,7 @@ from kvfold.plugins.contract.step import MODEL_FILE
 from kvfold.plugins.cuda.attention_spec import variants_of
 from kvfold.plugins.cuda.compile_kernels import compile_library
 from kvfold.plugins.cuda.kernel_library import KernelLibrary
+from kvfold.plugins.cuda.sampling_launches import SAMPLING_VARIANTS
 from kvfold.plugins.tensorrt.node_form import PLUGIN_NAME, PLUGIN_NAMESPACE, PLUGIN_VERSION
 from kvfold.runtime.bundle import SCALES
 from kvfold.runtime.engine.engine_config import (
@@ -112,7 +113,7 @@ def _compile_kernels(
     variants = [variant for spec in specs for variant in variants_of(spec)]
     (directory / KERNELS_FOLDER).mkdir()
     return compile_library(
-        variants,
+        [*variants, *SAMPLING_VARIANTS.values()],
         architectures,
         directory / KERNELS_FOLDER,
         lambda fraction: progress(_KERNELS_SHARE * fraction),

@@ -1,6 +1,6 @@
 """Kernel: a row of logits becomes a token, and what is told of likelihoods.
 
-A row is read several times, BLOCK logits at a time, by one program. The order of logits is that of int32 keys,
+A row is read several times, BLOCK logits at a time, by one program. Logits are in the order of int32 keys;
 a weight is a whole number of 2^-40 of the largest one. Sums of those are exact, in whichever order, and have
 room for 2^22 tokens.
 
@@ -104,26 +104,34 @@ def draw_token(
     draw: tl.tensor,
     BLOCK: tl.constexpr,
 ) -> tl.tensor:
-    """The token that a draw falls on."""
+    """The token that a draw falls on: the last of three borders, each inside of the one before.
+
+    They are top_k's, where tokens are counted; top_p's share of the mass; the draw's of what min_p leaves.
+    """
     key = tl.full((), LEAST_KEY, tl.int32)
     last = vocab
-    if (top_k > 0) & (top_k < vocab):
-        key, last = find_border(x, vocab, peak, heat, 0.0, key, last, top_k.to(tl.int64), False, BLOCK)
-    if top_p < 1:
-        mass = measure(x, vocab, peak, heat, 0.0, key, last, LEAST_KEY, True, BLOCK)
-        wanted = tl.maximum(round_up(top_p * mass.to(tl.float64)), 1)
-        key, last = find_border(x, vocab, peak, heat, 0.0, key, last, tl.minimum(wanted, mass), True, BLOCK)
-    mass = measure(x, vocab, peak, heat, min_p, key, last, LEAST_KEY, True, BLOCK)
-    passed = tl.minimum((draw * mass.to(tl.float64)).to(tl.int64), mass - 1)
-    if top_p < 1:  # in the order of likelihood
-        key, token = find_border(x, vocab, peak, heat, min_p, key, last, passed + 1, True, BLOCK)
-    else:
-        token = pass_share(x, vocab, peak, heat, min_p, key, last, passed, BLOCK)
-    return token
+    for phase in range(0, 3):
+        if ((phase == 0) & (top_k > 0) & (top_k < vocab)) | ((phase == 1) & (top_p < 1)) | (phase == 2):
+            counted = phase == 0
+            least = tl.where(phase == 2, min_p, 0.0)
+            total = measure(x, vocab, peak, heat, least, key, last, LEAST_KEY, counted, BLOCK)
+            share = tl.where(phase == 1, top_p, draw) * total.to(tl.float64)
+            wanted = share.to(tl.int64)  # rounded up by top_p, passed by the draw
+            wanted += ((phase == 2) | (wanted.to(tl.float64) < share)).to(tl.int64)
+            wanted = tl.minimum(tl.maximum(wanted, 1), total)
+            wanted = tl.where(counted, top_k.to(tl.int64), wanted)
+            ordered = (phase < 2) | (top_p < 1)  # by likelihood, else by id
+            found = tl.full((), LEAST_KEY, tl.int32)
+            if ordered:
+                found = find_key(x, vocab, peak, heat, least, key, last, wanted, counted, BLOCK)
+                wanted -= measure(x, vocab, peak, heat, least, key, last, found + 1, counted, BLOCK)
+            last = walk(x, vocab, peak, heat, least, key, last, found, wanted, counted, ordered, BLOCK)
+            key = found
+    return last
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def find_border(
+def find_key(
     x: tl.tensor,
     vocab: tl.tensor,
     peak: tl.tensor,
@@ -132,10 +140,10 @@ def find_border(
     key: tl.tensor,
     last: tl.tensor,
     wanted: tl.tensor,
-    BY_MASS: tl.constexpr,
+    counted: tl.tensor,
     BLOCK: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor]:
-    """The border at which the likeliest tokens inside of another one reach a number, or a mass."""
+) -> tl.tensor:
+    """The key at which the likeliest tokens inside of a border reach a number, or a mass."""
     found = tl.full((), LEAST_KEY, tl.int32)
     step = tl.full((), 1 << 30, tl.int32)
     for _ in range(0, 16):  # two bits of the key at a time
@@ -146,7 +154,7 @@ def find_border(
         second = tl.zeros((BLOCK,), tl.int64)
         third = tl.zeros((BLOCK,), tl.int64)
         for start in range(0, vocab, BLOCK):
-            keys, amounts = load_block(x, vocab, start, peak, heat, least, key, last, BY_MASS, BLOCK)
+            keys, amounts = load_block(x, vocab, start, peak, heat, least, key, last, counted, BLOCK)
             first += tl.where(keys >= low, amounts, 0)
             second += tl.where(keys >= middle, amounts, 0)
             third += tl.where(keys >= high, amounts, 0)
@@ -154,12 +162,11 @@ def find_border(
         found = tl.where(tl.sum(second, 0) >= wanted, middle, found)
         found = tl.where(tl.sum(third, 0) >= wanted, high, found)
         step >>= 2
-    above = measure(x, vocab, peak, heat, least, key, last, found + 1, BY_MASS, BLOCK)
-    return found, pass_equals(x, vocab, peak, heat, least, key, last, found, wanted - above, BY_MASS, BLOCK)
+    return found
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def pass_equals(
+def walk(
     x: tl.tensor,
     vocab: tl.tensor,
     peak: tl.tensor,
@@ -169,42 +176,20 @@ def pass_equals(
     last: tl.tensor,
     found: tl.tensor,
     wanted: tl.tensor,
-    BY_MASS: tl.constexpr,
+    counted: tl.tensor,
+    ordered: tl.tensor,
     BLOCK: tl.constexpr,
 ) -> tl.tensor:
-    """The place at which tokens of the key `found` reach a number, or a mass."""
+    """The place, by id, at which tokens of the key `found`, or all, reach a number, or a mass."""
     place = tl.full((), 0, tl.int32)
     passed = tl.full((), 0, tl.int64)
     for start in range(0, vocab, BLOCK):
-        keys, amounts = load_block(x, vocab, start, peak, heat, least, key, last, BY_MASS, BLOCK)
-        amounts = tl.where(keys == found, amounts, 0)
+        keys, amounts = load_block(x, vocab, start, peak, heat, least, key, last, counted, BLOCK)
+        amounts = tl.where((keys == found) | (ordered == 0), amounts, 0)
         block = tl.sum(amounts, 0)
         if (passed < wanted) & (passed + block >= wanted):
-            place = start + first_reaching(amounts, wanted - passed, BLOCK)
-        passed += block
-    return place
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def pass_share(
-    x: tl.tensor,
-    vocab: tl.tensor,
-    peak: tl.tensor,
-    heat: tl.tensor,
-    least: tl.tensor,
-    key: tl.tensor,
-    last: tl.tensor,
-    wanted: tl.tensor,
-    BLOCK: tl.constexpr,
-) -> tl.tensor:
-    """The first place, in the order of ids, at which the mass inside of a border passes another one."""
-    place = tl.full((), 0, tl.int32)
-    passed = tl.full((), 0, tl.int64)
-    for start in range(0, vocab, BLOCK):
-        _, amounts = load_block(x, vocab, start, peak, heat, least, key, last, True, BLOCK)
-        block = tl.sum(amounts, 0)
-        if (passed <= wanted) & (passed + block > wanted):
-            place = start + first_reaching(amounts, wanted + 1 - passed, BLOCK)
+            reached = tl.cumsum(amounts, 0) >= wanted - passed
+            place = start + tl.min(tl.where(reached, tl.arange(0, BLOCK), BLOCK), 0)
         passed += block
     return place
 
@@ -219,13 +204,13 @@ def measure(
     key: tl.tensor,
     last: tl.tensor,
     from_key: tl.tensor,
-    BY_MASS: tl.constexpr,
+    counted: tl.tensor,
     BLOCK: tl.constexpr,
 ) -> tl.tensor:
     """How many tokens there are inside of a border from a key on, or their mass."""
     total = tl.zeros((BLOCK,), tl.int64)
     for start in range(0, vocab, BLOCK):
-        keys, amounts = load_block(x, vocab, start, peak, heat, least, key, last, BY_MASS, BLOCK)
+        keys, amounts = load_block(x, vocab, start, peak, heat, least, key, last, counted, BLOCK)
         total += tl.where(keys >= from_key, amounts, 0)
     return tl.sum(total, 0)
 
@@ -240,7 +225,7 @@ def load_block(
     least: tl.tensor,
     key: tl.tensor,
     last: tl.tensor,
-    BY_MASS: tl.constexpr,
+    counted: tl.tensor,
     BLOCK: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:
     """Keys of a block, and what each token adds: 1 or its mass, 0 outside of the border or below a weight."""
@@ -248,11 +233,9 @@ def load_block(
     values = tl.load(x + places, mask=places < vocab, other=float("-inf"))
     keys = keys_of(values)
     inside = (places < vocab) & ((keys > key) | ((keys == key) & (places <= last)))
-    amounts = inside.to(tl.int64)
-    if BY_MASS:
-        weights = weigh(values, peak, heat)
-        amounts = tl.where(inside & (weights >= least), to_mass(weights), 0)
-    return keys, amounts
+    weights = weigh(values, peak, heat)
+    masses = (weights * UNIT).to(tl.int64)
+    return keys, tl.where(inside & (weights >= least), tl.where(counted, 1, masses), 0)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -273,29 +256,9 @@ def weigh(values: tl.tensor, peak: tl.tensor, heat: tl.tensor) -> tl.tensor:
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def to_mass(weights: tl.tensor) -> tl.tensor:
-    """Weights of at most 1 in units, rounded down."""
-    return (weights * UNIT).to(tl.int64)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def first_reaching(amounts: tl.tensor, wanted: tl.tensor, BLOCK: tl.constexpr) -> tl.tensor:
-    """The first index at which the running sum reaches a number that their sum reaches."""
-    reached = tl.cumsum(amounts, 0) >= wanted
-    return tl.min(tl.where(reached, tl.arange(0, BLOCK), BLOCK), 0)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def round_up(value: tl.tensor) -> tl.tensor:
-    """A float64 of at least 0 as the least int64 that is not below it."""
-    whole = value.to(tl.int64)
-    return whole + (whole.to(tl.float64) < value).to(tl.int64)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
 def log_sum(x: tl.tensor, vocab: tl.tensor, peak: tl.tensor, BLOCK: tl.constexpr) -> tl.tensor:
     """Natural logarithm of the sum of exp(x - peak), float64."""
-    mass = measure(x, vocab, peak, 1.0, 0.0, LEAST_KEY, vocab, LEAST_KEY, True, BLOCK)
+    mass = measure(x, vocab, peak, 1.0, 0.0, LEAST_KEY, vocab, LEAST_KEY, False, BLOCK)
     return tl.log(mass.to(tl.float64) / UNIT)
 
 

@@ -135,6 +135,18 @@ class Device:
         self.call("cuGraphDestroy", captured)
         return graph
 
+    def load_kernel(self, code: bytes, symbol: str) -> Any:
+        """A kernel of a cubin, for `launch_kernel`; it stays loaded until the device is closed."""
+        module = self.call("cuModuleLoadData", code)
+        self.at_close(self.call, "cuModuleUnload", module)
+        return self.call("cuModuleGetFunction", module, symbol.encode())
+
+    def launch_kernel(
+        self, kernel: Any, grid: tuple[int, int, int], threads: int, shared_bytes: int, parameters: int
+    ) -> None:
+        """Put a kernel on the stream; `parameters`: address of an array of pointers to its arguments."""
+        self.call("cuLaunchKernel", kernel, *grid, threads, 1, 1, shared_bytes, self.stream, parameters, 0)
+
     def launch(self, graph: Any) -> None:
         """Put a captured graph on the stream."""
         self.call("cuGraphLaunch", graph, self.stream)

@@ -1,4 +1,4 @@
-"""Execution contexts of a plan, with their memory bound, and how a decode step becomes a CUDA graph."""
+"""Execution contexts of a plan, with their memory bound."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Any
 
 from kvfold.plugins.contract import step as contract
 from kvfold.plugins.contract.errors import TargetError
+from kvfold.plugins.tensorrt.load_plugins import surfacing_errors
 from kvfold.runtime.engine.cuda.device import Device
+from kvfold.runtime.engine.cuda.staging import BindingTable
 from kvfold.runtime.engine.tensorrt.gpu_memory import FixedMemory
 from kvfold.runtime.engine.tensorrt.loaded_plan import LoadedPlan
-from kvfold.runtime.engine.tensorrt.staging import BindingTable
 
 
 class BoundContext:
@@ -40,7 +41,7 @@ class BoundContext:
 
     def enqueue(self) -> None:
         """Put the whole step on the stream; raises TargetError, or what a plugin raised."""
-        with self._plan.surfacing_errors():
+        with surfacing_errors():
             accepted = self._context.execute_async_v3(self._stream)
         if not accepted:
             raise TargetError("TensorRT refused to run a step; its own words stand above")
@@ -56,30 +57,3 @@ class BoundContext:
     def _set_address(self, name: str, address: int) -> None:
         if not self._context.set_tensor_address(name, address):
             raise TargetError(f"the plan has no input or output {name}; build the engine again")
-
-
-class GraphedStep:
-    """Runs one decode bucket on a context of its own: directly at first, from then on as a CUDA graph.
-
-    A graph is undefined once the context that it was captured from takes other shapes, so no other bucket may
-    use the context (TensorRT developer guide, "CUDA Graphs"). The first run loads kernels and sets up the
-    context, which capturing forbids; a bucket that is met only once is never captured.
-    """
-
-    def __init__(self, device: Device, context: BoundContext, captures_itself: bool) -> None:
-        """Over a context whose shapes and addresses no longer change."""
-        self._device = device
-        self._context = context
-        self._captures_itself = captures_itself
-        self._ran = False
-        self._graph: Any = None
-
-    def enqueue(self) -> None:
-        """Put the step on the stream."""
-        if self._ran and self._graph is None and not self._captures_itself:
-            self._graph = self._device.capture(self._context.enqueue)
-        if self._graph is not None:
-            self._device.launch(self._graph)
-            return
-        self._context.enqueue()
-        self._ran = True

@@ -10,10 +10,10 @@ from kvfold.plugins.contract.errors import CapacityError
 from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.runtime.engine.cuda.device import Device
 from kvfold.runtime.engine.cuda.device_pages import DevicePages
+from kvfold.runtime.engine.cuda.staging import bind_step
+from kvfold.runtime.engine.cuda.step_shape import largest_shape
 from kvfold.runtime.engine.engine_config import TensorRTFacts
 from kvfold.runtime.engine.kv_pools import KvPool
-from kvfold.runtime.engine.tensorrt.profiles import largest_shape
-from kvfold.runtime.engine.tensorrt.staging import bind_step
 
 MIB = 1 << 20
 # Left for what cannot be asked beforehand: captured graphs, attention kernels, each context's own state. A

@@ -2,45 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Self
-
 from kvfold.plugins.contract.errors import TargetError
 from kvfold.plugins.contract.fold_plan import FoldPlan
-from kvfold.runtime.engine.engine_config import StepLimits, TensorRTFacts
-from kvfold.runtime.engine.protocol import StepInputs
+from kvfold.runtime.engine.cuda.step_shape import StepShape
+from kvfold.runtime.engine.engine_config import TensorRTFacts
 
 DECODE = 0
 PREFILL = 1
-
-
-@dataclass(frozen=True)
-class StepShape:
-    """Every size of a step's arrays.
-
-    Attributes:
-        tokens: T.
-        sequences: B.
-        rows: R, rows whose logits are wanted.
-        table_widths: columns of each group's block table, in the plan's order of groups.
-    """
-
-    tokens: int
-    sequences: int
-    rows: int
-    table_widths: tuple[int, ...]
-
-    @classmethod
-    def of(cls, step: StepInputs, plan: FoldPlan) -> Self:
-        """The sizes of one step."""
-        widths = tuple(step.tables[group.name].block_table.shape[1] for group in plan.groups)
-        return cls(len(step.input_ids), len(step.past_seqlens), len(step.logits_indices), widths)
-
-
-def largest_shape(limits: StepLimits, plan: FoldPlan) -> StepShape:
-    """The largest step of a profile."""
-    widths = tuple(limits.max_table_width[group.name] for group in plan.groups)
-    return StepShape(limits.max_tokens, limits.max_sequences, limits.max_logits, widths)
 
 
 def choose_profile(shape: StepShape, facts: TensorRTFacts, plan: FoldPlan) -> int:
@@ -51,7 +19,7 @@ def choose_profile(shape: StepShape, facts: TensorRTFacts, plan: FoldPlan) -> in
     Raises:
         TargetError: the step is larger than the profile takes.
     """
-    profile = DECODE if shape.tokens == shape.sequences else PREFILL
+    profile = DECODE if shape.decodes else PREFILL
     limits = facts.decode if profile == DECODE else facts.prefill
     _check(shape.sequences, limits.max_sequences, "sequences", "max_num_seqs")
     _check(shape.tokens, limits.max_tokens, "tokens", "max_num_batched_tokens")

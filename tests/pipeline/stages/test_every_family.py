@@ -89,7 +89,7 @@ def test_a_folded_session_goes_on_over_the_window_s_edge(family: Path) -> None:
     prompt, reply = known[: -len(warm.token_ids)], warm.token_ids
     assert LLM.load(bundle).generate(prompt, GREEDY)[0].token_ids == reply
     assert len(prompt) > 128, "the windows have moved"
-    recipe = load_recipe(str(family / "folded.yaml"), target="cuda")
+    recipe = load_recipe(str(family / "folded.yaml"), "cuda", (80,))
     run_stages(recipe, bundle, STAGES, QuietDisplay(), target_stage("build", "cuda"))
     facts = EngineConfig.load(open_bundle(bundle).directory("engine/cuda"))
-    assert facts.passes["stock_attention"] == LAYERS
+    assert facts.passes["cuda_attention"] == LAYERS

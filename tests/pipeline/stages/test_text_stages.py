@@ -61,6 +61,22 @@ def test_texts_of_a_bundle_share_an_engine(tmp_path: Path, monkeypatch: pytest.M
     assert not any(name.startswith(WRITER_FOLDER) for name in open_bundle(root).manifest.files)
 
 
+def test_a_training_text_of_two_lengths_has_a_tensor_of_each(tmp_path: Path) -> None:
+    text = """
+      - {source: text.txt, tokens: 96, sequence_length: 48}
+      - {source: text.txt, tokens: 64, sequence_length: 32}
+      - {source: text.txt, tokens: 40, sequence_length: 32, seed: 5}
+"""
+    own = RECIPE.replace("heal: {text: {tokens: 64, sequence_length: 32, seed: 2}}", f"heal:\n  text:{text}")
+    recipe = load_recipe(str(write_tiny_recipe(tmp_path, own)))
+    run_stages(recipe, tmp_path / "bundle", STAGES, QuietDisplay(), until="training")
+    tensors = Workspace(recipe, tmp_path / "bundle").tensors(TRAINING_TOKENS)
+    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == {
+        "tokens.32": (4, 32),
+        "tokens.48": (2, 48),
+    }
+
+
 def test_a_search_keeps_its_text_alone(tmp_path: Path) -> None:
     recipe = load_recipe(str(write_tiny_recipe(tmp_path, RECIPE)))
     ledger = tmp_path / "found.yaml.measured.json"

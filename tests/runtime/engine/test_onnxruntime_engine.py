@@ -1,6 +1,6 @@
 """Page pools of the ONNX Runtime engine in every type, and what it says where CUDA is not there.
 
-The pools lie in CPU memory here; the same binding on a GPU is part of `make gpu-check`.
+The pools lie in CPU memory here; those of a GPU are in `test_onnxruntime_cuda_steps.py`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,13 @@ from onnx import TensorProto, helper
 from kvfold.plugins.contract import step as contract
 from kvfold.plugins.contract.errors import BundleError, TargetError
 from kvfold.plugins.contract.fold_plan import FoldPlan, KvDtype, LayerPlan
+from kvfold.plugins.cuda.kernel_library import KernelLibrary
+from kvfold.plugins.paged_attention.schema import DOMAIN
 from kvfold.runtime.engine.cuda.device import Device
-from kvfold.runtime.engine.engine_config import EngineConfig
+from kvfold.runtime.engine.engine_config import KERNELS_FOLDER, EngineConfig
 from kvfold.runtime.engine.engine_files import EngineFiles
-from kvfold.runtime.engine.onnxruntime_engine import PROVIDERS, OnnxRuntimeEngine, Provider
+from kvfold.runtime.engine.load_engine import load_engine
+from kvfold.runtime.engine.onnxruntime_engine import OnnxRuntimeEngine
 from kvfold.runtime.engine.protocol import EngineInfo
 from tests.paging import Pager
 from tests.runtime.engine.tensorrt.cuda_stand_in import StandInDriver
@@ -84,37 +87,10 @@ def test_pools_start_at_zero_and_keep_what_a_step_wrote(kv_dtype: KvDtype) -> No
     model = counting_model(kv_dtype).SerializeToString()
     session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
     info = EngineInfo(plan, 256, {"global": 1}, {"global": 1}, 32, max_context_length=16, fingerprint="")
-    engine, pager = OnnxRuntimeEngine(session, info, PROVIDERS["cpu"]), Pager(plan, 1)
+    engine, pager = OnnxRuntimeEngine(session, info), Pager(plan, 1)
     for expected in (0, 1 + 1, 2 + 3, 3 + 6):
         logits = engine.execute(pager.step({0: [7]}))
         np.testing.assert_array_equal(logits, np.full((1, 32), expected, np.float32))
-
-
-def test_pools_in_memory_of_the_driver_s_serve_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The binding of target `cuda`, where the stand-in's device memory is the host's."""
-    driver = StandInDriver()
-    monkeypatch.setattr(Device, "open", lambda: Device(driver))
-    plan, slab = one_layer("float32"), 1 << 14
-    model = counting_model("float32", slab).SerializeToString()
-    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
-    info = EngineInfo(plan, 4 << 20, {"global": slab}, {"global": slab}, 32 * slab, 16, fingerprint="")
-    engine, pager = OnnxRuntimeEngine(session, info, Provider("StandIn", "cpu")), Pager(plan, 1)
-    engine.pages.commit("global", [0])
-    for expected in (0, 1 + 1, 2 + 3):
-        assert (engine.execute(pager.step({0: [7]})) == expected).all()
-    page = np.empty((1, 256), np.uint8)
-    engine.pages.copy_out("global", np.asarray([slab - 1]), page)
-    assert page.view(np.float32).reshape(2, -1).tolist() == [[3.0] * 32, [6.0] * 32]
-    del engine
-    assert not driver.reserved and not driver.mapped and driver.count("cuDevicePrimaryCtxRelease") == 1
-
-
-def test_target_cuda_without_a_driver_says_what_to_do() -> None:
-    model = counting_model("float32").SerializeToString()
-    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
-    info = EngineInfo(one_layer("float32"), 256, {"global": 1}, {"global": 1}, 32, 16, fingerprint="")
-    with pytest.raises(TargetError, match=r"no NVIDIA driver|pip install cuda-bindings"):
-        OnnxRuntimeEngine(session, info, PROVIDERS["cuda"])
 
 
 @pytest.fixture
@@ -167,10 +143,10 @@ def test_a_step_that_the_runtime_refuses_is_a_typed_error(counting: Path) -> Non
 
 
 def cuda_engine(directory: Path) -> Path:
-    """A folder as `kvfold build` leaves it, with an op that only CUDA has a kernel for."""
+    """A folder as `kvfold build` leaves it, with the op that only CUDA has a kernel for."""
     names = ["query", "", "", "cache", "cache", "lengths", "past", "table"]
     node = helper.make_node(
-        "PagedAttention", names, ["output"], "attention", domain="com.microsoft", num_heads=1, kv_num_heads=1
+        "PagedAttention", names, ["output"], "attention", domain=DOMAIN, num_heads=1, kv_num_heads=1
     )
     half, int32 = TensorProto.FLOAT16, TensorProto.INT32
     types: dict[str, tuple[int, list[str | int]]] = {
@@ -183,8 +159,10 @@ def cuda_engine(directory: Path) -> Path:
     inputs = [helper.make_tensor_value_info(name, *types[name]) for name in dict.fromkeys(names) if name]
     outputs = [helper.make_tensor_value_info("output", half, ["t", 8])]
     graph = helper.make_graph([node], "attention", inputs, outputs)
-    opsets = [helper.make_opsetid("", 23), helper.make_opsetid("com.microsoft", 1)]
+    opsets = [helper.make_opsetid("", 23), helper.make_opsetid(DOMAIN, 1)]
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), directory / contract.MODEL_FILE)
+    (directory / KERNELS_FOLDER).mkdir()
+    KernelLibrary(triton="0", kernels=()).save(directory / KERNELS_FOLDER)
     EngineConfig(target="twin", backend="cuda", vocab_size=32, max_context_length=16, fingerprint="").save(
         directory
     )
@@ -192,7 +170,7 @@ def cuda_engine(directory: Path) -> Path:
 
 
 def load(directory: Path) -> None:
-    OnnxRuntimeEngine.load(EngineFiles.read(directory, one_layer("float16")), 1)
+    load_engine(EngineFiles.read(directory, one_layer("float16")), 1, 8, 4)
 
 
 def test_a_machine_without_the_cuda_provider_says_what_to_install(
@@ -200,6 +178,14 @@ def test_a_machine_without_the_cuda_provider_says_what_to_install(
 ) -> None:
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(TargetError, match=r"no CUDAExecutionProvider; .*kvfold\[cuda\].*onnxruntime-gpu"):
+        load(cuda_engine(tmp_path))
+
+
+def test_target_cuda_without_a_driver_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    with pytest.raises(TargetError, match=r"no NVIDIA driver|pip install cuda-bindings"):
         load(cuda_engine(tmp_path))
 
 
@@ -212,5 +198,6 @@ def test_a_provider_that_does_not_start_is_no_damaged_bundle(
 ) -> None:
     names = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(ort, "get_available_providers", lambda: names)
+    monkeypatch.setattr(Device, "open", lambda: Device(StandInDriver()))
     with pytest.raises(TargetError, match=r"CUDAExecutionProvider .* did not start: .*PagedAttention"):
         load(cuda_engine(tmp_path))

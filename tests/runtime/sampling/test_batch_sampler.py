@@ -132,7 +132,7 @@ def test_scores_are_the_model_s() -> None:
     assert [each.logprob for each in scored] == pytest.approx(expected[[7, 8]], abs=1e-6)
     assert [each.top[0][0] for each in scored] == [int(LOGITS.argmax())] * 2
     assert len(score_tokens(LOGITS[None], np.array([7]), 99)[0].top) == 50
-    with pytest.raises(KvfoldError, match="as a logit"):
+    with pytest.raises(KvfoldError, match="not finite"):
         score_tokens(np.full((1, 50), np.nan, np.float32), np.array([7]), 1)
 
 
@@ -219,7 +219,7 @@ def test_logits_that_are_no_numbers_end_their_own_reply_alone() -> None:
     states = [state_of(SamplingParams(logprobs=1)) for _ in range(3)]
     sampled = BatchSampler(50).sample(rows, states)
     assert [each.error is None for each in sampled] == [True, False, True]
-    assert "the engine returned nan as a logit; run `kvfold validate`" in str(sampled[1].error)
+    assert "the engine returned logits that are not finite; run `kvfold validate`" in str(sampled[1].error)
     assert sampled[1].logprob is None and sampled[2].logprob is not None
 
 

@@ -21,8 +21,9 @@ std::string describe(const Argument& argument) {
 
 // Everything up to the first error, which ends the answer.
 void answer(const Request& request, std::ostream& to) {
-  const KernelLibrary& kernels = latest_kernels();
+  const KernelLibrary& kernels = kernels_of(request.kernels);
   const Node node = read_node("layers.3", request.values);
+  to << "node of " << join(node.inputs) << '\n';
   const AttentionSpec spec = spec_of(node, request.tensors);
   for (const char* kernel : kKernelNames) to << variant_name(kernel, spec) << '\n';
   const Shapes shapes = shapes_of(node, request.tensors);

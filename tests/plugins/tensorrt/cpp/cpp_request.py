@@ -8,15 +8,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvfold.plugins.contract.errors import KernelError
-from kvfold.plugins.cuda.attention_spec import variants_of
+from kvfold.plugins.cuda.attention_spec import AttentionSpec, variants_of
 from kvfold.plugins.cuda.calls import Launch, resolve, workspace_bytes
 from kvfold.plugins.cuda.kernel_library import KernelLibrary
+from kvfold.plugins.cuda.launches import Shapes
 from kvfold.plugins.paged_attention.schema import INPUTS, Attributes
-from kvfold.plugins.tensorrt.attributes import read_node
-from kvfold.plugins.tensorrt.descriptions import Tensor, shapes_of, spec_of
+from kvfold.plugins.tensorrt.attributes import Node, read_node
 from kvfold.plugins.tensorrt.node_form import SLOTS
 
 _SETTINGS = ("architecture", "workspace", "stream", "kernels")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Type and dimensions of one input; a dimension that is not known yet is -1."""
+
+    dtype: str
+    dims: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,28 @@ def tensors_of(
     return [Tensor(dtypes[name], dims[name]) for name in inputs]
 
 
+def spec_of(node: Node, tensors: Sequence[Tensor]) -> AttentionSpec:
+    """What kernels a node needs whose inputs are the contract's."""
+    by_name = dict(zip(node.inputs, tensors, strict=True))
+    cache = by_name["key_cache"]
+    return AttentionSpec(
+        attributes=node.attributes,
+        head_size=cache.dims[3],
+        page_size=cache.dims[1],
+        activation_dtype=by_name["query"].dtype,  # type: ignore[arg-type]  # one of the literals
+        cache_dtype=cache.dtype,  # type: ignore[arg-type]
+        writes=node.writes,
+        qk_norm="q_norm_weight" in by_name,
+        head_sink="head_sink" in by_name,
+    )
+
+
+def shapes_of(node: Node, tensors: Sequence[Tensor]) -> Shapes:
+    """Sizes of a call."""
+    dims = {name: tensor.dims for name, tensor in zip(node.inputs, tensors, strict=True)}
+    return Shapes(dims["query"][0], dims["past_seqlens"][0], dims["block_table"][1])
+
+
 def launches_of(request: Request, library: KernelLibrary) -> list[Launch]:
     """What Python launches.
 
@@ -92,6 +122,7 @@ def python_answer(request: Request, library: KernelLibrary) -> str:
 
 def _answer(request: Request, library: KernelLibrary) -> Iterator[str]:
     node = read_node("layers.3", request.values)
+    yield f"node of {', '.join(node.inputs)}"
     spec, shapes = spec_of(node, request.tensors), shapes_of(node, request.tensors)
     yield from (variant.name for variant in variants_of(spec))
     for launch in launches_of(request, library):

@@ -1,6 +1,6 @@
-"""The C++ plugin decides as the Python plugin does: checks and their words, kernels, grids, arguments.
+"""C++ decides as the Python reference does: checks and their words, kernels, grids, arguments.
 
-What needs no TensorRT is compiled here alone and asked through ctypes; Python answers the same requests.
+What needs no driver is compiled here alone and asked through ctypes; Python answers the same requests.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvfold.plugins.cuda.attention_spec import HEAD_SIZES, PAGE_SIZES, AttentionSpec
+from kvfold.plugins.contract.errors import KernelError
+from kvfold.plugins.cuda.attention_spec import HEAD_SIZES, PAGE_SIZES, AttentionSpec, variants_of
 from kvfold.plugins.cuda.kernel_library import OPENED_FILE, KernelLibrary
 from kvfold.plugins.paged_attention.schema import INPUTS, OUTPUTS, Attributes
+from kvfold.plugins.tensorrt.attributes import Node, read_node
 from kvfold.plugins.tensorrt.node_form import INPUTS_ATTRIBUTE, SLOTS
+from tests.plugins.tensorrt.attention_models import CONSUMER, DONOR, PRODUCER, SPEC
 from tests.plugins.tensorrt.conftest import PLUGINS, run
 from tests.plugins.tensorrt.cpp.compilers import COMPILER
-from tests.plugins.tensorrt.cpp.cpp_request import Request, python_answer, tensors_of
+from tests.plugins.tensorrt.cpp.cpp_request import Request, Tensor, python_answer, tensors_of
 from tests.plugins.tensorrt.fake_kernels import fake_kernels
 
 PURE = (
@@ -67,8 +70,16 @@ def kernels(kernel_folder: Path) -> KernelLibrary:
 
 
 @pytest.fixture(scope="module")
-def cpp_answer(kernel_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Answer:
-    """The C++ plugin's answer to a request."""
+def other_kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Those of another engine in the same process."""
+    directory = tmp_path_factory.mktemp("other")
+    fake_kernels((SPEC,), (75, 80), directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def cpp_answer(kernel_folder: Path, other_kernels: Path, tmp_path_factory: pytest.TempPathFactory) -> Answer:
+    """C++'s answer to a request."""
     folder = tmp_path_factory.mktemp("cpp")
     sources = [PLUGINS / f"cuda/cpp/{name}.cc" for name in PURE]
     sources.append(Path(__file__).with_name("cpp_answers.cc"))
@@ -76,10 +87,18 @@ def cpp_answer(kernel_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     target = folder / "answers.so"
     run([COMPILER, *flags, "-o", str(target), *map(str, sources)])
     library = ctypes.CDLL(str(target))
-    assert library.kvfold_open_kernels(str(kernel_folder / OPENED_FILE).encode()) == 0
+    for each in (kernel_folder, other_kernels):
+        assert library.kvfold_open_kernels(str(each / OPENED_FILE).encode()) == 0
     function = library.kvfold_answer
     function.argtypes, function.restype = [ctypes.c_char_p], ctypes.c_char_p
-    return lambda request: str(function(str(request).encode()).decode())
+    own = KernelLibrary.load(kernel_folder).sha256
+
+    def answer(request: Request) -> str:
+        """By these kernels, unless the request names others."""
+        named = replace(request, kernels=request.kernels or own)
+        return str(function(str(named).encode()).decode())
+
+    return answer
 
 
 @st.composite
@@ -122,38 +141,19 @@ def requests(draw: st.DrawFn) -> Request:
 
 
 @st.composite
-def broken_requests(draw: st.DrawFn) -> Request:
-    """The same with one thing changed, so that most break the contract in one of its many ways."""
+def broken_values(draw: st.DrawFn) -> Request:
+    """The same with one attribute changed, so that most break the contract in one of its many ways."""
     request: Request = draw(requests())
+    values: dict[str, Any] = dict(request.values)
+    name = draw(st.sampled_from((*values, "unheard_of")))
+    value = st.sampled_from((-2, -1, 0, 1, 2, 3, -0.5, 0.25, 2.0, 1e-9, "", "NONE", "PER_TENSOR", "query"))
+    values[name] = draw(value)
     if draw(st.booleans()):
-        values: dict[str, Any] = dict(request.values)
-        name = draw(st.sampled_from((*values, "unheard_of")))
-        value = st.sampled_from(
-            (-2, -1, 0, 1, 2, 3, -0.5, 0.25, 2.0, 1e-9, "", "NONE", "PER_TENSOR", "query")
-        )
-        values[name] = draw(value)
-        if draw(st.booleans()):
-            del values[name]
-        if name == INPUTS_ATTRIBUTE:
-            count = len(request.tensors) + draw(st.integers(-1, 1))
-            values[name] = ",".join(
-                draw(st.lists(st.sampled_from((*INPUTS, "x")), min_size=1, max_size=count))
-            )
-        return replace(request, values=values)
-    tensors = list(request.tensors)
-    index = draw(st.integers(0, len(tensors) - 1))
-    if draw(st.booleans()):
-        dims = list(tensors[index].dims)
-        # None is unknown (-1) once a plan runs, so none is here.
-        dims[draw(st.integers(0, len(dims) - 1))] = draw(st.sampled_from((0, 1, 2, 24, 64, 256)))
-        kept = draw(st.integers(0, 8)) and len(dims)  # now and then a scalar
-        tensors[index] = replace(tensors[index], dims=tuple(dims[:kept]))
-    else:
-        dtype = draw(st.sampled_from(("float16", "bfloat16", "float32", "int8", "int32", "int64")))
-        tensors[index] = replace(tensors[index], dtype=dtype)
-    if draw(st.integers(0, 8)) == 0:
-        tensors.pop()
-    return replace(request, tensors=tensors)
+        del values[name]
+    if name == INPUTS_ATTRIBUTE:
+        count = len(request.tensors) + draw(st.integers(-1, 1))
+        values[name] = ",".join(draw(st.lists(st.sampled_from((*INPUTS, "x")), min_size=1, max_size=count)))
+    return replace(request, values=values)
 
 
 @settings(max_examples=300, deadline=None)
@@ -165,8 +165,113 @@ def test_calls_are_resolved_to_the_same_launches(
 
 
 @settings(max_examples=300, deadline=None)
-@given(request=broken_requests())
-def test_wrong_use_is_answered_in_the_same_words(
-    kernels: KernelLibrary, cpp_answer: Answer, request: Request
+@given(request=broken_values())
+def test_wrong_attributes_are_answered_in_the_same_words(cpp_answer: Answer, request: Request) -> None:
+    """Attributes that pass may disagree with the inputs, which the table below has."""
+    first, *_ = cpp_answer(request).splitlines()
+    try:
+        node = read_node("layers.3", request.values)
+    except KernelError as error:
+        assert first == f"error: {error}"
+    else:
+        assert first == f"node of {', '.join(node.inputs)}"
+
+
+def test_each_engines_nodes_have_its_own_kernels(cpp_answer: Answer, other_kernels: Path) -> None:
+    other = KernelLibrary.load(other_kernels)
+    request = replace(request_of(PRODUCER), architecture=75)
+    assert "for SM 75 (compiled for 80, 90)" in cpp_answer(request)
+    named = replace(request, kernels=other.sha256)
+    assert cpp_answer(named) == python_answer(named, other)
+
+
+def test_absent_attributes_have_the_schemas_defaults(cpp_answer: Answer) -> None:
+    optional = ("softcap", "do_rotary", "rotary_interleaved", "qk_norm_epsilon")
+    values = {name: value for name, value in PRODUCER.values().items() if name not in optional}
+    request = request_of(PRODUCER)
+    assert cpp_answer(replace(request, values=values)) == cpp_answer(request)
+
+
+TENSORS = {
+    "query": Tensor("float16", (7, 640)),
+    "key": Tensor("float16", (7, 128)),
+    "value": Tensor("float16", (7, 128)),
+    "key_cache": Tensor("int8", (50, 32, 2, 64)),
+    "value_cache": Tensor("int8", (50, 32, 2, 64)),
+    "cumulative_sequence_length": Tensor("int32", (4,)),
+    "past_seqlens": Tensor("int32", (3,)),
+    "block_table": Tensor("int32", (3, 9)),
+    "cos_cache": Tensor("float32", (1024, 32)),
+    "sin_cache": Tensor("float32", (1024, 32)),
+    "slot_mapping": Tensor("int32", (7,)),
+    "head_sink": Tensor("float32", (6,)),
+    "q_norm_weight": Tensor("float32", (64,)),
+    "k_norm_weight": Tensor("float32", (64,)),
+    "k_scale": Tensor("float32", (2, 1, 64)),
+    "v_scale": Tensor("float32", (2, 1, 64)),
+}
+
+
+def request_of(node: Node, **changed: Tensor) -> Request:
+    """A call of 7 tokens of 3 sequences, with some of its inputs changed."""
+    tensors = TENSORS | ({} if node.packed else {"query": Tensor("float16", (7, 384))}) | changed
+    count = len(node.inputs) + len(node.outputs)
+    return Request(node.values(), [tensors[name] for name in node.inputs], [1 << 36] * count, architecture=80)
+
+
+@pytest.mark.parametrize("node", [PRODUCER, DONOR, CONSUMER], ids=["packed", "apart", "consumer"])
+def test_sizes_that_are_not_known_yet_fit(cpp_answer: Answer, node: Node) -> None:
+    """Down to the names of kernels, which is all that a plan needs before its profiles are known."""
+    unknown = {
+        "query": Tensor("float16", (-1, 640 if node.packed else 384)),
+        "key_cache": Tensor("int8", (-1, 32, 2, 64)),
+        "past_seqlens": Tensor("int32", (-1,)),
+        "block_table": Tensor("int32", (-1, -1)),
+    }
+    names = [variant.name for variant in variants_of(replace(SPEC, writes=node.writes))]
+    assert cpp_answer(request_of(node, **unknown)).splitlines()[1:5] == names
+
+
+WRONG = [
+    ("query", Tensor("float32", (7, 640)), "query is float32; the kernels compute float16 and bfloat16"),
+    ("cos_cache", Tensor("float16", (1024, 32)), "cos_cache is float16, and must be float32"),
+    ("slot_mapping", Tensor("int64", (7,)), "slot_mapping is int64, and must be int32"),
+    (
+        "value_cache",
+        Tensor("float16", (50, 32, 2, 64)),
+        "value_cache is float16, and must be int8 (k_quant_type is PER_CHANNEL)",
+    ),
+    ("key_cache", Tensor("int8", (50, 32, 128)), "key_cache has shape [50, 32, 128]; it must be [pages"),
+    ("key_cache", Tensor("int8", (50, 32, 2, -1)), "key_cache has shape [50, 32, 2, ?]; it must be [pages"),
+    ("key_cache", Tensor("int8", (50, 24, 2, 64)), "page size 24 is not a power of two; there are 16, 32"),
+    ("key_cache", Tensor("int8", (50, 256, 2, 64)), "page size 256 has no kernel; there are 16, 32, 64, 128"),
+    ("key_cache", Tensor("int8", (50, 32, 2, 80)), "head size 80 has no kernel; there are 64, 96, 128, 256"),
+    ("key_cache", Tensor("int8", (50, 32, 3, 64)), "key_cache has shape [50, 32, 3, 64], and must"),
+    ("value_cache", Tensor("int8", (49, 32, 2, 64)), "value_cache has shape [49, 32, 2, 64], and must"),
+    ("query", Tensor("float16", (7, 384)), "query has shape [7, 384], and must have [7, 640]"),
+    ("cumulative_sequence_length", Tensor("int32", (3,)), "cumulative_sequence_length has shape [3]"),
+    ("block_table", Tensor("int32", (4, 9)), "block_table has shape [4, 9], and must have [3, ?]"),
+    ("slot_mapping", Tensor("int32", (8,)), "slot_mapping has shape [8], and must have [7]"),
+    ("sin_cache", Tensor("float32", (1023, 32)), "sin_cache has shape [1023, 32], and must have [1024, 32]"),
+    ("past_seqlens", Tensor("int32", ()), "past_seqlens has shape [], and must have [?]"),
+    ("k_scale", Tensor("float32", (2, 64)), "k_scale has shape [2, 64], and must have [2, 1, 64]"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "tensor", "message"), WRONG, ids=lambda each: str(each)[:48])
+def test_wrong_types_and_shapes_are_named(
+    cpp_answer: Answer, name: str, tensor: Tensor, message: str
 ) -> None:
-    assert cpp_answer(request) == python_answer(request, kernels)
+    last = cpp_answer(request_of(PRODUCER, **{name: tensor})).splitlines()[-1]
+    assert last.startswith(f"error: attention node layers.3: {message}")
+
+
+def test_keys_and_values_apart_must_agree(cpp_answer: Answer) -> None:
+    answer = cpp_answer(request_of(DONOR, value=Tensor("float16", (7, 64))))
+    assert "value has shape [7, 64], and must have [7, 128]" in answer
+
+
+def test_inputs_are_counted(cpp_answer: Answer) -> None:
+    request = request_of(PRODUCER)
+    answer = cpp_answer(replace(request, tensors=request.tensors[:-1]))
+    assert "has 10 inputs, and its attribute inputs lists query, key_cache" in answer

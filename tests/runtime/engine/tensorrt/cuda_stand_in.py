@@ -46,6 +46,7 @@ class StandInDriver(StandInAddresses):
         stream: work not done yet.
         current: threads that made the context their current one.
         graphs: how many were captured and not destroyed.
+        kernels: what a kernel does, by its symbol: given the address of its parameters, its work.
     """
 
     def __init__(self, architecture: int = 89, total: int = 1 << 30) -> None:
@@ -71,6 +72,7 @@ class StandInDriver(StandInAddresses):
         self.stream: list[Work] = []
         self.current: set[int] = set()
         self.graphs = 0
+        self.kernels: dict[str, Callable[[tuple[int, int, int], int], Work]] = {}
 
     def __getattr__(self, name: str) -> Callable[..., tuple[Any, ...]]:
         """`cuMemAlloc` is `_mem_alloc` here; every call is recorded."""
@@ -223,6 +225,20 @@ class StandInDriver(StandInAddresses):
 
     def _graph_exec_destroy(self, graph: list[Work]) -> tuple[()]:
         self.graphs -= 1
+        return ()
+
+    def _module_load_data(self, code: bytes) -> tuple[bytes]:
+        return (code,)
+
+    def _module_unload(self, module: bytes) -> tuple[()]:
+        return ()
+
+    def _module_get_function(self, module: bytes, symbol: bytes) -> tuple[str]:
+        return (symbol.decode(),)
+
+    def _launch_kernel(self, function: str, *given: int) -> tuple[()]:
+        (x, y, z, *_, parameters, _) = given
+        self.enqueue(self.kernels[function]((x, y, z), parameters))
         return ()
 
     def _graph_launch(self, graph: list[Work], stream: int) -> tuple[()]:

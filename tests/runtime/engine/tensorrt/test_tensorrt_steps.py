@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from kvfold.plugins.contract import step as contract
 from kvfold.plugins.contract.errors import TargetError
+from kvfold.runtime.engine.cuda.buckets import DecodeBuckets
+from kvfold.runtime.engine.cuda.staging import ALIGNMENT, bind_step, write_step
+from kvfold.runtime.engine.cuda.step_shape import StepShape
 from kvfold.runtime.engine.engine_config import StepLimits
 from kvfold.runtime.engine.protocol import GroupTables, StepInputs
-from kvfold.runtime.engine.tensorrt.buckets import DecodeBuckets
-from kvfold.runtime.engine.tensorrt.profiles import DECODE, PREFILL, StepShape, check_batch, choose_profile
-from kvfold.runtime.engine.tensorrt.staging import ALIGNMENT, bind_step, write_step
+from kvfold.runtime.engine.tensorrt.profiles import DECODE, PREFILL, check_batch, choose_profile
 from tests.runtime.engine.tensorrt.tensorrt_harness import make_facts
 from tests.runtime.synthetic_engine import make_plan
 

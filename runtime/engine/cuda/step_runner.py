@@ -1,0 +1,170 @@
+"""StepRunner: takes a step's arrays to the GPU in one copy and puts what computes it on the stream."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from kvfold.plugins.contract.errors import KvfoldError
+from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.runtime.engine.cuda.buckets import DecodeBuckets
+from kvfold.runtime.engine.cuda.device import Device
+from kvfold.runtime.engine.cuda.staging import BindingTable, Staging, bind_step, write_step
+from kvfold.runtime.engine.cuda.step_shape import StepShape
+from kvfold.runtime.engine.protocol import StepInputs
+
+
+@dataclass(frozen=True)
+class BoundStep:
+    """A step whose inputs are bound.
+
+    Attributes:
+        enqueue: puts it on the stream.
+        logits: address of its output, float32 [rows, vocab_size].
+    """
+
+    enqueue: Callable[[], None]
+    logits: int
+
+
+class StepProgram(Protocol):
+    """What computes steps on a GPU: a TensorRT plan, or a session of ONNX Runtime.
+
+    Attributes:
+        runs_before_capture: how often a bucket runs directly before it may be captured as a CUDA graph, as
+            capturing forbids what first runs do; None where nobody else should capture.
+    """
+
+    runs_before_capture: int | None
+
+    def check(self, shape: StepShape) -> None:
+        """Refuse a step that is too large; raises TargetError."""
+        ...
+
+    def bind_decode(self, table: BindingTable) -> BoundStep:
+        """A step of these inputs, for good: nothing else disturbs it."""
+        ...
+
+    def bind_prefill(self, table: BindingTable) -> BoundStep:
+        """A step of these inputs, until the next one."""
+        ...
+
+    def close(self) -> None:
+        """Give up all that uses the device's memory. To be called once."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A shape made ready: its place in the pinned buffer, as arrays too, and what runs it."""
+
+    table: BindingTable
+    arrays: Mapping[str, np.ndarray]
+    enqueue: Callable[[], None]
+    logits: int
+
+
+class StepRunner:
+    """One step at a time, from any thread."""
+
+    def __init__(
+        self, device: Device, program: StepProgram, staging: Staging, buckets: DecodeBuckets, plan: FoldPlan
+    ) -> None:
+        """Over a program that nobody else uses.
+
+        Args:
+            device: of the program.
+            program: closed with the runner.
+            staging: as large as the largest step.
+            buckets: that decode steps are padded to.
+            plan: of the program.
+        """
+        self.device = device
+        self._program = program
+        self._staging = staging
+        self._buckets = buckets
+        self._plan = plan
+        self._decode: dict[StepShape, _Prepared] = {}
+        self._busy = False
+
+    def begin(self, step: StepInputs) -> int:
+        """Put a step on the stream; returns the address of its logits, whose first rows are the step's.
+
+        Raises:
+            KvfoldError: the step is too large, or the program or the driver failed.
+        """
+        self.device.activate()
+        if self._busy:
+            self.wait()  # what is pinned may still be on its way
+        shape = StepShape.of(step, self._plan)
+        self._program.check(shape)
+        prepared = self._prepare_decode(shape) if shape.decodes else self._prepare_prefill(shape)
+        write_step(prepared.arrays, step)
+        self._busy = True
+        self._staging.upload(prepared.table)
+        prepared.enqueue()
+        return prepared.logits
+
+    def wait(self) -> None:
+        """Wait until the step is done, and all that was put on the stream after it."""
+        self.device.synchronize()
+        self._busy = False
+
+    def close(self) -> None:
+        """Give everything back: the program before the memory that it uses. To be called once."""
+        self._decode.clear()
+        self._program.close()
+        self.device.close()
+
+    def _prepare_decode(self, shape: StepShape) -> _Prepared:
+        padded = self._buckets.pad(shape)
+        if padded not in self._decode:
+            table = bind_step(padded, self._plan)
+            bound = self._program.bind_decode(table)
+            step = GraphedStep(self.device, bound.enqueue, self._program.runs_before_capture)
+            self._decode[padded] = _Prepared(table, self._staging.arrays(table), step.enqueue, bound.logits)
+        return self._decode[padded]
+
+    def _prepare_prefill(self, shape: StepShape) -> _Prepared:
+        table = bind_step(shape, self._plan)
+        bound = self._program.bind_prefill(table)
+        return _Prepared(table, self._staging.arrays(table), bound.enqueue, bound.logits)
+
+
+class GraphedStep:
+    """Runs one decode bucket: directly at first, from then on as a CUDA graph.
+
+    First runs load kernels and take memory, which capturing forbids; a bucket that is met only once is never
+    captured. One that cannot be captured runs directly for ever.
+    """
+
+    def __init__(self, device: Device, enqueue: Callable[[], None], direct_runs: int | None) -> None:
+        """Over a bound step whose shapes and addresses no longer change; None never captures."""
+        self._device = device
+        self._enqueue = enqueue
+        self._direct_runs = direct_runs
+        self._graph: Any = None
+
+    def enqueue(self) -> None:
+        """Put the step on the stream."""
+        if self._direct_runs == 0 and self._graph is None:
+            self._capture()
+        if self._graph is not None:
+            self._device.launch(self._graph)
+            return
+        self._enqueue()
+        if self._direct_runs:
+            self._direct_runs -= 1
+
+    def _capture(self) -> None:
+        try:
+            self._graph = self._device.capture(self._enqueue)
+        except KvfoldError as error:
+            self._direct_runs = None
+            warnings.warn(
+                f"a decode step cannot become a CUDA graph, and takes longer without: {error}", stacklevel=2
+            )

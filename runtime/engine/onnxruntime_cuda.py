@@ -1,0 +1,187 @@
+"""ONNX Runtime's CUDA provider as what computes steps: static addresses, decode steps as CUDA graphs.
+
+The session works on our stream and does not wait at its end. Its own CUDA graphs (`enable_cuda_graph`) wait
+after each replay and belong to the thread that captured them, so ours are captured around its runs. None of
+this was run where it was written: what a GPU must show is in `make gpu-check`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from kvfold.plugins.contract import step as contract
+from kvfold.plugins.contract.errors import TargetError
+from kvfold.runtime.engine.cuda.buckets import DecodeBuckets
+from kvfold.runtime.engine.cuda.device import Device
+from kvfold.runtime.engine.cuda.device_pages import DevicePages
+from kvfold.runtime.engine.cuda.device_sampler import open_sampler
+from kvfold.runtime.engine.cuda.gpu_engine import GpuEngine
+from kvfold.runtime.engine.cuda.staging import BindingTable, Staging, bind_step
+from kvfold.runtime.engine.cuda.step_runner import BoundStep, StepRunner
+from kvfold.runtime.engine.cuda.step_shape import StepShape, largest_shape
+from kvfold.runtime.engine.engine_config import KERNELS_FOLDER, StepLimits
+from kvfold.runtime.engine.engine_files import EngineFiles
+from kvfold.runtime.engine.kv_pools import KvPool
+from kvfold.runtime.engine.onnxruntime_engine import (
+    ELEMENT_TYPES,
+    PROVIDERS,
+    Provider,
+    bind_pools,
+    check_provider,
+    open_session,
+    run_session,
+)
+from kvfold.runtime.engine.onnxruntime_graph import check_graph
+from kvfold.runtime.engine.protocol import EngineInfo
+
+# ONNX's numbers of the types of a step's inputs.
+_INPUT_TYPES = {np.dtype(np.int32): 6, np.dtype(np.int64): 7}
+# Two runs of a shape take all the memory that it needs, as in ONNX Runtime's own capturing; one to spare.
+RUNS_BEFORE_CAPTURE = 3
+
+
+class SessionProgram:
+    """See `StepProgram`: a binding for each bucket of decode steps, and one that prefill steps share."""
+
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        device: Device,
+        pools: Iterable[tuple[KvPool, int]],
+        info: EngineInfo,
+        limits: StepLimits,
+        provider: Provider = PROVIDERS["cuda"],
+    ) -> None:
+        """Take the memory for inputs and logits.
+
+        Args:
+            session: on the device's stream.
+            device: whose memory it is.
+            pools: the KV caches, and the address of each.
+            info: of the engine.
+            limits: of every step; of logits, those of a decode step.
+            provider: whose memory the session takes addresses of.
+        """
+        self._session = session
+        self._device = device
+        self._pools = tuple(pools)
+        self._limits = limits
+        self._plan = info.plan
+        self._vocab = info.vocab_size
+        self._memory = provider.memory
+        self._provider = provider
+        largest = largest_shape(limits.model_copy(update={"max_logits": limits.max_tokens}), info.plan)
+        self.inputs_size = bind_step(largest, info.plan).nbytes
+        self.inputs = device.allocate(self.inputs_size)
+        self._logits = self._more_logits = device.allocate(4 * self._vocab * limits.max_logits)
+        self._more_rows = limits.max_logits
+        self._prefill = self._new_binding()
+        self._options = ort.RunOptions()
+        self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        self.runs_before_capture: int | None = RUNS_BEFORE_CAPTURE
+
+    def check(self, shape: StepShape) -> None:
+        """See `StepProgram.check`."""
+        limits = self._limits
+        for name, size, limit in (
+            ("max_num_batched_tokens", shape.tokens, limits.max_tokens),
+            ("max_num_seqs", shape.sequences, limits.max_sequences),
+            *(
+                (f"pages in group {group.name}", width, limits.max_table_width[group.name])
+                for group, width in zip(self._plan.groups, shape.table_widths, strict=True)
+            ),
+        ):
+            if size > limit:
+                raise TargetError(f"a step has {size} of {name}, the engine was loaded for {limit}")
+
+    def bind_decode(self, table: BindingTable) -> BoundStep:
+        """See `StepProgram.bind_decode`."""
+        return self._bind(self._new_binding(), table, self._logits)
+
+    def bind_prefill(self, table: BindingTable) -> BoundStep:
+        """See `StepProgram.bind_prefill`: where more logits are wanted than decode steps have, room grows."""
+        rows = _rows(table)
+        if rows > self._more_rows:
+            self._more_rows = min(max(rows, 2 * self._more_rows), self._limits.max_tokens)
+            self._more_logits = self._device.allocate(4 * self._vocab * self._more_rows)
+        return self._bind(self._prefill, table, self._more_logits)
+
+    def close(self) -> None:
+        """See `StepProgram.close`."""
+        del self._prefill, self._session
+
+    def _new_binding(self) -> ort.IOBinding:
+        binding = self._session.io_binding()
+        bind_pools(binding, self._pools, self._provider)
+        return binding
+
+    def _bind(self, binding: Any, table: BindingTable, logits: int) -> BoundStep:
+        for each in table.bindings:
+            kind, address = _INPUT_TYPES[each.dtype], self.inputs + each.offset
+            binding.bind_input(each.name, self._memory, 0, kind, each.shape, address)
+        shape = (_rows(table), self._vocab)
+        binding.bind_output(contract.LOGITS, self._memory, 0, ELEMENT_TYPES["float32"], shape, logits)
+        return BoundStep(partial(run_session, self._session, binding, self._options), logits)
+
+
+def _rows(table: BindingTable) -> int:
+    return next(each.shape[0] for each in table.bindings if each.name == contract.LOGITS_INDICES)
+
+
+def load_cuda(
+    files: EngineFiles, kv_cache_bytes: int, max_num_batched_tokens: int, max_num_seqs: int
+) -> GpuEngine:
+    """Load a bundle's engine of the backend `cuda` onto the first visible GPU.
+
+    Args:
+        files: of the engine.
+        kv_cache_bytes: memory that its KV pools together may hold.
+        max_num_batched_tokens, max_num_seqs: no step will be larger.
+
+    Raises:
+        BundleError: ONNX Runtime cannot read the graph, or it is none of this engine's plan.
+        KernelError: a kernel library or the engine's kernels are missing or refused.
+        TargetError: this machine's ONNX Runtime has no CUDA provider, or it does not start; or the GPU's
+            driver is not there.
+        CapacityError: the GPU has too little memory.
+    """
+    check_provider(PROVIDERS["cuda"])
+    path, info = files.directory / contract.MODEL_FILE, files.info(kv_cache_bytes)
+    device = Device.open()
+    try:
+        session = open_session(path, PROVIDERS["cuda"], stream=device.stream)
+        check_graph(path, session, info)
+        return assemble(session, device, files, info, max_num_batched_tokens, max_num_seqs)
+    except BaseException:
+        device.close()
+        raise
+
+
+def assemble(
+    session: ort.InferenceSession,
+    device: Device,
+    files: EngineFiles,
+    info: EngineInfo,
+    max_num_batched_tokens: int,
+    max_num_seqs: int,
+    provider: Provider = PROVIDERS["cuda"],
+) -> GpuEngine:
+    """An engine over a session on the device's stream; `provider` as for `SessionProgram`."""
+    widest = -(-info.max_context_length // info.plan.page_size)
+    limits = StepLimits(
+        max_tokens=max(max_num_batched_tokens, max_num_seqs),
+        max_sequences=max_num_seqs,
+        max_table_width={group.name: widest for group in info.plan.groups},
+        max_logits=max_num_seqs,
+    )
+    pages = DevicePages(device, info)
+    program = SessionProgram(session, device, pages.pools, info, limits, provider)
+    staging = Staging(device, program.inputs, program.inputs_size)
+    runner = StepRunner(device, program, staging, DecodeBuckets.of(limits, info.plan), info.plan)
+    sampler = open_sampler(device, files.directory / KERNELS_FOLDER, max_num_seqs, info.vocab_size)
+    return GpuEngine(runner, pages, info, max_num_seqs, sampler)

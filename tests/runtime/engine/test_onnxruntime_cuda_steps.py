@@ -1,0 +1,232 @@
+"""Steps of the cuda target over a stand-in driver, whose stream has ONNX Runtime's CPU provider compute."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper
+
+from kvfold.plugins.contract import step as contract
+from kvfold.plugins.contract.errors import BundleError, EngineError, TargetError
+from kvfold.plugins.contract.fold_plan import FoldPlan, LayerPlan
+from kvfold.runtime.engine.cuda.device import Device
+from kvfold.runtime.engine.cuda.gpu_engine import GpuEngine
+from kvfold.runtime.engine.engine_config import KERNELS_FOLDER, EngineConfig
+from kvfold.runtime.engine.engine_files import EngineFiles
+from kvfold.runtime.engine.onnxruntime_cuda import RUNS_BEFORE_CAPTURE, assemble
+from kvfold.runtime.engine.onnxruntime_engine import Provider
+from kvfold.runtime.llm.llm import LLM
+from kvfold.runtime.runtime_config import RuntimeConfig
+from kvfold.runtime.sampling.params import SamplingParams
+from tests.paging import Pager, commit_first
+from tests.runtime.byte_tokenizer import VOCAB, ByteTokenizer
+from tests.runtime.engine import sampling_stand_in
+from tests.runtime.engine.tensorrt.cuda_stand_in import StandInDriver, Status
+from tests.runtime.harness import check
+
+PLAN = FoldPlan(
+    num_attention_heads=1,
+    head_dim=2,
+    layers=(LayerPlan(donor=0, num_key_value_heads=1, kv_dtype="float16"),),
+)
+SEQUENCES, TOKENS = 4, 48
+SHAPES: dict[str, tuple[int, list[str | int]]] = {
+    contract.INPUT_IDS: (TensorProto.INT64, ["tokens"]),
+    contract.CUMULATIVE_SEQUENCE_LENGTH: (TensorProto.INT32, ["batch_and_one"]),
+    contract.PAST_SEQLENS: (TensorProto.INT32, ["batch"]),
+    contract.LOGITS_INDICES: (TensorProto.INT64, ["rows"]),
+    contract.block_table("global"): (TensorProto.INT32, ["batch", "width"]),
+    contract.slot_mapping("global"): (TensorProto.INT32, ["tokens"]),
+}
+
+
+def following_model() -> onnx.ModelProto:
+    """The likeliest token is the next id, the others fall off around it; caches stay as they are."""
+    ids = np.arange(VOCAB, dtype=np.float32)
+    constants = [
+        helper.make_tensor("ids", TensorProto.FLOAT, [VOCAB], ids),
+        helper.make_tensor("slope", TensorProto.FLOAT, [], [-0.5]),
+        helper.make_tensor("one", TensorProto.FLOAT, [], [1.0]),
+        helper.make_tensor("last", TensorProto.INT64, [1], [-1]),
+    ]
+    nodes = [
+        helper.make_node("Gather", [contract.INPUT_IDS, contract.LOGITS_INDICES], ["said"]),
+        helper.make_node("Cast", ["said"], ["id"], to=TensorProto.FLOAT),
+        helper.make_node("Add", ["id", "one"], ["next"]),
+        helper.make_node("Unsqueeze", ["next", "last"], ["column"]),
+        helper.make_node("Sub", ["column", "ids"], ["apart"]),
+        helper.make_node("Abs", ["apart"], ["far"]),
+        helper.make_node("Mul", ["far", "slope"], [contract.LOGITS]),
+    ]
+    caches = [(*contract.cache_inputs(0),), (*contract.cache_outputs(0),)]
+    nodes += [helper.make_node("Identity", [into], [out]) for into, out in zip(*caches, strict=True)]
+    pages: list[str | int] = ["pages", 16, 1, 2]
+    inputs = [helper.make_tensor_value_info(name, *shape) for name, shape in SHAPES.items()]
+    inputs += [helper.make_tensor_value_info(name, TensorProto.FLOAT16, pages) for name in caches[0]]
+    outputs = [helper.make_tensor_value_info(contract.LOGITS, TensorProto.FLOAT, ["rows", VOCAB])]
+    outputs += [helper.make_tensor_value_info(name, TensorProto.FLOAT16, pages) for name in caches[1]]
+    graph = helper.make_graph(nodes, "following", inputs, outputs, constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
+
+
+class StreamedSession:
+    """A session that works on the stand-in's stream."""
+
+    def __init__(self, driver: StandInDriver) -> None:
+        self._driver = driver
+        model = following_model().SerializeToString()
+        self._session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+        self.refuses_capture = False
+
+    def io_binding(self) -> Any:
+        return self._session.io_binding()
+
+    def run_with_iobinding(self, binding: Any, options: ort.RunOptions) -> None:
+        key = "disable_synchronize_execution_providers"
+        assert options.get_run_config_entry(key) == "1", "it would wait for the stream"
+        if self._driver.capturing is not None and self.refuses_capture:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        self._driver.enqueue(partial(self._session.run_with_iobinding, binding))
+
+
+class Gpu:
+    """A stand-in GPU with an engine on it."""
+
+    def __init__(self, directory: Path, samples: bool = True) -> None:
+        self.driver = StandInDriver()
+        if samples:
+            sampling_stand_in.write_sampling_kernels(directory / KERNELS_FOLDER)
+            sampling_stand_in.install(self.driver, directory / KERNELS_FOLDER)
+        config = EngineConfig(
+            target="cuda", backend="cuda", vocab_size=VOCAB, max_context_length=512, fingerprint=""
+        )
+        files = EngineFiles(directory, config, PLAN)
+        self.session = StreamedSession(self.driver)
+        device, info = Device(self.driver), files.info(4 << 20)
+        provider = Provider("StandIn", "cpu")
+        self.engine: GpuEngine = assemble(self.session, device, files, info, TOKENS, SEQUENCES, provider)
+
+    def llm(self) -> LLM:
+        config = RuntimeConfig(max_num_batched_tokens=TOKENS, max_num_seqs=SEQUENCES)
+        return LLM(self.engine, ByteTokenizer(()), config)
+
+
+@pytest.fixture
+def gpu(tmp_path: Path) -> Gpu:
+    return Gpu(tmp_path)
+
+
+def following(prompt: list[int], count: int) -> list[int]:
+    return [prompt[-1] + 1 + at for at in range(count)]
+
+
+@pytest.mark.parametrize("samples", [True, False])
+def test_tokens_are_the_model_s_whoever_samples(tmp_path: Path, samples: bool) -> None:
+    gpu = Gpu(tmp_path, samples)
+    llm = gpu.llm()
+    prompts = [[1, 2, 3], [70] * 60, [40], [9, 9], [100] * 17]
+    replies = llm.generate(prompts, SamplingParams(max_tokens=9))
+    assert [reply.token_ids for reply in replies] == [following(prompt, 9) for prompt in prompts]
+    check(llm)
+    assert gpu.driver.count("cuGraphLaunch") > 0 and (gpu.driver.count("cuLaunchKernel") > 0) is samples
+
+
+def test_every_parameter_gives_the_host_sampler_s_tokens(tmp_path: Path) -> None:
+    """Seeds, penalties, biases, bans and log probabilities go up; tokens come down."""
+    (tmp_path / "with").mkdir()
+    (tmp_path / "without").mkdir()
+    params = [
+        SamplingParams(temperature=1.5, seed=1, max_tokens=12, logprobs=3),
+        SamplingParams(temperature=2.0, top_k=5, seed=2, max_tokens=12),
+        SamplingParams(temperature=3.0, top_p=0.8, min_p=0.01, seed=3, max_tokens=12, logprobs=0),
+        SamplingParams(repetition_penalty=1.5, frequency_penalty=1.0, presence_penalty=0.5, max_tokens=12),
+        SamplingParams(logit_bias={7: 99.0, 8: -5.0}, stop_token_ids=(50,), min_tokens=4, max_tokens=12),
+        SamplingParams(logprobs=40, max_tokens=3),  # more than the GPU tells of
+    ]
+    replies = []
+    for folder, samples in (("with", True), ("without", False)):
+        llm = Gpu(tmp_path / folder, samples).llm()
+        replies.append([llm.generate([[5, 49]], each)[0] for each in params])
+    for ours, hosts in zip(*replies, strict=True):
+        assert ours.token_ids == hosts.token_ids
+        assert (ours.logprobs is None) is (hosts.logprobs is None)
+        for told, expected in zip(ours.logprobs or (), hosts.logprobs or (), strict=True):
+            assert told.logprob == pytest.approx(expected.logprob, abs=1e-6)
+            assert [token for token, _ in told.top] == [token for token, _ in expected.top]
+
+
+def test_a_steady_step_is_one_copy_up_a_graph_a_kernel_and_tokens_down(gpu: Gpu) -> None:
+    llm = gpu.llm()
+    stream = llm.stream([5, 6, 7], SamplingParams(max_tokens=40))
+    for _ in range(RUNS_BEFORE_CAPTURE + 3):
+        next(stream)
+    gpu.driver.calls.clear()
+    next(stream)
+    called = [name for name in gpu.driver.calls if name != "cuCtxSetCurrent"]
+    steady = ["cuMemcpyHtoDAsync", "cuGraphLaunch", "cuLaunchKernel", "cuMemcpyDtoHAsync"]
+    assert called == [*steady, "cuStreamSynchronize"]
+
+
+def test_a_prompt_s_rows_come_down_whole_however_many_are_wanted(gpu: Gpu) -> None:
+    """More than the pinned memory holds at once; then a decode step again, in its own buffer."""
+    commit_first(gpu.engine, 16)
+    pager = Pager(PLAN, 16)
+    tokens = list(range(30))
+    rows = gpu.engine.execute(pager.step({0: tokens}))
+    assert rows.shape == (30, VOCAB) and rows.argmax(axis=1).tolist() == [token + 1 for token in tokens]
+    assert gpu.engine.execute(pager.step({0: [77]})).argmax(axis=1).tolist() == [78]
+    under_way = gpu.engine.begin(pager.step({1: tokens}))
+    assert under_way.logits(slice(3, 5)).argmax(axis=1).tolist() == [4, 5]
+
+
+def test_the_next_step_waits_for_one_that_nobody_asked_about(gpu: Gpu) -> None:
+    commit_first(gpu.engine, 16)
+    pager = Pager(PLAN, 16)
+    gpu.engine.begin(pager.step({0: [1, 2, 3]}))
+    assert gpu.driver.stream, "begun, not done"
+    assert gpu.engine.execute(pager.step({0: [9]})).argmax() == 10
+
+
+def test_a_step_that_cannot_be_captured_runs_directly_and_says_so_once(gpu: Gpu) -> None:
+    gpu.session.refuses_capture = True
+    with pytest.warns(UserWarning, match="cannot become a CUDA graph") as warned:
+        replies = gpu.llm().generate([[3]], SamplingParams(max_tokens=12))
+    assert replies[0].token_ids == following([3], 12)
+    assert len(warned) == 1 and gpu.driver.count("cuGraphLaunch") == 0
+
+
+def test_a_failure_on_the_gpu_ends_the_engine_with_its_words(gpu: Gpu) -> None:
+    llm = gpu.llm()
+    stream = llm.stream([5, 6, 7], SamplingParams(max_tokens=40))
+    next(stream)
+    gpu.driver.fails["cuStreamSynchronize"] = Status.CUDA_ERROR_ILLEGAL_ADDRESS
+    with pytest.raises(EngineError, match="ILLEGAL_ADDRESS"):
+        list(stream)
+
+
+def test_steps_beyond_what_it_was_loaded_for_are_refused(gpu: Gpu) -> None:
+    commit_first(gpu.engine, 16)
+    with pytest.raises(TargetError, match="5 of max_num_seqs, the engine was loaded for 4"):
+        gpu.engine.begin(Pager(PLAN, 16).step({at: [1] for at in range(5)}))
+
+
+def test_a_session_that_refuses_a_step_is_a_typed_error(gpu: Gpu) -> None:
+    commit_first(gpu.engine, 16)
+    gpu.session.refuses_capture = True
+    gpu.driver.capturing = []
+    with pytest.raises(BundleError, match="cannot run a step"):
+        gpu.engine.begin(Pager(PLAN, 16).step({0: [1, 2]}))
+
+
+def test_close_gives_everything_back(gpu: Gpu) -> None:
+    gpu.llm().generate([[3]], SamplingParams(max_tokens=12))
+    gpu.engine.close()
+    gpu.engine.close()
+    assert not gpu.driver.device and not gpu.driver.pinned and gpu.driver.graphs == 0
+    assert not gpu.driver.reserved and not gpu.driver.mapped
