@@ -24,6 +24,7 @@ from kvfold.export.graph.passes import (
 )
 from kvfold.export.quantize.int4.stored_blocks import NO_BLOCKS, StoredBlocks
 from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.plugins.contract.progress import Progress, unheard
 from kvfold.plugins.cuda.attention_spec import HEAD_SIZES, ActivationDtype
 
 
@@ -33,6 +34,7 @@ def lower_for_cuda(
     plan: FoldPlan,
     dtype: ActivationDtype,
     blocks: StoredBlocks = NO_BLOCKS,
+    progress: Progress = unheard,
 ) -> dict[str, int]:
     """Write `model.onnx` for ONNX Runtime's CUDA provider with kvfold's attention into `directory`.
 
@@ -46,6 +48,7 @@ def lower_for_cuda(
         plan: the plan the graph was exported from.
         dtype: of the activations.
         blocks: of the linears in 4 bits.
+        progress: told of the share written.
 
     Returns:
         How often each pass matched.
@@ -75,5 +78,5 @@ def lower_for_cuda(
         "cuda_attention": cuda_attention.apply(model),
     }
     check_counts(counts, expected)
-    save_lowered(model, directory)
+    save_lowered(model, directory, progress)
     return counts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Self
 
 import torch
@@ -52,7 +52,7 @@ class Waiting:
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Self:
-        """Inverse of `dataclasses.asdict`."""
+        """Inverse of `_plain`."""
         trial = fields["trial"] and Int8Trial(**fields["trial"])
         int4 = fields["int4"] and Int4Trial.of(fields["int4"])
         rest = fields["rows"], int4, fields["int4_error"]
@@ -135,7 +135,7 @@ class LayerCalibration:
             "smoothing": self.smoothing,
             "order": self._order,
             "measured": {name: linear.model_dump() for name, linear in self._measured.items()},
-            "waiting": {name: asdict(each) for name, each in self._waiting.items()},
+            "waiting": {name: _plain(each) for name, each in self._waiting.items()},
             "largest_inputs": self._largest_inputs,
             "ranges": [self._key_range, self._value_range],
         }
@@ -263,3 +263,10 @@ class LayerCalibration:
         """Weight [out, in] of a linear of the layer at work, or of an earlier one, read again."""
         found = self._matrices.get(linear)
         return linear_weight(linear, self._weights) if found is None else found
+
+
+def _plain(value: object) -> object:
+    """`dataclasses.asdict`, but that no tensor is copied."""
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    return value

@@ -32,7 +32,7 @@ class Int4Trial:
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Self:
-        """Inverse of `dataclasses.asdict`."""
+        """From its fields, and theirs, as plain values."""
         plain, finer = Int8Trial(**fields["plain"]), Int8Trial(**fields["finer"])
         return cls(Blocks(**fields["blocks"]), fields["exact"], plain, finer)
 

@@ -28,11 +28,14 @@ def run(workspace: Workspace, job: Job) -> None:
     """
     from kvfold.export.graph.lower_cuda import lower_for_cuda
     from kvfold.pipeline.build.cuda_kernels import activations_of, architectures_of, compile_kernels
+    from kvfold.plugins.contract.progress import part
 
     recipe, plan, directory = workspace.recipe, workspace.plan, engine_folder(workspace, job)
     dtype = activations_of(recipe)
-    passes = lower_for_cuda(bound_graph(workspace), directory, plan, dtype, workspace.int4_blocks)
-    compile_kernels(directory, plan, dtype, architectures_of(recipe), job.progress)
+    passes = lower_for_cuda(
+        bound_graph(workspace), directory, plan, dtype, workspace.int4_blocks, part(job.progress, 0, 0.5)
+    )
+    compile_kernels(directory, plan, dtype, architectures_of(recipe), part(job.progress, 0.5, 0.5))
     engine_config(workspace, "cuda", passes).save(directory)
 
 
