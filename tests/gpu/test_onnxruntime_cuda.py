@@ -1,4 +1,4 @@
-"""ONNX Runtime's CUDA provider with kvfold's attention: caches, sinks, windows and sharing, and the stock op."""
+"""ONNX Runtime's CUDA provider with kvfold's attention: caches, sinks, windows, sharing, 4 bits; the stock op."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kvfold.runtime.engine.engine_files import EngineFiles
 from kvfold.runtime.engine.load_engine import load_engine
 from tests.export.graph.passes.test_matmul_nbits import MAX_ERROR, error, linear_alone, lowered
 from tests.export.graph.stock_graph import lower_with_stock_attention
-from tests.gpu.conftest import GpuFacts, RecordProperty, skip
+from tests.gpu.conftest import RecordProperty, skip
 from tests.gpu.distances import (
     MAX_KL_OF_BFLOAT16,
     MAX_KL_OF_FLOAT16,
@@ -22,6 +22,7 @@ from tests.gpu.distances import (
     check_logits,
 )
 from tests.gpu.read_texts import ALONE, NUM_PAGES, read_texts
+from tests.gpu.runs.find_gpu import GpuFacts
 from tests.gpu.tiny_bundle import SINKS, TinyBundle
 from tests.paging import budget_of
 
