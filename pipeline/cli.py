@@ -45,6 +45,7 @@ COMMANDS = {
     "demo": CommandEntry("make.demo", "Everything, then a three-turn conversation and its numbers."),
     "inspect": CommandEntry("use.inspect", "Draw a recipe's or a bundle's plan and its KV bytes."),
     "bench": CommandEntry("measure.bench", "Measure the engine beside its peers."),
+    "tune": CommandEntry("measure.tune", "Time the attention kernels on this GPU, for builds to choose by."),
     "doctor": CommandEntry("use.doctor", "What this machine can run, and why not."),
     "monitor": CommandEntry("use.monitor", "Watch GPUs, CPU, memory and running engines."),
     "completion": CommandEntry("use.completion", "Print the shell's completion script."),

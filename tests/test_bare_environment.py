@@ -30,7 +30,10 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 HEAL = "heal: {tokens: 512, text: {source: text.txt, tokens: 512, sequence_length: 64}}\n"
 INSTALL = "pip install 'kvfold[export]'"
 # The first module that a command misses, and how it is had; torch by the extra of most.
-MISSES = {"serve": ("httptools", "pip install 'kvfold[serve]'")}
+MISSES = {
+    "serve": ("httptools", "pip install 'kvfold[serve]'"),
+    "tune": ("cuda.bindings", "pip install 'kvfold[cuda]'"),
+}
 # Commands as they are typed in a folder with `tiny.yaml`, nothing made of it, and the bundle `built`.
 REFUSED = {
     "plan": "plan tiny.yaml --max-kl 0.1 -o found.yaml",
@@ -46,6 +49,7 @@ REFUSED = {
     "demo": "demo tiny.yaml",
     "bench": "bench tiny.yaml --peers none --quick",
     "serve": "serve built",
+    "tune": "tune",
 }
 WORKING = {
     "run": ("run built --max-tokens 4", "tokens"),

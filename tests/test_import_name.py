@@ -108,8 +108,8 @@ def test_a_wheel_installs_one_name(wheel_site: Path) -> None:
     (information,) = (path.name for path in wheel_site.glob("kvfold-*.dist-info"))
     assert {path.name for path in wheel_site.iterdir()} == {"kvfold", information, "bin"}
     assert {path.name for path in (wheel_site / "bin").iterdir()} == {"kvfold"}
-    library = wheel_site / "kvfold" / "plugins" / "cpu" / "libkvfold_cpu.so"
-    assert library.is_file()
+    for name in ("cpu", "cuda"):
+        assert (wheel_site / "kvfold" / "plugins" / name / f"libkvfold_{name}.so").is_file()
     assert not list(wheel_site.rglob("test_*.py"))
 
 

@@ -64,7 +64,7 @@ def fold_weights(
 
     Only layers of folded banks (fewer KV heads, or read by several layers) change; the identity plan and
     plans of horizons alone leave every tensor untouched. Head sinks are added where the plan has them.
-    Disk holds four streams of N * L * hidden_size floats in the temporary directory; memory holds a layer of
+    Disk holds six streams of N * L * hidden_size floats in the temporary directory; memory holds a layer of
     both models, one batch, the moments, and the keys and values of banks whose readers are still to come.
     What changed is in the journal, by default in memory; a journal on disk also goes on after a kill.
 

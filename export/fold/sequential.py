@@ -150,9 +150,8 @@ class SequentialFold:
     def _blocks(self, layer: int) -> tuple[Block, Block]:
         """The layer's block in the teacher and in the student, with its weights as they are now."""
         teacher = self._original(layer)
-        student = load_block(self.config, self.student.plan, self.folded, layer)
-        student.mlp = teacher.mlp  # no fold changes it: it is held once
-        return teacher, student
+        # No fold changes the MLP: it is read and held once.
+        return teacher, load_block(self.config, self.student.plan, self.folded, layer, teacher.mlp)
 
     def _original(self, layer: int) -> Block:
         """The teacher's block, kept while it is the layer at work."""
@@ -170,40 +169,56 @@ class SequentialFold:
         return append_one(x) if self.config.attention_bias else x
 
     def _bank_statistics(self, bank: Bank) -> BankStatistics:
-        """One pass over the text: the bank's members in the teacher against the student's input."""
+        """The bank's members in the teacher against the student's input, one layer after the other."""
         layers, size = bank.layers, self.config.head_dim
-        keys = torch.stack([self._read(layer, "k_proj") for layer in layers])
-        values = torch.stack([self._read(layer, "v_proj") for layer in layers])
-        prior = torch.stack([keys, values], dim=1).flatten(0, 3)
-        moments, rotation = Moments(prior.shape[1], prior.shape[0]), Moments(prior.shape[1], size)
-        power = torch.zeros(len(layers), self.config.num_attention_heads, size, dtype=torch.float64)
-        blocks = [self._original(bank.layer)]
-        for i in range(bank.layer + 1, layers[-1] + 1):
-            blocks.append(load_block(self.config, self.teacher.plan, self.weights, i))
-        attention, length = blocks[0].self_attn, self.student.hidden.shape[1]
+        first, length = self._original(bank.layer), self.student.hidden.shape[1]
         sizes = magnitudes(self.config, self.teacher.plan, bank.layer)
         angles = torch.cat([x[:length] / sizes for x in self.teacher.mixer.table(bank.layer)], dim=-1)
+        ahead = self.teacher.fork(self.teacher.plan) if bank.consumers else self.teacher
+        members, block = [], first
+        for layer in range(bank.layer, layers[-1] + 1):
+            if layer > bank.layer:
+                for rows in ahead.batches():
+                    ahead.attend(block, rows)
+                    ahead.advance(block, rows)
+                del block  # before the next one is there
+                block = load_block(self.config, self.teacher.plan, self.weights, layer)
+            if layer in layers:
+                members.append(self._member_statistics(ahead, block, first))
+        rotation = Moments(self.config.hidden_size + self.config.attention_bias, size)
         for rows in self.student.batches():
-            projected = torch.stack(list(self.teacher.look_ahead(blocks, layers, rows)), dim=-2)
-            x, queries = self._inputs(blocks[0], rows), projected[..., : attention.query_size]
-            moments.add(x, projected[..., attention.query_size :].flatten(-2))
+            x = self._inputs(first, rows)
             rotation.add(x, angles.expand(*x.shape[:-1], -1))
-            power += queries.square().sum((0, 1)).reshape(power.shape)
-        predicted = moments.solve(prior, self.settings.ridge).reshape(
-            len(layers), 2, -1, size, prior.shape[1]
-        )
-        cos, sin = (rotation.cross.T / moments.tokens).chunk(2)
+        predicted, powers = (torch.stack(parts) for parts in zip(*members, strict=True))
+        cos, sin = (rotation.cross.T / rotation.tokens).chunk(2)
         return BankStatistics(
             keys=predicted[:, 0],
             values=predicted[:, 1],
-            gram=moments.gram / moments.tokens,
+            gram=rotation.gram / rotation.tokens,
             rotated_mean=torch.complex(cos, sin),
             # A logit holds both lengths that RoPE gives a pair, so its power holds their fourth power.
             query_power=self._by_original_head(
-                (power[..., : size // 2] + power[..., size // 2 :]) * sizes**4
+                (powers[..., : size // 2] + powers[..., size // 2 :]) * sizes**4
             ),
             output_metric=self._output_metric(layers),
         )
+
+    def _member_statistics(self, ahead: ResidualStream, block: Block, first: Block) -> tuple[Tensor, Tensor]:
+        """Of the teacher's block that `ahead` stands before, from the student's input of the bank's `first`.
+
+        Keys and values [2, heads, head_dim, inputs] regressed from that, and the power of each channel of the
+        queries [heads, head_dim].
+        """
+        layer, size = block.self_attn.layer, self.config.head_dim
+        prior = torch.stack([self._read(layer, "k_proj"), self._read(layer, "v_proj")]).flatten(0, 2)
+        moments = Moments(prior.shape[1], prior.shape[0])
+        power = torch.zeros(block.self_attn.query_size, dtype=torch.float64)
+        for rows in self.student.batches():
+            queries, keys_values = ahead.project(block, rows).tensor_split([len(power)], dim=-1)
+            moments.add(self._inputs(first, rows), keys_values)
+            power += queries.square().sum((0, 1))
+        predicted = moments.solve(prior, self.settings.ridge)
+        return predicted.reshape(2, -1, size, prior.shape[1]), power.reshape(-1, size)
 
     def _share_in_stream(self, output: Tensor) -> Tensor:
         """What an error of attention-block outputs [..., hidden] counts for: a norm behind shrinks it."""
@@ -235,7 +250,7 @@ class SequentialFold:
         queries, block = self._read(layer, "q_proj"), self._original(layer)
         moments = Moments(queries.shape[-1], queries.shape[0] * queries.shape[1])
         for rows in self.student.batches():
-            (projected,) = self.teacher.look_ahead([block], (layer,), rows)
+            projected = self.teacher.project(block, rows)
             moments.add(self._inputs(block, rows), projected[..., : block.self_attn.query_size])
         solved = moments.solve(queries.flatten(0, 1), self.settings.ridge).reshape(queries.shape)
         write_heads(self.folded, layer, "q_proj", query_factors @ solved)

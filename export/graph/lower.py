@@ -12,6 +12,7 @@ from kvfold.export.graph.linears import find_linears
 from kvfold.export.graph.model_files import save_model
 from kvfold.plugins.contract.errors import ExportError, TargetError
 from kvfold.plugins.contract.fold_plan import FoldPlan, KvDtype
+from kvfold.plugins.contract.progress import Progress, unheard
 from kvfold.plugins.contract.step import MODEL_FILE
 
 
@@ -67,7 +68,7 @@ def count_weights(model: ir.Model) -> int:
     return 1 + linears + count_norms(model)
 
 
-def save_lowered(model: ir.Model, directory: Path) -> None:
+def save_lowered(model: ir.Model, directory: Path, progress: Progress = unheard) -> None:
     """Write the graph, without what the passes left unused: no float weight travels beside its int8 form."""
     RemoveUnusedNodesPass()(model)
-    save_model(model, directory / MODEL_FILE)
+    save_model(model, directory / MODEL_FILE, progress)

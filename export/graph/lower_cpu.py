@@ -24,6 +24,7 @@ from kvfold.export.graph.passes import (
 from kvfold.export.quantize.int4.stored_blocks import NO_BLOCKS, StoredBlocks
 from kvfold.export.quantize.precision import Precision, rounds_embedding
 from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.plugins.contract.progress import Progress, unheard
 from kvfold.plugins.int8_linear.schema import ActivationBits
 
 INT8: dict[Precision, ActivationBits] = {"int8": 8, "int8_a16": 16}
@@ -36,6 +37,7 @@ def lower_for_cpu(
     plan: FoldPlan,
     precision: Mapping[str, Precision],
     blocks: StoredBlocks = NO_BLOCKS,
+    progress: Progress = unheard,
 ) -> dict[str, int]:
     """Write `model.onnx` for ONNX Runtime's CPU provider with kvfold's kernels into `directory`.
 
@@ -45,6 +47,7 @@ def lower_for_cpu(
         plan: the plan the graph was exported from.
         precision: each linear's precision by module path, as calibration decided.
         blocks: of those in 4 bits.
+        progress: told of the share written; weights are read, quantised and packed then.
 
     Returns:
         How often each pass matched.
@@ -73,5 +76,5 @@ def lower_for_cpu(
         "skip_norms": skip_norms.apply(model),
     }
     check_counts(counts, expected)
-    save_lowered(model, directory)
+    save_lowered(model, directory, progress)
     return counts

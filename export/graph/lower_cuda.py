@@ -10,62 +10,73 @@ from kvfold.export.graph.lower import (
     check_counts,
     check_head_dim,
     check_kv_dtypes,
+    count_sums_normalised,
     count_weights,
     save_lowered,
 )
-from kvfold.export.graph.passes import activation_dtype, float_logits, stock_attention
-from kvfold.plugins.contract.errors import TargetError
+from kvfold.export.graph.passes import (
+    activation_dtype,
+    cuda_attention,
+    float_logits,
+    matmul_nbits,
+    packed_qkv,
+    skip_norms,
+)
+from kvfold.export.quantize.int4.stored_blocks import NO_BLOCKS, StoredBlocks
 from kvfold.plugins.contract.fold_plan import FoldPlan
-from kvfold.plugins.cuda.attention_spec import ActivationDtype
+from kvfold.plugins.contract.progress import Progress, unheard
+from kvfold.plugins.cuda.attention_spec import HEAD_SIZES, ActivationDtype
 
 
 def lower_for_cuda(
-    model: ir.Model, directory: Path, plan: FoldPlan, dtype: ActivationDtype
+    model: ir.Model,
+    directory: Path,
+    plan: FoldPlan,
+    dtype: ActivationDtype,
+    blocks: StoredBlocks = NO_BLOCKS,
+    progress: Progress = unheard,
 ) -> dict[str, int]:
-    """Write `model.onnx` for ONNX Runtime's CUDA provider, with stock ops alone, into `directory`.
+    """Write `model.onnx` for ONNX Runtime's CUDA provider with kvfold's attention into `directory`.
 
-    Every linear is computed in `dtype`. Norms stay RMSNormalization, whose kernel sums in float32; the fused
-    residual norm that the CPU uses sums in float16 on CUDA.
+    Linears in 4 bits are MatMulNBits, every other one is computed in `dtype`. Norms sum their squares in
+    float32: RMSNormalization does, and from ONNX Runtime 1.27 on its fused residual norm does too (pull
+    request 28682 there).
 
     Args:
         model: the target-neutral graph, changed in place.
         directory: an existing directory.
         plan: the plan the graph was exported from.
         dtype: of the activations.
+        blocks: of the linears in 4 bits.
+        progress: told of the share written.
 
     Returns:
         How often each pass matched.
 
     Raises:
         ExportError: a pass did not find what it must, or a weight is beyond `dtype`.
-        TargetError: the plan has sink tokens, or stores a cache in a type that the stock op does not read;
-            or its heads have a size that it does not.
+        TargetError: the kernels do not read the type of a cache, or heads of this size.
     """
     check_kv_dtypes(plan, f"the cuda target with {dtype} activations", (dtype, "int8"))
-    check_head_dim(plan, "the cuda target", range(16, 257, 16))
-    _check_sinks(plan)
+    check_head_dim(plan, "the cuda target", HEAD_SIZES)
     element = ir.DataType[dtype.upper()]
+    in_4_bits = sum(kind in matmul_nbits.INT4 for kind in blocks.quantization.precision.values())
     expected = {
-        "activation_dtype": count_weights(model),
+        "matmul_nbits": in_4_bits,
+        "activation_dtype": count_weights(model) - in_4_bits,
         "float_logits": 1,
-        "stock_attention": len(plan.layers),
+        "skip_norms": count_sums_normalised(model),
+        "packed_qkv": sum(bool(bank.consumers) for bank in plan.banks),
+        "cuda_attention": len(plan.layers),
     }
     counts = {
+        "matmul_nbits": matmul_nbits.apply(model, blocks, element),
         "activation_dtype": activation_dtype.apply(model, element),
         "float_logits": float_logits.apply(model),
-        "stock_attention": stock_attention.apply(model, element),
+        "skip_norms": skip_norms.apply(model),
+        "packed_qkv": packed_qkv.apply(model),
+        "cuda_attention": cuda_attention.apply(model),
     }
     check_counts(counts, expected)
-    save_lowered(model, directory)
+    save_lowered(model, directory, progress)
     return counts
-
-
-def _check_sinks(plan: FoldPlan) -> None:
-    for index, layer in enumerate(plan.layers):
-        if layer.sink_size:
-            raise TargetError(
-                f"layer {index} keeps its first {layer.sink_size} tokens visible under a window; ONNX "
-                "Runtime's PagedAttention cannot: set sink_size: 0 in the recipe's plan, with head_sink: "
-                "true and healing (windows without sinks cost quality), or build for tensorrt, "
-                "tensorrt-rtx or cpu"
-            )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,12 @@ from kvfold.export.model.model_config import ModelConfig
 from kvfold.plugins.contract import step
 from kvfold.plugins.contract.errors import ExportError
 from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.plugins.contract.progress import Progress, part, unheard
 from kvfold.plugins.paged_attention.onnx_schema import register_schema
 from kvfold.plugins.paged_attention.schema import DOMAIN, INPUTS, OP_TYPE, OPSET, OUTPUTS, Attributes
 
+# Where these begin in its time, for the progress display (28 layers).
+TRACING, TRANSLATING, CHECKING = 0.44, 0.52, 0.97
 ONNX_OPSET = 23  # the first with RMSNormalization
 _TORCH_DTYPES = {
     "float32": torch.float32,
@@ -38,7 +42,13 @@ _TORCH_DTYPES = {
 _ATTRIBUTES = tuple(Attributes.__dataclass_fields__)
 
 
-def export_graph(config: ModelConfig, plan: FoldPlan, scales: Mapping[str, Tensor], path: Path) -> Path:
+def export_graph(
+    config: ModelConfig,
+    plan: FoldPlan,
+    scales: Mapping[str, Tensor],
+    path: Path,
+    progress: Progress = unheard,
+) -> Path:
     """Write the graph of a model folded by `plan` to `path`, and return that.
 
     Args:
@@ -46,12 +56,16 @@ def export_graph(config: ModelConfig, plan: FoldPlan, scales: Mapping[str, Tenso
         plan: how it is folded.
         scales: static KV scales for every int8 bank, `key_scale.<layer>` and `value_scale.<layer>`.
         path: of the file.
+        progress: told of the share done, roughly: most of the work is the exporter's own.
 
     Raises:
         ExportError: the exported graph does not hold what the plan promises.
     """
+    progress(0, "preparing the decoder")
     decoder = _stand_in(config, plan)
+    _tell_layers(decoder, part(progress, TRACING, TRANSLATING - TRACING))
     model = _to_onnx(PagedDecoder(decoder, scales), plan)
+    progress(CHECKING, "checking the graph")
     _name_nodes(model)
     _check_against_plan(model, plan)
     _give_weights_up(model, decoder)
@@ -74,6 +88,18 @@ def _stand_in(config: ModelConfig, plan: FoldPlan) -> Decoder:
     if config.tie_word_embeddings:
         decoder.lm_head.weight = decoder.model.embed_tokens.weight
     return decoder.eval()
+
+
+def _tell_layers(decoder: Decoder, progress: Progress) -> None:
+    """Tell of each layer when it is traced, which is once; what follows the last one says nothing itself."""
+    layers = decoder.model.layers
+    for index, layer in enumerate(layers, start=1):
+        note = f"layer {index} of {len(layers)}" if index < len(layers) else "translating the graph"
+        layer.register_forward_pre_hook(partial(_tell, progress, index / len(layers), note))
+
+
+def _tell(progress: Progress, fraction: float, note: str, *_: object) -> None:
+    progress(fraction, note)
 
 
 def _to_onnx(module: PagedDecoder, plan: FoldPlan) -> ir.Model:

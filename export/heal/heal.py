@@ -2,94 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from kvfold.export.heal.heal_settings import HealSettings
-from kvfold.export.heal.healed_adapter import merge
+from kvfold.export.heal.healing import (
+    AFTER,
+    BEFORE,
+    CALIBRATING,
+    COST,
+    DONE,
+    END_TO_END,
+    FITTING,
+    INT8,
+    LAYERWISE,
+    STEPS,
+    TRAINED,
+    Healing,
+    HealProgress,
+)
 from kvfold.export.heal.objective.losses import EndToEndLoss, LayerwiseLoss
-from kvfold.export.heal.objective.teacher_cache import TeacherCache, scored_positions
-from kvfold.export.heal.starting_point import METRIC_TOKENS, adapter_form
+from kvfold.export.heal.starting_point import adapter_form
 from kvfold.export.heal.student.int8_deployment import Int8Deployment
 from kvfold.export.heal.student.low_rank import FACTORS
 from kvfold.export.heal.student.student import TrainedModel
 from kvfold.export.heal.training.journal import Journal, Snapshot
-from kvfold.export.heal.training.train import TOKENS_PER_PASS, Step, train
-from kvfold.export.model.model_config import ModelConfig
-from kvfold.export.quantize.calibrate import calibrate
-from kvfold.export.quantize.quantize_settings import QuantizeSettings
-from kvfold.export.weights.changed_weights import ChangedWeights, dropped_names
-from kvfold.plugins.contract.fold_plan import FoldPlan
-from kvfold.plugins.contract.plan_presets import Preset, build_plan
-from kvfold.plugins.contract.progress import Progress, unheard
-
-LAYERWISE, END_TO_END, INT8, DONE = STEPS = ("layerwise", "end_to_end", "int8", "done")
-FITTING, TEACHER, CALIBRATING = "fitting", "teacher", "calibrating"
-# Share of the time that a token takes in each part, in order, for the progress display (measured on SmolLM2;
-# fitting and calibrating count as what they have in common with the teacher, a pass without gradients).
-FORWARD = 0.27
-COST = {
-    FITTING: FORWARD,
-    LAYERWISE: 0.75,
-    TEACHER: FORWARD,
-    END_TO_END: 1.0,
-    CALIBRATING: FORWARD,
-    INT8: 2.0,
-}
-
-
-@dataclass(frozen=True)
-class Healing:
-    """What is healed, on what, and how.
-
-    Attributes:
-        config: the unfolded model.
-        base: its weights.
-        plan: the fold, with the RoPE slots that it chose.
-        tokens: training text, int64 [N, L].
-        settings: dials.
-        quantize: how the healed model is to be quantised; only step C asks.
-        calibration: text that it is then calibrated on, int64 [N, L]; None where step C is skipped.
-    """
-
-    config: ModelConfig
-    base: Mapping[str, Tensor]
-    plan: FoldPlan
-    tokens: Tensor
-    settings: HealSettings
-    quantize: QuantizeSettings = field(default_factory=QuantizeSettings)
-    calibration: Tensor | None = None
-
-    def teacher(self) -> TrainedModel:
-        """The original."""
-        identity = build_plan(Preset(preset="identity"), self.config.attention_shape)
-        return TrainedModel(self.config, identity, self.base)
-
-    def student(self, form: Mapping[str, Tensor], int8: Int8Deployment | None = None) -> TrainedModel:
-        """The folded model, as `form` has it."""
-        kept = ChangedWeights(self.base, {}, dropped_names(self.plan))
-        return TrainedModel(self.config, self.plan, kept, form, int8)
-
-    @property
-    def text_shape(self) -> tuple[int, int]:
-        """How many sequences there are, and their length."""
-        count, length = self.tokens.shape
-        return count, length
-
-    @property
-    def head(self) -> Tensor:
-        """The original's lm_head weight [vocab, hidden_size]."""
-        return self.base["model.embed_tokens.weight" if self.config.tie_word_embeddings else "lm_head.weight"]
-
-    def deploy(self, form: Mapping[str, Tensor], report: Progress = unheard) -> Int8Deployment:
-        """How the model that `form` makes would be deployed."""
-        assert self.calibration is not None, "step C is given what to calibrate on"
-        weights = merge(self.config, self.base, self.plan, {n: tensor.half() for n, tensor in form.items()})
-        calibrated = calibrate(self.config, weights, self.plan, self.calibration, self.quantize, report)
-        return Int8Deployment.of(self.config, self.plan, calibrated)
+from kvfold.export.heal.training.passes import SMALLEST
+from kvfold.export.heal.training.schedule import ByClock, ByUpdates, Schedule
+from kvfold.export.heal.training.train import Step, count_updates, train
+from kvfold.export.heal.training.training_text import TrainingText
+from kvfold.plugins.contract.errors import HealingError
+from kvfold.plugins.contract.progress import Progress
 
 
 def heal(
@@ -102,8 +49,9 @@ def heal(
 ) -> dict[str, Tensor]:
     """The adapter that heals `folded`, float16; `merge` makes weights of it and the base.
 
-    The same arguments give the same bits on the same machine with the same number of threads, also when
-    killed and called again: `folder` keeps snapshots, the loss log and the teacher's cache.
+    The same arguments give the same bits on the same CPU with the same number of threads, also when killed
+    and called again: `folder` keeps snapshots and the loss log. A training by the clock goes on with the time
+    that it has left.
 
     Args:
         healing: what is healed.
@@ -116,119 +64,160 @@ def heal(
 
     Raises:
         PlanError: the plan folds nothing.
-        HealingError: training diverged.
+        HealingError: training diverged; the clock leaves no time to train, or no text can be held out for it;
+            a GPU's memory does not suffice for one sequence.
     """
-    journal, progress = Journal(folder, key), _Progress(healing, report)
-    snapshot = journal.load()
-    if snapshot is None:
-        fitting = progress.part(FITTING, "fitting the adapter to the fold")
-        snapshot = journal.begin(LAYERWISE, _first_form(healing, folded, start, fitting))
-    journal.rewind(snapshot, STEPS)
-    if snapshot.step == LAYERWISE:
-        snapshot = _layerwise(healing, journal, snapshot, progress)
-    if snapshot.step == END_TO_END:
-        snapshot = _end_to_end(healing, journal, snapshot, progress)
-    if snapshot.step == INT8:
-        snapshot = _int8(healing, journal, snapshot, progress)
-    TeacherCache.remove(folder)
-    return {name: tensor.half() for name, tensor in snapshot.form.items()}
+    form = _Training(healing, folded, start, Journal(folder, key), report).run()
+    return {name: tensor.half() for name, tensor in form.items()}
 
 
-def _first_form(
-    healing: Healing,
-    folded: Mapping[str, Tensor],
-    start: Mapping[str, Tensor] | None,
-    progress: Progress,
-) -> dict[str, Tensor]:
-    if start is None:
-        text, rank = healing.tokens, healing.settings.rank
-        return adapter_form(healing.config, healing.base, folded, healing.plan, text, rank, progress)
-    return {name: tensor if name.endswith(FACTORS) else tensor.float() for name, tensor in start.items()}
+class _Training:
+    """All steps, each from the snapshot that the one before it left."""
 
+    def __init__(
+        self,
+        healing: Healing,
+        folded: Mapping[str, Tensor],
+        start: Mapping[str, Tensor] | None,
+        journal: Journal,
+        report: Progress,
+    ) -> None:
+        self._healing, self._folded, self._start, self._journal = healing, folded, start, journal
+        self._settings, self._progress = healing.settings, HealProgress(healing, journal, report)
+        self._text, self._held_out = healing.text, healing.held_out or TrainingText(())
+        if healing.settings.seconds is not None and healing.held_out is None:
+            self._text, self._held_out = healing.text.hold_out()
 
-def _layerwise(healing: Healing, journal: Journal, snapshot: Snapshot, progress: _Progress) -> Snapshot:
-    """Step A; returns the snapshot that step B starts from."""
-    student, settings = healing.student(snapshot.form), healing.settings
-    loss = LayerwiseLoss(healing.teacher(), student, healing.tokens)
-    dials = settings.layerwise_tokens, settings.layerwise_learning_rate, settings.seed
-    step = Step(LAYERWISE, *dials, healing.text_shape, student.parameters, loss)
-    train(step, settings, journal, snapshot, progress.of(step))
-    return journal.save(END_TO_END, 0, {**snapshot.form, **student.parameters}, None)
-
-
-def _end_to_end(healing: Healing, journal: Journal, snapshot: Snapshot, progress: _Progress) -> Snapshot:
-    """Step B, after the teacher has answered; returns the snapshot that step C starts from."""
-    settings = healing.settings
-    if not settings.tokens:
-        return journal.save(INT8, 0, snapshot.form, None)
-    cache = _answers(healing, journal, progress)
-    student = healing.student(snapshot.form)
-    loss = EndToEndLoss(student, cache, healing.head, healing.tokens)
-    dials = settings.tokens, settings.learning_rate, settings.seed + 1
-    step = Step(END_TO_END, *dials, healing.text_shape, student.parameters, loss)
-    train(step, settings, journal, snapshot, progress.of(step))
-    return journal.save(INT8, 0, {**snapshot.form, **student.parameters}, None)
-
-
-def _int8(healing: Healing, journal: Journal, snapshot: Snapshot, progress: _Progress) -> Snapshot:
-    """Step C: step B on a student that rounds as it would have been deployed when the step began."""
-    settings = healing.settings
-    if not settings.int8_tokens:
-        return journal.save(DONE, 0, snapshot.form, None)
-    cache = _answers(healing, journal, progress)
-    if snapshot.int8:
-        int8 = Int8Deployment(**snapshot.int8)
-    else:
-        int8 = healing.deploy(snapshot.form, progress.part(CALIBRATING, "calibrating int8"))
-        snapshot = journal.save(INT8, 0, snapshot.form, None, vars(int8))
-    student = healing.student(snapshot.form, int8)
-    loss = EndToEndLoss(student, cache, healing.head, healing.tokens)
-    dials = settings.int8_tokens, settings.int8_learning_rate, settings.seed + 2
-    step = Step(INT8, *dials, healing.text_shape, student.parameters, loss)
-    train(step, settings, journal, snapshot, progress.of(step))
-    return journal.save(DONE, 0, {**snapshot.form, **student.parameters}, None)
-
-
-def _answers(healing: Healing, journal: Journal, progress: _Progress) -> TeacherCache:
-    """The original's answers at the scored positions; it runs where they are not all there yet."""
-    settings, (count, length) = healing.settings, healing.text_shape
-    positions = scored_positions(count, length, settings.scored, settings.seed)
-    cache = TeacherCache(journal.folder, positions, healing.config.hidden_size)
-    if cache.missing:
-        cache.fill(
-            healing.teacher(),
-            healing.tokens,
-            max(1, TOKENS_PER_PASS // length),
-            lambda fraction: progress(TEACHER, fraction, "the original answers"),
-        )
-    return cache
-
-
-class _Progress:
-    """One fraction for all parts, by what their tokens cost."""
-
-    def __init__(self, healing: Healing, report: Progress) -> None:
-        settings, text = healing.settings, healing.tokens.numel()
-        tokens = {
-            FITTING: min(text, METRIC_TOKENS),
-            LAYERWISE: settings.layerwise_tokens,
-            TEACHER: text if settings.tokens or settings.int8_tokens else 0,
-            END_TO_END: settings.tokens,
-            CALIBRATING: 0 if healing.calibration is None else healing.calibration.numel(),
-            INT8: settings.int8_tokens,
+    def run(self) -> Mapping[str, Tensor]:
+        """The healed model as its adapter's tensors."""
+        run = {
+            BEFORE: self._measure_before,
+            LAYERWISE: self._layerwise,
+            END_TO_END: self._end_to_end,
+            INT8: self._int8,
+            AFTER: self._keep_the_better,
         }
-        self._cost = {part: COST[part] * tokens[part] for part in COST}
-        self._report = report
+        journal = self._journal
+        snapshot = journal.load() or journal.begin(BEFORE, self._first_form())
+        journal.rewind(snapshot, STEPS)
+        while snapshot.step != DONE:
+            after = STEPS[STEPS.index(snapshot.step) + 1]
+            snapshot = journal.save(run[snapshot.step](snapshot).then(after))
+        return snapshot.form
 
-    def __call__(self, part: str, fraction: float, note: str) -> None:
-        parts = list(COST)
-        before = sum(self._cost[earlier] for earlier in parts[: parts.index(part)])
-        self._report((before + fraction * self._cost[part]) / sum(self._cost.values()), note)
+    @cached_property
+    def _teacher(self) -> TrainedModel:
+        return self._healing.teacher()
 
-    def part(self, part: str, doing: str) -> Progress:
-        """Takes how far a part is that is no training."""
-        return lambda fraction, note="": self(part, fraction, f"{doing} {note}".rstrip())
+    def _first_form(self) -> dict[str, Tensor]:
+        healing, start = self._healing, self._start
+        if start is None:
+            progress = self._progress.part(FITTING, "fitting the adapter to the fold")
+            text, rank = healing.text.largest, healing.settings.rank
+            return adapter_form(
+                healing.config, healing.base, self._folded, healing.plan, text, rank, progress
+            )
+        return {name: tensor if name.endswith(FACTORS) else tensor.float() for name, tensor in start.items()}
 
-    def of(self, step: Step) -> Callable[[float, float], None]:
-        """Takes the fraction done of one step, and its loss."""
-        return lambda fraction, loss: self(step.name, fraction, f"{step.name} loss {loss:.4f}")
+    def _measure_before(self, snapshot: Snapshot) -> Snapshot:
+        """What a training by the clock begins with, and when its steps are to end."""
+        if self._settings.seconds is None:
+            return snapshot
+        if not self._held_out.tokens:
+            raise HealingError(
+                "heal.seconds holds some of heal.text out to judge by, yet it has one sequence; ask for more "
+                "tokens"
+            )
+        began = self._journal.clock.spent
+        self._journal.log(BEFORE, 1, self._divergence(snapshot.form))
+        return replace(snapshot, ends=self._ends(self._journal.clock.spent - began))
+
+    def _ends(self, afterwards: float) -> dict[str, float]:
+        """When each step ends, so that seconds are left for what comes afterwards."""
+        seconds, end = self._settings.seconds, self._journal.clock.spent
+        assert seconds is not None, "this training has no end on the clock"
+        left = seconds - afterwards - end
+        if left <= 0:
+            raise HealingError(
+                f"heal.seconds is {seconds:g}, yet what comes before and after training takes "
+                f"{end + afterwards:.0f}; raise it"
+            )
+        shares = {step: COST[step] * self._healing.tokens(step) for step in TRAINED}
+        ends = {BEFORE: end}
+        for step, share in shares.items():
+            ends[step] = end = end + left * share / sum(shares.values())
+        return ends
+
+    def _layerwise(self, snapshot: Snapshot) -> Snapshot:
+        """Step A."""
+        if not self._settings.layerwise_tokens:
+            return snapshot
+        student = self._healing.student(snapshot.form)
+        loss = LayerwiseLoss(self._teacher, student, self._text)
+        return self._train(snapshot, self._settings.layerwise_learning_rate, student, loss)
+
+    def _end_to_end(self, snapshot: Snapshot) -> Snapshot:
+        """Step B."""
+        if not self._settings.tokens:
+            return snapshot
+        student = self._healing.student(snapshot.form)
+        loss = self._end_to_end_loss(student, self._text, self._settings.scored)
+        return self._train(snapshot, self._settings.learning_rate, student, loss)
+
+    def _int8(self, snapshot: Snapshot) -> Snapshot:
+        """Step C: step B on a student that rounds as it would have been deployed when the step began."""
+        if not self._settings.int8_tokens:
+            return snapshot
+        if not snapshot.int8:
+            int8 = self._healing.deploy(snapshot.form, self._progress.part(CALIBRATING, "calibrating int8"))
+            snapshot = self._journal.save(replace(snapshot, int8=vars(int8)))
+        student = self._healing.student(snapshot.form, Int8Deployment(**snapshot.int8 or {}))
+        loss = self._end_to_end_loss(student, self._text, self._settings.scored)
+        return self._train(snapshot, self._settings.int8_learning_rate, student, loss)
+
+    def _keep_the_better(self, snapshot: Snapshot) -> Snapshot:
+        """What a training by the clock ends with: what it learned, or began with where that is better."""
+        if self._settings.seconds is None:
+            return snapshot
+        after = self._divergence(snapshot.form)
+        self._journal.log(AFTER, 1, after)
+        if after < self._journal.last_loss(BEFORE):
+            return snapshot
+        return replace(snapshot, form=self._first_form())
+
+    def _divergence(self, form: Mapping[str, Tensor]) -> float:
+        """Mean KL(original || model) on the text held out, in nat a token, as it would be deployed."""
+        healing, text = self._healing, self._held_out
+        progress = self._progress.part(CALIBRATING, "judging by held-out text")
+        int8 = healing.deploy(form, progress) if self._settings.int8_tokens else None
+        loss, total = self._end_to_end_loss(healing.student(form, int8), text, scored=1.0), 0.0
+        with torch.no_grad():
+            for own in text.by_length(torch.arange(len(text.lengths))):
+                length = int(text.lengths[own[0]])
+                for rows in torch.split(own, max(1, SMALLEST // length)):
+                    total += loss(rows).item() * len(rows) * length
+                    progress(0.0)
+        return total / text.tokens
+
+    def _end_to_end_loss(self, student: TrainedModel, text: TrainingText, scored: float) -> EndToEndLoss:
+        return EndToEndLoss(self._teacher, student, self._healing.head, text, scored, self._settings.seed)
+
+    def _train(
+        self,
+        snapshot: Snapshot,
+        rate: float,
+        student: TrainedModel,
+        loss: LayerwiseLoss | EndToEndLoss,
+    ) -> Snapshot:
+        name, seed = snapshot.step, self._settings.seed + TRAINED.index(snapshot.step)
+        schedule = self._schedule(snapshot, seed)
+        step = Step(name, schedule, rate, seed, self._text, student.parameters, loss)
+        train(step, self._settings, self._journal, snapshot, self._progress.of(name))
+        return replace(snapshot, form={**snapshot.form, **student.parameters})
+
+    def _schedule(self, snapshot: Snapshot, seed: int) -> Schedule:
+        name, ends = snapshot.step, snapshot.ends
+        if ends is not None:
+            return ByClock(self._journal.clock, ends[STEPS[STEPS.index(name) - 1]], ends[name])
+        lengths, batch = self._text.lengths, self._settings.batch_tokens
+        return ByUpdates(count_updates(lengths, batch, seed, self._healing.tokens(name)))

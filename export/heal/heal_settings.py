@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from kvfold.plugins.contract.record import Record
 
@@ -15,6 +17,9 @@ class HealSettings(Record):
         tokens: tokens of step B, which teaches the whole model; 0 skips it. More tokens than the text
             has go over it again, in another order.
         int8_tokens: tokens of step C, which teaches the whole model to round as it is deployed; 0 skips it.
+        seconds: the training takes so long in place of so many tokens, from the fit to the last judgement.
+            Steps share the time as their tokens would, and each one's rate falls to its end. Some of the text
+            is held out to judge by, before and after, and the better weights are kept. None counts tokens.
         batch_tokens: tokens per update, rounded down to whole sequences, at least one. Small ones learn
             more from a token: on SmolLM2 the layer-wise loss came to 0.40 after 51,000 tokens in batches of
             1,024, and to 0.38 after 400,000 in batches of 4,096. (Not that alone differed: the first had
@@ -41,6 +46,7 @@ class HealSettings(Record):
     layerwise_tokens: int = Field(default=300_000, ge=0)
     tokens: int = Field(default=1_000_000, ge=0)
     int8_tokens: int = Field(default=0, ge=0)
+    seconds: float | None = Field(default=None, ge=1, allow_inf_nan=False)
     batch_tokens: int = Field(default=1_024, ge=1)
     layerwise_learning_rate: float = Field(default=1e-3, gt=0)
     learning_rate: float = Field(default=6e-4, gt=0)
@@ -52,3 +58,12 @@ class HealSettings(Record):
     rank: int | None = Field(default=56, ge=1)
     seed: int = Field(default=0, ge=0)
     checkpoint_seconds: float = Field(default=120.0, ge=0)
+
+    @model_validator(mode="after")
+    def _check_seconds(self) -> Self:
+        if self.seconds is not None and not (self.layerwise_tokens or self.tokens or self.int8_tokens):
+            raise ValueError(
+                f"seconds is {self.seconds:g}, which the steps share by their tokens, yet all of these are "
+                "0; give a step some, for example tokens: 1"
+            )
+        return self

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -56,31 +57,56 @@ class LayerwiseModel:
         stream = _mapped((ends[-1], self.config.hidden_size), self.dtype)
         hidden = [stream[end - len(text) : end] for text, end in zip(texts, ends, strict=True)]
         with torch.inference_mode():
-            if embedding is None:
-                embedding = self.weights[EMBEDDING]
-            for text, rows in zip(texts, hidden, strict=True):
-                rows.copy_(functional.embedding(text, embedding))
-            del embedding
-            self._run_layers(hidden, tick)
-            norm = RMSNorm(self.config.hidden_size, self.config.rms_norm_eps)
-            norm.weight.copy_(self.weights["model.norm.weight"])
+            self.embed(texts, hidden, embedding)
+            layers = range(self.config.num_hidden_layers)
+            self.run([rows[None] for rows in hidden], layers, DenseAttention(self.config, self.plan), tick)
+            norm = self.final_norm()
             for rows in hidden:
-                rows.copy_(self._in_dtype(norm)(rows))
+                rows.copy_(norm(rows))
         return hidden
 
-    def _run_layers(self, hidden: Sequence[Tensor], tick: LayerTick) -> None:
-        """Advance each text through all layers, in place; a donor's keys stay until the last consumer."""
-        mixer, layers = DenseAttention(self.config, self.plan), self.plan.layers
+    def embed(
+        self, texts: Sequence[Tensor], hidden: Sequence[Tensor], embedding: Tensor | None = None
+    ) -> None:
+        """Write what stands before the first layer, [..., hidden_size] of each text's tokens [...]."""
+        table = self.weights[EMBEDDING] if embedding is None else embedding
+        for text, rows in zip(texts, hidden, strict=True):
+            rows.copy_(functional.embedding(text, table))
+
+    def run(
+        self,
+        hidden: Sequence[Tensor],
+        layers: range,
+        mixer: DenseAttention,
+        tick: LayerTick = lambda tokens: None,
+        given: Mapping[int, nn.Module] = MappingProxyType({}),
+    ) -> None:
+        """Advance hidden states [B, L, hidden_size] of texts through neighbouring layers, in place.
+
+        A layer is read, and the next one when all texts are past it; those that are `given` stand in. The
+        mixer's plan says what is visible; a donor's keys stay until its last consumer.
+        """
+        plan = mixer.plan.layers
         kept: list[dict[int, tuple[Tensor, Tensor]]] = [{} for _ in hidden]
-        for index, layer in enumerate(layers):
-            block = load_block(self.config, self.plan, self.weights, index)
-            self._in_dtype(block)
-            is_last = not any(later.donor == layer.donor for later in layers[index + 1 :])
+        for index in layers:
+            block = given.get(index) or self.block(index)
+            donor = plan[index].donor
+            is_last = not any(later.donor == donor for later in plan[index + 1 :])
             for rows, mixer.keys_values in zip(hidden, kept, strict=True):
-                rows.copy_(block(rows[None], mixer)[0])
+                rows.copy_(block(rows, mixer))
                 if is_last:
-                    del mixer.keys_values[layer.donor]
-                tick(len(rows) / len(layers))
+                    del mixer.keys_values[donor]
+                tick(rows.shape[0] * rows.shape[1] / len(plan))
+
+    def block(self, layer: int) -> nn.Module:
+        """A layer alone."""
+        return self._in_dtype(load_block(self.config, self.plan, self.weights, layer))
+
+    def final_norm(self) -> nn.Module:
+        """The norm before the head."""
+        norm = RMSNorm(self.config.hidden_size, self.config.rms_norm_eps).requires_grad_(False)
+        norm.weight.copy_(self.weights["model.norm.weight"])
+        return self._in_dtype(norm)
 
     @property
     def head_name(self) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kvfold.export.model.decoder import Attention, cap_logits
+from kvfold.export.model.fused import fused
 from kvfold.export.model.model_config import ModelConfig
 from kvfold.export.model.rope import rope_tables, select_slots
 from kvfold.plugins.contract.fold_plan import FoldPlan, LayerPlan
@@ -86,14 +87,19 @@ class DenseAttention:
         """RoPE of a layer on x [B, L, heads, head_dim] whose first token stands at position `start`."""
         rows = slice(start, start + x.shape[1])
         cos, sin = (table[rows][:, None].to(x) for table in self.table(layer))
-        first, second = x.chunk(2, dim=-1)
-        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+        return _turn(x, cos, sin)
 
     def _round(self, name: str, x: Tensor) -> Tensor:
         if name not in self.scales:
             return x
         scale = self.scales[name].transpose(0, 1).to(x)
         return torch.clamp(torch.round(x / scale), -128, 127) * scale
+
+
+@fused
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
 def _attend_with_sink(

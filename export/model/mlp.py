@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kvfold.export.model.fused import fused
 from kvfold.export.model.model_config import Activation, ModelConfig
 
 
@@ -21,11 +22,12 @@ class GatedMLP(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """MLP output, the shape of `hidden`."""
         gate, up = self.gate_up_proj(hidden).chunk(2, dim=-1)
-        output: Tensor = self.down_proj(self.activate(gate) * up)
+        output: Tensor = self.down_proj(_gated(gate, up, self.activation))
         return output
 
-    def activate(self, gate: Tensor) -> Tensor:
-        """What `up` is multiplied with."""
-        if self.activation == "gelu_tanh":
-            return functional.gelu(gate, approximate="tanh")
-        return functional.silu(gate)
+
+@fused
+def _gated(gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
+    if activation == "gelu_tanh":
+        return functional.gelu(gate, approximate="tanh") * up
+    return functional.silu(gate) * up

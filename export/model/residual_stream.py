@@ -7,13 +7,13 @@ needed and dropped again.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from kvfold.export.model.decoder import Block, pack
@@ -25,13 +25,26 @@ from kvfold.plugins.contract.fold_plan import FoldPlan
 TOKENS_PER_BATCH = 2048
 
 
-def load_block(config: ModelConfig, plan: FoldPlan, weights: Mapping[str, Tensor], layer: int) -> Block:
-    """The decoder layer `layer` alone, from weights with Hugging Face names."""
+def load_block(
+    config: ModelConfig,
+    plan: FoldPlan,
+    weights: Mapping[str, Tensor],
+    layer: int,
+    mlp: nn.Module | None = None,
+) -> Block:
+    """The decoder layer `layer` alone, from weights with Hugging Face names; an `mlp` is not read again."""
     prefix = f"model.layers.{layer}."
-    own = {"." + name.removeprefix(prefix): weights[name] for name in weights if name.startswith(prefix)}
+    names = [name.removeprefix(prefix) for name in weights if name.startswith(prefix)]
+    read = [name for name in names if mlp is None or not name.startswith("mlp.")]
     with torch.device("meta"):
         block = Block(config, plan, layer)
-    block.load_state_dict({name.lstrip("."): tensor for name, tensor in pack(own).items()}, assign=True)
+    tensors = {
+        name.lstrip("."): tensor
+        for name, tensor in pack({f".{n}": weights[prefix + n] for n in read}).items()
+    }
+    if mlp is not None:
+        tensors |= {f"mlp.{name}": tensor for name, tensor in mlp.state_dict().items()}
+    block.load_state_dict(tensors, assign=True)
     return block.requires_grad_(False).eval()
 
 
@@ -102,18 +115,10 @@ class ResidualStream:
             del self.mixer.keys_values[donor]
         return self.heads[rows]
 
-    def look_ahead(self, blocks: Sequence[Block], layers: Container[int], rows: slice) -> Iterator[Tensor]:
-        """Projections [B, L, q + 2 kv] of those `blocks`, consecutive from here, that are in `layers`.
-
-        They are as the linear gives them, before any norm of theirs.
-        """
-        hidden = self.hidden[rows]
-        self.mixer.keys_values = {}
-        for block, below in zip(blocks, [None, *blocks], strict=False):
-            if below is not None:
-                hidden = below(hidden, self.mixer)
-            if block.self_attn.layer in layers:
-                yield block.self_attn.qkv_proj(block.attention_input(hidden))
+    def project(self, block: Block, rows: slice) -> Tensor:
+        """Projections [B, L, q + 2 kv] of a batch as the block's linear gives them, before any norm."""
+        projected: Tensor = block.self_attn.qkv_proj(block.attention_input(self.hidden[rows]))
+        return projected
 
     def advance(self, block: Block, rows: slice) -> None:
         """Finish the block on a batch whose head outputs are there."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Self
 
 import torch
@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from kvfold.export.model.decoder import Block
 from kvfold.export.quantize.fake_int8_linear import linear_weight
-from kvfold.export.quantize.int4.block_scales import block_scale_candidates
-from kvfold.export.quantize.int4.int4_trials import Int4Trial, activation_errors, int4_trial
+from kvfold.export.quantize.int4.int4_trials import Int4Trial, int4_trial
 from kvfold.export.quantize.int4.round_weight import is_exact, round_weight
 from kvfold.export.quantize.int8_trials import (
     Int8Trial,
@@ -40,7 +39,7 @@ class Waiting:
         largest: of its weight's columns, [in].
         trial: in int8 under the scale that its input was given; None before that.
         rows: what smoothing of its outputs multiplies the last of them with, [<= out]; None for nothing.
-        int4: in 4 bits under that scale; None before that, and where it costs too much.
+        int4: in 4 bits, once tried; None where it costs too much.
         int4_error: of 4 bits with int8 activations, once tried.
     """
 
@@ -53,7 +52,7 @@ class Waiting:
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Self:
-        """Inverse of `dataclasses.asdict`."""
+        """Inverse of `_plain`."""
         trial = fields["trial"] and Int8Trial(**fields["trial"])
         int4 = fields["int4"] and Int4Trial.of(fields["int4"])
         rest = fields["rows"], int4, fields["int4_error"]
@@ -136,7 +135,7 @@ class LayerCalibration:
             "smoothing": self.smoothing,
             "order": self._order,
             "measured": {name: linear.model_dump() for name, linear in self._measured.items()},
-            "waiting": {name: asdict(each) for name, each in self._waiting.items()},
+            "waiting": {name: _plain(each) for name, each in self._waiting.items()},
             "largest_inputs": self._largest_inputs,
             "ranges": [self._key_range, self._value_range],
         }
@@ -169,15 +168,18 @@ class LayerCalibration:
         waited_for = {linear for group in self._open.values() for linear in (*group.readers, *group.makers)}
         for name in [name for name in self._waiting if name not in waited_for]:
             if self._settings.weights == "int4" and self._waiting[name].int4_error is None:
-                self._try_int4(name, None)
+                self._try_int4(name)
             linear = self._waiting.pop(name)
             self._measured[name] = self._keep_int4(name, linear) or self._measure(name, linear)
         self._matrices = {}
 
     def _smooth(self, group: SmoothingGroup) -> None:
         """Give a group the candidate with the least measured error, or none."""
-        if self._settings.weights == "int4" and self._smooth_blocks(group):
-            return
+        if self._settings.weights == "int4":
+            for reader in group.readers:
+                self._try_int4(reader)
+            if any(self._waiting[reader].int4 is not None for reader in group.readers):
+                return  # their activations have a scale a block
         inputs = {reader: self._waiting[reader].seen for reader in group.readers}
         largest = {reader: self._waiting[reader].largest for reader in group.readers}
         candidates = scale_candidates(group, inputs, largest)
@@ -194,32 +196,12 @@ class LayerCalibration:
                 self._waiting[reader].trial = trials[reader][best]
         self._give(group, candidates[best])
 
-    def _smooth_blocks(self, group: SmoothingGroup) -> bool:
-        """The same for 4-bit weights; False where every reader costs too much in them."""
-        inputs = {reader: self._waiting[reader].seen for reader in group.readers}
-        candidates = block_scale_candidates(group, inputs)
-        columns = [None if scale is None else group.columns(scale) for scale in candidates]
-        trials = [
-            activation_errors(inputs[reader].sample, self._matrix(reader), columns)
-            for reader in group.readers
-        ]
-        errors = [sum(each) for each in zip(*trials, strict=True)]
-        best = errors.index(min(errors))
-        for reader in group.readers:
-            self._try_int4(reader, columns[best])
-        if all(self._waiting[reader].int4 is None for reader in group.readers):
-            return False
-        self._give(group, candidates[best])
-        return True
-
-    def _try_int4(self, name: str, scale: Tensor | None) -> None:
-        """Round a linear to 4 bits, its columns scaled, and keep them where they cost little enough."""
+    def _try_int4(self, name: str) -> None:
+        """Round a linear to 4 bits, and keep them where they cost little enough."""
         linear, matrix = self._waiting[name], self._matrix(name)
         moment, linear.seen.moment = linear.seen.moment, None
-        if moment is not None and scale is not None:
-            moment.div_(scale).div_(scale[:, None])
-        blocks, exact = round_weight(matrix if scale is None else matrix * scale, moment)
-        trial = int4_trial(linear.seen.sample, matrix, blocks, exact, scale)
+        blocks, exact = round_weight(matrix, moment)
+        trial = int4_trial(linear.seen.sample, matrix, blocks, exact)
         linear.int4_error = trial.plain.relative()
         if trial.finer.relative() <= self._settings.max_int4_error:
             linear.int4 = trial
@@ -247,7 +229,7 @@ class LayerCalibration:
         if not trial.exact:
             self.blocks |= blocks.tensors(name)
         plain, finer = trial.plain.relative(rows), trial.finer.relative(rows)
-        enough = plain**2 - finer**2 <= self._settings.max_relative_error**2 and name != HEAD
+        enough = plain**2 - finer**2 <= self._settings.max_relative_error**2
         return LinearPrecision(
             precision="int4" if enough else "int4_a16",
             relative_error=plain,
@@ -281,3 +263,10 @@ class LayerCalibration:
         """Weight [out, in] of a linear of the layer at work, or of an earlier one, read again."""
         found = self._matrices.get(linear)
         return linear_weight(linear, self._weights) if found is None else found
+
+
+def _plain(value: object) -> object:
+    """`dataclasses.asdict`, but that no tensor is copied."""
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    return value

@@ -17,12 +17,12 @@ class QuantizeSettings(Record):
         linears: `int8` quantises weights and activations, `none` keeps every linear in float32.
         weights: `int4` keeps weights in blocks of 32 with a scale and a minimum each, on the CPU: those that
             a GGUF file holds as Q4_0 or Q4_1 exactly as they are, others rounded by GPTQ (arXiv 2210.17323).
-        smooth: move activation outliers into the weights first (SmoothQuant, arXiv 2211.10438); under 4-bit
-            weights for whole blocks, which costs no weight a bit.
+        smooth: move activation outliers into int8 weights first (SmoothQuant, arXiv 2211.10438); in front of
+            4-bit weights they have a scale a block and need none.
         max_relative_error: a linear whose int8 output is further off than this, relative to the
             output's norm on calibration text, gets 16-bit activations and is listed. So does one with 4-bit
-            weights of which activations alone add as much, and the head, always: its error is the logits'
-            own, and only sampled rows pass through it.
+            weights of which activations alone add as much. So does a head in int8, always: its error is the
+            logits' own, and only sampled rows pass through it.
         max_weight_error: a linear that is further off than this even so, by its int8 weights alone,
             stays in float32 and is listed. ONNX Runtime's float product may round differently with
             the number of rows, so cold and warm runs are then equal up to float rounding only.

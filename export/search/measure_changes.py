@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from torch import Tensor
 
 from kvfold.export.fold.fold import HowToFold, fold_weights
 from kvfold.export.fold.fold_settings import FoldSettings
 from kvfold.export.fold.sequential import SequentialFold
-from kvfold.export.model.decoder import Block, Decoder
+from kvfold.export.model.decoder import Block
 from kvfold.export.model.matmul_dtype import fast_products, matmul_dtype
 from kvfold.export.model.residual_stream import ResidualStream, load_block
 from kvfold.export.model.rope import magnitudes
@@ -25,6 +27,7 @@ from kvfold.export.search.costs import Change, Cost, shortened_layers
 from kvfold.export.search.examine import Examination
 from kvfold.export.search.search_settings import SearchSettings
 from kvfold.export.weights.changed_weights import dropped_names
+from kvfold.export.weights.layer_journal import LayerJournal
 from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.plugins.contract.progress import Progress, part, unheard
 
@@ -167,20 +170,19 @@ def measure_plan(laboratory: Laboratory, plan: FoldPlan, progress: Progress = un
     """Fold a whole plan and examine it, the questions under windows no wider than measured ones."""
     examination, settings = laboratory.examination, laboratory.settings
     config = examination.config
-    with fast_products():
-        folding, observing = part(progress, 0, FOLDING, "folding"), part(progress, FOLDING, OBSERVING)
-        how = HowToFold(laboratory.fold)
-        folded = fold_weights(config, examination.weights, plan, laboratory.text, how, folding)
-        in_float = QuantizeSettings(linears="none")
-        calibrated = calibrate(config, folded.weights, folded.plan, laboratory.text, in_float, observing)
-    progress(FOLDING + OBSERVING)
-    scales = calibrated.scales
-    decoder = Decoder.from_weights(config, folded.plan, folded.weights).to(matmul_dtype())
-    narrow = narrowed(folded.plan, examination.identity, settings.measured_window)
-    return Cost(
-        kl=examination.kl(examination.read_text(decoder).finish(folded.plan, scales=scales)),
-        nll=examination.nll(examination.read_questions(decoder, narrow).finish(narrow, scales=scales)),
-    )
+    with TemporaryDirectory(prefix="kvfold-") as folder:
+        with fast_products():
+            folding, observing = part(progress, 0, FOLDING, "folding"), part(progress, FOLDING, OBSERVING)
+            how, journal = HowToFold(laboratory.fold), LayerJournal(Path(folder) / "fold", "")
+            folded = fold_weights(config, examination.weights, plan, laboratory.text, how, folding, journal)
+            in_float = QuantizeSettings(linears="none")
+            calibrated = calibrate(config, folded.weights, folded.plan, laboratory.text, in_float, observing)
+        progress(FOLDING + OBSERVING, "reading")
+        scales, model = calibrated.scales, examination.model(folded.plan, folded.weights)
+        text = examination.read_text(model).finish(folded.plan, scales=scales)
+        narrow = narrowed(folded.plan, examination.identity, settings.measured_window)
+        questions = examination.read_questions(model, narrow).finish(narrow, scales=scales)
+        return Cost(kl=examination.kl(text), nll=examination.nll(questions))
 
 
 def with_windows(plan: FoldPlan, layers: Collection[int], window: int, sinks: int) -> FoldPlan:

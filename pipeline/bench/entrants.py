@@ -14,7 +14,7 @@ from kvfold.pipeline.bench.contenders import KVFOLD, contender_module
 from kvfold.pipeline.bench.processes.jobs import Probe
 from kvfold.pipeline.bench.processes.process import WorkerError, run_job
 from kvfold.pipeline.show.watch import Work, open_watch
-from kvfold.plugins.contract.errors import UnsupportedModelError
+from kvfold.plugins.contract.errors import TargetError, UnsupportedModelError
 from kvfold.plugins.contract.version import VERSION
 
 if TYPE_CHECKING:
@@ -80,6 +80,6 @@ def enter_peer(peer: str, models: PreparedModels, python: Path, console: Console
         work = Work(module.TITLE, f"preparing its model for {version}, converted once, then kept")
         with open_watch(console) as watch, watch.work(work):
             model = models.prepare(peer, version, python)
-    except (WorkerError, UnsupportedModelError) as error:
+    except (WorkerError, UnsupportedModelError, TargetError) as error:
         raise AbsentPeerError(f"{module.TITLE} could not be prepared: {error}") from error
     return Entrant(peer, python, model, ContenderResult(module.TITLE, module.WEIGHTS, version))

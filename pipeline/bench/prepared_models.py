@@ -12,10 +12,11 @@ from kvfold.pipeline.bench.models.gguf_vocabulary import add_vocabulary
 from kvfold.pipeline.bench.models.huggingface_folder import write_huggingface_folder
 from kvfold.pipeline.bench.processes.jobs import Prepare
 from kvfold.pipeline.bench.processes.process import run_job
+from kvfold.plugins.contract.errors import TargetError
 
 SERVED = "served-q8_0.gguf"
 
-LAYOUT = 2  # of what contenders write; another number where a file of theirs gets another name
+LAYOUT = 3  # of what is written; another number where it changes
 
 
 class PreparedModels:
@@ -53,15 +54,27 @@ class PreparedModels:
         return self._finish("served", convert) / SERVED
 
     def _huggingface(self) -> Path:
-        return self._finish("huggingface", lambda folder: write_huggingface_folder(self._checkpoint, folder))
+        name = f"huggingface-{LAYOUT}"
+        return self._finish(name, lambda folder: write_huggingface_folder(self._checkpoint, folder))
 
     def _finish(self, name: str, write: Callable[[Path], None]) -> Path:
-        """Write a folder aside and rename it, so that a folder that exists is whole."""
+        """Write a folder aside and rename it, so that a folder that exists is whole.
+
+        Raises:
+            TargetError: the disk does not take it.
+        """
         folder = self._root / name
         if not folder.is_dir():
             aside = self._root / f"{name}.partial"
             shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
-            write(aside)
-            aside.rename(folder)
+            try:
+                aside.mkdir(parents=True)
+                write(aside)
+                aside.rename(folder)
+            except OSError as error:
+                raise TargetError(
+                    f"{folder} cannot be written: {error}; free space, or name another folder by --work"
+                ) from error
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
         return folder

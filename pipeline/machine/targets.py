@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from kvfold.pipeline.machine.extras import EXPORT, install_command, is_installed
 from kvfold.plugins.contract.errors import KernelError
+from kvfold.plugins.cuda.attention_spec import ARCHITECTURES
 
 if TYPE_CHECKING:
     from kvfold.plugins.contract.fold_plan import KvDtype
@@ -30,11 +31,11 @@ class Target:
         why_not_build: why this machine cannot build it, with the next action; None when it can.
         why_not_run: the same for running what was built.
         kv_dtypes: types of caches that its attention reads; of the float ones, the activations' own.
-        float_dtype: of its caches that are not int8; where plans are built, the activations' own instead.
-        keeps_sinks: its attention can show the first tokens of a sequence to a windowed layer.
         reads_int4: its linears may have weights in 4 bits.
         library: the module of TensorRT that builds and runs its plans; None for ONNX Runtime.
         takes_architectures: it is built for GPUs that are named; none of them needs to be here.
+        gpus: SM versions that its library is made for; empty where it runs on every GPU that kvfold's kernels
+            know, or on none.
     """
 
     name: str
@@ -43,11 +44,17 @@ class Target:
     why_not_build: Callable[[], str | None]
     why_not_run: Callable[[], str | None]
     kv_dtypes: tuple[KvDtype, ...] = ("int8", "float16", "bfloat16")
-    float_dtype: KvDtype = "float16"
-    keeps_sinks: bool = True
     reads_int4: bool = False
     library: TensorRTLibrary | None = None
     takes_architectures: bool = False
+    gpus: tuple[int, ...] = ()
+
+    def why_not_on(self, architecture: int) -> str | None:
+        """Why a GPU of this SM version cannot run it; None when it can."""
+        known = self.gpus or ARCHITECTURES
+        if architecture in known:
+            return None
+        return f"it runs on SM {', '.join(map(str, known))}"
 
 
 def _why_not_cpu() -> str | None:
@@ -62,6 +69,22 @@ def _why_not_cpu() -> str | None:
     return None
 
 
+def _why_not_build_cuda() -> str | None:
+    if not is_installed("triton"):
+        return f"triton is not installed; run `{install_command(EXPORT)}`"
+    return _why_no_library()
+
+
+def _why_no_library() -> str | None:
+    from kvfold.plugins.cuda.cuda_library import library_path
+
+    try:
+        library_path()
+    except KernelError as error:
+        return str(error)
+    return None
+
+
 def _why_not_run_cuda() -> str | None:
     import onnxruntime
 
@@ -71,7 +94,7 @@ def _why_not_run_cuda() -> str | None:
         )
     if not is_installed("cuda.bindings"):
         return f"cuda.bindings not installed; run `{install_command('cuda')}`"
-    return _why_no_gpu()
+    return _why_no_library() or _why_no_gpu()
 
 
 def _why_no_gpu() -> str | None:
@@ -105,16 +128,16 @@ TARGETS = {
             why_not_build=_why_not_cpu,
             why_not_run=_why_not_cpu,
             kv_dtypes=("int8", "float32"),
-            float_dtype="float32",
             reads_int4=True,
         ),
         Target(
             name="cuda",
-            description="ONNX Runtime on an NVIDIA GPU, with its stock attention; float16, no sink tokens",
+            description="ONNX Runtime on an NVIDIA GPU with kvfold's attention; built without one for many",
             backend="cuda",
-            why_not_build=lambda: None,
+            why_not_build=_why_not_build_cuda,
             why_not_run=_why_not_run_cuda,
-            keeps_sinks=False,
+            reads_int4=True,
+            takes_architectures=True,
         ),
         Target(
             name="tensorrt",
@@ -135,6 +158,7 @@ TARGETS = {
             why_not_run=lambda: _why_not_run_tensorrt("tensorrt_rtx", "tensorrt-rtx"),
             library="tensorrt_rtx",
             takes_architectures=True,
+            gpus=(75, 86, 89, 120, 121),  # NVIDIA's support matrix of TensorRT-RTX 1.5
         ),
     )
 }

@@ -24,7 +24,7 @@ def load_recipe(name: str, target: str | None = None, architectures: tuple[int, 
     Args:
         name: path or shipped name.
         target: in place of the recipe's own.
-        architectures: in place of the recipe's `tensorrt.architectures`.
+        architectures: in place of those in the target's section of the recipe.
 
     Raises:
         RecipeError: not found, not YAML, an unknown key, or a value out of range; each problem is
@@ -82,9 +82,10 @@ class _Loader(yaml.SafeLoader):
 def _override(content: dict[str, Any], target: str | None, architectures: tuple[int, ...]) -> dict[str, Any]:
     if target is not None:
         content["target"] = target
-    section = content.get("tensorrt") or {}
-    if architectures and isinstance(section, dict):
-        content["tensorrt"] = {**section, "architectures": list(architectures)}
+    named = TARGETS.get(str(content.get("target")))
+    section = content.get(named.backend) or {} if named and named.takes_architectures else None
+    if named and architectures and isinstance(section, dict):
+        content[named.backend] = {**section, "architectures": list(architectures)}
     return content
 
 
@@ -115,7 +116,8 @@ def _resolve_heal(section: HealSection | AdapterSection | None, folder: Path) ->
     if isinstance(section, HealSection):
         start = section.start and _resolve_adapter(section.start, "heal.start", folder)
         text = _resolve_texts(section.text, "heal.text", folder)
-        return section.model_copy(update={"start": start, "text": text})
+        held_out = section.held_out and _resolve_text(section.held_out, "heal.held_out", folder)
+        return section.model_copy(update={"start": start, "text": text, "held_out": held_out})
     if isinstance(section, AdapterSection):
         adapter = _resolve_adapter(section.adapter, "heal.adapter", folder)
         return section.model_copy(update={"adapter": adapter})

@@ -17,7 +17,7 @@ from kvfold.export.search.search_settings import SearchSettings
 from kvfold.pipeline.machine.targets import TARGETS
 from kvfold.pipeline.recipe.evaluate_section import EvaluateSection
 from kvfold.pipeline.recipe.plan_section import PlanSection, WrittenPlan
-from kvfold.pipeline.recipe.recipe_sections import Texts, TextSection
+from kvfold.pipeline.recipe.recipe_sections import Texts, TextSection, TextsOfAnyLength
 from kvfold.plugins.contract.fold_plan import FoldPlan, KvDtype
 from kvfold.plugins.contract.record import Record
 
@@ -46,12 +46,22 @@ class HealSection(HealSettings):
     Attributes:
         start: the `adapter.safetensors` of an earlier training, of the same checkpoint under the same plan,
             to go on from; None starts from the closed-form fold.
-        text: the training text. Windows are learned where its sequences are longer than they are. Its
-            seed is neither calibration's nor validation's, so that text the model writes is new to both.
+        text: the training text, in sequences of one or several lengths. Windows are learned where its
+            sequences are longer than they are. Its seed is neither calibration's nor validation's, so that
+            text the model writes is new to both.
+        held_out: what a training by the clock is judged by; None holds the last sequences of `text` out,
+            which is fair where no other sequence has the same text.
     """
 
     start: str | None = Field(default=None, min_length=1)
-    text: Texts = (TextSection(tokens=262_144, sequence_length=1_024, seed=2),)
+    text: TextsOfAnyLength = (TextSection(tokens=262_144, sequence_length=1_024, seed=2),)
+    held_out: TextSection | None = None
+
+    @model_validator(mode="after")
+    def _check_held_out(self) -> Self:
+        if self.held_out is not None and self.seconds is None:
+            raise ValueError("held_out is read by a training by the clock alone; set seconds, or remove it")
+        return self
 
 
 class AdapterSection(Record):
@@ -86,7 +96,7 @@ class ValidateSection(TextSection):
     """What the original, the folded model and the engine are compared on.
 
     Attributes:
-        prefill_chunk: tokens per engine step, so that prompts arrive in chunks.
+        prefill_chunk: tokens per engine step at most, so that prompts arrive in chunks.
     """
 
     tokens: int = Field(default=8_192, ge=1)
@@ -147,6 +157,24 @@ class TensorRTSection(Record):
         return self
 
 
+class CudaSection(Record):
+    """How engines for ONNX Runtime's CUDA provider are built; other targets have no use for it.
+
+    Attributes:
+        architectures: SM versions (10 * major + minor) of the GPUs that kernels are compiled for; empty is
+            the GPU of this machine, and where there is none, every GPU that has kernels.
+        activation_dtype: of everything that is computed. SM 75 has no bfloat16.
+    """
+
+    architectures: tuple[Literal[75, 80, 86, 89, 90, 100, 120, 121], ...] = ()
+    activation_dtype: Literal["float16", "bfloat16"] = "float16"
+
+    @field_validator("architectures")
+    @classmethod
+    def _sort(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(sorted(set(value)))
+
+
 def _heal_kind(value: Any) -> str:
     """A section that names an adapter trains nothing."""
     named = isinstance(value, AdapterSection) or (isinstance(value, dict) and "adapter" in value)
@@ -172,6 +200,7 @@ class Recipe(Record):
         quantize: int8 weights and scales.
         target: the engine to build, one of `pipeline.machine.targets.TARGETS`.
         tensorrt: dials of the targets `tensorrt` and `tensorrt-rtx`.
+        cuda: dials of the target `cuda`.
         validate_on: text and thresholds of `kvfold validate`; `validate` in the file.
         evaluate: texts and sizes of `kvfold eval`.
         search: text and dials of `kvfold plan`.
@@ -188,6 +217,7 @@ class Recipe(Record):
     quantize: QuantizeSettings = QuantizeSettings()
     target: str = "cpu"
     tensorrt: TensorRTSection = TensorRTSection()
+    cuda: CudaSection = CudaSection()
     validate_on: ValidateSection = Field(default=ValidateSection(), alias="validate")
     evaluate: EvaluateSection = EvaluateSection()
     search: SearchSection = SearchSection()
@@ -203,16 +233,10 @@ class Recipe(Record):
                 f"the plan stores its KV as {unreadable[0]}, target {self.target} reads "
                 f"{', '.join(target.kv_dtypes)}; set kv_dtype in the plan"
             )
-        if self.plan.has_sinks and not target.keeps_sinks:
-            raise ValueError(
-                f"target {self.target} cannot keep a sequence's first tokens in sight under a window; "
-                "set sink_size: 0 in the plan, with head_sink: true to heal without them, or choose another "
-                "target"
-            )
         if self.quantize.weights == "int4" and not target.reads_int4:
             raise ValueError(
                 f"quantize.weights is int4, which target {self.target} does not run; set weights: int8, "
-                "or build for cpu"
+                f"or build for {' or '.join(t.name for t in TARGETS.values() if t.reads_int4)}"
             )
         chunk, budget = self.validate_on.prefill_chunk, self.tensorrt.max_num_batched_tokens
         if target.library and chunk > budget:
@@ -228,7 +252,7 @@ class Recipe(Record):
         if isinstance(self.heal, HealSection):
             texts["heal.text"] = self.heal.text
         for key, text in texts.items():
-            length = text[0].sequence_length  # a list has one
+            length = max(section.sequence_length for section in text)
             if length <= self.plan.head_sink_window:
                 raise ValueError(
                     f"{key}.sequence_length is {length}, of which the plan's window of "
@@ -268,8 +292,9 @@ class Recipe(Record):
     @property
     def float_dtype(self) -> KvDtype:
         """Of the target's caches that are not int8."""
-        target = TARGETS[self.target]
-        return self.tensorrt.activation_dtype if target.library else target.float_dtype
+        backend = TARGETS[self.target].backend
+        section = {"tensorrt": self.tensorrt, "cuda": self.cuda}.get(backend)
+        return "float32" if section is None else section.activation_dtype
 
     @property
     def page_size(self) -> int:

@@ -54,5 +54,6 @@ def _check_lengths(texts: tuple[TextSection, ...]) -> tuple[TextSection, ...]:
     return texts
 
 
-# A text, or a list of texts that are shuffled into one.
-Texts = Annotated[tuple[TextSection, ...], BeforeValidator(_as_tuple), AfterValidator(_check_lengths)]
+# A text, or a list of texts; those of one length are shuffled into one.
+TextsOfAnyLength = Annotated[tuple[TextSection, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+Texts = Annotated[TextsOfAnyLength, AfterValidator(_check_lengths)]

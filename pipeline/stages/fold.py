@@ -63,7 +63,7 @@ def _fold(workspace: Workspace, job: Job) -> tuple[FoldPlan, dict[int, float]]:
     journal = LayerJournal(workspace.root / FOLD_FOLDER, job.key)
     how = HowToFold(recipe.fold)
     folded = fold_weights(checkpoint.config, workspace.original, plan, tokens, how, job.progress, journal)
-    journal.move_to(job.output / FOLDED_WEIGHTS)
+    journal.share_with(job.output / FOLDED_WEIGHTS)
     return folded.plan, folded.errors
 
 
@@ -75,4 +75,5 @@ STAGE = Stage(
     files=(FOLD_PLAN, FOLD_ERRORS, FOLDED_WEIGHTS),
     run=run,
     modules=(__name__,),
+    scratch=FOLD_FOLDER,
 )

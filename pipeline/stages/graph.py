@@ -18,7 +18,7 @@ def run(workspace: Workspace, job: Job) -> None:
 
     path = job.output / GRAPH
     path.parent.mkdir()
-    export_graph(workspace.config, workspace.plan, workspace.tensors(SCALES), path)
+    export_graph(workspace.config, workspace.plan, workspace.tensors(SCALES), path, job.progress)
 
 
 STAGE = Stage(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from kvfold.pipeline.build.bound_graph import bound_graph
 from kvfold.pipeline.workspace.stage import Job, Stage
+from kvfold.plugins.contract.progress import part
 from kvfold.plugins.contract.step import DATA_SUFFIX, MODEL_FILE
 
 if TYPE_CHECKING:
@@ -18,8 +19,8 @@ def run(workspace: Workspace, job: Job) -> None:
     from kvfold.export.graph.passes import exact_storage
 
     model = bound_graph(workspace)
-    exact_storage.apply(model)
-    save_model(model, job.output / MODEL_FILE)
+    exact_storage.apply(model, part(job.progress, 0, 0.5, "choosing types"))
+    save_model(model, job.output / MODEL_FILE, part(job.progress, 0.5, 0.5))
 
 
 STAGE = Stage(

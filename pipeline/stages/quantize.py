@@ -37,9 +37,7 @@ def run(workspace: Workspace, job: Job) -> None:
     save_tensors(job.output / SCALES, calibrated.scales)
     (job.output / QUANTIZATION).write_text(calibrated.precision.model_dump_json(indent=2) + "\n")
     if settings.weights == "int4":
-        journal.move_to(job.output / INT4_BLOCKS)
-    else:
-        journal.remove()
+        journal.share_with(job.output / INT4_BLOCKS)
     (job.output / WEIGHTS).write_text(json.dumps(_made_of(workspace, job), indent=2) + "\n")
 
 
@@ -66,4 +64,5 @@ STAGE = Stage(
     files=(WEIGHTS, SMOOTHING, SCALES, QUANTIZATION, INT4_BLOCKS),
     run=run,
     modules=(__name__,),
+    scratch=QUANTIZE_FOLDER,
 )

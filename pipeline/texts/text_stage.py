@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ from kvfold.pipeline.recipe.recipe_sections import KEYWORDS
 from kvfold.pipeline.workspace.read_checkpoint import read_checkpoint
 from kvfold.pipeline.workspace.stage import Job, Stage
 from kvfold.pipeline.workspace.workspace import WRITER_FOLDER
+from kvfold.plugins.contract.progress import part
 from kvfold.runtime.bundle import hash_file
 
 if TYPE_CHECKING:
@@ -18,13 +19,16 @@ if TYPE_CHECKING:
     from kvfold.pipeline.workspace.workspace import Workspace
 
 
-def text_stage(name: str, doing: str, file: str, texts: Callable[[Recipe], Texts], module: str) -> Stage:
-    """A stage that writes the sequences of a recipe's texts, shuffled into one where they are several.
+def text_stage(
+    name: str, doing: str, file: str, texts: Callable[[Recipe], Mapping[str, Texts]], module: str
+) -> Stage:
+    """A stage that writes the sequences of a recipe's texts.
 
     Args:
         name, doing: of the stage.
-        file: gets `tokens`, int64 [N, sequence_length]; kept because the model may have to write them.
-        texts: of a recipe; without any, no file is written.
+        file: gets a tensor of each name, int64 [N, sequence_length]; kept because the model may have to write
+            them.
+        texts: of a recipe, by name; several of one name are shuffled into one. Without any, there is no file.
         module: the stage's own.
     """
 
@@ -33,19 +37,26 @@ def text_stage(name: str, doing: str, file: str, texts: Callable[[Recipe], Texts
 
         from kvfold.pipeline.texts.texts import read_texts
 
-        sections = texts(workspace.recipe)
-        if not sections:
+        named = texts(workspace.recipe)
+        if not named:
             return
         checkpoint, writer = read_checkpoint(workspace), workspace.root / WRITER_FOLDER
-        tokens = read_texts(sections, checkpoint, writer, job.progress)
+        sizes = {name: sum(section.tokens for section in sections) for name, sections in named.items()}
+        tensors, total, done = {}, sum(sizes.values()), 0
+        for name, sections in named.items():
+            progress = part(job.progress, done / total, sizes[name] / total)
+            tensors[name] = read_texts(sections, checkpoint, writer, progress).contiguous()
+            done += sizes[name]
         (job.output / file).parent.mkdir()
-        save_file({"tokens": tokens.contiguous()}, job.output / file)
+        save_file(tensors, job.output / file)
 
     return Stage(
         name=name,
         doing=doing,
         needs=("checkpoint",),
-        settings=lambda recipe: [fingerprint_text(text) for text in texts(recipe)],
+        settings=lambda recipe: {
+            name: [fingerprint_text(text) for text in sections] for name, sections in texts(recipe).items()
+        },
         files=(file,),
         run=run,
         modules=(module,),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -124,4 +125,6 @@ def _run_stage(
         record = StageRecord(hash=stage_hash, files=files, seconds=seconds)
         folders = [name for name in stage.files if name.endswith("/")]
         writer.commit(stage.name, record, dependents(stage.name, stages), tool_versions(), folders)
+        if stage.scratch is not None:
+            shutil.rmtree(writer.root / stage.scratch, ignore_errors=True)
     return StageOutcome(stage.name, ran=True, seconds=seconds)

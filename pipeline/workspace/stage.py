@@ -47,6 +47,8 @@ class Stage:
         run: writes them.
         modules: dotted names of the modules that it runs; a change of what they are made from runs it again.
         target: it runs for recipes of this target only; None for all.
+        scratch: folder of the bundle, outside its manifest, of what it keeps while it works; it goes once its
+            files are committed.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Stage:
     run: Callable[[Workspace, Job], None]
     modules: tuple[str, ...]
     target: str | None = None
+    scratch: str | None = None
 
     def writes(self, name: str) -> bool:
         """Whether a path in the bundle is one of its files."""

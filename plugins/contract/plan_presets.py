@@ -31,11 +31,6 @@ class UnboundPlan(Record):
         """Every kind of layer that it has."""
 
     @property
-    def has_sinks(self) -> bool:
-        """Whether local layers see the first tokens."""
-        return any(layer.sink_size for layer in self.layer_kinds)
-
-    @property
     def head_sink_window(self) -> int:
         """Longest window of the layers with head sinks, in tokens; 0 where there are none."""
         return max((layer.sliding_window or 0 for layer in self.layer_kinds if layer.head_sink), default=0)

@@ -11,8 +11,6 @@
 
 namespace {
 
-constexpr const char* kDomain = "kvfold";
-
 // One line an op; an op with several cache types has one line for each.
 const std::vector<const OrtCustomOp*>& all_ops() {
   static const std::vector<const OrtCustomOp*> ops = {
@@ -28,17 +26,5 @@ const std::vector<const OrtCustomOp*>& all_ops() {
 }  // namespace
 
 extern "C" KVFOLD_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
-  const OrtApi* api = base->GetApi(kOrtApiVersion);
-  if (api == nullptr) {
-    // CreateStatus is position 0 of every version of the table.
-    const OrtApi* oldest = base->GetApi(1);
-    return oldest->CreateStatus(ORT_FAIL, "kvfold's CPU kernels need onnxruntime 1.31 or newer");
-  }
-  kvfold::set_ort(api);
-  OrtCustomOpDomain* domain = nullptr;
-  if (OrtStatus* status = api->CreateCustomOpDomain(kDomain, &domain)) return status;
-  for (const OrtCustomOp* op : all_ops()) {
-    if (OrtStatus* status = api->CustomOpDomain_Add(domain, op)) return status;
-  }
-  return api->AddCustomOpDomain(options, domain);
+  return kvfold::register_ops(options, base, all_ops());
 }

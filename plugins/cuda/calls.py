@@ -1,6 +1,6 @@
 """One call of the op, resolved to what the driver is given: kernels, grids, values of arguments.
 
-Pure: from descriptions, addresses and the table of kernels; `launcher` hands the result to the driver.
+Pure, and the reference of `cpp/calls.cc`, which engines run.
 """
 
 from __future__ import annotations

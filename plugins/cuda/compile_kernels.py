@@ -22,7 +22,7 @@ from kvfold.plugins.cuda.kernel_library import CompiledKernel, KernelLibrary, ru
 from kvfold.plugins.cuda.kernels import append, decode, edit, merge, penalize, prefill, sample
 from kvfold.plugins.cuda.launches import FLOATS, INTEGERS
 from kvfold.plugins.cuda.sampling_launches import SAMPLING_TYPES
-from kvfold.plugins.cuda.tuning import SHARED_LIMIT, SPLIT_KEYS, Tuning, tuning_of
+from kvfold.plugins.cuda.tuning import SHARED_LIMIT, Tuning, tunings_of
 
 # Each module holds one kernel of its own name, and its GRID.
 KERNELS: dict[KernelName, ModuleType] = {
@@ -97,14 +97,24 @@ def _compiled_for(architectures: Iterable[int]) -> list[int]:
 
 
 def compile_variant(variant: Variant, architecture: int) -> Cubin:
-    """Compile one variant for one architecture.
+    """Compile one variant for one architecture, by the best choice that fits it.
 
     Raises:
         KernelError: SM 75 was asked for bfloat16, or a block takes more shared memory than there is.
     """
+    *measured, rule = tunings_of(variant, architecture)
+    for tuning in measured:
+        try:
+            return compile_tuned(variant, architecture, tuning)
+        except KernelError:  # the rule fits, or says why not
+            continue
+    return compile_tuned(variant, architecture, rule)
+
+
+def compile_tuned(variant: Variant, architecture: int, tuning: Tuning) -> Cubin:
+    """Compile one variant for one architecture in one way; errors as of `compile_variant`."""
     if architecture == 75 and "bfloat16" in (variant.activation_dtype, variant.cache_dtype):
         raise KernelError("SM 75 has no bfloat16; set activation_dtype: float16, or build without SM 75")
-    tuning = tuning_of(variant, architecture)
     module = KERNELS[variant.kernel]
     compiled = _compile(getattr(module, variant.kernel), variant, tuning, architecture)
     shared = int(compiled.metadata.shared)
@@ -152,8 +162,12 @@ def _compile(function: Any, variant: Variant, tuning: Tuning, architecture: int)
         {(function.arg_names.index(name),): value for name, value in constants.items()},
         {(index,): [["tt.divisibility", 16]] for index in aligned},
     )
-    # No fused multiply-add: a rotated key must round as the reference's, or cache bytes would differ.
-    options = {"num_warps": tuning.num_warps, "num_stages": tuning.num_stages, "enable_fp_fusion": False}
+    # The others have no fused multiply-add: a rotated key must round as the reference's, for its bytes.
+    options = {
+        "num_warps": tuning.num_warps,
+        "num_stages": tuning.num_stages,
+        "enable_fp_fusion": variant.kernel in ("prefill", "decode", "merge"),
+    }
     return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
 
 
@@ -175,7 +189,7 @@ def _launch_constants(variant: Variant, tuning: Tuning) -> dict[str, int]:
     """The tile sizes that a launcher must know to count blocks."""
     if variant.kernel == "prefill":
         return {"tokens_per_tile": tuning.constants["ROWS"] // dict(variant.constants)["GROUP_SIZE"]}
-    return {"split_keys": SPLIT_KEYS} if variant.kernel in ("decode", "merge") else {}
+    return {"split_keys": tuning.constants["SPLIT_KEYS"]} if variant.kernel == "decode" else {}
 
 
 def _resources(code: bytes) -> tuple[int, int]:

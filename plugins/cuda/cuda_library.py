@@ -5,9 +5,13 @@ from __future__ import annotations
 import ctypes
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kvfold.plugins.contract.errors import KernelError
 from kvfold.plugins.cuda.kernel_library import OPENED_FILE
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 _LIBRARY = Path(__file__).with_name("libkvfold_cuda.so")
 HOW_TO_COMPILE = (
@@ -43,6 +47,22 @@ def open_kernels(directory: Path) -> None:
         raise KernelError(problem.decode())
 
 
+def register_ops(options: onnxruntime.SessionOptions) -> None:
+    """Make the ops for ONNX Runtime's CUDA provider known to sessions created with `options`.
+
+    Raises:
+        KernelError: the library was not compiled, or ONNX Runtime refuses it.
+    """
+    path = library_path()
+    try:
+        options.register_custom_ops_library(str(path))
+    except Exception as error:  # onnxruntime raises plain and pybind exceptions alike
+        raise KernelError(
+            f"ONNX Runtime refused the library for GPUs {path}: {error}; "
+            f"check that onnxruntime is 1.31 or newer, then compile again: {HOW_TO_COMPILE}"
+        ) from error
+
+
 @cache
 def load_functions() -> ctypes.CDLL:
     """The library's own C functions; TensorRT and ONNX Runtime, which load it too, share its state."""
@@ -52,5 +72,7 @@ def load_functions() -> ctypes.CDLL:
     except OSError as error:
         raise KernelError(f"cannot load the library for GPUs {path}: {error}; {HOW_TO_COMPILE}") from error
     functions.kvfold_open_kernels.argtypes = [ctypes.c_char_p]
-    functions.kvfold_open_kernels.restype = ctypes.c_char_p
+    functions.kvfold_take_error.argtypes = []
+    for function in (functions.kvfold_open_kernels, functions.kvfold_take_error):
+        function.restype = ctypes.c_char_p
     return functions

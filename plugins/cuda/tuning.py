@@ -24,12 +24,16 @@ operands in registers: small tiles, 8 warps, and no pipeline, as it has no async
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import product
 
 from kvfold.plugins.cuda.attention_spec import Variant
 from kvfold.plugins.cuda.sampling_launches import EDIT_BLOCK
+from kvfold.plugins.cuda.tuned_table import tuned_table
 
-SPLIT_KEYS = 256
+# What `kvfold tune` tries, besides warps and stages.
+PREFILL_DIALS = {"ROWS": (64, 128, 256), "KEYS": (32, 64, 128)}
+DECODE_DIALS = {"SPLIT_KEYS": (256, 512, 1024), "KEYS": (32, 64, 128)}
 # Most shared memory of one block, bytes (CUDA C++ Programming Guide, compute capabilities).
 SHARED_LIMIT = {
     75: 65_536,
@@ -62,35 +66,89 @@ class Tuning:
     constants: dict[str, int] = field(default_factory=dict)
 
 
-def tuning_of(variant: Variant, architecture: int) -> Tuning:
-    """The choice for one variant on one architecture."""
+def tunings_of(variant: Variant, architecture: int) -> tuple[Tuning, ...]:
+    """The choices for one variant on one architecture, the best first: what was measured, then the rule.
+
+    A choice was measured with another group and other options, so it may not fit where the rule does.
+
+    Raises:
+        KernelError: the architecture's table cannot be read.
+    """
+    rule = rule_of(variant, architecture)
+    table = tuned_table(architecture)
+    if table is None or variant.kernel not in ("prefill", "decode"):
+        return (rule,)
+    choice = table.find(variant.kernel, variant.cache_dtype == "int8", _width(variant))
+    if choice is None:
+        return (rule,)
+    return _with_room(Tuning(choice.num_warps, choice.num_stages, choice.constants), variant), rule
+
+
+def rule_of(variant: Variant, architecture: int) -> Tuning:
+    """The choice where nothing was measured."""
     if variant.kernel in SAMPLING_BLOCKS:
         return Tuning(SAMPLING_WARPS[variant.kernel], 1, {"BLOCK": SAMPLING_BLOCKS[variant.kernel]})
     if variant.kernel in ("append", "merge"):  # one head of one token: a few hundred bytes
         return Tuning(num_warps=1, num_stages=1)
-    constants = dict(variant.constants)
-    width = _power_of_two(constants["HEAD_SIZE"])
     if variant.kernel == "decode":
-        return _decode(width, architecture)
-    return _prefill(width, _power_of_two(constants["GROUP_SIZE"]), architecture)
+        return _decode(_width(variant), architecture)
+    return _with_room(_prefill(_width(variant), architecture), variant)
+
+
+def candidates_of(variant: Variant, architecture: int) -> list[Tuning]:
+    """The rule for prefill or decode, then what may be faster; those most like the rule come first.
+
+    Some do not fit an SM, or spill; that a compiler says.
+    """
+    rule = rule_of(variant, architecture)
+    dials = PREFILL_DIALS if variant.kernel == "prefill" else DECODE_DIALS
+    found = [
+        _with_room(Tuning(warps, stages, rule.constants | dict(zip(dials, sizes, strict=True))), variant)
+        for warps in (2, 4, 8)
+        for stages in ((1,) if architecture == 75 else (2, 3, 4))
+        for sizes in product(*dials.values())
+    ]
+
+    def differences(tuning: Tuning) -> int:
+        pairs = [(tuning.num_warps, rule.num_warps), (tuning.num_stages, rule.num_stages)]
+        pairs += [(tuning.constants[name], rule.constants[name]) for name in dials]
+        return sum(one != other for one, other in pairs)
+
+    return [rule, *sorted((tuning for tuning in found if tuning != rule), key=differences)]
+
+
+def _width(variant: Variant) -> int:
+    return _power_of_two(dict(variant.constants)["HEAD_SIZE"])
+
+
+def _with_room(tuning: Tuning, variant: Variant) -> Tuning:
+    """The same with a row for each query head of a KV head."""
+    rows = tuning.constants.get("ROWS")
+    if rows is None:
+        return tuning
+    rows = max(rows, _power_of_two(dict(variant.constants)["GROUP_SIZE"]))
+    return replace(tuning, constants=tuning.constants | {"ROWS": rows})
 
 
 def _decode(width: int, architecture: int) -> Tuning:
-    keys = 32 if width > 128 else 64
     if architecture == 75:
+        # Triton lowers no int8 dot product for SM 75: q.k of an int8 cache is computed in float16 there.
         keys = 32 if width <= 64 else 16
-    # Triton lowers no int8 dot product for SM 75: q.k of an int8 cache is computed in float16 there.
-    int8_dot = int(architecture != 75)
-    constants = {"SPLIT_KEYS": SPLIT_KEYS, "KEYS": keys, "INT8_DOT": int8_dot}
-    return Tuning(8, 1, constants) if architecture == 75 else Tuning(4, 2, constants)
+        return Tuning(8, 1, {"SPLIT_KEYS": 256, "KEYS": keys, "INT8_DOT": 0})
+    keys = 32 if width > 128 else 64
+    return Tuning(2 if width <= 64 else 4, 3, {"SPLIT_KEYS": 256, "KEYS": keys, "INT8_DOT": 1})
 
 
-def _prefill(width: int, group_size: int, architecture: int) -> Tuning:
-    large = width <= 64 or (width <= 128 and architecture in (90, 100))
-    rows, keys = (128, 64) if large else (64, 32)
+def _prefill(width: int, architecture: int) -> Tuning:
     if architecture == 75:
-        rows, keys = (32, 32) if width <= 128 else (16, 16)
-    return Tuning(8, 1 if architecture == 75 else 2, {"ROWS": max(rows, group_size), "KEYS": keys})
+        warps, stages, rows, keys = 8, 1, *((32, 32) if width <= 128 else (16, 16))
+    elif width <= 64 or (width <= 128 and architecture in (90, 100)):
+        warps, stages, rows, keys = 8, 3, 128, 64
+    elif width <= 128:
+        warps, stages, rows, keys = 4, 3, 64, 32
+    else:
+        warps, stages, rows, keys = 8, 2, 64, 32
+    return Tuning(warps, stages, {"ROWS": rows, "KEYS": keys})
 
 
 def _power_of_two(value: int) -> int:

@@ -37,12 +37,15 @@ class Inputs:
 def make_inputs(case: Case) -> Inputs:
     """Arrays for one case; the same case always gives the same arrays.
 
-    Scales have both signs and many magnitudes, float16's subnormal numbers among them; some are 0.
+    Activations differ in magnitude by block. Scales have both signs and many magnitudes, float16's subnormal
+    numbers among them; some are 0.
     """
     rng = np.random.default_rng(case.seed)
     columns = case.in_features * (1 if case.input_activation == "none" else 2)
     x = rng.standard_normal((case.tokens, columns), dtype=np.float32)
     x *= rng.uniform(0.1, 10, (case.tokens, 1)).astype(np.float32)
+    powers = 2.0 ** rng.integers(-6, 1, (case.tokens, -(-columns // BLOCK)))
+    x *= np.repeat(powers.astype(np.float32), BLOCK, axis=1)[:, :columns]
     if case.zero_row:
         x[0] = 0
     shape = case.out_features, -(-case.in_features // BLOCK)

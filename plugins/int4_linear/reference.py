@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from kvfold.plugins.int4_linear.schema import BLOCK, CENTER
-from kvfold.plugins.int8_linear.reference import activate, quantize_remainder, quantize_tokens
-from kvfold.plugins.int8_linear.schema import ActivationBits, InputActivation
+from kvfold.plugins.int4_linear.schema import BLOCK, CENTER, MAX_SHIFT
+from kvfold.plugins.int8_linear.reference import activate, quantize_remainder, token_scales
+from kvfold.plugins.int8_linear.schema import LOW_PLANE, ActivationBits, InputActivation
 
 
 def int4_linear(
@@ -31,20 +32,43 @@ def int4_linear(
         activation_bits: 8, or 16 for two planes of activations.
     """
     activated = activate(x, input_activation)
-    quantized, token_scale = quantize_tokens(activated)
-    y = _product(quantized, codes, scale, minimum) * token_scale
+    quantized, factor, token_scale = quantize_blocks(activated)
+    y = _product(quantized, factor, codes, scale, minimum) * token_scale
     if activation_bits == 16:
-        low, low_scale = quantize_remainder(activated, quantized, token_scale)
-        y = y + _product(low, codes, scale, minimum) * low_scale
+        low, low_scale = quantize_block_remainder(activated, quantized, factor, token_scale)
+        y = y + _product(low, factor, codes, scale, minimum) * low_scale
     return y if bias is None else y + bias
 
 
-def _product(quantized: Tensor, codes: Tensor, scale: Tensor, minimum: Tensor | None) -> Tensor:
+def quantize_blocks(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Integers (as float32), their powers of two 2^-e, both [..., K], and scales [..., 1] of x [..., K].
+
+    Integers times powers are exact in float32.
+    """
+    scale = token_scales(x)
+    blocks = functional.pad(x, (0, -x.shape[-1] % BLOCK)).reshape(*x.shape[:-1], -1, BLOCK)
+    largest = blocks.abs().amax(-1).view(torch.int32)
+    shift = (largest.amax(-1, keepdim=True) - largest >> 23).clamp(max=MAX_SHIFT)
+    factor = torch.exp2(-shift.float()).repeat_interleave(BLOCK, -1)[..., : x.shape[-1]]
+    return torch.clamp(torch.round(x / scale / factor), -127, 127), factor, scale
+
+
+def quantize_block_remainder(
+    x: Tensor, quantized: Tensor, factor: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The second plane of 16-bit activations: integers of what `quantize_blocks` rounded off, and scales."""
+    low, _ = quantize_remainder(x, quantized, scale * factor)
+    return low, scale / LOW_PLANE
+
+
+def _product(
+    quantized: Tensor, factor: Tensor, codes: Tensor, scale: Tensor, minimum: Tensor | None
+) -> Tensor:
     """a, or a + c: block by block, in order. A block's sum of products is an integer below 2^24: exact."""
     centered = codes.float() - (CENTER if minimum is None else 0)
     a = torch.zeros(len(quantized), len(codes))
     c = torch.zeros_like(a)
-    pairs = zip(torch.split(quantized, BLOCK, 1), torch.split(centered, BLOCK, 1), strict=True)
+    pairs = zip(torch.split(quantized * factor, BLOCK, 1), torch.split(centered, BLOCK, 1), strict=True)
     for block, (q, w) in enumerate(pairs):
         a = a + (q @ w.T) * scale[:, block].float()
         if minimum is not None:

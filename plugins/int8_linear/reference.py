@@ -28,9 +28,14 @@ def gelu_tanh(x: Tensor) -> Tensor:
 
 def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
     """Integers (as float32) [T, K] and scales [T, 1] of x [T, K], symmetric per token."""
-    scale = x.abs().amax(-1, keepdim=True) / 127
-    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+    scale = token_scales(x)
     return torch.clamp(torch.round(x / scale), -127, 127), scale
+
+
+def token_scales(x: Tensor) -> Tensor:
+    """[T, 1] of x [T, K]."""
+    scale = x.abs().amax(-1, keepdim=True) / 127
+    return torch.where(scale == 0, torch.ones_like(scale), scale)
 
 
 def quantize_remainder(x: Tensor, quantized: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <exception>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -78,10 +79,24 @@ struct Tensor {
   }
 };
 
-// Node attributes; a missing one takes the default, or fails by name where there is none.
+// One input as it is, whatever its type; `data` is null where an optional one is absent.
+struct AnyTensor {
+  const void* data = nullptr;
+  ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+  Shape shape;
+};
+
+// A node: its attributes, where a missing one takes the default, or fails by name where there is none; its name,
+// and the names of its inputs.
 class Attributes {
  public:
   explicit Attributes(const OrtKernelInfo* info) : info_(info) {}
+  std::string node_name() const;
+  // In the schema's order, without those that are cut off at the end; an absent one is empty.
+  std::vector<std::string> input_names() const;
+  std::optional<int64_t> find_integer(const char* name) const;
+  std::optional<float> find_real(const char* name) const;
+  std::optional<std::string> find_text(const char* name) const;
   int64_t integer(const char* name) const;
   int64_t integer(const char* name, int64_t fallback) const;
   float real(const char* name) const;
@@ -92,7 +107,7 @@ class Attributes {
   const OrtKernelInfo* info_;
 };
 
-// One call of a kernel: its inputs, outputs and ONNX Runtime's own thread pool.
+// One call of a kernel: its inputs, outputs and where it computes: ONNX Runtime's own thread pool, or its stream.
 class Context {
  public:
   explicit Context(OrtKernelContext* context) : context_(context) {}
@@ -105,6 +120,8 @@ class Context {
     tensor.data = static_cast<const T*>(input_data(index, name, ElementType<T>::value, &tensor.shape));
     return tensor;
   }
+
+  AnyTensor any_input(size_t index) const;
 
   // Allocates output `index`; null where the node does not name it.
   template <typename T>
@@ -123,6 +140,9 @@ class Context {
     if (total > 0) run_parallel(total, &invoke<Body>, &body);
   }
 
+  // The CUDA stream that the kernel is to use; null on a CPU.
+  void* gpu_stream() const;
+
  private:
   template <typename Body>
   static void invoke(const void* body, int64_t index) {
@@ -140,13 +160,19 @@ struct Port {
   bool optional = false;
 };
 
-// What an op declares to ONNX Runtime. `aliases` are (input, output) pairs that share one buffer.
+// What an op declares to ONNX Runtime. `aliases` are (input, output) pairs that share one buffer; `provider` is the
+// execution provider that runs it, null for the CPU's.
 struct OpDeclaration {
   const char* name;
   std::vector<Port> inputs;
   std::vector<Port> outputs;
   std::vector<std::pair<int, int>> aliases;
+  const char* provider = nullptr;
 };
+
+// Makes ops known to the sessions of `options`, in the domain "kvfold".
+OrtStatus* register_ops(OrtSessionOptions* options, const OrtApiBase* base,
+                        const std::vector<const OrtCustomOp*>& ops) noexcept;
 
 OrtStatus* to_status(OrtErrorCode code, const char* message) noexcept;
 
@@ -170,7 +196,7 @@ const OrtCustomOp* custom_op() {
     OrtCustomOp op = {};
     op.version = kOrtApiVersion;
     op.GetName = [](const OrtCustomOp*) { return Op::declaration().name; };
-    op.GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };  // CPU
+    op.GetExecutionProviderType = [](const OrtCustomOp*) { return Op::declaration().provider; };
     op.GetInputTypeCount = [](const OrtCustomOp*) { return Op::declaration().inputs.size(); };
     op.GetInputType = [](const OrtCustomOp*, size_t i) { return Op::declaration().inputs[i].type; };
     op.GetInputCharacteristic = [](const OrtCustomOp*, size_t i) {

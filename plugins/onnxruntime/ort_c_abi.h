@@ -29,6 +29,7 @@ enum ONNXTensorElementDataType : int {
   ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32 = 6,
   ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64 = 7,
   ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16 = 10,
+  ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16 = 16,
 };
 
 enum OrtCustomOpInputOutputCharacteristic : int { INPUT_OUTPUT_REQUIRED = 0, INPUT_OUTPUT_OPTIONAL = 1 };
@@ -62,7 +63,16 @@ struct OrtApi {
   void (*ReleaseStatus)(OrtStatus*);  // 93
   void* unused_94[5];
   void (*ReleaseTensorTypeAndShapeInfo)(OrtTensorTypeAndShapeInfo*);  // 99
-  void* unused_100[174];
+  void* unused_100[93];
+  OrtStatus* (*KernelContext_GetGPUComputeStream)(const OrtKernelContext*, void** out);  // 193; null on a CPU
+  void* unused_194[36];
+  OrtStatus* (*KernelInfo_GetInputCount)(const OrtKernelInfo*, size_t* out);  // 230
+  void* unused_231[1];
+  // Both count the terminating zero in `size`; an absent input has an empty name.
+  OrtStatus* (*KernelInfo_GetInputName)(const OrtKernelInfo*, size_t index, char* out, size_t* size);  // 232
+  void* unused_233[11];
+  OrtStatus* (*KernelInfo_GetNodeName)(const OrtKernelInfo*, char* out, size_t* size);  // 244
+  void* unused_245[29];
   OrtStatus* (*KernelContext_ParallelFor)(const OrtKernelContext*, void (*body)(void* user, size_t index),
                                           size_t total, size_t batches, void* user);  // 274
 };
@@ -112,6 +122,10 @@ KVFOLD_ORT_POSITION(KernelInfoGetAttribute_float, 85);
 KVFOLD_ORT_POSITION(KernelContext_GetOutput, 91);
 KVFOLD_ORT_POSITION(ReleaseStatus, 93);
 KVFOLD_ORT_POSITION(ReleaseTensorTypeAndShapeInfo, 99);
+KVFOLD_ORT_POSITION(KernelContext_GetGPUComputeStream, 193);
+KVFOLD_ORT_POSITION(KernelInfo_GetInputCount, 230);
+KVFOLD_ORT_POSITION(KernelInfo_GetInputName, 232);
+KVFOLD_ORT_POSITION(KernelInfo_GetNodeName, 244);
 KVFOLD_ORT_POSITION(KernelContext_ParallelFor, 274);
 #undef KVFOLD_ORT_POSITION
 static_assert(offsetof(OrtCustomOp, CreateKernelV2) == 136, "OrtCustomOp::CreateKernelV2 moved");

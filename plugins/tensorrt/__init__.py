@@ -1,1 +1,1 @@
-"""PagedAttention as a TensorRT plugin (IPluginV3), in Python and in C++, over the same prebuilt cubins."""
+"""PagedAttention as a TensorRT plugin (IPluginV3): a part of the library that plugins/cuda compiles to."""

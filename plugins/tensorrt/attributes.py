@@ -1,4 +1,4 @@
-"""A node as TensorRT hands it to the plugin's creator: fields in, `Node` out, and back again for the plan."""
+"""A node in the form of `node_form`: its attributes in, `Node` out; `cuda/cpp/node` is the same in C++."""
 
 from __future__ import annotations
 
@@ -65,12 +65,12 @@ class Node:
         return KernelError(f"attention node {self.name}: {problem}")
 
     def values(self) -> dict[str, Value]:
-        """The node's attributes as TensorRT fields carry them; `read_node` takes them back."""
+        """The node's attributes; `read_node` takes them back."""
         return {**asdict(self.attributes), INPUTS_ATTRIBUTE: ",".join(self.inputs)}
 
 
 def read_node(name: str, values: Mapping[str, Any]) -> Node:
-    """The node that a creator is asked to make.
+    """The node of a graph.
 
     Args:
         name: of the node.

@@ -2,45 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
 from kvfold.plugins.contract.errors import KernelError
-from kvfold.plugins.cuda.kernel_library import KernelLibrary
-from kvfold.plugins.tensorrt.creator import Creator, creator_class
-from kvfold.plugins.tensorrt.host import Host
-from kvfold.plugins.tensorrt.node_form import PLUGIN_NAME, PLUGIN_NAMESPACE, PLUGIN_VERSION
-
-_CREATORS: dict[ModuleType, Creator] = {}
+from kvfold.plugins.cuda.cuda_library import library_path, load_functions, open_kernels
 
 
-def load_plugins(
-    trt: ModuleType, kernels: KernelLibrary, directory: Path, architectures: Sequence[int]
-) -> Host:
-    """Register the plugin with `trt` on the first call; plugins that it makes from now on use these kernels.
+def load_plugins(trt: ModuleType, kernels: Path) -> None:
+    """Have `trt` load the plugin, and the plugin open an engine's kernels.
 
-    Parse and build, or deserialise, inside the host's `surfacing_errors()`.
+    A plan finds its own kernels among all that were opened; a build takes those that were opened last.
+    Parse and build, deserialise and execute inside of `surfacing_errors()`.
 
     Args:
         trt: `tensorrt` or `tensorrt_rtx`, imported.
-        kernels: of the engine.
-        directory: where their cubins lie.
-        architectures: SM versions that the engine must run on: of the plan, or of the GPU at hand.
+        kernels: folder of the engine's kernels.
 
     Raises:
-        KernelError: another library has registered the plugin already.
+        KernelError: kernels or library cannot be read, or another library has registered the plugin already.
     """
-    host = Host(trt, kernels, directory, architectures)
-    creator = _CREATORS.get(trt)
-    if creator is not None:
-        creator.host = host
-        return host
-    creator = creator_class(trt)(host)
-    if not trt.get_plugin_registry().register_creator(creator, PLUGIN_NAMESPACE):
-        raise KernelError(
-            f"{trt.__name__} has a plugin {PLUGIN_NAMESPACE}::{PLUGIN_NAME} {PLUGIN_VERSION} already, of "
-            "another library; load either the C++ library or the Python plugin, not both, into one process"
-        )
-    _CREATORS[trt] = creator
-    return host
+    open_kernels(kernels)
+    _load_library(trt)
+
+
+@cache
+def _load_library(trt: ModuleType) -> None:
+    """Once in a process: TensorRT refuses a library whose plugin is there already."""
+    path = str(library_path())
+    if trt.get_plugin_registry().load_library(path) is None:
+        raise KernelError(f"{trt.__name__} did not load {path}; its own words stand above")
+
+
+@contextmanager
+def surfacing_errors() -> Iterator[None]:
+    """Inside, the first error of a plugin comes out in its own words, from whatever TensorRT made of it.
+
+    TensorRT reports a callback that failed in words of its own, or not at all.
+
+    Raises:
+        KernelError: what the callback found.
+    """
+    take = load_functions().kvfold_take_error
+    take()
+    try:
+        yield
+    except Exception as error:
+        if (problem := take()) is not None:
+            raise KernelError(problem.decode()) from error
+        raise
+    if (problem := take()) is not None:
+        raise KernelError(problem.decode())

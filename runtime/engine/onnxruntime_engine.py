@@ -11,9 +11,11 @@ import onnxruntime as ort
 from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernel
 
 from kvfold.plugins.contract import step as contract
-from kvfold.plugins.contract.errors import BundleError, TargetError
+from kvfold.plugins.contract.errors import BundleError, KernelError, TargetError
 from kvfold.plugins.contract.fold_plan import KvDtype
-from kvfold.plugins.cpu.cpu_library import register_ops
+from kvfold.plugins.cpu import cpu_library
+from kvfold.plugins.cuda import cuda_library
+from kvfold.runtime.engine.engine_config import KERNELS_FOLDER
 from kvfold.runtime.engine.engine_files import EngineFiles
 from kvfold.runtime.engine.host_engine import HostEngine
 from kvfold.runtime.engine.host_pages import HostPages
@@ -39,6 +41,7 @@ class Provider:
 
 
 _CPU = Provider("CPUExecutionProvider", "cpu")
+_OUR_OP = "PagedAttention: "  # how an error begins that kvfold's attention raises while a session is made
 PROVIDERS = {"cpu": _CPU, "cuda": Provider("CUDAExecutionProvider", "cuda")}
 
 
@@ -65,7 +68,7 @@ class OnnxRuntimeEngine(HostEngine):
 
         Raises:
             BundleError: ONNX Runtime cannot read the graph, or it is none of this engine's plan.
-            KernelError: the CPU kernel library is missing or refused.
+            KernelError: a kernel library or an engine's kernels are missing or refused, or not for this GPU.
             CapacityError: the system refused the addresses of the pools.
         """
         path, info = files.directory / contract.MODEL_FILE, files.info(kv_cache_bytes)
@@ -141,9 +144,11 @@ def open_session(path: Path, provider: Provider, threads: int = 0, stream: int =
     options.enable_mem_pattern = False
     options.log_severity_level = 3
     if provider == _CPU:
-        register_ops(options)
+        cpu_library.register_ops(options)
     else:
         ort.preload_dlls()  # CUDA and cuDNN from NVIDIA's wheels, where the system has none
+        cuda_library.register_ops(options)
+        cuda_library.open_kernels(path.parent / KERNELS_FOLDER)
     try:
         # Operations on shapes have no CUDA kernel, so the CPU stands behind every provider.
         gpu = [(provider.name, {"user_compute_stream": str(stream)})] if stream else []
@@ -155,6 +160,8 @@ def open_session(path: Path, provider: Provider, threads: int = 0, stream: int =
                 f"{provider.name} of ONNX Runtime {ort.__version__} did not start: there is no kernel for "
                 f"{path}: {error}; check the driver, CUDA and cuDNN with `kvfold doctor`"
             ) from error
+        if _OUR_OP in str(error) and provider != _CPU:
+            raise KernelError(f"{path} cannot run on this GPU: {error}") from error
         raise BundleError(
             f"ONNX Runtime {ort.__version__} cannot load {path}: {error}; build the engine again "
             "with `kvfold build`"

@@ -23,7 +23,7 @@ from tests.pipeline.tiny_recipe import write_tiny_recipe
 from tests.root import ROOT, build_lock
 
 PARTS = ("plugins", "export", "runtime", "pipeline")
-LIBRARY = "kvfold/plugins/cpu/libkvfold_cpu.so"
+LIBRARIES = {f"kvfold/plugins/{each}/libkvfold_{each}.so" for each in ("cpu", "cuda")}
 TEMPLATE = "{% for m in messages %}[{{ m.role }}] {{ m.content }}<|im_end|>{% endfor %}"
 USE = """
 import kvfold
@@ -104,7 +104,7 @@ def test_it_holds_every_file_and_no_other(wheel: Path) -> None:
     ours = {name for name in files if not name.endswith((".so", "~")) and "/." not in name}
     with zipfile.ZipFile(wheel) as archive:
         packed = {entry for entry in archive.namelist() if re.match(r"kvfold/.*[^/]$", entry)}
-    assert packed == ours | {LIBRARY, "kvfold/__init__.py", "kvfold/py.typed"}
+    assert packed == ours | LIBRARIES | {"kvfold/__init__.py", "kvfold/py.typed"}
 
 
 def test_it_generates_in_a_bare_environment(installed: Path) -> None:

@@ -5,16 +5,16 @@ Inputs, their types and the reference's answer are those of the interpreter's te
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from kvfold.plugins.cuda.attention_spec import ActivationDtype, variants_of
-from kvfold.plugins.cuda.calls import workspace_bytes
+from kvfold.plugins.cuda.calls import Launch, resolve, workspace_bytes
 from kvfold.plugins.cuda.compile_kernels import compile_library
 from kvfold.plugins.paged_attention.inputs import Inputs
-from kvfold.plugins.tensorrt.launcher import Launcher
 from kvfold.runtime.engine.cuda.device import Device
 from tests.plugins.cuda.interpreter import (
     CACHES,
@@ -65,11 +65,26 @@ def call(
     size = workspace_bytes(library, (device.architecture,), spec, shapes)
     workspace = device.allocate(size)
     upload(device, workspace, np.full(size, 255, np.uint8))
-    Launcher(library, directory).launch(spec, shapes, buffers, workspace, device.stream)
+    for each in resolve(library, device.architecture, spec, shapes, buffers, workspace):
+        launch(device, directory, each)
     return [
         as_numpy(download(device, buffers[name] + before[name], tensors[name]))
         for name in ("output", *CACHES)
     ]
+
+
+def launch(device: Device, directory: Path, call: Launch) -> None:
+    """Put one kernel on the device's stream, in the calls that `plugins/cuda/cpp/launcher.cc` makes."""
+    kernel = call.kernel
+    module = device.call("cuModuleLoadData", (directory / kernel.file).read_bytes())
+    function = device.call("cuModuleGetFunction", module, kernel.symbol.encode())
+    most = device.driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    device.call("cuFuncSetAttribute", function, most, kernel.shared_bytes)
+    arguments = (*call.arguments, ("pointer", 0), ("pointer", 0))  # Triton's scratch
+    types = {"pointer": ctypes.c_void_p, "int32": ctypes.c_int32, "float32": ctypes.c_float}
+    packed = tuple(value for _, value in arguments), tuple(types[kind] for kind, _ in arguments)
+    block = (32 * kernel.num_warps, 1, 1)
+    device.call("cuLaunchKernel", function, *call.grid, *block, kernel.shared_bytes, device.stream, packed, 0)
 
 
 def bytes_of(tensor: torch.Tensor) -> np.ndarray:

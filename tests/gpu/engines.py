@@ -31,20 +31,17 @@ def tensorrt_engine(directory: Path, plan: FoldPlan) -> Iterator[TensorRTEngine]
         engine.close()
 
 
-def read_in_new_process(
-    tiny: TinyBundle, directory: Path, folder: Path, library: Path | None = None
-) -> np.ndarray:
+def read_in_new_process(tiny: TinyBundle, directory: Path, folder: Path) -> np.ndarray:
     """Logits of the texts by an engine in a process that loads neither torch nor Triton.
 
     Args:
         tiny: bundle of the engine.
         directory: of the engine.
         folder: an existing folder for the arrays.
-        library: the C++ plugin, in place of the Python one.
     """
     np.save(folder / "texts.npy", tiny.texts)
-    paths = [directory, tiny.root / FOLD_PLAN, folder / "texts.npy", folder / "logits.npy", library]
-    command = [sys.executable, "-m", "tests.gpu.run_engine", *(str(path) for path in paths if path)]
+    paths = [directory, tiny.root / FOLD_PLAN, folder / "texts.npy", folder / "logits.npy"]
+    command = [sys.executable, "-m", "tests.gpu.run_engine", *map(str, paths)]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stdout + process.stderr
     logits: np.ndarray = np.load(folder / "logits.npy")

@@ -9,15 +9,18 @@ import numpy as np
 import onnx_ir as ir
 
 from kvfold.export.graph.constants import cast_constant
+from kvfold.plugins.contract.progress import Progress, unheard
 from kvfold.plugins.int8_linear.packing import row_blocks
 
 _HALVES = (ir.DataType.BFLOAT16, ir.DataType.FLOAT16)
 
 
-def apply(model: ir.Model) -> int:
+def apply(model: ir.Model, progress: Progress = unheard) -> int:
     """Store weights so, and count them; each matrix is read once for that, one at a time."""
     matches = 0
-    for value in list(model.graph.initializers.values()):
+    values = list(model.graph.initializers.values())
+    for index, value in enumerate(values):
+        progress(index / len(values))
         if value.dtype != ir.DataType.FLOAT or value.shape is None or len(value.shape) != 2:
             continue
         name, constant = value.name, value.const_value

@@ -8,16 +8,17 @@ import torch
 from torch import Tensor
 
 from kvfold.export.model.decoder import cap_logits
+from kvfold.export.model.fused import fused
 
-ROWS = 256  # positions whose logits exist at a time: enough to make good use of each read of the head
+ROWS = (
+    256  # positions whose logits exist at a time on a CPU: enough to make good use of each read of the head
+)
 ROWS_IN_CACHE = 8  # of which so many are made into probabilities at a time
+LOGIT_BYTES = 512 << 20  # of one model's logits that exist at a time on a GPU
 
 
 class _HeadKL(torch.autograd.Function):
-    """The gradient of KL(p || q) by q's logits is q - p (row by row), so forward has it already.
-
-    Capped logits pass 1 - (capped / softcap)^2 of it on.
-    """
+    """The gradient of KL(p || q) by q's logits is q - p (row by row), so forward has it already."""
 
     @staticmethod
     def forward(
@@ -25,19 +26,13 @@ class _HeadKL(torch.autograd.Function):
     ) -> Tensor:
         total = student.new_zeros((), dtype=torch.float64)
         gradient = torch.empty_like(student) if ctx.needs_input_grad[0] else None
-        for start in range(0, len(student), ROWS):
-            rows = slice(start, start + ROWS)
+        at_a_time, in_cache = _rows(head)
+        for start in range(0, len(student), at_a_time):
+            rows = slice(start, start + at_a_time)
             q = student[rows].to(student_head.dtype) @ student_head.T
             p = teacher[rows].to(head.dtype) @ head.T
-            parts = (torch.split(logits, ROWS_IN_CACHE) for logits in (q, p))
-            for ours, theirs in zip(*parts, strict=True):
-                capped, target = (cap_logits(logits.float(), softcap) for logits in (ours, theirs))
-                log_q, log_p = capped.log_softmax(-1), target.log_softmax(-1)
-                exact = log_p.exp()
-                total += torch.linalg.vecdot(exact, log_p - log_q).sum().double()
-                if gradient is not None:
-                    passed = log_q.exp_().sub_(exact)
-                    ours.copy_(passed * (1 - (capped / softcap).square()) if softcap else passed)
+            for ours, theirs in zip(torch.split(q, in_cache), torch.split(p, in_cache), strict=True):
+                total += _divergence(ours, theirs, softcap, gradient is not None).double().sum()
             if gradient is not None:
                 gradient[rows] = (q @ student_head).float()
         if gradient is not None:
@@ -48,6 +43,30 @@ class _HeadKL(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
         return upstream * gradient, None, None, None, None
+
+
+def _rows(head: Tensor) -> tuple[int, int]:
+    """How many rows of logits exist at a time, and are made into probabilities at a time."""
+    if head.device.type == "cpu":
+        return ROWS, ROWS_IN_CACHE
+    on_gpu = max(1, LOGIT_BYTES // (len(head) * head.itemsize))
+    return on_gpu, on_gpu
+
+
+@fused
+def _divergence(ours: Tensor, theirs: Tensor, softcap: float, wants_gradient: bool) -> Tensor:
+    """KL(theirs || ours) of each row of logits [rows, vocab], float32; its gradient takes `ours`' place.
+
+    Capped logits pass 1 - (capped / softcap)^2 of the gradient on.
+    """
+    capped, target = (cap_logits(logits.float(), softcap) for logits in (ours, theirs))
+    log_q, log_p = capped.log_softmax(-1), target.log_softmax(-1)
+    exact = log_p.exp()
+    divergence: Tensor = torch.linalg.vecdot(exact, log_p - log_q)
+    if wants_gradient:
+        passed = log_q.exp() - exact
+        ours.copy_(passed * (1 - (capped / softcap).square()) if softcap else passed)
+    return divergence
 
 
 def head_kl(

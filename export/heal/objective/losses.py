@@ -7,11 +7,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from kvfold.export.heal.objective.head_kl import head_kl
-from kvfold.export.heal.objective.teacher_cache import TeacherCache, pick
 from kvfold.export.heal.student.student import TrainedModel
 from kvfold.export.heal.student.trainable import changed_layers
+from kvfold.export.heal.training.training_text import TrainingText
 from kvfold.export.model.decoder import Backbone, Block
 from kvfold.export.quantize.layer_calibration import HEAD
+
+
+def scored_positions(count: int, length: int, share: float, seed: int) -> Tensor:
+    """The positions of each sequence that are compared, sorted, int64 [count, about share * length]."""
+    generator = torch.Generator().manual_seed(seed)
+    draws = torch.rand(count, length, generator=generator)
+    return draws.topk(max(1, round(share * length)), dim=1).indices.sort(dim=1).values
 
 
 class LayerwiseLoss:
@@ -22,14 +29,14 @@ class LayerwiseLoss:
     do about the errors of those below it, step B teaches.
     """
 
-    def __init__(self, teacher: TrainedModel, student: TrainedModel, tokens: Tensor) -> None:
-        self.teacher, self.student, self.tokens = teacher, student, tokens
+    def __init__(self, teacher: TrainedModel, student: TrainedModel, text: TrainingText) -> None:
+        self.teacher, self.student, self.text = teacher, student, text
         self.layers = changed_layers(student.config, student.plan)
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Mean over the changed layers of E|student - teacher|^2 / E|teacher|^2."""
         with torch.no_grad():
-            tokens = self.tokens[rows].to(self.teacher.device)
+            tokens = self.text.take(rows).to(self.teacher.device)
             inputs, targets = self.teacher.call(lambda backbone: self._watch(backbone, tokens))
         outputs = self.student.call(lambda backbone: self._attend(backbone, inputs))
         errors = [
@@ -61,16 +68,31 @@ class LayerwiseLoss:
 
 
 class EndToEndLoss:
-    """Steps B and C: KL(original || student) at the scored positions, the original's answers from the cache.
+    """Steps B and C: KL(original || student) at the scored positions; the original answers meanwhile.
+
+    It answers anew whenever a text is read again: text that is read once teaches more, and then nothing is
+    gained by keeping 2 * hidden_size bytes a position.
 
     Attributes:
+        positions: the scored ones of each sequence, parted as the text is.
         head: lm_head's weight in the dtype to multiply in.
         student_head: the same as the student has it, rounded where it is deployed in int8.
     """
 
-    def __init__(self, student: TrainedModel, cache: TeacherCache, head: Tensor, tokens: Tensor) -> None:
-        """`head` is lm_head's weight [vocab, hidden_size], float32."""
-        self.student, self.cache, self.tokens = student, cache, tokens
+    def __init__(
+        self,
+        teacher: TrainedModel,
+        student: TrainedModel,
+        head: Tensor,
+        text: TrainingText,
+        scored: float,
+        seed: int,
+    ) -> None:
+        """`head` is lm_head's weight [vocab, hidden_size], float32; `scored` the share that is compared."""
+        self.teacher, self.student, self.text = teacher, student, text
+        self.positions = tuple(
+            scored_positions(len(part), part.shape[1], scored, seed) for part in text.parts
+        )
         head = head.to(student.device)
         self.head = self.student_head = head.to(student.dtype)
         with student.device:
@@ -80,11 +102,17 @@ class EndToEndLoss:
             self.student_head = (integers * scale[:, None] / self.rounding.smoothing).to(student.dtype)
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """Mean KL in nat a position."""
-        positions, states = (x[rows].to(self.head.device) for x in (self.cache.positions, self.cache.states))
-        hidden = pick(self.student.hidden(self.tokens[rows]), positions).flatten(0, 1)
+        """Mean KL in nat a position, over sequences of one length."""
+        tokens = self.text.take(rows)
+        positions = self.text.take(rows, self.positions).to(self.head.device)
+        with torch.no_grad():
+            states = pick(self.teacher.hidden(tokens), positions).flatten(0, 1)
+        hidden = pick(self.student.hidden(tokens), positions).flatten(0, 1)
         if self.rounding is not None:
             hidden = self.rounding.tokens(hidden)
-        return head_kl(
-            hidden, states.flatten(0, 1), self.head, self.student_head, self.student.config.final_softcap
-        )
+        return head_kl(hidden, states, self.head, self.student_head, self.student.config.final_softcap)
+
+
+def pick(hidden: Tensor, positions: Tensor) -> Tensor:
+    """hidden [B, n, d] at positions [B, n] of hidden [B, L, d]."""
+    return hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))

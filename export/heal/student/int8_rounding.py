@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kvfold.export.model.fused import fused
 from kvfold.plugins.int8_linear.reference import quantize_remainder, quantize_tokens
 from kvfold.plugins.int8_linear.schema import ActivationBits
 
@@ -29,11 +30,7 @@ class Rounding:
 
     def planes(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Integers (as float32) [T, in] and scales [T, 1] whose products add up to x [T, in], smoothed."""
-        x = x / self.smoothing
-        quantized, scale = quantize_tokens(x)
-        if self.activation_bits == 8:
-            return [(quantized, scale)]
-        return [(quantized, scale), quantize_remainder(x, quantized, scale)]
+        return _planes(x, self.smoothing, self.activation_bits)
 
     def tokens(self, x: Tensor) -> Tensor:
         """x [T, in] rounded; its gradient is x's."""
@@ -45,6 +42,15 @@ class Rounding:
         """int8 [out, in] and scales [out] of a float weight, smoothed."""
         integers, scale = quantize_tokens(weight * self.smoothing)
         return integers.to(torch.int8), scale[:, 0]
+
+
+@fused
+def _planes(x: Tensor, smoothing: Tensor, activation_bits: ActivationBits) -> list[tuple[Tensor, Tensor]]:
+    x = x / smoothing
+    quantized, scale = quantize_tokens(x)
+    if activation_bits == 8:
+        return [(quantized, scale)]
+    return [(quantized, scale), quantize_remainder(x, quantized, scale)]
 
 
 class _StraightThrough(torch.autograd.Function):

@@ -74,13 +74,15 @@ class TrainedModel:
         with torch.device("meta"):
             backbone = Backbone(config, plan)
         self._caller = _Caller(backbone)
+        with self.device:
+            self._mixer = TrainingAttention(config, plan, self.int8.kv_scales if self.int8 else None)
         if self.int8:
             with self.device:
                 self._round_linears(backbone, self.int8)
 
     def mixer(self) -> TrainingAttention:
-        """A fresh Mixer for one pass; to be made in `call`, which says on what device."""
-        return TrainingAttention(self.config, self.plan, self.int8.kv_scales if self.int8 else None)
+        """A fresh Mixer for one pass."""
+        return self._mixer.fresh()
 
     def call(self, function: Callable[[Backbone], Result]) -> Result:
         """`function` of the backbone with the parameters' present values; gradients reach them."""

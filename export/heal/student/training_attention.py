@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from copy import copy
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -11,11 +13,31 @@ from kvfold.export.heal.student.block_attention import attention_gradient, block
 from kvfold.export.heal.student.int8_rounding import straight_through
 from kvfold.export.heal.student.window_attention import window_attention
 from kvfold.export.model.dense_attention import DenseAttention
-from kvfold.plugins.contract.fold_plan import LayerPlan
+from kvfold.export.model.model_config import ModelConfig
+from kvfold.plugins.contract.fold_plan import FoldPlan, LayerPlan
 
 
 class TrainingAttention(DenseAttention):
-    """The Mixer of training."""
+    """The Mixer of training; `fresh` gives one for each pass."""
+
+    def __init__(
+        self, config: ModelConfig, plan: FoldPlan, scales: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """As DenseAttention's."""
+        super().__init__(config, plan, scales)
+        self._tables_by_layer: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def fresh(self) -> Self:
+        """One without keys and values; tables are shared."""
+        other = copy(self)
+        other.keys_values = {}
+        return other
+
+    def table(self, layer: int) -> tuple[Tensor, Tensor]:
+        """As DenseAttention's, made once: a GPU would wait for a list of slots to be sent."""
+        if layer not in self._tables_by_layer:
+            self._tables_by_layer[layer] = super().table(layer)
+        return self._tables_by_layer[layer]
 
     def attend(
         self, query: Tensor, keys: Tensor, values: Tensor, layer: LayerPlan, head_sink: Tensor | None

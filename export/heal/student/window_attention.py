@@ -1,12 +1,13 @@
-"""Windowed attention for training on a GPU: one fused call for all blocks of queries, over the keys that each sees.
+"""Windowed attention for training on a GPU: one fused call for all blocks of queries and what each sees.
 
-PyTorch's fused kernels know no window. So a sequence is cut into blocks, each a sequence of its own: its keys are
-the first tokens, as many blocks before it as the window reaches, and itself, all under one mask. The queries of
-all heads that read one KV head are rows of one matrix, so that no key is copied for a head.
+PyTorch's fused kernels know no window. So a sequence is cut into blocks, each a sequence of its own: its keys
+are the first tokens, as many blocks before it as the window reaches, and itself, all under one mask. The
+queries of all heads that read one KV head are rows of one matrix, so that no key is copied for a head.
 
-A CPU that multiplies bfloat16 is faster with `block_attention`, which computes what is visible and little more. One
-layer of SmolLM2 over 2,048 tokens in bfloat16, CPU time on an AMD EPYC with AVX512-BF16, forwards and backwards:
-window 128, 3 KV heads, 13 and 21 ms there, 18 and 44 ms here; window 1,024, one KV head, 30 and 47, 67 and 114.
+A CPU that multiplies bfloat16 is faster with `block_attention`, which computes what is visible and little
+more. One layer of SmolLM2 over 2,048 tokens in bfloat16, CPU time on an AMD EPYC with AVX512-BF16, forwards
+and backwards: window 128, 3 KV heads, 13 and 21 ms there, 18 and 44 ms here; window 1,024, one KV head, 30
+and 47, 67 and 114.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def window_attention(
 
 @dataclass(frozen=True)
 class _Blocks:
-    """How a sequence is cut: into `count` blocks of `size` queries, with keys `apart` and of `before` blocks."""
+    """How a sequence is cut: `count` blocks of `size` queries, with keys `apart` and of blocks `before`."""
 
     size: int
     length: int
@@ -87,15 +88,15 @@ class _Blocks:
 
     def queries(self, x: Tensor, key_value_heads: int) -> Tensor:
         """x [B, heads, L, d] as [blocks, B * KV heads, group * size, d]."""
-        whole = functional.pad(x, (0, 0, 0, self.padding)).unflatten(2, (self.count, self.size))
-        by_block = whole.permute(2, 0, 1, 3, 4)
+        whole = functional.pad(x, (0, 0, 0, self.padding))
+        by_block = whole.view(*x.shape[:2], self.count, self.size, -1).permute(2, 0, 1, 3, 4)
         return by_block.reshape(self.count, len(x) * key_value_heads, -1, x.shape[-1])
 
     def seen(self, x: Tensor, sink_channel: int | None = None) -> Tensor:
         """Keys or values [B, KV heads, L, d] of each block, [blocks, B * KV heads, keys, d]."""
         x = x.flatten(0, 1)
         whole = functional.pad(x, (0, 0, self.before * self.size, self.padding))
-        near = whole.unfold(1, (self.before + 1) * self.size, self.size).permute(1, 0, 3, 2)
+        near: Tensor = whole.unfold(1, (self.before + 1) * self.size, self.size).permute(1, 0, 3, 2)
         if not self.apart:
             return near
         first = x[:, : self.sinks]

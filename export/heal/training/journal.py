@@ -6,13 +6,14 @@ import json
 import pickle
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from kvfold.export.heal.training.schedule import Clock
 from kvfold.export.weights.layer_journal import save_state
 from kvfold.plugins.contract.write_aside import write_aside
 
@@ -27,26 +28,39 @@ class Snapshot:
     Attributes:
         key: of everything that decides the result; another key's snapshot is of no use.
         step: name of the step at work.
-        updates: how many it has made.
         form: the model as its adapter's tensors.
+        updates: how many the step has made.
         optimizer: its state; None before a step's first update.
         int8: the fields of the `Int8Deployment` that step int8 found at its start; None before that.
+        spent: seconds on the clock.
+        ends: of a training by the clock, when each step is to end on it; None before that is decided.
     """
 
     key: str
     step: str
-    updates: int
     form: Mapping[str, Tensor]
-    optimizer: dict[str, Any] | None
+    updates: int = 0
+    optimizer: dict[str, Any] | None = None
     int8: dict[str, Any] | None = None
+    spent: float = 0.0
+    ends: dict[str, float] | None = None
+
+    def then(self, step: str) -> Snapshot:
+        """Where the next step begins."""
+        return replace(self, step=step, updates=0, optimizer=None)
 
 
 class Journal:
-    """One training's folder; of another training's, nothing is kept."""
+    """One training's folder; of another training's, nothing is kept.
+
+    Attributes:
+        clock: how long the training has worked; a snapshot keeps it.
+    """
 
     def __init__(self, folder: Path, key: str) -> None:
         self.folder = folder
         self.key = key
+        self.clock = Clock()
 
     def load(self) -> Snapshot | None:
         """This training's snapshot; None where there is none, or none that can be read."""
@@ -54,33 +68,35 @@ class Journal:
             snapshot = Snapshot(**torch.load(self.folder / SNAPSHOT, map_location="cpu", weights_only=True))
         except (OSError, EOFError, RuntimeError, TypeError, pickle.UnpicklingError):
             return None
-        return snapshot if snapshot.key == self.key else None
+        if snapshot.key != self.key:
+            return None
+        self.clock = Clock(snapshot.spent)
+        return snapshot
 
     def begin(self, step: str, form: Mapping[str, Tensor]) -> Snapshot:
         """Empty the folder and start with a step's first snapshot."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         (self.folder / LOSSES).touch()
-        return self.save(step, 0, form, None)
+        return self.save(Snapshot(self.key, step, form))
 
-    def save(
-        self,
-        step: str,
-        updates: int,
-        form: Mapping[str, Tensor],
-        optimizer: dict[str, Any] | None,
-        int8: dict[str, Any] | None = None,
-    ) -> Snapshot:
+    def save(self, snapshot: Snapshot) -> Snapshot:
         """Write a snapshot, so that a kill leaves the old one or the new one; its form is on the CPU."""
-        values = {name: tensor.detach().cpu() for name, tensor in form.items()}
-        snapshot = Snapshot(self.key, step, updates, values, optimizer, int8)
+        form = {name: tensor.detach().cpu() for name, tensor in snapshot.form.items()}
+        snapshot = replace(snapshot, form=form, spent=self.clock.spent)
         save_state(self.folder / SNAPSHOT, vars(snapshot))
         return snapshot
 
-    def log(self, step: str, update: int, loss: float, rate: float) -> None:
+    def log(self, step: str, update: int, loss: float, rate: float = 0.0) -> None:
         """Append an update's loss (layerwise: relative squared error; others: nat) and learning rate."""
         with (self.folder / LOSSES).open("a") as file:
             file.write(json.dumps({"step": step, "update": update, "loss": loss, "rate": rate}) + "\n")
+
+    def last_loss(self, step: str) -> float:
+        """The last that was logged of a step that made an update."""
+        lines = map(json.loads, (self.folder / LOSSES).read_text().splitlines())
+        losses: list[float] = [line["loss"] for line in lines if line["step"] == step]
+        return losses[-1]
 
     def rewind(self, snapshot: Snapshot, steps: Sequence[str]) -> None:
         """Take out of the log what a kill left beyond the snapshot: it will be written again."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from kvfold.export.quantize.int4.blocks import Blocks
-from kvfold.plugins.int8_linear.reference import quantize_remainder, quantize_tokens
+from kvfold.plugins.int4_linear.reference import quantize_block_remainder, quantize_blocks
 from kvfold.plugins.int8_linear.schema import ActivationBits
 
 
@@ -21,11 +21,11 @@ class FakeInt4Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """y [..., out] of x [..., in]."""
-        quantized, scale = quantize_tokens(x)
+        quantized, factor, scale = quantize_blocks(x)
         weight = self.get_buffer("weight")
-        y = (quantized @ weight.T) * scale
+        y = (quantized * factor @ weight.T) * scale
         if self.activation_bits == 16:
-            low, low_scale = quantize_remainder(x, quantized, scale)
-            y = y + (low @ weight.T) * low_scale
+            low, low_scale = quantize_block_remainder(x, quantized, factor, scale)
+            y = y + (low * factor @ weight.T) * low_scale
         bias: Tensor | None = self._buffers["bias"]
         return y if bias is None else y + bias

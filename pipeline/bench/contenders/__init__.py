@@ -16,8 +16,14 @@ from kvfold.pipeline.bench.contenders.contender import ContenderModule
 
 KVFOLD = "kvfold"
 PEERS = ("llama_cpp", "onnxruntime_genai", "openvino_genai", "transformers")
-# The same in 4 bits.
-PEERS_IN_4_BITS = ("llama_cpp_q4_0", "llama_cpp_q4_k_m", "onnxruntime_genai_int4", "openvino_genai_int4")
+# The same in 4 bits, where the checkpoint's own GGUF file is.
+PEERS_IN_4_BITS = (
+    "llama_cpp_gguf",
+    "llama_cpp_q4_0",
+    "llama_cpp_q4_k_m",
+    "onnxruntime_genai_int4",
+    "openvino_genai_int4",
+)
 
 
 # In float16 on a GPU, modules of `contenders.cuda`.

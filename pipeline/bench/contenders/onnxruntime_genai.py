@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from kvfold.pipeline.bench.contenders.common_prefix import common_prefix
 from kvfold.pipeline.bench.contenders.contender import Generation, Limits
+from kvfold.pipeline.bench.contenders.run_tool import run_tool
 
 if TYPE_CHECKING:
     import onnxruntime_genai as og
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 TITLE = "onnxruntime-genai"
 WEIGHTS = "int8"
 PACKAGE = "onnxruntime-genai"
-INSTALL = "pip install onnxruntime-genai onnx onnx-ir torch transformers"
+INSTALL = 'pip install onnxruntime-genai onnx onnx-ir torch "transformers>=5.5"'
+
+
+BLOCK = 32  # weights of a scale
 
 
 def prepare(source: Path, target: Path) -> None:
@@ -28,14 +31,14 @@ def prepare(source: Path, target: Path) -> None:
 
 
 def build(source: Path, target: Path, weights: str) -> None:
-    """Run its model builder with its defaults on the CPU, but logits of the last token only.
+    """Run its model builder with its defaults on the CPU, blocks of 32, but logits of the last token only.
 
     Without that option a prompt's logits are all computed: slower, and vocab_size floats a token.
     """
     builder = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
     paths = ["-i", str(source), "-o", str(target), "-c", str(target / "cache")]
-    options = ["-p", weights, "-e", "cpu", "--extra_options", "prune_lm_head=true"]
-    subprocess.run([*builder, *paths, *options], check=True)
+    options = ["-p", weights, "-e", "cpu", "--extra_options", "prune_lm_head=true", f"block_size={BLOCK}"]
+    run_tool([*builder, *paths, *options])
 
 
 def load(model: Path, limits: Limits) -> OnnxRuntimeGenaiContender:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvfold.pipeline.bench.contenders.contender import Generation, Limits
+from kvfold.pipeline.bench.contenders.run_tool import run_tool
 
 if TYPE_CHECKING:
     from openvino_genai import ContinuousBatchingPipeline
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 TITLE = "OpenVINO GenAI"
 WEIGHTS = "int8"
 PACKAGE = "openvino-genai"
-INSTALL = 'pip install openvino-genai "optimum-intel[openvino]" nncf torch'
+INSTALL = 'pip install openvino-genai "optimum-intel[openvino]" nncf torch "transformers<5.6"'
 
 BLOCK = 32  # tokens of a KV block of its CPU plugin
 
@@ -28,11 +28,11 @@ def prepare(source: Path, target: Path) -> None:
     export(source, target, WEIGHTS)
 
 
-def export(source: Path, target: Path, weights: str) -> None:
-    """Run optimum-intel's export with a weight format of its own."""
+def export(source: Path, target: Path, weights: str, options: Sequence[str] = ()) -> None:
+    """Run optimum-intel's export with a weight format of its own, and options of that format."""
     tool = Path(sys.executable).with_name("optimum-cli")
-    task = ["--task", "text-generation-with-past", "--weight-format", weights]
-    subprocess.run([str(tool), "export", "openvino", "--model", str(source), *task, str(target)], check=True)
+    task = ["--task", "text-generation-with-past", "--weight-format", weights, *options]
+    run_tool([str(tool), "export", "openvino", "--model", str(source), *task, str(target)])
 
 
 def load(model: Path, limits: Limits) -> OpenVinoGenaiContender:

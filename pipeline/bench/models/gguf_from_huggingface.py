@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
+# In the Hugging Face folder: the GGUF file that the checkpoint was read from.
+ORIGINAL = "original.gguf"
+
 # GGUF architecture, and whether llama.cpp rotates neighbouring channels there: Q and K rows are permuted.
 ARCHITECTURES = {
     "llama": ("llama", True),

@@ -14,6 +14,7 @@ from kvfold.export.model.families import FAMILIES
 from kvfold.export.model.family import SAME_KEYS
 from kvfold.export.model.model_config import ModelConfig
 from kvfold.export.model.rope_config import LongRope
+from kvfold.pipeline.bench.models.gguf_from_huggingface import ORIGINAL
 from kvfold.plugins.contract.errors import UnsupportedModelError
 
 # Families whose checkpoints are in normal form as Hugging Face has them.
@@ -21,7 +22,7 @@ PLAIN = ("llama", "mistral", "qwen2", "qwen3")
 
 
 def write_huggingface_folder(checkpoint: Checkpoint, folder: Path) -> None:
-    """Write config, weights and tokenizer of a checkpoint into an existing folder.
+    """Write config, weights and tokenizer of a checkpoint into an existing folder, and link its GGUF file.
 
     Weights are float32, unless the family has a form of its own there, or layers that differ: then the files
     are those that the checkpoint was read from.
@@ -38,6 +39,9 @@ def write_huggingface_folder(checkpoint: Checkpoint, folder: Path) -> None:
     _write_json(folder / "config.json", config)
     (folder / "tokenizer.json").write_text(checkpoint.tokenizer.json, encoding="utf-8")
     _write_json(folder / "tokenizer_config.json", _tokenizer_config(checkpoint))
+    source = checkpoint.files[0]
+    if source.suffix == ".gguf":
+        (folder / ORIGINAL).symlink_to(source.resolve())
 
 
 def _is_plain(config: ModelConfig) -> bool:

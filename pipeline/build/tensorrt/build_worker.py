@@ -30,8 +30,7 @@ from polygraphy.logger import G_LOGGER
 from kvfold.pipeline.build.tensorrt.build_job import BuildJob, BuildResult, WorkerMessage
 from kvfold.pipeline.build.tensorrt.build_phases import progress_monitor
 from kvfold.plugins.contract.errors import KvfoldError
-from kvfold.plugins.cuda.kernel_library import KernelLibrary
-from kvfold.plugins.tensorrt.load_plugins import load_plugins
+from kvfold.plugins.tensorrt.load_plugins import load_plugins, surfacing_errors
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -45,7 +44,7 @@ def build(job: BuildJob, report: Callable[[float], None]) -> BuildResult:
     """
     start = time.perf_counter()
     trt = import_module(job.library)
-    host = load_plugins(trt, KernelLibrary.load(job.kernels), job.kernels, job.architectures)
+    load_plugins(trt, job.kernels)
     monitor = progress_monitor(trt, report)
     config = CreateConfig(
         profiles=[_profile(shapes) for shapes in job.profiles],
@@ -60,7 +59,7 @@ def build(job: BuildJob, report: Callable[[float], None]) -> BuildResult:
         PostprocessConfig(config, _rtx_options(trt, job.architectures)),
         save_timing_cache=job.timing_cache,
     )
-    with host.surfacing_errors():
+    with surfacing_errors():
         SaveBytes(engine, str(job.plan))()
     return BuildResult(
         version=trt.__version__,

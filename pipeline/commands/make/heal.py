@@ -51,6 +51,8 @@ def command(recipe: str, output: Path | None) -> None:
     bring_up_to_date(recipe, root, "heal")
     get_console().print(draw_table(loss_table((root / HEAL_LOSSES).read_text())))
     again = same_arguments(recipe, output)
+    if kept := worse_than_before((root / HEAL_LOSSES).read_text()):
+        get_console().print(kept)
     get_console().print(f"Healed; the adapter is {root / ADAPTER}. Next: kvfold build {again}")
 
 
@@ -63,6 +65,18 @@ def loss_table(log: str) -> Table:
         "",
         ("step", "updates", "loss at first", "loss at last"),
         ((step, *_loss_cells([entry["loss"] for entry in entries])) for step, entries in steps),
+    )
+
+
+def worse_than_before(log: str) -> str:
+    """Says so where a training by the clock made held-out text worse; else nothing."""
+    losses = {line["step"]: line["loss"] for line in map(json.loads, log.splitlines())}
+    before, after = (losses.get(step, 0.0) for step in ("before", "after"))
+    if after < before or "after" not in losses:
+        return ""
+    return (
+        f"Held-out text came to {after:.4f} nat from {before:.4f}, so what training began with is kept; "
+        "lower heal.learning_rate, or give it more seconds"
     )
 
 

@@ -71,7 +71,7 @@ def target_options(function: Callable[..., Any]) -> Callable[..., Any]:
         type=ArchitecturesType(),
         default=(),
         metavar="80,86,...",
-        help="GPU architectures that a tensorrt-rtx plan is for.  [default: the recipe's]",
+        help="GPU architectures that a cuda or tensorrt-rtx engine is for.  [default: the recipe's]",
     )(function)
     return click.option(
         "--target",

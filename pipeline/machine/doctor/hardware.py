@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 
 from kvfold.pipeline.machine.doctor.finding import Finding
+from kvfold.pipeline.machine.targets import TARGETS
 from kvfold.plugins.contract.byte_sizes import format_bytes
 
 CPU_FLAGS = ("avx2", "fma", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "amx_int8", "asimd", "i8mm")
@@ -58,7 +59,7 @@ def check_disk() -> Finding:
 
 
 def check_gpu() -> Finding:
-    """NVIDIA GPUs that the driver reports."""
+    """NVIDIA GPUs that the driver reports, and which targets suit each."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return Finding("GPU", "absent", "no NVIDIA driver (nvidia-smi not found); the cpu target needs none")
@@ -69,4 +70,21 @@ def check_gpu() -> Finding:
         return Finding(
             "GPU", "problem", f"nvidia-smi fails: {' '.join(reason[:1])}", "repair the NVIDIA driver"
         )
-    return Finding("GPU", "ok", "; ".join(result.stdout.strip().splitlines()))
+    return Finding("GPU", "ok", "; ".join(map(_with_targets, result.stdout.strip().splitlines())))
+
+
+def _with_targets(line: str) -> str:
+    """A line of nvidia-smi's, and what runs on that GPU."""
+    capability = line.split(", ")[2]
+    if not capability.replace(".", "").isdigit():  # an old driver, or a GPU that does not tell
+        return line
+    architecture = int(capability.replace(".", ""))
+    gpu_targets = [target for target in TARGETS.values() if target.backend != "cpu"]
+    reasons = {target.name: target.why_not_on(architecture) for target in gpu_targets}
+    suits = ", ".join(name for name, reason in reasons.items() if reason is None)
+    others = "".join(f"; not {name}: {reason}" for name, reason in reasons.items() if reason)
+    return (
+        f"{line}: suits the targets {suits}{others}"
+        if suits
+        else f"{line}: suits the target cpu alone{others}"
+    )

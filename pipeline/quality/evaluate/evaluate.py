@@ -20,6 +20,7 @@ from kvfold.pipeline.texts.writer import MAX_ROWS
 from kvfold.pipeline.texts.writer_engine import load_writer_engine, unfolded_plan, writer_key
 from kvfold.pipeline.workspace.read_checkpoint import read_checkpoint
 from kvfold.pipeline.workspace.workspace import EVALUATION_TOKENS, WRITER_FOLDER, Workspace
+from kvfold.plugins.contract.progress import Progress
 from kvfold.runtime.bundle import TOKENIZER, TOKENIZER_CONFIG
 from kvfold.runtime.engine.slabs import UNITS, slab_pages
 from kvfold.runtime.llm.llm import LLM
@@ -28,7 +29,7 @@ from kvfold.runtime.runtime_config import RuntimeConfig
 from kvfold.runtime.text.tokenizer import BundleTokenizer
 
 
-def write_evaluation(workspace: Workspace, output: Path, progress: Callable[[float], None]) -> None:
+def write_evaluation(workspace: Workspace, output: Path, progress: Progress) -> None:
     """Write `report/<target>/evaluation.json` into `output`.
 
     Raises:
@@ -43,6 +44,7 @@ def write_evaluation(workspace: Workspace, output: Path, progress: Callable[[flo
     material = prepare_material(recipe.evaluate, sequences, tokenizer, context)
     subjects = load_subjects(workspace, material.longest, recipe.validate_on.prefill_chunk)
     window = smallest_window(workspace.plan)
+    progress(0, "preparing the models")
     speakers = load_speakers(workspace, subjects[0], tokenizer) if material.openers else None
     evaluation = evaluate(
         material, subjects, load_bfloat16(workspace, subjects[0].heads), speakers, window, progress

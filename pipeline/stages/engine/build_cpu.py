@@ -23,9 +23,8 @@ def run(workspace: Workspace, job: Job) -> None:
     from kvfold.export.graph.lower_cpu import lower_for_cpu
 
     directory, precision = engine_folder(workspace, job), workspace.quantization.precision
-    passes = lower_for_cpu(
-        bound_graph(workspace), directory, workspace.plan, precision, workspace.int4_blocks
-    )
+    blocks = workspace.int4_blocks
+    passes = lower_for_cpu(bound_graph(workspace), directory, workspace.plan, precision, blocks, job.progress)
     engine_config(workspace, "cpu", passes).save(directory)
 
 

@@ -1,10 +1,11 @@
-"""Stage `build-cuda`: the graph lowered for ONNX Runtime's CUDA provider, and the facts of it.
+"""Stage `build-cuda`: the graph lowered for ONNX Runtime's CUDA provider, its kernels, and the facts of it.
 
-Nothing is compiled, so no GPU is needed.
+Kernels are compiled ahead of time, so no GPU is needed.
 """
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from kvfold.pipeline.build.bound_graph import bound_graph
@@ -12,29 +13,43 @@ from kvfold.pipeline.build.engine_facts import engine_config
 from kvfold.pipeline.build.engine_folder import engine_folder, engine_stage
 
 if TYPE_CHECKING:
+    from kvfold.pipeline.recipe.recipe import Recipe
     from kvfold.pipeline.workspace.stage import Job, Stage
     from kvfold.pipeline.workspace.workspace import Workspace
-    from kvfold.plugins.cuda.attention_spec import ActivationDtype
 
 
 def run(workspace: Workspace, job: Job) -> None:
-    """Write model.onnx, its data and engine.json.
-
-    Activations are bfloat16 where the plan stores a cache so, else float16.
+    """Write model.onnx, its data, kernels/ and engine.json.
 
     Raises:
         ExportError: a graph pass did not find what it must, or a weight is beyond the activations' type.
-        TargetError: the plan has sink tokens, or caches of a type that the stock op does not read.
+        KernelError: a node has no kernel for an architecture.
+        TargetError: the kernels do not read the type of a cache, or heads of this size.
     """
     from kvfold.export.graph.lower_cuda import lower_for_cuda
+    from kvfold.pipeline.build.cuda_kernels import activations_of, architectures_of, compile_kernels
+    from kvfold.plugins.contract.progress import part
 
-    plan, directory = workspace.plan, engine_folder(workspace, job)
-    stores_bfloat16 = any(bank.kv_dtype == "bfloat16" for bank in plan.banks)
-    dtype: ActivationDtype = "bfloat16" if stores_bfloat16 else "float16"
-    passes = lower_for_cuda(bound_graph(workspace), directory, plan, dtype)
+    recipe, plan, directory = workspace.recipe, workspace.plan, engine_folder(workspace, job)
+    dtype = activations_of(recipe)
+    passes = lower_for_cuda(
+        bound_graph(workspace), directory, plan, dtype, workspace.int4_blocks, part(job.progress, 0, 0.5)
+    )
+    compile_kernels(directory, plan, dtype, architectures_of(recipe), part(job.progress, 0.5, 0.5))
     engine_config(workspace, "cuda", passes).save(directory)
+
+
+def settings(recipe: Recipe) -> object:
+    """What decides an engine besides the bundle's files: dials, GPUs, the compiler's version."""
+    from kvfold.pipeline.build.cuda_kernels import activations_of, architectures_of
+
+    try:
+        triton = version("triton")
+    except PackageNotFoundError:
+        triton = ""
+    return [activations_of(recipe), architectures_of(recipe), triton]
 
 
 def stage(target: str) -> Stage:
     """The stage of a target."""
-    return engine_stage(target, "building the engine", lambda recipe: None, run, __name__)
+    return engine_stage(target, "compiling kernels and building the engine", settings, run, __name__)

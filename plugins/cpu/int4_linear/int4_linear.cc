@@ -56,10 +56,10 @@ Int4Product Int4Linear::packed_weight(const Context& context) const {
 
 void Int4Linear::compute(Context& context) const {
   const Int4Product product = packed_weight(context);
-  const bool centered = product.weight_minimum == nullptr;
-  const std::size_t block_bytes = kInt4BlockBytes + kTileOut * sizeof(std::uint16_t) * (centered ? 1 : 2);
+  const bool minima = product.weight_minimum != nullptr;
+  const std::size_t block_bytes = kInt4BlockBytes + kTileOut * sizeof(std::uint16_t) * (minima ? 2 : 1);
   const WeightLayout layout = {ceil_div(attributes_.out_features, kTileOut), product.blocks * block_bytes, kGranule,
-                               product.blocks * kInt4Block, centered, !centered};
+                               product.blocks * kInt4Block, true, minima};
   LinearCall(context, attributes_, layout).run(active_kernel(), product);
 }
 

@@ -7,7 +7,7 @@
 #include <type_traits>
 
 #include "cpu/int4_linear/int4_linear_kernel.h"
-#include "cpu/linear/linear_rows.h"
+#include "cpu/int4_linear/int4_linear_rows.h"
 
 namespace kvfold {
 namespace {
@@ -45,9 +45,11 @@ struct Simd {
     return codes;
   }
 
-  template <bool Start, int Columns>
-  static KVFOLD_INLINE void dots(const Int4Product&, const Codes (&codes)[Columns], const std::uint8_t* q,
-                                 const std::int32_t* start, F (&dots)[1][Columns]) {
+  template <int Columns>
+  static KVFOLD_INLINE void dots(const Int4Product& p, const Codes (&codes)[Columns], std::size_t row,
+                                 std::size_t block, F (&dots)[1][Columns]) {
+    const std::uint8_t* q = p.rows.q + row * p.rows.padded_in + block * kInt4Block;
+    const std::size_t at = row * p.blocks + block;
 #pragma GCC unroll 8
     for (int i = 0; i < Columns; ++i) {
       __m256i pairs = _mm256_maddubs_epi16(codes[i].group[0], broadcast4(q));
@@ -56,9 +58,9 @@ struct Simd {
         const __m256i more = _mm256_maddubs_epi16(codes[i].group[g], broadcast4(q + g * kGroupIn));
         pairs = _mm256_add_epi16(pairs, more);
       }
-      __m256i sum = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-      if constexpr (Start) sum = _mm256_add_epi32(sum, _mm256_set1_epi32(*start));
-      dots[0][i] = _mm256_cvtepi32_ps(sum);
+      const __m256i sum = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+      const __m256i counted = _mm256_add_epi32(sum, _mm256_castps_si256(set(p.rows.start[at])));
+      dots[0][i] = _mm256_sub_ps(_mm256_castsi256_ps(counted), set(p.rows.zero[at]));
     }
   }
 
@@ -73,7 +75,7 @@ struct Simd {
 
 }  // namespace
 
-const Int4Kernel int4_kernel_avx2 = {quantize_rows<0>, multiply};
+const Int4Kernel int4_kernel_avx2 = {quantize_row_blocks, multiply};
 
 }  // namespace kvfold
 

@@ -6,7 +6,7 @@
 #include <type_traits>
 
 #include "cpu/int4_linear/int4_linear_kernel.h"
-#include "cpu/linear/linear_rows.h"
+#include "cpu/int4_linear/int4_linear_rows.h"
 
 namespace kvfold {
 namespace {
@@ -50,14 +50,16 @@ struct Simd {
     return sum;
   }
 
-  template <bool Start, int Rows, int Columns>
-  static KVFOLD_INLINE void dots(const Int4Product& p, const Codes (&codes)[Columns], const std::uint8_t* q,
-                                 const std::int32_t* start, F (&dots)[Rows][Columns]) {
+  template <int Rows, int Columns>
+  static KVFOLD_INLINE void dots(const Int4Product& p, const Codes (&codes)[Columns], std::size_t row,
+                                 std::size_t block, F (&dots)[Rows][Columns]) {
+    const std::uint8_t* q = p.rows.q + row * p.rows.padded_in + block * kInt4Block;
+    const std::size_t at = row * p.blocks + block;
     Ints sum[Rows][Columns];
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 8
-      for (int i = 0; i < Columns; ++i) sum[r][i] = Ints{} + (Start ? start[r * p.blocks] : 0);
+      for (int i = 0; i < Columns; ++i) sum[r][i] = Ints{} + float_bits(p.rows.start[at + r * p.blocks]);
     }
 #pragma GCC unroll 8
     for (int g = 0; g < kGroups; ++g) {
@@ -75,7 +77,7 @@ struct Simd {
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 8
-      for (int i = 0; i < Columns; ++i) dots[r][i] = __builtin_convertvector(sum[r][i], F);
+      for (int i = 0; i < Columns; ++i) dots[r][i] = (F)sum[r][i] - p.rows.zero[at + r * p.blocks];
     }
   }
 };
@@ -84,7 +86,7 @@ struct Simd {
 
 }  // namespace
 
-const Int4Kernel int4_kernel_avx512vnni = {quantize_rows<0>, multiply};
+const Int4Kernel int4_kernel_avx512vnni = {quantize_row_blocks, multiply};
 
 }  // namespace kvfold
 

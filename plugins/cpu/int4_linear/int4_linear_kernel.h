@@ -5,10 +5,9 @@
 
 namespace kvfold {
 
-constexpr std::size_t kInt4Block = kSumInputs;                     // inputs of one scale
+constexpr std::size_t kInt4Block = kBlockInputs;                   // inputs of one scale
 constexpr std::size_t kInt4BlockBytes = kTileOut * kInt4Block / 2;  // of a tile of outputs
 
-// Without minima a kernel reads rows.start, where integer sums start; with minima rows.sum.
 struct Int4Product : LinearProduct {
   const std::uint8_t* weight;           // [ceil(out / 16), blocks, 4, 16, 4], codes in both halves of a byte
   const std::uint16_t* weight_scale;    // float16 [ceil(out / 16), blocks, 16]

@@ -6,7 +6,7 @@
 //   kRows, kFinishRows          how many rows pass by a block's codes at once, and by its minima
 //   zero, set, add, mul         of F; load, store: anywhere; halves: float16 as F
 //   Codes, unpack               a block's codes of kLanes outputs, read once for many rows
-//   dots                        integer products of Codes and rows of activations, as F
+//   dots                        products of Codes and rows of activations, as F
 //
 // Each output and row has the same float operations in the same order, whatever Simd is.
 
@@ -55,14 +55,12 @@ KVFOLD_INLINE void clear(F (&sums)[Rows][Columns]) {
   }
 }
 
-// a += a block's integer products times its scales.
-template <bool Minima, int Rows, int Columns>
+// a += a block's products times its scales.
+template <int Rows, int Columns>
 KVFOLD_INLINE void add_block(const Int4Product& p, const Block<Columns>& b, std::size_t row, std::size_t block,
                              F (*a)[Columns]) {
-  const std::uint8_t* q = p.rows.q + row * p.rows.padded_in + block * kInt4Block;
-  const std::int32_t* start = Minima ? nullptr : p.rows.start + row * p.blocks + block;
   F dots[Rows][Columns];
-  Simd::dots<!Minima>(p, b.codes, q, start, dots);
+  Simd::dots(p, b.codes, row, block, dots);
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 8
@@ -162,7 +160,7 @@ void panel(const Int4Product& p, Range rows, std::size_t column) {
     prefetch<Minima, Columns>(p, column, block);
     const Block<Columns> b = block_at<Columns>(p, column, block);
     in_groups<Simd::kRows>(count, [&](std::size_t r, auto size) {
-      add_block<Minima, decltype(size)::value>(p, b, rows.first + r, block, sums + r);
+      add_block<decltype(size)::value>(p, b, rows.first + r, block, sums + r);
     });
   }
   in_groups<Simd::kFinishRows>(count, [&](std::size_t r, auto size) {
@@ -178,7 +176,7 @@ void stream(const Int4Product& p, std::size_t row, std::size_t column) {
   clear(c);
   for (std::size_t block = 0; block < p.blocks; ++block) {
     prefetch<Minima, Columns>(p, column, block);
-    add_block<Minima, 1>(p, block_at<Columns>(p, column, block), row, block, a);
+    add_block<1>(p, block_at<Columns>(p, column, block), row, block, a);
     if constexpr (Minima) add_minima(p, row, column, block, c);
   }
   for (int i = 0; Minima && i < Columns; ++i) a[0][i] = Simd::add(a[0][i], c[0][i]);

@@ -2,7 +2,7 @@
 #include <type_traits>
 
 #include "cpu/int4_linear/int4_linear_kernel.h"
-#include "cpu/linear/linear_rows.h"
+#include "cpu/int4_linear/int4_linear_rows.h"
 
 namespace kvfold {
 namespace {
@@ -64,9 +64,9 @@ struct Simd {
   }
 
   // Eight products of 15 * 127 fit int16.
-  template <bool Start>
-  static void dots(const Int4Product&, const Codes (&codes)[1], const std::uint8_t* q, const std::int32_t* start,
+  static void dots(const Int4Product& p, const Codes (&codes)[1], std::size_t row, std::size_t block,
                    F (&dots)[1][1]) {
+    const std::uint8_t* q = p.rows.q + row * p.rows.padded_in + block * kInt4Block;
     std::int16_t sum[kBytes] = {};
     for (std::size_t g = 0; g < kGroups; ++g, q += kGroupIn) {
       std::int16_t activation[8];  // two outputs' four
@@ -77,9 +77,11 @@ struct Simd {
         }
       }
     }
+    const std::size_t at = row * p.blocks + block;
     for (std::size_t o = 0; o < kLanes; ++o) {
       const std::int16_t* four = sum + o * kGroupIn;
-      dots[0][0].lane[o] = static_cast<float>((Start ? *start : 0) + four[0] + four[1] + four[2] + four[3]);
+      const std::int32_t counted = float_bits(p.rows.start[at]) + four[0] + four[1] + four[2] + four[3];
+      dots[0][0].lane[o] = bits_float(counted) - p.rows.zero[at];
     }
   }
 };
@@ -88,6 +90,6 @@ struct Simd {
 
 }  // namespace
 
-const Int4Kernel int4_kernel_portable = {quantize_rows<0>, multiply};
+const Int4Kernel int4_kernel_portable = {quantize_row_blocks, multiply};
 
 }  // namespace kvfold

@@ -13,8 +13,7 @@ namespace kvfold {
 constexpr float kLowPlane = 256.0f;     // plugins/int8_linear/schema.py: LOW_PLANE
 constexpr std::size_t kTileOut = 16;    // BLOCK_OUT there, TILE_OUT of plugins/int4_linear/schema.py
 constexpr std::size_t kGroupIn = 4;     // inputs of an output that lie side by side
-constexpr std::size_t kSumInputs = 32;  // BLOCK of int4_linear
-constexpr std::int32_t kCenter = 8;     // CENTER of int4_linear
+constexpr std::size_t kBlockInputs = 32;  // BLOCK of int4_linear
 
 enum class InputActivation { none, swiglu, geglu };
 
@@ -24,10 +23,12 @@ struct Range {
 
 // Rows of int8 activations: a token has one, or two where its second plane holds the remainder.
 struct QuantizedRows {
-  std::uint8_t* q;      // [rows, padded_in], in the form the same kernel's multiply reads
-  float* scale;         // [rows]
-  std::int32_t* start;  // [rows, padded_in / 32]: -8 times the sum of 32 activations; or null
-  float* sum;           // that sum itself; or null
+  std::uint8_t* q;  // [rows, padded_in], in the form the same kernel's multiply reads
+  float* scale;     // [rows]
+  // Of each 32 activations of a row, [rows, padded_in / 32], for weights in blocks, or null.
+  float* start;  // its bits are where a block's integer sum starts
+  float* zero;   // what a product of 0 ends at: taken off the float whose bits the sum is
+  float* sum;    // the sum of what the activations stand for, in units of the row's scale; null without minima
   std::size_t padded_in;
 };
 

@@ -21,8 +21,7 @@ constexpr std::size_t kChunkProducts = std::size_t{1} << 22;
 struct Scratch {
   std::vector<std::uint8_t> q;
   std::vector<float> scale;
-  std::vector<std::int32_t> start;
-  std::vector<float> sum;
+  std::vector<float> start, zero, sum;
   std::vector<float> planes;  // the product of each plane, where a token has two
 };
 
@@ -84,10 +83,13 @@ LinearCall::LinearCall(const Context& context, const LinearAttributes& attribute
   tokens_ = static_cast<std::size_t>(x.shape[0]);
   const std::size_t rows = tokens_ * attributes.planes;
   Scratch& room = scratch();
-  const std::size_t sums = rows * (layout.padded_in / kSumInputs);
-  const QuantizedRows quantized = {grown(room.q, rows * layout.padded_in), grown(room.scale, rows),
-                                   layout.starts ? grown(room.start, sums) : nullptr,
-                                   layout.sums ? grown(room.sum, sums) : nullptr, layout.padded_in};
+  const std::size_t blocks = rows * (layout.padded_in / kBlockInputs);
+  const QuantizedRows quantized = {grown(room.q, rows * layout.padded_in),
+                                   grown(room.scale, rows),
+                                   layout.blocks ? grown(room.start, blocks) : nullptr,
+                                   layout.blocks ? grown(room.zero, blocks) : nullptr,
+                                   layout.minima ? grown(room.sum, blocks) : nullptr,
+                                   layout.padded_in};
   job_ = {x.data, attributes.in_features, attributes.activation, attributes.planes, quantized};
 }
 

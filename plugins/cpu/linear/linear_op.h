@@ -24,7 +24,7 @@ struct WeightLayout {
   std::size_t tile_bytes;  // what a tile takes
   std::size_t granule;     // tiles that a kernel takes at once
   std::size_t padded_in;
-  bool starts = false, sums = false;  // what the kernel reads of sums of activations
+  bool blocks = false, minima = false;  // whether weights have blocks of inputs, and these have minima
 };
 
 inline std::size_t ceil_div(std::size_t a, std::size_t b) { return (a + b - 1) / b; }

@@ -72,23 +72,26 @@ inline std::int32_t max_magnitude_bits(const float* x, std::size_t n) {
   return largest;
 }
 
-// q = Offset + round(x / scale) and the scale. A row with NaN or infinity gets scale NaN: all its
-// outputs become NaN, as the formula has it, and no other row's do.
+// A row's scale from its largest magnitude; NaN for one with NaN or infinity: all its outputs become NaN, as the
+// formula has it, and no other row's do.
+inline float scale_of(std::int32_t largest) {
+  if (largest >= 0x7F800000) return bits_float(0x7FC00000);
+  const float quotient = bits_float(largest) / 127.0f;
+  return quotient == 0.0f ? 1.0f : quotient;
+}
+
+// The nearest integer; of a NaN any.
+inline std::int32_t round_int8(float x) {
+  std::int32_t rounded = float_bits(x + kRound) - kRoundBits;
+  rounded = rounded < -127 ? -127 : rounded;  // a denormal scale can be off by more than half a step
+  return rounded > 127 ? 127 : rounded;
+}
+
+// q = Offset + round(x / scale), and the scale.
 template <int Offset>
 inline float quantize_row(const float* x, std::size_t n, std::size_t padded, std::uint8_t* q) {
-  const std::int32_t largest = max_magnitude_bits(x, n);
-  if (largest >= 0x7F800000) {
-    std::memset(q, Offset, padded);
-    return bits_float(0x7FC00000);
-  }
-  const float quotient = bits_float(largest) / 127.0f;
-  const float scale = quotient == 0.0f ? 1.0f : quotient;
-  for (std::size_t k = 0; k < n; ++k) {
-    std::int32_t rounded = float_bits(x[k] / scale + kRound) - kRoundBits;
-    rounded = rounded < -127 ? -127 : rounded;  // a denormal scale can be off by more than half a step
-    rounded = rounded > 127 ? 127 : rounded;
-    q[k] = static_cast<std::uint8_t>(rounded + Offset);
-  }
+  const float scale = scale_of(max_magnitude_bits(x, n));
+  for (std::size_t k = 0; k < n; ++k) q[k] = static_cast<std::uint8_t>(round_int8(x[k] / scale) + Offset);
   std::memset(q + n, Offset, padded - n);
   return scale;
 }
@@ -98,40 +101,19 @@ template <int Offset>
 inline float quantize_remainder(const float* x, std::size_t n, std::size_t padded, const std::uint8_t* high,
                                 float scale, float* row, std::uint8_t* q) {
   const float low_scale = scale / kLowPlane;
-  if (float_bits(scale) == 0x7FC00000) {
-    std::memset(q, Offset, padded);
-    return scale;
-  }
   for (std::size_t k = 0; k < n; ++k) {
     const float kept = static_cast<float>(static_cast<std::int8_t>(high[k] - Offset)) * scale;
     row[k] = x[k] - kept;
   }
-  for (std::size_t k = 0; k < n; ++k) {
-    std::int32_t rounded = float_bits(row[k] / low_scale + kRound) - kRoundBits;
-    rounded = rounded < -127 ? -127 : rounded;
-    rounded = rounded > 127 ? 127 : rounded;
-    q[k] = static_cast<std::uint8_t>(rounded + Offset);
-  }
+  for (std::size_t k = 0; k < n; ++k) q[k] = static_cast<std::uint8_t>(round_int8(row[k] / low_scale) + Offset);
   std::memset(q + n, Offset, padded - n);
   return low_scale;
 }
 
-// The sums of each 32 activations of a row, in the forms that are asked for.
-template <int Offset>
-inline void sum_row(const QuantizedRows& rows, std::size_t row) {
-  const std::size_t blocks = rows.padded_in / kSumInputs, first = row * blocks;
-  const std::uint8_t* q = rows.q + row * rows.padded_in;
-  for (std::size_t block = 0; block < blocks; ++block, q += kSumInputs) {
-    std::int32_t total = 0;
-    for (std::size_t k = 0; k < kSumInputs; ++k) total += static_cast<std::int8_t>(q[k] - Offset);
-    if (rows.start != nullptr) rows.start[first + block] = -kCenter * total;
-    if (rows.sum != nullptr) rows.sum[first + block] = static_cast<float>(total);
-  }
-}
-
-template <int Offset>
-void quantize_rows(const TokenQuantization& job, Range tokens, float* row) {
-  const std::size_t n = job.in_features, padded = job.rows.padded_in;
+// quantize(x, its first row) for each token, activated; `row` is room for in_features floats.
+template <typename Quantize>
+KVFOLD_INLINE void for_tokens(const TokenQuantization& job, Range tokens, float* row, const Quantize& quantize) {
+  const std::size_t n = job.in_features;
   const bool activates = job.activation != InputActivation::none;
   const auto activate = job.activation == InputActivation::swiglu ? swiglu_row : geglu_row;
   for (std::size_t t = tokens.first; t < tokens.last; ++t) {
@@ -140,14 +122,19 @@ void quantize_rows(const TokenQuantization& job, Range tokens, float* row) {
       activate(x, x + n, n, row);
       x = row;
     }
-    const std::size_t first = t * job.planes;
+    quantize(x, t * job.planes);
+  }
+}
+
+template <int Offset>
+void quantize_rows(const TokenQuantization& job, Range tokens, float* row) {
+  const std::size_t n = job.in_features, padded = job.rows.padded_in;
+  for_tokens(job, tokens, row, [&](const float* x, std::size_t first) {
     std::uint8_t* q = job.rows.q + first * padded;
     float* scale = job.rows.scale + first;
     scale[0] = quantize_row<Offset>(x, n, padded, q);
     if (job.planes == 2) scale[1] = quantize_remainder<Offset>(x, n, padded, q, scale[0], row, q + padded);
-    if (job.rows.start == nullptr && job.rows.sum == nullptr) continue;
-    for (std::size_t plane = 0; plane < job.planes; ++plane) sum_row<Offset>(job.rows, first + plane);
-  }
+  });
 }
 
 }  // namespace

@@ -4,6 +4,13 @@
 
 #include "cuda/cpp/text.h"
 
+#if defined(__GLIBC__) && defined(__x86_64__)
+// glibc 2.34 gave them a new version as they moved into libc; a wheel is for 2.28, which has the first one only.
+__asm__(".symver dlopen,dlopen@GLIBC_2.2.5");
+__asm__(".symver dlsym,dlsym@GLIBC_2.2.5");
+__asm__(".symver dlerror,dlerror@GLIBC_2.2.5");
+#endif
+
 namespace kvfold::cuda {
 
 CudaDriver::CudaDriver() {

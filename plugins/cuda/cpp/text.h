@@ -13,16 +13,19 @@ class KernelError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// A stream by the constructor that libstdc++ has always had: the one without arguments is too new for our wheel.
+inline std::ostringstream string_stream() { return std::ostringstream(std::ios_base::out); }
+
 template <typename... Parts>
 std::string text(const Parts&... parts) {
-  std::ostringstream stream;
+  std::ostringstream stream = string_stream();
   (stream << ... << parts);
   return stream.str();
 }
 
 template <typename Range>
 std::string join(const Range& parts) {
-  std::ostringstream stream;
+  std::ostringstream stream = string_stream();
   const char* separator = "";
   for (const auto& part : parts) {
     stream << separator << part;

@@ -10,12 +10,15 @@ import triton
 import triton.language as tl
 
 from kvfold.plugins.cuda.kernels.numerics import (
-    find_slots,
+    find_heads,
+    find_pages,
     fold_scales,
     load_heads,
     logits_of,
+    or_never,
     round_half_even,
     softmax_step,
+    to_float,
     visible_block,
     window_start,
 )
@@ -75,7 +78,7 @@ def decode(
     is_channel = channels < HEAD_SIZE
     inside = is_head[:, None] & is_channel[None, :]
     query = tl.load(rotated_query + heads[:, None] * HEAD_SIZE + channels[None, :], mask=inside, other=0.0)
-    factor = scale
+    factor = tl.zeros((ROWS,), tl.float32) + scale
     if INT8:
         query, largest = fold_scales(query, k_scale + kv_head * HEAD_SIZE, HEAD_SIZE, WIDTH)
         if INT8_DOT:
@@ -87,21 +90,23 @@ def decode(
     running_max = tl.full((ROWS,), float("-inf"), tl.float32)
     running_sum = tl.zeros((ROWS,), tl.float32)
     total = tl.zeros((ROWS, WIDTH), tl.float32)
-    for start in range(begin, end, KEYS):
-        keys = start + tl.arange(0, KEYS)
-        visible = (keys < end) & ((keys >= window_begin) | (keys < sinks))
-        slots = find_slots(block_table + sequence * table_width, keys, visible, PAGE_SIZE)
-        k = tl.trans(load_heads(key_cache, slots, kv_head, kv_num_heads, HEAD_SIZE, WIDTH))  # [WIDTH, KEYS]
+    pages = block_table + sequence * table_width
+    page = find_pages(pages, begin // KEYS, end, PAGE_SIZE, KEYS)
+    for block in range(begin // KEYS, tl.cdiv(end, KEYS)):
+        keys = block * KEYS + tl.arange(0, KEYS)
+        visible = (or_never(keys, page) < end) & (or_never(keys, keys - sinks) >= window_begin)
+        heads_of_keys = find_heads(page, block, kv_head, kv_num_heads, HEAD_SIZE, PAGE_SIZE, KEYS)
+        page = find_pages(pages, block + 1, end, PAGE_SIZE, KEYS)  # early, as loads wait for it
+        k = tl.trans(load_heads(key_cache + heads_of_keys, visible, HEAD_SIZE))  # [WIDTH, KEYS]
         if INT8 and INT8_DOT:
             products = (tl.dot(high, k) * 128 + tl.dot(low, k)).to(tl.float32)  # [ROWS, KEYS]
         else:
-            products = tl.dot(query, k.to(query.dtype))
-        logits = logits_of(products, factor, softcap, SOFTCAP)
-        logits = tl.where((slots >= 0)[None, :], logits, float("-inf"))
-        weights, shrink, running_max, running_sum = softmax_step(logits, running_max, running_sum)
-        v = load_heads(value_cache, slots, kv_head, kv_num_heads, HEAD_SIZE, WIDTH)  # [KEYS, WIDTH]
-        if INT8:
-            v = v.to(tl.float16)  # exact
+            products = tl.dot(query, to_float(k, query.dtype))
+        logits, step = logits_of(products, factor, softcap, SOFTCAP)
+        logits = tl.where(visible[None, :], logits, float("-inf"))
+        weights, shrink, running_max, running_sum = softmax_step(logits, step, running_max, running_sum)
+        v = load_heads(value_cache + heads_of_keys, visible, HEAD_SIZE)  # [KEYS, WIDTH]
+        v = to_float(v, value_cache.dtype.element_ty)
         total = tl.dot(weights.to(v.dtype), v, total * shrink[:, None])
 
     if INT8:

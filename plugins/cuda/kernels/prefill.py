@@ -11,13 +11,17 @@ import triton.language as tl
 
 from kvfold.plugins.cuda.kernels.numerics import (
     LOG2_E,
+    edge_block,
+    find_heads,
+    find_pages,
     find_sequence,
-    find_slots,
     fold_scales,
+    has_holes,
     load_heads,
     logits_of,
+    or_never,
     softmax_step,
-    visible_block,
+    to_float,
     window_start,
 )
 
@@ -55,7 +59,7 @@ def prefill(
     TOKENS_PER_TILE: tl.constexpr = ROWS // GROUP_SIZE
     WIDTH: tl.constexpr = triton.next_power_of_2(HEAD_SIZE)
     INT8: tl.constexpr = key_cache.dtype.element_ty == tl.int8
-    tile = tl.program_id(0)
+    tile = tl.num_programs(0) - 1 - tl.program_id(0)  # a prompt's last tiles see most: they begin first
     kv_head = tl.program_id(1)
     sequence = find_sequence(cumulative_sequence_length, sequences, tile, TOKENS_PER_TILE)
     first_token = tl.load(cumulative_sequence_length + sequence)
@@ -77,34 +81,56 @@ def prefill(
     vectors = tokens.to(tl.int64) * (kv_num_heads * GROUP_SIZE) + heads
     offsets = vectors[:, None] * HEAD_SIZE + channels[None, :]  # [ROWS, WIDTH]
     query = tl.load(rotated_query + offsets, mask=inside, other=0.0)
-    factor = scale
+    factor = tl.zeros((ROWS,), tl.float32) + scale
     if INT8:
         query, largest = fold_scales(query, k_scale + kv_head * HEAD_SIZE, HEAD_SIZE, WIDTH)
         query, factor = query.to(tl.float16), largest * scale
 
     # Keys: those with sinks, then from the first row's window to the last row's own position.
-    end = past + tl.minimum(begin + TOKENS_PER_TILE - 1, last_token) - first_token + 1
-    tile_window = window_start(past + begin - first_token, window)
-    row_window = window_start(positions, window)[:, None]
-    key_blocks = tl.cdiv(end, KEYS)
+    first = past + begin - first_token
+    last = past + tl.minimum(begin + TOKENS_PER_TILE - 1, last_token) - first_token
+    tile_window = window_start(first, window)
+    key_blocks = tl.cdiv(last + 1, KEYS)
     sink_blocks = tl.minimum(tl.cdiv(sinks, KEYS), key_blocks)
-    visits = sink_blocks + key_blocks - tl.maximum(tile_window // KEYS, sink_blocks)
+    first_block = tl.maximum(tile_window // KEYS, sink_blocks)
+    # Of these blocks the full ones, which every row sees whole, need no masks.
+    full_begin = tl.maximum(tl.cdiv(window_start(last, window), KEYS), sink_blocks)
+    full_end = tl.maximum((first + 1) // KEYS, full_begin)
+    if has_holes(pages, full_begin * KEYS, full_end * KEYS, PAGE_SIZE):
+        full_end = full_begin
 
     running_max = tl.full((ROWS,), float("-inf"), tl.float32)
     running_sum = tl.zeros((ROWS,), tl.float32)
     total = tl.zeros((ROWS, WIDTH), tl.float32)
-    for i in range(visits):
-        keys = visible_block(i, sink_blocks, tile_window // KEYS) * KEYS + tl.arange(0, KEYS)
-        wanted = (keys < end) & ((keys >= tile_window) | (keys < sinks))
-        slots = find_slots(pages, keys, wanted, PAGE_SIZE)
-        k = tl.trans(load_heads(key_cache, slots, kv_head, kv_num_heads, HEAD_SIZE, WIDTH))  # [WIDTH, KEYS]
-        logits = logits_of(tl.dot(query, k.to(query.dtype)), factor, softcap, SOFTCAP)  # [ROWS, KEYS]
-        key = keys[None, :]
-        visible = (key <= positions[:, None]) & ((key >= row_window) | (key < sinks))
-        logits = tl.where(visible & (slots >= 0)[None, :], logits, float("-inf"))
-        weights, shrink, running_max, running_sum = softmax_step(logits, running_max, running_sum)
-        v = load_heads(value_cache, slots, kv_head, kv_num_heads, HEAD_SIZE, WIDTH)  # [KEYS, WIDTH]
-        total = tl.dot(weights.to(query.dtype), v.to(query.dtype), total * shrink[:, None])
+    page = find_pages(pages, full_begin, last + 1, PAGE_SIZE, KEYS)
+    for block in range(full_begin, full_end):
+        heads_of_keys = find_heads(page, block, kv_head, kv_num_heads, HEAD_SIZE, PAGE_SIZE, KEYS)
+        page = find_pages(pages, block + 1, last + 1, PAGE_SIZE, KEYS)  # early, as loads wait for it
+        k = to_float(load_heads(key_cache + heads_of_keys, None, HEAD_SIZE), query.dtype)
+        logits, step = logits_of(tl.dot(query, tl.trans(k)), factor, softcap, SOFTCAP)
+        weights, shrink, running_max, running_sum = softmax_step(logits, step, running_max, running_sum)
+        v = to_float(load_heads(value_cache + heads_of_keys, None, HEAD_SIZE), query.dtype)
+        total = tl.dot(weights.to(query.dtype), v, total * shrink[:, None])
+
+    full_blocks = full_end - full_begin
+    row_window = window_start(positions, window)
+    block = edge_block(0, sink_blocks, first_block, full_begin, full_blocks)
+    page = find_pages(pages, block, last + 1, PAGE_SIZE, KEYS)
+    for i in range(sink_blocks + key_blocks - first_block - full_blocks):
+        keys = block * KEYS + tl.arange(0, KEYS)
+        earliest = or_never(keys, page)  # of the rows that see a key: no row is late enough for a hole
+        latest = or_never(keys, keys - sinks)  # of their windows' starts: none is too late for a sink
+        wanted = (earliest <= last) & (latest >= tile_window)
+        heads_of_keys = find_heads(page, block, kv_head, kv_num_heads, HEAD_SIZE, PAGE_SIZE, KEYS)
+        block = edge_block(i + 1, sink_blocks, first_block, full_begin, full_blocks)
+        page = find_pages(pages, block, last + 1, PAGE_SIZE, KEYS)
+        k = to_float(load_heads(key_cache + heads_of_keys, wanted, HEAD_SIZE), query.dtype)
+        logits, step = logits_of(tl.dot(query, tl.trans(k)), factor, softcap, SOFTCAP)
+        visible = (earliest[None, :] <= positions[:, None]) & (latest[None, :] >= row_window[:, None])
+        logits = tl.where(visible, logits, float("-inf"))
+        weights, shrink, running_max, running_sum = softmax_step(logits, step, running_max, running_sum)
+        v = to_float(load_heads(value_cache + heads_of_keys, wanted, HEAD_SIZE), query.dtype)
+        total = tl.dot(weights.to(query.dtype), v, total * shrink[:, None])
 
     if HEAD_SINK:  # a key with this logit and the value 0
         sink = tl.load(head_sink + heads) * LOG2_E

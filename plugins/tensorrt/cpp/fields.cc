@@ -57,7 +57,6 @@ Values read_fields(const nvinfer1::PluginFieldCollection& fields) {
 }
 
 OwnedFields::OwnedFields(const Values& values) : values_(values) {
-  numbers_.reserve(values_.size());  // fields point into it
   for (const auto& [name, value] : values_) {
     if (const auto* string = std::get_if<std::string>(&value)) {
       const auto length = static_cast<int32_t>(string->size() + 1);

@@ -1,6 +1,7 @@
 // A node's attributes as TensorRT's PluginFields, both ways.
 #pragma once
 
+#include <list>
 #include <variant>
 #include <vector>
 
@@ -20,7 +21,7 @@ class OwnedFields {
 
  private:
   cuda::Values values_;
-  std::vector<std::variant<int32_t, float>> numbers_;
+  std::list<std::variant<int32_t, float>> numbers_;  // fields point into it
   std::vector<nvinfer1::PluginField> fields_;
   nvinfer1::PluginFieldCollection collection_;
 };

@@ -46,7 +46,11 @@ std::string dtype_of(DataType type) {
   }
 }
 
-Dims dims_of(const nvinfer1::Dims& dims) { return {dims.d, dims.d + dims.nbDims}; }
+Dims dims_of(const nvinfer1::Dims& dims) {
+  Dims sizes;
+  for (int32_t axis = 0; axis < dims.nbDims; ++axis) sizes.push_back(dims.d[axis]);
+  return sizes;
+}
 
 Dims known_dims(const nvinfer1::DimsExprs& dims) {
   Dims known;

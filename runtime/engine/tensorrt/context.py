@@ -7,6 +7,7 @@ from typing import Any
 
 from kvfold.plugins.contract import step as contract
 from kvfold.plugins.contract.errors import TargetError
+from kvfold.plugins.tensorrt.load_plugins import surfacing_errors
 from kvfold.runtime.engine.cuda.device import Device
 from kvfold.runtime.engine.cuda.staging import BindingTable
 from kvfold.runtime.engine.tensorrt.gpu_memory import FixedMemory
@@ -40,7 +41,7 @@ class BoundContext:
 
     def enqueue(self) -> None:
         """Put the whole step on the stream; raises TargetError, or what a plugin raised."""
-        with self._plan.surfacing_errors():
+        with surfacing_errors():
             accepted = self._context.execute_async_v3(self._stream)
         if not accepted:
             raise TargetError("TensorRT refused to run a step; its own words stand above")

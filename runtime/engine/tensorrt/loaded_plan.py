@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import mmap
-from contextlib import AbstractContextManager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from kvfold.plugins.contract.errors import TargetError
-from kvfold.plugins.cuda.kernel_library import KernelLibrary
-from kvfold.plugins.tensorrt.load_plugins import load_plugins
+from kvfold.plugins.tensorrt.load_plugins import load_plugins, surfacing_errors
 from kvfold.runtime.engine.engine_config import KERNELS_FOLDER, PLAN_FILE
 from kvfold.runtime.engine.tensorrt.profiles import DECODE, PREFILL
 
@@ -22,32 +20,28 @@ class LoadedPlan:
         captures_itself: the library captures CUDA graphs of its own accord, so nobody else should.
     """
 
-    def __init__(self, trt: ModuleType, directory: Path, kernels: KernelLibrary, architecture: int) -> None:
+    def __init__(self, trt: ModuleType, directory: Path) -> None:
         """Deserialise a plan that preflight has passed.
 
         Args:
             trt: `tensorrt` or `tensorrt_rtx`.
             directory: the engine's.
-            kernels: of the engine.
-            architecture: of the GPU, whose context is current.
 
         Raises:
             TargetError: the library refused it.
             KernelError: the plugin did.
         """
-        self._plugins = load_plugins(trt, kernels, directory / KERNELS_FOLDER, (architecture,))
+        load_plugins(trt, directory / KERNELS_FOLDER)
         self._runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
         path = directory / PLAN_FILE
         with (
             path.open("rb") as file,
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
-            self.surfacing_errors(),
+            surfacing_errors(),
         ):
             self._engine = self._runtime.deserialize_cuda_engine(content)
         if self._engine is None:
             raise TargetError(f"{trt.__name__} refused {path}; its own words stand above. Build it again")
-        # TensorRT-RTX captures graphs when it likes, and cubins cannot be loaded meanwhile.
-        self._plugins.launcher.load_all()
         # The workspace comes from outside, so that contexts, of which one runs at a time, share it.
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         self.captures_itself = trt.__name__ == "tensorrt_rtx"
@@ -62,7 +56,7 @@ class LoadedPlan:
 
     def create_context(self, profile: int) -> Any:
         """An execution context without memory; its profile is still to be set."""
-        with self.surfacing_errors():
+        with surfacing_errors():
             context = self._engine.create_execution_context(self._options[profile])
         if context is None:
             raise TargetError("TensorRT made no execution context; its own words stand above")
@@ -72,10 +66,6 @@ class LoadedPlan:
         """The shapes that a profile takes for an input, for messages."""
         least, _, most = self._engine.get_tensor_profile_shape(name, profile)
         return f"{tuple(least)} to {tuple(most)}"
-
-    def surfacing_errors(self) -> AbstractContextManager[None]:
-        """Inside, an error of a plugin comes out as it was raised; TensorRT alone would hide it."""
-        return self._plugins.surfacing_errors()
 
 
 def _rtx_options(trt: ModuleType, engine: Any, strategy: Any) -> dict[int, Any]:

@@ -16,8 +16,8 @@ from kvfold.runtime.engine.engine_config import KERNELS_FOLDER, PLAN_FILE, Engin
 from kvfold.runtime.engine.engine_files import EngineFiles
 
 
-def check_files(files: EngineFiles) -> tuple[TensorRTFacts, KernelLibrary]:
-    """The plan's facts and kernels, once plugin and kernels are those it was built with.
+def check_files(files: EngineFiles) -> TensorRTFacts:
+    """The plan's facts, once plugin and kernels are those it was built with.
 
     Raises:
         TargetError: no facts, or another plugin or other kernels than recorded.
@@ -42,7 +42,7 @@ def check_files(files: EngineFiles) -> tuple[TensorRTFacts, KernelLibrary]:
             f"the kernels in {directory / KERNELS_FOLDER} ({kernels.sha256[:12]}...) are not those the plan "
             f"was built with ({facts.kernels_sha256[:12]}...); {again}"
         )
-    return facts, kernels
+    return facts
 
 
 def import_library(config: EngineConfig, facts: TensorRTFacts) -> ModuleType:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from types import ModuleType
 
-from kvfold.plugins.cuda.kernel_library import KernelLibrary
 from kvfold.runtime.engine.cuda.buckets import DecodeBuckets
 from kvfold.runtime.engine.cuda.device import Device
 from kvfold.runtime.engine.cuda.device_pages import DevicePages
@@ -38,13 +37,13 @@ class TensorRTEngine(GpuEngine):
             KernelError: the attention kernels are damaged, or the plugin refused the plan.
             CapacityError: weights, workspace, KV cache and buffers do not fit into the GPU's memory.
         """
-        facts, kernels = check_files(files)
+        facts = check_files(files)
         trt = import_library(files.config, facts)
         info = files.info(kv_cache_bytes)
         device = Device.open()
         try:
             check_gpu(files.config, facts, device)
-            return cls._assemble(device, trt, files.directory, kernels, facts, info)
+            return cls._assemble(device, trt, files.directory, facts, info)
         except BaseException:
             device.close()
             raise
@@ -55,7 +54,6 @@ class TensorRTEngine(GpuEngine):
         device: Device,
         trt: ModuleType,
         directory: Path,
-        kernels: KernelLibrary,
         facts: TensorRTFacts,
         info: EngineInfo,
     ) -> TensorRTEngine:
@@ -70,7 +68,7 @@ class TensorRTEngine(GpuEngine):
             "logits": sizes.logits,
         }
         check_memory(parts, free)
-        loaded = LoadedPlan(trt, directory, kernels, device.architecture)
+        loaded = LoadedPlan(trt, directory)
         weights = max(weights, free - device.free_bytes())
         check_memory(parts | {"weights": weights, "workspace": loaded.workspace_bytes}, free)
         pages = DevicePages(device, info)

@@ -26,20 +26,29 @@ NUM_PAGES = 16
 NUMPY_DTYPES = {"float16": np.float16, "int8": np.int8}
 
 
-class PluginAttention(OpRun):
-    """The node of `plugins.tensorrt.node_form`: inputs by its list; a consumer's slots are -1."""
+class GpuAttention(OpRun):
+    """The node for a GPU, where a consumer has no slots.
+
+    TensorRT's lists its inputs (`plugins.tensorrt.node_form`); ONNX Runtime's has them in the schema's order,
+    and scratch after them (`passes.cuda_attention`).
+    """
 
     op_domain, op_type = DOMAIN, OP_TYPE
 
-    def _run(self, *inputs: np.ndarray, **attributes: Any) -> tuple[np.ndarray, ...]:
-        listed = attributes.pop(INPUTS_ATTRIBUTE).split(",")
-        given = dict(zip(listed, inputs, strict=True))
+    def _run(self, *inputs: np.ndarray | None, **attributes: Any) -> tuple[np.ndarray, ...]:
+        listed = attributes.pop(INPUTS_ATTRIBUTE, None)
+        names = INPUTS if listed is None else listed.split(",")
+        # By its name: the evaluator gives an absent input what an absent output was.
+        triples = zip(names, inputs, self.onnx_node.input, strict=False)
+        given = {name: each for name, each, tensor in triples if tensor}
+        scratch = (np.zeros(0, np.uint8),) if listed is None else ()
         if "slot_mapping" not in given:
             tokens, cache = len(given["query"]), given["key_cache"].shape
             nothing = np.zeros((tokens, cache[2] * cache[3]), given["query"].dtype)
             given |= {"key": nothing, "value": nothing, "slot_mapping": np.full(tokens, -1, np.int32)}
-            return attend(given, attributes)[:1]
-        return attend(given, attributes)
+            output = attend(given, attributes)[:1]
+            return output if listed else (*output, given["key_cache"], given["value_cache"], *scratch)
+        return (*attend(given, attributes), *scratch)
 
 
 class StockAttention(OpRun):
@@ -63,6 +72,21 @@ class WideNorm(OpRun):
         return (normed.numpy().astype(x.dtype) * weight,)
 
 
+class SkipNorm(OpRun):
+    """RMSNormalization of a sum; the sum is its fourth output."""
+
+    op_domain, op_type = "com.microsoft", "SkipSimplifiedLayerNormalization"
+
+    def _run(
+        self, x: np.ndarray, skip: np.ndarray, weight: np.ndarray, **attributes: Any
+    ) -> tuple[np.ndarray, ...]:
+        stream, nothing = x + skip, np.zeros(0, np.float32)
+        normed = torch.nn.functional.rms_norm(
+            torch.from_numpy(stream).float(), weight.shape, eps=attributes["epsilon"]
+        )
+        return (normed.numpy() * weight.astype(np.float32)).astype(x.dtype), nothing, nothing, stream
+
+
 def attend(given: dict[str, np.ndarray], attributes: dict[str, Any]) -> tuple[np.ndarray, ...]:
     """The reference on numpy arrays; the output has the query's type."""
     tensors = [torch.tensor(given[name]) if name in given else None for name in INPUTS]
@@ -76,7 +100,7 @@ class EvaluatedGraph:
 
     def __init__(self, path: Path, plan: FoldPlan) -> None:
         # The evaluator finds an op by the name of its class.
-        ops = [type(op.op_type, (op,), {}) for op in (PluginAttention, StockAttention, WideNorm)]
+        ops = [type(op.op_type, (op,), {}) for op in (GpuAttention, StockAttention, WideNorm, SkipNorm)]
         self.evaluator = ReferenceEvaluator(onnx.load(path), new_ops=ops)
         self.plan = plan
         self.caches = {

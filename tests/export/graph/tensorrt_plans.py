@@ -14,7 +14,7 @@ from kvfold.plugins.cuda.attention_spec import ActivationDtype, AttentionSpec, C
 from kvfold.plugins.paged_attention.schema import DOMAIN, Attributes
 from kvfold.plugins.tensorrt.library_path import environment_for
 from kvfold.plugins.tensorrt.node_form import INPUTS_ATTRIBUTE
-from tests.plugins.tensorrt.fake_kernels import fake_kernels
+from tests.plugins.cuda.fake_kernels import fake_kernels
 from tests.root import ROOT
 
 NUM_PAGES = 16
@@ -30,7 +30,7 @@ def build_plan_of(
     fake_kernels(attention_specs(model, dtype, cache_dtype), [80, 89], folder / "kernels")
     (folder / "model.onnx").write_bytes(model.SerializeToString())
     (folder / "profiles.json").write_text(json.dumps(profiles(model)))
-    worker = [sys.executable, "-m", "tests.plugins.tensorrt.plan_build_worker", str(folder), "80,89"]
+    worker = [sys.executable, "-m", "tests.plugins.tensorrt.plan_build_worker", str(folder)]
     environment = environment_for("tensorrt_rtx", folder / "links")
     subprocess.run(worker, cwd=ROOT, env=environment, check=True, timeout=120)
     result: dict[str, Any] = json.loads((folder / "result.json").read_text())

@@ -1,11 +1,10 @@
-"""Lowering for ONNX Runtime's CUDA provider: its numbers, and the runtime's own type and shape inference.
+"""Lowering for ONNX Runtime's CUDA provider: the graph's form, its numbers, and ONNX Runtime's view of it.
 
-No kernel of the stock attention op runs without a GPU; `make gpu-check` runs them.
+No op has a kernel of the CUDA provider's here; `make gpu-check` runs them.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -18,61 +17,88 @@ import pytest
 import torch
 
 from kvfold.export.graph.lower_cuda import lower_for_cuda
+from kvfold.export.graph.model_files import load_model, save_graph
+from kvfold.export.graph.passes.cuda_attention import KERNELS_ATTRIBUTE, name_kernels
 from kvfold.export.model.model_config import ModelConfig
 from kvfold.plugins.contract.errors import TargetError
-from kvfold.plugins.contract.fold_plan import FoldPlan
-from kvfold.plugins.contract.plan_presets import Preset, build_plan
 from kvfold.plugins.cuda.attention_spec import ActivationDtype
-from kvfold.plugins.paged_attention.schema import INPUTS, OP_TYPE
+from kvfold.plugins.cuda.cuda_library import register_ops
+from kvfold.plugins.paged_attention.schema import DOMAIN, INPUTS
 from tests.export.graph.evaluated_graph import check_numbers
 from tests.export.graph.tiny_graphs import graph_of
 from tests.tiny_model import VOCAB_SIZE, kv_scales, tiny_config, tiny_decoder, tiny_plan
 
 EMPTY = ir.Model(ir.Graph((), (), nodes=()), ir_version=10)
+SCRATCH = len(INPUTS)
 Lower = Callable[[ActivationDtype, str, bool], Path]
 
 
 def config() -> ModelConfig:
-    """A producer, its consumer and a global layer."""
+    """A producer, its consumer and a global layer, with a head size that has kernels."""
     biases = dict.fromkeys(("attention_bias", "output_bias", "mlp_bias"), True)
-    return tiny_config(num_hidden_layers=3, qk_norm="head", **biases)
-
-
-def plan_without_sinks(kv_dtype: str, head_sink: bool = False) -> FoldPlan:
-    """Without sink tokens, that is."""
-    dials = {"sliding_window": 32, "sink_size": 0, "head_sink": head_sink, "global_every": 3}
-    preset = Preset.model_validate({"preset": "character", "kv_dtype": kv_dtype, **dials})
-    return build_plan(preset, config().attention_shape)
+    return tiny_config(num_hidden_layers=3, hidden_size=64, head_dim=64, qk_norm="head", **biases)
 
 
 @pytest.fixture(scope="module")
 def lower(tmp_path_factory: pytest.TempPathFactory) -> Lower:
-    """The path of the lowered graph, by types of activations and caches, with learned sinks or without."""
+    """The path of the lowered graph, by types of activations and caches, and kind of its sinks."""
 
     @cache
     def lower(dtype: ActivationDtype, kv_dtype: str, head_sink: bool) -> Path:
-        directory, plan = tmp_path_factory.mktemp("graph"), plan_without_sinks(kv_dtype, head_sink)
+        directory, plan = (
+            tmp_path_factory.mktemp("graph"),
+            tiny_plan(config(), "character", kv_dtype, head_sink),
+        )
         graph = graph_of(tiny_decoder(config(), plan), kv_scales(plan), directory)
         (directory / "cuda").mkdir()
         counts = lower_for_cuda(graph, directory / "cuda", plan, dtype)
         assert counts == {
+            "matmul_nbits": 0,
             "activation_dtype": 1 + 13 + 12 + 7,  # embedding, linears, biases, norms
             "float_logits": 1,
-            "stock_attention": 3,
+            "skip_norms": 6,  # all but the first, which reads the embedding
+            "packed_qkv": 1,
+            "cuda_attention": 3,
         }
         return directory / "cuda" / "model.onnx"
 
     return lower
 
 
-def why_not_loaded(model: onnx.ModelProto) -> str:
-    """What the CPU provider says; inference with all of its checks comes before the search for kernels."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.add_session_config_entry("session.strict_shape_type_inference", "1")
-    with pytest.raises(Exception, match="ONNXRuntimeError") as caught:
-        ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return str(caught.value)
+def attention(path: Path) -> list[onnx.NodeProto]:
+    model = onnx.load(path, load_external_data=False)
+    return [node for node in model.graph.node if node.domain == DOMAIN]
+
+
+def test_nodes_have_the_form_of_the_op(lower: Lower) -> None:
+    producer, consumer, last = attention(lower("float16", "int8", False))
+    given = [
+        {name for name, each in zip(INPUTS, node.input, strict=False) if each}
+        for node in (producer, consumer)
+    ]
+    assert given[0] - given[1] == {"slot_mapping"}  # QKV is packed, and a consumer's query alone
+    assert given[1] >= {"query", "key_cache", "value_cache", "k_scale", "q_norm_weight"}
+    caches = [consumer.input[INPUTS.index(name)] for name in ("key_cache", "value_cache")]
+    assert caches == producer.output[1:3]
+    assert list(consumer.output[1:3]) == ["", ""]
+    scratch = [node.output[3] for node in (producer, consumer, last)]
+    assert len(set(scratch)) == 3 and all(scratch)
+    assert not any(producer.input[SCRATCH:])
+    assert [node.input[SCRATCH] for node in (consumer, last)] == scratch[:2]
+
+
+def test_the_kernels_are_named_without_a_copy_of_the_weights(lower: Lower) -> None:
+    path = lower("float16", "int8", True)
+    data = path.with_name("model.onnx.data").read_bytes()
+    model = load_model(path)
+    name_kernels(model, "abc")
+    save_graph(model, path)
+    assert [a.s for node in attention(path) for a in node.attribute if a.name == KERNELS_ATTRIBUTE] == [
+        b"abc"
+    ] * 3
+    assert path.with_name("model.onnx.data").read_bytes() == data
+    assert path.stat().st_size < len(data)
+    onnx.load(path)  # every weight is still found
 
 
 @pytest.mark.parametrize("head_sink", [False, True])
@@ -81,52 +107,21 @@ def why_not_loaded(model: onnx.ModelProto) -> str:
     [
         ("float16", "int8", "PagedAttention(1)"),
         ("float16", "float16", "PagedAttention(1)"),
-        ("bfloat16", "bfloat16", "Gemm(13)"),  # it comes first, and the CPU has no bfloat16
+        ("bfloat16", "int8", "Gemm(13)"),  # it comes first, and the CPU has no bfloat16
+        ("bfloat16", "bfloat16", "Gemm(13)"),
     ],
 )
 def test_only_kernels_are_missing_without_cuda(
     dtype: ActivationDtype, kv_dtype: str, missing: str, head_sink: bool, lower: Lower
 ) -> None:
-    model = onnx.load(lower(dtype, kv_dtype, head_sink))
-    given = [node.input[INPUTS.index("head_sink")] for node in model.graph.node if node.op_type == OP_TYPE]
-    sinks = [f"model.layers.{layer}.self_attn.sinks.{dtype}" for layer in range(2)]
-    assert given == ([*sinks, ""] if head_sink else [""] * 3)
-    assert {(opset.domain, opset.version) for opset in model.opset_import} == {("", 23), ("com.microsoft", 1)}
-    expected = f"NOT_IMPLEMENTED : Could not find an implementation for {missing} node"
-    assert expected in why_not_loaded(model)
-
-
-def test_the_runtime_s_inference_finds_what_is_wrong(lower: Lower) -> None:
-    path = lower("float16", "int8", True)
-
-    def last_attention(model: onnx.ModelProto) -> onnx.NodeProto:
-        return attention(model)[-1]
-
-    def attention(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-        return [node for node in model.graph.node if node.op_type == OP_TYPE]
-
-    for name, dtype in (
-        ("cos_cache", np.float32),
-        ("q_norm_weight", np.float32),
-        ("head_sink", np.float32),
-        ("k_scale", np.float16),
-    ):
-        model = onnx.load(path)
-        changed = attention(model)[0 if name == "head_sink" else -1].input[INPUTS.index(name)]
-        for tensor in model.graph.initializer:
-            if tensor.name == changed:
-                array = onnx.numpy_helper.to_array(tensor).astype(dtype)
-                tensor.CopyFrom(onnx.numpy_helper.from_array(array, changed))
-        assert re.search(rf"Type Error: .*\({re.escape(changed)}\) of operator", why_not_loaded(model))
-    model = onnx.load(path)
-    model.graph.output[-1].type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
-    assert "does not match expected type (tensor(int8))" in why_not_loaded(model)
-    model = onnx.load(path)
-    model.graph.output[-1].type.tensor_type.shape.dim[3].dim_value = 8
-    assert "Inferred=16 Declared=8" in why_not_loaded(model)
-    model = onnx.load(path)
-    last_attention(model).attribute.append(onnx.helper.make_attribute("sink_size", 4))
-    assert "Unrecognized attribute: sink_size" in why_not_loaded(model)
+    """Inference with all of its checks comes before the search for kernels."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    register_ops(options)
+    path = lower(dtype, kv_dtype, head_sink)
+    with pytest.raises(Exception, match="NOT_IMPLEMENTED") as caught:
+        ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    assert f"Could not find an implementation for {missing} node" in str(caught.value)
 
 
 @pytest.mark.parametrize(("kv_dtype", "head_sink"), [("float16", False), ("int8", False), ("float16", True)])
@@ -135,14 +130,13 @@ def test_the_float16_graph_computes_what_the_decoder_does(
     kv_dtype: str, head_sink: bool, lower: Lower
 ) -> None:
     tokens = np.random.default_rng(6).integers(0, VOCAB_SIZE, 60)
-    plan = plan_without_sinks(kv_dtype, head_sink)
+    plan = tiny_plan(config(), "character", kv_dtype, head_sink)
     check_numbers(lower("float16", kv_dtype, head_sink), config(), plan, tokens)
 
 
-def test_what_the_stock_op_cannot_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        TargetError, match=r"first 4 tokens .* set sink_size: 0 in the recipe's plan, with head_sink: true"
-    ):
-        lower_for_cuda(EMPTY, tmp_path, tiny_plan(config(), "character", "int8"), "float16")
+def test_what_the_kernels_do_not_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TargetError, match=r"as float32; .* reads float16 and int8: set kv_dtype"):
-        lower_for_cuda(EMPTY, tmp_path, plan_without_sinks("float32"), "float16")
+        lower_for_cuda(EMPTY, tmp_path, tiny_plan(config(), "character", "float32"), "float16")
+    small = tiny_config(head_dim=32)
+    with pytest.raises(TargetError, match=r"a head has 32 channels, the cuda target reads 64, 96, 128, 256"):
+        lower_for_cuda(EMPTY, tmp_path, tiny_plan(small, "character", "int8"), "float16")

@@ -11,14 +11,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from kvfold.export.heal.heal import Healing
+from kvfold.export.heal.healing import Healing
 from kvfold.export.heal.objective.losses import EndToEndLoss, LayerwiseLoss
-from kvfold.export.heal.objective.teacher_cache import TeacherCache
 from kvfold.export.heal.starting_point import adapter_form
 from kvfold.export.heal.student.student import TrainedModel
 from kvfold.export.heal.training.optimizer import Optimizer
-from kvfold.export.heal.training.train import backward
-from tests.export.heal.tiny_healing import SETTINGS, TOKENS, tiny_healing
+from kvfold.export.heal.training.passes import Passes
+from kvfold.export.heal.training.schedule import ByUpdates
+from kvfold.export.heal.training.train import Step, backward
+from tests.export.heal.tiny_healing import SETTINGS, TEXT, TOKENS, tiny_healing
 
 META = torch.device("meta")
 ROWS = torch.tensor([0, 3, 5])
@@ -64,8 +65,8 @@ def test_an_update_stays_on_the_device(head_sink: bool, in_int8: bool) -> None:
         student = healing.student(form, int8)
         optimizer = Optimizer(student.parameters)
         for loss in losses(healing, student):
-            optimizer.clear()
-            backward(loss, ROWS, 2)
+            step = Step("step", ByUpdates(1), 1e-3, 0, TEXT, student.parameters, loss)
+            backward(step, ROWS, Passes.on(META), optimizer)
             gradients = [tensor.grad for tensor in student.parameters.values()]
             assert any(gradient is not None for gradient in gradients)
             assert all(gradient is None or gradient.device == META for gradient in gradients)
@@ -73,9 +74,7 @@ def test_an_update_stays_on_the_device(head_sink: bool, in_int8: bool) -> None:
 
 
 def losses(healing: Healing, student: TrainedModel) -> list[LayerwiseLoss | EndToEndLoss]:
-    """Those of all steps; the teacher's answers stay on the CPU, as the cache's file does."""
-    cache = TeacherCache.__new__(TeacherCache)
-    cache.positions = torch.arange(12).expand(len(TOKENS), -1)
-    cache.states = torch.zeros(*cache.positions.shape, healing.config.hidden_size, dtype=torch.float16)
-    end_to_end = EndToEndLoss(student, cache, healing.head, TOKENS)
-    return [end_to_end] if student.int8 else [LayerwiseLoss(healing.teacher(), student, TOKENS), end_to_end]
+    """Those of all steps."""
+    teacher = healing.teacher()
+    end_to_end = EndToEndLoss(teacher, student, healing.head, TEXT, scored=0.25, seed=0)
+    return [end_to_end] if student.int8 else [LayerwiseLoss(teacher, student, TEXT), end_to_end]

@@ -14,10 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from kvfold.export.heal.heal import STEPS, Healing, heal
+from kvfold.export.heal.heal import heal
 from kvfold.export.heal.healed_adapter import merge
+from kvfold.export.heal.healing import STEPS, Healing
 from kvfold.export.heal.student.trainable import trained_names
-from kvfold.export.heal.training.journal import Journal
+from kvfold.export.heal.training.journal import Journal, Snapshot
 from kvfold.export.model.decoder import Decoder
 from kvfold.plugins.contract.errors import HealingError, PlanError
 from kvfold.plugins.contract.plan_presets import Preset, build_plan
@@ -79,7 +80,7 @@ def test_the_log_is_cut_back_to_the_snapshot(tmp_path: Path) -> None:
     for update in (1, 2, 3):
         journal.log("layerwise", update, 0.5, 1e-3)
     journal.log("end_to_end", 1, 1.5, 1e-3)
-    snapshot = journal.save("layerwise", 2, {}, None)
+    snapshot = journal.save(Snapshot("key", "layerwise", {}, updates=2))
     with (tmp_path / "heal" / "loss.jsonl").open("a") as file:
         file.write('{"step": "end_to_end", "upd')
     journal.rewind(snapshot, STEPS)
@@ -138,7 +139,7 @@ def run_until(job: Path, folder: Path, stop: Callable[[str], bool]) -> None:
 
 
 def test_killed_in_each_part_it_ends_with_the_same_bytes(tmp_path: Path, uninterrupted: Path) -> None:
-    """SIGKILL amid step A, amid step B, after the teacher's answers, and amid step C, then to the end."""
+    """SIGKILL amid step A, amid step B and amid step C, then to the end."""
     job = uninterrupted / "job"
     for part in ("layerwise", "end_to_end", "int8 loss"):
         run_until(job, tmp_path, after_three_of(part))

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from kvfold.export.fold.fold import fold_weights
 from kvfold.export.graph.lower_cpu import lower_for_cpu
-from kvfold.export.heal.heal import Healing, heal
+from kvfold.export.heal.heal import heal
 from kvfold.export.heal.healed_adapter import merge
-from kvfold.export.heal.objective.losses import EndToEndLoss
-from kvfold.export.heal.objective.teacher_cache import TeacherCache, pick, scored_positions
+from kvfold.export.heal.healing import Healing
+from kvfold.export.heal.objective.losses import EndToEndLoss, pick
 from kvfold.export.heal.student.int8_deployment import Int8Deployment
 from kvfold.export.heal.student.int8_rounding import Int8Linear, Rounding
 from kvfold.export.heal.student.student import TrainedModel
@@ -33,7 +33,7 @@ from kvfold.runtime.engine.engine_config import EngineConfig
 from kvfold.runtime.engine.engine_files import EngineFiles
 from kvfold.runtime.engine.onnxruntime_engine import OnnxRuntimeEngine
 from tests.export.graph.tiny_graphs import graph_of
-from tests.export.heal.tiny_healing import SETTINGS, TOKENS, tiny_healing
+from tests.export.heal.tiny_healing import SETTINGS, TEXT, TOKENS, tiny_healing
 from tests.export.quantize.fake_quantized import FakeQuantizedDecoder
 from tests.paging import Pager, budget_of
 from tests.tiny_model import dense_logits
@@ -67,12 +67,8 @@ def student(healing: Healing, weights: dict[str, Tensor], deployed: Calibrated) 
     return TrainedModel(healing.config, healing.plan, weights, {name: weights[name] for name in names}, int8)
 
 
-def loss_of(healing: Healing, model: TrainedModel, folder: Path) -> EndToEndLoss:
-    count, length = TOKENS.shape
-    positions = scored_positions(count, length, 0.25, seed=0)
-    cache = TeacherCache(folder, positions, healing.config.hidden_size)
-    cache.fill(healing.teacher(), TOKENS, 8, lambda fraction: None)
-    return EndToEndLoss(model, cache, healing.head, TOKENS)
+def loss_of(healing: Healing, model: TrainedModel) -> EndToEndLoss:
+    return EndToEndLoss(healing.teacher(), model, healing.head, TEXT, scored=0.25, seed=0)
 
 
 def logits(loss: EndToEndLoss, tokens: Tensor) -> Tensor:
@@ -113,20 +109,20 @@ def mixed_model(family: str) -> tuple[Healing, dict[str, Tensor], Calibrated]:
 @pytest.mark.usefixtures("float32")
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "llama-biased"])
 @torch.no_grad()
-def test_the_student_is_the_deployed_model(family: str, tmp_path: Path) -> None:
+def test_the_student_is_the_deployed_model(family: str) -> None:
     """Unsmoothed tensors, rounded in smoothed space, against smoothed tensors that are simply rounded.
 
     What is left is float rounding, and where it decides a tie, one integer of one activation.
     """
     healing, weights, deployed = mixed_model(family)
-    loss = loss_of(healing, student(healing, weights, deployed), tmp_path)
+    loss = loss_of(healing, student(healing, weights, deployed))
     expected = FakeQuantizedDecoder(healing.config, healing.plan, deployed)(TOKENS)
     unrounded = dense_logits(Decoder.from_weights(healing.config, healing.plan, weights), TOKENS)
     error = (logits(loss, TOKENS) - expected).norm() / (unrounded - expected).norm()
     assert error < 0.01
     identity = build_plan(Preset(preset="identity"), healing.config.attention_shape)
     original = dense_logits(Decoder.from_weights(healing.config, identity, healing.base), TOKENS)
-    first, second = (pick(x, loss.cache.positions) for x in (original, expected))
+    first, second = (pick(x, loss.positions[0]) for x in (original, expected))
     assert float(loss(torch.arange(len(TOKENS)))) == pytest.approx(kl(first, second), rel=1e-3)
 
 
@@ -134,7 +130,7 @@ def test_the_student_is_the_deployed_model(family: str, tmp_path: Path) -> None:
 @torch.no_grad()
 def test_the_student_is_the_engine(tmp_path: Path) -> None:
     healing, weights, deployed = mixed_model("llama")
-    loss = loss_of(healing, student(healing, weights, deployed), tmp_path)
+    loss = loss_of(healing, student(healing, weights, deployed))
     decoder = Decoder.from_weights(healing.config, healing.plan, deployed.weights)
     graph = graph_of(decoder, deployed.scales, tmp_path)
     (tmp_path / "cpu").mkdir()

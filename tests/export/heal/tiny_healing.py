@@ -7,14 +7,16 @@ from torch import Tensor
 
 from kvfold.export.fold.fold import HowToFold, fold_weights
 from kvfold.export.fold.fold_settings import FoldSettings
-from kvfold.export.heal.heal import Healing
 from kvfold.export.heal.heal_settings import HealSettings
+from kvfold.export.heal.healing import Healing
+from kvfold.export.heal.training.training_text import TrainingText
 from kvfold.export.model.families import config_from_huggingface
 from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.plugins.contract.plan_presets import Preset, build_plan
 from tests.export.tiny_checkpoints import random_model
 
 TOKENS = torch.randint(0, 97, (24, 48), generator=torch.Generator().manual_seed(1))
+TEXT = TrainingText((TOKENS,))
 SETTINGS = HealSettings(
     layerwise_tokens=3 * TOKENS.numel(),
     tokens=6 * TOKENS.numel(),
@@ -41,4 +43,4 @@ def tiny_healing(
     dials |= {"sink_size": 0 if head_sink else 2, "head_sink": head_sink}
     plan = plan or build_plan(Preset.model_validate(dials), config.attention_shape)
     folded = fold_weights(config, base, plan, TOKENS, HowToFold(FoldSettings(rope_slots="fitted")))
-    return Healing(config, base, folded.plan, TOKENS, settings, calibration=TOKENS), dict(folded.weights)
+    return Healing(config, base, folded.plan, TEXT, settings, calibration=TOKENS), dict(folded.weights)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -34,8 +36,25 @@ def test_a_later_process_finds_the_state_and_the_tensors(tmp_path: Path) -> None
     assert {name: int(tensor[0]) for name, tensor in journal.tensors.items()} == {
         f"tensor.{layer}": layer for layer in range(3)
     }
-    journal.move_to(tmp_path / "done")
-    assert len(TensorFolder(tmp_path / "done")) == 3 and not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_finished_layers_are_in_both_folders_until_one_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    """A disk may know no second names of a file."""
+    if not links:
+        monkeypatch.setattr(Path, "hardlink_to", lambda *_: os.link("", ""))
+    journal, _ = begun(tmp_path / "work")
+    finish(journal, 0)
+    journal.share_with(tmp_path / "lost")
+    shutil.rmtree(tmp_path / "lost")
+    journal, state = begun(tmp_path / "work")
+    assert state == {"layer": 1}
+    finish(journal, 1)
+    journal.share_with(tmp_path / "done")
+    shutil.rmtree(tmp_path / "work")
+    assert [int(tensor[0]) for tensor in TensorFolder(tmp_path / "done").values()] == [0, 1]
 
 
 def test_layers_after_the_last_state_are_done_again(tmp_path: Path) -> None:

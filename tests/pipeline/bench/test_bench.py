@@ -80,6 +80,17 @@ def test_contenders_are_alike(name: str) -> None:
     assert module.TITLE in (command.help or "")
 
 
+def test_a_converter_that_fails_is_heard_last() -> None:
+    """What it says, and not a traceback of ours that would hide it."""
+    tool = "print('the reason'); raise SystemExit(3)"
+    run = f"import sys; sys.path.insert(0, {str(process.ROOT)!r}); "
+    run += "from kvfold.pipeline.bench.contenders.run_tool import run_tool; "
+    run += f"run_tool([sys.executable, '-c', {tool!r}]); print('not reached')"
+    ended = subprocess.run([PYTHON, "-c", run], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (1, "the reason\n")
+    assert ended.stderr == f"{PYTHON} ended with exit code 3\n"
+
+
 def test_contender_modules_import_no_engine() -> None:
     names = ", ".join(repr(name) for name in (KVFOLD, *PEERS, *PEERS_IN_4_BITS, *PEERS_ON_CUDA))
     engines = (

@@ -15,11 +15,13 @@ from kvfold.export.checkpoint.checkpoint import Checkpoint
 from kvfold.export.checkpoint.load_checkpoint import load_checkpoint
 from kvfold.export.model.families import FAMILIES
 from kvfold.pipeline.bench import prepared_models
-from kvfold.pipeline.bench.models.gguf_from_huggingface import ARCHITECTURES, write_gguf
+from kvfold.pipeline.bench.contenders import llama_cpp, llama_cpp_gguf
+from kvfold.pipeline.bench.models.gguf_from_huggingface import ARCHITECTURES, ORIGINAL, write_gguf
 from kvfold.pipeline.bench.models.huggingface_folder import write_huggingface_folder
 from kvfold.pipeline.bench.prepared_models import PreparedModels
 from kvfold.pipeline.bench.processes.jobs import Answer, Job, Prepare
 from kvfold.pipeline.bench.processes.process import WorkerError
+from kvfold.plugins.contract.errors import TargetError
 from tests.export.tiny_checkpoints import MODELS, random_model, write_folder
 from tests.export.tiny_gguf import interleave
 
@@ -136,3 +138,37 @@ def test_an_interrupted_conversion_is_started_again(tmp_path: Path, monkeypatch:
         models.prepare("llama_cpp", "1.0", Path("python"))
     assert models.prepare("llama_cpp", "1.0", Path("python")).is_dir()
     assert attempts == [False, False]
+
+
+def test_a_conversion_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def convert(job: Job, python: Path) -> Answer:
+        assert isinstance(job, Prepare)
+        (Path(job.target) / "half").touch()
+        raise failure
+
+    monkeypatch.setattr(prepared_models, "run_job", convert)
+    models = PreparedModels(tmp_path / "work", tiny_checkpoint(tmp_path))
+    failure: Exception = WorkerError("exit code 1")
+    with pytest.raises(WorkerError):
+        models.prepare("llama_cpp", "1.0", Path("python"))
+    failure = OSError("No space left on device")
+    with pytest.raises(TargetError, match=r"llama_cpp-1\.0.* No space left .* --work"):
+        models.prepare("llama_cpp", "1.0", Path("python"))
+    (checkpoint,) = (tmp_path / "work").iterdir()
+    (whole,) = checkpoint.iterdir()
+    assert whole.name.startswith("huggingface"), "what was whole is kept"
+
+
+def test_llama_cpp_reads_the_gguf_file_itself(tmp_path: Path) -> None:
+    """Where the checkpoint is one; not a file made from its weights."""
+    folder = write_folder(tmp_path / "folder", random_model("llama", intermediate_size=64))
+    path = PreparedModels(tmp_path / "served", load_checkpoint(folder)).served_gguf()
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    target.mkdir()
+    write_huggingface_folder(load_checkpoint(path), source)
+    llama_cpp_gguf.prepare(source, target)
+    assert (target / llama_cpp.MODEL).samefile(path)
+    (source / ORIGINAL).unlink()
+    with pytest.raises(FileNotFoundError, match="the checkpoint is no GGUF file"):
+        llama_cpp_gguf.prepare(source, target)

@@ -10,8 +10,8 @@ from kvfold.export.layerwise.layerwise_model import ROUNDED_ROWS, LayerwiseModel
 from kvfold.export.model.matmul_dtype import matmul_dtype, multiply_in_float32
 from kvfold.export.weights.changed_weights import ChangedWeights
 from kvfold.pipeline.quality.load_subjects import Heads, LayerwiseSubject
+from tests.pipeline.quality.torch_subject import TorchSubject
 from tests.tiny_model import VOCAB_SIZE, hugging_face_names, tiny_config, tiny_decoder, tiny_plan
-from tests.torch_subject import TorchSubject
 
 CONFIG = tiny_config(tie_word_embeddings=True, final_softcap=3.0)
 TEXTS = [

@@ -18,9 +18,9 @@ from kvfold.pipeline.quality.likelihood_results import Divergence
 from kvfold.pipeline.quality.subject_names import BFLOAT16, ENGINE, FOLDED, ORIGINAL
 from kvfold.pipeline.quality.subjects import BLOCK_TOKENS, EngineSubject, Subject, blocks
 from kvfold.plugins.contract.errors import ValidationError
+from tests.pipeline.quality.torch_subject import TorchSubject
 from tests.runtime.synthetic_engine import SyntheticEngine, make_plan
 from tests.tiny_model import VOCAB_SIZE, tiny_config, tiny_decoder, tiny_plan
-from tests.torch_subject import TorchSubject
 
 CONFIG = tiny_config(max_position_embeddings=1024)
 IDENTITY = tiny_plan(CONFIG, "identity")

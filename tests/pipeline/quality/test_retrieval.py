@@ -18,9 +18,9 @@ from kvfold.pipeline.recipe.evaluate_section import SHIPPED_PASSAGES, RetrievalS
 from kvfold.plugins.contract.errors import CalibrationError, RecipeError, RequestError
 from kvfold.plugins.contract.template_text import TemplateText
 from tests.pipeline.quality.oracle import CopyingSubject
+from tests.pipeline.quality.torch_subject import TorchSubject
 from tests.runtime.byte_tokenizer import VOCAB, ByteTokenizer
 from tests.tiny_model import tiny_config, tiny_decoder, tiny_plan
-from tests.torch_subject import TorchSubject
 
 WINDOW = 600
 PASSKEY, MULTI_KEY = Task("passkey", 1), Task("multi-key", 4)

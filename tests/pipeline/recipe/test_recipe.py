@@ -8,6 +8,7 @@ from typing import get_args
 
 import pytest
 
+from kvfold.pipeline.machine.targets import TARGETS
 from kvfold.pipeline.recipe.load_recipe import load_recipe
 from kvfold.pipeline.recipe.plan_section import WrittenPlan, plan_for
 from kvfold.pipeline.recipe.recipe import Recipe
@@ -56,6 +57,12 @@ def test_there_is_a_recipe_for_every_preset_and_one_whose_plan_is_written() -> N
             "did you mean 'max_perplexity_ratio'?",
         ),
         ("model: {source: demo}\nplan: {preset: mqa}\nheal: {tokns: 3}", "tokns", "did you mean 'tokens'?"),
+        ("model: {source: demo}\nplan: {preset: mqa}\nheal: {seconds: 0}", "heal.train.seconds", "given: 0"),
+        (
+            "model: {source: demo}\nplan: {preset: mqa}\nheal: {held_out: {}}",
+            "held_out is read by a training by the clock alone",
+            "set seconds, or remove it",
+        ),
         (
             "model: {source: demo}\nplan: {preset: mqa}\nheal: {text: {source: absent.jsonl}}",
             "heal.text.source",
@@ -168,7 +175,6 @@ def test_a_written_plan_that_widens_the_checkpoints_own_window_is_refused(tmp_pa
 @pytest.mark.parametrize(
     ("target", "plan", "problem"),
     [
-        ("cuda", "{preset: horizon}", "cuda cannot keep a sequence's first tokens in sight"),
         (
             "tensorrt",
             "{preset: mqa}",
@@ -189,10 +195,31 @@ def test_a_plan_that_its_target_cannot_serve_is_refused(
         load_recipe(write(tmp_path, f"model: {{source: demo}}\nplan: {plan}\ntarget: {target}"))
 
 
-@pytest.mark.parametrize("dials", ["", ", sliding_window: 256, head_sink: true"])
-def test_a_plan_without_sinks_serves_every_target(tmp_path: Path, dials: str) -> None:
-    text = f"model: {{source: demo}}\nplan: {{preset: horizon, sink_size: 0{dials}}}\ntarget: cuda"
-    assert load_recipe(write(tmp_path, text)).target == "cuda"
+@pytest.mark.parametrize("dials", ["", ", sink_size: 0, sliding_window: 256, head_sink: true"])
+@pytest.mark.parametrize("target", TARGETS)
+def test_sinks_of_either_kind_serve_every_target(tmp_path: Path, dials: str, target: str) -> None:
+    text = f"model: {{source: demo}}\nplan: {{preset: horizon{dials}}}\ntarget: {target}"
+    assert load_recipe(write(tmp_path, text)).target == target
+
+
+def test_gpus_to_build_for_are_named_in_the_section_of_the_target(tmp_path: Path) -> None:
+    path = write(tmp_path, "model: {source: demo}\nplan: {preset: horizon}\ncuda: {architectures: [90, 75]}")
+    assert load_recipe(path, "cuda").cuda.architectures == (75, 90)
+    assert load_recipe(path, "cuda", (86, 80)).cuda.architectures == (80, 86)
+    named = load_recipe(path, "tensorrt-rtx", (86,))
+    assert (named.tensorrt.architectures, named.cuda.architectures) == ((86,), (75, 90))
+    with pytest.raises(RecipeError, match="--sm is for the target cuda or tensorrt-rtx, this one is cpu"):
+        load_recipe(path, "cpu", (86,))
+
+
+def test_a_searched_plan_s_wide_caches_are_of_the_target_s_activations(tmp_path: Path) -> None:
+    path = write(
+        tmp_path, "model: {source: demo}\nplan: {preset: horizon}\ncuda: {activation_dtype: bfloat16}"
+    )
+    dtypes = {target: load_recipe(path, target).float_dtype for target in TARGETS}
+    assert dtypes == {
+        "cpu": "float32", "cuda": "bfloat16", "tensorrt": "float16", "tensorrt-rtx": "float16"
+    }  # fmt: skip
 
 
 def test_text_must_be_longer_than_the_window_of_a_head_sink(tmp_path: Path) -> None:

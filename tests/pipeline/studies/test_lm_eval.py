@@ -21,9 +21,9 @@ from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.text.detokenize import Detokenizer
 from kvfold.runtime.text.tokenizer import Tokenizer
 from tests.pipeline.quality.oracle import CopyingSubject
+from tests.pipeline.quality.torch_subject import TorchSubject
 from tests.runtime.byte_tokenizer import VOCAB, ByteTokenizer
 from tests.tiny_model import tiny_config, tiny_decoder, tiny_plan
-from tests.torch_subject import TorchSubject
 
 CONFIG = tiny_config(vocab_size=VOCAB)
 TINY = TorchSubject("tiny", tiny_decoder(CONFIG, tiny_plan(CONFIG, "identity")))

@@ -19,6 +19,7 @@ from kvfold.pipeline.recipe.recipe import Recipe
 from kvfold.pipeline.workspace.run_stages import pending_stages, run_stages
 from kvfold.pipeline.workspace.stage import Job, dependents, requirements
 from kvfold.pipeline.workspace.workspace import Workspace
+from kvfold.pipeline.workspace.write_bundle import BundleWriter
 from kvfold.plugins.contract.errors import BundleError
 from kvfold.plugins.contract.version import VERSION
 from kvfold.runtime.bundle import open_bundle
@@ -130,6 +131,23 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
         BundleError, match=rf"{tmp_path} cannot be read or written \(No space left.*free disk space"
     ):
         run_stages(fake_recipe(), tmp_path, (stage,), QuietDisplay())
+
+
+def test_what_a_stage_keeps_while_it_works_goes_once_its_files_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(workspace: Workspace, job: Job) -> None:
+        (workspace.root / "work").mkdir(exist_ok=True)
+        (job.output / "a.txt").write_text("done")
+
+    stage = replace(fake_stages([])[0], files=("a.txt",), run=run, scratch="work")
+    with monkeypatch.context() as patch:
+        patch.setattr(BundleWriter, "commit", lambda *_: (tmp_path / "no disk").stat())
+        with pytest.raises(BundleError, match="no disk"):
+            run_stages(fake_recipe(), tmp_path, (stage,), QuietDisplay())
+    assert (tmp_path / "work").is_dir()
+    run_stages(fake_recipe(), tmp_path, (stage,), QuietDisplay())
+    assert (tmp_path / "a.txt").is_file() and not (tmp_path / "work").exists()
 
 
 def test_a_bundle_of_another_version_starts_anew(tmp_path: Path) -> None:

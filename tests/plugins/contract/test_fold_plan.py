@@ -113,7 +113,7 @@ def test_head_sinks_belong_to_the_reader_and_cost_no_cache() -> None:
     plan = build_plan(preset, SMOLLM2)
     learned = build_plan(preset.model_copy(update={"head_sink": True}), SMOLLM2)
     assert [layer.head_sink for layer in learned.layers] == [index % 6 != 5 for index in range(30)]
-    assert learned.groups == plan.groups and not preset.has_sinks
+    assert learned.groups == plan.groups and not any(layer.sink_size for layer in preset.layer_kinds)
     mixed = [layer.model_dump() | {"head_sink": index == 1} for index, layer in enumerate(plan.layers)]
     assert FoldPlan.model_validate(plan.model_dump() | {"layers": mixed}).banks == plan.banks
     with pytest.raises(PlanError, match="layer 0: head_sink takes the place of sink tokens, sink_size is 4"):

@@ -22,7 +22,8 @@ from kvfold.plugins.int4_linear.packing import (
     pack_weight,
     quantize_weight,
 )
-from kvfold.plugins.int8_linear.reference import activate, quantize_tokens
+from kvfold.plugins.int4_linear.reference import quantize_blocks
+from kvfold.plugins.int8_linear.reference import activate
 from kvfold.plugins.int8_linear.schema import ActivationBits, InputActivation
 
 
@@ -97,6 +98,7 @@ def cases(draw: st.DrawFn, activation: InputActivation = "none") -> Case:
     )
 
 
+GATED = pytest.mark.parametrize("activation", ["swiglu", "geglu"])
 PROPERTY = settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -123,40 +125,44 @@ def test_finer_activations_match_the_reference(isa: str, case: Case) -> None:
 
 
 @PROPERTY
-@given(case=cases("swiglu"))
-def test_swiglu_matches_the_reference(isa: str, case: Case) -> None:
-    """The fused activation, up to a rounding tie that falls the other way: a step of the largest weight."""
-    inputs = make_inputs(case)
-    y, wanted = run(session(inputs, "swiglu"), inputs.x), expected(inputs, "swiglu")
-    token_scale = quantize_tokens(activate(torch.from_numpy(inputs.x), "swiglu"))[1].numpy()
+@given(case=cases("swiglu") | cases("geglu"))
+def test_a_fused_activation_matches_the_reference(isa: str, case: Case) -> None:
+    """Up to a rounding tie that falls the other way: a step of the largest weight."""
+    inputs, activation = make_inputs(case), case.input_activation
+    y, wanted = run(session(inputs, activation), inputs.x), expected(inputs, activation)
+    token_scale = quantize_blocks(activate(torch.from_numpy(inputs.x), activation))[2].numpy()
     step = token_scale * np.abs(dequantize_weight(inputs.weight)).max(1)
     rounding = 1e-6 * np.abs(dequantize_weight(inputs.weight)).sum(1) * token_scale * 127
     assert y.shape == wanted.shape
     assert (np.abs(y - wanted) <= tolerances.SWIGLU_STEPS * step + rounding).all()
 
 
-def test_swiglu_ties_are_rare(isa: str) -> None:
+@GATED
+def test_ties_are_rare(isa: str, activation: InputActivation) -> None:
     """On a real layer's size."""
-    inputs = make_inputs(Case(32, 1536, 576, input_activation="swiglu"))
-    y, wanted = run(session(inputs, "swiglu"), inputs.x), expected(inputs, "swiglu")
+    inputs = make_inputs(Case(32, 1536, 576, input_activation=activation))
+    y, wanted = run(session(inputs, activation), inputs.x), expected(inputs, activation)
     assert np.abs(y - wanted).mean() <= tolerances.SWIGLU_MEAN * np.abs(wanted).max()
 
 
+@GATED
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("minimum", [False, True])
 @pytest.mark.parametrize(("in_features", "out_features"), [(576, 960), (1534, 573)])
 def test_same_bits_everywhere(
-    bits: ActivationBits, minimum: bool, in_features: int, out_features: int
+    activation: InputActivation, bits: ActivationBits, minimum: bool, in_features: int, out_features: int
 ) -> None:
     """Law: instruction set, threads and batch change no bit of a token's result."""
-    inputs = make_inputs(Case(300, in_features, out_features, minimum, bias=True, input_activation="swiglu"))
+    inputs = make_inputs(
+        Case(300, in_features, out_features, minimum, bias=True, input_activation=activation)
+    )
     before = library.active_isa()
     results = []
     try:
         for name in library.supported_isas():
             library.select_isa(name)
             for threads in (1, 2):
-                engine = session(inputs, "swiglu", threads, bits)
+                engine = session(inputs, activation, threads, bits)
                 results.append(run(engine, inputs.x))
                 for cut in ((0, 1), (1, 3), (3, 130), (130, 300)):
                     np.testing.assert_array_equal(run(engine, inputs.x[slice(*cut)]), results[0][slice(*cut)])
@@ -192,6 +198,33 @@ def test_saturating_products(isa: str, minimum: bool) -> None:
     scale = np.ones((33, 8), np.float16)
     inputs = Inputs(x, BlockWeight(codes, scale, scale * -3 if minimum else None), None)
     np.testing.assert_array_equal(run(session(inputs), x), expected(inputs))
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("minimum", [False, True])
+def test_blocks_of_every_magnitude(isa: str, minimum: bool, bits: ActivationBits) -> None:
+    """From zero and subnormal numbers to the largest: a block's power of two is the reference's."""
+    blocks = 2 * 255
+    x = np.random.default_rng(0).uniform(-1, 1, (4, blocks, schema.BLOCK)).astype(np.float32)
+    x *= np.exp2(np.linspace(-149, 126, blocks), dtype=np.float32)[:, None]
+    x[:, 7] = 0
+    x[1] = x[0, ::-1]
+    x[2, 140:] = 0  # subnormal numbers at most
+    x[3] *= x[3] > 0
+    inputs = replace(make_inputs(Case(1, blocks * schema.BLOCK, 33, minimum)), x=x.reshape(4, -1))
+    np.testing.assert_array_equal(run(session(inputs, bits=bits), inputs.x), expected(inputs, bits=bits))
+
+
+def test_an_outlier_costs_its_own_block_alone(isa: str) -> None:
+    """Other blocks' activations are as fine as without it."""
+    inputs = make_inputs(Case(5, 96, 40))
+    x = inputs.x.copy()
+    x[:, 32:] = np.random.default_rng(1).standard_normal((5, 64))
+    x[:, 0] = 1000
+    inputs.weight.codes[:, :32] = schema.CENTER
+    y = run(session(inputs), x)
+    wanted = x.astype(np.float64) @ dequantize_weight(inputs.weight).T
+    assert np.linalg.norm(y - wanted) / np.linalg.norm(wanted) < 0.02  # by token: above 1
 
 
 def test_every_float16_scale(isa: str) -> None:

@@ -71,8 +71,13 @@ def run(
         tiles: tuning constants.
         first_page: added to every page id, in a pool that is so much larger.
     """
-    arguments = (inputs, activation, writes, tiles or Tiles(), first_page)
-    return _interpreter().submit(_run, *arguments).result()
+    results: list[np.ndarray] = interpret(_run, inputs, activation, writes, tiles or Tiles(), first_page)
+    return results
+
+
+def interpret(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function returns in the interpreter's process."""
+    return _interpreter().submit(function, *arguments).result()
 
 
 def expected(inputs: Inputs, activation: ActivationDtype) -> list[np.ndarray]:

@@ -1,7 +1,7 @@
 """Builds a plan in a process of its own and says in JSON what became of it.
 
-`python -m tests.plugins.tensorrt.plan_build_worker FOLDER ARCHITECTURES [no-alias]`: the folder has
-model.onnx, profiles.json (one object of shapes by input for each profile) and kernels/, and gets result.json.
+`python -m tests.plugins.tensorrt.plan_build_worker FOLDER [no-alias|serialize]`: the folder has model.onnx,
+profiles.json (one object of shapes by input for each profile) and kernels/, and gets result.json.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from typing import Any
 import tensorrt_rtx as trt
 
 from kvfold.plugins.contract.errors import KvfoldError
-from kvfold.plugins.cuda.kernel_library import KernelLibrary
-from kvfold.plugins.tensorrt.load_plugins import load_plugins
+from kvfold.plugins.cuda.cuda_library import library_path
+from kvfold.plugins.tensorrt.load_plugins import load_plugins, surfacing_errors
+
+ARCHITECTURES = (80, 89)
 
 
 class Log(trt.ILogger):  # type: ignore[misc]  # the bindings have no annotations
@@ -40,21 +42,14 @@ def parse(log: Log, model: bytes, builder: Any) -> Any:
     return network
 
 
-def build(
-    builder: Any,
-    network: Any,
-    folder: Path,
-    architectures: list[int],
-    alias: bool = True,
-    libraries: Sequence[str] = (),
-) -> bytes:
-    """The plan's bytes, with the libraries of plugins that it is to hold."""
+def build(builder: Any, network: Any, folder: Path, options: Sequence[str]) -> bytes:
+    """The plan's bytes; it holds the plugin's library where the options say `serialize`."""
     config = builder.create_builder_config()
-    config.plugins_to_serialize = list(libraries)
-    config.set_preview_feature(trt.PreviewFeature.ALIASED_PLUGIN_IO_10_03, alias)
+    config.plugins_to_serialize = [str(library_path())] if "serialize" in options else []
+    config.set_preview_feature(trt.PreviewFeature.ALIASED_PLUGIN_IO_10_03, "no-alias" not in options)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    config.num_compute_capabilities = len(architectures)
-    for index, architecture in enumerate(architectures):
+    config.num_compute_capabilities = len(ARCHITECTURES)
+    for index, architecture in enumerate(ARCHITECTURES):
         config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{architecture}"), index)
     for shapes in json.loads((folder / "profiles.json").read_text()):
         profile = builder.create_optimization_profile()
@@ -68,26 +63,24 @@ def build(
     return bytes(plan)
 
 
-def main(folder: Path, architectures: list[int], alias: bool) -> dict[str, Any]:
+def main(folder: Path, options: Sequence[str]) -> dict[str, Any]:
     """What the parent process is told."""
     log = Log()
-    directory = folder / "kernels"
-    plugins = load_plugins(trt, KernelLibrary.load(directory), directory, architectures)
+    load_plugins(trt, folder / "kernels")
     result: dict[str, Any] = {}
     try:
-        with plugins.surfacing_errors():
+        with surfacing_errors():
             builder = trt.Builder(log)
             network = parse(log, (folder / "model.onnx").read_bytes(), builder)
             outputs = [network.get_output(index) for index in range(network.num_outputs)]
             result["outputs"] = {each.name: (each.dtype.name, tuple(each.shape)) for each in outputs}
-            plan = build(builder, network, folder, architectures, alias)
+            plan = build(builder, network, folder, options)
             (folder / "model.plan").write_bytes(plan)
             result["plan"] = len(plan)
     except KvfoldError as error:
         result["error"] = f"{type(error).__name__}: {error}"
     except RuntimeError as error:
         result["refused"] = str(error)
-    result["nodes"] = {name: node.values() for name, node in plugins.nodes.items()}
     result["modules"] = [name for name in ("torch", "triton", "cuda.bindings") if name in sys.modules]
     result["log"] = log.lines
     return result
@@ -95,6 +88,4 @@ def main(folder: Path, architectures: list[int], alias: bool) -> dict[str, Any]:
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    architectures = [int(each) for each in sys.argv[2].split(",")]
-    result = main(folder, architectures, alias="no-alias" not in sys.argv)
-    (folder / "result.json").write_text(json.dumps(result))
+    (folder / "result.json").write_text(json.dumps(main(folder, sys.argv[2:])))

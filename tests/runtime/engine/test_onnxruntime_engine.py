@@ -18,8 +18,10 @@ from onnx import TensorProto, helper
 from kvfold.plugins.contract import step as contract
 from kvfold.plugins.contract.errors import BundleError, TargetError
 from kvfold.plugins.contract.fold_plan import FoldPlan, KvDtype, LayerPlan
+from kvfold.plugins.cuda.kernel_library import KernelLibrary
+from kvfold.plugins.paged_attention.schema import DOMAIN
 from kvfold.runtime.engine.cuda.device import Device
-from kvfold.runtime.engine.engine_config import EngineConfig
+from kvfold.runtime.engine.engine_config import KERNELS_FOLDER, EngineConfig
 from kvfold.runtime.engine.engine_files import EngineFiles
 from kvfold.runtime.engine.load_engine import load_engine
 from kvfold.runtime.engine.onnxruntime_engine import OnnxRuntimeEngine
@@ -141,10 +143,10 @@ def test_a_step_that_the_runtime_refuses_is_a_typed_error(counting: Path) -> Non
 
 
 def cuda_engine(directory: Path) -> Path:
-    """A folder as `kvfold build` leaves it, with an op that only CUDA has a kernel for."""
+    """A folder as `kvfold build` leaves it, with the op that only CUDA has a kernel for."""
     names = ["query", "", "", "cache", "cache", "lengths", "past", "table"]
     node = helper.make_node(
-        "PagedAttention", names, ["output"], "attention", domain="com.microsoft", num_heads=1, kv_num_heads=1
+        "PagedAttention", names, ["output"], "attention", domain=DOMAIN, num_heads=1, kv_num_heads=1
     )
     half, int32 = TensorProto.FLOAT16, TensorProto.INT32
     types: dict[str, tuple[int, list[str | int]]] = {
@@ -157,8 +159,10 @@ def cuda_engine(directory: Path) -> Path:
     inputs = [helper.make_tensor_value_info(name, *types[name]) for name in dict.fromkeys(names) if name]
     outputs = [helper.make_tensor_value_info("output", half, ["t", 8])]
     graph = helper.make_graph([node], "attention", inputs, outputs)
-    opsets = [helper.make_opsetid("", 23), helper.make_opsetid("com.microsoft", 1)]
+    opsets = [helper.make_opsetid("", 23), helper.make_opsetid(DOMAIN, 1)]
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), directory / contract.MODEL_FILE)
+    (directory / KERNELS_FOLDER).mkdir()
+    KernelLibrary(triton="0", kernels=()).save(directory / KERNELS_FOLDER)
     EngineConfig(target="twin", backend="cuda", vocab_size=32, max_context_length=16, fingerprint="").save(
         directory
     )

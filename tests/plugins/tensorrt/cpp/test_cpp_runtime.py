@@ -1,7 +1,7 @@
-"""The C++ plugin at run time, from the fields in a plan down to what the CUDA driver is handed.
+"""The plugin at run time, from the fields in a plan down to what the CUDA driver is handed.
 
-TensorRT needs a GPU to run a plan, so `cpp_host.cc` does what it does then, and libcuda is the stub of the
-launcher's test. That a GPU runs the kernels is for `make gpu-check`.
+TensorRT needs a GPU to run a plan, so `cpp_host.cc` does what it does then, and libcuda is a stub.
+That a GPU runs the kernels is for `make gpu-check`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,8 @@ from kvfold.plugins.cuda.calls import Launch
 from kvfold.plugins.cuda.cuda_library import library_path
 from kvfold.plugins.cuda.kernel_library import OPENED_FILE, KernelLibrary
 from kvfold.plugins.tensorrt.attributes import Node
-from kvfold.plugins.tensorrt.fields import write_fields
-from kvfold.plugins.tensorrt.saved_node import saved_values
-from tests.plugins.tensorrt.attention_models import CONSUMER, PRODUCER, SPEC
-from tests.plugins.tensorrt.cpp.cpp_request import Request, launches_of, tensors_of
+from tests.plugins.cuda.cpp.cpp_request import Request, launches_of, tensors_of
+from tests.plugins.tensorrt.attention_models import CONSUMER, DONOR, PRODUCER, SPEC
 
 
 class Runner:
@@ -113,15 +111,25 @@ def test_every_kernel_is_loaded_once_and_before_anything_is_launched(
     assert [call for call in calls if call.startswith("attribute")] == big
 
 
-def test_a_plan_holds_the_same_fields_as_the_python_plugins(plugin: Runner, cpp_kernels: Path) -> None:
-    trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed; it has Python's fields")
-    printed, _ = plugin.run(request_of())
+def field_of(name: str, value: float | str) -> str:
+    """The line that the host writes of a field: name, PluginFieldType, length and bytes."""
+    if isinstance(value, str):
+        return f"field {name} 6 {len(value) + 1} {value.encode().hex()}00"
+    if isinstance(value, float):
+        return f"field {name} 1 1 {np.float32(value).tobytes().hex()}"
+    return f"field {name} 5 1 {np.int32(value).tobytes().hex()}"
+
+
+@pytest.mark.parametrize("node", [PRODUCER, DONOR, CONSUMER])
+def test_a_plan_holds_the_nodes_attributes_and_the_name_of_its_kernels(
+    plugin: Runner, cpp_kernels: Path, node: Node
+) -> None:
+    printed, _ = plugin.run(request_of(node=node))
     assert printed[0] == "creators 1 PagedAttention 1 kvfold"
-    written = write_fields(trt, saved_values(PRODUCER, KernelLibrary.load(cpp_kernels).sha256))
-    assert [line for line in printed if line.startswith("field ")] == [
-        f"field {field.name} {int(field.type)} {field.size} {bytes(field.data).hex()}"
-        for field in written.collection
-    ]
+    values = {**node.values(), "kernels_sha256": KernelLibrary.load(cpp_kernels).sha256}
+    assert [line for line in printed if line.startswith("field ")] == list(
+        map(field_of, values, values.values())
+    )
 
 
 def test_a_new_context_at_the_address_of_a_destroyed_one_loads_its_own_kernels(

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -74,34 +71,13 @@ def write_engine(directory: Path, config: EngineConfig, content: bytes = b"plan"
     return directory
 
 
-@dataclass
-class StandInHost:
-    """What `load_plugins` gives: its launcher too, and what was asked of both."""
-
-    arguments: tuple[Any, ...]
-    blocks: list[str] = field(default_factory=list)
-    loaded_all: bool = False
-
-    @property
-    def launcher(self) -> StandInHost:
-        return self
-
-    def load_all(self) -> None:
-        self.loaded_all = True
-
-    @contextmanager
-    def surfacing_errors(self) -> Iterator[None]:
-        self.blocks.append("begun")
-        yield
-
-
 class Machine:
     """A machine with a GPU and a library, both stand-ins, for the length of a test.
 
     Attributes:
         driver: of the GPU.
         trt: the library; set by `load`.
-        hosts: of the plugins that were loaded.
+        loaded: arguments of the call that loads the plugin.
     """
 
     def __init__(
@@ -110,9 +86,9 @@ class Machine:
         self._patch = patch
         self._directory = directory
         self.driver = driver or StandInDriver()
-        self.hosts: list[StandInHost] = []
+        self.loaded: list[tuple[Any, ...]] = []
         patch.setattr(Device, "open", lambda: Device(self.driver))
-        patch.setattr(loaded_plan, "load_plugins", self._load_plugins)
+        patch.setattr(loaded_plan, "load_plugins", lambda *arguments: self.loaded.append(arguments))
 
     def load(
         self,
@@ -135,10 +111,6 @@ class Machine:
         for group in num_pages:
             engine.pages.commit(group, [0])
         return engine
-
-    def _load_plugins(self, *arguments: Any) -> StandInHost:
-        self.hosts.append(StandInHost(arguments))
-        return self.hosts[-1]
 
 
 _CUBIN = b"a cubin"

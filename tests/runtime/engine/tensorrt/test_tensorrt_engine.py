@@ -148,8 +148,13 @@ def test_contexts_share_one_workspace(machine: Machine) -> None:
     engine.execute(decode([0]))
     engine.execute(decode([0, 0]))
     assert len({context.memory for context in machine.trt.contexts}) == 1
-    assert machine.hosts[0].arguments[3] == (89,)
-    assert machine.hosts[0].loaded_all, "a captured graph cannot load kernels"
+
+
+def test_the_plugin_opens_the_engines_kernels(machine: Machine) -> None:
+    machine.load(GLOBAL)
+    ((trt, kernels),) = machine.loaded
+    assert (trt, kernels.name) == (machine.trt, "kernels")
+    assert (kernels / "kernels.bin").is_file()
 
 
 def test_logits_keep_the_gpu_until_they_are_gone(machine: Machine) -> None:

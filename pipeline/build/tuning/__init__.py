@@ -1,0 +1,1 @@
+"""`kvfold tune`: the attention kernels compiled in many ways and timed on the GPU that is here."""

@@ -1,0 +1,77 @@
+"""The GPU of this machine as `tune_kernels` needs it: its name, and what compiles for it."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from types import TracebackType
+from typing import Self
+
+import triton
+
+from kvfold.pipeline.build.tuning.device_case import DeviceCase
+from kvfold.pipeline.build.tuning.tuning_cases import TuningCase
+from kvfold.plugins.cuda.attention_spec import Variant
+from kvfold.plugins.cuda.compile_kernels import Cubin, compile_tuned
+from kvfold.plugins.cuda.tuning import Tuning
+from kvfold.runtime.engine.cuda.device import Device
+
+MAX_SPILL_BYTES = 64  # more is a tile that did not fit
+
+
+class GpuBench:
+    """The first visible GPU, and a process a core that compiles for it; a context manager."""
+
+    def __init__(self) -> None:
+        """Find the GPU; raises TargetError where there is none."""
+        device = Device.open()
+        self.card, self.architecture = device.name, device.architecture
+        device.close()
+        self.triton: str = triton.__version__
+        self._workers = os.cpu_count() or 1
+        self._pool = ProcessPoolExecutor(self._workers, mp_context=get_context("spawn"))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def compile(self, case: TuningCase, ways: Iterable[Tuning]) -> Iterator[Cubin | None]:
+        """As `Bench.compile`; each core is one way ahead of the one that is wanted."""
+        waiting: deque[Future[Cubin | None]] = deque()
+        try:
+            for way in ways:
+                waiting.append(self._pool.submit(compile_way, case.variant, self.architecture, way))
+                if len(waiting) > self._workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+    @contextmanager
+    def open(self, case: TuningCase) -> Iterator[DeviceCase]:
+        """As `Bench.open`."""
+        device = Device.open()
+        try:
+            yield DeviceCase(device, case)
+        finally:
+            device.synchronize()
+            device.close()
+
+
+def compile_way(variant: Variant, architecture: int, way: Tuning) -> Cubin | None:
+    """The cubin, or None where it does not fit, spills, or Triton cannot lower it."""
+    try:
+        cubin = compile_tuned(variant, architecture, way)
+    except Exception:  # Triton's passes fail in ways of their own, and another way will do
+        return None
+    return cubin if cubin.kernel.spill_bytes <= MAX_SPILL_BYTES else None

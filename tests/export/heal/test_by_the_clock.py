@@ -1,0 +1,127 @@
+"""Training by the clock: it ends when time does, a kill costs no time, and the better weights are kept."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from kvfold.export.heal.heal import heal
+from kvfold.export.heal.heal_settings import HealSettings
+from kvfold.export.heal.training.training_text import HELD_OUT_TOKENS, TrainingText
+from kvfold.plugins.contract.errors import HealingError
+from kvfold.plugins.contract.progress import unheard
+from tests.export.heal.tiny_healing import SETTINGS, TOKENS, tiny_healing
+
+TICK = 0.01
+SECONDS = 1.5
+
+
+class Ticks:
+    """A clock that goes on whenever it is looked at."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        self.now += TICK
+        return self.now
+
+
+@pytest.fixture
+def ticks(monkeypatch: pytest.MonkeyPatch) -> Ticks:
+    ticks = Ticks()
+    monkeypatch.setattr("kvfold.export.heal.training.schedule.time", ticks)
+    return ticks
+
+
+def settings(**changes: Any) -> HealSettings:
+    """Step B takes about as long as step C, as its tokens cost half as much."""
+    dials = {"seconds": SECONDS, "layerwise_tokens": 0, "tokens": 2, "int8_tokens": 1, "learning_rate": 5e-3}
+    return SETTINGS.model_copy(update={**dials, "int8_learning_rate": 1e-3, **changes})
+
+
+def log(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "loss.jsonl").read_text().splitlines()]
+
+
+def test_it_ends_when_time_does_and_is_judged_by_text_that_it_does_not_see(
+    tmp_path: Path, ticks: Ticks
+) -> None:
+    healing, folded = tiny_healing(settings())
+    fractions: list[float] = []
+    heal(healing, folded, tmp_path, "key", lambda fraction, note="": fractions.append(fraction))
+    assert SECONDS * 0.8 < ticks.now < SECONDS * 1.1
+    assert fractions == sorted(fractions) and 0.8 < fractions[-1] <= 1
+    lines = log(tmp_path)
+    steps = [line["step"] for line in lines]
+    assert list(dict.fromkeys(steps)) == ["before", "end_to_end", "int8", "after"]
+    for step, peak in (("end_to_end", 5e-3), ("int8", 1e-3)):
+        rates = [line["rate"] for line in lines if line["step"] == step]
+        assert max(rates) < peak and rates[-1] < 0.3 * peak, step
+    assert lines[-1]["loss"] < lines[0]["loss"]
+
+
+def test_a_killed_run_goes_on_with_the_time_that_it_has_left(tmp_path: Path, ticks: Ticks) -> None:
+    healing, folded = tiny_healing(settings())
+
+    def kill(fraction: float, note: str = "") -> None:
+        if fraction > 0.5:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        heal(healing, folded, tmp_path, "key", kill)
+    ticks.now += 1000
+    heal(healing, folded, tmp_path, "key", unheard)
+    assert SECONDS * 0.8 < ticks.now - 1000 < SECONDS * 1.2
+    rates = [line["rate"] for line in log(tmp_path) if line["step"] == "end_to_end"]
+    falling = rates[3:]  # after the warm-up
+    assert falling == sorted(falling, reverse=True) and falling[-1] < 0.3 * 5e-3
+
+
+@pytest.mark.usefixtures("ticks")
+def test_what_training_made_worse_is_not_kept(tmp_path: Path) -> None:
+    healing, folded = tiny_healing(settings(int8_tokens=0, learning_rate=1.0, clip=1e9))
+    start = heal(replace(healing, settings=no_training()), folded, tmp_path / "start", "key", unheard)
+    found = heal(healing, folded, tmp_path / "worse", "key", unheard)
+    before, after = (line["loss"] for line in log(tmp_path / "worse") if line["rate"] == 0)
+    assert after > before
+    assert all(torch.equal(found[name], start[name]) for name in start)
+
+
+def no_training() -> HealSettings:
+    return SETTINGS.model_copy(update={"layerwise_tokens": 0, "tokens": 0})
+
+
+@pytest.mark.usefixtures("ticks")
+def test_too_little_time_or_text_is_refused(tmp_path: Path) -> None:
+    healing, folded = tiny_healing(settings(seconds=2 * TICK))
+    with pytest.raises(HealingError, match=r"heal\.seconds is 0\.02, yet .* raise it"):
+        heal(healing, folded, tmp_path / "time", "key", unheard)
+    one = TrainingText((TOKENS[:1],))
+    healing = replace(healing, settings=settings(), text=one)
+    with pytest.raises(HealingError, match="it has one sequence; ask for more"):
+        heal(healing, folded, tmp_path / "text", "key", unheard)
+
+
+@pytest.mark.parametrize("seconds", [0, -5, float("inf"), float("nan"), "soon"])
+def test_silly_times_are_refused(seconds: object) -> None:
+    with pytest.raises(ValidationError, match="seconds"):
+        HealSettings.model_validate({"seconds": seconds})
+
+
+def test_time_that_no_step_gets_is_refused() -> None:
+    with pytest.raises(ValidationError, match="all of these are 0"):
+        HealSettings(seconds=60, layerwise_tokens=0, tokens=0)
+
+
+def test_what_is_held_out_is_a_small_part_of_each_length() -> None:
+    text = TrainingText((torch.zeros(640, 48), torch.ones(1_000, 1_000), torch.ones(1, 8)))
+    rest, held = text.hold_out()
+    assert [len(part) for part in rest.parts] == [620, 979, 1]
+    assert [len(part) for part in held.parts] == [20, 21] and held.tokens < HELD_OUT_TOKENS

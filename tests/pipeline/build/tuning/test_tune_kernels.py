@@ -1,0 +1,199 @@
+"""Tuning with a stand-in for the GPU: what is chosen, when it stops, what compilation makes of its table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kvfold.pipeline.build.tuning.tune_kernels import Timed, tune_kernels
+from kvfold.pipeline.build.tuning.tuning_cases import TuningCase, tuning_cases
+from kvfold.plugins.contract.errors import KernelError
+from kvfold.plugins.contract.progress import unheard
+from kvfold.plugins.cuda import tuned_table
+from kvfold.plugins.cuda.attention_spec import Variant
+from kvfold.plugins.cuda.compile_kernels import Cubin, compile_variant
+from kvfold.plugins.cuda.kernel_library import CompiledKernel
+from kvfold.plugins.cuda.tuned_table import Choice, TunedTable
+from kvfold.plugins.cuda.tuning import Tuning, candidates_of, rule_of, tunings_of
+
+CASES = tuning_cases()
+SECONDS_A_WAY = 1.0
+
+
+class StandIn:
+    """A GPU on which a way's time is what the test says; each costs a second of its clock.
+
+    Args:
+        seconds: what ways to compile a case take, and others 2.0; None where one does not fit.
+        broken: a way whose output is another.
+    """
+
+    card, architecture, triton = "Stand-in 9000", 90, "3.9.0"
+
+    def __init__(self, *seconds: tuple[Tuning, float | None], broken: Tuning | None = None) -> None:
+        self.now, self.tried = 0.0, list[Tuning]()
+        self._seconds, self._broken, self._open = seconds, broken, False
+
+    def seconds(self, way: Tuning) -> float | None:
+        return next((seconds for known, seconds in self._seconds if known == way), 2.0)
+
+    def clock(self) -> float:
+        return self.now
+
+    def compile(self, case: TuningCase, ways: Iterable[Tuning]) -> Iterator[Cubin | None]:
+        for way in ways:
+            self.tried.append(way)
+            self.now += SECONDS_A_WAY
+            yield None if self.seconds(way) is None else cubin_of(case.variant, len(self.tried) - 1)
+
+    @contextmanager
+    def open(self, case: TuningCase) -> Iterator[StandIn]:
+        assert not self._open, "the memory of one case is free before the next is filled"
+        self._open = True
+        yield self
+        self._open = False
+
+    def time(self, cubin: Cubin) -> Timed:
+        way = self.tried[cubin.kernel.registers]
+        return Timed(self.seconds(way) or 0.0, np.full(8, 2.0 if way == self._broken else 1.0))
+
+
+def cubin_of(variant: Variant, index: int) -> Cubin:
+    """A cubin that remembers which way it is."""
+    kernel = CompiledKernel(
+        variant=variant.name,
+        architecture=90,
+        symbol="kernel",
+        file="",
+        sha256="",
+        num_warps=4,
+        shared_bytes=0,
+        registers=index,
+        spill_bytes=0,
+        arguments=(),
+        grid=("one", "one", "one"),
+    )
+    return Cubin(kernel, b"", "")
+
+
+def ways_of(case: TuningCase) -> list[Tuning]:
+    return candidates_of(case.variant, 90)
+
+
+def chosen(choice: Choice) -> Tuning:
+    return Tuning(choice.num_warps, choice.num_stages, choice.constants)
+
+
+def test_each_kernel_type_of_caches_and_width_has_one_case() -> None:
+    assert len({(case.kernel, case.spec.cache_dtype, case.width) for case in CASES}) == len(CASES) == 12
+
+
+@pytest.mark.parametrize("architecture", [75, 90])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_rule_is_the_first_candidate_and_each_is_another(case: TuningCase, architecture: int) -> None:
+    ways = candidates_of(case.variant, architecture)
+    assert ways[0] == rule_of(case.variant, architecture)
+    assert len(ways) > 20 and len(set(map(repr, ways))) == len(ways)
+
+
+def test_the_fastest_way_is_chosen_and_one_that_computes_something_else_is_not() -> None:
+    case = CASES[0]
+    rule, near, wrong, best = (ways_of(case)[index] for index in (0, 3, 7, 9))
+    gpu = StandIn((rule, 2.0), (near, 1.5), (wrong, 0.1), (best, 1.0), broken=wrong)
+    table = tune_kernels(gpu, (case,), 1000.0, gpu.clock, unheard)
+    (choice,) = table.choices
+    assert chosen(choice) == best
+    assert (choice.microseconds, choice.rule_microseconds) == (1e6, 2e6)
+    assert (table.card, table.architecture, table.triton) == ("Stand-in 9000", 90, "3.9.0")
+
+
+def test_less_than_a_fiftieth_is_noise_and_the_rule_stays() -> None:
+    case = CASES[0]
+    gpu = StandIn((ways_of(case)[5], 1.97))
+    (choice,) = tune_kernels(gpu, (case,), 1000.0, gpu.clock, unheard).choices
+    assert chosen(choice) == ways_of(case)[0]
+
+
+def test_ways_that_do_not_fit_are_left_out() -> None:
+    case = CASES[0]
+    gpu = StandIn(*((way, None) for way in ways_of(case)[1:]))
+    (choice,) = tune_kernels(gpu, (case,), 1000.0, gpu.clock, unheard).choices
+    assert chosen(choice) == ways_of(case)[0] and len(gpu.tried) == len(ways_of(case))
+
+
+def test_cases_share_the_time_and_the_clock_ends_them() -> None:
+    """Twelve cases in 60 s at a second a way: five each, and what is told only grows."""
+    gpu, told = StandIn(), list[float]()
+    table = tune_kernels(gpu, CASES, 60.0, gpu.clock, lambda fraction, note="": told.append(fraction))
+    assert len(table.choices) == len(CASES) and gpu.now == 60.0
+    assert told == sorted(told) and told[-1] == pytest.approx(1.0)
+
+
+def test_without_time_each_case_is_still_tried_as_the_rule_compiles_it() -> None:
+    gpu = StandIn()
+    assert len(tune_kernels(gpu, CASES, 0.5, gpu.clock, unheard).choices) == len(CASES)
+    assert gpu.tried == [ways_of(case)[0] for case in CASES]
+
+
+@pytest.fixture
+def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder where compilation looks for tables."""
+    monkeypatch.setattr(tuned_table, "TABLES", tmp_path / "tuned")
+    tuned_table.tuned_table.cache_clear()
+    yield tmp_path / "tuned"
+    tuned_table.tuned_table.cache_clear()
+
+
+def write_table(path: Path, case: TuningCase, way: Tuning) -> None:
+    choice = Choice(
+        kernel=case.kernel,
+        int8_cache=case.spec.cache_dtype == "int8",
+        width=case.width,
+        num_warps=way.num_warps,
+        num_stages=way.num_stages,
+        constants=way.constants,
+        microseconds=1.0,
+        rule_microseconds=2.0,
+    )
+    card = {"architecture": 90, "card": "Stand-in 9000", "date": "2026-11-28", "triton": "3.9.0"}
+    TunedTable(choices=(choice,), **card).save(path)
+
+
+def test_without_a_table_the_rule_is_taken(tables: Path) -> None:
+    assert not tables.exists()
+    assert tunings_of(CASES[0].variant, 90) == (rule_of(CASES[0].variant, 90),)
+
+
+def test_compilation_takes_what_the_table_says_for_its_architecture_alone(tables: Path) -> None:
+    case = next(case for case in CASES if case.name == "decode int8 9/1x64")
+    way = next(way for way in ways_of(case) if way.constants["SPLIT_KEYS"] == 512 and way.num_warps == 4)
+    write_table(tables / "sm90.json", case, way)
+    kernel = compile_variant(case.variant, 90).kernel
+    assert (kernel.num_warps, kernel.constants) == (4, {"split_keys": 512})
+    assert compile_variant(case.variant, 80).kernel.constants == {"split_keys": 256}
+
+
+def test_a_choice_that_does_not_fit_another_variant_falls_back_to_the_rule(tables: Path) -> None:
+    case = next(case for case in CASES if case.name == "decode int8 9/1x64")
+    rule = rule_of(case.variant, 90)
+    too_large = Tuning(4, 12, rule.constants | {"SPLIT_KEYS": 4096, "KEYS": 256})
+    write_table(tables / "sm90.json", case, too_large)
+    kernel = compile_variant(case.variant, 90).kernel
+    assert (kernel.num_warps, kernel.constants["split_keys"]) == (rule.num_warps, 256)
+
+
+def test_a_file_that_is_no_table_is_refused_by_name(tables: Path) -> None:
+    tables.mkdir()
+    (tables / "sm90.json").write_text('{"architecture": 90}')
+    with pytest.raises(KernelError, match=r"(?s)sm90\.json.*run `kvfold tune` again on such a card"):
+        tunings_of(CASES[0].variant, 90)
+
+
+def test_a_table_that_cannot_be_written_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(KernelError, match=r"cannot be written .*kvfold tune --output FILE"):
+        write_table(tmp_path / "file" / "sm90.json", CASES[0], ways_of(CASES[0])[0])

@@ -1,0 +1,38 @@
+"""Finding and opening the compiled library for GPUs, and the typed errors when that fails."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from kvfold.plugins.contract.errors import KernelError
+from kvfold.plugins.cuda import cuda_library as library
+
+
+def test_it_asks_for_nothing_of_nvidias() -> None:
+    """The driver is opened when a kernel is first launched, so that engines are built where there is none."""
+    needed = subprocess.run(
+        ["readelf", "--dynamic", library.library_path()], capture_output=True, text=True, check=True
+    ).stdout
+    assert "libstdc++" in needed
+    assert not any(name in needed for name in ("libcuda", "libcudart", "libnvinfer", "onnxruntime"))
+
+
+def test_a_library_that_was_not_compiled_says_how_to(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(library, "_LIBRARY", tmp_path / "libkvfold_cuda.so")
+    with pytest.raises(KernelError, match="was not compiled; install a C\\+\\+17 compiler"):
+        library.library_path()
+
+
+def test_a_damaged_library_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    damaged = tmp_path / "libkvfold_cuda.so"
+    damaged.write_bytes(b"not a shared library")
+    monkeypatch.setattr(library, "_LIBRARY", damaged)
+    library.load_functions.cache_clear()
+    try:
+        with pytest.raises(KernelError, match="cannot load the library for GPUs"):
+            library.load_functions()
+    finally:
+        library.load_functions.cache_clear()
