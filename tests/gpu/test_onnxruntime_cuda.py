@@ -13,7 +13,8 @@ from kvfold.pipeline.machine.targets import TARGETS
 from kvfold.runtime.engine.engine_files import EngineFiles
 from kvfold.runtime.engine.load_engine import load_engine
 from tests.export.graph.stock_graph import lower_with_stock_attention
-from tests.gpu.conftest import GpuFacts, RecordProperty, skip
+from tests.gpu.conftest import RecordProperty, skip
+from tests.gpu.runs.find_gpu import GpuFacts
 from tests.gpu.distances import (
     MAX_KL_OF_BFLOAT16,
     MAX_KL_OF_FLOAT16,
