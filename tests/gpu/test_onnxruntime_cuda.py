@@ -1,8 +1,9 @@
-"""ONNX Runtime's CUDA provider: kvfold's attention (caches, sinks, windows, sharing), 4 bits, the stock op."""
+"""ONNX Runtime's CUDA provider: our attention (caches, sinks, windows, sharing), 4 bits, steps; stock op."""
 
 from __future__ import annotations
 
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,9 @@ from kvfold.pipeline.build.bound_graph import bound_graph
 from kvfold.pipeline.machine.targets import TARGETS
 from kvfold.runtime.engine.engine_files import EngineFiles
 from kvfold.runtime.engine.load_engine import load_engine
+from kvfold.runtime.engine.onnxruntime_cuda import RUNS_BEFORE_CAPTURE
+from kvfold.runtime.sampling.params import SamplingParams
+from kvfold.runtime.sampling.sampling_state import SamplingState
 from tests.export.graph.passes.test_matmul_nbits import MAX_ERROR, error, linear_alone, lowered
 from tests.export.graph.stock_graph import lower_with_stock_attention
 from tests.gpu.conftest import RecordProperty, skip
@@ -24,7 +28,7 @@ from tests.gpu.distances import (
 from tests.gpu.read_texts import ALONE, NUM_PAGES, read_texts
 from tests.gpu.runs.find_gpu import GpuFacts
 from tests.gpu.tiny_bundle import SINKS, TinyBundle
-from tests.paging import budget_of
+from tests.paging import Pager, budget_of, commit_first
 
 PRESETS = pytest.mark.parametrize("preset", ["horizon", "character"])
 
@@ -108,3 +112,21 @@ def test_linears_in_4_bits(
     ]
     record_property("largest error of a 4-bit weight", max(errors))
     assert max(errors) < MAX_ERROR
+
+
+@pytest.mark.usefixtures("cuda")
+def test_decode_steps_are_graphs_and_tokens_are_sampled_on_the_gpu(tmp_path: Path) -> None:
+    """A bucket becomes a CUDA graph, or a warning would end this; its tokens are the largest logits."""
+    tiny = TinyBundle(tmp_path, "character-nothing-float16")
+    files = EngineFiles.read(tiny.build("cuda"), tiny.plan)
+    engine = load_engine(files, budget_of(files, NUM_PAGES), max_num_batched_tokens=ALONE, max_num_seqs=4)
+    commit_first(engine, NUM_PAGES)
+    pager, vocab = Pager(tiny.plan, NUM_PAGES), engine.info.vocab_size
+    states = [SamplingState(SamplingParams(), np.zeros(1, np.int64), (), vocab) for _ in range(3)]
+    tokens = [1, 2, 3]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3 + RUNS_BEFORE_CAPTURE):
+            under_way = engine.begin(pager.step({at: [token] for at, token in enumerate(tokens)}))
+            tokens = [each.token_id for each in under_way.sample(range(3), states)]
+            assert tokens == under_way.logits().argmax(axis=1).tolist()

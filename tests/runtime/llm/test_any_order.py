@@ -22,8 +22,8 @@ from kvfold.runtime.memory.tiers.prefix import TierLimits
 from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.scheduler.request import Prompt
 from tests.runtime.byte_tokenizer import VOCAB
-from tests.runtime.deferred_engine import DeferredEngine
 from tests.runtime.harness import PLANS, check, in_use, make_llm, make_prompts
+from tests.runtime.loop.deferred_engine import DeferredEngine
 from tests.runtime.synthetic_engine import SyntheticEngine, expected_tokens
 
 PROMPTS = make_prompts(seed=1)

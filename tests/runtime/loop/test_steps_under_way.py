@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from kvfold.runtime.sampling.params import SamplingParams
-from tests.runtime.deferred_engine import DeferredEngine
 from tests.runtime.harness import PLANS, check, make_llm, make_prompts
+from tests.runtime.loop.deferred_engine import DeferredEngine
 from tests.runtime.synthetic_engine import SyntheticEngine
 
 
