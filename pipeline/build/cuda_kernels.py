@@ -1,4 +1,4 @@
-"""The kernels of an engine for ONNX Runtime's CUDA provider: for which GPUs, and from which nodes."""
+"""The kernels of an engine for ONNX Runtime's CUDA provider: for which GPUs, and for which nodes."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def compile_kernels(
     architectures: tuple[int, ...],
     progress: Callable[[float], None],
 ) -> str:
-    """Compile what the nodes of an engine's lowered graph need into its folder, and name it in each of them.
+    """Compile what an engine's nodes and its sampler need into its folder, and name it in each node.
 
     Args:
         directory: of the engine; it holds the graph.
@@ -67,20 +67,22 @@ def compile_kernels(
     from kvfold.export.graph.model_files import load_model, save_graph
     from kvfold.export.graph.passes.cuda_attention import name_kernels
     from kvfold.plugins.cuda.compile_kernels import compile_library
+    from kvfold.plugins.cuda.sampling_launches import SAMPLING_VARIANTS
 
     model = load_model(directory / MODEL_FILE)
     variants = [
-        variant for node in find_attention(model) for variant in variants_of(_spec_of(node, plan, dtype))
+        variant for node in find_attention(model) for variant in variants_of(spec_of(node, plan, dtype))
     ]
     (directory / KERNELS_FOLDER).mkdir()
+    variants += SAMPLING_VARIANTS.values()
     library = compile_library(variants, architectures, directory / KERNELS_FOLDER, progress)
     name_kernels(model, library.sha256)
     save_graph(model, directory / MODEL_FILE)
     return library.sha256
 
 
-def _spec_of(node: ir.Node, plan: FoldPlan, dtype: ActivationDtype) -> AttentionSpec:
-    """What the op will make of a node of the form of `passes.cuda_attention`."""
+def spec_of(node: ir.Node, plan: FoldPlan, dtype: ActivationDtype) -> AttentionSpec:
+    """What the op will make of a node of the form of `passes.cuda_attention`, of a plan's graph."""
     from kvfold.export.graph.attention import present_inputs
 
     names = {field.name for field in fields(Attributes)} & node.attributes.keys()

@@ -96,7 +96,7 @@ class ValidateSection(TextSection):
     """What the original, the folded model and the engine are compared on.
 
     Attributes:
-        prefill_chunk: tokens per engine step, so that prompts arrive in chunks.
+        prefill_chunk: tokens per engine step at most, so that prompts arrive in chunks.
     """
 
     tokens: int = Field(default=8_192, ge=1)

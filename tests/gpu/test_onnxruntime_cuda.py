@@ -1,50 +1,110 @@
-"""ONNX Runtime's CUDA provider with its stock attention, on the tiny recipe without sink tokens."""
+"""ONNX Runtime's CUDA provider: kvfold's attention (caches, sinks, windows, sharing), 4 bits, the stock op."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from kvfold.pipeline.build.bound_graph import bound_graph
 from kvfold.pipeline.machine.targets import TARGETS
 from kvfold.runtime.engine.engine_files import EngineFiles
 from kvfold.runtime.engine.load_engine import load_engine
-from tests.gpu.conftest import GpuFacts, RecordProperty, skip
-from tests.gpu.distances import MAX_KL_OF_FLOAT16, MAX_KL_TO_CPU, check_logits
+from tests.export.graph.passes.test_matmul_nbits import MAX_ERROR, error, linear_alone, lowered
+from tests.export.graph.stock_graph import lower_with_stock_attention
+from tests.gpu.conftest import RecordProperty, skip
+from tests.gpu.distances import (
+    MAX_KL_OF_BFLOAT16,
+    MAX_KL_OF_FLOAT16,
+    MAX_KL_OF_INT8_CACHE,
+    check_logits,
+)
 from tests.gpu.read_texts import ALONE, NUM_PAGES, read_texts
-from tests.gpu.tiny_bundle import TinyBundle
+from tests.gpu.runs.find_gpu import GpuFacts
+from tests.gpu.tiny_bundle import SINKS, TinyBundle
 from tests.paging import budget_of
+
+PRESETS = pytest.mark.parametrize("preset", ["horizon", "character"])
 
 
 @pytest.fixture
 def cuda(gpu: GpuFacts, request: pytest.FixtureRequest) -> None:
     """Skips where the target does not run."""
-    why_not = TARGETS["cuda"].why_not_run()
+    why_not = TARGETS["cuda"].why_not_build() or TARGETS["cuda"].why_not_run()
     if why_not is not None:
         skip(request, why_not)
 
 
-def read(tiny: TinyBundle, target: str) -> np.ndarray:
+def read(tiny: TinyBundle, directory: Path) -> np.ndarray:
     """Logits of the texts by an engine of ONNX Runtime."""
-    files = EngineFiles.read(tiny.build(target), tiny.plan)
+    files = EngineFiles.read(directory, tiny.plan)
     engine = load_engine(files, budget_of(files, NUM_PAGES), max_num_batched_tokens=ALONE, max_num_seqs=4)
     return read_texts(engine, tiny.plan, tiny.texts)
 
 
 @pytest.mark.usefixtures("cuda")
-@pytest.mark.parametrize("recipe", ["float16", "float16-head-sink"])
-def test_float16_caches(tmp_path: Path, recipe: str, record_property: RecordProperty) -> None:
+@PRESETS
+@pytest.mark.parametrize("sinks", SINKS)
+def test_float16_caches(tmp_path: Path, preset: str, sinks: str, record_property: RecordProperty) -> None:
     """Caches updated in place, step after step, give the folded model's logits, within a KL bound."""
-    tiny = TinyBundle(tmp_path, recipe)
-    logits = read(tiny, "cuda")
+    tiny = TinyBundle(tmp_path, f"{preset}-{sinks}-float16")
+    logits = read(tiny, tiny.build("cuda"))
     check_logits(record_property, "folded || cuda", tiny.folded_logits, logits, MAX_KL_OF_FLOAT16)
 
 
 @pytest.mark.usefixtures("cuda")
-@pytest.mark.parametrize("recipe", ["int8", "int8-head-sink"])
-def test_int8_caches(tmp_path: Path, recipe: str, record_property: RecordProperty) -> None:
+@PRESETS
+@pytest.mark.parametrize("sinks", SINKS)
+def test_bfloat16_caches(
+    tmp_path: Path, preset: str, sinks: str, gpu: GpuFacts, request: pytest.FixtureRequest,
+    record_property: RecordProperty,
+) -> None:  # fmt: skip
+    """The same in bfloat16, from SM 80 on."""
+    if gpu.architecture == 75:
+        skip(request, "SM 75 has no bfloat16")
+    tiny = TinyBundle(tmp_path, f"{preset}-{sinks}-bfloat16")
+    logits = read(tiny, tiny.build("cuda"))
+    check_logits(record_property, "folded || cuda", tiny.folded_logits, logits, MAX_KL_OF_BFLOAT16)
+
+
+@pytest.mark.usefixtures("cuda")
+@PRESETS
+@pytest.mark.parametrize("sinks", SINKS)
+def test_int8_caches(tmp_path: Path, preset: str, sinks: str, record_property: RecordProperty) -> None:
     """Caches updated in place, step after step, give the cpu engine's logits, within a KL bound."""
-    tiny = TinyBundle(tmp_path, recipe)
-    logits = read(tiny, "cuda")
-    check_logits(record_property, "cpu || cuda", read(tiny, "cpu"), logits, MAX_KL_TO_CPU)
+    tiny = TinyBundle(tmp_path, f"{preset}-{sinks}-int8")
+    cpu, logits = read(tiny, tiny.build("cpu")), read(tiny, tiny.build("cuda"))
+    check_logits(record_property, "cpu || cuda", cpu, logits, MAX_KL_OF_INT8_CACHE)
+
+
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize("sinks", ["head_sink", "nothing"])
+@pytest.mark.parametrize("kv_dtype", ["float16", "int8"])
+def test_the_stock_op_says_the_same(
+    tmp_path: Path, sinks: str, kv_dtype: str, record_property: RecordProperty
+) -> None:
+    """ONNX Runtime's own PagedAttention over the same caches, where the plan has no sink tokens."""
+    tiny = TinyBundle(tmp_path, f"character-{sinks}-{kv_dtype}")
+    ours, stock = tiny.build("cuda"), tmp_path / "stock"
+    shutil.copytree(ours, stock)
+    lower_with_stock_attention(bound_graph(tiny.workspace), stock, tiny.plan, "float16")
+    bound = MAX_KL_OF_FLOAT16 if kv_dtype == "float16" else MAX_KL_OF_INT8_CACHE
+    check_logits(record_property, "stock || kvfold", read(tiny, stock), read(tiny, ours), bound)
+
+
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("at_once", [1, None])
+def test_linears_in_4_bits(
+    tmp_path: Path, symmetric: bool, at_once: int | None, record_property: RecordProperty
+) -> None:
+    """MatMulNBits computes with the blocks' values, a token at a time and many."""
+    graph, blocks = lowered("float16", symmetric, tmp_path)
+    errors = [
+        error(linear_alone(graph, name), block, "CUDAExecutionProvider", at_once)
+        for name, block in blocks.items()
+    ]
+    record_property("largest error of a 4-bit weight", max(errors))
+    assert max(errors) < MAX_ERROR

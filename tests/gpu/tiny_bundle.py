@@ -34,19 +34,33 @@ class GpuRecipe:
     targets: tuple[str, ...]
 
 
-def without_sinks(kv_dtype: KvDtype, head_sink: bool, targets: tuple[str, ...]) -> GpuRecipe:
-    """The tiny recipe as the stock op can compute it: no sink tokens, with learned sinks or none."""
-    dials = f"sink_size: 0, head_sink: {str(head_sink).lower()}, kv_dtype: {kv_dtype}"
-    return GpuRecipe(RECIPE.replace("sink_size: 4", dials), targets)
+def float_linears(preset: str, sinks: str, kv_dtype: KvDtype) -> GpuRecipe:
+    """The tiny recipe with nothing but its caches in less than the activations' type, for the target cuda.
+
+    A folded model in float32 is the peer of float caches; of int8 ones, the engine on the CPU.
+    """
+    plan = f"preset: {preset}, sliding_window: 32, {SINKS[sinks]}, kv_dtype: {kv_dtype}, global_every: 2"
+    recipe = RECIPE.replace(PLAN, f"plan: {{{plan}}}") + "quantize: {linears: none}\n"
+    return GpuRecipe(recipe, ("cpu", "cuda") if kv_dtype == "int8" else ("cuda",))
 
 
+PLAN = "plan: {preset: character, sliding_window: 32, sink_size: 4, global_every: 2}"
+# What a windowed layer sees beside its window.
+SINKS = {
+    "sinks": "sink_size: 4",
+    "head_sink": "sink_size: 0, head_sink: true",
+    "nothing": "sink_size: 0",
+}
+KV_DTYPES: tuple[KvDtype, ...] = ("int8", "float16", "bfloat16")
 # Every recipe that a GPU test may build, by name; without a GPU the suite shows that each fits its targets.
 RECIPES = {
     "tiny": GpuRecipe(RECIPE, ("cpu", "tensorrt", "tensorrt-rtx")),
-    "float16": without_sinks("float16", False, ("cuda",)),
-    "float16-head-sink": without_sinks("float16", True, ("cuda",)),
-    "int8": without_sinks("int8", False, ("cpu", "cuda")),
-    "int8-head-sink": without_sinks("int8", True, ("cpu", "cuda")),
+    **{
+        f"{preset}-{sinks}-{kv_dtype}": float_linears(preset, sinks, kv_dtype)
+        for preset in ("horizon", "character")
+        for sinks in SINKS
+        for kv_dtype in KV_DTYPES
+    },
 }
 
 
@@ -83,13 +97,13 @@ class TinyBundle:
     @property
     def plan(self) -> FoldPlan:
         """Of the bundle, once something of it was built."""
-        return self._workspace.plan
+        return self.workspace.plan
 
     @cached_property
     def texts(self) -> np.ndarray:
         """Four held-out texts, int64 [4, 96]."""
-        self._run(self._workspace.recipe, "heldout")
-        tokens: np.ndarray = self._workspace.tensors(HELDOUT_TOKENS)["tokens"].numpy()
+        self._run(self.workspace.recipe, "heldout")
+        tokens: np.ndarray = self.workspace.tensors(HELDOUT_TOKENS)["tokens"].numpy()
         return tokens.reshape(4, 96)
 
     @cached_property
@@ -97,13 +111,14 @@ class TinyBundle:
         """Of the texts by the folded model in PyTorch, float32 [4, 96, vocab_size]."""
         from kvfold.export.model.decoder import Decoder
 
-        workspace = self._workspace
+        workspace = self.workspace
         decoder = Decoder.from_weights(workspace.config, workspace.plan, workspace.weights)
         subject = TorchSubject(FOLDED, decoder)
         return np.stack([subject.compute_logits(text) for text in self.texts])
 
     @cached_property
-    def _workspace(self) -> Workspace:
+    def workspace(self) -> Workspace:
+        """Of the bundle, for the first target."""
         return Workspace(self.load(self._recipe.targets[0]), self.root)
 
     def _run(self, recipe: Recipe, last: str) -> None:

@@ -14,15 +14,10 @@ from kvfold import LLM, SamplingParams
 from kvfold.export.checkpoint.load_checkpoint import load_checkpoint
 from kvfold.export.model.decoder import Decoder
 from kvfold.export.model.dense_attention import DenseAttention
-from kvfold.pipeline.recipe.load_recipe import load_recipe
-from kvfold.pipeline.stages.order import STAGES
-from kvfold.pipeline.workspace.run_stages import run_stages
 from kvfold.pipeline.workspace.stage import target_stage
 from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.runtime.bundle import open_bundle
-from kvfold.runtime.engine.engine_config import EngineConfig
 from tests.export.tiny_checkpoints import CLASSES, random_model, write_folder
-from tests.pipeline.fake_stages import QuietDisplay
 from tests.pipeline.tiny_bundles import TEMPLATE, WORDS, run_recipe
 
 LAYERS = 3
@@ -89,7 +84,3 @@ def test_a_folded_session_goes_on_over_the_window_s_edge(family: Path) -> None:
     prompt, reply = known[: -len(warm.token_ids)], warm.token_ids
     assert LLM.load(bundle).generate(prompt, GREEDY)[0].token_ids == reply
     assert len(prompt) > 128, "the windows have moved"
-    recipe = load_recipe(str(family / "folded.yaml"), "cuda", (80,))
-    run_stages(recipe, bundle, STAGES, QuietDisplay(), target_stage("build", "cuda"))
-    facts = EngineConfig.load(open_bundle(bundle).directory("engine/cuda"))
-    assert facts.passes["cuda_attention"] == LAYERS

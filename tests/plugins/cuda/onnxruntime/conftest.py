@@ -18,8 +18,12 @@ COMPILER = os.environ.get("CXX", "g++")
 
 @pytest.fixture(scope="session")
 def libraries(tmp_path_factory: pytest.TempPathFactory) -> Libraries:
+    """Compiled once."""
+    return compile_libraries(tmp_path_factory.mktemp("host"))
+
+
+def compile_libraries(folder: Path) -> Libraries:
     """Everything of the library for GPUs but TensorRT's part and ONNX Runtime's entry point."""
-    folder = tmp_path_factory.mktemp("host")
     libraries = Libraries(folder / "libhost_ops.so", folder / "libcuda.so.1")
     sources = [
         *(PLUGINS / "cuda/cpp").rglob("*.cc"),
