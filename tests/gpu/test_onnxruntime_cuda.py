@@ -1,4 +1,4 @@
-"""ONNX Runtime's CUDA provider with kvfold's attention: caches, sinks, windows and sharing, and the stock op."""
+"""ONNX Runtime's CUDA provider with kvfold's attention over caches, sinks and sharing; and the stock op."""
 
 from __future__ import annotations
 
