@@ -36,7 +36,7 @@ install = @printf '  . installing %s\n' "$(1)"; start=$$(date +%s); $(PIP) insta
 	printf '  + installed %s, %s s\n' "$(1)" "$$(($$(date +%s) - start))"
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo export heal build validate eval run serve inspect doctor bench test gpu-check lint wheel \
+.PHONY: help install demo export heal build validate eval run serve inspect doctor bench test gpu-check gpu-bench lint wheel \
 	check-image check-clients check-gguf clean
 
 help: ## Show this list
@@ -144,9 +144,13 @@ check-gguf: $(TESTS) $(LLAMA_CPP)/vendor/llama.cpp/build/bin/libllama.so ## Comp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/export/checkpoint/llama_cpp \
 	  --llama-cpp $(LLAMA_CPP)/vendor/llama.cpp -rs $(ARGS)
 
-# Ends with an error on the first disagreement, and where there is no GPU (each skip says what it would show).
-gpu-check: $(TESTS) ## Run everything that needs a GPU, write gpu-check.md
-	$(BIN)/python -m pytest tests/gpu --exitfirst --gpu-report gpu-check.md -rs $(ARGS)
+# Both end with an error where there is no GPU, write JSON and Markdown that a cut leaves whole, and run without
+# this environment too: python -m tests.gpu.runs.gpu_check --wheels FOLDER
+gpu-check: $(TESTS) ## Run everything that needs a GPU, write gpu-check.json and .md
+	$(BIN)/python -m tests.gpu.runs.gpu_check $(ARGS)
+
+gpu-bench: $(TESTS) ## Time kernels, and engines of bundles for cuda, on this GPU; write gpu-bench.json and .md
+	$(BIN)/python -m tests.gpu.runs.gpu_bench $(patsubst %/engine/cuda/,--bundle %,$(wildcard bundles/*/engine/cuda/)) $(ARGS)
 
 lint: $(TESTS) ## Check format, style and types
 	$(BIN)/ruff format --check

@@ -39,6 +39,6 @@ def wheel_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Of `make gpu-check` (where it writes its report), `make check-image`, and `make check-gguf`."""
-    parser.addoption("--gpu-report", default=None, help="Write what the GPU tests compared to this file.")
+    parser.addoption("--gpu-report", default=None, help="Append what GPU tests find to this file.")
     parser.addoption("--image", action="store_true", help="Build the container image and run it.")
     parser.addoption("--llama-cpp", default=None, help="Compare GGUF files with llama.cpp, built here.")

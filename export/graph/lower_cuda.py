@@ -41,7 +41,7 @@ def lower_for_cuda(
 ) -> dict[str, int]:
     """Write `model.onnx` for ONNX Runtime's CUDA provider with kvfold's attention into `directory`.
 
-    Linears in 4 bits are MatMulNBits, all others are in `dtype`. Norms sum squares in float32, the fused one too.
+    Linears in 4 bits are MatMulNBits, all others are in `dtype`. Norms sum their squares in float32.
 
     Args:
         model: the target-neutral graph, changed in place.

@@ -84,8 +84,8 @@ class _Training:
     ) -> None:
         self._healing, self._folded, self._start, self._journal = healing, folded, start, journal
         self._settings, self._progress = healing.settings, HealProgress(healing, journal, report)
-        self._text, self._held_out = healing.text, TrainingText(())
-        if healing.settings.seconds is not None:
+        self._text, self._held_out = healing.text, healing.held_out or TrainingText(())
+        if healing.settings.seconds is not None and healing.held_out is None:
             self._text, self._held_out = healing.text.hold_out()
 
     def run(self) -> Mapping[str, Tensor]:

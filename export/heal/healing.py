@@ -48,10 +48,11 @@ class Healing:
         config: the unfolded model.
         base: its weights.
         plan: the fold, with the RoPE slots that it chose.
-        text: what it is trained on; a training by the clock holds some of it out.
+        text: what it is trained on.
         settings: dials.
         quantize: how the healed model is to be quantised; only step C asks.
         calibration: text that it is then calibrated on, int64 [N, L]; None where step C is skipped.
+        held_out: what a training by the clock is judged by; None takes the end of the text for it.
     """
 
     config: ModelConfig
@@ -61,6 +62,7 @@ class Healing:
     settings: HealSettings
     quantize: QuantizeSettings = field(default_factory=QuantizeSettings)
     calibration: Tensor | None = None
+    held_out: TrainingText | None = None
 
     def teacher(self) -> TrainedModel:
         """The original."""

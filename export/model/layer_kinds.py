@@ -163,7 +163,14 @@ def _contexts(kind: object, known: Metadata, parameters: Metadata) -> dict[str, 
     context = positive(known, "max_position_embeddings")
     before = positive(known, "original_max_position_embeddings")
     inside = positive(parameters, "original_max_position_embeddings")
+    if kind in ("linear", "llama3"):
+        return {"factor": positive(parameters, "factor")}
     if kind == "longrope":
+        if before and inside and before != inside:
+            raise CheckpointError(
+                f"config.json: original_max_position_embeddings is {before}, and {inside} among the rope "
+                "parameters; make them agree (a family may have a default for one that is left out)"
+            )
         extension = None if before else positive(parameters, "factor")
         return {"original_max_position_embeddings": before or inside or context, "extension": extension}
     if kind == "yarn":

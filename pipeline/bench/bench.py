@@ -47,7 +47,7 @@ def run_bench(
     """
     context_length = config.max_position_embeddings
     chosen = _choose(settings.workloads, context_length)
-    machine = describe_machine()
+    machine = describe_machine(settings.target)
     skipped = describe_left_out(SETS[settings.workloads], context_length)
     for reason in skipped:
         console.print(Text(f"  - skipped: {reason}", style="yellow"))
@@ -61,7 +61,7 @@ def run_bench(
                 raise TargetError(f"{error}\nor leave {peer} out of --peers") from error
             skipped.append(str(error))
             console.print(Text(f"  - skipped: {error}", style="yellow"))
-    limits = needed_limits(settings.threads, chosen)
+    limits = needed_limits(settings.threads, chosen, settings.target)
     measure = partial(Measure, settings.workloads, context_length, config.vocab_size, limits)
     for number in range(1, settings.rounds + 1):
         for entrant in entrants:
@@ -110,9 +110,9 @@ def _run_round(entrant: Entrant, job: Measure, which: str, console: Console) -> 
         console.print(Text(f"  ! {entrant.result.title}, {which} failed with {error}", style="red"))
 
 
-def needed_limits(threads: int, workloads: Sequence[Workload]) -> Limits:
+def needed_limits(threads: int, workloads: Sequence[Workload], target: str = "cpu") -> Limits:
     """What a contender is loaded for: the workloads, and what warms it up before them."""
-    return Limits(threads, tuple(workload.cache_load for workload in (*WARM_UP, *workloads)))
+    return Limits(threads, tuple(workload.cache_load for workload in (*WARM_UP, *workloads)), target)
 
 
 def describe_left_out(workloads: Sequence[Workload], context_length: int) -> list[str]:

@@ -14,7 +14,8 @@ class BenchSettings:
     """How a run is done.
 
     Attributes:
-        peers: names in `PEERS` and `PEERS_IN_4_BITS`.
+        target: of kvfold's engine.
+        peers: names in `PEERS`, `PEERS_IN_4_BITS` and `PEERS_ON_CUDA`.
         beside: recipes whose engines are measured too.
         required: a peer that cannot take part is an error, instead of a line among the skipped.
         peer_python: interpreter of the environment that has the peers.
@@ -23,6 +24,7 @@ class BenchSettings:
         workloads: name in `pipeline.bench.workloads.workloads.SETS`.
     """
 
+    target: str = "cpu"
     peers: tuple[str, ...] = PEERS
     beside: tuple[str, ...] = ()
     required: bool = False

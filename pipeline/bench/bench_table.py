@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kvfold.pipeline.bench.bench_results import BenchResult, ContenderResult
+from kvfold.pipeline.bench.describe_machine import Machine
 from kvfold.pipeline.bench.workloads.workloads import Metric
 from kvfold.pipeline.show.table import Cell, Table
 
@@ -30,9 +31,13 @@ def describe(result: BenchResult) -> str:
     machine = result.machine
     return (
         f"Medians of {result.rounds} fresh processes after a warm-up, {result.threads} threads; "
-        f"{machine.cpu}; load average at start {machine.load_average:.2f}; {machine.started}; "
+        f"{_where(machine)}; load average at start {machine.load_average:.2f}; {machine.started}; "
         f"`{result.command}`. kvfold's plan: {result.plan}; its peers run the model unfolded."
     )
+
+
+def _where(machine: Machine) -> str:
+    return machine.cpu if machine.gpu is None else f"{machine.gpu} beside {machine.cpu}"
 
 
 def format_value(value: float | None) -> str:

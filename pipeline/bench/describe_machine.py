@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 
 from kvfold.pipeline.machine.doctor.hardware import check_cpu
+from kvfold.pipeline.machine.gpus import open_nvml, read_gpus
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,7 @@ class Machine:
 
     Attributes:
         cpu: model, cores, instruction sets.
+        gpu: name of the GPU that was used; None where none was.
         system: operating system and kernel.
         python: version of kvfold's Python.
         load_average: processes that wanted the CPU over the last minute; above 0.5 the run is not alone.
@@ -27,14 +29,21 @@ class Machine:
     python: str
     load_average: float
     started: str
+    gpu: str | None = None
 
 
-def describe_machine() -> Machine:
-    """The facts, now."""
+def describe_machine(target: str = "cpu") -> Machine:
+    """The facts, now, for engines of a target."""
     return Machine(
         cpu=check_cpu().detail,
+        gpu=None if target == "cpu" else _gpu(),
         system=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),
         load_average=os.getloadavg()[0],
         started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
+
+
+def _gpu() -> str | None:
+    with open_nvml() as no_gpu:
+        return None if no_gpu else read_gpus()[0].name

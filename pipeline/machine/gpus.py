@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pynvml
 
@@ -20,6 +20,7 @@ class Gpu:
         used, total: bytes of its memory.
         temperature: degrees Celsius.
         power: watts; None where NVML cannot say.
+        processes: bytes of its memory by process id, as far as NVML can say.
     """
 
     index: int
@@ -29,6 +30,7 @@ class Gpu:
     total: int
     temperature: int
     power: float | None
+    processes: Mapping[int, int] = field(default_factory=dict)
 
 
 @contextmanager
@@ -61,6 +63,7 @@ def _read_gpu(index: int) -> Gpu:
         total=memory.total,
         temperature=pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU),
         power=_read_power(handle),
+        processes=_read_processes(handle),
     )
 
 
@@ -69,6 +72,14 @@ def _read_utilization(handle: object) -> int | None:
         return int(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu)
     except pynvml.NVMLError_NotSupported:  # a slice of a GPU has none of its own
         return None
+
+
+def _read_processes(handle: object) -> dict[int, int]:
+    try:
+        processes = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
+    except pynvml.NVMLError_NotSupported:
+        return {}
+    return {each.pid: each.usedGpuMemory for each in processes if each.usedGpuMemory is not None}
 
 
 def _read_power(handle: object) -> float | None:

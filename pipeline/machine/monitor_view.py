@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import psutil
 from rich.console import Group, RenderableType
@@ -31,7 +31,7 @@ def monitor_view(
     return Group(
         no_gpu or draw_table(gpu_table(gpus)),
         draw_table(machine_table()),
-        draw_table(engine_table(engines))
+        draw_table(engine_table(engines, gpus))
         if engines
         else "\nno running engine is published (`kvfold run` publishes its own)",
         *(_draw_server(server) if server else ()),
@@ -77,21 +77,30 @@ def machine_table() -> Table:
     )
 
 
-def engine_table(engines: Sequence[EngineStatus]) -> Table:
-    """A line for each group of each engine: a KV cache that fills up shows in `in use`."""
+def engine_table(engines: Sequence[EngineStatus], gpus: Sequence[Gpu] = ()) -> Table:
+    """A line for each group of each engine: a KV cache that fills up shows in `in use`.
+
+    Where engines are on a GPU, a column says what they hold of its memory beside the KV cache.
+    """
+    held = {pid: size for gpu in gpus for pid, size in gpu.processes.items()}
+    on_gpu = any(engine.pid in held for engine in engines)
+    beside = ("GPU, beside it",) if on_gpu else ()
     return Table.of(
         "Engines",
-        ("pid", "engine", "hit rate", "KV cache", "group", "page", "in use", "cached"),
-        (row for engine in engines for row in _engine_rows(engine)),
+        ("pid", "engine", "hit rate", "KV cache", *beside, "group", "page", "in use", "cached"),
+        (row for engine in engines for row in _engine_rows(engine, held if on_gpu else None)),
     )
 
 
-def _engine_rows(engine: EngineStatus) -> Iterator[tuple[str, ...]]:
+def _engine_rows(engine: EngineStatus, held: Mapping[int, int] | None) -> Iterator[tuple[str, ...]]:
     cache = engine.metrics.cache
     rate = f"{cache.hit_tokens / cache.queried_tokens:.1%}" if cache.queried_tokens else "-"
     used = engine.metrics.kv_cache_bytes - engine.metrics.free_bytes
     taken = f"{format_bytes(used)} of {format_bytes(engine.metrics.kv_cache_bytes)}"
-    labels = (str(engine.pid), engine.name, rate, taken)
+    labels: tuple[str, ...] = (str(engine.pid), engine.name, rate, taken)
+    if held is not None:
+        rest = held.get(engine.pid)
+        labels += ("-" if rest is None else format_bytes(max(rest - used, 0)),)
     for group, pool in engine.metrics.pools.items():
         yield *labels, group, format_bytes(pool.page_bytes), f"{pool.in_use:,}", f"{pool.idle:,}"
-        labels = ("", "", "", "")
+        labels = ("",) * len(labels)

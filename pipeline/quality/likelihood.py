@@ -93,6 +93,7 @@ def measure_divergences(
             for candidate, logits in zip(candidates, block[1:], strict=True):
                 found[candidate.name].add(block[0], logits, targets[position : position + rows])
             position += rows
+            del block, logits  # before the next ones are there
         for name, parts in losses.items():
             read[name].append(np.concatenate(parts))
         tick(window.size * sum(subject.left for subject in subjects))

@@ -102,6 +102,7 @@ class LayerwiseSubject(Subject):
             with torch.inference_mode():
                 logits: np.ndarray = self._model.logits(hidden[rows], head).numpy()
             yield logits
+            del logits  # before the next ones are there
 
 
 def load_subjects(

@@ -26,7 +26,7 @@ INPUT_IDS, FIRST, LOGITS, LOSSES = "input_ids", "first", "logits", "losses"
 # A text is read as three turns that end here: each later one finds the earlier ones in the cache.
 TURN_ENDS = (0.5, 0.75, 1.0)
 # Streamed logits come in blocks that end at multiples of this, so that those of several subjects line up.
-BLOCK_TOKENS = 256  # 156 MB of logits a subject, of 151,936 tokens
+BLOCK_TOKENS = 128  # 78 MB of logits a subject, of 151,936 tokens
 
 
 # Told of work that is done: so many tokens.
@@ -93,14 +93,15 @@ class EngineSubject(Subject):
     Args:
         name: of the subject.
         engine: built for the bundle.
-        prefill_chunk: tokens per step.
+        prefill_chunk: tokens per step at most; never more than a block, whose logits a step gives at once.
     """
 
     def __init__(self, name: str, engine: Engine, prefill_chunk: int) -> None:
         super().__init__(name)
         self.reused_tokens = 0
         self._engine = engine
-        self._config = RuntimeConfig(max_num_batched_tokens=prefill_chunk, max_num_seqs=1)
+        tokens = min(prefill_chunk, BLOCK_TOKENS)
+        self._config = RuntimeConfig(max_num_batched_tokens=tokens, max_num_seqs=1)
 
     def compute_logits(self, token_ids: np.ndarray) -> np.ndarray:
         """Three turns, each on the cache of the earlier ones."""
@@ -134,6 +135,7 @@ class EngineSubject(Subject):
             whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
             rest = whole[rows.stop - rows.start :]
             yield whole[: rows.stop - rows.start]
+            del whole, parts  # before the next ones are there
 
 
 def not_finite(name: str) -> ValidationError:

@@ -116,7 +116,8 @@ def _resolve_heal(section: HealSection | AdapterSection | None, folder: Path) ->
     if isinstance(section, HealSection):
         start = section.start and _resolve_adapter(section.start, "heal.start", folder)
         text = _resolve_texts(section.text, "heal.text", folder)
-        return section.model_copy(update={"start": start, "text": text})
+        held_out = section.held_out and _resolve_text(section.held_out, "heal.held_out", folder)
+        return section.model_copy(update={"start": start, "text": text, "held_out": held_out})
     if isinstance(section, AdapterSection):
         adapter = _resolve_adapter(section.adapter, "heal.adapter", folder)
         return section.model_copy(update={"adapter": adapter})

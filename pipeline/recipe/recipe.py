@@ -49,10 +49,19 @@ class HealSection(HealSettings):
         text: the training text, in sequences of one or several lengths. Windows are learned where its
             sequences are longer than they are. Its seed is neither calibration's nor validation's, so that
             text the model writes is new to both.
+        held_out: what a training by the clock is judged by; None holds the last sequences of `text` out,
+            which is fair where no other sequence has the same text.
     """
 
     start: str | None = Field(default=None, min_length=1)
     text: TextsOfAnyLength = (TextSection(tokens=262_144, sequence_length=1_024, seed=2),)
+    held_out: TextSection | None = None
+
+    @model_validator(mode="after")
+    def _check_held_out(self) -> Self:
+        if self.held_out is not None and self.seconds is None:
+            raise ValueError("held_out is read by a training by the clock alone; set seconds, or remove it")
+        return self
 
 
 class AdapterSection(Record):
@@ -87,7 +96,7 @@ class ValidateSection(TextSection):
     """What the original, the folded model and the engine are compared on.
 
     Attributes:
-        prefill_chunk: tokens per engine step, so that prompts arrive in chunks.
+        prefill_chunk: tokens per engine step at most, so that prompts arrive in chunks.
     """
 
     tokens: int = Field(default=8_192, ge=1)

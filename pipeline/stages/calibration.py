@@ -9,6 +9,6 @@ STAGE = text_stage(
     name="calibration",
     doing="preparing calibration text",
     file=CALIBRATION_TOKENS,
-    texts=lambda recipe: recipe.calibration,
+    texts=lambda recipe: {"tokens": recipe.calibration},
     module=__name__,
 )

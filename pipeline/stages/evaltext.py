@@ -9,6 +9,6 @@ STAGE = text_stage(
     name="evaltext",
     doing="preparing text to evaluate on",
     file=EVALUATION_TOKENS,
-    texts=lambda recipe: (recipe.evaluate,),
+    texts=lambda recipe: {"tokens": (recipe.evaluate,)},
     module=__name__,
 )

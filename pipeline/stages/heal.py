@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kvfold.pipeline.stages.training import HELD_OUT
 from kvfold.pipeline.workspace.read_checkpoint import read_checkpoint
 from kvfold.pipeline.workspace.stage import Job, Stage
 from kvfold.pipeline.workspace.workspace import (
@@ -30,7 +31,7 @@ def settings(recipe: Recipe) -> object:
     if section is None:
         return None
     quantize = recipe.quantize.model_dump(mode="json") if section.int8_tokens else None
-    dials = section.model_dump(mode="json", exclude={"text", "start", "checkpoint_seconds"})
+    dials = section.model_dump(mode="json", exclude={"text", "held_out", "start", "checkpoint_seconds"})
     return [dials, section.start and hash_file(Path(section.start)), quantize]
 
 
@@ -51,9 +52,12 @@ def run(workspace: Workspace, job: Job) -> None:
         return
     checkpoint, snapshots = read_checkpoint(workspace), workspace.root / HEAL_FOLDER
     config, base = checkpoint.config, workspace.original
-    text = TrainingText(tuple(workspace.tensors(TRAINING_TOKENS).values()))
+    tokens = dict(workspace.tensors(TRAINING_TOKENS))
+    held_out = tokens.pop(HELD_OUT, None)
+    text = TrainingText(tuple(tokens.values()))
     calibration = workspace.tensors(CALIBRATION_TOKENS)["tokens"] if section.int8_tokens else None
-    healing = Healing(config, base, plan, text, section, recipe.quantize, calibration)
+    judged_by = None if held_out is None else TrainingText((held_out,))
+    healing = Healing(config, base, plan, text, section, recipe.quantize, calibration, judged_by)
     earlier = recipe.adapter
     start = load_adapter(earlier, workspace.fingerprint, plan).tensors if earlier else None
     adapter = heal(healing, workspace.folded, snapshots, job.key, job.progress, start)

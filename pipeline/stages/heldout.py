@@ -9,6 +9,6 @@ STAGE = text_stage(
     name="heldout",
     doing="preparing held-out text",
     file=HELDOUT_TOKENS,
-    texts=lambda recipe: (recipe.validate_on,),
+    texts=lambda recipe: {"tokens": (recipe.validate_on,)},
     module=__name__,
 )

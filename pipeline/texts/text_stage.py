@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,14 +19,16 @@ if TYPE_CHECKING:
     from kvfold.pipeline.workspace.workspace import Workspace
 
 
-def text_stage(name: str, doing: str, file: str, texts: Callable[[Recipe], Texts], module: str) -> Stage:
-    """A stage that writes the sequences of a recipe's texts; those of one length are shuffled into one.
+def text_stage(
+    name: str, doing: str, file: str, texts: Callable[[Recipe], Mapping[str, Texts]], module: str
+) -> Stage:
+    """A stage that writes the sequences of a recipe's texts.
 
     Args:
         name, doing: of the stage.
-        file: gets `tokens`, int64 [N, sequence_length], or `tokens.<sequence_length>` for each length where
-            there are several; kept because the model may have to write them.
-        texts: of a recipe; without any, no file is written.
+        file: gets a tensor of each name, int64 [N, sequence_length]; kept because the model may have to write
+            them.
+        texts: of a recipe, by name; several of one name are shuffled into one. Without any, there is no file.
         module: the stage's own.
     """
 
@@ -35,21 +37,16 @@ def text_stage(name: str, doing: str, file: str, texts: Callable[[Recipe], Texts
 
         from kvfold.pipeline.texts.texts import read_texts
 
-        sections = texts(workspace.recipe)
-        if not sections:
+        named = texts(workspace.recipe)
+        if not named:
             return
         checkpoint, writer = read_checkpoint(workspace), workspace.root / WRITER_FOLDER
-        by_length = [
-            tuple(section for section in sections if section.sequence_length == length)
-            for length in sorted({section.sequence_length for section in sections})
-        ]
-        tensors, total, done = {}, sum(section.tokens for section in sections), 0
-        for own in by_length:
-            tokens = sum(section.tokens for section in own)
-            progress = part(job.progress, done / total, tokens / total)
-            name = "tokens" if len(by_length) == 1 else f"tokens.{own[0].sequence_length}"
-            tensors[name] = read_texts(own, checkpoint, writer, progress).contiguous()
-            done += tokens
+        sizes = {name: sum(section.tokens for section in sections) for name, sections in named.items()}
+        tensors, total, done = {}, sum(sizes.values()), 0
+        for name, sections in named.items():
+            progress = part(job.progress, done / total, sizes[name] / total)
+            tensors[name] = read_texts(sections, checkpoint, writer, progress).contiguous()
+            done += sizes[name]
         (job.output / file).parent.mkdir()
         save_file(tensors, job.output / file)
 
@@ -57,7 +54,9 @@ def text_stage(name: str, doing: str, file: str, texts: Callable[[Recipe], Texts
         name=name,
         doing=doing,
         needs=("checkpoint",),
-        settings=lambda recipe: [fingerprint_text(text) for text in texts(recipe)],
+        settings=lambda recipe: {
+            name: [fingerprint_text(text) for text in sections] for name, sections in texts(recipe).items()
+        },
         files=(file,),
         run=run,
         modules=(module,),

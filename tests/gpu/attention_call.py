@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +29,10 @@ from tests.plugins.cuda.interpreter import (
 
 # What a consumer of another layer's cache does not have.
 PRODUCERS_OWN = ("key", "value", "slot_mapping")
+# More than this a kernel must ask for (CUDA C++ Programming Guide, compute capabilities).
+STATIC_SHARED_BYTES = 48 * 1024
+C_TYPES: dict[str, Any] = {"pointer": ctypes.c_void_p, "int32": ctypes.c_int32, "float32": ctypes.c_float}
+SCRATCH = (("pointer", 0), ("pointer", 0))  # Triton's global and profile scratch, unused by our kernels
 
 
 def call(
@@ -76,15 +81,14 @@ def call(
 def launch(device: Device, directory: Path, call: Launch) -> None:
     """Put one kernel on the device's stream, in the calls that `plugins/cuda/cpp/launcher.cc` makes."""
     kernel = call.kernel
-    module = device.call("cuModuleLoadData", (directory / kernel.file).read_bytes())
-    function = device.call("cuModuleGetFunction", module, kernel.symbol.encode())
-    most = device.driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-    device.call("cuFuncSetAttribute", function, most, kernel.shared_bytes)
-    arguments = (*call.arguments, ("pointer", 0), ("pointer", 0))  # Triton's scratch
-    types = {"pointer": ctypes.c_void_p, "int32": ctypes.c_int32, "float32": ctypes.c_float}
-    packed = tuple(value for _, value in arguments), tuple(types[kind] for kind, _ in arguments)
-    block = (32 * kernel.num_warps, 1, 1)
-    device.call("cuLaunchKernel", function, *call.grid, *block, kernel.shared_bytes, device.stream, packed, 0)
+    function = device.load_kernel((directory / kernel.file).read_bytes(), kernel.symbol)
+    if kernel.shared_bytes > STATIC_SHARED_BYTES:
+        most = device.driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        device.call("cuFuncSetAttribute", function, most, kernel.shared_bytes)
+    values = [C_TYPES[kind](value) for kind, value in (*call.arguments, *SCRATCH)]
+    pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
+    threads = 32 * kernel.num_warps
+    device.launch_kernel(function, call.grid, threads, kernel.shared_bytes, ctypes.addressof(pointers))
 
 
 def bytes_of(tensor: torch.Tensor) -> np.ndarray:

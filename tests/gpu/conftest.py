@@ -1,47 +1,24 @@
 """What every GPU test shares: the GPU, or a skip that says what the test would have shown; and the report.
 
-`make gpu-check` runs this folder alone, stops at the first disagreement and writes what was compared,
-with which differences, on which GPU. A test records a figure with `record_property(name, value)`.
+`make gpu-check` (`runs/`) runs each file as a process and writes what was compared, with which differences,
+on which GPU. A test records a figure with `record_property(name, value)`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-import pynvml
 import pytest
 
-from kvfold.pipeline.machine.gpus import open_nvml
 from kvfold.pipeline.machine.targets import TARGETS
-from kvfold.plugins.contract.version import VERSION
 from kvfold.runtime.engine.cuda.device import Device
+from tests.gpu.runs.find_gpu import GpuFacts, find_gpu
+from tests.gpu.runs.results import Row, append_row
 from tests.gpu.tiny_bundle import TinyBundle
 
 RecordProperty = Callable[[str, object], None]
-
-
-@dataclass(frozen=True)
-class GpuFacts:
-    """The first GPU of this machine: its name, SM version (10 * major + minor) and driver."""
-
-    name: str
-    architecture: int
-    driver: str
-
-
-def find_gpu() -> GpuFacts | str:
-    """The first GPU, or why there is none."""
-    with open_nvml() as no_gpu:
-        if no_gpu:
-            return no_gpu
-        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
-        major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
-        return GpuFacts(
-            pynvml.nvmlDeviceGetName(handle), 10 * major + minor, pynvml.nvmlSystemGetDriverVersion()
-        )
 
 
 @pytest.fixture(scope="session")
@@ -108,29 +85,20 @@ def architectures(gpu: GpuFacts, target: str) -> tuple[int, ...]:
 
 
 class ReportWriter:
-    """Collects outcomes and recorded figures, and writes them as Markdown when the run ends."""
+    """Appends each outcome, with the figures recorded, to the lines of a group of `make gpu-check`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._rows: list[str] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" or (report.when == "setup" and report.outcome != "passed"):
             figures = ", ".join(f"{name} {value}" for name, value in report.user_properties)
             if report.skipped and isinstance(report.longrepr, tuple):
                 figures = report.longrepr[2].removeprefix("Skipped: ")
-            name, figures = report.nodeid.rpartition("/")[2], figures.replace("|", r"\|")
-            self._rows.append(f"| {name} | {report.outcome} | {figures} | {report.duration:.1f} s |")
-
-    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        gpu = find_gpu()
-        if isinstance(gpu, str):  # a check that compared nothing did not pass
-            session.exitstatus = exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
-        where = gpu if isinstance(gpu, str) else f"{gpu.name}, SM {gpu.architecture}, driver {gpu.driver}"
-        lines = [f"# kvfold {VERSION}: GPU check", "", where, "", "| check | outcome | figures | time |"]
-        lines += ["|---|---|---|---|", *self._rows, "", f"pytest ended with exit code {int(exitstatus)}."]
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.write_text("\n".join(lines) + "\n")
+            elif report.failed:
+                figures += f" {str(report.longrepr).strip().splitlines()[-1]:.300}"
+            name = report.nodeid.rpartition("/")[2]
+            append_row(self._path, Row(name, report.outcome, figures, report.duration))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

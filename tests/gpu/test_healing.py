@@ -97,8 +97,9 @@ def speed_of(
     name: str, text: TrainingText, batch_tokens: int, warm: int, measured: int, in_int8: bool = False
 ) -> tuple[float, int]:
     """Tokens a second of the updates after the first `warm` ones, and the size that a pass came to."""
-    config = config_from_huggingface(LlamaConfig(architectures=["LlamaForCausalLM"], **SMOLLM2).to_dict())
-    base = dict(LlamaForCausalLM(LlamaConfig(**SMOLLM2)).state_dict())
+    described = LlamaConfig(architectures=["LlamaForCausalLM"], **SMOLLM2)  # type: ignore[no-untyped-call]
+    config = config_from_huggingface(described.to_dict())
+    base = dict(LlamaForCausalLM(described).state_dict())  # type: ignore[no-untyped-call]
     recipe = load_recipe(name)
     assert recipe.adapter is not None
     with safe_open(recipe.adapter, "pt") as file:

@@ -1,4 +1,4 @@
-"""ONNX Runtime's CUDA provider with kvfold's attention over caches, sinks and sharing; and the stock op."""
+"""ONNX Runtime's CUDA provider: kvfold's attention (caches, sinks, windows, sharing), 4 bits, the stock op."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from kvfold.pipeline.build.bound_graph import bound_graph
 from kvfold.pipeline.machine.targets import TARGETS
 from kvfold.runtime.engine.engine_files import EngineFiles
 from kvfold.runtime.engine.load_engine import load_engine
+from tests.export.graph.passes.test_matmul_nbits import MAX_ERROR, error, linear_alone, lowered
 from tests.export.graph.stock_graph import lower_with_stock_attention
-from tests.gpu.conftest import GpuFacts, RecordProperty, skip
+from tests.gpu.conftest import RecordProperty, skip
 from tests.gpu.distances import (
     MAX_KL_OF_BFLOAT16,
     MAX_KL_OF_FLOAT16,
@@ -21,6 +22,7 @@ from tests.gpu.distances import (
     check_logits,
 )
 from tests.gpu.read_texts import ALONE, NUM_PAGES, read_texts
+from tests.gpu.runs.find_gpu import GpuFacts
 from tests.gpu.tiny_bundle import SINKS, TinyBundle
 from tests.paging import budget_of
 
@@ -90,3 +92,19 @@ def test_the_stock_op_says_the_same(
     lower_with_stock_attention(bound_graph(tiny.workspace), stock, tiny.plan, "float16")
     bound = MAX_KL_OF_FLOAT16 if kv_dtype == "float16" else MAX_KL_OF_INT8_CACHE
     check_logits(record_property, "stock || kvfold", read(tiny, stock), read(tiny, ours), bound)
+
+
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("at_once", [1, None])
+def test_linears_in_4_bits(
+    tmp_path: Path, symmetric: bool, at_once: int | None, record_property: RecordProperty
+) -> None:
+    """MatMulNBits computes with the blocks' values, a token at a time and many."""
+    graph, blocks = lowered("float16", symmetric, tmp_path)
+    errors = [
+        error(linear_alone(graph, name), block, "CUDAExecutionProvider", at_once)
+        for name, block in blocks.items()
+    ]
+    record_property("largest error of a 4-bit weight", max(errors))
+    assert max(errors) < MAX_ERROR

@@ -2,8 +2,9 @@
 
 Importing a module imports no engine: that happens in `prepare` and `load`, inside a worker process.
 
-To add one: its module; its name in `PEERS` or `PEERS_IN_4_BITS`; the help of `commands/measure/bench.py`; its
-package in `pyproject.toml` (mypy) and in `test_contender_modules_import_no_engine`.
+To add one: its module; its name in `PEERS`, `PEERS_IN_4_BITS` or `PEERS_ON_CUDA`; the help of
+`commands/measure/bench.py`; its package in `pyproject.toml` (mypy) and in
+`test_contender_modules_import_no_engine`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,11 @@ PEERS_IN_4_BITS = (
 )
 
 
+# In float16 on a GPU, modules of `contenders.cuda`.
+PEERS_ON_CUDA = ("llama_cpp_cuda", "transformers_cuda", "vllm_cuda")
+
+
 def contender_module(name: str) -> ContenderModule:
     """The module of kvfold or of a peer."""
-    return cast(ContenderModule, import_module(f"kvfold.pipeline.bench.contenders.{name}"))
+    path = f"cuda.{name}" if name in PEERS_ON_CUDA else name
+    return cast(ContenderModule, import_module(f"kvfold.pipeline.bench.contenders.{path}"))

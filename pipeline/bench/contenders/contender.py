@@ -36,10 +36,17 @@ class Limits:
     Attributes:
         threads: compute threads.
         cache_loads: of every workload, the warm-up's too; one after the other, never together.
+        target: of kvfold's engine.
     """
 
     threads: int
     cache_loads: tuple[CacheLoad, ...]
+    target: str = "cpu"
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence, rounded up."""
+        return -(-max(load.length for load in self.cache_loads) // ROUNDING) * ROUNDING
 
     @property
     def cache_tokens(self) -> int:

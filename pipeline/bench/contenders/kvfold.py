@@ -1,4 +1,4 @@
-"""kvfold's own runtime on the bundle's CPU engine."""
+"""kvfold's own runtime on one of the bundle's engines."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def load(model: Path, limits: Limits) -> KvfoldContender:
     """Load a bundle with pools for twice what is in use at once, as OpenVINO GenAI gets."""
     from kvfold.runtime.bundle import open_bundle
     from kvfold.runtime.engine.engine_files import open_engine
-    from kvfold.runtime.llm.llm import DEFAULT_TARGET, LLM
+    from kvfold.runtime.llm.llm import LLM
 
-    files = open_engine(open_bundle(model), DEFAULT_TARGET)
+    files = open_engine(open_bundle(model), limits.target)
     config = runtime_config(files.plan, files.slab_pages, limits, files.config.max_context_length)
-    return KvfoldContender(LLM.load(model, config))
+    return KvfoldContender(LLM.load(model, config, limits.target))
 
 
 def runtime_config(

@@ -49,7 +49,7 @@ def prepare_requantized(source: Path, target: Path, kind: str) -> None:
 
 def load(model: Path, limits: Limits) -> LlamaCppContender:
     """Load with one KV cache that all sequences share, as its server does."""
-    return LlamaCppContender(model / MODEL, limits)
+    return LlamaCppContender(model / MODEL, limits, gpu_layers=0)
 
 
 class Feed(NamedTuple):
@@ -64,15 +64,15 @@ class Feed(NamedTuple):
 class LlamaCppContender:
     """Batches for `llama_decode`, an argmax over its logits; keeps sequence 0's cache."""
 
-    def __init__(self, path: Path, limits: Limits) -> None:
+    def __init__(self, path: Path, limits: Limits, gpu_layers: int) -> None:
         import llama_cpp
 
         # Its log goes to stderr, which the bench shows only when a worker fails.
         llama_cpp.llama_backend_init()
         self._api = llama_cpp
-        model = llama_cpp.llama_model_load_from_file(
-            str(path).encode(), llama_cpp.llama_model_default_params()
-        )
+        how = llama_cpp.llama_model_default_params()
+        how.n_gpu_layers = gpu_layers
+        model = llama_cpp.llama_model_load_from_file(str(path).encode(), how)
         if model is None:
             raise RuntimeError(f"llama.cpp does not load {path}; its log is above")
         self._vocab_size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))

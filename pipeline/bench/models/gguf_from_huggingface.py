@@ -34,18 +34,13 @@ def write_gguf(source: Path, target: Path, add_vocabulary: Callable[[Any], None]
     """Convert the folder `source` into the file `target`; `add_vocabulary` gets its GGUFWriter.
 
     Raises:
-        ValueError: RoPE scaling or a family that this writer does not know.
+        ValueError: RoPE scaling, windows or a family that this writer does not know.
     """
     import gguf
     from safetensors.numpy import load_file
 
     config: dict[str, Any] = json.loads((source / "config.json").read_text())
-    if config["model_type"] not in ARCHITECTURES:
-        raise ValueError(f"the GGUF writer knows {', '.join(ARCHITECTURES)}, not {config['model_type']}")
-    if config["rope_scaling"] is not None:
-        raise ValueError(
-            f"RoPE scaling {config['rope_scaling']['rope_type']}: the GGUF writer knows plain RoPE only"
-        )
+    _refuse(config)
     name, interleaved = ARCHITECTURES[config["model_type"]]
     writer = gguf.GGUFWriter(target, name)
     _add_config(writer, config)
@@ -67,6 +62,20 @@ def write_gguf(source: Path, target: Path, add_vocabulary: Callable[[Any], None]
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _refuse(config: dict[str, Any]) -> None:
+    """What the file could not say; a folder that is a copy of the checkpoint's own may hold all of it."""
+    if config["model_type"] not in ARCHITECTURES:
+        raise ValueError(f"the GGUF writer knows {', '.join(ARCHITECTURES)}, not {config['model_type']}")
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind != "default":
+        raise ValueError(f"RoPE scaling {kind}: the GGUF writer knows plain RoPE only")
+    if config.get("sliding_window") is not None:
+        raise ValueError(
+            f"windows of {config['sliding_window']} tokens: the GGUF writer knows full attention only"
+        )
 
 
 def _add_config(writer: Any, config: dict[str, Any]) -> None:

@@ -75,8 +75,9 @@ def read_job(text: str) -> Job:
     content = json.loads(text)
     fields = content["fields"]
     if "limits" in fields:
-        threads, loads = fields["limits"]["threads"], fields["limits"]["cache_loads"]
-        fields["limits"] = Limits(threads, tuple(CacheLoad(**load) for load in loads))
+        limits = fields["limits"]
+        loads = tuple(CacheLoad(**load) for load in limits["cache_loads"])
+        fields["limits"] = Limits(limits["threads"], loads, limits["target"])
     job: Job = KINDS[content["kind"]](**fields)
     return job
 

@@ -124,7 +124,15 @@ QUICK: tuple[Workload, ...] = (
     Batch(sequences=8, context=128, new_tokens=16),
     SecondTurn(conversation=500, reply=4, message=64),
 )
-SETS: dict[str, tuple[Workload, ...]] = {"full": FULL, "quick": QUICK}
+# What a GPU is bought for: many sequences at once.
+FULL_ON_GPU: tuple[Workload, ...] = (
+    Single(context=128, new_tokens=256),
+    Single(context=7000, new_tokens=64),
+    Batch(sequences=64, context=128, new_tokens=256),
+    Batch(sequences=256, context=128, new_tokens=256),
+    SecondTurn(conversation=2000, reply=16, message=64),
+)
+SETS: dict[str, tuple[Workload, ...]] = {"full": FULL, "quick": QUICK, "full_on_gpu": FULL_ON_GPU}
 WARM_UP: tuple[Workload, ...] = (  # no longer than the shortest that is measured
     Single(context=128, new_tokens=4),
     Batch(sequences=8, context=16, new_tokens=4),

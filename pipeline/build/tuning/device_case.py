@@ -39,7 +39,7 @@ class DeviceCase:
             for variant in variants_of(case.spec)
             if variant.kernel != case.kernel
         ]
-        self._functions = {cubin.kernel.file: self._load(cubin)[1] for cubin in self._fixed}
+        self._functions = {cubin.kernel.file: self._load(cubin) for cubin in self._fixed}
         rng = np.random.default_rng(0)
         spec, shapes, attributes = case.spec, case.shapes, case.spec.attributes
         pages = shapes.sequences * shapes.table_width
@@ -66,8 +66,7 @@ class DeviceCase:
     def time(self, cubin: Cubin) -> Timed:
         """As `CaseOnGpu.time`."""
         device = self._device
-        module, function = self._load(cubin)
-        functions = self._functions | {cubin.kernel.file: function}
+        functions = self._functions | {cubin.kernel.file: self._load(cubin)}
         kernels = (cubin.kernel, *(fixed.kernel for fixed in self._fixed))
         library = KernelLibrary(triton=triton.__version__, kernels=kernels)
         spec, shapes = self._case.spec, self._case.shapes
@@ -79,7 +78,6 @@ class DeviceCase:
         output = self._download_output()
         times = max(1, round(SAMPLE_MILLISECONDS / max(once, 1e-3)))
         samples = [self._milliseconds(launches, functions, times) / times for _ in range(SAMPLES)]
-        device.call("cuModuleUnload", module)
         return Timed(median(samples) / 1000, output)
 
     def _milliseconds(self, launches: Sequence[Launch], functions: dict[str, Any], times: int) -> float:
@@ -93,24 +91,20 @@ class DeviceCase:
         return float(device.call("cuEventElapsedTime", self._start, self._end))
 
     def _launch(self, function: Any, launch: Launch) -> None:
-        arguments = (*launch.arguments, *_SCRATCH)
-        packed = tuple(value for _, value in arguments), tuple(_C_TYPES[kind] for kind, _ in arguments)
-        block, kernel = (WARP * launch.kernel.num_warps, 1, 1), launch.kernel
-        stream = self._device.stream
-        self._device.call(
-            "cuLaunchKernel", function, *launch.grid, *block, kernel.shared_bytes, stream, packed, 0
-        )
+        values = [_C_TYPES[kind](value) for kind, value in (*launch.arguments, *_SCRATCH)]
+        pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
+        threads, shared = WARP * launch.kernel.num_warps, launch.kernel.shared_bytes
+        self._device.launch_kernel(function, launch.grid, threads, shared, ctypes.addressof(pointers))
 
-    def _load(self, cubin: Cubin) -> tuple[Any, Any]:
-        """The driver's module and function of a cubin."""
+    def _load(self, cubin: Cubin) -> Any:
+        """The driver's function of a cubin, which may use its shared memory."""
         device, kernel = self._device, cubin.kernel
-        module = device.call("cuModuleLoadData", cubin.code)
-        function = device.call("cuModuleGetFunction", module, kernel.symbol.encode())
+        function = device.load_kernel(cubin.code, kernel.symbol)
         if kernel.shared_bytes > STATIC_SHARED_BYTES:
             names = device.driver.CUfunction_attribute
             attribute = names.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             device.call("cuFuncSetAttribute", function, attribute, kernel.shared_bytes)
-        return module, function
+        return function
 
     def _fill(self, elements: int, dtype: str, rng: np.random.Generator) -> int:
         """Address of so many random numbers, a chunk of them over and over."""

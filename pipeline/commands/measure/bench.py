@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kvfold.pipeline.bench.bench_results import BenchResult
     from kvfold.pipeline.bench.serving.serve_results import ServeResult
     from kvfold.pipeline.show.table import Table
+    from kvfold.pipeline.workspace.workspace import Workspace
 
 
 @click.command("bench")
@@ -48,7 +49,8 @@ def command(
     """Measure RECIPE's engine beside its peers: llama.cpp, onnxruntime-genai, OpenVINO GenAI, transformers.
 
     All start from the same weights, kvfold's folded by the plan; one process runs at a time. --beside adds
-    another recipe's engine, --peers all the peers in 4 bits. Measured are
+    another recipe's engine, --peers all the peers in 4 bits; --target cuda takes those of a GPU, vLLM among
+    them. Measured are
     prefill, decoding, eight sequences at once, the second turn of a conversation, peak memory and load
     time. Raw samples go to report/bench.json in the bundle, the table to report/bench.md.
 
@@ -66,6 +68,7 @@ def command(
       kvfold bench --peers none --quick
       kvfold bench --peer-python .venv-peers/bin/python
       kvfold bench compact --beside identity --peers all
+      kvfold bench --target cuda --peers transformers_cuda
       kvfold bench --serve --scenario cpu
       kvfold bench --serve --scenario peers --llama-server ./llama-server
       kvfold bench compact --trace FILE --requests 3000 --budgets 64MiB,256MiB,1GiB
@@ -88,7 +91,7 @@ def _bench_engines(recipe: str, output: Path | None, settings: BenchSettings, wo
     from kvfold.pipeline.workspace.workspace import Workspace
 
     root = bundle_path(recipe, output)
-    loaded = bring_up_to_date(recipe, root, "build", target="cpu")
+    loaded = bring_up_to_date(recipe, root, "build", target=settings.target)
     workspace = Workspace(loaded, root)
     checkpoint = read_checkpoint(workspace)
     models = PreparedModels(work, checkpoint)
@@ -98,13 +101,19 @@ def _bench_engines(recipe: str, output: Path | None, settings: BenchSettings, wo
         other = bundle_path(name, None)
         if other.name in [each.root.name for each in workspaces]:
             raise RecipeError(f"--beside {name}: another bundle is called {other.name}; rename the recipe")
-        workspaces.append(Workspace(bring_up_to_date(name, other, "build", target="cpu"), other))
+        workspaces.append(Workspace(bring_up_to_date(name, other, "build", target=settings.target), other))
         if workspaces[-1].fingerprint != workspace.fingerprint:
             raise RecipeError(f"--beside {name} is of another checkpoint than {recipe}; compare one model's")
-    bundles = [OwnBundle(each.root, each.plan, each.quantization.weights) for each in workspaces]
+    bundles = [OwnBundle(each.root, each.plan, _weights(each, settings.target)) for each in workspaces]
     result = run_bench(bundles, models, checkpoint.config, settings, console)
     report = root / "report"
     _write(result, bench_table(result), report / "bench.json", report / "bench.md")
+
+
+def _weights(workspace: Workspace, target: str) -> str:
+    """What an engine's linears are: int8 ones are the CPU's alone."""
+    weights = workspace.quantization.weights
+    return "float16" if target != "cpu" and weights == "int8" else weights
 
 
 def _replay_trace(recipe: str, replay: TraceSettings) -> None:

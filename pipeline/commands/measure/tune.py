@@ -34,16 +34,16 @@ def command(output: Path | None) -> None:
     from kvfold.pipeline.machine.extras import require_extra
 
     require_extra("cuda")
-    from kvfold.pipeline.build.tuning.gpu_bench import GpuBench
     from kvfold.pipeline.build.tuning.tune_kernels import tune_kernels
     from kvfold.pipeline.build.tuning.tuning_cases import tuning_cases
+    from kvfold.pipeline.build.tuning.tuning_gpu import TuningGpu
     from kvfold.pipeline.build.tuning.tuning_tables import tuning_table
     from kvfold.pipeline.show.terminal import draw_table
     from kvfold.pipeline.show.watch import Work, open_watch
     from kvfold.plugins.cuda.tuned_table import table_path
 
     console = get_console()
-    with GpuBench() as bench:
+    with TuningGpu() as bench:
         work = Work("tune", f"timing kernels on {bench.card}")
         with open_watch(console) as watch, watch.work(work) as progress:
             table = tune_kernels(bench, tuning_cases(), SECONDS, monotonic, progress)

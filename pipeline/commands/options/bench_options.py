@@ -10,9 +10,10 @@ from typing import Any
 import click
 
 from kvfold.pipeline.bench.bench_settings import BenchSettings
-from kvfold.pipeline.bench.contenders import PEERS, PEERS_IN_4_BITS
+from kvfold.pipeline.bench.contenders import PEERS, PEERS_IN_4_BITS, PEERS_ON_CUDA
+from kvfold.pipeline.machine.targets import TARGETS
 
-EVERYONE = PEERS + PEERS_IN_4_BITS
+EVERYONE = PEERS + PEERS_IN_4_BITS + PEERS_ON_CUDA
 
 
 class PeersType(click.ParamType[tuple[tuple[str, ...], bool]]):
@@ -27,7 +28,7 @@ class PeersType(click.ParamType[tuple[tuple[str, ...], bool]]):
         if value == "auto":
             return PEERS, False
         if value == "all":
-            return EVERYONE, False
+            return PEERS + PEERS_IN_4_BITS, False
         if value == "none":
             return (), False
         names = tuple(value.split(","))
@@ -41,6 +42,13 @@ class PeersType(click.ParamType[tuple[tuple[str, ...], bool]]):
 
 DEFAULTS = BenchSettings()
 OPTIONS = (
+    click.option(
+        "--target",
+        type=click.Choice(list(TARGETS)),
+        default=DEFAULTS.target,
+        show_default=True,
+        help="Which of the bundle's engines; on a GPU the peers are those that end in _cuda.",
+    ),
     click.option(
         "--peers",
         type=PeersType(),
@@ -79,10 +87,15 @@ def bench_options(function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)
     def with_settings(**options: Any) -> Any:
         peers, required = options.pop("peers")
-        workloads = "quick" if options.pop("quick") else DEFAULTS.workloads
+        target = options.pop("target")
+        workloads = DEFAULTS.workloads if target == "cpu" else "full_on_gpu"
+        if options.pop("quick"):
+            workloads = "quick"
+        if target != "cpu" and peers and not required:
+            peers = PEERS_ON_CUDA
         others = {name: options.pop(name) for name in ("peer_python", "threads", "rounds")}
         others["beside"] = options["beside"]  # servers have it, too
-        settings = BenchSettings(peers=peers, required=required, workloads=workloads, **others)
+        settings = BenchSettings(target=target, peers=peers, required=required, workloads=workloads, **others)
         return function(**options, settings=settings)
 
     command: Callable[..., Any] = with_settings

@@ -74,6 +74,8 @@ def compare(
             for name, iterations in results:
                 losses[name].append(iterations[0][LOSSES])
             yield results
+            for _, iterations in results:
+                iterations.clear()  # compared: its logits go before the next ones are there
 
     meter = Meter(windows.size * len(subjects), progress)
     for subject in subjects:

@@ -14,7 +14,7 @@ from kvfold.plugins.cuda.attention_spec import ActivationDtype, AttentionSpec, C
 from kvfold.plugins.paged_attention.schema import DOMAIN, Attributes
 from kvfold.plugins.tensorrt.library_path import environment_for
 from kvfold.plugins.tensorrt.node_form import INPUTS_ATTRIBUTE
-from tests.plugins.tensorrt.fake_kernels import fake_kernels
+from tests.plugins.cuda.fake_kernels import fake_kernels
 from tests.root import ROOT
 
 NUM_PAGES = 16

@@ -87,7 +87,7 @@ def loss_of(weight: Tensor, rows: Tensor) -> Tensor:
 
 def test_where_memory_does_not_suffice_passes_are_halved_and_the_gradient_is_whole() -> None:
     weight = torch.randn(1, 97, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    rows, tried = torch.arange(20), []
+    rows, tried = torch.arange(20), list[int]()
 
     def loss(rows: Tensor) -> Tensor:
         tried.append(int(TWO_LENGTHS.lengths[rows].sum()))
@@ -144,7 +144,7 @@ def test_muon_is_torch_s() -> None:
         for first, second in zip(theirs[:-1], ours[:-1], strict=True):
             first.grad = torch.randn(first.shape, generator=generator)
             second.grad = first.grad.clone()
-        reference.step()
+        reference.step()  # type: ignore[no-untyped-call]  # torch has no annotation for it
         if update == 1:
             kept, muon = muon, Muon(ours)
             muon.restore(kept.state())
@@ -167,7 +167,7 @@ def test_what_a_gpu_compiles_is_one_graph_of_the_same_values(
     function: Any, arguments: tuple[Any, ...]
 ) -> None:
     copies = [x.clone() if isinstance(x, Tensor) else x for x in arguments]
-    compiled = torch.compile(function.__wrapped__, dynamic=True, fullgraph=True, backend="eager")
+    compiled: Any = torch.compile(function.__wrapped__, dynamic=True, fullgraph=True, backend="eager")
     found, expected = compiled(*copies), function(*arguments)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(copies[0], arguments[0])  # where the result replaces it

@@ -19,7 +19,7 @@ from kvfold.export.model.rope_config import Rope
 from kvfold.pipeline.bench.bench import run_bench
 from kvfold.pipeline.bench.bench_results import BenchResult
 from kvfold.pipeline.bench.bench_settings import BenchSettings
-from kvfold.pipeline.bench.contenders import KVFOLD, PEERS, PEERS_IN_4_BITS, contender_module
+from kvfold.pipeline.bench.contenders import KVFOLD, PEERS, PEERS_IN_4_BITS, PEERS_ON_CUDA, contender_module
 from kvfold.pipeline.bench.contenders.contender import CacheLoad, Limits
 from kvfold.pipeline.bench.entrants import OwnBundle
 from kvfold.pipeline.bench.prepared_models import PreparedModels
@@ -68,7 +68,7 @@ def test_answers_survive_the_trip(tmp_path: Path) -> None:
     assert jobs.read_answer(tmp_path / "answer.json") == answer
 
 
-@pytest.mark.parametrize("name", [KVFOLD, *PEERS, *PEERS_IN_4_BITS])
+@pytest.mark.parametrize("name", [KVFOLD, *PEERS, *PEERS_IN_4_BITS, *PEERS_ON_CUDA])
 def test_contenders_are_alike(name: str) -> None:
     module = contender_module(name)
     assert module.TITLE
@@ -92,9 +92,10 @@ def test_a_converter_that_fails_is_heard_last() -> None:
 
 
 def test_contender_modules_import_no_engine() -> None:
-    names = ", ".join(repr(name) for name in (KVFOLD, *PEERS, *PEERS_IN_4_BITS))
+    names = ", ".join(repr(name) for name in (KVFOLD, *PEERS, *PEERS_IN_4_BITS, *PEERS_ON_CUDA))
     engines = (
-        "{'torch', 'numpy', 'transformers', 'llama_cpp', 'onnxruntime_genai', 'openvino', 'onnxruntime'}"
+        "{'torch', 'numpy', 'transformers', 'llama_cpp', 'onnxruntime_genai', 'openvino', 'onnxruntime', "
+        "'vllm'}"
     )
     code = (
         "import sys; from kvfold.pipeline.bench.processes import bench_worker; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import gguf
@@ -91,6 +92,41 @@ def test_gguf_refuses_rope_scaling(tmp_path: Path) -> None:
     folder.mkdir()
     write_huggingface_folder(checkpoint, folder)
     with pytest.raises(ValueError, match="RoPE scaling llama3"):
+        write_gguf(folder, tmp_path / "model.gguf")
+
+
+LONGROPE = {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [1.5] * 8}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("mistral", {"sliding_window": 16}, "windows of 16 tokens"),
+        (
+            "qwen2",
+            {"sliding_window": 16, "use_sliding_window": True, "max_window_layers": 1},
+            "windows of 16",
+        ),
+        (
+            "llama",
+            {"rope_scaling": LONGROPE, "original_max_position_embeddings": 64},
+            "RoPE scaling longrope",
+        ),
+    ],
+)
+def test_gguf_refuses_what_it_cannot_say_of_a_copied_folder(
+    name: str, changes: dict[str, object], said: str, tmp_path: Path
+) -> None:
+    """Its config.json is as its publisher wrote it, and may lack what ours have."""
+    checkpoint = tiny_checkpoint(tmp_path / "original", name, **changes)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write_huggingface_folder(checkpoint, folder)
+    config = json.loads((folder / "config.json").read_text())
+    if name != "llama":
+        config.pop("rope_scaling", None)
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=said):
         write_gguf(folder, tmp_path / "model.gguf")
 
 

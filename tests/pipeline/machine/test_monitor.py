@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -45,6 +46,10 @@ def test_a_running_engine_shows_its_pages_and_hit_rate(monkeypatch: pytest.Monke
             assert time.monotonic() < deadline
         assert found[0].metrics == llm.metrics
         text = render("no GPU", [], found)
+        held = found[0].metrics.kv_cache_bytes - found[0].metrics.free_bytes + (5 << 30)
+        on_gpu = render(None, [Gpu(0, "A GPU", 1, 6 << 30, 9 << 30, 50, None, {os.getpid(): held})], found)
+    assert "beside it" not in text
+    assert "GPU, beside it" in on_gpu and "5 GiB" in on_gpu, "weights and workspace, apart from the pools"
     assert "a bundle" in text and "global" in text
     assert f"{llm.metrics.cache.hit_tokens / llm.metrics.cache.queried_tokens:.1%}" in text
     assert read_statuses() == []
@@ -91,13 +96,17 @@ def test_a_gpu_is_read_and_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
         "nvmlDeviceGetUtilizationRates": lambda handle: SimpleNamespace(gpu=87),
         "nvmlDeviceGetTemperature": lambda handle, sensor: 61,
         "nvmlDeviceGetPowerUsage": no_power,
+        "nvmlDeviceGetComputeRunningProcesses": lambda handle: [
+            SimpleNamespace(pid=7, usedGpuMemory=2 << 30),
+            SimpleNamespace(pid=8, usedGpuMemory=None),
+        ],
     }
     for name, answer in answers.items():
         monkeypatch.setattr(pynvml, name, answer)
     with open_nvml() as no_gpu:
         assert no_gpu is None
         found = gpus.read_gpus()
-    assert found == [Gpu(0, "A GPU", 87, 3 << 30, 24 << 30, 61, None)]
+    assert found == [Gpu(0, "A GPU", 87, 3 << 30, 24 << 30, 61, None, {7: 2 << 30})]
     text = render(None, found, [])
     assert "87 %" in text and "61 °C" in text
 

@@ -52,8 +52,9 @@ def test_texts_of_a_bundle_share_an_engine(tmp_path: Path, monkeypatch: pytest.M
         run_stages(recipe, root, STAGES, QuietDisplay(), until=stage)
     workspace = Workspace(recipe, root)
     shapes = [
-        tuple(workspace.tensors(name)["tokens"].shape)
+        tuple(tensor.shape)
         for name in (CALIBRATION_TOKENS, TRAINING_TOKENS, HELDOUT_TOKENS)
+        for tensor in workspace.tensors(name).values()
     ]
     assert shapes == [(6, 32), (2, 32), (2, 48)]
     assert built == 1
@@ -66,6 +67,8 @@ def test_a_training_text_of_two_lengths_has_a_tensor_of_each(tmp_path: Path) -> 
       - {source: text.txt, tokens: 96, sequence_length: 48}
       - {source: text.txt, tokens: 64, sequence_length: 32}
       - {source: text.txt, tokens: 40, sequence_length: 32, seed: 5}
+  seconds: 60
+  held_out: {source: text.txt, tokens: 64, sequence_length: 64}
 """
     own = RECIPE.replace("heal: {text: {tokens: 64, sequence_length: 32, seed: 2}}", f"heal:\n  text:{text}")
     recipe = load_recipe(str(write_tiny_recipe(tmp_path, own)))
@@ -74,6 +77,7 @@ def test_a_training_text_of_two_lengths_has_a_tensor_of_each(tmp_path: Path) -> 
     assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == {
         "tokens.32": (4, 32),
         "tokens.48": (2, 48),
+        "held_out": (1, 64),
     }
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from kvfold.plugins.contract.errors import KernelError
 from kvfold.plugins.cuda.attention_spec import ARCHITECTURES, AttentionSpec, Variant, variant_of, variants_of
 from kvfold.plugins.cuda.compile_kernels import Cubin, compile_library, compile_variant
 from kvfold.plugins.cuda.kernel_library import KernelLibrary
+from kvfold.plugins.cuda.kernels.numerics import INT8_TO_FLOAT16
 from kvfold.plugins.cuda.tuning import SHARED_LIMIT
 from kvfold.plugins.paged_attention.schema import Attributes, QuantType
 
@@ -73,6 +75,65 @@ def check_tensor_cores(variant: Variant, cubin: Cubin) -> None:
     assert any("mma" in instruction for instruction in instructions), (variant.name, instructions)
     if variant.kernel == "decode" and variant.cache_dtype == "int8":
         assert any(".s32.s8.s8.s32" in instruction for instruction in instructions), instructions
+
+
+@pytest.mark.parametrize("name", ["smollm2-mqa", "qwen"])
+@pytest.mark.parametrize("architecture", [80, 90])
+def test_prefill_goes_on_while_two_blocks_of_keys_are_loaded(name: str, architecture: int) -> None:
+    """Two groups of copies, of K and of V, may be under way where the loop waits for those before."""
+    ptx = compile_variant(variant_of("prefill", SPECS[name]), architecture).ptx
+    waits = re.findall(r"cp\.async\.wait_group\s+(\w+)", ptx)
+    assert waits.count("2") == 2, "one for the loop over full blocks, one for the edges"
+
+
+@pytest.mark.parametrize("name", ["smollm2-mqa", "qwen"])
+def test_prefill_converts_int8_four_at_a_time(name: str) -> None:
+    """By bytes, once for all rows, not by an instruction a number."""
+    ptx = compile_variant(variant_of("prefill", SPECS[name]), 90).ptx
+    assert "0x64646464" in ptx and not re.findall(r"cvt\.\w+\.f16\.s", ptx)
+    assert "wgmma.mma_async" in ptx
+
+
+def test_the_bytes_that_become_float16_are_those_numbers() -> None:
+    """The instructions of INT8_TO_FLOAT16, carried out as PTX's manual says, on every int8."""
+    values = np.arange(-128, 128, dtype=np.int8)
+    for pair, (first, second) in enumerate(_int8_to_float16(values.reshape(-1, 4))):
+        four = values.reshape(-1, 4)[:, 2 * pair : 2 * pair + 2]
+        np.testing.assert_array_equal(np.stack([first, second], 1), four.astype(np.float16))
+
+
+def _int8_to_float16(fours: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Registers $0 and $1 as (lower, upper) float16, of registers $2 that hold four int8."""
+    registers = {"$2": fours.copy().view(np.uint32).ravel()}
+
+    def value(operand: str) -> np.ndarray | np.uint32:
+        return registers[operand] if operand in registers else np.uint32(int(operand, 16))
+
+    for line in INT8_TO_FLOAT16.value.strip("{} \n").split(";"):
+        operation, *operands = line.replace(",", " ").split() or [".reg"]
+        if operation == ".reg":
+            continue
+        target, *sources = operands
+        given = [value(each) for each in sources]
+        if operation == "xor.b32":
+            registers[target] = given[0] ^ given[1]
+        elif operation == "mov.b32":
+            registers[target] = np.full_like(registers["$2"], given[0])
+        elif operation == "prmt.b32":
+            every = (given[1].astype(np.uint64) << np.uint64(32)) | given[0]
+            picked = [
+                (every >> np.uint64(8 * (int(given[2]) >> 4 * i & 7))) & np.uint64(255) for i in range(4)
+            ]
+            registers[target] = sum(byte << np.uint64(8 * i) for i, byte in enumerate(picked)).astype(
+                np.uint32
+            )
+        else:
+            assert operation == "sub.f16x2", line
+            difference = given[0].view(np.float16) - given[1].view(np.float16)
+            registers[target] = difference.view(np.uint32)
+    return [
+        (halves[0::2], halves[1::2]) for halves in (registers[name].view(np.float16) for name in ("$0", "$1"))
+    ]
 
 
 def test_sm75_refuses_bfloat16() -> None:

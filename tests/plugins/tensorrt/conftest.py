@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from kvfold.plugins.cuda.launches import FLOATS, INTEGERS
+from tests.plugins.cuda.cpp.compile_cpp import compile_cpp
+from tests.plugins.cuda.fake_kernels import fake_kernels
 from tests.plugins.tensorrt.attention_models import SPEC
-from tests.plugins.tensorrt.cpp.compilers import COMPILER
 from tests.plugins.tensorrt.cpp.tensorrt_headers import fetch_tensorrt_headers
-from tests.plugins.tensorrt.fake_kernels import fake_kernels
 from tests.root import ROOT
 
 HERE = Path(__file__).parent
-PLUGINS = ROOT / "plugins"
 CUDA_TYPES = HERE / "cpp/cuda_types"
 
 
@@ -24,8 +22,7 @@ CUDA_TYPES = HERE / "cpp/cuda_types"
 def libcuda(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a libcuda that writes down what it is asked to do; see `stub_cuda.cc`."""
     folder = tmp_path_factory.mktemp("libcuda")
-    target = folder / "libcuda.so.1"
-    run([COMPILER, "-shared", "-fPIC", "-o", str(target), str(HERE / "cpp/stub_cuda.cc")])
+    compile_cpp(folder / "libcuda.so.1", "-shared", "-fPIC", HERE / "cpp/stub_cuda.cc")
     return folder
 
 
@@ -54,18 +51,10 @@ def cpp_kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def host(headers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What stands in for TensorRT at run time; see `cpp_host.cc`."""
-    target = tmp_path_factory.mktemp("host") / "host"
-    includes = [f"-I{PLUGINS}", "-isystem", str(CUDA_TYPES), "-isystem", str(headers)]
-    run([COMPILER, "-std=c++17", *includes, str(HERE / "cpp/cpp_host.cc"), "-ldl", "-o", str(target)])
-    return target
+    includes = ("-isystem", CUDA_TYPES, "-isystem", headers)
+    return compile_cpp(tmp_path_factory.mktemp("host") / "host", *includes, HERE / "cpp/cpp_host.cc")
 
 
 def kinds(arguments: tuple[str, ...]) -> str:
     """A letter for each parameter: p(ointer), i(nt32), f(loat32)."""
     return "".join("f" if name in FLOATS else "i" if name in INTEGERS else "p" for name in arguments)
-
-
-def run(command: list[str]) -> None:
-    """Run a compiler; what it printed is shown where it fails."""
-    process = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert process.returncode == 0, process.stdout + process.stderr

@@ -20,8 +20,8 @@ from kvfold.plugins.cuda.cuda_library import library_path
 from kvfold.plugins.cuda.kernel_library import KernelLibrary
 from kvfold.plugins.cuda.launches import Shapes, workspace_sizes
 from kvfold.plugins.tensorrt.library_path import environment_for
+from tests.plugins.cuda.fake_kernels import fake_kernels
 from tests.plugins.tensorrt.attention_models import CONSUMER, PRODUCER, SPEC, Model, Shape
-from tests.plugins.tensorrt.fake_kernels import fake_kernels
 from tests.root import ROOT
 
 pytest.importorskip(

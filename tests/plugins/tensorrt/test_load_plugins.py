@@ -13,8 +13,8 @@ import pytest
 from kvfold.plugins.contract.errors import KernelError
 from kvfold.plugins.cuda.cuda_library import library_path
 from kvfold.plugins.tensorrt import load_plugins as loading
+from tests.plugins.cuda.fake_kernels import fake_kernels
 from tests.plugins.tensorrt.attention_models import SPEC
-from tests.plugins.tensorrt.fake_kernels import fake_kernels
 from tests.root import ROOT
 
 # Loads the libraries that are named before ours; ours twice.

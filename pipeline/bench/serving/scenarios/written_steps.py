@@ -42,13 +42,15 @@ def measure_steps(bench: Bench, steps: Steps) -> list[Figure]:
     with TemporaryDirectory() as folder:
         llm = load(bench, Path(folder) / "kv")
         assert llm.tier is not None
-        run_block(llm, bench.vocab_size, "warm-up")
-        rounds = []
-        for number in range(bench.rounds):
-            rounds.append(
-                _round(llm, bench.vocab_size, number, lambda: steps.next("steps, pages kept or not"))
-            )
-        llm.tier.close()
+        try:
+            run_block(llm, bench.vocab_size, "warm-up")
+            rounds = []
+            for number in range(bench.rounds):
+                rounds.append(
+                    _round(llm, bench.vocab_size, number, lambda: steps.next("steps, pages kept or not"))
+                )
+        finally:
+            llm.tier.close()
     return _figures(rounds)
 
 

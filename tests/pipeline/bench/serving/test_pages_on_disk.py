@@ -85,3 +85,13 @@ def test_a_tier_that_takes_nothing_is_told(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(HostTier, "wanted", lambda *_: None)
     found = answer(pages_on_disk.measure, replace(bench_of(tmp_path, stubborn=0), vocab_size=VOCAB))
     assert figure(found, "objects written").met is False
+
+
+def test_a_tier_is_closed_where_a_step_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shorten(monkeypatch)
+    closed: list[HostTier] = []
+    monkeypatch.setattr(HostTier, "close", lambda tier: closed.append(tier))
+    monkeypatch.setattr(written_steps, "run_block", lambda *_: pytest.fail("a step"))
+    with pytest.raises(pytest.fail.Exception, match="a step"):
+        answer(pages_on_disk.measure, replace(bench_of(tmp_path, stubborn=0), vocab_size=VOCAB))
+    assert len(closed) == 1

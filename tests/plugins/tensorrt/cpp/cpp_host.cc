@@ -11,7 +11,7 @@
 
 #include <NvInferRuntime.h>
 
-#include "cpp_request.h"
+#include "tests/plugins/cuda/cpp/cpp_request.h"
 
 namespace {
 

@@ -1,4 +1,4 @@
-// Stands in for libcuda.so.1: NVIDIA's bindings load it, and what they call is written to $STUB_CUDA_LOG.
+// Stands in for libcuda.so.1: the library for GPUs opens it, and what it calls is written to $STUB_CUDA_LOG.
 //
 // A GPU of compute capability $STUB_CUDA_ARCHITECTURE. The current context is at address 7; where
 // $STUB_CUDA_CONTEXTS is set, it is another one at every call that asks for its id. A kernel's entry point is named
@@ -88,31 +88,6 @@ int cuGetErrorName(int, const char** text) {
 int cuGetErrorString(int, const char** text) {
   *text = "no kernel image is available for execution on the device";
   return 0;
-}
-
-// How the bindings find everything else.
-int cuGetProcAddress_v2(const char* name, void** function, int, uint64_t, int* found) {
-  *function = nullptr;
-#define STUB(call) \
-  if (!std::strcmp(name, #call)) *function = reinterpret_cast<void*>(&call);
-  STUB(cuCtxGetCurrent)
-  STUB(cuCtxGetId)
-  STUB(cuCtxGetDevice)
-  STUB(cuDeviceGetAttribute)
-  STUB(cuModuleLoadData)
-  STUB(cuModuleGetFunction)
-  STUB(cuFuncSetAttribute)
-  STUB(cuLaunchKernel)
-  STUB(cuGetErrorName)
-  STUB(cuGetErrorString)
-#undef STUB
-  if (!std::strcmp(name, "cuGetProcAddress")) *function = reinterpret_cast<void*>(&cuGetProcAddress_v2);
-  if (found) *found = *function ? 0 : 1;
-  return *function ? 0 : 500;
-}
-
-int cuGetProcAddress(const char* name, void** function, int version, uint64_t flags) {
-  return cuGetProcAddress_v2(name, function, version, flags, nullptr);
 }
 
 }  // extern "C"

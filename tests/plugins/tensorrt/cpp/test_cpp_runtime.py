@@ -19,8 +19,8 @@ from kvfold.plugins.cuda.calls import Launch
 from kvfold.plugins.cuda.cuda_library import library_path
 from kvfold.plugins.cuda.kernel_library import OPENED_FILE, KernelLibrary
 from kvfold.plugins.tensorrt.attributes import Node
+from tests.plugins.cuda.cpp.cpp_request import Request, launches_of, tensors_of
 from tests.plugins.tensorrt.attention_models import CONSUMER, DONOR, PRODUCER, SPEC
-from tests.plugins.tensorrt.cpp.cpp_request import Request, launches_of, tensors_of
 
 
 class Runner:

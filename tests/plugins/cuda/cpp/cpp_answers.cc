@@ -1,11 +1,11 @@
-// What the C++ plugin's arithmetic makes of a request, as text for Python to compare with its own.
+// What C++ makes of a request, as text for Python to compare with its own.
 
 #include <cstring>
 
 #include "cuda/cpp/calls.h"
-#include "cpp_request.h"
 #include "cuda/cpp/open_kernels.h"
 #include "cuda/cpp/text.h"
+#include "tests/plugins/cuda/cpp/cpp_request.h"
 
 namespace {
 

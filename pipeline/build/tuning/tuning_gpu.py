@@ -23,7 +23,7 @@ from kvfold.runtime.engine.cuda.device import Device
 MAX_SPILL_BYTES = 64  # more is a tile that did not fit
 
 
-class GpuBench:
+class TuningGpu:
     """The first visible GPU, and a process a core that compiles for it; a context manager."""
 
     def __init__(self) -> None:

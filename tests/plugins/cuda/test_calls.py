@@ -11,8 +11,8 @@ from kvfold.plugins.contract.errors import KernelError
 from kvfold.plugins.cuda.calls import Launch, resolve, workspace_bytes
 from kvfold.plugins.cuda.kernel_library import KernelLibrary
 from kvfold.plugins.cuda.launches import Shapes, workspace_sizes
+from tests.plugins.cuda.fake_kernels import fake_kernels
 from tests.plugins.tensorrt.attention_models import CONSUMER, DONOR, PRODUCER, SPEC
-from tests.plugins.tensorrt.fake_kernels import fake_kernels
 
 CONSUMING = replace(SPEC, writes=False)
 WORKSPACE = 1 << 40

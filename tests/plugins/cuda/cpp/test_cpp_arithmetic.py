@@ -22,12 +22,13 @@ from kvfold.plugins.cuda.kernel_library import OPENED_FILE, KernelLibrary
 from kvfold.plugins.paged_attention.schema import INPUTS, OUTPUTS, Attributes
 from kvfold.plugins.tensorrt.attributes import Node, read_node
 from kvfold.plugins.tensorrt.node_form import INPUTS_ATTRIBUTE, SLOTS
+from tests.plugins.cuda.cpp.compile_cpp import compile_cpp
+from tests.plugins.cuda.cpp.cpp_request import Request, Tensor, python_answer, tensors_of
+from tests.plugins.cuda.fake_kernels import fake_kernels
 from tests.plugins.tensorrt.attention_models import CONSUMER, DONOR, PRODUCER, SPEC
-from tests.plugins.tensorrt.conftest import PLUGINS, run
-from tests.plugins.tensorrt.cpp.compilers import COMPILER
-from tests.plugins.tensorrt.cpp.cpp_request import Request, Tensor, python_answer, tensors_of
-from tests.plugins.tensorrt.fake_kernels import fake_kernels
+from tests.root import ROOT
 
+CPP = ROOT / "plugins/cuda/cpp"
 PURE = (
     *("node/attention_spec", "node/attributes", "node/descriptions"),
     *("calls", "kernel_library", "launches", "open_kernels", "text"),
@@ -80,12 +81,9 @@ def other_kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def cpp_answer(kernel_folder: Path, other_kernels: Path, tmp_path_factory: pytest.TempPathFactory) -> Answer:
     """C++'s answer to a request."""
-    folder = tmp_path_factory.mktemp("cpp")
-    sources = [PLUGINS / f"cuda/cpp/{name}.cc" for name in PURE]
-    sources.append(Path(__file__).with_name("cpp_answers.cc"))
-    flags = ("-std=c++17", "-Wall", "-Wextra", "-Werror", "-O0", "-shared", "-fPIC", f"-I{PLUGINS}")
-    target = folder / "answers.so"
-    run([COMPILER, *flags, "-o", str(target), *map(str, sources)])
+    sources = [*(CPP / f"{name}.cc" for name in PURE), Path(__file__).with_name("cpp_answers.cc")]
+    flags = ("-Wall", "-Wextra", "-Werror", "-O0", "-shared", "-fPIC")
+    target = compile_cpp(tmp_path_factory.mktemp("cpp") / "answers.so", *flags, *sources)
     library = ctypes.CDLL(str(target))
     for each in (kernel_folder, other_kernels):
         assert library.kvfold_open_kernels(str(each / OPENED_FILE).encode()) == 0

@@ -1,0 +1,1 @@
+"""What plugins/cuda has in C++, against its reference in Python."""
