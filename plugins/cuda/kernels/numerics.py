@@ -26,7 +26,6 @@ INT8_TO_FLOAT16: tl.constexpr = tl.constexpr(
     }"""
 )
 INTERPRETED: tl.constexpr = tl.constexpr(triton.knobs.runtime.interpret)  # knows no PTX
-SEQUENCES: tl.constexpr = tl.constexpr(64)  # looked at together
 TABLE_BLOCK: tl.constexpr = tl.constexpr(512)  # page ids looked at together
 
 
@@ -40,19 +39,23 @@ def round_half_even(x: tl.tensor) -> tl.tensor:
 def find_sequence(
     cumulative_sequence_length: tl.tensor, sequences: tl.tensor, i: tl.tensor, TOKENS_PER_TILE: tl.constexpr
 ) -> tl.tensor:
-    """The sequence of packed token i (TOKENS_PER_TILE 0) or of query tile i: the last that begins before.
+    """The sequence of packed token i (TOKENS_PER_TILE 0) or of query tile i.
 
     Tiles of sequence s begin with tile start // TOKENS_PER_TILE + s, which leaves room for a last tile that
-    is not full in every sequence before it. Counting loads once for many sequences; a search waits each time.
+    is not full in every sequence before it.
     """
-    found = tl.zeros((SEQUENCES,), tl.int32)
-    for start in range(0, sequences, SEQUENCES):
-        sequence = start + tl.arange(0, SEQUENCES)
-        first = tl.load(cumulative_sequence_length + sequence, mask=sequence < sequences, other=0)
+    low = 0
+    high = sequences - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        first = tl.load(cumulative_sequence_length + middle)
         if TOKENS_PER_TILE > 0:
-            first = first // TOKENS_PER_TILE + sequence
-        found += ((first <= i) & (sequence < sequences)).to(tl.int32)
-    return tl.sum(found, 0) - 1
+            first = first // TOKENS_PER_TILE + middle
+        if first <= i:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 @triton.jit  # type: ignore[untyped-decorator]
