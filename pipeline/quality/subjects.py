@@ -26,7 +26,7 @@ INPUT_IDS, FIRST, LOGITS, LOSSES = "input_ids", "first", "logits", "losses"
 # A text is read as three turns that end here: each later one finds the earlier ones in the cache.
 TURN_ENDS = (0.5, 0.75, 1.0)
 # Streamed logits come in blocks that end at multiples of this, so that those of several subjects line up.
-BLOCK_TOKENS = 128  # 78 MB of logits a subject, of 151,936 tokens
+BLOCK_TOKENS = 96  # 58 MB of logits a subject, of 151,936 tokens
 
 
 # Told of work that is done: so many tokens.

@@ -295,7 +295,7 @@ class Recipe(Record):
         backend = TARGETS[self.target].backend
         if backend == "cpu":
             return "float32"
-        return self.cuda.activation_dtype if backend == "cuda" else self.tensorrt.activation_dtype
+        return (self.cuda if backend == "cuda" else self.tensorrt).activation_dtype
 
     @property
     def page_size(self) -> int:
