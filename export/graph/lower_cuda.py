@@ -1,4 +1,7 @@
-"""Lower a target-neutral graph for ONNX Runtime's CUDA provider: which passes, in which order."""
+"""Lower a target-neutral graph for ONNX Runtime's CUDA provider: which passes, in which order.
+
+Its fused residual norm summed in float16 once; in 1.31 it sums in float32 (pull request 28682 there).
+"""
 
 from __future__ import annotations
 
@@ -38,14 +41,12 @@ def lower_for_cuda(
 ) -> dict[str, int]:
     """Write `model.onnx` for ONNX Runtime's CUDA provider with kvfold's attention into `directory`.
 
-    Linears in 4 bits are MatMulNBits, every other one is computed in `dtype`. Norms sum their squares in
-    float32: RMSNormalization does, and from ONNX Runtime 1.27 on its fused residual norm does too (pull
-    request 28682 there).
+    Linears in 4 bits are MatMulNBits, all others are in `dtype`. Norms sum their squares in float32.
 
     Args:
         model: the target-neutral graph, changed in place.
         directory: an existing directory.
-        plan: the plan the graph was exported from.
+        plan: of the graph.
         dtype: of the activations.
         blocks: of the linears in 4 bits.
         progress: told of the share written.
@@ -55,7 +56,7 @@ def lower_for_cuda(
 
     Raises:
         ExportError: a pass did not find what it must, or a weight is beyond `dtype`.
-        TargetError: the kernels do not read the type of a cache, or heads of this size.
+        TargetError: no kernel reads the type of a cache, or heads of this size.
     """
     check_kv_dtypes(plan, f"the cuda target with {dtype} activations", (dtype, "int8"))
     check_head_dim(plan, "the cuda target", HEAD_SIZES)

@@ -31,7 +31,7 @@ from kvfold.export.heal.student.int8_deployment import Int8Deployment
 from kvfold.export.heal.student.low_rank import FACTORS
 from kvfold.export.heal.student.student import TrainedModel
 from kvfold.export.heal.training.journal import Journal, Snapshot
-from kvfold.export.heal.training.passes import SMALLEST
+from kvfold.export.heal.training.passes import ON_A_CPU
 from kvfold.export.heal.training.schedule import ByClock, ByUpdates, Schedule
 from kvfold.export.heal.training.train import Step, count_updates, train
 from kvfold.export.heal.training.training_text import TrainingText
@@ -194,7 +194,7 @@ class _Training:
         with torch.no_grad():
             for own in text.by_length(torch.arange(len(text.lengths))):
                 length = int(text.lengths[own[0]])
-                for rows in torch.split(own, max(1, SMALLEST // length)):
+                for rows in torch.split(own, max(1, ON_A_CPU // length)):
                     total += loss(rows).item() * len(rows) * length
                     progress(0.0)
         return total / text.tokens

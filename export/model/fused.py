@@ -24,7 +24,7 @@ def fused(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
 
     @cache
     def compiled() -> Callable[Arguments, Result]:
-        return torch.compile(function, dynamic=True, fullgraph=True)
+        return torch.compile(function, dynamic=True)
 
     @wraps(function)
     def chosen(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:

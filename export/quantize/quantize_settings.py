@@ -35,7 +35,7 @@ class QuantizeSettings(Record):
     smooth: bool = True
     max_relative_error: float = Field(default=0.02, gt=0)
     max_weight_error: float = Field(default=0.05, gt=0)
-    max_int4_error: float = Field(default=0.05, gt=0)
+    max_int4_error: float = Field(default=0.03, gt=0)
 
     @model_validator(mode="after")
     def _check_weights(self) -> Self:

@@ -14,7 +14,6 @@ class BenchSettings:
     """How a run is done.
 
     Attributes:
-        target: of kvfold's engine.
         peers: names in `PEERS`, `PEERS_IN_4_BITS` and `PEERS_ON_CUDA`.
         beside: recipes whose engines are measured too.
         required: a peer that cannot take part is an error, instead of a line among the skipped.
@@ -22,9 +21,9 @@ class BenchSettings:
         threads: compute threads of each contender.
         rounds: fresh processes of each contender; each gives one sample of every metric.
         workloads: name in `pipeline.bench.workloads.workloads.SETS`.
+        target: of kvfold's engine.
     """
 
-    target: str = "cpu"
     peers: tuple[str, ...] = PEERS
     beside: tuple[str, ...] = ()
     required: bool = False
@@ -32,3 +31,4 @@ class BenchSettings:
     threads: int = 2
     rounds: int = 3
     workloads: str = "full"
+    target: str = "cpu"

@@ -293,8 +293,9 @@ class Recipe(Record):
     def float_dtype(self) -> KvDtype:
         """Of the target's caches that are not int8."""
         backend = TARGETS[self.target].backend
-        section = {"tensorrt": self.tensorrt, "cuda": self.cuda}.get(backend)
-        return "float32" if section is None else section.activation_dtype
+        if backend == "cpu":
+            return "float32"
+        return (self.cuda if backend == "cuda" else self.tensorrt).activation_dtype
 
     @property
     def page_size(self) -> int:

@@ -1,30 +1,30 @@
 """Tile sizes, warps and pipeline stages per kernel and architecture: what was measured, else a rule.
 
-`kvfold tune` measures on a card and writes a table (`tuned_table.py`). The rule was not timed. It follows from
-arithmetic intensity, from what an SM holds and from what the compiler made: instructions of a loop, registers,
-spills, and where loads are waited for. docs/gpu-kernels.md has these figures.
+`kvfold tune` measures on a card and writes a table (`tuned_table.py`). The rule was not timed. It follows
+from arithmetic intensity, from what an SM holds and from what the compiler made: instructions of a loop,
+registers, spills, and where loads are waited for. docs/gpu-kernels.md has these figures.
 
-Stages: Triton issues the loads of a loop after its computation. So with two stages a block is waited for right
-after it was asked for, and only from three on a block computes while the next two are loaded. This needs the
-ids of pages one block earlier, so the kernels carry them from block to block.
+Stages: Triton issues the loads of a loop after its computation. So with two stages a block is waited for
+right after it was asked for, and only from three on a block computes while the next two are loaded. This
+needs the ids of pages one block earlier, so the kernels carry them from block to block.
 
-Decoding moves bytes. One new token with G query heads per KV head reads 2 * d bytes of an int8 cache per
-key and computes 6 * G * d operations on it (two int8 planes of q.k, one p.v): 3 * G operations a byte, 27
-for nine heads. An A100 balances at 624 int8 TOPS / 2 TB/s = 312, an RTX 4090 at 660 / 1 = 660. So tiles
-are as small as tensor cores allow (16 rows), and what counts is bytes in flight, and few instructions for each.
-Two warps on 64 keys of 64 channels take 336 issue slots of an SM's four schedulers for 8 KB of K and V on
-SM 90, four warps 533. A split of 256 keys makes 32 blocks of one sequence of 8,192 tokens and one KV head; its
+Decoding moves bytes. One new token with G query heads per KV head reads 2 * d bytes of an int8 cache per key
+and computes 6 * G * d operations on it (two int8 planes of q.k, one p.v): 3 * G operations a byte, 27 for
+nine heads. An A100 balances at 624 int8 TOPS / 2 TB/s = 312, an RTX 4090 at 660 / 1 = 660. So tiles are as
+small as tensor cores allow (16 rows), and what counts is bytes in flight, and few instructions for each. Two
+warps on 64 keys of 64 channels take 336 issue slots of an SM's four schedulers for 8 KB of K and V on SM 90,
+four warps 533. A split of 256 keys makes 32 blocks of one sequence of 8,192 tokens and one KV head; its
 partial result (4 * G * d bytes) is 7 % of the K and V bytes that it stands for at nine heads.
 
-Prefill computes. A tile of R rows (query tokens times heads) does 4 * R * d operations on the 2 * d bytes
-of an int8 key: 2 * R a byte. 128 rows are beyond an A100's float16 balance of 156, before L2 helps, where
-neighbouring tiles find the same pages. What limits R are registers: the accumulator and the logits of a
-tile must stay in a thread's 255. With 8 warps 128 rows by 64 keys spill nothing at d = 64, and up to d = 128
+Prefill computes. A tile of R rows (query tokens times heads) does 4 * R * d operations on the 2 * d bytes of
+an int8 key: 2 * R a byte. 128 rows are beyond an A100's float16 balance of 156, before L2 helps, where
+neighbouring tiles find the same pages. What limits R are registers: the accumulator and the logits of a tile
+must stay in a thread's 255. With 8 warps 128 rows by 64 keys spill nothing at d = 64, and up to d = 128
 where the accumulator lives elsewhere (SM 90 and 100); 64 by 32 in 4 warps spill nothing from SM 80 on. That
 was looked at for up to 16 query heads per KV head; larger groups compile, but may spill.
 
-SM 75: Triton has no tensor-core path for it, so its dot products are multiply-adds in float16, with
-operands in registers: small tiles, 8 warps, and no pipeline, as it has no asynchronous copies.
+SM 75: Triton has no tensor-core path for it, so its dot products are multiply-adds in float16, with operands
+in registers: small tiles, 8 warps, and no pipeline, as it has no asynchronous copies.
 """
 
 from __future__ import annotations

@@ -46,7 +46,8 @@ def quantize_blocks(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Integers times powers are exact in float32.
     """
     scale = token_scales(x)
-    blocks = functional.pad(x, (0, -x.shape[-1] % BLOCK)).reshape(*x.shape[:-1], -1, BLOCK)
+    count = -(-x.shape[-1] // BLOCK)
+    blocks = functional.pad(x, (0, -x.shape[-1] % BLOCK)).reshape(*x.shape[:-1], count, BLOCK)
     largest = blocks.abs().amax(-1).view(torch.int32)
     shift = (largest.amax(-1, keepdim=True) - largest >> 23).clamp(max=MAX_SHIFT)
     factor = torch.exp2(-shift.float()).repeat_interleave(BLOCK, -1)[..., : x.shape[-1]]

@@ -60,10 +60,6 @@ class Node:
         name = self.outputs[output].removesuffix("_out")
         return self.inputs.index(name) if name in self.inputs else -1
 
-    def error(self, problem: str) -> KernelError:
-        """An error that names this node."""
-        return KernelError(f"attention node {self.name}: {problem}")
-
     def values(self) -> dict[str, Value]:
         """The node's attributes; `read_node` takes them back."""
         return {**asdict(self.attributes), INPUTS_ATTRIBUTE: ",".join(self.inputs)}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from kvfold.runtime.engine.cuda.device import Device
-from tests.gpu.conftest import GpuFacts, RecordProperty
+from tests.gpu.conftest import RecordProperty
+from tests.gpu.runs.find_gpu import GpuFacts
 
 MIB = 1 << 20
 

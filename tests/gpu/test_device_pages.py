@@ -7,7 +7,8 @@ import numpy as np
 from kvfold.runtime.engine.cuda.device import Device
 from kvfold.runtime.engine.cuda.device_pages import DevicePages
 from kvfold.runtime.engine.slabs import GPU_UNIT
-from tests.gpu.conftest import GpuFacts, RecordProperty
+from tests.gpu.conftest import RecordProperty
+from tests.gpu.runs.find_gpu import GpuFacts
 from tests.runtime.engine.pages.mixed_plan import GROUPS, PLAN, make_info
 
 INFO = make_info(GPU_UNIT)

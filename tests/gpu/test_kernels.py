@@ -1,4 +1,4 @@
-"""The attention kernels on the GPU against the reference: the cubins and the launcher that engines use."""
+"""The kernels on the GPU against the references: the cubins and the launches that engines use."""
 
 from __future__ import annotations
 
@@ -8,16 +8,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kvfold.plugins.cpu.sampling_calls import NativeRow
 from kvfold.plugins.cuda.attention_spec import ACTIVATION_DTYPES, ActivationDtype
+from kvfold.plugins.cuda.compile_kernels import compile_library
+from kvfold.plugins.cuda.sampling_launches import SAMPLING_VARIANTS
 from kvfold.plugins.paged_attention import tolerances
 from kvfold.plugins.paged_attention.inputs import Case, Inputs, make_inputs
+from kvfold.plugins.sampling import tolerances as sampling_tolerances
+from kvfold.plugins.sampling.inputs import Case as SamplingCase
+from kvfold.plugins.sampling.inputs import make_inputs as make_sampling_inputs
 from kvfold.runtime.engine.cuda.device import Device
+from kvfold.runtime.engine.cuda.device_sampler import DeviceRows, DeviceSampler
 from kvfold.runtime.engine.tensorrt.gpu_memory import MARGIN
 from tests.gpu.attention_call import call
 from tests.gpu.conftest import RecordProperty
 from tests.gpu.gpu_attention_cases import DECODE, MQA, PREFILL
 from tests.plugins.cpu.paged_attention_node import relative_error
 from tests.plugins.cuda.interpreter import expected, shapes_of
+from tests.plugins.sampling_cases import check_row
 
 ACTIVATION = pytest.mark.parametrize("activation", ACTIVATION_DTYPES)
 
@@ -113,3 +121,33 @@ def sequence_of(inputs: Inputs, row: int) -> Inputs:
         arrays[name] = arrays[name][row : row + 1]
     arrays["cumulative_sequence_length"] = np.array([0, end - start], np.int32)
     return Inputs(arrays, inputs.attributes)
+
+
+SAMPLED = {
+    "greedy": SamplingCase(vocab=151_936, rows=64, likely=5),
+    "temperature": SamplingCase(vocab=49_152, rows=64, temperature=1.0, likely=0),
+    "nucleus": SamplingCase(vocab=49_152, rows=64, temperature=0.8, top_p=0.95, min_p=0.01),
+    "flat nucleus": SamplingCase(vocab=49_152, rows=16, spread=0.3, temperature=1.2, top_p=0.9),
+    "likeliest": SamplingCase(vocab=151_936, rows=16, temperature=0.7, top_k=40, top_p=0.9, likely=20),
+    "edited": SamplingCase(
+        vocab=9_000, rows=16, levels=2, allowed=0.5, biased=20, seen=300, banned=3, temperature=1.0,
+        top_k=300, repetition_penalty=1.3, frequency_penalty=1.5, presence_penalty=0.7,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_sampled_tokens_are_the_reference_s(device: Device, tmp_path: Path, name: str) -> None:
+    """Tokens of the sampling kernels are the reference's, and log probabilities within its tolerance."""
+    inputs = make_sampling_inputs(SAMPLED[name])
+    compile_library(SAMPLING_VARIANTS.values(), (device.architecture,), tmp_path)
+    sampler = DeviceSampler(device, tmp_path, len(inputs.rows), inputs.logits.shape[1])
+    pinned, address = device.allocate_pinned(inputs.logits.nbytes), device.allocate(inputs.logits.nbytes)
+    pinned[:] = inputs.logits.view(np.uint8).reshape(-1)
+    device.upload(address, pinned)
+    batch = sampler.batch([NativeRow(row) for row in inputs.rows])
+    rows = DeviceRows(address, tuple(range(len(inputs.rows))), device.synchronize)
+    for _ in range(2):  # with the tables brought up, then with those that are there
+        assert batch.sample(rows) == 0
+        for at, row in enumerate(inputs.rows):
+            check_row(batch.results, at, inputs.logits[at], row, sampling_tolerances.OUTPUT)

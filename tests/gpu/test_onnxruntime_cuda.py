@@ -1,4 +1,4 @@
-"""ONNX Runtime's CUDA provider: kvfold's attention (caches, sinks, windows, sharing), 4 bits, the stock op."""
+"""ONNX Runtime on CUDA: kvfold's attention (caches, sinks, windows, sharing), 4 bits, the stock op."""
 
 from __future__ import annotations
 

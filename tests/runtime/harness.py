@@ -28,9 +28,10 @@ def make_llm(
     context: int = 512,
     slab: int = 1,
     tier: KvTier | None = None,
+    kind: type[SyntheticEngine] = SyntheticEngine,
 ) -> tuple[LLM, SyntheticEngine]:
     """An LLM over a synthetic engine whose tokens are bytes and which never ends by itself."""
-    engine = SyntheticEngine(plan, pages, vocab=VOCAB, context=context, slab=slab)
+    engine = kind(plan, pages, vocab=VOCAB, context=context, slab=slab)
     config = RuntimeConfig(max_num_batched_tokens=batched, max_num_seqs=seqs)
     return LLM(engine, ByteTokenizer(()), config, tier), engine
 

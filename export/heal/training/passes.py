@@ -9,7 +9,8 @@ import torch
 
 from kvfold.plugins.contract.errors import HealingError
 
-SMALLEST = 2_048  # tokens: a CPU's caches want no more, and what a GPU needs for a token is measured on these
+ON_A_CPU = 2_048  # tokens: its caches want no more
+MEASURED = 16_384  # tokens of a GPU's first pass: what it then needs for a token is what larger ones will
 SHARE = 0.8  # of the free memory, so that what grows otherwise and fragments have room
 
 
@@ -55,8 +56,8 @@ class Passes:
     """
 
     def __init__(self, memory: Memory | None) -> None:
-        """`memory` limits a pass; None keeps the smallest."""
-        self.tokens = SMALLEST
+        """`memory` limits a pass; without, passes are a CPU's."""
+        self.tokens = ON_A_CPU if memory is None else MEASURED
         self._memory = memory
 
     @classmethod
@@ -75,7 +76,7 @@ class Passes:
             return work()
         memory.begin()
         result = work()
-        self.tokens = max(SMALLEST, int(SHARE * memory.free() * tokens / max(1, memory.most_in_use())))
+        self.tokens = max(1, int(SHARE * memory.free() * tokens / max(1, memory.most_in_use())))
         return result
 
     def halve(self, longest: int) -> None:

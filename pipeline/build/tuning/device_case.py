@@ -24,7 +24,7 @@ SAMPLES, SAMPLE_MILLISECONDS = 5, 4.0
 COMPARED = 1 << 19  # elements of the output, its last ones
 CHUNK = 1 << 21  # random numbers, repeated through a buffer
 WARP, STATIC_SHARED_BYTES = 32, 48 * 1024
-_C_TYPES = {"pointer": ctypes.c_void_p, "int32": ctypes.c_int32, "float32": ctypes.c_float}
+_C_TYPES: dict[str, Any] = {"pointer": ctypes.c_void_p, "int32": ctypes.c_int32, "float32": ctypes.c_float}
 _SCRATCH = (("pointer", 0), ("pointer", 0))  # Triton's global and profile scratch, unused by our kernels
 
 

@@ -1,6 +1,6 @@
 // The entry point that ONNX Runtime calls.
 
-#include "cuda/onnxruntime/paged_attention.h"
+#include "cuda/onnxruntime/attention_op.h"
 
 extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(OrtSessionOptions* options,
                                                                                const OrtApiBase* base) {

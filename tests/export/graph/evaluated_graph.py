@@ -40,7 +40,7 @@ class GpuAttention(OpRun):
         names = INPUTS if listed is None else listed.split(",")
         # By its name: the evaluator gives an absent input what an absent output was.
         triples = zip(names, inputs, self.onnx_node.input, strict=False)
-        given = {name: each for name, each, tensor in triples if tensor}
+        given = {name: each for name, each, tensor in triples if tensor and each is not None}
         scratch = (np.zeros(0, np.uint8),) if listed is None else ()
         if "slot_mapping" not in given:
             tokens, cache = len(given["query"]), given["key_cache"].shape

@@ -18,7 +18,7 @@ from kvfold.export.heal.objective import head_kl
 from kvfold.export.heal.student import int8_rounding
 from kvfold.export.heal.training.muon import Muon
 from kvfold.export.heal.training.optimizer import Optimizer
-from kvfold.export.heal.training.passes import SMALLEST, Passes
+from kvfold.export.heal.training.passes import MEASURED, ON_A_CPU, Passes
 from kvfold.export.heal.training.schedule import ByUpdates
 from kvfold.export.heal.training.train import Step, backward, batches
 from kvfold.export.heal.training.training_text import TrainingText
@@ -123,7 +123,7 @@ def test_the_first_pass_tells_how_large_the_next_may_be() -> None:
         memory.tokens = 2_000
         return 0.5
 
-    assert passes.rows(512) == SMALLEST // 512
+    assert passes.rows(512) == MEASURED // 512 and Passes(None).rows(512) == ON_A_CPU // 512
     assert passes.run(2_000, work) == 0.5
     assert passes.tokens == 8_000 and passes.rows(512) == 15 and passes.rows(10_000) == 1
     memory.size = 10

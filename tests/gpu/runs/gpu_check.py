@@ -2,7 +2,7 @@
 
     python -m tests.gpu.runs.gpu_check --output out --wheels wheels
 
-A file of tests/gpu is a group, a process of its own with few threads; the kernels' tests are four. What a
+A file of tests/gpu is a group, a process of its own with few threads; long files are several. What a
 group needs and this Python cannot import is named where it is skipped.
 """
 
@@ -20,20 +20,24 @@ TESTS = ROOT / "tests" / "gpu"
 EVERY = ("pytest", "hypothesis", "numpy", "torch", "pydantic", "rich", "click", "cuda.bindings")
 NEEDS = {
     "test_kernels": ("triton",),
-    "test_onnxruntime_cuda": ("onnxruntime", "onnx", "onnxscript"),
+    "test_onnxruntime_cuda": ("onnxruntime", "onnx", "onnxscript", "triton"),
     "test_gpu_tensorrt_engine": ("triton", "polygraphy"),
     "test_gpu_validate": ("triton", "polygraphy"),
 }
-# Parts of a file that takes long, by what pytest's -k takes.
-PARTS = {"test_kernels": ("float16 and not bfloat16", "bfloat16", "not float16 and not bfloat16")}
+# Parts of a file that takes long, as pytest's -k takes them; what is in none of them is one more.
+PARTS = {
+    "test_kernels": ("(float16 and not bfloat16)", "bfloat16"),
+    "test_onnxruntime_cuda": ("(float16_caches and not bfloat16_caches)", "bfloat16_caches", "int8_caches"),
+}
 
 
 def groups() -> list[Group]:
     """The longest first."""
     found = []
     for path in sorted(TESTS.glob("test_*.py"), key=lambda path: (path.stem not in PARTS, path.stem)):
-        for part in PARTS.get(path.stem, ("",)):
-            name = path.stem.removeprefix("test_") + (f" ({part})" if part else "")
+        parts = PARTS.get(path.stem, ())
+        for part in (*parts, f"not ({' or '.join(parts)})" if parts else ""):
+            name = path.stem.removeprefix("test_") + (f" {part}" if part else "")
             chosen = ("-k", part) if part else ()
             command = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist")
             needs = EVERY + NEEDS.get(path.stem, ())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,12 +17,13 @@ from kvfold.pipeline.commands.measure import bench
 
 
 def tiny_model() -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
+    transformers: Any = import_module("transformers")
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=97, max_position_embeddings=512, **sizes, **heads)).eval()
+    return transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(vocab_size=97, max_position_embeddings=512, **sizes, **heads)
+    ).eval()
 
 
 def test_transformers_with_a_static_cache_says_what_it_says_with_a_dynamic_one() -> None:

@@ -178,7 +178,7 @@ def test_architectures_of_the_command_line() -> None:
     with pytest.raises(RecipeError, match="architectures"):
         load_recipe("horizon", TARGET, (61,))
     for target in ("cpu", "tensorrt"):
-        with pytest.raises(RecipeError, match=f"this one is {target}: add --target tensorrt-rtx"):
+        with pytest.raises(RecipeError, match=f"this one is {target}: add --target cuda or tensorrt-rtx"):
             load_recipe("horizon", target, (80,))
 
 

@@ -97,43 +97,35 @@ def test_prefill_converts_int8_four_at_a_time(name: str) -> None:
 def test_the_bytes_that_become_float16_are_those_numbers() -> None:
     """The instructions of INT8_TO_FLOAT16, carried out as PTX's manual says, on every int8."""
     values = np.arange(-128, 128, dtype=np.int8)
-    for pair, (first, second) in enumerate(_int8_to_float16(values.reshape(-1, 4))):
-        four = values.reshape(-1, 4)[:, 2 * pair : 2 * pair + 2]
-        np.testing.assert_array_equal(np.stack([first, second], 1), four.astype(np.float16))
+    found = [number for four in values.reshape(-1, 4) for number in int8_to_float16(four.tobytes())]
+    assert found == values.tolist()
 
 
-def _int8_to_float16(fours: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Registers $0 and $1 as (lower, upper) float16, of registers $2 that hold four int8."""
-    registers = {"$2": fours.copy().view(np.uint32).ravel()}
+def int8_to_float16(four: bytes) -> list[float]:
+    """The float16 in registers $0 and $1, of the bytes in register $2."""
+    registers = {"$2": int.from_bytes(four, "little")}
 
-    def value(operand: str) -> np.ndarray | np.uint32:
-        return registers[operand] if operand in registers else np.uint32(int(operand, 16))
+    def value(operand: str) -> int:
+        return registers[operand] if operand in registers else int(operand, 16)
 
-    for line in INT8_TO_FLOAT16.value.strip("{} \n").split(";"):
-        operation, *operands = line.replace(",", " ").split() or [".reg"]
-        if operation == ".reg":
-            continue
-        target, *sources = operands
-        given = [value(each) for each in sources]
+    def halves(register: int) -> np.ndarray:
+        return np.array([register], np.uint32).view(np.float16)
+
+    lines = (line.replace(",", " ").split() for line in INT8_TO_FLOAT16.value.strip("{} \n").split(";"))
+    for operation, target, *sources in (line for line in lines if line and line[0] != ".reg"):
+        given = [value(source) for source in sources]
         if operation == "xor.b32":
-            registers[target] = given[0] ^ given[1]
+            result = given[0] ^ given[1]
         elif operation == "mov.b32":
-            registers[target] = np.full_like(registers["$2"], given[0])
+            result = given[0]
         elif operation == "prmt.b32":
-            every = (given[1].astype(np.uint64) << np.uint64(32)) | given[0]
-            picked = [
-                (every >> np.uint64(8 * (int(given[2]) >> 4 * i & 7))) & np.uint64(255) for i in range(4)
-            ]
-            registers[target] = sum(byte << np.uint64(8 * i) for i, byte in enumerate(picked)).astype(
-                np.uint32
-            )
+            eight = (given[0] | given[1] << 32).to_bytes(8, "little")
+            result = int.from_bytes(bytes(eight[given[2] >> 4 * i & 7] for i in range(4)), "little")
         else:
-            assert operation == "sub.f16x2", line
-            difference = given[0].view(np.float16) - given[1].view(np.float16)
-            registers[target] = difference.view(np.uint32)
-    return [
-        (halves[0::2], halves[1::2]) for halves in (registers[name].view(np.float16) for name in ("$0", "$1"))
-    ]
+            assert operation == "sub.f16x2"
+            result = int((halves(given[0]) - halves(given[1])).view(np.uint32)[0])
+        registers[target] = result
+    return [float(number) for name in ("$0", "$1") for number in halves(registers[name])]
 
 
 def test_sm75_refuses_bfloat16() -> None:

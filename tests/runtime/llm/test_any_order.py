@@ -23,7 +23,8 @@ from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.scheduler.request import Prompt
 from tests.runtime.byte_tokenizer import VOCAB
 from tests.runtime.harness import PLANS, check, in_use, make_llm, make_prompts
-from tests.runtime.synthetic_engine import expected_tokens
+from tests.runtime.loop.deferred_engine import DeferredEngine
+from tests.runtime.synthetic_engine import SyntheticEngine, expected_tokens
 
 PROMPTS = make_prompts(seed=1)
 
@@ -39,14 +40,25 @@ class Operations(RuleBasedStateMachine):
         pages=st.integers(15, 24),
         slab=st.sampled_from([1, 2, 4]),
         tiered=st.booleans(),
+        kind=st.sampled_from([SyntheticEngine, DeferredEngine]),
     )
-    def start(self, name: str, batched: int, pages: int, slab: int, tiered: bool) -> None:
+    def start(
+        self, name: str, batched: int, pages: int, slab: int, tiered: bool, kind: type[SyntheticEngine]
+    ) -> None:
         self.plan = PLANS[name]
         self.llm: LLM
         layout = TierLayout.of(self.plan)
         self.tier = HostTier(layout, layout.root_key("", ""), TierLimits(200_000)) if tiered else None
         self.make = partial(
-            make_llm, self.plan, pages, batched=batched, seqs=3, context=220, slab=slab, tier=self.tier
+            make_llm,
+            self.plan,
+            pages,
+            batched=batched,
+            seqs=3,
+            context=220,
+            slab=slab,
+            tier=self.tier,
+            kind=kind,
         )
         self.llm, _ = self.make()
         self.replies: list[Reply] = []

@@ -29,7 +29,7 @@ def load(model: Path, limits: Limits) -> TransformersCudaContender:
     from transformers import AutoModelForCausalLM
 
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float16, attn_implementation="sdpa")
-    loaded.to("cuda")
+    torch.nn.Module.to(loaded, "cuda")
     compiled = torch.compile(loaded.forward, mode="reduce-overhead", dynamic=False)
     return TransformersCudaContender(loaded, compiled, torch.cuda.synchronize)
 

@@ -27,7 +27,7 @@ def compile_libraries(folder: Path) -> Libraries:
     libraries = Libraries(folder / "libhost_ops.so", folder / "libcuda.so.1")
     sources = [
         *(PLUGINS / "cuda/cpp").rglob("*.cc"),
-        PLUGINS / "cuda/onnxruntime/paged_attention.cc",
+        PLUGINS / "cuda/onnxruntime/attention_op.cc",
         *(PLUGINS / "onnxruntime").glob("*.cc"),
         HERE / "host_registration.cc",
     ]

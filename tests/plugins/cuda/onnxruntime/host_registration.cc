@@ -1,6 +1,6 @@
 // The ops of ONNX Runtime's CUDA provider, registered for its CPU provider: the same code over memory of the host.
 
-#include "cuda/onnxruntime/paged_attention.h"
+#include "cuda/onnxruntime/attention_op.h"
 
 extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
   static std::vector<OrtCustomOp> ops;

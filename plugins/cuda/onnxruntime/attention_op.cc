@@ -1,4 +1,4 @@
-#include "cuda/onnxruntime/paged_attention.h"
+#include "cuda/onnxruntime/attention_op.h"
 
 #include <algorithm>
 #include <cstdint>
