@@ -23,7 +23,6 @@ from kvfold.plugins.contract.errors import KernelError, RecipeError, TargetError
 from kvfold.plugins.cuda.kernel_library import KernelLibrary
 from kvfold.runtime.bundle import open_bundle
 from kvfold.runtime.engine.engine_config import EngineConfig
-from tests.pipeline.build.tensorrt_families import LAYERS, build_family
 from tests.pipeline.fake_stages import QuietDisplay
 from tests.pipeline.tiny_recipe import write_tiny_recipe
 
@@ -189,10 +188,3 @@ def test_a_chunk_that_no_step_can_take_is_refused_at_once(folder: Path) -> None:
     assert load_recipe(str(folder / "chunk.yaml")).validate_on.prefill_chunk == 65
     with pytest.raises(RecipeError, match=r"prefill_chunk is 65, above tensorrt\.max_num_batched_tokens 64"):
         load_recipe(str(folder / "chunk.yaml"), TARGET, ARCHITECTURES)
-
-
-def test_a_family_with_two_kinds_of_layers_becomes_an_engine(tmp_path: Path) -> None:
-    """Norms behind its blocks, capped logits, own windows; `tensorrt_families` does it for all, by hand."""
-    facts = build_family("gemma2", tmp_path)
-    assert facts.passes["tensorrt_attention"] == LAYERS
-    assert facts.tensorrt is not None and facts.tensorrt.architectures == (80,)

@@ -209,15 +209,10 @@ def test_a_goal_is_demanded(folder: Path) -> None:
 
 def test_a_recipe_that_cannot_take_a_plan_is_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "adapter.safetensors").touch()
-    refused = {
-        "adapter": RECIPE + SEARCH + "heal: {adapter: adapter.safetensors}\n",
-        "first tokens": RECIPE.replace("sink_size: 4", "sink_size: 0") + SEARCH + "target: cuda\n",
-    }
-    for word, text in refused.items():
-        write_tiny_recipe(tmp_path, text)
-        with pytest.raises(RecipeError, match=word):
-            CliRunner().invoke(
-                cli,
-                ["plan", str(tmp_path / "tiny.yaml"), "-o", str(tmp_path / "x.yaml"), "--max-kl", "1"],
-                catch_exceptions=False,
-            )
+    write_tiny_recipe(tmp_path, RECIPE + SEARCH + "heal: {adapter: adapter.safetensors}\n")
+    with pytest.raises(RecipeError, match="adapter"):
+        CliRunner().invoke(
+            cli,
+            ["plan", str(tmp_path / "tiny.yaml"), "-o", str(tmp_path / "x.yaml"), "--max-kl", "1"],
+            catch_exceptions=False,
+        )

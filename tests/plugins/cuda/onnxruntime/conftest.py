@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,11 +20,16 @@ COMPILER = os.environ.get("CXX", "g++")
 @pytest.fixture(scope="session")
 def libraries(tmp_path_factory: pytest.TempPathFactory) -> Libraries:
     """Compiled once."""
-    return compile_libraries(tmp_path_factory.mktemp("host"))
+    return compile_libraries(tmp_path_factory)
 
 
-def compile_libraries(folder: Path) -> Libraries:
-    """Everything of the library for GPUs but TensorRT's part and ONNX Runtime's entry point."""
+@cache
+def compile_libraries(factory: pytest.TempPathFactory) -> Libraries:
+    """Everything of the library for GPUs but TensorRT's part and ONNX Runtime's entry point.
+
+    Once a session: a process takes one libcuda alone.
+    """
+    folder = factory.mktemp("host")
     libraries = Libraries(folder / "libhost_ops.so", folder / "libcuda.so.1")
     sources = [
         *(PLUGINS / "cuda/cpp").rglob("*.cc"),

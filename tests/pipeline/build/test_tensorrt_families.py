@@ -1,15 +1,11 @@
-"""`kvfold build` of a tiny random model of a family for TensorRT-RTX and SM 80; all, by hand:
-
-python -m tests.pipeline.build.tensorrt_families [FAMILY ...]
-"""
+"""A tiny random model of every family, built for TensorRT-RTX and SM 80; executed nowhere here."""
 
 from __future__ import annotations
 
 import random
-import sys
-import time
 from pathlib import Path
-from tempfile import TemporaryDirectory
+
+import pytest
 
 from kvfold.export.checkpoint.load_checkpoint import load_checkpoint
 from kvfold.pipeline.recipe.load_recipe import load_recipe
@@ -20,6 +16,8 @@ from kvfold.runtime.bundle import open_bundle
 from kvfold.runtime.engine.engine_config import EngineConfig
 from tests.export.tiny_checkpoints import CLASSES, random_model, write_folder
 from tests.pipeline.fake_stages import QuietDisplay
+
+pytest.importorskip("tensorrt_rtx", reason="would build a plan for every family; not installed")
 
 TARGET, LAYERS = "tensorrt-rtx", 2
 # Heads of 64 are the smallest that have GPU kernels.
@@ -46,9 +44,8 @@ def build_family(family: str, folder: Path) -> EngineConfig:
     return EngineConfig.load(bundle.directory(f"engine/{TARGET}"))
 
 
-if __name__ == "__main__":
-    for name in sys.argv[1:] or CLASSES:
-        start = time.perf_counter()
-        with TemporaryDirectory() as made:
-            passes = build_family(name, Path(made)).passes
-        print(f"{name:<12} {time.perf_counter() - start:5.1f} s  {passes}", flush=True)
+@pytest.mark.parametrize("family", CLASSES)
+def test_a_family_becomes_an_engine(family: str, tmp_path: Path) -> None:
+    facts = build_family(family, tmp_path)
+    assert facts.passes["tensorrt_attention"] == LAYERS
+    assert facts.tensorrt is not None and facts.tensorrt.architectures == (80,)
