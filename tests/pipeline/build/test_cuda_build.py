@@ -33,7 +33,7 @@ LENGTH = 60
 
 @pytest.fixture(scope="module")
 def libraries(tmp_path_factory: pytest.TempPathFactory) -> Libraries:
-    return compile_libraries(tmp_path_factory)
+    return compile_libraries(tmp_path_factory.getbasetemp() / "host_gpu")
 
 
 @pytest.mark.parametrize(

@@ -20,16 +20,16 @@ COMPILER = os.environ.get("CXX", "g++")
 @pytest.fixture(scope="session")
 def libraries(tmp_path_factory: pytest.TempPathFactory) -> Libraries:
     """Compiled once."""
-    return compile_libraries(tmp_path_factory)
+    return compile_libraries(tmp_path_factory.getbasetemp() / "host_gpu")
 
 
 @cache
-def compile_libraries(factory: pytest.TempPathFactory) -> Libraries:
+def compile_libraries(folder: Path) -> Libraries:
     """Everything of the library for GPUs but TensorRT's part and ONNX Runtime's entry point.
 
-    Once a session: a process takes one libcuda alone.
+    The same folder throughout a session: a process takes one libcuda alone.
     """
-    folder = factory.mktemp("host")
+    folder.mkdir()
     libraries = Libraries(folder / "libhost_ops.so", folder / "libcuda.so.1")
     sources = [
         *(PLUGINS / "cuda/cpp").rglob("*.cc"),
