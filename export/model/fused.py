@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import sysconfig
 from collections.abc import Callable
 from functools import cache, wraps
 from importlib.util import find_spec
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -36,6 +38,7 @@ def fused(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
 
 @cache
 def _can_compile() -> bool:
-    """Whether Triton is there, and the C compiler that it builds its launchers with."""
+    """Whether Triton is there, and the C compiler and Python's headers that it builds its launchers with."""
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
-    return compiler is not None and find_spec("triton") is not None
+    headers = Path(sysconfig.get_path("include"), "Python.h")
+    return compiler is not None and headers.is_file() and find_spec("triton") is not None

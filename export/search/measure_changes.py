@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -173,7 +174,7 @@ def measure_plan(laboratory: Laboratory, plan: FoldPlan, progress: Progress = un
     with TemporaryDirectory(prefix="kvfold-") as folder:
         with fast_products():
             folding, observing = part(progress, 0, FOLDING, "folding"), part(progress, FOLDING, OBSERVING)
-            how, journal = HowToFold(laboratory.fold), LayerJournal(Path(folder) / "fold", "")
+            how, journal = HowToFold(laboratory.fold), LayerJournal(Path(folder) / "fold", "", inf)
             folded = fold_weights(config, examination.weights, plan, laboratory.text, how, folding, journal)
             in_float = QuantizeSettings(linears="none")
             calibrated = calibrate(config, folded.weights, folded.plan, laboratory.text, in_float, observing)

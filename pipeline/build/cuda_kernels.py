@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvfold.plugins.contract.errors import TargetError
+from kvfold.plugins.contract.errors import KvfoldError
 from kvfold.plugins.contract.step import MODEL_FILE
 from kvfold.plugins.cuda.attention_spec import ARCHITECTURES, ActivationDtype, AttentionSpec, variants_of
 from kvfold.plugins.paged_attention.schema import Attributes
@@ -33,7 +33,7 @@ def architectures_of(recipe: Recipe) -> tuple[int, ...]:
 
     try:
         device = Device.open()
-    except TargetError:
+    except KvfoldError:  # none is there, or it is busy or full: nothing is to run on it now
         return tuple(sm for sm in ARCHITECTURES if sm > 75 or activations_of(recipe) == "float16")
     try:
         return (device.architecture,)

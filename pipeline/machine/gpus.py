@@ -77,7 +77,7 @@ def _read_utilization(handle: object) -> int | None:
 def _read_processes(handle: object) -> dict[int, int]:
     try:
         processes = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
-    except pynvml.NVMLError_NotSupported:
+    except pynvml.NVMLError:  # not supported, not permitted, or unknown to an older driver
         return {}
     return {each.pid: each.usedGpuMemory for each in processes if each.usedGpuMemory is not None}
 

@@ -174,6 +174,12 @@ class CudaSection(Record):
     def _sort(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(sorted(set(value)))
 
+    @model_validator(mode="after")
+    def _check_activations(self) -> Self:
+        if self.activation_dtype == "bfloat16" and 75 in self.architectures:
+            raise ValueError("SM 75 has no bfloat16; set activation_dtype: float16, or leave 75 out")
+        return self
+
 
 def _heal_kind(value: Any) -> str:
     """A section that names an adapter trains nothing."""
@@ -252,7 +258,7 @@ class Recipe(Record):
         if isinstance(self.heal, HealSection):
             texts["heal.text"] = self.heal.text
         for key, text in texts.items():
-            length = max(section.sequence_length for section in text)
+            length = min(section.sequence_length for section in text)
             if length <= self.plan.head_sink_window:
                 raise ValueError(
                     f"{key}.sequence_length is {length}, of which the plan's window of "

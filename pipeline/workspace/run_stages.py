@@ -109,6 +109,7 @@ def _run_stage(
         stage_hash = hash_stage(stage, workspace.recipe, writer.manifest)
     why = writer.why_stale(stage.name, stage_hash)
     if why is None:
+        _discard(writer.root, stage)  # a kill between commit and this left it
         display.skipped(stage)
         return StageOutcome(stage.name, ran=False, seconds=0.0)
     require_extra(EXPORT)
@@ -125,6 +126,11 @@ def _run_stage(
         record = StageRecord(hash=stage_hash, files=files, seconds=seconds)
         folders = [name for name in stage.files if name.endswith("/")]
         writer.commit(stage.name, record, dependents(stage.name, stages), tool_versions(), folders)
-        if stage.scratch is not None:
-            shutil.rmtree(writer.root / stage.scratch, ignore_errors=True)
+        _discard(writer.root, stage)
     return StageOutcome(stage.name, ran=True, seconds=seconds)
+
+
+def _discard(root: Path, stage: Stage) -> None:
+    """Remove what a stage kept in case that it is killed."""
+    if stage.scratch is not None:
+        shutil.rmtree(root / stage.scratch, ignore_errors=True)

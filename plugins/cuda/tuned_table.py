@@ -103,4 +103,7 @@ def table_path(architecture: int) -> Path:
 def tuned_table(architecture: int) -> TunedTable | None:
     """The table for an architecture; None where nobody measured one. Raises KernelError as `load` does."""
     path = table_path(architecture)
-    return TunedTable.load(path) if path.exists() else None
+    table = TunedTable.load(path) if path.exists() else None
+    if table is not None and table.architecture != architecture:
+        raise KernelError(f"{path} is of SM {table.architecture}; run `kvfold tune` again on such a card")
+    return table

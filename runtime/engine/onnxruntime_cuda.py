@@ -107,8 +107,9 @@ class SessionProgram:
         """See `StepProgram.bind_prefill`: where more logits are wanted than decode steps have, room grows."""
         rows = _rows(table)
         if rows > self._more_rows:
-            self._more_rows = min(max(rows, 2 * self._more_rows), self._limits.max_tokens)
-            self._more_logits = self._device.allocate(4 * self._vocab * self._more_rows)
+            more = min(max(rows, 2 * self._more_rows), self._limits.max_tokens)
+            self._more_logits = self._device.allocate(4 * self._vocab * more)
+            self._more_rows = more
         return self._bind(self._prefill, table, self._more_logits)
 
     def close(self) -> None:

@@ -111,9 +111,11 @@ def _bench_engines(recipe: str, output: Path | None, settings: BenchSettings, wo
 
 
 def _weights(workspace: Workspace, target: str) -> str:
-    """What an engine's linears are: int8 ones are the CPU's alone."""
+    """What an engine's linears are: int8 ones are none of ONNX Runtime's on CUDA."""
+    from kvfold.pipeline.build.cuda_kernels import activations_of
+
     weights = workspace.quantization.weights
-    return "float16" if target != "cpu" and weights == "int8" else weights
+    return activations_of(workspace.recipe) if target == "cuda" and weights == "int8" else weights
 
 
 def _replay_trace(recipe: str, replay: TraceSettings) -> None:

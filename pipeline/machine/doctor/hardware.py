@@ -75,7 +75,7 @@ def check_gpu() -> Finding:
 
 def _with_targets(line: str) -> str:
     """A line of nvidia-smi's, and what runs on that GPU."""
-    capability = line.split(", ")[2]
+    _, _, capability, *_ = [*line.split(", "), "", "", ""]
     if not capability.replace(".", "").isdigit():  # an old driver, or a GPU that does not tell
         return line
     architecture = int(capability.replace(".", ""))

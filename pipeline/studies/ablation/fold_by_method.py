@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -36,6 +37,6 @@ def fold_by(workspace: Workspace, method: str, ridge: float, progress: Progress)
     tokens = workspace.tensors(CALIBRATION_TOKENS)["tokens"]
     how = HowToFold(recipe.fold.model_copy(update={"ridge": ridge}), METHODS[method])
     with TemporaryDirectory(prefix="kvfold-") as folder:
-        journal = LayerJournal(Path(folder) / "fold", method)
+        journal = LayerJournal(Path(folder) / "fold", method, seconds=inf)  # nobody goes on from it
         folded = fold_weights(config, workspace.original, plan, tokens, how, progress, journal)
         yield LayerwiseModel(config, folded.plan, folded.weights)

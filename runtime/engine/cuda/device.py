@@ -130,9 +130,11 @@ class Device:
             self.driver.cuStreamEndCapture(self.stream)  # fails too; the first error is the one to see
             raise
         captured = self.call("cuStreamEndCapture", self.stream)
-        graph = self.call("cuGraphInstantiate", captured, 0)
+        try:
+            graph = self.call("cuGraphInstantiate", captured, 0)
+        finally:
+            self.call("cuGraphDestroy", captured)
         self.at_close(self.call, "cuGraphExecDestroy", graph)
-        self.call("cuGraphDestroy", captured)
         return graph
 
     def load_kernel(self, code: bytes, symbol: str) -> Any:

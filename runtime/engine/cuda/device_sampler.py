@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from kvfold.plugins.contract.errors import KernelError
 from kvfold.plugins.cpu.sampling_calls import NativeRow, Results
 from kvfold.plugins.cuda.attention_spec import KernelName
 from kvfold.plugins.cuda.kernel_library import CompiledKernel, KernelLibrary
@@ -202,8 +201,12 @@ def _result_table(rows: int, width: int) -> BindingTable:
 
 
 def open_sampler(device: Device, directory: Path, rows: int, vocab: int) -> DeviceSampler | None:
-    """The sampler of an engine's kernels; None where the engine has none for this GPU, as older ones have."""
-    try:
-        return DeviceSampler(device, directory, rows, vocab)
-    except KernelError:
+    """The sampler of an engine's kernels; None where it has none, as older ones have.
+
+    Raises:
+        KernelError: the kernels are damaged, or none of them is for this GPU.
+    """
+    compiled = {kernel.variant for kernel in KernelLibrary.load(directory).kernels}
+    if not all(variant.name in compiled for variant in SAMPLING_VARIANTS.values()):
         return None
+    return DeviceSampler(device, directory, rows, vocab)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -116,6 +117,10 @@ class StepRunner:
 
     def close(self) -> None:
         """Give everything back: the program before the memory that it uses. To be called once."""
+        if self._busy:  # nobody waits for the step
+            with suppress(KvfoldError):
+                self.device.activate()
+                self.wait()
         self._decode.clear()
         self._program.close()
         self.device.close()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from threading import Event, Thread, get_native_id
 from time import monotonic
 
-# Added to the niceness of a thread that gives way: it gets a tenth of a core that others want too.
-NICE = 10
+# Added to the niceness of a thread that gives way: it takes little of a core that others want too.
+NICE = 19
 
 
 class Background:
@@ -51,7 +52,8 @@ class Background:
     def _run(self) -> None:
         if self._gives_way and sys.platform == "linux":  # elsewhere a thread has no niceness of its own
             thread = get_native_id()
-            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + NICE)
+            with suppress(OSError):  # a sandbox may forbid it, and the work goes on all the same
+                os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + NICE)
         due = monotonic() if self._chore else None
         while True:
             if self._chore is not None and due is not None and monotonic() >= due:

@@ -86,9 +86,9 @@ def next_files(path: Path, tree: Path) -> Iterator[Path]:
             elif isinstance(node, ast.Import):
                 for name in node.names:
                     yield from files_of(name.name, tree)
-        if path.name == "cpu_library.py":
-            yield from (tree / "plugins" / "cpu").rglob("*.cc")
-            yield from (tree / "plugins" / "cpu").rglob("*.h")
+        if path.name in ("cpu_library.py", "cuda_library.py"):
+            yield from path.parent.rglob("*.cc")
+            yield from path.parent.rglob("*.h")
     elif path.suffix in (".cc", ".h"):
         for line in path.read_text().splitlines():
             if line.startswith('#include "'):

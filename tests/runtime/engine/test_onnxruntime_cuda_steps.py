@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 from kvfold.plugins.contract import step as contract
 from kvfold.plugins.contract.errors import BundleError, EngineError, TargetError
 from kvfold.plugins.contract.fold_plan import FoldPlan, LayerPlan
+from kvfold.plugins.cuda.kernel_library import KernelLibrary
 from kvfold.runtime.engine.cuda.device import Device
 from kvfold.runtime.engine.cuda.gpu_engine import GpuEngine
 from kvfold.runtime.engine.engine_config import KERNELS_FOLDER, EngineConfig
@@ -103,6 +104,9 @@ class Gpu:
         if samples:
             sampling_stand_in.write_sampling_kernels(directory / KERNELS_FOLDER)
             sampling_stand_in.install(self.driver, directory / KERNELS_FOLDER)
+        else:
+            (directory / KERNELS_FOLDER).mkdir()
+            KernelLibrary(triton="0", kernels=()).save(directory / KERNELS_FOLDER)
         config = EngineConfig(
             target="cuda", backend="cuda", vocab_size=VOCAB, max_context_length=512, fingerprint=""
         )
