@@ -37,7 +37,7 @@ from kvfold.runtime.engine.onnxruntime_engine import (
     run_session,
 )
 from kvfold.runtime.engine.onnxruntime_graph import check_graph
-from kvfold.runtime.engine.protocol import EngineInfo
+from kvfold.runtime.engine.protocol import EngineInfo, GroupTables, StepInputs
 
 # ONNX's numbers of the types of a step's inputs.
 _INPUT_TYPES = {np.dtype(np.int32): 6, np.dtype(np.int64): 7}
@@ -185,4 +185,26 @@ def assemble(
     staging = Staging(device, program.inputs, program.inputs_size)
     runner = StepRunner(device, program, staging, DecodeBuckets.of(limits, info.plan), info.plan)
     sampler = open_sampler(device, files.directory / KERNELS_FOLDER, max_num_seqs, info.vocab_size)
-    return GpuEngine(runner, pages, info, max_num_seqs, sampler)
+    engine = GpuEngine(runner, pages, info, max_num_seqs, sampler)
+    engine.begin(largest_prompts(limits, info)).wait()
+    return engine
+
+
+def largest_prompts(limits: StepLimits, info: EngineInfo) -> StepInputs:
+    """A step as large as any, over no pages: it changes none.
+
+    What ONNX Runtime keeps by the size of a step is at its largest then, before any graph is captured: the
+    ones that a Gemm multiplies its bias by are freed, and taken anew, where a step is larger than all before,
+    and a captured graph would go on reading the old ones.
+    """
+    length = min(limits.max_tokens, info.max_context_length)
+    starts = np.unique(np.append(np.arange(0, limits.max_tokens, length), limits.max_tokens)).astype(np.int32)
+    count, width = len(starts) - 1, -(-length // info.plan.page_size)
+    nowhere = GroupTables(np.full((count, width), -1, np.int32), np.full(limits.max_tokens, -1, np.int32))
+    return StepInputs(
+        input_ids=np.zeros(limits.max_tokens, np.int64),
+        cumulative_sequence_length=starts,
+        past_seqlens=np.zeros(count, np.int32),
+        logits_indices=np.arange(min(limits.max_logits, limits.max_tokens)),
+        tables={group.name: nowhere for group in info.plan.groups},
+    )

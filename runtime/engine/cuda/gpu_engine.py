@@ -98,8 +98,27 @@ class GpuEngine:
 
     def sample(self, logits: int, rows: Sequence[int], states: Sequence[SamplingState]) -> list[Sampled]:
         """Sample from rows of logits at an address of the device."""
-        if self._gpu is None or max(state.native.likely for state in states) > MOST_LIKELY:
-            return self._host.sample(self.download(logits, rows), states)
+        most = -2 if self._gpu is None else MOST_LIKELY  # none is told of: likely is -1
+        parts = [
+            [at for at, state in enumerate(states) if (state.native.likely > most) is on_host]
+            for on_host in (True, False)
+        ]
+        drawn: dict[int, Sampled] = {}
+        for part, draw in zip(parts, (self._sample_on_host, self._sample_on_gpu), strict=True):
+            if part:  # who samples a row does not depend on its neighbours
+                found = draw(logits, [rows[at] for at in part], [states[at] for at in part])
+                drawn |= dict(zip(part, found, strict=True))
+        return [drawn[at] for at in range(len(states))]
+
+    def _sample_on_host(
+        self, logits: int, rows: Sequence[int], states: Sequence[SamplingState]
+    ) -> list[Sampled]:
+        return self._host.sample(self.download(logits, rows), states)
+
+    def _sample_on_gpu(
+        self, logits: int, rows: Sequence[int], states: Sequence[SamplingState]
+    ) -> list[Sampled]:
+        assert self._gpu is not None
         self._runner.device.activate()
         return self._gpu.sample(DeviceRows(logits, tuple(rows), self._runner.wait), states)
 

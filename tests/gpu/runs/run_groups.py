@@ -157,7 +157,8 @@ class Run:
         if code is None:
             return
         del self._running[index]
-        result.outcome = "passed" if code == 0 else "failed"
+        ran = not result.rows or any(row.outcome != "skipped" for row in result.rows)
+        result.outcome = "failed" if code else "passed" if ran else "skipped"
         if code:
             tail = (scratch / f"{index}.log").read_text(errors="replace").strip().splitlines()[-12:]
             result.why = f"exit code {code}: " + " / ".join(tail)

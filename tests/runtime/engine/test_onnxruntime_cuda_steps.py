@@ -18,9 +18,10 @@ from kvfold.plugins.contract.fold_plan import FoldPlan, LayerPlan
 from kvfold.plugins.cuda.kernel_library import KernelLibrary
 from kvfold.runtime.engine.cuda.device import Device
 from kvfold.runtime.engine.cuda.gpu_engine import GpuEngine
-from kvfold.runtime.engine.engine_config import KERNELS_FOLDER, EngineConfig
+from kvfold.runtime.engine.cuda.step_shape import StepShape
+from kvfold.runtime.engine.engine_config import KERNELS_FOLDER, EngineConfig, StepLimits
 from kvfold.runtime.engine.engine_files import EngineFiles
-from kvfold.runtime.engine.onnxruntime_cuda import RUNS_BEFORE_CAPTURE, assemble
+from kvfold.runtime.engine.onnxruntime_cuda import RUNS_BEFORE_CAPTURE, assemble, largest_prompts
 from kvfold.runtime.engine.onnxruntime_engine import Provider
 from kvfold.runtime.llm.llm import LLM
 from kvfold.runtime.runtime_config import RuntimeConfig
@@ -234,3 +235,27 @@ def test_close_gives_everything_back(gpu: Gpu) -> None:
     gpu.engine.close()
     assert not gpu.driver.device and not gpu.driver.pinned and gpu.driver.graphs == 0
     assert not gpu.driver.reserved and not gpu.driver.mapped
+
+
+def test_who_samples_a_row_does_not_depend_on_its_neighbours(gpu: Gpu) -> None:
+    """One asks for more likeliest tokens than the GPU tells of: the others are sampled there all the same."""
+    llm = gpu.llm()
+    other = SamplingParams(temperature=2.0, seed=4, max_tokens=6)
+    alone = llm.generate([[5, 49]], other)[0].token_ids
+    launched = gpu.driver.count("cuLaunchKernel")
+    many = SamplingParams(logprobs=40, max_tokens=6)
+    together = llm.generate([[70], [5, 49], [9]], [many, other, many])
+    assert gpu.driver.count("cuLaunchKernel") > launched
+    assert together[1].token_ids == alone and together[0].token_ids == following([70], 6)
+    assert all(len(told.top) == 40 for told in together[2].logprobs or ()) and together[2].logprobs
+
+
+def test_a_step_as_large_as_any_comes_before_the_first_graph(gpu: Gpu) -> None:
+    """ONNX Runtime takes memory anew where a step is larger than all before; graphs would miss that."""
+    assert gpu.driver.count("cuMemcpyHtoDAsync") == 1 and gpu.driver.count("cuGraphLaunch") == 0
+    limits = StepLimits(max_tokens=1300, max_sequences=8, max_table_width={"global": 32}, max_logits=8)
+    step = largest_prompts(limits, gpu.engine.info)
+    assert list(step.cumulative_sequence_length) == [0, 512, 1024, 1300], "no sequence is over the context"
+    assert StepShape.of(step, PLAN) == StepShape(1300, 3, 8, (32,))
+    assert all((tables.slot_mapping == -1).all() for tables in step.tables.values()), "it writes nothing"
+    assert all((tables.block_table == -1).all() for tables in step.tables.values()), "and reads nothing"
