@@ -40,6 +40,8 @@ NOT_RUN = {
     "--resume": "goes on with a chat that was kept: test_kept_chats.py does",
     "--target tensorrt": "builds or runs a plan: tests/pipeline/build and tests/gpu do",
     "--target tensorrt-rtx": "builds or runs a plan: tests/pipeline/build and tests/gpu do",
+    "--target cuda": "is for a GPU: tests/pipeline/build/test_cuda_build.py and tests/gpu do",
+    "kvfold tune": "times kernels on a GPU: tests/pipeline/build/tuning does, with stand-ins",
     "bench --serve": "puts servers under load for minutes: tests/pipeline/bench/serving does, for seconds",
     "bench .*--trace": "needs a trace of requests: tests/pipeline/bench/trace writes some",
     "--peer-python": "needs the peers, and the network to get them",

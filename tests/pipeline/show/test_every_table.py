@@ -19,6 +19,7 @@ from kvfold.export.search.costs import Cost
 from kvfold.pipeline.bench.bench_table import bench_table
 from kvfold.pipeline.bench.serving.serve_table import serve_table
 from kvfold.pipeline.bench.trace.trace_table import trace_table
+from kvfold.pipeline.build.tuning.tuning_tables import tuning_table
 from kvfold.pipeline.commands.make.heal import loss_table
 from kvfold.pipeline.commands.use.doctor import findings_table
 from kvfold.pipeline.machine.doctor.finding import Finding
@@ -42,6 +43,7 @@ from kvfold.pipeline.studies.search.found import Found
 from kvfold.plugins.contract.attention_shape import AttentionShape
 from kvfold.plugins.contract.kv_savings import kv_bytes
 from kvfold.plugins.contract.plan_presets import Preset, build_plan
+from kvfold.plugins.cuda.tuned_table import Choice, TunedTable
 from kvfold.runtime.loop.snapshot import RequestView
 from kvfold.runtime.metrics import CacheMetrics, Metrics, PoolUsage, PrefixMatch, Usage
 from kvfold.runtime.server.caller import ANYONE
@@ -57,6 +59,25 @@ from tests.pipeline.studies.made_up_rungs import make_rung
 from tests.root import ROOT
 from tests.runtime.server.puppet_llm import PuppetLLM
 from tests.runtime.server.served import make_server
+
+TUNED = TunedTable(
+    architecture=90,
+    card="a card",
+    date="2026-01-01",
+    triton="3.9",
+    choices=(
+        Choice(
+            kernel="prefill",
+            int8_cache=True,
+            width=128,
+            num_warps=8,
+            num_stages=3,
+            constants={"ROWS": 128, "KEYS": 64},
+            microseconds=1234.5,
+            rule_microseconds=2345.6,
+        ),
+    ),
+)
 
 WIDTHS = (40, 60, 80)
 SHAPE = AttentionShape(num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3, head_dim=64)
@@ -184,6 +205,7 @@ def tables_of_studies_and_machines() -> dict[str, tuple[Table, ...]]:
         "bench_table": (bench_table(result_of_two()),),
         "serve_table": (serve_table(result_of_two_scenarios()),),
         "trace_table": (trace_table(TRACE_RESULT),),
+        "tuning_table": (tuning_table(TUNED),),
         "findings_table": (
             findings_table(
                 [
