@@ -31,9 +31,9 @@ params = kvfold.SamplingParams(max_tokens=4, ignore_eos=True)
 print(kvfold.LLM.load("bundle").generate("a cab", params)[0].usage.completion_tokens)
 print(kvfold.__file__)
 """
-# A glibc of the future, and a file that asks it for `newer`.
-FUTURE_GLIBC = "void newer(void) {}\n"
-FUTURE_VERSIONS = "GLIBC_2.99 { newer; };\n"
+# A glibc of the future, with what our libraries name by version, and a file that asks it for `newer`.
+FUTURE_GLIBC = "void newer(void) {} void dlopen(void) {} void dlsym(void) {} void dlerror(void) {}\n"
+FUTURE_VERSIONS = "GLIBC_2.2.5 { dlopen; dlsym; dlerror; }; GLIBC_2.99 { newer; };\n"
 ASKS = "void newer(void); void asks(void) { newer(); }\n"
 
 pytestmark = pytest.mark.skipif(
