@@ -6,7 +6,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from types import TracebackType
 from typing import Self
@@ -15,6 +15,7 @@ import triton
 
 from kvfold.pipeline.build.tuning.device_case import DeviceCase
 from kvfold.pipeline.build.tuning.tuning_cases import TuningCase
+from kvfold.plugins.contract.errors import KvfoldError
 from kvfold.plugins.cuda.attention_spec import Variant
 from kvfold.plugins.cuda.compile_kernels import Cubin, compile_tuned
 from kvfold.plugins.cuda.tuning import Tuning
@@ -64,7 +65,8 @@ class TuningGpu:
         try:
             yield DeviceCase(device, case)
         finally:
-            device.synchronize()
+            with suppress(KvfoldError):  # of a way that broke the GPU: its own error is the one to see
+                device.synchronize()
             device.close()
 
 

@@ -98,29 +98,20 @@ class GpuEngine:
 
     def sample(self, logits: int, rows: Sequence[int], states: Sequence[SamplingState]) -> list[Sampled]:
         """Sample from rows of logits at an address of the device."""
-        most = -2 if self._gpu is None else MOST_LIKELY  # none is told of: likely is -1
-        parts = [
-            [at for at, state in enumerate(states) if (state.native.likely > most) is on_host]
-            for on_host in (True, False)
-        ]
+        if self._gpu is None:
+            return self._host.sample(self.download(logits, rows), states)
+        # Who samples a row does not depend on its neighbours.
+        mine = [at for at, state in enumerate(states) if state.native.likely <= MOST_LIKELY]
+        rest = [at for at, state in enumerate(states) if state.native.likely > MOST_LIKELY]
         drawn: dict[int, Sampled] = {}
-        for part, draw in zip(parts, (self._sample_on_host, self._sample_on_gpu), strict=True):
-            if part:  # who samples a row does not depend on its neighbours
-                found = draw(logits, [rows[at] for at in part], [states[at] for at in part])
-                drawn |= dict(zip(part, found, strict=True))
-        return [drawn[at] for at in range(len(states))]
-
-    def _sample_on_host(
-        self, logits: int, rows: Sequence[int], states: Sequence[SamplingState]
-    ) -> list[Sampled]:
-        return self._host.sample(self.download(logits, rows), states)
-
-    def _sample_on_gpu(
-        self, logits: int, rows: Sequence[int], states: Sequence[SamplingState]
-    ) -> list[Sampled]:
-        assert self._gpu is not None
         self._runner.device.activate()
-        return self._gpu.sample(DeviceRows(logits, tuple(rows), self._runner.wait), states)
+        if mine:
+            lying = DeviceRows(logits, tuple(rows[at] for at in mine), self._runner.wait)
+            drawn |= zip(mine, self._gpu.sample(lying, [states[at] for at in mine]), strict=True)
+        if rest:
+            fetched = self.download(logits, [rows[at] for at in rest])
+            drawn |= zip(rest, self._host.sample(fetched, [states[at] for at in rest]), strict=True)
+        return [drawn[at] for at in range(len(states))]
 
     def close(self) -> None:
         """Give the GPU's memory back; logits returned so far are gone with it."""
