@@ -8,15 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvfold.plugins.contract.errors import KernelError
+from kvfold.plugins.onnxruntime.op_library import OpLibrary
 
 if TYPE_CHECKING:
     import onnxruntime
 
-_LIBRARY = Path(__file__).with_name("libkvfold_cpu.so")
-HOW_TO_COMPILE = (
-    "install a C++17 compiler (Debian: apt-get install g++) and run `pip install -e .` "
-    "or `python setup.py build_ext --inplace`"
-)
+_LIBRARY = OpLibrary(Path(__file__).with_name("libkvfold_cpu.so"), "CPU kernel library")
 
 
 def library_path() -> Path:
@@ -25,9 +22,7 @@ def library_path() -> Path:
     Raises:
         KernelError: it was not compiled.
     """
-    if not _LIBRARY.is_file():
-        raise KernelError(f"the CPU kernel library {_LIBRARY} was not compiled; {HOW_TO_COMPILE}")
-    return _LIBRARY
+    return _LIBRARY.find()
 
 
 def register_ops(options: onnxruntime.SessionOptions) -> None:
@@ -36,14 +31,7 @@ def register_ops(options: onnxruntime.SessionOptions) -> None:
     Raises:
         KernelError: the library is missing or ONNX Runtime refuses it.
     """
-    path = library_path()
-    try:
-        options.register_custom_ops_library(str(path))
-    except Exception as error:  # onnxruntime raises plain and pybind exceptions alike
-        raise KernelError(
-            f"ONNX Runtime refused the CPU kernel library {path}: {error}; "
-            f"check that onnxruntime is 1.31 or newer, then compile again: {HOW_TO_COMPILE}"
-        ) from error
+    _LIBRARY.register(options)
 
 
 def supported_isas() -> tuple[str, ...]:
@@ -70,11 +58,7 @@ def select_isa(name: str) -> None:
 @cache
 def load_functions() -> ctypes.CDLL:
     """The library's own C functions; ONNX Runtime's later load shares this mapping and its state."""
-    path = library_path()
-    try:
-        functions = ctypes.CDLL(str(path))
-    except OSError as error:
-        raise KernelError(f"cannot load the CPU kernel library {path}: {error}; {HOW_TO_COMPILE}") from error
+    functions = _LIBRARY.load()
     for getter in (functions.kvfold_supported_isas, functions.kvfold_active_isa):
         getter.restype, getter.argtypes = ctypes.c_char_p, []
     functions.kvfold_select_isa.restype = ctypes.c_int

@@ -9,7 +9,8 @@ from functools import cache
 import numpy as np
 
 from kvfold.plugins.contract.errors import KernelError
-from kvfold.plugins.cpu.cpu_library import HOW_TO_COMPILE, load_functions
+from kvfold.plugins.cpu.cpu_library import load_functions
+from kvfold.plugins.onnxruntime.op_library import HOW_TO_COMPILE
 from kvfold.plugins.sampling.schema import SamplingRow
 
 VERSION = 1

@@ -9,15 +9,12 @@ from typing import TYPE_CHECKING
 
 from kvfold.plugins.contract.errors import KernelError
 from kvfold.plugins.cuda.kernel_library import OPENED_FILE
+from kvfold.plugins.onnxruntime.op_library import OpLibrary
 
 if TYPE_CHECKING:
     import onnxruntime
 
-_LIBRARY = Path(__file__).with_name("libkvfold_cuda.so")
-HOW_TO_COMPILE = (
-    "install a C++17 compiler (Debian: apt-get install g++) and run `pip install -e .` "
-    "or `python setup.py build_ext --inplace`"
-)
+_LIBRARY = OpLibrary(Path(__file__).with_name("libkvfold_cuda.so"), "library for GPUs")
 
 
 def library_path() -> Path:
@@ -26,9 +23,7 @@ def library_path() -> Path:
     Raises:
         KernelError: it was not compiled.
     """
-    if not _LIBRARY.is_file():
-        raise KernelError(f"the library for GPUs {_LIBRARY} was not compiled; {HOW_TO_COMPILE}")
-    return _LIBRARY
+    return _LIBRARY.find()
 
 
 def open_kernels(directory: Path) -> None:
@@ -53,24 +48,13 @@ def register_ops(options: onnxruntime.SessionOptions) -> None:
     Raises:
         KernelError: the library was not compiled, or ONNX Runtime refuses it.
     """
-    path = library_path()
-    try:
-        options.register_custom_ops_library(str(path))
-    except Exception as error:  # onnxruntime raises plain and pybind exceptions alike
-        raise KernelError(
-            f"ONNX Runtime refused the library for GPUs {path}: {error}; "
-            f"check that onnxruntime is 1.31 or newer, then compile again: {HOW_TO_COMPILE}"
-        ) from error
+    _LIBRARY.register(options)
 
 
 @cache
 def load_functions() -> ctypes.CDLL:
     """The library's own C functions; TensorRT and ONNX Runtime, which load it too, share its state."""
-    path = library_path()
-    try:
-        functions = ctypes.CDLL(str(path))
-    except OSError as error:
-        raise KernelError(f"cannot load the library for GPUs {path}: {error}; {HOW_TO_COMPILE}") from error
+    functions = _LIBRARY.load()
     functions.kvfold_open_kernels.argtypes = [ctypes.c_char_p]
     functions.kvfold_take_error.argtypes = []
     for function in (functions.kvfold_open_kernels, functions.kvfold_take_error):

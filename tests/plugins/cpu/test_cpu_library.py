@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import onnxruntime
@@ -25,7 +26,7 @@ def test_unknown_instruction_set_is_refused() -> None:
 
 
 def test_missing_library_says_how_to_compile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(library, "_LIBRARY", tmp_path / "libkvfold_cpu.so")
+    monkeypatch.setattr(library, "_LIBRARY", replace(library._LIBRARY, path=tmp_path / "libkvfold_cpu.so"))
     with pytest.raises(KernelError, match="was not compiled; install a C\\+\\+17 compiler"):
         library.library_path()
     with pytest.raises(KernelError, match="was not compiled"):
@@ -35,6 +36,6 @@ def test_missing_library_says_how_to_compile(monkeypatch: pytest.MonkeyPatch, tm
 def test_library_that_onnxruntime_refuses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     damaged = tmp_path / "libkvfold_cpu.so"
     damaged.write_bytes(b"not a shared library")
-    monkeypatch.setattr(library, "_LIBRARY", damaged)
+    monkeypatch.setattr(library, "_LIBRARY", replace(library._LIBRARY, path=damaged))
     with pytest.raises(KernelError, match="ONNX Runtime refused the CPU kernel library"):
         library.register_ops(onnxruntime.SessionOptions())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ def test_it_asks_for_nothing_of_nvidias() -> None:
 
 
 def test_a_library_that_was_not_compiled_says_how_to(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(library, "_LIBRARY", tmp_path / "libkvfold_cuda.so")
+    monkeypatch.setattr(library, "_LIBRARY", replace(library._LIBRARY, path=tmp_path / "libkvfold_cuda.so"))
     with pytest.raises(KernelError, match="was not compiled; install a C\\+\\+17 compiler"):
         library.library_path()
 
@@ -29,7 +30,7 @@ def test_a_library_that_was_not_compiled_says_how_to(monkeypatch: pytest.MonkeyP
 def test_a_damaged_library_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     damaged = tmp_path / "libkvfold_cuda.so"
     damaged.write_bytes(b"not a shared library")
-    monkeypatch.setattr(library, "_LIBRARY", damaged)
+    monkeypatch.setattr(library, "_LIBRARY", replace(library._LIBRARY, path=damaged))
     library.load_functions.cache_clear()
     try:
         with pytest.raises(KernelError, match="cannot load the library for GPUs"):
