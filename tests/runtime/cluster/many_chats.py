@@ -47,9 +47,9 @@ class ManyChats:
         at_once: int,
         tokens: int = 24,
         meanwhile: Callable[[int], None] = lambda _: None,
-        rest: float = 0.0,
+        between: Callable[[], None] = lambda: None,
     ) -> None:
-        """Turn by turn, so many seconds apart; `meanwhile` hears of each reply's beginning."""
+        """Turn by turn; `meanwhile` hears of each reply, `between` runs after each turn but the last."""
         conversations: list[list[dict[str, str]]] = [[] for _ in range(chats)]
         gate = asyncio.Semaphore(at_once)
         begun = 0
@@ -69,7 +69,8 @@ class ManyChats:
 
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
             for number in range(turns):
-                await asyncio.sleep(rest if number else 0)
+                if number:
+                    await asyncio.to_thread(between)
                 await asyncio.gather(*(turn(session, chat, number) for chat in range(chats)))
 
     async def _stream(
