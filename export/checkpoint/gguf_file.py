@@ -66,7 +66,7 @@ def _open_weights(header: GgufHeader, config: ModelConfig) -> LazyWeights:
             shapes[name] = (len(range(*rows.indices(tensor.shape[0]))), *tensor.shape[1:])
             readers[name] = partial(read_normal, partial(read, rows, heads), name, config, form)
     check_shapes(str(header.path), shapes, config)
-    return LazyWeights(str(header.path), readers)
+    return LazyWeights(str(header.path), readers, [header.path])
 
 
 def _interleaved_heads(name: str, config: ModelConfig) -> int:

@@ -189,6 +189,11 @@ def _rope(values: Metadata, facts: GgufTensorFacts, head_dim: Any) -> dict[str, 
     linear = values.get("rope.scale_linear", 1.0)  # the key of older files
     factor = values.get("rope.scaling.factor", linear)
     kind = values.get("rope.scaling.type", "none" if factor in (0.0, 1.0) else "linear")
+    if kind == "linear" and factor == 0:
+        raise CheckpointError(
+            "GGUF metadata: rope.scaling.factor is 0 with RoPE of type linear, which divides positions by "
+            "it; fetch the file again, or use the Hugging Face checkpoint"
+        )
     if kind == "yarn":
         return {**keys, "rope_scaling": _yarn(values, factor)}
     _refuse_attention_factor(values, kind)

@@ -175,6 +175,7 @@ def _open_weights(folder: Path, shards: list[Path], config: ModelConfig, form: S
     return LazyWeights(
         str(folder),
         {name: partial(read_normal, read, name, config, form) for name, read in readers.items()},
+        [folder / "config.json", *shards],
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -21,13 +22,23 @@ PREFIXES = ("_orig_mod.", "model.language_model.", "language_model.")
 class LazyWeights(Mapping[str, Tensor]):
     """Hugging Face names to float32 tensors; each access reads (and dequantises) afresh, nothing is kept.
 
+    Attributes:
+        identity: path, size and time of the files: weights with the same ones are the same.
+
     Raises:
         CheckpointError: on access, a tensor cannot be read or holds NaN or infinity.
     """
 
-    def __init__(self, source: str, readers: Mapping[str, Callable[[], Tensor]]) -> None:
+    def __init__(
+        self, source: str, readers: Mapping[str, Callable[[], Tensor]], files: Collection[Path]
+    ) -> None:
+        """`files` are all that decide the tensors; `source` is named in errors."""
         self._source = source
         self._readers = readers
+        self.identity = tuple(
+            (str(path.resolve()), status.st_size, status.st_mtime_ns)
+            for path, status in ((path, path.stat()) for path in sorted(files))
+        )
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = self._readers[name]()

@@ -62,6 +62,11 @@ def count_sums_normalised(model: ir.Model) -> int:
     return sum(producer is None or producer.op_type not in alone for producer in streams)
 
 
+def count_silus(model: ir.Model) -> int:
+    """How many gates the target-neutral graph activates by silu; where a family has GeGLU, none."""
+    return sum(node.op_type == "Sigmoid" for node in model.graph)
+
+
 def count_weights(model: ir.Model) -> int:
     """How often the target-neutral graph reads a weight: embedding, linears, their biases, and norms."""
     linears = sum(1 + (linear.bias is not None) for linear in find_linears(model))

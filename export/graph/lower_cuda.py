@@ -13,6 +13,7 @@ from kvfold.export.graph.lower import (
     check_counts,
     check_head_dim,
     check_kv_dtypes,
+    count_silus,
     count_sums_normalised,
     count_weights,
     save_lowered,
@@ -23,6 +24,7 @@ from kvfold.export.graph.passes import (
     float_logits,
     matmul_nbits,
     packed_qkv,
+    quick_gelu,
     skip_norms,
 )
 from kvfold.export.quantize.int4.stored_blocks import NO_BLOCKS, StoredBlocks
@@ -67,6 +69,7 @@ def lower_for_cuda(
         "activation_dtype": count_weights(model) - in_4_bits,
         "float_logits": 1,
         "skip_norms": count_sums_normalised(model),
+        "quick_gelu": count_silus(model),
         "packed_qkv": sum(bool(bank.consumers) for bank in plan.banks),
         "cuda_attention": len(plan.layers),
     }
@@ -75,6 +78,7 @@ def lower_for_cuda(
         "activation_dtype": activation_dtype.apply(model, element),
         "float_logits": float_logits.apply(model),
         "skip_norms": skip_norms.apply(model),
+        "quick_gelu": quick_gelu.apply(model),
         "packed_qkv": packed_qkv.apply(model),
         "cuda_attention": cuda_attention.apply(model),
     }

@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from kvfold.export.heal.healing import (
@@ -25,13 +24,13 @@ from kvfold.export.heal.healing import (
     Healing,
     HealProgress,
 )
+from kvfold.export.heal.judgement import judge
 from kvfold.export.heal.objective.losses import EndToEndLoss, LayerwiseLoss
 from kvfold.export.heal.starting_point import adapter_form
 from kvfold.export.heal.student.int8_deployment import Int8Deployment
 from kvfold.export.heal.student.low_rank import FACTORS
 from kvfold.export.heal.student.student import TrainedModel
 from kvfold.export.heal.training.journal import Journal, Snapshot
-from kvfold.export.heal.training.passes import ON_A_CPU
 from kvfold.export.heal.training.schedule import ByClock, ByUpdates, Schedule
 from kvfold.export.heal.training.train import Step, count_updates, train
 from kvfold.export.heal.training.training_text import TrainingText
@@ -120,7 +119,7 @@ class _Training:
         return {name: tensor if name.endswith(FACTORS) else tensor.float() for name, tensor in start.items()}
 
     def _measure_before(self, snapshot: Snapshot) -> Snapshot:
-        """What a training by the clock begins with, and when its steps are to end."""
+        """What a training by the clock begins with, and when its steps are to train."""
         if self._settings.seconds is None:
             return snapshot
         if not self._held_out.tokens:
@@ -128,25 +127,34 @@ class _Training:
                 "heal.seconds holds some of heal.text out to judge by, yet it has one sequence; ask for more "
                 "tokens"
             )
+        self._journal.keep_start(snapshot.form)
         began = self._journal.clock.spent
-        self._journal.log(BEFORE, 1, self._divergence(snapshot.form))
-        return replace(snapshot, ends=self._ends(self._journal.clock.spent - began))
+        int8 = self._deploy(snapshot.form, "judging by held-out text")
+        calibration = self._journal.clock.spent - began
+        loss, judgement = self._judge(snapshot.form, int8)
+        self._journal.log(BEFORE, 1, loss)
+        return replace(snapshot, spans=self._spans(calibration if int8 else 0.0, judgement))
 
-    def _ends(self, afterwards: float) -> dict[str, float]:
-        """When each step ends, so that seconds are left for what comes afterwards."""
+    def _spans(self, calibration: float, judgement: float) -> dict[str, tuple[float, float]]:
+        """When each step trains, where calibrating and judging take so long: it ends with both of them.
+
+        Step C has its own calibration in front of it.
+        """
         seconds, end = self._settings.seconds, self._journal.clock.spent
         assert seconds is not None, "this training has no end on the clock"
-        left = seconds - afterwards - end
+        aside = 2 * calibration + judgement
+        left = seconds - aside - end
         if left <= 0:
             raise HealingError(
                 f"heal.seconds is {seconds:g}, yet what comes before and after training takes "
-                f"{end + afterwards:.0f}; raise it"
+                f"{end + aside:.0f}; raise it"
             )
         shares = {step: COST[step] * self._healing.tokens(step) for step in TRAINED}
-        ends = {BEFORE: end}
+        spans = {}
         for step, share in shares.items():
-            ends[step] = end = end + left * share / sum(shares.values())
-        return ends
+            start = end + (calibration if step == INT8 else 0.0)
+            spans[step] = start, (end := start + left * share / sum(shares.values()))
+        return spans
 
     def _layerwise(self, snapshot: Snapshot) -> Snapshot:
         """Step A."""
@@ -169,7 +177,7 @@ class _Training:
         if not self._settings.int8_tokens:
             return snapshot
         if not snapshot.int8:
-            int8 = self._healing.deploy(snapshot.form, self._progress.part(CALIBRATING, "calibrating int8"))
+            int8 = self._deploy(snapshot.form, "calibrating int8")
             snapshot = self._journal.save(replace(snapshot, int8=vars(int8)))
         student = self._healing.student(snapshot.form, Int8Deployment(**snapshot.int8 or {}))
         loss = self._end_to_end_loss(student, self._text, self._settings.scored)
@@ -179,25 +187,26 @@ class _Training:
         """What a training by the clock ends with: what it learned, or began with where that is better."""
         if self._settings.seconds is None:
             return snapshot
-        after = self._divergence(snapshot.form)
+        after, _ = self._judge(snapshot.form, self._deploy(snapshot.form, "judging by held-out text"))
         self._journal.log(AFTER, 1, after)
         if after < self._journal.last_loss(BEFORE):
             return snapshot
-        return replace(snapshot, form=self._first_form())
+        return replace(snapshot, form=self._journal.start())
 
-    def _divergence(self, form: Mapping[str, Tensor]) -> float:
-        """Mean KL(original || model) on the text held out, in nat a token, as it would be deployed."""
-        healing, text = self._healing, self._held_out
-        progress = self._progress.part(CALIBRATING, "judging by held-out text")
-        int8 = healing.deploy(form, progress) if self._settings.int8_tokens else None
-        loss, total = self._end_to_end_loss(healing.student(form, int8), text, scored=1.0), 0.0
-        with torch.no_grad():
-            for own in text.by_length(torch.arange(len(text.lengths))):
-                length = int(text.lengths[own[0]])
-                for rows in torch.split(own, max(1, ON_A_CPU // length)):
-                    total += loss(rows).item() * len(rows) * length
-                    progress(0.0)
-        return total / text.tokens
+    def _deploy(self, form: Mapping[str, Tensor], doing: str) -> Int8Deployment | None:
+        """How a model is deployed that step C trains; None without that step, which judges in float."""
+        if not self._settings.int8_tokens:
+            return None
+        return self._healing.deploy(form, self._progress.part(CALIBRATING, doing))
+
+    def _judge(self, form: Mapping[str, Tensor], int8: Int8Deployment | None) -> tuple[float, float]:
+        """Mean KL(original || model) on the text held out, in nat a token, and how long another takes."""
+        progress, clock = self._progress.part(CALIBRATING, "judging by held-out text"), self._journal.clock
+        began = clock.spent
+        loss = self._end_to_end_loss(self._healing.student(form, int8), self._held_out, scored=1.0)
+        prepared = clock.spent - began
+        mean, passes = judge(loss, self._held_out, clock, progress)
+        return mean, prepared + passes
 
     def _end_to_end_loss(self, student: TrainedModel, text: TrainingText, scored: float) -> EndToEndLoss:
         return EndToEndLoss(self._teacher, student, self._healing.head, text, scored, self._settings.seed)
@@ -216,8 +225,7 @@ class _Training:
         return replace(snapshot, form={**snapshot.form, **student.parameters})
 
     def _schedule(self, snapshot: Snapshot, seed: int) -> Schedule:
-        name, ends = snapshot.step, snapshot.ends
-        if ends is not None:
-            return ByClock(self._journal.clock, ends[STEPS[STEPS.index(name) - 1]], ends[name])
+        if snapshot.spans is not None:
+            return ByClock(self._journal.clock, *snapshot.spans[snapshot.step])
         lengths, batch = self._text.lengths, self._settings.batch_tokens
-        return ByUpdates(count_updates(lengths, batch, seed, self._healing.tokens(name)))
+        return ByUpdates(count_updates(lengths, batch, seed, self._healing.tokens(snapshot.step)))

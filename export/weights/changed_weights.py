@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, MutableMapping
+from collections.abc import Collection, Hashable, Iterator, Mapping, MutableMapping
 
 import torch
 from torch import Tensor
@@ -106,6 +106,12 @@ def source_of(weights: Mapping[str, Tensor], name: str) -> Mapping[str, Tensor]:
     while isinstance(weights, ChangedWeights) and not weights.changes(name):
         weights = weights.base
     return weights
+
+
+def identity_of(weights: Mapping[str, Tensor]) -> Hashable:
+    """Equal for the same weights, also where they were opened twice; others are what they are in memory."""
+    identity: Hashable = getattr(weights, "identity", None)
+    return id(weights) if identity is None else identity
 
 
 def dropped_names(plan: FoldPlan) -> set[str]:

@@ -8,7 +8,8 @@ import time
 from dataclasses import dataclass
 
 from kvfold.pipeline.machine.doctor.hardware import check_cpu
-from kvfold.pipeline.machine.gpus import open_nvml, read_gpus
+from kvfold.plugins.contract.errors import TargetError
+from kvfold.runtime.engine.cuda.device import Device
 
 
 @dataclass(frozen=True)
@@ -45,5 +46,10 @@ def describe_machine(target: str = "cpu") -> Machine:
 
 
 def _gpu() -> str | None:
-    with open_nvml() as no_gpu:
-        return None if no_gpu else read_gpus()[0].name
+    """The one that engines take: by the driver, whose first one CUDA_VISIBLE_DEVICES chooses."""
+    try:
+        device = Device.open()
+    except TargetError:  # an engine will say it, with what to do
+        return None
+    device.close()
+    return device.name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,25 +25,25 @@ class Heads:
     """Weights of the subjects' heads, float32, each read and held once: folding changes none."""
 
     def __init__(self) -> None:
-        self._held: dict[tuple[int, str], tuple[Mapping[str, Tensor], Tensor]] = {}
+        self._held: dict[tuple[Hashable, str], tuple[Mapping[str, Tensor], Tensor]] = {}
 
     def of(self, model: LayerwiseModel) -> Tensor:
         """A model's head; read where no model that has the same one asked for it before."""
-        from kvfold.export.weights.changed_weights import source_of
+        from kvfold.export.weights.changed_weights import identity_of, source_of
 
         name = model.head_name
         source = source_of(model.weights, name)
-        key = id(source), name
+        key = identity_of(source), name
         if key not in self._held:
-            self._held[key] = source, model.weights[name]  # as long as the source lives, its id is its own
+            self._held[key] = source, model.weights[name]  # as long as the source lives, no other has its id
         return self._held[key][1]
 
     def embedding(self, model: LayerwiseModel) -> Tensor | None:
         """A model's embedding, where a head that is held is the same table."""
         from kvfold.export.layerwise.layerwise_model import EMBEDDING
-        from kvfold.export.weights.changed_weights import source_of
+        from kvfold.export.weights.changed_weights import identity_of, source_of
 
-        held = self._held.get((id(source_of(model.weights, EMBEDDING)), EMBEDDING))
+        held = self._held.get((identity_of(source_of(model.weights, EMBEDDING)), EMBEDDING))
         return held and held[1]
 
 

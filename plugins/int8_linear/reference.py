@@ -39,9 +39,13 @@ def token_scales(x: Tensor) -> Tensor:
 
 
 def quantize_remainder(x: Tensor, quantized: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """The second plane of 16-bit activations: integers and scales of what `quantize_tokens` rounded off."""
+    """The second plane of 16-bit activations: integers and scales of what `quantize_tokens` rounded off.
+
+    Of the smallest subnormal numbers float32 has no finer ones: a scale of 0, and nothing is left.
+    """
     low_scale = scale / LOW_PLANE
-    return torch.clamp(torch.round((x - quantized * scale) / low_scale), -127, 127), low_scale
+    low = torch.clamp(torch.round((x - quantized * scale) / low_scale), -127, 127)
+    return torch.where(low_scale == 0, torch.zeros_like(low), low), low_scale
 
 
 def int8_linear(

@@ -18,6 +18,7 @@ from kvfold.export.weights.layer_journal import save_state
 from kvfold.plugins.contract.write_aside import write_aside
 
 SNAPSHOT = "snapshot.pt"
+START = "start.pt"
 LOSSES = "loss.jsonl"
 
 
@@ -33,7 +34,8 @@ class Snapshot:
         optimizer: its state; None before a step's first update.
         int8: the fields of the `Int8Deployment` that step int8 found at its start; None before that.
         spent: seconds on the clock.
-        ends: of a training by the clock, when each step is to end on it; None before that is decided.
+        spans: of a training by the clock, from when to when on it each step trains; None before that is
+            decided.
     """
 
     key: str
@@ -43,7 +45,7 @@ class Snapshot:
     optimizer: dict[str, Any] | None = None
     int8: dict[str, Any] | None = None
     spent: float = 0.0
-    ends: dict[str, float] | None = None
+    spans: dict[str, tuple[float, float]] | None = None
 
     def then(self, step: str) -> Snapshot:
         """Where the next step begins."""
@@ -86,6 +88,15 @@ class Journal:
         snapshot = replace(snapshot, form=form, spent=self.clock.spent)
         save_state(self.folder / SNAPSHOT, vars(snapshot))
         return snapshot
+
+    def keep_start(self, form: Mapping[str, Tensor]) -> None:
+        """Write what training begins with, for the case that it makes it worse."""
+        save_state(self.folder / START, form)
+
+    def start(self) -> dict[str, Tensor]:
+        """What `keep_start` wrote."""
+        form: dict[str, Tensor] = torch.load(self.folder / START, map_location="cpu", weights_only=True)
+        return form
 
     def log(self, step: str, update: int, loss: float, rate: float = 0.0) -> None:
         """Append an update's loss (layerwise: relative squared error; others: nat) and learning rate."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from kvfold.pipeline.bench.contenders import llama_cpp as eight_bits
@@ -13,7 +14,7 @@ WEIGHTS = "the GGUF's own"
 
 
 def prepare(source: Path, target: Path) -> None:
-    """Link the file.
+    """Link the file, by its way from here: a work folder may be moved.
 
     Raises:
         FileNotFoundError: the checkpoint is no GGUF file.
@@ -21,7 +22,7 @@ def prepare(source: Path, target: Path) -> None:
     original = source / ORIGINAL
     if not original.exists():
         raise FileNotFoundError("the checkpoint is no GGUF file, so llama.cpp has none to read as it is")
-    (target / eight_bits.MODEL).symlink_to(original.resolve())
+    (target / eight_bits.MODEL).symlink_to(os.path.relpath(original, target))
 
 
 def load(model: Path, limits: Limits) -> eight_bits.LlamaCppContender:

@@ -102,12 +102,16 @@ def _bench_engines(recipe: str, output: Path | None, settings: BenchSettings, wo
         if other.name in [each.root.name for each in workspaces]:
             raise RecipeError(f"--beside {name}: another bundle is called {other.name}; rename the recipe")
         workspaces.append(Workspace(bring_up_to_date(name, other, "build", target=settings.target), other))
-        if workspaces[-1].fingerprint != workspace.fingerprint:
-            raise RecipeError(f"--beside {name} is of another checkpoint than {recipe}; compare one model's")
+        _require_one_checkpoint(name, workspaces[-1], recipe, workspace)
     bundles = [OwnBundle(each.root, each.plan, _weights(each, settings.target)) for each in workspaces]
     result = run_bench(bundles, models, checkpoint.config, settings, console)
     report = root / "report"
     _write(result, bench_table(result), report / "bench.json", report / "bench.md")
+
+
+def _require_one_checkpoint(name: str, other: Workspace, recipe: str, workspace: Workspace) -> None:
+    if other.fingerprint != workspace.fingerprint:
+        raise RecipeError(f"--beside {name} is of another checkpoint than {recipe}; compare one model's")
 
 
 def _weights(workspace: Workspace, target: str) -> str:
@@ -153,7 +157,8 @@ def _bench_servers(
     workspace = Workspace(bring_up_to_date(recipe, root, "build", target="cpu"), root)
     others = {name: bundle_path(name, None) for name in serving.beside}
     for name, other in others.items():
-        bring_up_to_date(name, other, "build", target="cpu")
+        beside = Workspace(bring_up_to_date(name, other, "build", target="cpu"), other)
+        _require_one_checkpoint(name, beside, recipe, workspace)
     checkpoint, console, report = read_checkpoint(workspace), get_console(), root / "report"
     peer = serving.llama_server
     logs = report / "serve-logs"

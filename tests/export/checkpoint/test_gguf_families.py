@@ -129,6 +129,15 @@ def test_other_files_are_refused_by_name(metadata: dict[str, Any], named: str) -
         config_of_header(GgufHeader(Path("model.gguf"), metadata, {}, 0))
 
 
+@pytest.mark.parametrize("key", ["rope.scaling.factor", "rope.scale_linear"])
+def test_positions_are_not_divided_by_0(key: str, tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "model.gguf", random_model("llama"), GGMLQuantizationType.F32)
+    said = read_gguf_header(path).metadata | {f"llama.{key}": 0.0}
+    assert config_from_gguf(said, FACTS).ropes[0].scaling is None, "older files say so of plain RoPE"
+    with pytest.raises(CheckpointError, match=r"rope\.scaling\.factor is 0 with RoPE of type linear"):
+        config_from_gguf(said | {"llama.rope.scaling.type": "linear"}, FACTS)
+
+
 @pytest.mark.parametrize(
     "value", [None, -1, 0, 1.5, 1e308, 2**63, True, "", "x", [], [1, 2], [[]], [True, 2.5]]
 )

@@ -87,6 +87,16 @@ class SkipNorm(OpRun):
         return (normed.numpy() * weight.astype(np.float32)).astype(x.dtype), nothing, nothing, stream
 
 
+class QuickGelu(OpRun):
+    """x * sigmoid(alpha * x), each of the two rounded to the type of x, as the CUDA provider does."""
+
+    op_domain, op_type = "com.microsoft", "QuickGelu"
+
+    def _run(self, x: np.ndarray, alpha: float) -> tuple[np.ndarray]:
+        sigmoid = torch.sigmoid(torch.from_numpy(x).float() * alpha)
+        return (x * sigmoid.numpy().astype(x.dtype),)
+
+
 def attend(given: dict[str, np.ndarray], attributes: dict[str, Any]) -> tuple[np.ndarray, ...]:
     """The reference on numpy arrays; the output has the query's type."""
     tensors = [torch.tensor(given[name]) if name in given else None for name in INPUTS]
@@ -100,7 +110,10 @@ class EvaluatedGraph:
 
     def __init__(self, path: Path, plan: FoldPlan) -> None:
         # The evaluator finds an op by the name of its class.
-        ops = [type(op.op_type, (op,), {}) for op in (GpuAttention, StockAttention, WideNorm, SkipNorm)]
+        ops = [
+            type(op.op_type, (op,), {})
+            for op in (GpuAttention, StockAttention, WideNorm, SkipNorm, QuickGelu)
+        ]
         self.evaluator = ReferenceEvaluator(onnx.load(path), new_ops=ops)
         self.plan = plan
         self.caches = {

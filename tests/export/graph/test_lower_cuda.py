@@ -57,6 +57,7 @@ def lower(tmp_path_factory: pytest.TempPathFactory) -> Lower:
             "activation_dtype": 1 + 13 + 12 + 7,  # embedding, linears, biases, norms
             "float_logits": 1,
             "skip_norms": 6,  # all but the first, which reads the embedding
+            "quick_gelu": 3,
             "packed_qkv": 1,
             "cuda_attention": 3,
         }

@@ -13,7 +13,10 @@ from pydantic import ValidationError
 
 from kvfold.export.heal.heal import heal
 from kvfold.export.heal.heal_settings import HealSettings
+from kvfold.export.heal.judgement import judge
+from kvfold.export.heal.training.schedule import Clock
 from kvfold.export.heal.training.training_text import HELD_OUT_TOKENS, TrainingText
+from kvfold.export.quantize.calibrate import calibrate
 from kvfold.plugins.contract.errors import HealingError
 from kvfold.plugins.contract.progress import unheard
 from tests.export.heal.tiny_healing import SETTINGS, TOKENS, tiny_healing
@@ -84,10 +87,59 @@ def test_a_killed_run_goes_on_with_the_time_that_it_has_left(tmp_path: Path, tic
     assert falling == sorted(falling, reverse=True) and falling[-1] < 0.3 * 5e-3
 
 
+def test_the_int8_end_has_its_calibration_beside_its_time(
+    tmp_path: Path, ticks: Ticks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three calibrations of a second each, two of them in what is left after the first judgement."""
+
+    def slow(*arguments: Any) -> Any:
+        ticks.now += 1
+        return calibrate(*arguments)
+
+    monkeypatch.setattr("kvfold.export.heal.healing.calibrate", slow)
+    healing, folded = tiny_healing(settings(seconds=6, warmup_steps=0))
+    heal(healing, folded, tmp_path, "key", unheard)
+    assert 6 * 0.97 < ticks.now < 6 * 1.03
+    lines = log(tmp_path)
+    updates = {step: [x for x in lines if x["step"] == step] for step in ("end_to_end", "int8")}
+    for step, peak in (("end_to_end", 5e-3), ("int8", 1e-3)):
+        rates = [line["rate"] for line in updates[step]]
+        assert rates[0] > 0.99 * peak and rates[-1] < 0.15 * peak, step
+    # Both steps have equal shares of the time, and on this clock an update takes as long in either.
+    counts = [len(lines) for lines in updates.values()]
+    assert abs(counts[0] - counts[1]) <= 0.1 * max(counts)
+
+
+def test_a_judgement_is_expected_to_take_what_its_median_pass_takes() -> None:
+    """Of 5 passes the first of each length compiles."""
+    ticks = Ticks()
+    text = TrainingText((torch.zeros(6, 1_024), torch.zeros(4, 2_048)))
+    seconds = iter([30.0, 1.0, 1.0, 20.0, 2.0, 2.0, 2.0])
+
+    def loss(rows: torch.Tensor) -> torch.Tensor:
+        ticks.now += next(seconds)
+        return rows.float().mean()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kvfold.export.heal.training.schedule.time", ticks)
+        mean, again = judge(loss, text, Clock(), unheard)
+    assert mean == pytest.approx((15 * 1_024 + 30 * 2_048) / text.tokens)
+    assert again == pytest.approx(3 * 1.0 + 4 * 2.0, abs=8 * TICK)
+
+
 @pytest.mark.usefixtures("ticks")
-def test_what_training_made_worse_is_not_kept(tmp_path: Path) -> None:
-    healing, folded = tiny_healing(settings(int8_tokens=0, learning_rate=1.0, clip=1e9))
+def test_what_training_made_worse_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The start is fitted once; a process that goes on after a kill has it from the one before."""
+    healing, folded = tiny_healing(settings(seconds=0.7, int8_tokens=0, learning_rate=0.3, clip=1e9))
     start = heal(replace(healing, settings=no_training()), folded, tmp_path / "start", "key", unheard)
+
+    def kill(fraction: float, note: str = "") -> None:
+        if note.startswith("end_to_end"):
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        heal(healing, folded, tmp_path / "worse", "key", kill)
+    monkeypatch.delattr("kvfold.export.heal.heal.adapter_form")
     found = heal(healing, folded, tmp_path / "worse", "key", unheard)
     before, after = (line["loss"] for line in log(tmp_path / "worse") if line["rate"] == 0)
     assert after > before

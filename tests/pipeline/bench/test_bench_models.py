@@ -196,14 +196,17 @@ def test_a_conversion_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pyt
 
 
 def test_llama_cpp_reads_the_gguf_file_itself(tmp_path: Path) -> None:
-    """Where the checkpoint is one; not a file made from its weights."""
+    """Where the checkpoint is one; not a file made from its weights. A work folder may be moved."""
     folder = write_folder(tmp_path / "folder", random_model("llama", intermediate_size=64))
     path = PreparedModels(tmp_path / "served", load_checkpoint(folder)).served_gguf()
-    source, target = tmp_path / "source", tmp_path / "target"
-    source.mkdir()
+    work = tmp_path / "work"
+    source, target = work / "source", work / "target"
+    source.mkdir(parents=True)
     target.mkdir()
     write_huggingface_folder(load_checkpoint(path), source)
     llama_cpp_gguf.prepare(source, target)
+    work = work.rename(tmp_path / "moved")
+    source, target = work / "source", work / "target"
     assert (target / llama_cpp.MODEL).samefile(path)
     (source / ORIGINAL).unlink()
     with pytest.raises(FileNotFoundError, match="the checkpoint is no GGUF file"):

@@ -13,7 +13,10 @@ from click.testing import CliRunner
 from kvfold.pipeline.bench.contenders.cuda.transformers_cuda import TransformersCudaContender
 from kvfold.pipeline.bench.contenders.cuda.vllm_cuda import VllmContender
 from kvfold.pipeline.bench.contenders.transformers import TransformersContender
+from kvfold.pipeline.bench.describe_machine import describe_machine
 from kvfold.pipeline.commands.measure import bench
+from kvfold.runtime.engine.cuda.device import Device
+from tests.runtime.engine.tensorrt.cuda_stand_in import StandInDriver, Status
 
 
 def tiny_model() -> Any:
@@ -73,6 +76,16 @@ class StandInVllm:
                 completion = SimpleNamespace(token_ids=tuple(said))
                 outputs.append(SimpleNamespace(request_id=name, outputs=[completion]))
         return outputs
+
+
+def test_the_machine_names_the_gpu_that_engines_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver's first one, which need not be NVML's; without a driver none, and an engine says why."""
+    driver = StandInDriver()
+    monkeypatch.setattr(Device, "open", lambda: Device(driver))
+    assert describe_machine("cuda").gpu == "Stand-in GPU"
+    assert driver.calls.count("cuDevicePrimaryCtxRelease") == 1, "its context takes no memory from engines"
+    driver.fails["cuInit"] = Status.CUDA_ERROR_NO_DEVICE
+    assert describe_machine("cuda").gpu is None
 
 
 def test_vllm_s_tokens_have_each_their_clock() -> None:

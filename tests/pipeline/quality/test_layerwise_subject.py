@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from kvfold.export.checkpoint.load_checkpoint import load_checkpoint
 from kvfold.export.layerwise.layerwise_model import ROUNDED_ROWS, LayerwiseModel
 from kvfold.export.model.matmul_dtype import matmul_dtype, multiply_in_float32
 from kvfold.export.weights.changed_weights import ChangedWeights
 from kvfold.pipeline.quality.load_subjects import Heads, LayerwiseSubject
+from kvfold.plugins.contract.fold_plan import FoldPlan
+from tests.export.tiny_checkpoints import random_model, write_folder
 from tests.pipeline.quality.torch_subject import TorchSubject
 from tests.tiny_model import VOCAB_SIZE, hugging_face_names, tiny_config, tiny_decoder, tiny_plan
 
@@ -62,6 +68,25 @@ def test_a_head_that_folding_left_alone_is_held_once(tied: bool) -> None:
     embedding = heads.embedding(same[2])
     assert (embedding is not None) == tied
     torch.testing.assert_close(heads.of(LayerwiseModel(config, identity, other)), weights[name] + 1)
+
+
+def test_rungs_of_one_checkpoint_hold_its_head_once(tmp_path: Path) -> None:
+    """Each opens it anew; a copy is another checkpoint, and so is what stands in the same place later."""
+    write_folder(tmp_path / "one", random_model("llama"))
+    shutil.copytree(tmp_path / "one", tmp_path / "copy")
+    heads = Heads()
+
+    def head(folder: str) -> int:
+        checkpoint = load_checkpoint(str(tmp_path / folder))
+        plan = FoldPlan.of(checkpoint.config.attention_shape)
+        rung = ChangedWeights(checkpoint.weights, {"model.layers.0.self_attn.o_proj.weight": torch.zeros(1)})
+        return heads.of(LayerwiseModel(checkpoint.config, plan, rung)).data_ptr()
+
+    before = [head("one") for _ in range(4)]
+    assert len({*before, head("copy")}) == 2 == len({*before}) + 1
+    shutil.rmtree(tmp_path / "one")
+    write_folder(tmp_path / "one", random_model("llama"))
+    assert head("one") not in before
 
 
 def test_a_rounded_head_is_the_whole_one_rounded() -> None:

@@ -215,6 +215,20 @@ def test_blocks_of_every_magnitude(isa: str, minimum: bool, bits: ActivationBits
     np.testing.assert_array_equal(run(session(inputs, bits=bits), inputs.x), expected(inputs, bits=bits))
 
 
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("minimum", [False, True])
+def test_subnormal_tokens(isa: str, minimum: bool, bits: ActivationBits) -> None:
+    """Down to the smallest number, beside zeros: where no finer plane exists, it adds nothing."""
+    steps = np.array([0, 1, 60, 63, 64, 65, 127, 190, 255, 2**7, 2**14, 2**15 + 1, 2**22, 2**23 - 1, 2**24])
+    signs = np.random.default_rng(0).choice(np.array([-1, 0, 1]), (len(steps), 100))
+    x = np.ldexp((signs * steps[:, None]).astype(np.float32), -149)
+    x[:, 70:] /= 3
+    inputs = replace(make_inputs(Case(1, 100, 33, minimum)), x=x)
+    wanted, y = expected(inputs, bits=bits), run(session(inputs, bits=bits), x)
+    assert np.isfinite(wanted).all() and np.abs(wanted[-1]).max() > 0
+    np.testing.assert_array_equal(y, wanted)
+
+
 def test_an_outlier_costs_its_own_block_alone(isa: str) -> None:
     """Other blocks' activations are as fine as without it."""
     inputs = make_inputs(Case(5, 96, 40))

@@ -12,12 +12,14 @@ import pytest
 from click.testing import CliRunner, Result
 from rich.console import Console
 
+from kvfold.pipeline import bring_up_to_date as up_to_date
 from kvfold.pipeline.bench.serving import run_serve_bench as runner
 from kvfold.pipeline.bench.serving.scenario_names import USUAL
 from kvfold.pipeline.bench.serving.scenarios.scenario import Bench
 from kvfold.pipeline.bench.serving.serve_results import Measured, ServeResult
 from kvfold.pipeline.commands.measure.bench import command
-from kvfold.plugins.contract.errors import MissingExtraError, ValidationError
+from kvfold.pipeline.recipe.load_recipe import load_recipe
+from kvfold.plugins.contract.errors import MissingExtraError, RecipeError, ValidationError
 from kvfold.plugins.contract.progress import Progress
 from tests.pipeline.bench.serving.test_serve_table import result_of_two_scenarios
 
@@ -93,6 +95,22 @@ def test_options_that_would_do_nothing_are_refused(arguments: list[str], said: s
     run = bench(*arguments)
     assert run.exit_code == 2
     assert said in run.output
+
+
+@pytest.mark.parametrize("how", [[], ["--serve"]])
+def test_bundles_of_two_checkpoints_are_not_compared(
+    how: list[str], bundle: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether by an engine or by a server."""
+    monkeypatch.chdir(tmp_path)
+    other = tmp_path / "bundles" / "other"
+    other.mkdir(parents=True)
+    (other / "source.json").write_text(json.dumps({"fingerprint": "another"}))
+    (tmp_path / "other.yaml").write_text(Path(bundle[0]).read_text())
+    monkeypatch.setattr(up_to_date, "bring_up_to_date", lambda name, root, until, target: load_recipe(name))
+    run = bench(*bundle, *how, "--beside", "other.yaml")
+    assert isinstance(run.exception, RecipeError)
+    assert "--beside other.yaml is of another checkpoint than" in str(run.exception)
 
 
 def test_the_extra_is_asked_for_first(monkeypatch: pytest.MonkeyPatch) -> None:
