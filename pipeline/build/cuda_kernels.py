@@ -7,9 +7,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvfold.plugins.contract.errors import KvfoldError
+from kvfold.plugins.contract.errors import KernelError, KvfoldError
 from kvfold.plugins.contract.step import MODEL_FILE
 from kvfold.plugins.cuda.attention_spec import ARCHITECTURES, ActivationDtype, AttentionSpec, variants_of
+from kvfold.plugins.cuda.kernel_library import KernelLibrary, runs_on
 from kvfold.plugins.paged_attention.schema import Attributes
 from kvfold.runtime.engine.engine_config import KERNELS_FOLDER
 
@@ -26,19 +27,31 @@ def activations_of(recipe: Recipe) -> ActivationDtype:
 
 
 def architectures_of(recipe: Recipe) -> tuple[int, ...]:
-    """SM versions: those of the recipe, else that of this machine's GPU, and without one all with kernels."""
+    """SM versions to compile for: those asked for, and where none are, all that have kernels."""
+    every = tuple(sm for sm in ARCHITECTURES if sm > 75 or activations_of(recipe) == "float16")
+    return _asked_for(recipe) or every
+
+
+def why_kernels_lack(recipe: Recipe, root: Path) -> str | None:
+    """Why the kernels of a bundle's engine do not do: some GPU that is asked for has none of them."""
+    try:
+        built = KernelLibrary.load(root / "engine" / recipe.target / KERNELS_FOLDER).architectures
+    except KernelError as error:  # bytes that rotted on the disk
+        return str(error).partition(";")[0]
+    lacking = [sm for sm in _asked_for(recipe) if not any(runs_on(each, sm) for each in built)]
+    return f"it has no kernels for SM {', '.join(map(str, lacking))}" if lacking else None
+
+
+def _asked_for(recipe: Recipe) -> tuple[int, ...]:
+    """SM versions of the recipe, else that of this machine's GPU; none where there is no GPU to run on."""
     if recipe.cuda.architectures:
         return recipe.cuda.architectures
-    from kvfold.runtime.engine.cuda.device import Device
+    from kvfold.runtime.engine.cuda.driver_calls import found_architecture
 
     try:
-        device = Device.open()
-    except KvfoldError:  # none is there, or it is busy or full: nothing is to run on it now
-        return tuple(sm for sm in ARCHITECTURES if sm > 75 or activations_of(recipe) == "float16")
-    try:
-        return (device.architecture,)
-    finally:
-        device.close()
+        return (found_architecture(),)
+    except KvfoldError:
+        return ()
 
 
 def compile_kernels(

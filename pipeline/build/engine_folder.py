@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvfold.pipeline.workspace.stage import Job, Stage, target_stage
+from kvfold.pipeline.workspace.stage import Job, Stage, lacks_nothing, target_stage
 
 if TYPE_CHECKING:
     from kvfold.pipeline.recipe.recipe import Recipe
@@ -22,6 +22,7 @@ def engine_stage(
     settings: Callable[[Recipe], object],
     run: Callable[[Workspace, Job], None],
     module: str,
+    why_lacking: Callable[[Recipe, Path], str | None] = lacks_nothing,
 ) -> Stage:
     """The stage that writes `engine/<target>/`; arguments as of Stage, `module` is its own."""
     return Stage(
@@ -33,6 +34,7 @@ def engine_stage(
         run=run,
         modules=(module,),
         target=target,
+        why_lacking=why_lacking,
     )
 
 

@@ -86,7 +86,7 @@ def pending_stages(
     found: dict[str, Stage] = {}
     for stage in _chosen(recipe, stages, until):
         reads_new = not found.keys().isdisjoint(stage.needs)
-        if reads_new or writer.why_stale(stage.name, hash_stage(stage, recipe, writer.manifest)):
+        if reads_new or _why_run(stage, hash_stage(stage, recipe, writer.manifest), writer, recipe):
             found[stage.name] = stage
     return [(stage, writer.manifest.seconds.get(name)) for name, stage in found.items()]
 
@@ -107,7 +107,7 @@ def _run_stage(
 ) -> StageOutcome:
     with name_disk_errors(writer.root):
         stage_hash = hash_stage(stage, workspace.recipe, writer.manifest)
-    why = writer.why_stale(stage.name, stage_hash)
+        why = _why_run(stage, stage_hash, writer, workspace.recipe)
     if why is None:
         _discard(writer.root, stage)  # a kill between commit and this left it
         display.skipped(stage)
@@ -128,6 +128,11 @@ def _run_stage(
         writer.commit(stage.name, record, dependents(stage.name, stages), tool_versions(), folders)
         _discard(writer.root, stage)
     return StageOutcome(stage.name, ran=True, seconds=seconds)
+
+
+def _why_run(stage: Stage, stage_hash: str, writer: BundleWriter, recipe: Recipe) -> str | None:
+    """Why a stage must run; None when what it wrote is there, still right, and does for this machine."""
+    return writer.why_stale(stage.name, stage_hash) or stage.why_lacking(recipe, writer.root)
 
 
 def _discard(root: Path, stage: Stage) -> None:

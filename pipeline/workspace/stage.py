@@ -34,6 +34,11 @@ class Job:
     key: str
 
 
+def lacks_nothing(recipe: Recipe, root: Path) -> str | None:
+    """The `why_lacking` of a stage whose files are good for every machine."""
+    return None
+
+
 @dataclass(frozen=True)
 class Stage:
     """One step from a recipe to a bundle.
@@ -49,6 +54,8 @@ class Stage:
         target: it runs for recipes of this target only; None for all.
         scratch: folder of the bundle, outside its manifest, of what it keeps while it works; it goes once its
             files are committed.
+        why_lacking: why its files in the bundle do not do here, though they are made of the same; None when
+            they do. So an engine runs on each GPU that it has kernels for, whichever machine built it.
     """
 
     name: str
@@ -60,6 +67,7 @@ class Stage:
     modules: tuple[str, ...]
     target: str | None = None
     scratch: str | None = None
+    why_lacking: Callable[[Recipe, Path], str | None] = lacks_nothing
 
     def writes(self, name: str) -> bool:
         """Whether a path in the bundle is one of its files."""

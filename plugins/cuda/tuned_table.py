@@ -15,20 +15,19 @@ from pydantic import ValidationError
 from kvfold.plugins.contract.errors import KernelError
 from kvfold.plugins.contract.fold_plan import describe_errors
 from kvfold.plugins.contract.record import Record
+from kvfold.plugins.contract.write_aside import write_aside
 
 TABLES = Path(__file__).parent / "tuned"
 
 
-class Choice(Record):
-    """The fastest way found to compile one kernel for heads of one width.
+class Way(Record):
+    """A way to compile one kernel for heads of one width.
 
     Attributes:
         kernel: which one.
         int8_cache: whether its caches are int8.
         width: channels of a head, rounded up to a power of two.
         num_warps, num_stages, constants: as of `Tuning`.
-        microseconds: of a call that was measured.
-        rule_microseconds: the same as the rule compiles it.
     """
 
     kernel: Literal["prefill", "decode"]
@@ -37,8 +36,33 @@ class Choice(Record):
     num_warps: int
     num_stages: int
     constants: dict[str, int]
+
+    @property
+    def serves(self) -> tuple[str, bool, int]:
+        """Kernel, type of caches and width: at most one way is chosen for each."""
+        return self.kernel, self.int8_cache, self.width
+
+
+class Choice(Way):
+    """The fastest way found.
+
+    Attributes:
+        microseconds: of a call that was measured.
+        rule_microseconds: the same as the rule compiles it.
+    """
+
     microseconds: float
     rule_microseconds: float
+
+
+class BrokenWay(Way):
+    """A way that broke the GPU; it is not tried again.
+
+    Attributes:
+        error: what came of it.
+    """
+
+    error: str
 
 
 class TunedTable(Record):
@@ -50,13 +74,15 @@ class TunedTable(Record):
         date: of the measurement, YYYY-MM-DD.
         triton: version that compiled.
         choices: at most one for each kernel, type of caches and width.
+        broken: what broke the GPU meanwhile.
     """
 
     architecture: int
     card: str
     date: str
     triton: str
-    choices: tuple[Choice, ...]
+    choices: tuple[Choice, ...] = ()
+    broken: tuple[BrokenWay, ...] = ()
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -74,14 +100,14 @@ class TunedTable(Record):
             raise KernelError(f"{describe_errors(str(path), error)}; {again}") from error
 
     def save(self, path: Path) -> None:
-        """Write the table.
+        """Write the table; a kill leaves the old file or the new one.
 
         Raises:
             KernelError: the file cannot be written.
         """
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(self.model_dump_json(indent=1) + "\n")
+            write_aside(path, lambda aside: aside.write_text(self.model_dump_json(indent=1) + "\n"))
         except OSError as error:
             raise KernelError(
                 f"{path} cannot be written ({error.strerror}); name another file: kvfold tune --output FILE"
@@ -90,8 +116,7 @@ class TunedTable(Record):
     def find(self, kernel: str, int8_cache: bool, width: int) -> Choice | None:
         """The choice for a kernel, where one was measured."""
         wanted = kernel, int8_cache, width
-        found = (each for each in self.choices if (each.kernel, each.int8_cache, each.width) == wanted)
-        return next(found, None)
+        return next((each for each in self.choices if each.serves == wanted), None)
 
 
 def table_path(architecture: int) -> Path:

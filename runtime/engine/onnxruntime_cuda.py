@@ -21,6 +21,7 @@ from kvfold.runtime.engine.cuda.device import Device
 from kvfold.runtime.engine.cuda.device_pages import DevicePages
 from kvfold.runtime.engine.cuda.device_sampler import open_sampler
 from kvfold.runtime.engine.cuda.gpu_engine import GpuEngine
+from kvfold.runtime.engine.cuda.memory_check import StepSizes, check_memory
 from kvfold.runtime.engine.cuda.staging import BindingTable, Staging, bind_step
 from kvfold.runtime.engine.cuda.step_runner import BoundStep, StepRunner
 from kvfold.runtime.engine.cuda.step_shape import StepShape, largest_shape
@@ -43,6 +44,10 @@ from kvfold.runtime.engine.protocol import EngineInfo, GroupTables, StepInputs
 _INPUT_TYPES = {np.dtype(np.int32): 6, np.dtype(np.int64): 7}
 # Two runs of a shape take all the memory that it needs, as in ONNX Runtime's own capturing; one to spare.
 RUNS_BEFORE_CAPTURE = 3
+_ADVICE = (
+    "lower max_num_batched_tokens and max_num_seqs (step inputs, logits and sampling shrink with them, and "
+    "ONNX Runtime's own memory, which is not counted here)"
+)
 
 
 class SessionProgram:
@@ -180,6 +185,8 @@ def assemble(
         max_table_width={group.name: widest for group in info.plan.groups},
         max_logits=max_num_seqs,
     )
+    sizes = StepSizes.of((limits,), info.plan, info.vocab_size, max_num_seqs)
+    check_memory({"KV pools": info.kv_cache_bytes, **sizes.parts}, device.free_bytes(), _ADVICE)
     pages = DevicePages(device, info)
     program = SessionProgram(session, device, pages.pools, info, limits, provider)
     staging = Staging(device, program.inputs, program.inputs_size)

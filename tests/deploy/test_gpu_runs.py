@@ -13,6 +13,7 @@ from zipfile import ZipFile
 import pytest
 
 from kvfold.pipeline.build.tuning.tuning_cases import TuningCase
+from kvfold.pipeline.recipe.load_recipe import load_recipe
 from tests.gpu.runs import gpu_bench, gpu_check
 from tests.gpu.runs.bench_group import write_rows
 from tests.gpu.runs.engine_figures import engine_figures
@@ -22,6 +23,7 @@ from tests.gpu.runs.results import Row, append_row, read_rows
 from tests.gpu.runs.run_groups import NO_GPU, Group, Run
 
 ROOT = Path(__file__).parents[2]
+SERVING = ROOT / "pipeline" / "bench" / "serving"
 STAND_IN_NVML = """
 class NVMLError(Exception): pass
 def nvmlInit(): raise NVMLError("not today")
@@ -136,6 +138,21 @@ def test_half_a_line_is_left_out(tmp_path: Path) -> None:
     with rows.open("a") as file:
         file.write('{"name": "ha')
     assert [row.name for row in read_rows(rows)] == ["whole"]
+
+
+def test_linears_in_4_bits_are_measured_beside_float16_as_the_docs_say() -> None:
+    """Both recipes fit the target with the same caches; each bundle that is named is a group."""
+    recipes = [
+        load_recipe(str(SERVING / f"identity-{kind}.yaml"), "cuda", (90,)) for kind in ("int8", "int4")
+    ]
+    assert [recipe.quantize.weights for recipe in recipes] == ["int8", "int4"]
+    assert recipes[0].plan == recipes[1].plan and recipes[0].cuda == recipes[1].cuda
+    bundles = [Path("bundles") / recipe.name for recipe in recipes]
+    names = [each.name for each in gpu_bench.groups(bundles, "cuda")]
+    assert names == [*gpu_bench.PARTS, "cuda identity-int8", "cuda identity-int4"]
+    measured = [figure.name for figure in engine_figures(StandInLab())]
+    assert {f"decode, {count} sequences" for count in (1, 64, 256)} < set(measured)
+    assert {"prefill, 1 x 7,000", "prefill, 32 x 2,048"} < set(measured)
 
 
 class StandInLab:

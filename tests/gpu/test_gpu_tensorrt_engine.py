@@ -10,11 +10,11 @@ import pytest
 
 from kvfold import LLM, Completion, RuntimeConfig, SamplingParams
 from kvfold.runtime.engine.cuda.device import Device
+from kvfold.runtime.engine.cuda.memory_check import MARGIN, MIB, check_memory
 from kvfold.runtime.engine.engine_files import EngineFiles
 from kvfold.runtime.engine.onnxruntime_engine import OnnxRuntimeEngine
 from kvfold.runtime.engine.protocol import GroupTables, StepInputs
 from kvfold.runtime.engine.tensorrt import tensorrt_engine as engine_module
-from kvfold.runtime.engine.tensorrt.gpu_memory import MARGIN, MIB, check_memory
 from kvfold.runtime.engine.tensorrt.tensorrt_engine import TensorRTEngine
 from tests.gpu.conftest import RecordProperty
 from tests.gpu.distances import MAX_KL_TO_CPU, MAX_KL_TO_FOLDED, check_logits
@@ -127,9 +127,9 @@ def test_memory_is_what_was_counted(
     """A loaded engine, its graphs included, takes what was counted before and less than the margin more."""
     counted: list[int] = []
 
-    def remember(parts: dict[str, int], free: int) -> None:
+    def remember(parts: dict[str, int], free: int, advice: str) -> None:
         counted.append(sum(parts.values()))
-        check_memory(parts, free)
+        check_memory(parts, free, advice)
 
     monkeypatch.setattr(engine_module, "check_memory", remember)
     before = device.free_bytes()

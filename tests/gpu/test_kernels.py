@@ -19,7 +19,7 @@ from kvfold.plugins.sampling.inputs import Case as SamplingCase
 from kvfold.plugins.sampling.inputs import make_inputs as make_sampling_inputs
 from kvfold.runtime.engine.cuda.device import Device
 from kvfold.runtime.engine.cuda.device_sampler import DeviceRows, DeviceSampler
-from kvfold.runtime.engine.tensorrt.gpu_memory import MARGIN
+from kvfold.runtime.engine.cuda.memory_check import MARGIN
 from tests.gpu.attention_call import call
 from tests.gpu.conftest import RecordProperty
 from tests.gpu.gpu_attention_cases import DECODE, MQA, PREFILL

@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 
 from kvfold.pipeline.machine.targets import TARGETS
 from kvfold.plugins.contract.errors import TargetError
+from kvfold.runtime.engine.engine_config import EngineConfig
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from kvfold.pipeline.recipe.recipe import Recipe
 
 # Distributions whose version changes what is built.
@@ -24,23 +27,27 @@ def architectures_of(recipe: Recipe) -> tuple[int, ...]:
     named = TARGETS[recipe.target].takes_architectures
     if named and recipe.tensorrt.architectures:
         return recipe.tensorrt.architectures
-    from kvfold.runtime.engine.cuda.device import Device
+    from kvfold.runtime.engine.cuda.driver_calls import found_architecture
 
     try:
-        device = Device.open()
+        return (found_architecture(),)
     except TargetError as error:
         advice = "; name the GPUs to build for: --sm 80,86,89,120" if named else ""
         raise TargetError(
             f"target {recipe.target} builds for the GPU of this machine: {error}{advice}"
         ) from error
-    try:
-        return (device.architecture,)
-    finally:
-        device.close()
+
+
+def why_plan_lacks(recipe: Recipe, root: Path) -> str | None:
+    """Why the plan of a bundle's engine does not do: it was not built for a GPU that it is to run on."""
+    facts = EngineConfig.load(root / "engine" / recipe.target).tensorrt
+    assert facts is not None, "engine.json is that of a plan"
+    lacking = [sm for sm in architectures_of(recipe) if sm not in facts.architectures]
+    return f"it was not built for SM {', '.join(map(str, lacking))}" if lacking else None
 
 
 def build_settings(recipe: Recipe) -> object:
-    """What decides a plan besides the bundle's files: dials, GPUs, versions of the builders."""
+    """What decides a plan besides the bundle's files and its GPUs: dials, versions of the builders."""
     versions = {}
     for package in _PACKAGES:
         try:
@@ -48,4 +55,4 @@ def build_settings(recipe: Recipe) -> object:
         except PackageNotFoundError:
             continue
     dials = recipe.tensorrt.model_dump(mode="json", exclude={"architectures"})
-    return [dials, architectures_of(recipe), recipe.validate_on.prefill_chunk, versions]
+    return [dials, recipe.validate_on.prefill_chunk, versions]

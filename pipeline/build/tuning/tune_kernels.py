@@ -1,4 +1,7 @@
-"""Time ways to compile each kernel until the clock says stop; the fastest of each go into a table."""
+"""Time ways to compile each kernel until the clock says stop; the fastest of each go into a table.
+
+The table is kept after each case, so that a run that ends early is gone on from.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,17 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import date
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from kvfold.pipeline.build.tuning.tuning_cases import TuningCase
+from kvfold.plugins.contract.errors import KernelError
 from kvfold.plugins.contract.progress import Progress, part
 from kvfold.plugins.cuda.compile_kernels import Cubin
-from kvfold.plugins.cuda.tuned_table import Choice, TunedTable
-from kvfold.plugins.cuda.tuning import Tuning, candidates_of
+from kvfold.plugins.cuda.tuned_table import BrokenWay, Choice, TunedTable
+from kvfold.plugins.cuda.tuning import Tuning, candidates_of, rule_of
 from kvfold.plugins.paged_attention.tolerances import OUTPUT
 
 WORTH = 0.98  # of the rule's time: less is noise, and the rule stays
@@ -34,11 +39,22 @@ class Timed:
     output: np.ndarray
 
 
+@dataclass(frozen=True)
+class Broke:
+    """One way to compile that broke the GPU, and the error that came of it."""
+
+    error: str
+
+
 class CaseOnGpu(Protocol):
     """The inputs of a case in a GPU's memory."""
 
-    def time(self, cubin: Cubin) -> Timed:
-        """Run the case with this cubin of its kernel."""
+    def time(self, cubin: Cubin) -> Timed | Broke:
+        """Run the case with this cubin of its kernel; also after one that broke the GPU.
+
+        Raises:
+            KvfoldError: the GPU can no more be used.
+        """
         ...
 
 
@@ -64,6 +80,8 @@ def tune_kernels(
     seconds: float,
     clock: Callable[[], float],
     progress: Progress,
+    table: TunedTable,
+    keep: Callable[[TunedTable], None],
 ) -> TunedTable:
     """The fastest way found for each case.
 
@@ -74,53 +92,106 @@ def tune_kernels(
             compiles it.
         clock: seconds that go by.
         progress: told the fraction of the time, or of the work if that is further.
+        table: to go on from, as of `begun_table`.
+        keep: told the table after each case.
     """
     start = clock()
-    choices = []
-    for index, case in enumerate(cases):
+    waiting = [case for case in cases if not _is_done(case, table)]
+    for index, case in enumerate(waiting):
         begun = clock() - start
-        share = (seconds - begun) / (len(cases) - index)
+        share = (seconds - begun) / (len(waiting) - index)
         told = part(progress, begun / seconds, share / seconds, case.name)
-        choices.append(_tune(bench, case, share, clock, told))
-    return TunedTable(
-        architecture=bench.architecture,
-        card=bench.card,
-        date=date.today().isoformat(),
-        triton=bench.triton,
-        choices=tuple(choices),
+        choice, broken = _tune(bench, case, _broken_ways(case, table), share, clock, told)
+        found = {
+            "date": date.today().isoformat(),
+            "choices": (*table.choices, *([choice] if choice else [])),
+            "broken": (*table.broken, *broken),
+        }
+        table = table.model_copy(update=found)
+        keep(table)
+    return table
+
+
+def begun_table(path: Path, bench: Bench, cases: Iterable[TuningCase]) -> TunedTable:
+    """What an earlier run on this card did not finish, else nothing: a whole table is measured anew."""
+    nothing = TunedTable(
+        architecture=bench.architecture, card=bench.card, date=date.today().isoformat(), triton=bench.triton
     )
+    try:
+        found = TunedTable.load(path)
+    except KernelError:  # there is none
+        return nothing
+    same = all(getattr(found, name) == getattr(nothing, name) for name in ("architecture", "card", "triton"))
+    return nothing if not same or all(_is_done(case, found) for case in cases) else found
+
+
+def _is_done(case: TuningCase, table: TunedTable) -> bool:
+    """Whether a case has its choice, or can have none."""
+    rule = rule_of(case.variant, table.architecture)
+    return table.find(*_served(case)) is not None or rule in _broken_ways(case, table)
+
+
+def _broken_ways(case: TuningCase, table: TunedTable) -> list[Tuning]:
+    broken = [way for way in table.broken if way.serves == _served(case)]
+    return [Tuning(way.num_warps, way.num_stages, way.constants) for way in broken]
+
+
+def _served(case: TuningCase) -> tuple[Literal["prefill", "decode"], bool, int]:
+    """See `Way.serves`."""
+    return case.kernel, case.spec.cache_dtype == "int8", case.width
 
 
 def _tune(
-    bench: Bench, case: TuningCase, seconds: float, clock: Callable[[], float], progress: Progress
-) -> Choice:
-    """The rule is first among the candidates: it always runs, and the others are held against its output."""
+    bench: Bench,
+    case: TuningCase,
+    known: list[Tuning],
+    seconds: float,
+    clock: Callable[[], float],
+    progress: Progress,
+) -> tuple[Choice | None, list[BrokenWay]]:
+    """The rule is first among the candidates: it always runs, and the others are held against its output.
+
+    Where it breaks the GPU, there is no choice. `known`: ways to leave out.
+    """
     start = clock()
-    ways = candidates_of(case.variant, bench.architecture)
-    rule, chosen, fastest = None, ways[0], 0.0
+    ways = [way for way in candidates_of(case.variant, bench.architecture) if way not in known]
+    rule, chosen, fastest, broken = None, ways[0], 0.0, list[BrokenWay]()
     with bench.open(case) as on_gpu:
         for index, (way, cubin) in enumerate(zip(ways, bench.compile(case, ways), strict=True)):
-            if cubin is not None:
-                timed = on_gpu.time(cubin)
-                if rule is None:
-                    rule, fastest = timed, timed.seconds
-                elif timed.seconds < min(fastest, WORTH * rule.seconds) and _agree(timed, rule):
-                    chosen, fastest = way, timed.seconds
+            timed = None if cubin is None else on_gpu.time(cubin)
+            if isinstance(timed, Broke):
+                broken.append(BrokenWay(**_named(case, way), error=timed.error))
+            elif timed is not None and rule is None:
+                rule, fastest = timed, timed.seconds
+            elif timed and rule and _is_better(timed, fastest, rule):
+                chosen, fastest = way, timed.seconds
             spent = clock() - start
             progress(min(max(spent / seconds, (index + 1) / len(ways)), 1.0))
-            if rule is not None and spent >= seconds:
+            if spent >= seconds or (broken and rule is None):
                 break
-    assert rule is not None, "the rule's own choice fits: the tests compile it for each architecture"
-    return Choice(
-        kernel=case.kernel,
-        int8_cache=case.spec.cache_dtype == "int8",
-        width=case.width,
-        num_warps=chosen.num_warps,
-        num_stages=chosen.num_stages,
-        constants=chosen.constants,
-        microseconds=1e6 * fastest,
-        rule_microseconds=1e6 * rule.seconds,
-    )
+    if rule is None:
+        assert broken, "the rule's own choice fits: the tests compile it for each architecture"
+        return None, broken
+    times = {"microseconds": 1e6 * fastest, "rule_microseconds": 1e6 * rule.seconds}
+    return Choice(**_named(case, chosen), **times), broken
+
+
+def _named(case: TuningCase, way: Tuning) -> dict[str, Any]:
+    """The fields of a `Way`."""
+    kernel, int8_cache, width = _served(case)
+    return {
+        "kernel": kernel,
+        "int8_cache": int8_cache,
+        "width": width,
+        "num_warps": way.num_warps,
+        "num_stages": way.num_stages,
+        "constants": way.constants,
+    }
+
+
+def _is_better(timed: Timed, fastest: float, rule: Timed) -> bool:
+    """Whether a way is to be chosen, of what computes the same."""
+    return timed.seconds < min(fastest, WORTH * rule.seconds) and _agree(timed, rule)
 
 
 def _agree(one: Timed, other: Timed) -> bool:

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, closing
 from multiprocessing import get_context
 from types import TracebackType
 from typing import Self
 
 import triton
 
-from kvfold.pipeline.build.tuning.device_case import DeviceCase
+from kvfold.pipeline.build.tuning.case_process import CaseProcess
 from kvfold.pipeline.build.tuning.tuning_cases import TuningCase
-from kvfold.plugins.contract.errors import KvfoldError
 from kvfold.plugins.cuda.attention_spec import Variant
 from kvfold.plugins.cuda.compile_kernels import Cubin, compile_tuned
 from kvfold.plugins.cuda.tuning import Tuning
-from kvfold.runtime.engine.cuda.device import Device
+from kvfold.runtime.engine.cuda.driver_calls import architecture_of, first_gpu, load_driver, name_of
 
 MAX_SPILL_BYTES = 64  # more is a tile that did not fit
 
@@ -29,12 +29,17 @@ class TuningGpu:
 
     def __init__(self) -> None:
         """Find the GPU; raises TargetError where there is none."""
-        device = Device.open()
-        self.card, self.architecture = device.name, device.architecture
-        device.close()
+        driver = load_driver()
+        gpu = first_gpu(driver)
+        self.card, self.architecture = name_of(driver, gpu), architecture_of(driver, gpu)
         self.triton: str = triton.__version__
         self._workers = os.cpu_count() or 1
-        self._pool = ProcessPoolExecutor(self._workers, mp_context=get_context("spawn"))
+        self._pool = ProcessPoolExecutor(
+            self._workers,
+            mp_context=get_context("spawn"),
+            initializer=signal.signal,  # Ctrl-C is for the process that shows something
+            initargs=(signal.SIGINT, signal.SIG_IGN),
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -58,16 +63,9 @@ class TuningGpu:
             for future in waiting:
                 future.cancel()
 
-    @contextmanager
-    def open(self, case: TuningCase) -> Iterator[DeviceCase]:
+    def open(self, case: TuningCase) -> AbstractContextManager[CaseProcess]:
         """As `Bench.open`."""
-        device = Device.open()
-        try:
-            yield DeviceCase(device, case)
-        finally:
-            with suppress(KvfoldError):  # of a way that broke the GPU: its own error is the one to see
-                device.synchronize()
-            device.close()
+        return closing(CaseProcess(case))
 
 
 def compile_way(variant: Variant, architecture: int, way: Tuning) -> Cubin | None:

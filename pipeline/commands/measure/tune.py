@@ -26,6 +26,9 @@ def command(output: Path | None) -> None:
     `kvfold build` takes its kernels from it, for GPUs of the same architecture. Without a GPU nothing
     changes.
 
+    The table is written after each of twelve cases. A run that was stopped goes on from it; a whole table is
+    measured anew. A way that breaks the GPU is named in the table and left out.
+
     \b
     Examples:
       kvfold tune                 for this machine's builds
@@ -34,7 +37,7 @@ def command(output: Path | None) -> None:
     from kvfold.pipeline.machine.extras import require_extra
 
     require_extra("cuda")
-    from kvfold.pipeline.build.tuning.tune_kernels import tune_kernels
+    from kvfold.pipeline.build.tuning.tune_kernels import begun_table, tune_kernels
     from kvfold.pipeline.build.tuning.tuning_cases import tuning_cases
     from kvfold.pipeline.build.tuning.tuning_gpu import TuningGpu
     from kvfold.pipeline.build.tuning.tuning_tables import tuning_table
@@ -46,8 +49,10 @@ def command(output: Path | None) -> None:
     with TuningGpu() as bench:
         work = Work("tune", f"timing kernels on {bench.card}")
         with open_watch(console) as watch, watch.work(work) as progress:
-            table = tune_kernels(bench, tuning_cases(), SECONDS, monotonic, progress)
-    path = output or table_path(table.architecture)
-    table.save(path)
+            path, cases = output or table_path(bench.architecture), tuning_cases()
+            begun = begun_table(path, bench, cases)
+            table = tune_kernels(
+                bench, cases, SECONDS, monotonic, progress, begun, lambda found: found.save(path)
+            )
     console.print(draw_table(tuning_table(table)))
     console.print(f"Wrote {path}", soft_wrap=True)

@@ -6,6 +6,7 @@ Kernels are compiled ahead of time, so no GPU is needed.
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvfold.pipeline.build.bound_graph import bound_graph
@@ -40,16 +41,24 @@ def run(workspace: Workspace, job: Job) -> None:
 
 
 def settings(recipe: Recipe) -> object:
-    """What decides an engine besides the bundle's files: dials, GPUs, the compiler's version."""
-    from kvfold.pipeline.build.cuda_kernels import activations_of, architectures_of
+    """What decides an engine besides the bundle's files and its GPUs: dials, the compiler's version."""
+    from kvfold.pipeline.build.cuda_kernels import activations_of
 
     try:
         triton = version("triton")
     except PackageNotFoundError:
         triton = ""
-    return [activations_of(recipe), architectures_of(recipe), triton]
+    return [activations_of(recipe), triton]
+
+
+def why_lacking(recipe: Recipe, root: Path) -> str | None:
+    """See `why_kernels_lack`."""
+    from kvfold.pipeline.build.cuda_kernels import why_kernels_lack
+
+    return why_kernels_lack(recipe, root)
 
 
 def stage(target: str) -> Stage:
     """The stage of a target."""
-    return engine_stage(target, "compiling kernels and building the engine", settings, run, __name__)
+    doing = "compiling kernels and building the engine"
+    return engine_stage(target, doing, settings, run, __name__, why_lacking)

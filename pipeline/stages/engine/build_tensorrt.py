@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kvfold.pipeline.build.engine_folder import engine_folder, engine_stage
-from kvfold.pipeline.build.tensorrt.architectures import build_settings
+from kvfold.pipeline.build.tensorrt.architectures import build_settings, why_plan_lacks
 
 if TYPE_CHECKING:
     from kvfold.pipeline.workspace.stage import Job, Stage
@@ -21,4 +21,5 @@ def run(workspace: Workspace, job: Job) -> None:
 
 def stage(target: str) -> Stage:
     """The stage of a target."""
-    return engine_stage(target, "compiling kernels and building the plan", build_settings, run, __name__)
+    doing = "compiling kernels and building the plan"
+    return engine_stage(target, doing, build_settings, run, __name__, why_plan_lacks)

@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from kvfold.plugins.contract.errors import TargetError
-from kvfold.runtime.engine.cuda.driver_errors import driver_error, missing_function
-
-ORDINAL = 0
+from kvfold.runtime.engine.cuda.driver_calls import (
+    architecture_of,
+    call_driver,
+    first_gpu,
+    load_driver,
+    name_of,
+)
 
 
 class Device:
@@ -39,21 +42,11 @@ class Device:
         """
         self.driver = driver
         with ExitStack() as opened:
-            self.call("cuInit", 0)
-            handle = self.call("cuDeviceGet", ORDINAL)
-            name: bytes = self.call("cuDeviceGetName", 128, handle)
-            self.name = name.partition(b"\0")[0].decode()
-            attributes = driver.CUdevice_attribute
-            major, minor, manages = (
-                int(self.call("cuDeviceGetAttribute", attribute, handle))
-                for attribute in (
-                    attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
-                    attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
-                    attributes.CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED,
-                )
-            )
-            self.architecture = 10 * major + minor
-            self.manages_addresses = bool(manages)
+            handle = first_gpu(driver)
+            self.name = name_of(driver, handle)
+            self.architecture = architecture_of(driver, handle)
+            manages = driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED
+            self.manages_addresses = bool(self.call("cuDeviceGetAttribute", manages, handle))
             self._context = self.call("cuDevicePrimaryCtxRetain", handle)
             opened.callback(self.call, "cuDevicePrimaryCtxRelease", handle)
             self.activate()
@@ -69,11 +62,7 @@ class Device:
         Raises:
             TargetError: cuda-python, the driver or a GPU is missing.
         """
-        try:
-            from cuda.bindings import driver
-        except ImportError as error:
-            raise TargetError("cuda-python is not installed; run `pip install cuda-bindings`") from error
-        return cls(driver)
+        return cls(load_driver())
 
     def activate(self) -> None:
         """Make the context current in the calling thread, which need not be the one that opened it."""
@@ -163,16 +152,5 @@ class Device:
         self._release.callback(function, *arguments)
 
     def call(self, function: str, *arguments: Any) -> Any:
-        """One driver call: its single result, a tuple of several, or None.
-
-        Raises:
-            CapacityError: the GPU has no memory left.
-            TargetError: there is no driver, or it is too old, or it failed otherwise.
-        """
-        try:
-            status, *results = getattr(self.driver, function)(*arguments)
-        except RuntimeError as error:  # the binding found no driver to load, or none that has the function
-            raise missing_function(function, error) from error
-        if status != self.driver.CUresult.CUDA_SUCCESS:
-            raise driver_error(function, status.name)
-        return results[0] if len(results) == 1 else tuple(results) or None
+        """See `call_driver`."""
+        return call_driver(self.driver, function, *arguments)

@@ -26,8 +26,35 @@ from kvfold.runtime.engine.cuda.staging import BindingTable, Staging, lay_out
 # Each likeliest token is another pass over the row: where more are asked for, the host samples.
 MOST_LIKELY = 32
 THREADS_OF_A_WARP = 32
-# Bytes for the tables of a batch, to begin with.
+# Bytes for the tables of a batch without its masks, to begin with.
 LEAST_INPUTS = 1 << 16
+
+
+@dataclass(frozen=True)
+class SamplerSizes:
+    """Bytes of the GPU's memory that a sampler takes.
+
+    Attributes:
+        inputs: of a batch's tables, each row with a mask. Rows that name very many tokens need more.
+        results: of what the kernels write.
+        edited: of logits that are changed; taken when a batch first changes some.
+    """
+
+    inputs: int
+    results: int
+    edited: int
+
+    @classmethod
+    def of(cls, rows: int, vocab: int) -> SamplerSizes:
+        """For batches of so many rows at most, of so many logits."""
+        masks = 4 * rows * -(-vocab // 32)
+        results = _result_table(rows, MOST_LIKELY).nbytes
+        return cls(LEAST_INPUTS + masks, results, 4 * rows * vocab)
+
+    @property
+    def together(self) -> int:
+        """All of it."""
+        return self.inputs + self.results + self.edited
 
 
 @dataclass(frozen=True)
@@ -88,9 +115,10 @@ class DeviceSampler:
             self._kernels[name] = (device.load_kernel(code, kernel.symbol), kernel)
         self._device = device
         self._rows, self._vocab = rows, vocab
+        self._sizes = SamplerSizes.of(rows, vocab)
         self._edited = 0
-        self._inputs = self._staging(LEAST_INPUTS)
-        self._results = self._staging(_result_table(rows, MOST_LIKELY).nbytes)
+        self._inputs = self._staging(self._sizes.inputs)
+        self._results = self._staging(self._sizes.results)
         self._held: DeviceBatch | None = None
 
     def batch(self, rows: Sequence[NativeRow]) -> DeviceBatch:
@@ -111,7 +139,7 @@ class DeviceSampler:
             array[...] = tables[name]
         rows = len(tables["sources"])
         if len(kernels_of(tables)) > 1 and not self._edited:
-            self._edited = self._device.allocate(4 * self._rows * self._vocab)
+            self._edited = self._device.allocate(self._sizes.edited)
         self._table = _result_table(rows, width)
         self._read = self._results.arrays(self._table)
         addresses = {"logits": 0, "edited": self._edited}

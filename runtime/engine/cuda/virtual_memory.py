@@ -6,7 +6,8 @@ The driver's calls are those of its section "Virtual Memory Management".
 from __future__ import annotations
 
 from kvfold.plugins.contract.errors import TargetError
-from kvfold.runtime.engine.cuda.device import ORDINAL, Device
+from kvfold.runtime.engine.cuda.device import Device
+from kvfold.runtime.engine.cuda.driver_calls import ORDINAL
 
 
 class VirtualMemory:

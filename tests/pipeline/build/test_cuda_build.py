@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,10 @@ import pytest
 from kvfold.export.graph.attention import find_attention
 from kvfold.export.graph.model_files import load_model
 from kvfold.pipeline.build.cuda_kernels import architectures_of
-from kvfold.plugins.contract.errors import TargetError
 from kvfold.plugins.cuda.attention_spec import ARCHITECTURES
 from kvfold.plugins.cuda.kernel_library import KernelLibrary
 from kvfold.plugins.cuda.sampling_launches import SAMPLING_VARIANTS
-from kvfold.runtime.engine.cuda.device import Device
+from kvfold.runtime.engine.cuda import driver_calls
 from kvfold.runtime.engine.engine_config import KERNELS_FOLDER
 from kvfold.runtime.engine.engine_files import EngineFiles
 from kvfold.runtime.engine.onnxruntime_engine import OnnxRuntimeEngine
@@ -27,6 +27,7 @@ from tests.plugins.cuda.interpreter import interpret
 from tests.plugins.cuda.onnxruntime.conftest import compile_libraries
 from tests.plugins.cuda.onnxruntime.engine_on_host import read_on_host
 from tests.plugins.cuda.onnxruntime.onnxruntime_op import Libraries
+from tests.runtime.engine.tensorrt.cuda_stand_in import StandInDriver, Status
 
 LENGTH = 60
 
@@ -69,12 +70,46 @@ def cpu_logits(tiny: TinyBundle, texts: np.ndarray) -> np.ndarray:
 
 
 def test_without_a_gpu_kernels_are_compiled_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_gpu() -> Device:
-        raise TargetError("no NVIDIA driver")
-
-    monkeypatch.setattr(Device, "open", no_gpu)
+    driver = StandInDriver()
+    driver.fails["cuInit"] = Status.CUDA_ERROR_NO_DEVICE
+    monkeypatch.setattr(driver_calls, "load_driver", lambda: driver)
     tiny = TinyBundle(tmp_path, "character-sinks-float16")
     assert architectures_of(tiny.load("cuda")) == ARCHITECTURES
     assert architectures_of(tiny.load("cuda", (90,))) == (90,)
     bfloat16 = TinyBundle(tmp_path, "character-sinks-bfloat16")
     assert architectures_of(bfloat16.load("cuda")) == ARCHITECTURES[1:]
+
+
+def test_an_engine_with_kernels_for_the_card_that_is_there_is_taken_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after `kvfold build RECIPE --sm 75,80` elsewhere. Looking at the card opens no context on it."""
+
+    def build_on(architecture: int, *named: int) -> tuple[int, ...]:
+        driver = StandInDriver(architecture)
+        monkeypatch.setattr(driver_calls, "load_driver", lambda: driver)
+        engine = tiny.build("cuda", named)
+        assert driver.count("cuInit") or named
+        assert not driver.count("cuDevicePrimaryCtxRetain")
+        return KernelLibrary.load(engine / KERNELS_FOLDER).architectures
+
+    tiny = TinyBundle(tmp_path, "character-sinks-float16")
+    assert build_on(90, 75, 80) == (75, 80)
+    built = (tiny.root / "manifest.json").read_bytes()
+    for card in (75, 80, 86, 89):  # kernels for SM 80 run on later minors
+        assert build_on(card) == (75, 80)
+    assert build_on(90, 80) == (75, 80)
+    assert (tiny.root / "manifest.json").read_bytes() == built
+    assert build_on(90) == (90,)
+    assert build_on(90, 75, 90) == (75, 90)
+
+
+def test_an_engine_with_a_damaged_kernel_is_built_again(tmp_path: Path) -> None:
+    """Its size and time are those that the manifest has, as after an error of the disk."""
+    tiny = TinyBundle(tmp_path, "character-sinks-float16")
+    cubin = next((tiny.build("cuda", (80,)) / KERNELS_FOLDER).glob("*.cubin"))
+    whole, status = cubin.read_bytes(), cubin.stat()
+    cubin.write_bytes(bytes(len(whole)))
+    os.utime(cubin, ns=(status.st_atime_ns, status.st_mtime_ns))
+    tiny.build("cuda", (80,))
+    assert cubin.read_bytes() == whole

@@ -13,7 +13,7 @@ import pytest
 
 from kvfold import LLM
 from kvfold.pipeline.build.tensorrt import tensorrt_plan as module
-from kvfold.pipeline.build.tensorrt.architectures import build_settings
+from kvfold.pipeline.build.tensorrt.architectures import architectures_of, build_settings, why_plan_lacks
 from kvfold.pipeline.recipe.load_recipe import load_recipe
 from kvfold.pipeline.recipe.recipe import Recipe
 from kvfold.pipeline.stages.order import STAGES
@@ -22,9 +22,11 @@ from kvfold.pipeline.workspace.stage import target_stage
 from kvfold.plugins.contract.errors import KernelError, RecipeError, TargetError
 from kvfold.plugins.cuda.kernel_library import KernelLibrary
 from kvfold.runtime.bundle import open_bundle
+from kvfold.runtime.engine.cuda import driver_calls
 from kvfold.runtime.engine.engine_config import EngineConfig
 from tests.pipeline.fake_stages import QuietDisplay
 from tests.pipeline.tiny_recipe import write_tiny_recipe
+from tests.runtime.engine.tensorrt.cuda_stand_in import StandInDriver, Status
 
 pytest.importorskip("tensorrt_rtx", reason="would build a plan with TensorRT-RTX; not installed")
 
@@ -140,7 +142,7 @@ def test_another_version_of_the_library_builds_again(folder: Path, monkeypatch: 
 def test_the_worker_ends_when_the_pipeline_is_killed(folder: Path, bundle: Path) -> None:
     """Killed without a chance to clean up, in the middle of a build: no orphan goes on compiling."""
     root = shutil.copytree(bundle, folder / "killed")
-    options = ["-o", str(root), "--target", TARGET, "--sm", "80"]
+    options = ["-o", str(root), "--target", TARGET, "--sm", "86"]
     command = [sys.executable, "-m", "kvfold.pipeline.cli", "build", str(folder / "tiny.yaml"), *options]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as pipeline:
         workers: list[psutil.Process] = []
@@ -166,11 +168,27 @@ def test_the_oldest_and_the_newest_gpu(folder: Path, bundle: Path, architecture:
     assert facts is not None and facts.architectures == (architecture,)
 
 
-def test_architectures_must_be_named_where_there_is_no_gpu() -> None:
-    if shutil.which("nvidia-smi"):
-        pytest.skip("this machine has a GPU; would show the refusal without one")
+def test_architectures_must_be_named_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = StandInDriver()
+    driver.fails["cuInit"] = Status.CUDA_ERROR_NO_DEVICE
+    monkeypatch.setattr(driver_calls, "load_driver", lambda: driver)
     with pytest.raises(TargetError, match="name the GPUs to build for: --sm 80,86,89,120"):
-        build_settings(load_recipe("horizon", TARGET))
+        architectures_of(load_recipe("horizon", TARGET))
+
+
+def test_a_plan_that_was_built_for_the_card_that_is_there_is_taken_as_it_is(
+    folder: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def why_lacks(architecture: int, *named: int) -> str | None:
+        driver = StandInDriver(architecture)
+        monkeypatch.setattr(driver_calls, "load_driver", lambda: driver)
+        why = why_plan_lacks(load_recipe(str(folder / "tiny.yaml"), TARGET, named), bundle)
+        assert not driver.count("cuDevicePrimaryCtxRetain")
+        return why
+
+    assert why_lacks(80) is None and why_lacks(120) is None
+    assert why_lacks(89) == why_lacks(80, 89, 120) == "it was not built for SM 89"
+    assert build(folder, bundle, architectures=(80,)) == []
 
 
 def test_architectures_of_the_command_line() -> None:

@@ -109,6 +109,29 @@ def test_a_damaged_file_runs_its_stage_again(tmp_path: Path, damage: str) -> Non
     assert contents(tmp_path) == expected
 
 
+def test_files_that_do_not_do_on_this_machine_are_made_again(tmp_path: Path) -> None:
+    """Asked of files only that are there and right; the stage's hash stays."""
+    asked: list[Path] = []
+
+    def run_lacking(why: str | None) -> tuple[list[str], list[str]]:
+        def why_lacking(recipe: Recipe, root: Path) -> str | None:
+            asked.append(root)
+            return why
+
+        ran: list[str] = []
+        first, second, third, branch = fake_stages(ran)
+        stages = (first, replace(second, why_lacking=why_lacking), third, branch)
+        pending = [stage.name for stage, _ in pending_stages(fake_recipe(), tmp_path, stages)]
+        run_stages(fake_recipe(), tmp_path, stages, QuietDisplay())
+        return pending, ran
+
+    assert run_lacking("no kernels") == (ALL, ALL) and not asked
+    assert run_lacking(None) == ([], [])
+    assert run_lacking("no kernels") == (["second", "third"], ["second"])  # it writes what it wrote before
+    assert run_lacking(None) == ([], [])
+    assert set(asked) == {tmp_path}
+
+
 def test_a_failing_stage_keeps_what_finished(tmp_path: Path) -> None:
     ran: list[str] = []
     stages = fake_stages(ran)

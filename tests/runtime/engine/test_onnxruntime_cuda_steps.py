@@ -13,11 +13,12 @@ import pytest
 from onnx import TensorProto, helper
 
 from kvfold.plugins.contract import step as contract
-from kvfold.plugins.contract.errors import BundleError, EngineError, TargetError
+from kvfold.plugins.contract.errors import BundleError, CapacityError, EngineError, TargetError
 from kvfold.plugins.contract.fold_plan import FoldPlan, LayerPlan
 from kvfold.plugins.cuda.kernel_library import KernelLibrary
 from kvfold.runtime.engine.cuda.device import Device
 from kvfold.runtime.engine.cuda.gpu_engine import GpuEngine
+from kvfold.runtime.engine.cuda.memory_check import MARGIN
 from kvfold.runtime.engine.cuda.step_shape import StepShape
 from kvfold.runtime.engine.engine_config import KERNELS_FOLDER, EngineConfig, StepLimits
 from kvfold.runtime.engine.engine_files import EngineFiles
@@ -100,8 +101,8 @@ class StreamedSession:
 class Gpu:
     """A stand-in GPU with an engine on it."""
 
-    def __init__(self, directory: Path, samples: bool = True) -> None:
-        self.driver = StandInDriver()
+    def __init__(self, directory: Path, samples: bool = True, driver: StandInDriver | None = None) -> None:
+        self.driver = driver or StandInDriver()
         if samples:
             sampling_stand_in.write_sampling_kernels(directory / KERNELS_FOLDER)
             sampling_stand_in.install(self.driver, directory / KERNELS_FOLDER)
@@ -219,6 +220,13 @@ def test_steps_beyond_what_it_was_loaded_for_are_refused(gpu: Gpu) -> None:
     commit_first(gpu.engine, 16)
     with pytest.raises(TargetError, match="5 of max_num_seqs, the engine was loaded for 4"):
         gpu.engine.begin(Pager(PLAN, 16).step({at: [1] for at in range(5)}))
+
+
+def test_too_little_memory_is_refused_before_pools_are_taken(tmp_path: Path) -> None:
+    driver = StandInDriver(total=MARGIN + (4 << 20))
+    with pytest.raises(CapacityError, match=r"KV pools 4 MiB, step inputs 1 MiB, .* sampling 1 MiB;"):
+        Gpu(tmp_path, driver=driver)
+    assert not driver.used and not driver.reserved
 
 
 def test_a_session_that_refuses_a_step_is_a_typed_error(gpu: Gpu) -> None:

@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kvfold.pipeline.build.tuning.tune_kernels import Timed, tune_kernels
+from kvfold.pipeline.build.tuning.tune_kernels import Broke, Timed, begun_table, tune_kernels
 from kvfold.pipeline.build.tuning.tuning_cases import TuningCase, tuning_cases
 from kvfold.plugins.contract.errors import KernelError
-from kvfold.plugins.contract.progress import unheard
+from kvfold.plugins.contract.progress import Progress, unheard
 from kvfold.plugins.cuda import tuned_table
 from kvfold.plugins.cuda.attention_spec import Variant
 from kvfold.plugins.cuda.compile_kernels import Cubin, compile_variant
 from kvfold.plugins.cuda.kernel_library import CompiledKernel
-from kvfold.plugins.cuda.tuned_table import Choice, TunedTable
+from kvfold.plugins.cuda.tuned_table import BrokenWay, Choice, TunedTable
 from kvfold.plugins.cuda.tuning import Tuning, candidates_of, rule_of, tunings_of
 
 CASES = tuning_cases()
@@ -30,12 +30,21 @@ class StandIn:
     Args:
         seconds: what ways to compile a case take, and others 2.0; None where one does not fit.
         broken: a way whose output is another.
+        breaks: ways that break it.
+        stops: after so many ways the user does.
     """
 
     card, architecture, triton = "Stand-in 9000", 90, "3.9.0"
 
-    def __init__(self, *seconds: tuple[Tuning, float | None], broken: Tuning | None = None) -> None:
+    def __init__(
+        self,
+        *seconds: tuple[Tuning, float | None],
+        broken: Tuning | None = None,
+        breaks: tuple[Tuning, ...] = (),
+        stops: int | None = None,
+    ) -> None:
         self.now, self.tried = 0.0, list[Tuning]()
+        self._breaks, self._stops = breaks, stops
         self._seconds, self._broken, self._open = seconds, broken, False
 
     def seconds(self, way: Tuning) -> float | None:
@@ -54,11 +63,17 @@ class StandIn:
     def open(self, case: TuningCase) -> Iterator[StandIn]:
         assert not self._open, "the memory of one case is free before the next is filled"
         self._open = True
-        yield self
-        self._open = False
+        try:
+            yield self
+        finally:
+            self._open = False
 
-    def time(self, cubin: Cubin) -> Timed:
+    def time(self, cubin: Cubin) -> Timed | Broke:
         way = self.tried[cubin.kernel.registers]
+        if self._stops is not None and cubin.kernel.registers >= self._stops:
+            raise KeyboardInterrupt
+        if way in self._breaks:
+            return Broke("CUDA_ERROR_ILLEGAL_ADDRESS")
         return Timed(self.seconds(way) or 0.0, np.full(8, 2.0 if way == self._broken else 1.0))
 
 
@@ -78,6 +93,23 @@ def cubin_of(variant: Variant, index: int) -> Cubin:
         grid=("one", "one", "one"),
     )
     return Cubin(kernel, b"", "")
+
+
+def tune(
+    gpu: StandIn,
+    cases: tuple[TuningCase, ...],
+    seconds: float,
+    progress: Progress = unheard,
+    keep: Path | None = None,
+) -> TunedTable:
+    """From nothing, or what an earlier run kept in a file."""
+    begun = begun_table(keep or Path("no table"), gpu, cases)
+
+    def save(table: TunedTable) -> None:
+        if keep is not None:
+            table.save(keep)
+
+    return tune_kernels(gpu, cases, seconds, gpu.clock, progress, begun, save)
 
 
 def ways_of(case: TuningCase) -> list[Tuning]:
@@ -104,7 +136,7 @@ def test_the_fastest_way_is_chosen_and_one_that_computes_something_else_is_not()
     case = CASES[0]
     rule, near, wrong, best = (ways_of(case)[index] for index in (0, 3, 7, 9))
     gpu = StandIn((rule, 2.0), (near, 1.5), (wrong, 0.1), (best, 1.0), broken=wrong)
-    table = tune_kernels(gpu, (case,), 1000.0, gpu.clock, unheard)
+    table = tune(gpu, (case,), 1000.0)
     (choice,) = table.choices
     assert chosen(choice) == best
     assert (choice.microseconds, choice.rule_microseconds) == (1e6, 2e6)
@@ -114,29 +146,96 @@ def test_the_fastest_way_is_chosen_and_one_that_computes_something_else_is_not()
 def test_less_than_a_fiftieth_is_noise_and_the_rule_stays() -> None:
     case = CASES[0]
     gpu = StandIn((ways_of(case)[5], 1.97))
-    (choice,) = tune_kernels(gpu, (case,), 1000.0, gpu.clock, unheard).choices
+    (choice,) = tune(gpu, (case,), 1000.0).choices
     assert chosen(choice) == ways_of(case)[0]
 
 
 def test_ways_that_do_not_fit_are_left_out() -> None:
     case = CASES[0]
     gpu = StandIn(*((way, None) for way in ways_of(case)[1:]))
-    (choice,) = tune_kernels(gpu, (case,), 1000.0, gpu.clock, unheard).choices
+    (choice,) = tune(gpu, (case,), 1000.0).choices
     assert chosen(choice) == ways_of(case)[0] and len(gpu.tried) == len(ways_of(case))
 
 
 def test_cases_share_the_time_and_the_clock_ends_them() -> None:
     """Twelve cases in 60 s at a second a way: five each, and what is told only grows."""
     gpu, told = StandIn(), list[float]()
-    table = tune_kernels(gpu, CASES, 60.0, gpu.clock, lambda fraction, note="": told.append(fraction))
+    table = tune(gpu, CASES, 60.0, lambda fraction, note="": told.append(fraction))
     assert len(table.choices) == len(CASES) and gpu.now == 60.0
     assert told == sorted(told) and told[-1] == pytest.approx(1.0)
 
 
 def test_without_time_each_case_is_still_tried_as_the_rule_compiles_it() -> None:
     gpu = StandIn()
-    assert len(tune_kernels(gpu, CASES, 0.5, gpu.clock, unheard).choices) == len(CASES)
+    assert len(tune(gpu, CASES, 0.5).choices) == len(CASES)
     assert gpu.tried == [ways_of(case)[0] for case in CASES]
+
+
+def test_a_way_that_breaks_the_gpu_is_named_and_tuning_goes_on(tmp_path: Path) -> None:
+    case = CASES[0]
+    rule, breaks, best = (ways_of(case)[index] for index in (0, 3, 9))
+    gpu = StandIn((rule, 2.0), (breaks, 0.1), (best, 1.0), breaks=(breaks,))
+    table = tune(gpu, (case,), 1000.0)
+    assert [chosen(choice) for choice in table.choices] == [best]
+    (broken,) = table.broken
+    assert Tuning(broken.num_warps, broken.num_stages, broken.constants) == breaks
+    assert broken.error == "CUDA_ERROR_ILLEGAL_ADDRESS"
+
+
+def test_where_the_rule_breaks_the_gpu_its_case_has_no_choice(tmp_path: Path) -> None:
+    rule = ways_of(CASES[0])[0]
+    gpu = StandIn(breaks=(rule,))
+    cases = (CASES[0], next(case for case in CASES if ways_of(case)[0] != rule))
+    table = tune(gpu, cases, 1000.0)
+    assert len(gpu.tried) == 1 + len(ways_of(cases[1]))
+    assert [choice.kernel for choice in table.choices] == [cases[1].kernel]
+    assert len(table.broken) >= 1
+
+
+def test_a_stopped_run_is_gone_on_from(tmp_path: Path) -> None:
+    """In its third case: the first two are in the file, and what broke the GPU is not tried again."""
+    path, cases = tmp_path / "sm90.json", CASES[:3]
+    ways = [ways_of(case) for case in cases]
+    breaks = ways[1][4]
+    stopped = StandIn(breaks=(breaks,), stops=len(ways[0]) + len(ways[1]) + 5)
+    with pytest.raises(KeyboardInterrupt):
+        tune(stopped, cases, 1000.0, keep=path)
+    kept = TunedTable.load(path)
+    assert [choice.serves for choice in kept.choices] == [
+        (case.kernel, case.spec.cache_dtype == "int8", case.width) for case in cases[:2]
+    ]
+    assert [each.error for each in kept.broken] == ["CUDA_ERROR_ILLEGAL_ADDRESS"]
+
+    gpu = StandIn()
+    table = tune(gpu, cases, 1000.0, keep=path)
+    assert gpu.tried == ways[2]
+    assert table.choices[:2] == kept.choices and len(table.choices) == 3 and table.broken == kept.broken
+    assert TunedTable.load(path) == table
+
+    again = StandIn()
+    assert tune(again, cases, 1000.0, keep=path).broken == ()
+    assert again.tried == [way for case in ways for way in case], "a whole table is measured anew"
+
+
+def test_a_case_goes_on_without_the_ways_that_broke_the_gpu(tmp_path: Path) -> None:
+    path, case = tmp_path / "sm90.json", CASES[0]
+    way = ways_of(case)[4]
+    named = {"num_warps": way.num_warps, "num_stages": way.num_stages, "constants": way.constants}
+    broken = BrokenWay(kernel="prefill", int8_cache=True, width=64, error="illegal", **named)
+    table = begun_table(path, StandIn(), CASES).model_copy(update={"broken": (broken,)})
+    table.save(path)
+    gpu = StandIn()
+    tune(gpu, (case,), 1000.0, keep=path)
+    assert gpu.tried == [each for each in ways_of(case) if each != way]
+
+
+@pytest.mark.parametrize("changed", [{"card": "Another"}, {"triton": "0.1"}, {"architecture": 80}])
+def test_what_another_card_or_compiler_began_is_measured_anew(
+    tmp_path: Path, changed: dict[str, object]
+) -> None:
+    path, gpu = tmp_path / "sm90.json", StandIn()
+    tune(gpu, CASES[:1], 1.0).model_copy(update=changed).save(path)
+    assert begun_table(path, gpu, CASES).choices == ()
 
 
 @pytest.fixture

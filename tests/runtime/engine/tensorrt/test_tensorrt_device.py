@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from kvfold.plugins.contract.errors import CapacityError, TargetError
+from kvfold.runtime.engine.cuda import driver_calls
 from kvfold.runtime.engine.cuda.copy_rows import copy_rows
 from kvfold.runtime.engine.cuda.device import Device
 from kvfold.runtime.engine.cuda.driver_errors import ACTIONS
@@ -83,6 +84,13 @@ def test_it_knows_its_gpu() -> None:
     assert (device.name, device.architecture, device.stream) == ("Stand-in GPU", 120, 77)
 
 
+def test_a_gpu_is_known_without_a_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = StandInDriver(architecture=90)
+    monkeypatch.setattr(driver_calls, "load_driver", lambda: driver)
+    assert driver_calls.found_architecture() == 90
+    assert set(driver.calls) == {"cuInit", "cuDeviceGet", "cuDeviceGetAttribute"}
+
+
 def test_bytes_make_the_round_trip_once_the_stream_is_waited_for() -> None:
     device = Device(StandInDriver())
     host, address = device.allocate_pinned(1000), device.allocate(1000)
@@ -148,7 +156,7 @@ def test_the_driver_has_every_name_that_device_uses() -> None:
     driver = pytest.importorskip(
         "cuda.bindings.driver", reason="would show that cuda-python has the names used"
     )
-    sources = "".join(inspect.getsource(part) for part in (Device, VirtualMemory, copy_rows))
+    sources = "".join(inspect.getsource(part) for part in (Device, driver_calls, VirtualMemory, copy_rows))
     used = re.findall(r'"(cu[A-Z]\w+)"|\.(cu[A-Z]\w+)\(|\.(CU\w+)', sources)
     names = {name for match in used for name in match if name}
     enums = [getattr(driver, name) for name in names if name.startswith("CU") and hasattr(driver, name)]

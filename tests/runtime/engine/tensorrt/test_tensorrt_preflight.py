@@ -12,11 +12,11 @@ import pytest
 
 from kvfold.plugins.contract.errors import BundleError, CapacityError, KernelError, TargetError
 from kvfold.runtime.engine.cuda.device import Device
+from kvfold.runtime.engine.cuda.memory_check import MARGIN, check_memory
 from kvfold.runtime.engine.engine_config import EngineConfig
 from kvfold.runtime.engine.engine_files import EngineFiles
 from kvfold.runtime.engine.kv_pools import kv_pools
 from kvfold.runtime.engine.protocol import EngineInfo
-from kvfold.runtime.engine.tensorrt.gpu_memory import MARGIN, check_memory
 from kvfold.runtime.engine.tensorrt.preflight import check_files, check_gpu, import_library
 from tests.runtime.engine.tensorrt.cuda_stand_in import StandInDriver
 from tests.runtime.engine.tensorrt.tensorrt_harness import VERSION, make_config, make_facts, write_engine
@@ -124,13 +124,14 @@ def test_another_gpu_is_named_with_the_command_that_adds_it() -> None:
 def test_memory_is_refused_with_every_part() -> None:
     parts = {"weights": 130 << 20, "KV pools": (1 << 30) + 1, "workspace": 0}
     free = MARGIN + sum(parts.values())
-    check_memory(parts, free)
+    check_memory(parts, free, "build it for less")
     expected = (
         "needs 1,155 MiB of GPU memory: weights 130 MiB, KV pools 1,025 MiB, workspace 0 MiB; 1,410 MiB are "
-        "free, of which 256 MiB are kept"
+        "free, of which 256 MiB are kept for CUDA graphs and kernels. Lower kv_cache_bytes, end other "
+        "programs on the GPU, or build it for less"
     )
     with pytest.raises(CapacityError, match=re.escape(expected)):
-        check_memory(parts, free - 1)
+        check_memory(parts, free - 1, "build it for less")
 
 
 def test_pool_bytes_are_those_of_all_banks() -> None:
