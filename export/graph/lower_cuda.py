@@ -48,9 +48,8 @@ def lower_for_cuda(
     Args:
         model: the target-neutral graph, changed in place.
         directory: an existing directory.
-        plan: of the graph.
+        plan, blocks: of the graph, and of its linears in 4 bits.
         dtype: of the activations.
-        blocks: of the linears in 4 bits.
         progress: told of the share written.
 
     Returns:
@@ -60,8 +59,7 @@ def lower_for_cuda(
         ExportError: a pass did not find what it must, or a weight is beyond `dtype`.
         TargetError: no kernel reads the type of a cache, or heads of this size.
     """
-    check_kv_dtypes(plan, f"the cuda target with {dtype} activations", (dtype, "int8"))
-    check_head_dim(plan, "the cuda target", HEAD_SIZES)
+    _check_kernels(plan, dtype)
     element = ir.DataType[dtype.upper()]
     in_4_bits = sum(kind in matmul_nbits.INT4 for kind in blocks.quantization.precision.values())
     expected = {
@@ -85,3 +83,8 @@ def lower_for_cuda(
     check_counts(counts, expected)
     save_lowered(model, directory, progress)
     return counts
+
+
+def _check_kernels(plan: FoldPlan, dtype: ActivationDtype) -> None:
+    check_kv_dtypes(plan, f"the cuda target with {dtype} activations", (dtype, "int8"))
+    check_head_dim(plan, "the cuda target", HEAD_SIZES)
