@@ -11,7 +11,10 @@ sees no key (all its pages unmapped) gives zeros.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
+
+from kvfold.plugins.contract.errors import KernelError
 
 OP_TYPE = "PagedAttention"
 DOMAIN = "kvfold"
@@ -61,10 +64,13 @@ QuantType = Literal["NONE", "PER_TENSOR", "PER_CHANNEL"]
 class Attributes:
     """Attributes of one node.
 
+    Raises:
+        KernelError: the scale is not a positive number.
+
     Attributes:
         num_heads: query heads.
         kv_num_heads: KV heads; query head h reads KV head h // (num_heads / kv_num_heads).
-        scale: factor on q.k before the softmax.
+        scale: factor on q.k before the softmax, above 0: kernels may take a row's maximum before it.
         softcap: 0 is off; else logits become softcap * tanh(logits / softcap).
         local_window_size: -1 is off; else tokens visible to a query, itself included.
         sink_size: first tokens of the sequence visible in spite of the window.
@@ -86,3 +92,8 @@ class Attributes:
     qk_norm_epsilon: float = 1e-6
     k_quant_type: QuantType = "NONE"
     v_quant_type: QuantType = "NONE"
+
+    def __post_init__(self) -> None:
+        """Refuse a scale that no kernel is made for."""
+        if not 0 < self.scale < inf:
+            raise KernelError(f"scale is {self.scale}, and must be a positive number")

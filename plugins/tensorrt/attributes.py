@@ -80,7 +80,7 @@ def read_node(name: str, values: Mapping[str, Any]) -> Node:
         inputs = _inputs(values[INPUTS_ATTRIBUTE])
         _check_attributes(attributes)
         _check_inputs(attributes, inputs)
-    except ValueError as error:
+    except (KernelError, ValueError) as error:
         raise KernelError(f"attention node {name}: {error}") from None
     return Node(name, attributes, inputs)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -39,6 +40,10 @@ def test_a_consumer_returns_its_output_only() -> None:
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"heads": 3}, "attribute heads is unknown; known are num_heads, kv_num_heads, scale"),
     ({"scale": 1}, "attribute scale is 1, and must be one float"),
+    ({"scale": 0.0}, "scale is 0.0, and must be a positive number"),
+    ({"scale": -0.5}, "scale is -0.5, and must be a positive number"),
+    ({"scale": math.inf}, "scale is inf, and must be a positive number"),
+    ({"scale": math.nan}, "scale is nan, and must be a positive number"),
     ({"k_quant_type": 1}, "attribute k_quant_type is 1, and must be one str"),
     ({"do_rotary": True}, "attribute do_rotary is True, and must be one int"),
     ({"kv_num_heads": 0}, "num_heads 6 is not a multiple of kv_num_heads 0"),

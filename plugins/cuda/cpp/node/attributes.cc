@@ -1,6 +1,7 @@
 #include "cuda/cpp/node/attributes.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "cuda/cpp/text.h"
 
@@ -113,6 +114,13 @@ std::vector<std::string> split_inputs(const std::string& listed) {
   return names;
 }
 
+// Kernels take a row's maximum before they multiply by it.
+void check_scale(float scale) {
+  if (!(scale > 0 && std::isfinite(scale))) {
+    throw KernelError(text("scale is ", python_float(scale), ", and must be a positive number"));
+  }
+}
+
 void check_attributes(const Attributes& of) {
   if (of.kv_num_heads < 1 || of.num_heads < 1 || of.num_heads % of.kv_num_heads != 0) {
     throw KernelError(text("num_heads ", of.num_heads, " is not a multiple of kv_num_heads ", of.kv_num_heads));
@@ -196,6 +204,7 @@ Node read_node(const std::string& name, const Values& values) try {
   std::string inputs;
   check_present(values);
   for (const auto& [attribute, value] : values) set_attribute(attribute, value, node.attributes, inputs);
+  check_scale(node.attributes.scale);
   node.inputs = split_inputs(inputs);
   check_attributes(node.attributes);
   check_inputs(node.attributes, node.inputs);
