@@ -16,7 +16,8 @@ CacheDtype = Literal["float16", "bfloat16", "int8"]
 KernelName = Literal["append", "prefill", "decode", "merge", "edit", "penalize", "sample"]
 
 ACTIVATION_DTYPES: tuple[ActivationDtype, ...] = ("float16", "bfloat16")
-HEAD_SIZES = (64, 96, 128, 256)
+# Blocks are as wide as the next power of two. A multiple of 8 keeps heads where 16 bytes load at once.
+HEAD_SIZES = range(64, 257, 8)
 PAGE_SIZES = (16, 32, 64, 128)
 # SM75 has no bfloat16; tensor cores with int8 and bfloat16 begin with SM80.
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120, 121)

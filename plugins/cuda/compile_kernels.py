@@ -42,8 +42,8 @@ _FLOAT_BUFFERS = (
     *("partial_max", "partial_sum", "partial_output"),
 )
 _TRITON_TYPES = {"float16": "fp16", "bfloat16": "bf16", "int8": "i8", "float32": "fp32"}
-# Whole heads of at least 64 channels: vector loads may rely on it, as on TensorRT's aligned buffers.
-_MULTIPLES_OF_16 = ("query_stride", "kv_stride")
+# Whole heads: vector loads may rely on what divides a head, as on aligned buffers.
+_STRIDES = ("query_stride", "kv_stride")
 
 
 @dataclass(frozen=True)
@@ -151,16 +151,17 @@ def _compile(function: Any, variant: Variant, tuning: Tuning, architecture: int)
     constants = {**dict(variant.constants), **tuning.constants}
     types = _argument_types(variant)
     signature = {name: "constexpr" if name.isupper() else types[name] for name in function.arg_names}
-    aligned = [
-        index
+    stride = 8 if constants.get("HEAD_SIZE", 0) % 16 else 16
+    divisors = {
+        (index,): [["tt.divisibility", stride if name in _STRIDES else 16]]
         for index, name in enumerate(function.arg_names)
-        if signature[name].startswith("*") or name in _MULTIPLES_OF_16
-    ]
+        if signature[name].startswith("*") or name in _STRIDES
+    }
     source = ASTSource(
         function,
         signature,
         {(function.arg_names.index(name),): value for name, value in constants.items()},
-        {(index,): [["tt.divisibility", 16]] for index in aligned},
+        divisors,
     )
     # The others have no fused multiply-add: a rotated key must round as the reference's, for its bytes.
     options = {

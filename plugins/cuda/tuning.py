@@ -97,7 +97,7 @@ def rule_of(variant: Variant, architecture: int) -> Tuning:
         return Tuning(num_warps=1, num_stages=1)
     if variant.kernel == "decode":
         return _decode(_width(variant), architecture)
-    return _with_room(_prefill(_width(variant), architecture), variant)
+    return _with_room(_prefill(dict(variant.constants)["HEAD_SIZE"], architecture), variant)
 
 
 def candidates_of(variant: Variant, architecture: int) -> list[Tuning]:
@@ -144,9 +144,12 @@ def _decode(width: int, architecture: int) -> Tuning:
     return Tuning(2 if width <= 64 else 4, 3, {"SPLIT_KEYS": 256, "KEYS": keys, "INT8_DOT": 1})
 
 
-def _prefill(width: int, architecture: int) -> Tuning:
+def _prefill(head_size: int, architecture: int) -> Tuning:
+    width = _power_of_two(head_size)
     if architecture == 75:
         warps, stages, rows, keys = 8, 1, *((32, 32) if width <= 128 else (16, 16))
+        if head_size % 16:  # an int8 head then comes in pieces of 8 bytes, and 32 of them spill
+            keys = 16
     elif width <= 64 or (width <= 128 and architecture in (90, 100)):
         warps, stages, rows, keys = 8, 3, 128, 64
     elif width <= 128:

@@ -135,8 +135,8 @@ def test_tensorrt_rtx_builds_a_plan_of_it(name: str, export: Export, tmp_path: P
     ("target", "head_dim", "said"),
     [
         ("cpu", 320, "the cpu target reads 2 to 256 in steps of 2"),
-        ("cuda", 40, "the cuda target reads 64, 96, 128, 256"),
-        ("TensorRT", 80, "TensorRT reads 64, 96, 128, 256"),
+        ("cuda", 40, "the cuda target reads 64 to 256 in steps of 8"),
+        ("TensorRT", 84, "TensorRT reads 64 to 256 in steps of 8"),
     ],
 )
 def test_heads_that_a_target_does_not_read_are_refused(

@@ -139,5 +139,5 @@ def test_what_the_kernels_do_not_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TargetError, match=r"as float32; .* reads float16 and int8: set kv_dtype"):
         lower_for_cuda(EMPTY, tmp_path, tiny_plan(config(), "character", "float32"), "float16")
     small = tiny_config(head_dim=32)
-    with pytest.raises(TargetError, match=r"a head has 32 channels, the cuda target reads 64, 96, 128, 256"):
+    with pytest.raises(TargetError, match="a head has 32 channels, the cuda target reads 64 to 256"):
         lower_for_cuda(EMPTY, tmp_path, tiny_plan(small, "character", "int8"), "float16")

@@ -42,6 +42,8 @@ SPECS = {
     "phi": spec(96, 1, "float16", "float16", page_size=64, qk_norm=True),
     "gemma": spec(256, 2, "bfloat16", "bfloat16", page_size=128, softcap=True),
     "qwen": spec(128, 8, "float16", "int8"),
+    "odd": spec(72, 3, "float16", "int8"),
+    "between": spec(192, 4, "float16", "float16"),
     "wide-mqa": spec(256, 16, "float16", "int8", page_size=16, qk_norm=True),
 }
 

@@ -65,6 +65,15 @@ def test_decode_parity(case: Case, activation: ActivationDtype, tiles: Tiles) ->
     check(make_inputs(case), activation, case.writes, tiles)
 
 
+@DECODES
+@INT8_CACHE
+@pytest.mark.parametrize("head_size", [72, 80, 112, 192, 248])
+def test_heads_between_powers_of_two(head_size: int, int8_cache: bool, decodes: bool) -> None:
+    """Of families such as Phi 2 and StableLM; padded channels count for nothing, and are not written."""
+    case = Case((1 if decodes else 5, 1), (70, 9), 6, 2, head_size, 16, 40, 4, int8_cache=int8_cache)
+    check(make_inputs(replace(case, qk_norm=True, head_sink=True, packed=True)), "float16")
+
+
 @ACTIVATION
 @INT8_CACHE
 @pytest.mark.parametrize(("window", "sinks"), [(-1, 0), (200, 0), (200, 70)])

@@ -153,8 +153,8 @@ WRONG: dict[str, tuple[Model, str]] = {
         "page size 48 is not a power of two; there are 16, 32, 64, 128",
     ),
     "head size": (
-        Model(shapes=dict.fromkeys(("key_cache", "value_cache"), ("pages", 32, 2, 80))),
-        "head size 80 has no kernel; there are 64, 96, 128, 256",
+        Model(shapes=dict.fromkeys(("key_cache", "value_cache"), ("pages", 32, 2, 84))),
+        "head size 84 has no kernel; there are 64 to 256 in steps of 8",
     ),
 }
 

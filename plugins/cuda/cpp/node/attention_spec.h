@@ -7,7 +7,7 @@
 
 namespace kvfold::cuda {
 
-constexpr std::array<int64_t, 4> kHeadSizes = {64, 96, 128, 256};
+constexpr int64_t kLeastHeadSize = 64, kMostHeadSize = 256, kHeadSizeStep = 8;
 constexpr std::array<int64_t, 4> kPageSizes = {16, 32, 64, 128};
 constexpr std::array<const char*, 2> kActivationDtypes = {"float16", "bfloat16"};
 constexpr std::array<const char*, 4> kKernelNames = {"append", "prefill", "decode", "merge"};

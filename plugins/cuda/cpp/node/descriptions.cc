@@ -100,8 +100,9 @@ std::pair<int64_t, int64_t> check_shapes(const Node& node, const std::vector<Dim
                    "constant"));
   }
   const int64_t page_size = cache[1], head_size = cache[3];
-  if (!contains(kHeadSizes, head_size)) {
-    node.fail(text("head size ", head_size, " has no kernel; there are ", join(kHeadSizes)));
+  if (head_size < kLeastHeadSize || head_size > kMostHeadSize || head_size % kHeadSizeStep != 0) {
+    node.fail(text("head size ", head_size, " has no kernel; there are ", kLeastHeadSize, " to ", kMostHeadSize,
+                   " in steps of ", kHeadSizeStep));
   }
   if (!contains(kPageSizes, page_size)) {
     const char* problem = (page_size & (page_size - 1)) != 0 ? "is not a power of two" : "has no kernel";
