@@ -109,7 +109,7 @@ def requests(draw: st.DrawFn) -> Request:
     attributes = Attributes(
         kv_heads * draw(st.sampled_from((*GROUPS * 8, 9))),
         kv_heads,
-        draw(number),
+        draw(st.floats(0, 100, width=32, exclude_min=True)),
         softcap=draw(st.just(0.0) | number),
         local_window_size=draw(st.just(-1) | st.integers(1, 5000)),
         sink_size=draw(st.integers(0, 300)),
