@@ -132,7 +132,8 @@ class SessionProgram:
             binding.bind_input(each.name, self._memory, 0, kind, each.shape, address)
         shape = (_rows(table), self._vocab)
         binding.bind_output(contract.LOGITS, self._memory, 0, ELEMENT_TYPES["float32"], shape, logits)
-        return BoundStep(partial(run_session, self._session, binding, self._options), logits)
+        run = partial(run_session, self._session, binding, self._provider, self._options)
+        return BoundStep(run, logits)
 
 
 def _rows(table: BindingTable) -> int:
@@ -153,7 +154,7 @@ def load_cuda(
         BundleError: ONNX Runtime cannot read the graph, or it is none of this engine's plan.
         KernelError: a kernel library or the engine's kernels are missing or refused.
         TargetError: this machine's ONNX Runtime has no CUDA provider, or it does not start; or the GPU's
-            driver is not there.
+            driver is not there, or failed.
         CapacityError: the GPU has too little memory.
     """
     check_provider(PROVIDERS["cuda"])

@@ -86,6 +86,7 @@ class StreamedSession:
         model = following_model().SerializeToString()
         self._session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
         self.refuses_capture = False
+        self.fails: str | None = None
 
     def io_binding(self) -> Any:
         return self._session.io_binding()
@@ -95,6 +96,8 @@ class StreamedSession:
         assert options.get_run_config_entry(key) == "1", "it would wait for the stream"
         if self._driver.capturing is not None and self.refuses_capture:
             raise RuntimeError("operation not permitted when stream is capturing")
+        if self.fails is not None:
+            raise RuntimeError(self.fails)
         self._driver.enqueue(partial(self._session.run_with_iobinding, binding))
 
 
@@ -214,6 +217,16 @@ def test_a_failure_on_the_gpu_ends_the_engine_with_its_words(gpu: Gpu) -> None:
     gpu.driver.fails["cuStreamSynchronize"] = Status.CUDA_ERROR_ILLEGAL_ADDRESS
     with pytest.raises(EngineError, match="ILLEGAL_ADDRESS"):
         list(stream)
+
+
+def test_onnx_runtime_out_of_gpu_memory_ends_the_engine_with_advice(gpu: Gpu) -> None:
+    llm = gpu.llm()
+    stream = llm.stream([5, 6, 7], SamplingParams(max_tokens=40))
+    next(stream)
+    gpu.session.fails = "Failed to allocate memory for requested buffer of size 8"
+    with pytest.raises(EngineError, match=r"requested buffer of size 8; .*or lower kv_cache_bytes") as caught:
+        list(stream)
+    assert isinstance(caught.value.__cause__, CapacityError)
 
 
 def test_steps_beyond_what_it_was_loaded_for_are_refused(gpu: Gpu) -> None:
