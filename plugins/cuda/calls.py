@@ -51,7 +51,7 @@ def resolve(
         spec: the node.
         shapes: of the call.
         buffers: device address of every input and output that the node has, by schema name.
-        workspace: device address of at least `workspace_bytes` bytes.
+        workspace: device address of at least `workspace_of` bytes.
 
     Raises:
         KernelError: a kernel is not in the library, or asks for something that this version does not know.
@@ -75,6 +75,12 @@ def resolve(
     return launches
 
 
+def workspace_of(library: KernelLibrary, architecture: int, spec: AttentionSpec, shapes: Shapes) -> int:
+    """Scratch memory of one call on one architecture."""
+    split_keys = _split_keys(library, spec, architecture) if shapes.decodes else 0
+    return sum(workspace_sizes(spec, shapes, split_keys).values())
+
+
 def workspace_bytes(
     library: KernelLibrary, architectures: Sequence[int], spec: AttentionSpec, largest: Shapes
 ) -> int:
@@ -85,7 +91,7 @@ def workspace_bytes(
     decoded = min(largest.tokens, largest.sequences)
     decoding = Shapes(decoded, decoded, largest.table_width)
     return max(
-        sum(workspace_sizes(spec, shapes, _split_keys(library, spec, architecture)).values())
+        workspace_of(library, architecture, spec, shapes)
         for architecture in architectures
         for shapes in (largest, decoding)
     )

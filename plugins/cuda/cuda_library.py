@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvfold.plugins.contract.errors import KernelError
-from kvfold.plugins.cuda.kernel_library import OPENED_FILE
+from kvfold.plugins.cuda.kernel_library import OPENED_FILE, KernelLibrary
 from kvfold.plugins.onnxruntime.op_library import OpLibrary
 
 if TYPE_CHECKING:
@@ -32,11 +32,12 @@ def open_kernels(directory: Path) -> None:
     Nodes that are built from now on use them.
 
     Args:
-        directory: where `kernels.bin` lies.
+        directory: where `kernels.bin` lies, and what it was made of.
 
     Raises:
-        KernelError: the library was not compiled, or the file cannot be read.
+        KernelError: the library was not compiled, or a file cannot be read or is damaged.
     """
+    KernelLibrary.load(directory)
     problem = load_functions().kvfold_open_kernels(str(directory / OPENED_FILE).encode())
     if problem is not None:
         raise KernelError(problem.decode())

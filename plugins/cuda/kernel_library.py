@@ -70,7 +70,7 @@ class KernelLibrary(Record):
 
     @classmethod
     def load(cls, directory: Path) -> Self:
-        """Read `kernels.json` and check every cubin against its sha256.
+        """Read `kernels.json`, and check every cubin against its sha256 and `kernels.bin` against both.
 
         Raises:
             KernelError: a file is missing, unreadable or not the recorded one.
@@ -78,10 +78,12 @@ class KernelLibrary(Record):
         again = "build the engine again with `kvfold build`"
         try:
             library = cls.model_validate_json((directory / KERNELS_FILE).read_bytes())
-            for kernel in library.kernels:
-                digest = hashlib.sha256((directory / kernel.file).read_bytes()).hexdigest()
-                if digest != kernel.sha256:
+            cubins = [(directory / kernel.file).read_bytes() for kernel in library.kernels]
+            for kernel, cubin in zip(library.kernels, cubins, strict=True):
+                if hashlib.sha256(cubin).hexdigest() != kernel.sha256:
                     raise KernelError(f"{directory / kernel.file} is not the recorded kernel; {again}")
+            if (directory / OPENED_FILE).read_bytes() != library._opened(cubins):
+                raise KernelError(f"{directory / OPENED_FILE} does not hold the recorded kernels; {again}")
         except OSError as error:
             raise KernelError(f"{error.filename} cannot be read ({error.strerror}); {again}") from error
         except ValidationError as error:
@@ -91,8 +93,13 @@ class KernelLibrary(Record):
     def save(self, directory: Path) -> None:
         """Write `kernels.json` and `kernels.bin`; the cubins are there already."""
         (directory / KERNELS_FILE).write_text(self.model_dump_json(indent=1) + "\n")
-        entries = [_entry(kernel, (directory / kernel.file).read_bytes()) for kernel in self.kernels]
-        (directory / OPENED_FILE).write_bytes(_MAGIC + _text(self.sha256) + _list(entries))
+        cubins = [(directory / kernel.file).read_bytes() for kernel in self.kernels]
+        (directory / OPENED_FILE).write_bytes(self._opened(cubins))
+
+    def _opened(self, cubins: Iterable[bytes]) -> bytes:
+        """The content of `kernels.bin`."""
+        entries = [_entry(kernel, cubin) for kernel, cubin in zip(self.kernels, cubins, strict=True)]
+        return _MAGIC + _text(self.sha256) + _list(entries)
 
     @cached_property
     def sha256(self) -> str:

@@ -43,7 +43,10 @@ OrtStatus* to_status(OrtErrorCode code, const char* message) noexcept {
 }
 
 void check(OrtStatus* status, const char* what) {
-  if (absent(status)) throw std::runtime_error(std::string("ONNX Runtime refused ") + what);
+  if (status == nullptr) return;
+  const std::string said = ort().GetErrorMessage(status);
+  ort().ReleaseStatus(status);
+  throw std::runtime_error(std::string("ONNX Runtime refused ") + what + ": " + said);
 }
 
 std::string to_string(const Shape& shape) {

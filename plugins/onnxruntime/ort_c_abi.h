@@ -38,7 +38,9 @@ enum OrtMemType : int { OrtMemTypeDefault = 0 };
 
 struct OrtApi {
   OrtStatus* (*CreateStatus)(OrtErrorCode, const char* message);  // 0
-  void* unused_1[25];
+  void* unused_1[1];
+  const char* (*GetErrorMessage)(const OrtStatus*);  // 2; lasts as long as the status
+  void* unused_3[23];
   OrtStatus* (*CreateCustomOpDomain)(const char* domain, OrtCustomOpDomain** out);                 // 26
   OrtStatus* (*CustomOpDomain_Add)(OrtCustomOpDomain*, const OrtCustomOp*);                        // 27
   OrtStatus* (*AddCustomOpDomain)(OrtSessionOptions*, OrtCustomOpDomain*);                         // 28
@@ -114,6 +116,7 @@ struct OrtCustomOp {
 #define KVFOLD_ORT_POSITION(member, index) \
   static_assert(offsetof(OrtApi, member) == (index) * sizeof(void*), "OrtApi::" #member " moved")
 KVFOLD_ORT_POSITION(CreateStatus, 0);
+KVFOLD_ORT_POSITION(GetErrorMessage, 2);
 KVFOLD_ORT_POSITION(CreateCustomOpDomain, 26);
 KVFOLD_ORT_POSITION(GetTensorMutableData, 51);
 KVFOLD_ORT_POSITION(GetTensorElementType, 60);

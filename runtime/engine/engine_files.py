@@ -80,6 +80,7 @@ class EngineFiles:
             vocab_size=self.config.vocab_size,
             max_context_length=self.config.max_context_length,
             fingerprint=self.config.fingerprint,
+            max_logits=None if facts is None else facts.prefill.max_logits,
         )
 
 

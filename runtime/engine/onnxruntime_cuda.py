@@ -8,6 +8,7 @@ this was run where it was written: what a GPU must show is in `make gpu-check`.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -44,6 +45,8 @@ from kvfold.runtime.engine.protocol import EngineInfo, GroupTables, StepInputs
 _INPUT_TYPES = {np.dtype(np.int32): 6, np.dtype(np.int64): 7}
 # Two runs of a shape take all the memory that it needs, as in ONNX Runtime's own capturing; one to spare.
 RUNS_BEFORE_CAPTURE = 3
+# Of the GPU, for a step's logits: a row for each sequence, and as many of a prompt's as these hold.
+LOGITS_BYTES = 128 << 20
 _ADVICE = (
     "lower max_num_batched_tokens and max_num_seqs (step inputs, logits and sampling shrink with them, and "
     "ONNX Runtime's own memory, which is not counted here)"
@@ -60,7 +63,7 @@ class SessionProgram:
         pools: Iterable[tuple[KvPool, int]],
         info: EngineInfo,
         limits: StepLimits,
-        provider: Provider = PROVIDERS["cuda"],
+        provider: Provider,
     ) -> None:
         """Take the memory for inputs and logits.
 
@@ -69,22 +72,19 @@ class SessionProgram:
             device: whose memory it is.
             pools: the KV caches, and the address of each.
             info: of the engine.
-            limits: of every step; of logits, those of a decode step.
+            limits: of every step.
             provider: whose memory the session takes addresses of.
         """
         self._session = session
-        self._device = device
         self._pools = tuple(pools)
         self._limits = limits
         self._plan = info.plan
         self._vocab = info.vocab_size
         self._memory = provider.memory
         self._provider = provider
-        largest = largest_shape(limits.model_copy(update={"max_logits": limits.max_tokens}), info.plan)
-        self.inputs_size = bind_step(largest, info.plan).nbytes
+        self.inputs_size = bind_step(largest_shape(limits, info.plan), info.plan).nbytes
         self.inputs = device.allocate(self.inputs_size)
-        self._logits = self._more_logits = device.allocate(4 * self._vocab * limits.max_logits)
-        self._more_rows = limits.max_logits
+        self._logits = device.allocate(4 * self._vocab * limits.max_logits)
         self._prefill = self._new_binding()
         self._options = ort.RunOptions()
         self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
@@ -96,6 +96,7 @@ class SessionProgram:
         for name, size, limit in (
             ("max_num_batched_tokens", shape.tokens, limits.max_tokens),
             ("max_num_seqs", shape.sequences, limits.max_sequences),
+            ("rows of logits", shape.rows, limits.max_logits),
             *(
                 (f"pages in group {group.name}", width, limits.max_table_width[group.name])
                 for group, width in zip(self._plan.groups, shape.table_widths, strict=True)
@@ -106,16 +107,11 @@ class SessionProgram:
 
     def bind_decode(self, table: BindingTable) -> BoundStep:
         """See `StepProgram.bind_decode`."""
-        return self._bind(self._new_binding(), table, self._logits)
+        return self._bind(self._new_binding(), table)
 
     def bind_prefill(self, table: BindingTable) -> BoundStep:
-        """See `StepProgram.bind_prefill`: where more logits are wanted than decode steps have, room grows."""
-        rows = _rows(table)
-        if rows > self._more_rows:
-            more = min(max(rows, 2 * self._more_rows), self._limits.max_tokens)
-            self._more_logits = self._device.allocate(4 * self._vocab * more)
-            self._more_rows = more
-        return self._bind(self._prefill, table, self._more_logits)
+        """See `StepProgram.bind_prefill`."""
+        return self._bind(self._prefill, table)
 
     def close(self) -> None:
         """See `StepProgram.close`."""
@@ -126,17 +122,15 @@ class SessionProgram:
         bind_pools(binding, self._pools, self._provider)
         return binding
 
-    def _bind(self, binding: Any, table: BindingTable, logits: int) -> BoundStep:
+    def _bind(self, binding: Any, table: BindingTable) -> BoundStep:
         for each in table.bindings:
             kind, address = _INPUT_TYPES[each.dtype], self.inputs + each.offset
             binding.bind_input(each.name, self._memory, 0, kind, each.shape, address)
-        shape = (_rows(table), self._vocab)
-        binding.bind_output(contract.LOGITS, self._memory, 0, ELEMENT_TYPES["float32"], shape, logits)
-        return BoundStep(partial(run_session, self._session, binding, self._options), logits)
-
-
-def _rows(table: BindingTable) -> int:
-    return next(each.shape[0] for each in table.bindings if each.name == contract.LOGITS_INDICES)
+            if each.name == contract.LOGITS_INDICES:
+                shape = (*each.shape, self._vocab)
+        binding.bind_output(contract.LOGITS, self._memory, 0, ELEMENT_TYPES["float32"], shape, self._logits)
+        run = partial(run_session, self._session, binding, self._provider, self._options)
+        return BoundStep(run, self._logits)
 
 
 def load_cuda(
@@ -153,19 +147,21 @@ def load_cuda(
         BundleError: ONNX Runtime cannot read the graph, or it is none of this engine's plan.
         KernelError: a kernel library or the engine's kernels are missing or refused.
         TargetError: this machine's ONNX Runtime has no CUDA provider, or it does not start; or the GPU's
-            driver is not there.
+            driver is not there, or failed.
         CapacityError: the GPU has too little memory.
     """
     check_provider(PROVIDERS["cuda"])
-    path, info = files.directory / contract.MODEL_FILE, files.info(kv_cache_bytes)
-    device = Device.open()
-    try:
-        session = open_session(path, PROVIDERS["cuda"], stream=device.stream)
-        check_graph(path, session, info)
-        return assemble(session, device, files, info, max_num_batched_tokens, max_num_seqs)
-    except BaseException:
-        device.close()
-        raise
+    with Device.open().loading() as device:
+        return _load(device, files, files.info(kv_cache_bytes), max_num_batched_tokens, max_num_seqs)
+
+
+def _load(
+    device: Device, files: EngineFiles, info: EngineInfo, max_num_batched_tokens: int, max_num_seqs: int
+) -> GpuEngine:
+    path, provider = files.directory / contract.MODEL_FILE, PROVIDERS["cuda"]
+    session = open_session(path, provider, stream=device.stream)
+    check_graph(path, session, info)
+    return assemble(session, device, files, info, max_num_batched_tokens, max_num_seqs, provider)
 
 
 def assemble(
@@ -175,16 +171,11 @@ def assemble(
     info: EngineInfo,
     max_num_batched_tokens: int,
     max_num_seqs: int,
-    provider: Provider = PROVIDERS["cuda"],
+    provider: Provider,
 ) -> GpuEngine:
     """An engine over a session on the device's stream; `provider` as for `SessionProgram`."""
-    widest = -(-info.max_context_length // info.plan.page_size)
-    limits = StepLimits(
-        max_tokens=max(max_num_batched_tokens, max_num_seqs),
-        max_sequences=max_num_seqs,
-        max_table_width={group.name: widest for group in info.plan.groups},
-        max_logits=max_num_seqs,
-    )
+    limits = step_limits(info, max_num_batched_tokens, max_num_seqs)
+    info = replace(info, max_logits=limits.max_logits)
     sizes = StepSizes.of((limits,), info.plan, info.vocab_size, max_num_seqs)
     check_memory({"KV pools": info.kv_cache_bytes, **sizes.parts}, device.free_bytes(), _ADVICE)
     pages = DevicePages(device, info)
@@ -195,6 +186,18 @@ def assemble(
     engine = GpuEngine(runner, pages, info, max_num_seqs, sampler)
     engine.begin(largest_prompts(limits, info)).wait()
     return engine
+
+
+def step_limits(info: EngineInfo, max_num_batched_tokens: int, max_num_seqs: int) -> StepLimits:
+    """The steps that an engine takes; memory for the largest is taken once."""
+    widest = -(-info.max_context_length // info.plan.page_size)
+    tokens = max(max_num_batched_tokens, max_num_seqs)
+    return StepLimits(
+        max_tokens=tokens,
+        max_sequences=max_num_seqs,
+        max_table_width={group.name: widest for group in info.plan.groups},
+        max_logits=min(tokens, max(max_num_seqs, LOGITS_BYTES // (4 * info.vocab_size))),
+    )
 
 
 def largest_prompts(limits: StepLimits, info: EngineInfo) -> StepInputs:

@@ -20,6 +20,7 @@ from kvfold.runtime.engine.engine_files import EngineFiles
 from kvfold.runtime.engine.host_engine import HostEngine
 from kvfold.runtime.engine.host_pages import HostPages
 from kvfold.runtime.engine.kv_pools import KvPool
+from kvfold.runtime.engine.onnxruntime_errors import device_error, words_of
 from kvfold.runtime.engine.onnxruntime_graph import check_graph
 from kvfold.runtime.engine.protocol import EngineInfo, PageStore, StepInputs
 
@@ -69,7 +70,7 @@ class OnnxRuntimeEngine(HostEngine):
         Raises:
             BundleError: ONNX Runtime cannot read the graph, or it is none of this engine's plan.
             KernelError: a kernel library or an engine's kernels are missing or refused, or not for this GPU.
-            CapacityError: the system refused the addresses of the pools.
+            CapacityError: the system refused the addresses of the pools, or has no memory left.
         """
         path, info = files.directory / contract.MODEL_FILE, files.info(kv_cache_bytes)
         session = open_session(path, _CPU, threads)
@@ -85,7 +86,7 @@ class OnnxRuntimeEngine(HostEngine):
         """Run one step; the returned logits [R, vocab_size] are overwritten by the next one.
 
         Raises:
-            BundleError: ONNX Runtime refuses the step, as no engine does that is as kvfold built it.
+            KvfoldError: as `run_session`.
         """
         feeds = {
             contract.INPUT_IDS: step.input_ids,
@@ -99,7 +100,7 @@ class OnnxRuntimeEngine(HostEngine):
         for name, array in feeds.items():
             self._binding.bind_cpu_input(name, np.ascontiguousarray(array))
         logits = self._bind_logits(len(step.logits_indices))
-        run_session(self._session, self._binding)
+        run_session(self._session, self._binding, _CPU)
         return logits
 
     def _bind_logits(self, rows: int) -> np.ndarray:
@@ -114,16 +115,24 @@ class OnnxRuntimeEngine(HostEngine):
 
 
 def run_session(
-    session: ort.InferenceSession, binding: ort.IOBinding, options: ort.RunOptions | None = None
+    session: ort.InferenceSession,
+    binding: ort.IOBinding,
+    provider: Provider,
+    options: ort.RunOptions | None = None,
 ) -> None:
-    """Run a step of what was bound; raises BundleError where ONNX Runtime refuses it."""
+    """Run a step of what was bound.
+
+    Raises:
+        CapacityError: memory ran out.
+        TargetError: the GPU or its driver failed.
+        BundleError: ONNX Runtime refuses the step, as no engine does that is as kvfold built it.
+    """
     try:
         session.run_with_iobinding(binding, options)
     except Exception as error:  # ORT's binding raises several unrelated types
-        raise BundleError(
-            f"ONNX Runtime {ort.__version__} cannot run a step of this engine: {error}; if memory did "
-            "not run out, the engine is damaged: build it again with `kvfold build`"
-        ) from error
+        said = f"ONNX Runtime {ort.__version__} cannot run a step of this engine: {words_of(error)}"
+        damaged = BundleError(f"{said}; the engine is damaged: build it again with `kvfold build`")
+        raise device_error(said, on_gpu=provider != _CPU) or damaged from error
 
 
 def check_provider(provider: Provider) -> None:
@@ -152,20 +161,21 @@ def open_session(path: Path, provider: Provider, threads: int = 0, stream: int =
     try:
         # Operations on shapes have no CUDA kernel, so the CPU stands behind every provider.
         gpu = [(provider.name, {"user_compute_stream": str(stream)})] if stream else []
-        return ort.InferenceSession(str(path), options, providers=[*gpu, _CPU.name])
+        # Without a fallback: it would try again on the CPU, and raise what it finds there.
+        return ort.InferenceSession(str(path), options, providers=[*gpu, _CPU.name], enable_fallback=0)
     except Exception as error:  # ORT's binding raises several unrelated types
+        said = f"ONNX Runtime {ort.__version__} cannot load {path}: {words_of(error)}"
+        if failed := device_error(said, on_gpu=provider != _CPU):
+            raise failed from error
         if isinstance(error, NoKernel) and provider != _CPU:
             # ONNX Runtime goes on without a provider that fails to start; attention then has no kernel.
             raise TargetError(
                 f"{provider.name} of ONNX Runtime {ort.__version__} did not start: there is no kernel for "
-                f"{path}: {error}; check the driver, CUDA and cuDNN with `kvfold doctor`"
+                f"{path}: {words_of(error)}; check the driver, CUDA and cuDNN with `kvfold doctor`"
             ) from error
         if _OUR_OP in str(error) and provider != _CPU:
-            raise KernelError(f"{path} cannot run on this GPU: {error}") from error
-        raise BundleError(
-            f"ONNX Runtime {ort.__version__} cannot load {path}: {error}; build the engine again "
-            "with `kvfold build`"
-        ) from error
+            raise KernelError(f"{path} cannot run on this GPU: {words_of(error)}") from error
+        raise BundleError(f"{said}; build the engine again with `kvfold build`") from error
 
 
 def bind_pools(binding: ort.IOBinding, pools: Iterable[tuple[KvPool, int]], provider: Provider) -> None:

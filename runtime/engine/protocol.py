@@ -55,6 +55,8 @@ class EngineInfo:
         vocab_size: width of the logits.
         max_context_length: longest sequence in tokens.
         fingerprint: identifies model, plan and scales.
+        max_logits: rows of logits that one step may want, at least as many as it may have sequences; None:
+            one for each of its tokens.
     """
 
     plan: FoldPlan
@@ -64,6 +66,7 @@ class EngineInfo:
     vocab_size: int
     max_context_length: int
     fingerprint: str
+    max_logits: int | None = None
 
     @property
     def num_slabs(self) -> dict[str, int]:

@@ -25,6 +25,7 @@ from kvfold.runtime.runtime_config import RuntimeConfig
 from kvfold.runtime.scheduler.next_waiting import next_waiting
 from kvfold.runtime.scheduler.request import Request
 from kvfold.runtime.scheduler.step_builder import Chunk
+from kvfold.runtime.scheduler.step_room import StepRoom
 from kvfold.runtime.scheduler.tier_loads import TierLoads
 
 Scheduled = list[tuple[Request, Chunk]]
@@ -51,6 +52,8 @@ class Scheduler:
         self.running: list[Request] = []
         self.waiting: list[Request] = []
         self._config = config
+        self._rows = info.max_logits or config.max_num_batched_tokens
+        assert self._rows >= config.max_num_seqs, "a row for each sequence"
         self._parked: OrderedDict[int, PagedSequence] = OrderedDict()
         self._loads = TierLoads(self.memory)
         self.max_length = bisect_left(range(1, info.max_context_length + 1), True, key=self._is_too_long)
@@ -118,7 +121,8 @@ class Scheduler:
             most_prefill: tokens of prompts at most; by default as many as `max_num_batched_tokens` leaves.
         """
         budget = self._config.max_num_batched_tokens
-        scheduled = self._schedule(budget, budget if most_prefill is None else most_prefill)
+        prompts = budget if most_prefill is None else most_prefill
+        scheduled = self._schedule(StepRoom(budget, prompts, self._rows))
         assert scheduled or self._loads or not self.has_work, "nothing fits although every request does"
         return scheduled
 
@@ -156,33 +160,21 @@ class Scheduler:
         """The kept sequence that a request goes on from, unless memory ran short meanwhile."""
         return request.kept if request.kept is not None and id(request.kept) in self._parked else None
 
-    def _schedule(self, budget: int, prefill: int) -> Scheduled:
+    def _schedule(self, room: StepRoom) -> Scheduled:
         scheduled: Scheduled = []
         preemptions = self.metrics.preemptions
-        for request in sorted(self.running, key=lambda each: each.priority):  # a victim comes after
-            sequence = request.sequence
-            if sequence is None:
+        running = sorted(self.running, key=lambda each: each.priority)  # a victim comes after
+        for at, request in enumerate(running):
+            if request.sequence is None:
                 continue
-            start = sequence.num_computed
-            decodes = request.length - start == 1
-            room = budget if decodes else min(budget, prefill)
-            if not room:
-                continue
-            if decodes:
-                chunk = Chunk(sequence, start, start + 1, range(start, start + 1))
-            else:
-                chunk = _next_chunk(request, sequence, room)
-            made = self._make_room(request, chunk)
+            chunk = room.next_chunk(request, request.sequence, others=len(running) - at - 1)
+            made = None if chunk is None else self._make_room(request, chunk)
             if made is not None:
-                chunk = made
-                scheduled.append((request, chunk))
-                size = chunk.end - chunk.start
-                budget -= size
-                prefill -= 0 if decodes else size
+                scheduled.append((request, made))
+                room.take(made, prompt=request.length - made.start > 1)
         if self.metrics.preemptions > preemptions:
             return scheduled
-        room = min(budget, prefill)
-        while room > 0 and self._may_admit:
+        while room.admits and self._may_admit:
             request, overtaken = next_waiting(self._ready(), self.running, self._reusable)
             admitted = self._admit(request, room)
             if admitted is None:
@@ -190,7 +182,7 @@ class Scheduler:
             for older in overtaken:
                 older.overtaken += 1
             scheduled.append((request, admitted))
-            room -= admitted.end - admitted.start
+            room.take(admitted, prompt=True)
         return scheduled
 
     @property
@@ -199,14 +191,14 @@ class Scheduler:
 
     def _make_room(self, request: Request, chunk: Chunk) -> Chunk | None:
         """Map a running request's pages, preempting newer ones; None when it was preempted itself."""
-        while (mapped := self._map(request, chunk, spare=0)) is None:
+        while (mapped := self._map(chunk, spare=0)) is None:
             victim = max(reversed(self.running), key=lambda each: each.priority)
             self._preempt(victim)
             if victim is request:
                 return None
         return mapped
 
-    def _map(self, request: Request, chunk: Chunk, spare: int) -> Chunk | None:
+    def _map(self, chunk: Chunk, spare: int) -> Chunk | None:
         """Map pages for a chunk, or for a smaller one where the whole finds no room; None where none does.
 
         Idle sessions' kept sequences are given up before that, least recently used first, unless all of them
@@ -225,7 +217,7 @@ class Scheduler:
             size = chunk.end - chunk.start
             if size <= self.memory.page_size:
                 return None
-            chunk = _next_chunk(request, chunk.sequence, max(self.memory.page_size, size // 2))
+            chunk = chunk.cut(max(self.memory.page_size, size // 2))
         return chunk
 
     def _preempt(self, request: Request) -> None:
@@ -247,7 +239,7 @@ class Scheduler:
             return parked.num_computed
         return self.memory.match_tokens(request.tokens, request.first_wanted + 1, request.prefix.tenant)
 
-    def _admit(self, request: Request, budget: int) -> Chunk | None:
+    def _admit(self, request: Request, room: StepRoom) -> Chunk | None:
         """Start a waiting request; None when its first chunk finds no room yet, or the tier has what it lost.
 
         Each running request keeps a page in reserve, or admission would preempt what it just let in.
@@ -264,7 +256,8 @@ class Scheduler:
             sequence = self.memory.begin(request.tokens, request.first_wanted + 1, request.prefix)
         chunk = None
         try:
-            chunk = self._map(request, _next_chunk(request, sequence, budget), spare=len(self.running))
+            wanted = room.next_chunk(request, sequence)
+            chunk = None if wanted is None else self._map(wanted, spare=len(self.running))
         finally:
             if chunk is None and parked is not None:
                 self._parked[id(parked)] = parked
@@ -308,10 +301,3 @@ class Scheduler:
         else:
             self.memory.release(sequence)
             request.sequence = None
-
-
-def _next_chunk(request: Request, sequence: PagedSequence, budget: int) -> Chunk:
-    """The next positions of a request, as many as the budget allows."""
-    start = sequence.num_computed
-    end = min(request.length, start + budget)
-    return Chunk(sequence, start, end, range(max(start, request.first_wanted), end))

@@ -34,6 +34,11 @@ class Chunk(NamedTuple):
     end: int
     wanted: range
 
+    def cut(self, size: int) -> Chunk:
+        """The first `size` of its positions."""
+        end = self.start + size
+        return self._replace(end=end, wanted=range(self.wanted.start, end))
+
 
 class StepBuilder:
     """Builds StepInputs; their arrays are valid until the next call."""

@@ -12,6 +12,8 @@ from kvfold.pipeline.build.bound_graph import bound_graph
 from kvfold.pipeline.machine.targets import TARGETS
 from kvfold.runtime.engine.engine_files import EngineFiles
 from kvfold.runtime.engine.load_engine import load_engine
+from kvfold.runtime.llm.llm import LLM
+from kvfold.runtime.runtime_config import RuntimeConfig
 from tests.export.graph.passes.test_matmul_nbits import MAX_ERROR, error, linear_alone, lowered
 from tests.export.graph.stock_graph import lower_with_stock_attention
 from tests.gpu.conftest import RecordProperty, skip
@@ -25,6 +27,8 @@ from tests.gpu.read_texts import ALONE, NUM_PAGES, read_texts
 from tests.gpu.runs.find_gpu import GpuFacts
 from tests.gpu.tiny_bundle import SINKS, TinyBundle
 from tests.paging import budget_of
+from tests.runtime.byte_tokenizer import ByteTokenizer
+from tests.runtime.engine.steady_step import STEADY, calls_of_a_step
 
 PRESETS = pytest.mark.parametrize("preset", ["horizon", "character"])
 
@@ -92,6 +96,23 @@ def test_the_stock_op_says_the_same(
     lower_with_stock_attention(bound_graph(tiny.workspace), stock, tiny.plan, "float16")
     bound = MAX_KL_OF_FLOAT16 if kv_dtype == "float16" else MAX_KL_OF_INT8_CACHE
     check_logits(record_property, "stock || kvfold", read(tiny, stock), read(tiny, ours), bound)
+
+
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize("kv_dtype", ["float16", "int8"])
+def test_decode_steps_are_graphs_and_tokens_are_drawn_on_the_gpu(
+    tmp_path: Path, kv_dtype: str, monkeypatch: pytest.MonkeyPatch, record_property: RecordProperty
+) -> None:
+    """A steady step is one copy up, a captured graph, a sampling kernel and tokens down, and nothing else."""
+    tiny = TinyBundle(tmp_path, f"character-sinks-{kv_dtype}")
+    files = EngineFiles.read(tiny.build("cuda"), tiny.plan)
+    config = RuntimeConfig(max_num_batched_tokens=ALONE, max_num_seqs=4)
+    engine = load_engine(
+        files, budget_of(files, NUM_PAGES), config.max_num_batched_tokens, config.max_num_seqs
+    )
+    called = calls_of_a_step(LLM(engine, ByteTokenizer(()), config), monkeypatch)
+    record_property("driver's calls of a steady step", ", ".join(called))
+    assert called == STEADY
 
 
 @pytest.mark.usefixtures("cuda")

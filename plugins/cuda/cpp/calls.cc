@@ -79,16 +79,20 @@ std::vector<Launch> resolve(const KernelLibrary& library, int architecture, cons
   return launches;
 }
 
+int64_t workspace_of(const KernelLibrary& library, int architecture, const AttentionSpec& spec, const Shapes& shapes) {
+  const std::array<int64_t, 4> sizes =
+      workspace_sizes(spec, shapes, shapes.decodes() ? split_keys_of(library, spec, architecture) : 0);
+  return std::accumulate(sizes.begin(), sizes.end(), int64_t{0});
+}
+
 int64_t workspace_bytes(const KernelLibrary& library, const std::vector<int>& architectures,
                         const AttentionSpec& spec, const Shapes& largest) {
   // A profile whose most tokens and sequences differ may still see calls that decode.
   const int64_t decoded = std::min(largest.tokens, largest.sequences);
   int64_t most = 0;
   for (const int architecture : architectures) {
-    const int64_t split_keys = split_keys_of(library, spec, architecture);
     for (const Shapes& shapes : {largest, Shapes{decoded, decoded, largest.table_width}}) {
-      const std::array<int64_t, 4> sizes = workspace_sizes(spec, shapes, split_keys);
-      most = std::max(most, std::accumulate(sizes.begin(), sizes.end(), int64_t{0}));
+      most = std::max(most, workspace_of(library, architecture, spec, shapes));
     }
   }
   return most;

@@ -26,10 +26,13 @@ struct Launch {
 };
 
 // The launches of one call, in order.
-// `buffers` holds every input and output that the node has, `workspace` at least workspace_bytes bytes.
+// `buffers` holds every input and output that the node has, `workspace` at least workspace_of bytes.
 // Throws KernelError where a kernel is missing, or asks for something that this version does not know.
 std::vector<Launch> resolve(const KernelLibrary& library, int architecture, const AttentionSpec& spec,
                             const Shapes& shapes, const Buffers& buffers, uint64_t workspace);
+
+// Scratch memory of one call on one architecture.
+int64_t workspace_of(const KernelLibrary& library, int architecture, const AttentionSpec& spec, const Shapes& shapes);
 
 // Scratch memory that suffices for every call up to `largest`, on each of the architectures.
 int64_t workspace_bytes(const KernelLibrary& library, const std::vector<int>& architectures,

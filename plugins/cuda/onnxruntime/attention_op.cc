@@ -87,7 +87,7 @@ void PagedAttentionOp::compute(const Context& context) const {
       context.output<uint8_t>(0, {shapes.tokens, spec.attributes.num_heads * spec.head_size}));
   if (shapes.tokens == 0) return;
   Launcher& launcher = Launcher::shared();
-  const int64_t bytes = workspace_bytes(kernels_, {launcher.architecture()}, spec, shapes);
+  const int64_t bytes = workspace_of(kernels_, launcher.architecture(), spec, shapes);
   const void* const scratch = context.output<uint8_t>(kScratch, {bytes});
   if (scratch == nullptr) node_.fail("has no fourth output for its scratch; build the engine again with this kvfold");
   launcher.launch(kernels_, spec, shapes, buffers, address(scratch), static_cast<CudaStream>(context.gpu_stream()));

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
-from contextlib import ExitStack
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from traceback import clear_frames
+from typing import Any, Self
 
 import numpy as np
 
+from kvfold.plugins.contract.errors import KvfoldError
 from kvfold.runtime.engine.cuda.driver_calls import (
     architecture_of,
     call_driver,
@@ -146,6 +148,26 @@ class Device:
         """Free graphs, memory and stream, the last made first. To be called once, when the stream is idle."""
         self.activate()
         self._release.close()
+
+    @contextmanager
+    def loading(self) -> Iterator[Self]:
+        """While an engine is loaded onto it: where that fails, what was loaded goes, then the device closes.
+
+        What works on the stream must not outlive it. The error's traceback would keep it alive, so the frames
+        of functions that were called meanwhile are emptied.
+        """
+        try:
+            yield self
+        except BaseException as error:
+            last = self._release.pop_all()  # whatever goes with the frames may close the device
+            cause: BaseException | None = error
+            while cause is not None:
+                clear_frames(cause.__traceback__)
+                cause = cause.__cause__
+            with suppress(KvfoldError):  # a lost GPU refuses this too; the first error is the one to see
+                self.activate()
+                last.close()
+            raise
 
     def at_close(self, function: Callable[..., object], *arguments: Any) -> None:
         """Call a function when the device is closed, before those that were given earlier."""

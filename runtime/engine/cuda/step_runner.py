@@ -18,6 +18,10 @@ from kvfold.runtime.engine.cuda.staging import BindingTable, Staging, bind_step,
 from kvfold.runtime.engine.cuda.step_shape import StepShape
 from kvfold.runtime.engine.protocol import StepInputs
 
+# A step that could not be captured runs so often directly before it is tried again, and is tried so often.
+RUNS_BEFORE_RETRY = 64
+TRIES = 4
+
 
 @dataclass(frozen=True)
 class BoundStep:
@@ -123,7 +127,8 @@ class StepRunner:
                 self.wait()
         self._decode.clear()
         self._program.close()
-        self.device.close()
+        with suppress(KvfoldError):  # a lost GPU, of which was told, takes nothing back
+            self.device.close()
 
     def _prepare_decode(self, shape: StepShape) -> _Prepared:
         padded = self._buckets.pad(shape)
@@ -144,7 +149,8 @@ class GraphedStep:
     """Runs one decode bucket: directly at first, from then on as a CUDA graph.
 
     First runs load kernels and take memory, which capturing forbids; a bucket that is met only once is never
-    captured. One that cannot be captured runs directly for ever.
+    captured. One that cannot be captured, as when memory is short, is tried again later; after TRIES of it,
+    it runs directly for ever. The first time and the last are warned of.
     """
 
     def __init__(self, device: Device, enqueue: Callable[[], None], direct_runs: int | None) -> None:
@@ -152,6 +158,7 @@ class GraphedStep:
         self._device = device
         self._enqueue = enqueue
         self._direct_runs = direct_runs
+        self._tries = TRIES
         self._graph: Any = None
 
     def enqueue(self) -> None:
@@ -169,7 +176,10 @@ class GraphedStep:
         try:
             self._graph = self._device.capture(self._enqueue)
         except KvfoldError as error:
-            self._direct_runs = None
-            warnings.warn(
-                f"a decode step cannot become a CUDA graph, and takes longer without: {error}", stacklevel=2
-            )
+            self._tries -= 1
+            self._direct_runs = RUNS_BEFORE_RETRY if self._tries else None
+            said = f"a decode step cannot become a CUDA graph, and takes longer without: {error}"
+            if self._tries == TRIES - 1:
+                warnings.warn(f"{said}; {RUNS_BEFORE_RETRY} steps later it is tried again", stacklevel=2)
+            elif not self._tries:
+                warnings.warn(f"{said}; it was tried {TRIES} times, and is so no more", stacklevel=2)

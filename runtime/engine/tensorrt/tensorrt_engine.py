@@ -46,13 +46,9 @@ class TensorRTEngine(GpuEngine):
         facts = check_files(files)
         trt = import_library(files.config, facts)
         info = files.info(kv_cache_bytes)
-        device = Device.open()
-        try:
+        with Device.open().loading() as device:
             check_gpu(files.config, facts, device)
             return cls._assemble(device, trt, files.directory, facts, info)
-        except BaseException:
-            device.close()
-            raise
 
     @classmethod
     def _assemble(

@@ -16,8 +16,13 @@ from kvfold.plugins.int8_embedding.inputs import Case, Inputs, make_inputs
 from kvfold.plugins.int8_linear.packing import pack_weight, quantize_weight
 
 
-def session(inputs: Inputs, threads: int = 2, rows: int | None = None) -> onnxruntime.InferenceSession:
-    """An engine of one node over ids [T]; the table may be said to have other `rows` than it has."""
+def session(
+    inputs: Inputs, threads: int = 2, rows: int | None = None, shared_memory: bool = False
+) -> onnxruntime.InferenceSession:
+    """An engine of one node over ids [T]; the table may be said to have other `rows` than it has.
+
+    Memory is its own, or what sessions that ask for it share.
+    """
     packed = pack_weight(inputs.weight)
     constants = {"weight": packed.weight, "weight_scale": packed.weight_scale}
     node = helper.make_node(
@@ -39,6 +44,7 @@ def session(inputs: Inputs, threads: int = 2, rows: int | None = None) -> onnxru
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
+    options.add_session_config_entry("session.use_env_allocators", str(int(shared_memory)))
     library.register_ops(options)
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     return onnxruntime.InferenceSession(
@@ -93,3 +99,15 @@ def test_a_table_of_another_size_is_refused() -> None:
     engine = session(make_inputs(Case(tokens=4, rows=50, columns=8)), rows=70)
     with pytest.raises(Exception, match=r"weight has shape \[4, 2, 16, 4\], expected \[5, 2, 16, 4\]"):
         run(engine, np.array([3]))
+
+
+def test_what_onnxruntime_refuses_an_op_is_said_in_its_own_words() -> None:
+    """By them an engine tells that memory ran out."""
+    arena = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR
+    memory = onnxruntime.OrtMemoryInfo("Cpu", arena, 0, onnxruntime.OrtMemType.DEFAULT)
+    onnxruntime.create_and_register_allocator(memory, onnxruntime.OrtArenaCfg({"max_mem": 1 << 20}))
+    engine = session(make_inputs(Case(tokens=4, rows=50, columns=1024)), shared_memory=True)
+    assert run(engine, np.array([3])).shape == (1, 1024)
+    words = r"Int8Embedding: .* refused KernelContext_GetOutput: .*is smaller than requested bytes"
+    with pytest.raises(Exception, match=words):
+        run(engine, np.zeros(1000, np.int64))

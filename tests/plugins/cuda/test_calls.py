@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kvfold.plugins.contract.errors import KernelError
-from kvfold.plugins.cuda.calls import Launch, resolve, workspace_bytes
+from kvfold.plugins.cuda.calls import Launch, resolve, workspace_bytes, workspace_of
 from kvfold.plugins.cuda.kernel_library import KernelLibrary
 from kvfold.plugins.cuda.launches import Shapes, workspace_sizes
 from tests.plugins.cuda.fake_kernels import fake_kernels
@@ -123,6 +123,17 @@ def test_scratch_memory_suffices_for_calls_that_decode_in_a_prefill_profile(kern
     decoding = sum(workspace_sizes(wide, Shapes(32, 32, 400), split_keys=64).values())
     assert decoding > sum(workspace_sizes(wide, largest, split_keys=64).values())
     assert workspace_bytes(kernels, (80, 90), wide, largest) == decoding
+
+
+def test_scratch_memory_of_a_call_is_that_of_what_it_does(kernels: KernelLibrary) -> None:
+    """A prompt has no splits, however wide its table is."""
+    wide = replace(SPEC, attributes=replace(SPEC.attributes, local_window_size=-1, sink_size=0))
+    decoding = Shapes(tokens=5, sequences=5, table_width=4000)
+    assert workspace_of(kernels, 80, wide, decoding) == sum(workspace_sizes(wide, decoding, 64).values())
+    prompt = replace(decoding, tokens=40)
+    assert (
+        workspace_of(kernels, 80, wide, prompt) == 2 * 40 * 6 * 64 < workspace_of(kernels, 80, wide, decoding)
+    )
 
 
 def test_scratch_memory_suffices_for_the_architecture_with_the_smallest_splits(

@@ -10,6 +10,9 @@ import pytest
 
 from kvfold.plugins.contract.errors import KernelError
 from kvfold.plugins.cuda import cuda_library as library
+from kvfold.plugins.cuda.kernel_library import OPENED_FILE
+from tests.plugins.cuda.fake_kernels import fake_kernels
+from tests.plugins.tensorrt.attention_models import SPEC
 
 
 def test_it_asks_for_nothing_of_nvidias() -> None:
@@ -37,3 +40,16 @@ def test_a_damaged_library_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
             library.load_functions()
     finally:
         library.load_functions.cache_clear()
+
+
+@pytest.mark.parametrize("damage", [b"", b"x"])
+def test_a_damaged_file_of_kernels_is_not_opened(tmp_path: Path, damage: bytes) -> None:
+    """Of as many bytes or fewer: the driver would be handed what is not code."""
+    fake_kernels((SPEC,), (80,), tmp_path)
+    library.open_kernels(tmp_path)
+    path = tmp_path / OPENED_FILE
+    path.write_bytes(path.read_bytes()[: -len(b"x")] + damage)
+    with pytest.raises(
+        KernelError, match=r"kernels\.bin does not hold the recorded kernels; build the engine"
+    ):
+        library.open_kernels(tmp_path)

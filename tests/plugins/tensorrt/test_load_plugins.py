@@ -59,7 +59,7 @@ def test_a_plugin_of_another_library_is_not_overruled(kernels: Path, tmp_path: P
 
 
 def test_kernels_that_cannot_be_opened_are_named(tmp_path: Path) -> None:
-    with pytest.raises(KernelError, match=r"kernels\.bin cannot be read \(No such file"):
+    with pytest.raises(KernelError, match=r"kernels\.json cannot be read \(No such file"):
         loading.load_plugins(pytest, tmp_path)
 
 

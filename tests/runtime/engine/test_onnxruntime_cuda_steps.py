@@ -2,125 +2,33 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
-from typing import Any
+from weakref import finalize
 
-import numpy as np
-import onnx
-import onnxruntime as ort
 import pytest
-from onnx import TensorProto, helper
 
-from kvfold.plugins.contract import step as contract
 from kvfold.plugins.contract.errors import BundleError, CapacityError, EngineError, TargetError
-from kvfold.plugins.contract.fold_plan import FoldPlan, LayerPlan
 from kvfold.plugins.cuda.kernel_library import KernelLibrary
+from kvfold.runtime.engine import onnxruntime_cuda
+from kvfold.runtime.engine.cuda import step_runner
 from kvfold.runtime.engine.cuda.device import Device
-from kvfold.runtime.engine.cuda.gpu_engine import GpuEngine
 from kvfold.runtime.engine.cuda.memory_check import MARGIN
 from kvfold.runtime.engine.cuda.step_shape import StepShape
-from kvfold.runtime.engine.engine_config import KERNELS_FOLDER, EngineConfig, StepLimits
+from kvfold.runtime.engine.engine_config import KERNELS_FOLDER, StepLimits
 from kvfold.runtime.engine.engine_files import EngineFiles
-from kvfold.runtime.engine.onnxruntime_cuda import RUNS_BEFORE_CAPTURE, assemble, largest_prompts
-from kvfold.runtime.engine.onnxruntime_engine import Provider
-from kvfold.runtime.llm.llm import LLM
-from kvfold.runtime.runtime_config import RuntimeConfig
+from kvfold.runtime.engine.onnxruntime_cuda import (
+    RUNS_BEFORE_CAPTURE,
+    largest_prompts,
+    load_cuda,
+)
+from kvfold.runtime.engine.onnxruntime_engine import PROVIDERS, Provider
 from kvfold.runtime.sampling.params import SamplingParams
 from tests.paging import Pager, commit_first
-from tests.runtime.byte_tokenizer import VOCAB, ByteTokenizer
-from tests.runtime.engine import sampling_stand_in
+from tests.runtime.byte_tokenizer import VOCAB
+from tests.runtime.engine.cuda_engine_stand_in import CONFIG, PLAN, SEQUENCES, TOKENS, Gpu, StreamedSession
+from tests.runtime.engine.steady_step import STEADY, calls_of_a_step
 from tests.runtime.engine.tensorrt.cuda_stand_in import StandInDriver, Status
 from tests.runtime.harness import check
-
-PLAN = FoldPlan(
-    num_attention_heads=1,
-    head_dim=2,
-    layers=(LayerPlan(donor=0, num_key_value_heads=1, kv_dtype="float16"),),
-)
-SEQUENCES, TOKENS = 4, 48
-SHAPES: dict[str, tuple[int, list[str | int]]] = {
-    contract.INPUT_IDS: (TensorProto.INT64, ["tokens"]),
-    contract.CUMULATIVE_SEQUENCE_LENGTH: (TensorProto.INT32, ["batch_and_one"]),
-    contract.PAST_SEQLENS: (TensorProto.INT32, ["batch"]),
-    contract.LOGITS_INDICES: (TensorProto.INT64, ["rows"]),
-    contract.block_table("global"): (TensorProto.INT32, ["batch", "width"]),
-    contract.slot_mapping("global"): (TensorProto.INT32, ["tokens"]),
-}
-
-
-def following_model() -> onnx.ModelProto:
-    """The likeliest token is the next id, the others fall off around it; caches stay as they are."""
-    ids = np.arange(VOCAB, dtype=np.float32)
-    constants = [
-        helper.make_tensor("ids", TensorProto.FLOAT, [VOCAB], ids),
-        helper.make_tensor("slope", TensorProto.FLOAT, [], [-0.5]),
-        helper.make_tensor("one", TensorProto.FLOAT, [], [1.0]),
-        helper.make_tensor("last", TensorProto.INT64, [1], [-1]),
-    ]
-    nodes = [
-        helper.make_node("Gather", [contract.INPUT_IDS, contract.LOGITS_INDICES], ["said"]),
-        helper.make_node("Cast", ["said"], ["id"], to=TensorProto.FLOAT),
-        helper.make_node("Add", ["id", "one"], ["next"]),
-        helper.make_node("Unsqueeze", ["next", "last"], ["column"]),
-        helper.make_node("Sub", ["column", "ids"], ["apart"]),
-        helper.make_node("Abs", ["apart"], ["far"]),
-        helper.make_node("Mul", ["far", "slope"], [contract.LOGITS]),
-    ]
-    caches = [(*contract.cache_inputs(0),), (*contract.cache_outputs(0),)]
-    nodes += [helper.make_node("Identity", [into], [out]) for into, out in zip(*caches, strict=True)]
-    pages: list[str | int] = ["pages", 16, 1, 2]
-    inputs = [helper.make_tensor_value_info(name, *shape) for name, shape in SHAPES.items()]
-    inputs += [helper.make_tensor_value_info(name, TensorProto.FLOAT16, pages) for name in caches[0]]
-    outputs = [helper.make_tensor_value_info(contract.LOGITS, TensorProto.FLOAT, ["rows", VOCAB])]
-    outputs += [helper.make_tensor_value_info(name, TensorProto.FLOAT16, pages) for name in caches[1]]
-    graph = helper.make_graph(nodes, "following", inputs, outputs, constants)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
-
-
-class StreamedSession:
-    """A session that works on the stand-in's stream."""
-
-    def __init__(self, driver: StandInDriver) -> None:
-        self._driver = driver
-        model = following_model().SerializeToString()
-        self._session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
-        self.refuses_capture = False
-
-    def io_binding(self) -> Any:
-        return self._session.io_binding()
-
-    def run_with_iobinding(self, binding: Any, options: ort.RunOptions) -> None:
-        key = "disable_synchronize_execution_providers"
-        assert options.get_run_config_entry(key) == "1", "it would wait for the stream"
-        if self._driver.capturing is not None and self.refuses_capture:
-            raise RuntimeError("operation not permitted when stream is capturing")
-        self._driver.enqueue(partial(self._session.run_with_iobinding, binding))
-
-
-class Gpu:
-    """A stand-in GPU with an engine on it."""
-
-    def __init__(self, directory: Path, samples: bool = True, driver: StandInDriver | None = None) -> None:
-        self.driver = driver or StandInDriver()
-        if samples:
-            sampling_stand_in.write_sampling_kernels(directory / KERNELS_FOLDER)
-            sampling_stand_in.install(self.driver, directory / KERNELS_FOLDER)
-        else:
-            (directory / KERNELS_FOLDER).mkdir()
-            KernelLibrary(triton="0", kernels=()).save(directory / KERNELS_FOLDER)
-        config = EngineConfig(
-            target="cuda", backend="cuda", vocab_size=VOCAB, max_context_length=512, fingerprint=""
-        )
-        files = EngineFiles(directory, config, PLAN)
-        self.session = StreamedSession(self.driver)
-        device, info = Device(self.driver), files.info(4 << 20)
-        provider = Provider("StandIn", "cpu")
-        self.engine: GpuEngine = assemble(self.session, device, files, info, TOKENS, SEQUENCES, provider)
-
-    def llm(self) -> LLM:
-        config = RuntimeConfig(max_num_batched_tokens=TOKENS, max_num_seqs=SEQUENCES)
-        return LLM(self.engine, ByteTokenizer(()), config)
 
 
 @pytest.fixture
@@ -167,16 +75,18 @@ def test_every_parameter_gives_the_host_sampler_s_tokens(tmp_path: Path) -> None
             assert [token for token, _ in told.top] == [token for token, _ in expected.top]
 
 
-def test_a_steady_step_is_one_copy_up_a_graph_a_kernel_and_tokens_down(gpu: Gpu) -> None:
-    llm = gpu.llm()
-    stream = llm.stream([5, 6, 7], SamplingParams(max_tokens=40))
-    for _ in range(RUNS_BEFORE_CAPTURE + 3):
-        next(stream)
-    gpu.driver.calls.clear()
-    next(stream)
-    called = [name for name in gpu.driver.calls if name != "cuCtxSetCurrent"]
-    steady = ["cuMemcpyHtoDAsync", "cuGraphLaunch", "cuLaunchKernel", "cuMemcpyDtoHAsync"]
-    assert called == [*steady, "cuStreamSynchronize"]
+def test_a_steady_step_is_one_copy_up_a_graph_a_kernel_and_tokens_down(
+    gpu: Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert calls_of_a_step(gpu.llm(), monkeypatch) == STEADY
+
+
+def test_a_step_without_a_graph_or_a_sampler_is_told_from_a_steady_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that the same check on a GPU can fail."""
+    on_the_host = calls_of_a_step(Gpu(tmp_path, samples=False).llm(), monkeypatch)
+    assert "cuGraphLaunch" in on_the_host and "cuLaunchKernel" not in on_the_host
 
 
 def test_a_prompt_s_rows_come_down_whole_however_many_are_wanted(gpu: Gpu) -> None:
@@ -191,6 +101,31 @@ def test_a_prompt_s_rows_come_down_whole_however_many_are_wanted(gpu: Gpu) -> No
     assert under_way.logits(slice(3, 5)).argmax(axis=1).tolist() == [4, 5]
 
 
+def test_a_prompt_s_log_probabilities_take_no_more_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that a step may take was taken when the engine was loaded, and its last chunk is like its first."""
+    params = SamplingParams(max_tokens=3, logprobs=1, prompt_logprobs=2)
+    prompts, told = [[*range(1, 60)], [7] * 31], []
+    for rows in (TOKENS, SEQUENCES + 1):
+        (tmp_path / str(rows)).mkdir()
+        monkeypatch.setattr(onnxruntime_cuda, "LOGITS_BYTES", 4 * VOCAB * rows)
+        gpu = Gpu(tmp_path / str(rows))
+        assert gpu.engine.info.max_logits == rows
+        llm, taken = gpu.llm(), gpu.driver.count("cuMemAlloc")
+        told.append([(reply.prompt_logprobs, reply.token_ids) for reply in llm.generate(prompts, params)])
+        assert gpu.driver.count("cuMemAlloc") == taken
+    assert told[0] == told[1] and len(told[0][0][0] or ()) == 59
+
+
+def test_more_rows_than_it_has_room_for_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime_cuda, "LOGITS_BYTES", 0)
+    gpu = Gpu(tmp_path)
+    commit_first(gpu.engine, 16)
+    with pytest.raises(TargetError, match="5 of rows of logits, the engine was loaded for 4"):
+        gpu.engine.begin(Pager(PLAN, 16).step({0: [1] * 5}))
+
+
 def test_the_next_step_waits_for_one_that_nobody_asked_about(gpu: Gpu) -> None:
     commit_first(gpu.engine, 16)
     pager = Pager(PLAN, 16)
@@ -199,12 +134,32 @@ def test_the_next_step_waits_for_one_that_nobody_asked_about(gpu: Gpu) -> None:
     assert gpu.engine.execute(pager.step({0: [9]})).argmax() == 10
 
 
-def test_a_step_that_cannot_be_captured_runs_directly_and_says_so_once(gpu: Gpu) -> None:
+def test_a_step_that_cannot_be_captured_runs_directly_and_says_so(
+    gpu: Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice: when it is found, and when it is given up."""
+    monkeypatch.setattr(step_runner, "RUNS_BEFORE_RETRY", 5)
     gpu.session.refuses_capture = True
     with pytest.warns(UserWarning, match="cannot become a CUDA graph") as warned:
-        replies = gpu.llm().generate([[3]], SamplingParams(max_tokens=12))
-    assert replies[0].token_ids == following([3], 12)
-    assert len(warned) == 1 and gpu.driver.count("cuGraphLaunch") == 0
+        replies = gpu.llm().generate([[3]], SamplingParams(max_tokens=60))
+    assert replies[0].token_ids == following([3], 60)
+    said = [str(each.message) for each in warned]
+    assert said[0].endswith("5 steps later it is tried again") and "tried 4 times" in said[1]
+    assert len(said) == 2 and gpu.driver.count("cuStreamBeginCapture") == step_runner.TRIES
+    assert gpu.driver.count("cuGraphLaunch") == 0
+
+
+def test_a_step_that_could_not_be_captured_is_tried_again(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What kept it from that, such as a lack of memory, may have passed."""
+    monkeypatch.setattr(step_runner, "RUNS_BEFORE_RETRY", 5)
+    gpu.session.refuses_capture = True
+    stream = gpu.llm().stream([3], SamplingParams(max_tokens=40))
+    with pytest.warns(UserWarning, match="5 steps later it is tried again"):
+        for _ in range(RUNS_BEFORE_CAPTURE + 2):
+            next(stream)
+    gpu.session.refuses_capture = False
+    assert gpu.driver.count("cuStreamBeginCapture") == 1 and len(list(stream)) > 20
+    assert gpu.driver.count("cuStreamBeginCapture") == 2 and gpu.driver.count("cuGraphLaunch") > 20
 
 
 def test_a_failure_on_the_gpu_ends_the_engine_with_its_words(gpu: Gpu) -> None:
@@ -214,6 +169,16 @@ def test_a_failure_on_the_gpu_ends_the_engine_with_its_words(gpu: Gpu) -> None:
     gpu.driver.fails["cuStreamSynchronize"] = Status.CUDA_ERROR_ILLEGAL_ADDRESS
     with pytest.raises(EngineError, match="ILLEGAL_ADDRESS"):
         list(stream)
+
+
+def test_onnx_runtime_out_of_gpu_memory_ends_the_engine_with_advice(gpu: Gpu) -> None:
+    llm = gpu.llm()
+    stream = llm.stream([5, 6, 7], SamplingParams(max_tokens=40))
+    next(stream)
+    gpu.session.fails = "Failed to allocate memory for requested buffer of size 8"
+    with pytest.raises(EngineError, match=r"requested buffer of size 8; .*or lower kv_cache_bytes") as caught:
+        list(stream)
+    assert isinstance(caught.value.__cause__, CapacityError)
 
 
 def test_steps_beyond_what_it_was_loaded_for_are_refused(gpu: Gpu) -> None:
@@ -235,6 +200,32 @@ def test_a_session_that_refuses_a_step_is_a_typed_error(gpu: Gpu) -> None:
     gpu.driver.capturing = []
     with pytest.raises(BundleError, match="cannot run a step"):
         gpu.engine.begin(Pager(PLAN, 16).step({0: [1, 2]}))
+
+
+def test_a_load_that_fails_gives_up_the_session_before_its_stream(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the error's traceback goes through all that held it; and a lost GPU refuses to free anything."""
+    driver, gone = StandInDriver(), []
+    (tmp_path / KERNELS_FOLDER).mkdir()
+    KernelLibrary(triton="0", kernels=()).save(tmp_path / KERNELS_FOLDER)
+
+    def open_session(*_: object, stream: int) -> StreamedSession:
+        session = StreamedSession(driver)
+        session.fails = "CUDA failure 700: an illegal memory access was encountered ; GPU=0"
+        finalize(session, lambda: gone.append(driver.count("cuStreamDestroy")))
+        driver.fails["cuMemFree"] = Status.CUDA_ERROR_ILLEGAL_ADDRESS
+        return session
+
+    monkeypatch.setattr(Device, "open", lambda: Device(driver))
+    monkeypatch.setattr(onnxruntime_cuda, "open_session", open_session)
+    for check_name in ("check_provider", "check_graph"):
+        monkeypatch.setattr(onnxruntime_cuda, check_name, lambda *_: None)
+    monkeypatch.setitem(PROVIDERS, "cuda", Provider("StandIn", "cpu"))
+    with pytest.raises(TargetError, match=r"700: .*the GPU is lost to this process"):
+        load_cuda(EngineFiles(tmp_path, CONFIG, PLAN), 4 << 20, TOKENS, SEQUENCES)
+    assert gone == [0] and driver.count("cuStreamDestroy") == 1
+    assert not driver.pinned and driver.count("cuDevicePrimaryCtxRelease") == 1
 
 
 def test_close_gives_everything_back(gpu: Gpu) -> None:

@@ -37,6 +37,7 @@ void answer(const Request& request, std::ostream& to) {
     for (const Argument& argument : launch.arguments) to << describe(argument) << ' ';
     to << '\n';
   }
+  to << workspace_of(kernels, request.architecture, spec, shapes) << '\n';
   to << workspace_bytes(kernels, kernels.architectures(), spec, shapes) << '\n';
 }
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from kvfold.plugins.contract.errors import KernelError
 from kvfold.plugins.cuda.attention_spec import AttentionSpec, variants_of
-from kvfold.plugins.cuda.calls import Launch, resolve, workspace_bytes
+from kvfold.plugins.cuda.calls import Launch, resolve, workspace_bytes, workspace_of
 from kvfold.plugins.cuda.kernel_library import KernelLibrary
 from kvfold.plugins.cuda.launches import Shapes
 from kvfold.plugins.paged_attention.schema import INPUTS, Attributes
@@ -129,6 +129,7 @@ def _answer(request: Request, library: KernelLibrary) -> Iterator[str]:
         grid = ", ".join(map(str, launch.grid))
         yield f"{launch.kernel.variant} for {launch.kernel.architecture} grid {grid}"
         yield "".join(f"{kind}:{_bits(kind, value)} " for kind, value in launch.arguments)
+    yield str(workspace_of(library, request.architecture, spec, shapes))
     yield str(workspace_bytes(library, library.architectures, spec, shapes))
 
 

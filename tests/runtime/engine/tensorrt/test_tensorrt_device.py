@@ -12,7 +12,7 @@ from kvfold.plugins.contract.errors import CapacityError, TargetError
 from kvfold.runtime.engine.cuda import driver_calls
 from kvfold.runtime.engine.cuda.copy_rows import copy_rows
 from kvfold.runtime.engine.cuda.device import Device
-from kvfold.runtime.engine.cuda.driver_errors import ACTIONS
+from kvfold.runtime.engine.cuda.driver_errors import ACTIONS, NUMBERS
 from kvfold.runtime.engine.cuda.virtual_memory import VirtualMemory
 from tests.runtime.engine.tensorrt import tensorrt_stand_in
 from tests.runtime.engine.tensorrt.cuda_stand_in import StandInDriver, Status
@@ -172,7 +172,18 @@ def test_the_driver_has_every_name_that_device_uses() -> None:
     assert driver.CUresult.CUDA_SUCCESS == Status.CUDA_SUCCESS
     for status in Status:
         assert driver.CUresult(int(status)).name == status.name
-    assert [name for name in ACTIONS if not hasattr(driver.CUresult, name)] == []
+
+
+def test_errors_have_the_numbers_of_the_driver_and_of_the_runtime_library() -> None:
+    driver, runtime = (
+        pytest.importorskip(f"cuda.bindings.{name}", reason="would show that the numbers are NVIDIA's")
+        for name in ("driver", "runtime")
+    )
+    assert set(NUMBERS.values()) == set(ACTIONS)
+    for number, name in NUMBERS.items():
+        assert runtime.cudaError_t(number)
+        owner = driver.CUresult if hasattr(driver.CUresult, name) else runtime.cudaError_t
+        assert int(getattr(owner, name)) == number
 
 
 def test_tensorrt_rtx_has_every_name_that_its_stand_in_has() -> None:

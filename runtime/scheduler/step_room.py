@@ -1,0 +1,53 @@
+"""StepRoom: what is left of a step while the scheduler fills it."""
+
+from __future__ import annotations
+
+from kvfold.runtime.memory.paged_sequence import PagedSequence
+from kvfold.runtime.scheduler.request import Request
+from kvfold.runtime.scheduler.step_builder import Chunk
+
+
+class StepRoom:
+    """Tokens, those of prompts among them, and rows of logits."""
+
+    def __init__(self, tokens: int, prompts: int, rows: int) -> None:
+        """An empty step.
+
+        Args:
+            tokens: at most, of all sequences.
+            prompts: tokens of prompts among them, at most.
+            rows: of logits at most; no less than sequences may run, as each may want one.
+        """
+        self._tokens = tokens
+        self._prompts = prompts
+        self._rows = rows
+
+    @property
+    def admits(self) -> bool:
+        """Whether a prompt may begin."""
+        return min(self._tokens, self._prompts, self._rows) > 0
+
+    def next_chunk(self, request: Request, sequence: PagedSequence, others: int = 0) -> Chunk | None:
+        """The next positions of a request, as many as there is room for; None where there is none.
+
+        Args:
+            request: whose turn it is.
+            sequence: with its pages.
+            others: who comes after it in the step, and may want a row each.
+        """
+        start = sequence.num_computed
+        if request.length - start == 1:
+            return Chunk(sequence, start, start + 1, range(start, start + 1)) if self._tokens else None
+        tokens = min(self._tokens, self._prompts)
+        if not tokens:
+            return None
+        first = max(start, request.first_wanted)
+        end = min(request.length, start + tokens, first + self._rows - others)
+        return Chunk(sequence, start, end, range(first, end))
+
+    def take(self, chunk: Chunk, prompt: bool) -> None:
+        """Put a chunk into the step, of a prompt or of a reply."""
+        size = chunk.end - chunk.start
+        self._tokens -= size
+        self._prompts -= size if prompt else 0
+        self._rows -= len(chunk.wanted)
