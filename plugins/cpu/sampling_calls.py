@@ -114,11 +114,18 @@ class Batch:
         self._sample = load_sampling().kvfold_sample
         self.results = Results(len(rows), max((row.likely for row in rows if row.likely > 0), default=0))
         self._native = ctypes.byref(self.results.native)
+        self._failed = 0
 
-    def sample(self, logits: np.ndarray) -> int:
-        """Sample from float32 logits [rows, vocab], row by row; returns how many rows have no token."""
+    def begin(self, logits: np.ndarray) -> None:
+        """Sample from float32 logits [rows, vocab], row by row."""
         assert logits.dtype == np.float32 and logits.flags.c_contiguous and len(logits) == len(self._rows)
-        return _checked(self._sample(logits.ctypes.data, *logits.shape, self._addresses, self._native))
+        self._failed = _checked(
+            self._sample(logits.ctypes.data, *logits.shape, self._addresses, self._native)
+        )
+
+    def finish(self) -> int:
+        """How many rows have no token."""
+        return self._failed
 
     def sample_again(self, logits: np.ndarray, at: int) -> bool:
         """Sample one of the same logits' rows once more; returns whether it has a token."""

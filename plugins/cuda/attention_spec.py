@@ -13,7 +13,7 @@ from kvfold.plugins.paged_attention.schema import Attributes
 
 ActivationDtype = Literal["float16", "bfloat16"]
 CacheDtype = Literal["float16", "bfloat16", "int8"]
-KernelName = Literal["append", "prefill", "decode", "merge", "edit", "penalize", "sample"]
+KernelName = Literal["append", "prefill", "decode", "merge", "edit", "penalize", "sample", "feed"]
 
 ACTIVATION_DTYPES: tuple[ActivationDtype, ...] = ("float16", "bfloat16")
 # Blocks are as wide as the next power of two. A multiple of 8 keeps heads where 16 bytes load at once.

@@ -19,7 +19,7 @@ from triton.compiler import ASTSource
 from kvfold.plugins.contract.errors import KernelError
 from kvfold.plugins.cuda.attention_spec import ARCHITECTURES, KernelName, Variant
 from kvfold.plugins.cuda.kernel_library import CompiledKernel, KernelLibrary, runs_on
-from kvfold.plugins.cuda.kernels import append, decode, edit, merge, penalize, prefill, sample
+from kvfold.plugins.cuda.kernels import append, decode, edit, feed, merge, penalize, prefill, sample
 from kvfold.plugins.cuda.launches import FLOATS, INTEGERS
 from kvfold.plugins.cuda.sampling_launches import SAMPLING_TYPES
 from kvfold.plugins.cuda.tuning import SHARED_LIMIT, Tuning, tunings_of
@@ -33,6 +33,7 @@ KERNELS: dict[KernelName, ModuleType] = {
     "edit": edit,
     "penalize": penalize,
     "sample": sample,
+    "feed": feed,
 }
 _ACTIVATIONS = ("query", "key", "value", "output", "rotated_query")
 _CACHES = ("key_cache", "value_cache")

@@ -3,6 +3,8 @@
 Numbers, int32: `vocab`; `likely_width`, room for the likeliest tokens of a row. Grid only: `rows`,
 `vocab_blocks` of EDIT_BLOCK logits, `one`. Buffers: `logits` and `edited`, float32 [any, vocab] and
 [rows, vocab]; those of `tables_of`; those of `results_of`, which the kernels write.
+
+`feed` brings their tokens into the next step: buffers `tokens` of the results and `input_ids`, int64 [ids].
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from kvfold.plugins.cpu.sampling_calls import NativeRow
 from kvfold.plugins.cuda.attention_spec import KernelName, Variant
 
 EDIT_BLOCK = 1024
-SAMPLING_KERNELS: tuple[KernelName, ...] = ("edit", "penalize", "sample")
+FEED_BLOCK = 128
+SAMPLING_KERNELS: tuple[KernelName, ...] = ("edit", "penalize", "sample", "feed")
 SAMPLING_VARIANTS = {name: Variant(name, "float32", "float32", ()) for name in SAMPLING_KERNELS}
 _FLOATS = ("temperature", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty")
 _INTEGERS = ("top_k", "likely")
@@ -28,20 +31,26 @@ SAMPLING_TYPES = {
         ("tokens", "status", "likely_ids", "sources", "is_edited", "mask_of", *_INTEGERS), "*i32"
     ),
     **dict.fromkeys(("entry_begin", "entry_end", "entry_ids", "entry_counts"), "*i32"),
-    **dict.fromkeys(("vocab", "likely_width"), "i32"),
+    **dict.fromkeys(("vocab", "likely_width", "ids"), "i32"),
     "masks": "*u32",
+    "input_ids": "*i64",
 }
 
 
 def kernels_of(tables: Mapping[str, np.ndarray]) -> tuple[KernelName, ...]:
     """The kernels of a batch, in order."""
-    return SAMPLING_KERNELS if tables["is_edited"].any() else SAMPLING_KERNELS[-1:]
+    return ("edit", "penalize", "sample") if tables["is_edited"].any() else ("sample",)
 
 
 def numbers_of(rows: int, vocab: int, likely_width: int) -> dict[str, int]:
     """Every number by name."""
     blocks = -(-vocab // EDIT_BLOCK)
     return {"rows": rows, "vocab": vocab, "likely_width": likely_width, "vocab_blocks": blocks, "one": 1}
+
+
+def feed_numbers(ids: int) -> dict[str, int]:
+    """Every number, by name, of the kernel that feeds a step of so many ids."""
+    return {"ids": ids, "id_blocks": -(-ids // FEED_BLOCK), "one": 1}
 
 
 def results_of(rows: int, likely_width: int) -> dict[str, tuple[type, tuple[int, ...]]]:

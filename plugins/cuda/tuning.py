@@ -33,7 +33,7 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 
 from kvfold.plugins.cuda.attention_spec import Variant
-from kvfold.plugins.cuda.sampling_launches import EDIT_BLOCK
+from kvfold.plugins.cuda.sampling_launches import EDIT_BLOCK, FEED_BLOCK
 from kvfold.plugins.cuda.tuned_table import tuned_table
 
 # What `kvfold tune` tries, besides warps and stages.
@@ -52,8 +52,8 @@ SHARED_LIMIT = {
 }
 
 # One program reads a whole row of logits, so it has as many threads as let it keep a block in registers.
-SAMPLING_BLOCKS = {"edit": EDIT_BLOCK, "penalize": 256, "sample": 2048}
-SAMPLING_WARPS = {"edit": 4, "penalize": 4, "sample": 16}
+SAMPLING_BLOCKS = {"edit": EDIT_BLOCK, "penalize": 256, "sample": 2048, "feed": FEED_BLOCK}
+SAMPLING_WARPS = {"edit": 4, "penalize": 4, "sample": 16, "feed": 4}
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,24 @@ from kvfold.runtime.sampling.batch_sampler import BatchSampler, Sampled
 from kvfold.runtime.sampling.sampling_state import SamplingState
 
 
+class Drawn:
+    """A `Drawing` whose tokens are here, on the host alone.
+
+    Attributes:
+        feeds: no next step knows them.
+    """
+
+    feeds = False
+
+    def __init__(self, tokens: list[Sampled]) -> None:
+        """All of them."""
+        self._tokens = tokens
+
+    def collect(self) -> list[Sampled]:
+        """See `Drawing.collect`."""
+        return self._tokens
+
+
 class HostStep:
     """A step that is done: `Underway` over logits on the host."""
 
@@ -20,17 +38,16 @@ class HostStep:
         self._logits = logits
         self._sampler = sampler
 
-    def wait(self) -> None:
-        """It is done."""
-
     def logits(self, rows: slice = slice(None)) -> np.ndarray:
         """See `Underway.logits`."""
         return self._logits[rows]
 
-    def sample(self, rows: Sequence[int], states: Sequence[SamplingState]) -> list[Sampled]:
-        """See `Underway.sample`."""
+    def draw(self, rows: Sequence[int], states: Sequence[SamplingState]) -> Drawn:
+        """See `Underway.draw`."""
+        if not states:
+            return Drawn([])
         whole = len(rows) == len(self._logits)
-        return self._sampler.sample(self._logits if whole else self._logits[list(rows)], states)
+        return Drawn(self._sampler.sample(self._logits if whole else self._logits[list(rows)], states))
 
 
 class HostEngine(ABC):

@@ -30,7 +30,10 @@ class GroupTables:
 
 @dataclass(frozen=True)
 class StepInputs:
-    """T new tokens of B sequences, packed; names and shapes as in `plugins.contract.step`."""
+    """T new tokens of B sequences, packed; names and shapes as in `plugins.contract.step`.
+
+    An id may be a `drawn_id`, where an engine draws tokens that feed its next step (`Drawing.feeds`).
+    """
 
     input_ids: np.ndarray
     cumulative_sequence_length: np.ndarray
@@ -119,30 +122,55 @@ class PageStore(Protocol):
         ...
 
 
+def drawn_id(place: int) -> int:
+    """Stands for the token at a place of the last drawing, in the inputs of the step behind it."""
+    return -1 - place
+
+
+class Drawing(Protocol):
+    """Tokens that are being drawn from a step's logits.
+
+    Attributes:
+        feeds: whether the next step may begin before `collect`, with `drawn_id`s for these tokens.
+    """
+
+    @property
+    def feeds(self) -> bool:
+        """See above."""
+        ...
+
+    def collect(self) -> list[Sampled]:
+        """Wait for the tokens, and so for the step; in the order of the states. To be called once.
+
+        Raises:
+            KvfoldError: the step failed.
+        """
+        ...
+
+
 class Underway(Protocol):
     """A step that was begun. Its logits lie where the engine has them, until its next step.
 
     Whoever samples is the engine: where logits are on a GPU, tokens alone come to the host.
     """
 
-    def wait(self) -> None:
-        """Wait until the step is done.
+    def logits(self, rows: slice = slice(None)) -> np.ndarray:
+        """Rows of logits on the host, float32 [n, vocab_size], to be read at once; all by default.
 
         Raises:
-            KvfoldError: it failed; so do the other calls.
+            KvfoldError: the step failed.
         """
         ...
 
-    def logits(self, rows: slice = slice(None)) -> np.ndarray:
-        """Rows of logits on the host, float32 [n, vocab_size], to be read at once; all by default."""
-        ...
-
-    def sample(self, rows: Sequence[int], states: Sequence[SamplingState]) -> list[Sampled]:
-        """Draw the next token of each state from its row, as `BatchSampler.sample`.
+    def draw(self, rows: Sequence[int], states: Sequence[SamplingState]) -> Drawing:
+        """Draw the next token of each state from its row, as `BatchSampler`; drawings before are collected.
 
         Args:
             rows: of the logits, growing; one for each state.
-            states: each once.
+            states: each once; none only waits for the step.
+
+        Raises:
+            KvfoldError: the step failed.
         """
         ...
 
@@ -163,7 +191,8 @@ class Engine(Protocol):
     def begin(self, step: StepInputs) -> Underway:
         """Begin one step, which may still be under way when this returns; `step` may be overwritten then.
 
-        It reads and updates the caches in place, before whatever is asked of the engine next.
+        It reads and updates the caches in place, before whatever is asked of the engine next, and after the
+        step before it. Of that one nothing is asked any more but to collect what was drawn.
         """
         ...
 

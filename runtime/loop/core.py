@@ -1,7 +1,8 @@
 """Core: an engine, its scheduler and its tickets, for one thread at a time.
 
-A turn runs one step and gives each ticket what it got. An error of one request ends that one; an error of
-the engine ends them all.
+A turn begins a step and gives each ticket what it got. Where the engine feeds its next step (`Drawing.feeds`)
+that is the tokens of the step before, so that the engine computes while they are told; else those of the same
+step. An error of one request ends that one; an error of the engine ends them all.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from time import monotonic
 import numpy as np
 
 from kvfold.plugins.contract.errors import EngineError
-from kvfold.runtime.engine.protocol import Engine, Underway
+from kvfold.runtime.engine.protocol import Engine
+from kvfold.runtime.loop.flight import Flight, Sampling
 from kvfold.runtime.loop.pace import Pace
 from kvfold.runtime.loop.snapshot import LoopSnapshot, RequestView
 from kvfold.runtime.loop.ticket import CancelReason, Ticket
@@ -24,11 +26,9 @@ from kvfold.runtime.metrics import Metrics
 from kvfold.runtime.runtime_config import RuntimeConfig
 from kvfold.runtime.sampling.batch_sampler import Sampled, score_tokens
 from kvfold.runtime.scheduler.request import Request
-from kvfold.runtime.scheduler.scheduler import Scheduled, Scheduler
+from kvfold.runtime.scheduler.scheduler import Scheduler
 from kvfold.runtime.scheduler.step_builder import StepBuilder
 
-# Tickets that get a token, and the rows of logits that it is drawn from.
-Sampling = list[tuple[Ticket, int]]
 # Snapshots are this far apart while steps run.
 PUBLISH_SECONDS = 0.05
 # Of tickets that have ended, before their deadlines are forgotten.
@@ -90,6 +90,7 @@ class Core:
         self._held: dict[Ticket, list[Ticket]] = {}
         self._deadlines: list[tuple[float, int, Ticket]] = []
         self._advanced: dict[Ticket, None] = {}
+        self._flight: Flight | None = None
         self._pace = Pace(config.inter_token_target)
         self._steps = 0
         self._last_step = self._published = monotonic()
@@ -131,23 +132,17 @@ class Core:
         return Turn(outcome, advanced)
 
     def _advance(self) -> Outcome:
-        if self.failure is not None or not self.scheduler.has_work:
+        if self.failure is not None or not (self.scheduler.has_work or self._flight):
             return Outcome.IDLE
-        running = self.scheduler.running
-        decoding = sum(request.length > request.prompt_length for request in running)
         try:
-            scheduled = self.scheduler.schedule(self._pace.most_prefill(decoding))
-        except Exception as error:  # the device has no memory left for pages, or a law is broken
-            self.fail(error)
+            return self._step()
+        except Exception as error:  # the engine's, or the device has no memory left, or a law is broken
+            self.fail(error)  # whatever it raises: nobody can say what it still can do
             return Outcome.FAILED
-        if scheduled:
-            return self._step(scheduled)
-        self.scheduler.wait(WAIT_SECONDS)
-        return Outcome.WAITING
 
     def fail(self, error: Exception) -> None:
         """End every ticket with an error, and take no more; nothing of a failed engine goes into a tier."""
-        self.scheduler.memory.link = None
+        self.scheduler.memory.link = self._flight = None
         self.failure = EngineError(f"the engine failed in a step: {error}; load it again")
         self.failure.__cause__ = error
         held = [ticket for tickets in self._held.values() for ticket in tickets]
@@ -179,44 +174,66 @@ class Core:
         while self._deadlines and self._deadlines[0][0] <= now:
             self.cancel(heapq.heappop(self._deadlines)[2], "deadline", keep=True)
 
-    def _step(self, scheduled: Scheduled) -> Outcome:
+    def _step(self) -> Outcome:
+        """Begin a step; then take the tokens that the one before drew; then count what the new one computes.
+
+        A reply that ends with its token has a row in the new step all the same. Nothing of that row counts,
+        and pages that are given back are written by later steps only.
+        """
+        try:
+            flight = self._launch()
+        finally:  # what was drawn is told, even where no step can follow
+            collected = self._collect()
+        if flight is not None:
+            feeds = flight.draw(self._commit(flight))
+            self._flight = flight
+            if not feeds:
+                self._collect()
+        elif not collected:
+            self.scheduler.wait(WAIT_SECONDS)
+            return Outcome.WAITING
+        return Outcome.COMMITTED
+
+    def _launch(self) -> Flight | None:
+        """Begin a step; None where there is none to begin."""
+        decoding = sum(request.replies for request in self.scheduler.running)
+        scheduled = self.scheduler.schedule(self._pace.most_prefill(decoding))
+        if not scheduled:
+            return None
         begun = monotonic()
         if not self.snapshot.busy:
             self.snapshot = replace(self.snapshot, busy=True, last_step=begun)
-        decoding = prefill = 0
-        for request, chunk in scheduled:
-            if request.length > request.prompt_length:
-                decoding += 1
-            else:
-                prefill += chunk.end - chunk.start
+        for request, _ in scheduled:
+            if not request.replies:
                 self._tickets[request].note_admission(begun)
-        try:
-            underway = self.engine.begin(self._builder.build([chunk for _, chunk in scheduled]))
-            sampling = self._commit(scheduled, underway)
-            drawn = self._draw(sampling, underway)
-            self._steps += 1
-            self._last_step = monotonic()
-            self._pace.note(prefill, decoding, self._last_step - begun)
-            self._hand_out(sampling, drawn)
-        except Exception as error:  # the engine's, or sampling has no kernels, or a law is broken
-            self.fail(error)  # whatever it raises: nobody can say what it still can do
-            return Outcome.FAILED
-        return Outcome.COMMITTED
+        underway = self.engine.begin(self._builder.build([chunk for _, chunk in scheduled]))
+        return Flight(scheduled, underway, begun)
 
-    def _commit(self, scheduled: Scheduled, underway: Underway) -> Sampling:
-        """Count what a step computes, which may be under way, and give a prompt's rows to who reads them.
+    def _collect(self) -> bool:
+        """Give each ticket the token that was drawn for it; whether there was a step to wait for."""
+        flight, self._flight = self._flight, None
+        if flight is None:
+            return False
+        drawn = flight.collect()
+        self._steps += 1
+        before, self._last_step = max(flight.begun, self._last_step), monotonic()
+        self._pace.note(flight.prefill, flight.decoding, self._last_step - before)
+        for ticket, sampled in drawn:
+            self._hand_out(ticket, sampled)
+        return True
 
-        Returns:
-            tickets that get a token, each with its row.
-        """
+    def _commit(self, flight: Flight) -> Sampling:
+        """Count what a step computes, and give a prompt's rows to who reads them; who gets a token then."""
         row, sampling = 0, []
-        for request, chunk in scheduled:
-            ticket, rows = self._tickets[request], len(chunk.wanted)
-            samples = rows > 0 and request.generates and chunk.end == request.length
+        for request, chunk in flight.scheduled:
+            first, row = row, row + len(chunk.wanted)
+            if request.finish_reason is not None:  # with a token that was not known as the step began
+                continue
+            ticket = self._tickets[request]
+            samples = row > first and request.generates and chunk.end == request.length
             self.scheduler.commit(request, chunk)
-            if rows > samples:
-                self._read(ticket, chunk.wanted.start, underway.logits(slice(row, row + rows - samples)))
-            row += rows
+            if row - first > samples:
+                self._read(ticket, chunk.wanted.start, flight.underway.logits(slice(first, row - samples)))
             if request.finish_reason is None:
                 if samples:
                     sampling.append((ticket, row - 1))
@@ -238,23 +255,14 @@ class Core:
         except Exception as error:  # one request's trouble is its own
             self._end_with(ticket, error)
 
-    def _draw(self, sampling: Sampling, underway: Underway) -> list[Sampled]:
-        """Draw the next token of each ticket from its row; the step is done then."""
-        if not sampling:
-            underway.wait()
-            return []
-        states = [ticket.state for ticket, _ in sampling if ticket.state]
-        return underway.sample([row for _, row in sampling], states)
-
-    def _hand_out(self, sampling: Sampling, drawn: Sequence[Sampled]) -> None:
-        for (ticket, _), sampled in zip(sampling, drawn, strict=True):
-            if sampled.error is not None:
-                self._end_with(ticket, sampled.error)
-                continue
-            try:
-                self._append(ticket, sampled)
-            except Exception as error:  # one request's trouble is its own
-                self._end_with(ticket, error)
+    def _hand_out(self, ticket: Ticket, sampled: Sampled) -> None:
+        if sampled.error is not None:
+            self._end_with(ticket, sampled.error)
+            return
+        try:
+            self._append(ticket, sampled)
+        except Exception as error:  # one request's trouble is its own
+            self._end_with(ticket, error)
 
     def _append(self, ticket: Ticket, sampled: Sampled) -> None:
         request, token = ticket.request, sampled.token_id

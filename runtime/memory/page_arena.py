@@ -7,7 +7,6 @@ from itertools import accumulate
 
 import numpy as np
 
-from kvfold.plugins.contract.errors import CapacityError
 from kvfold.runtime.engine.protocol import EngineInfo, PageStore
 from kvfold.runtime.memory.group_pages import GroupPages
 
@@ -197,7 +196,7 @@ class PageArena:
         slabs = self._slabs[group].commit(count)
         try:
             self._store.commit(self._names[group], slabs)
-        except CapacityError:
+        except Exception:  # an error of the step under way may come up here, too
             self._slabs[group].decommit(count)  # these very ones: the last come goes first
             raise
         self.committed_bytes += count * self._slab_bytes[group]
@@ -219,17 +218,17 @@ class PageArena:
         if slabs.empty < count:
             sources, targets = slabs.clear(count - slabs.empty)
             self._move(group, np.array(sources, np.int64), np.array(targets, np.int64))
-        self._store.decommit(self._names[group], slabs.decommit(count))
         self.committed_bytes -= count * size
+        self._store.decommit(self._names[group], slabs.decommit(count))
 
     def _move(self, group: int, sources: np.ndarray, targets: np.ndarray) -> None:
-        self._store.move(self._names[group], sources, targets)
         first = self._firsts[group, 0]
         for state in (self._holders, self._cached):
             state[first + targets] = state[first + sources]
             state[first + sources] = 0
         self._relocate(group, sources, targets)
         self.moved_pages += len(sources)
+        self._store.move(self._names[group], sources, targets)  # last: what fails leaves the counts whole
 
     def check_integrity(self, cached: Iterable[np.ndarray], mapped: Iterable[np.ndarray]) -> None:
         """Check conservation against all references that exist.

@@ -30,8 +30,12 @@ class RowBatch(Protocol):
 
     results: Results
 
-    def sample(self, logits: Any) -> int:
-        """Sample each row; returns how many have no token."""
+    def begin(self, logits: Any) -> None:
+        """Begin to sample each row."""
+        ...
+
+    def finish(self) -> int:
+        """The results of what was begun are there when this returns; how many rows have no token."""
         ...
 
     def sample_again(self, logits: Any, at: int) -> bool:
@@ -61,10 +65,17 @@ class BatchSampler:
         """A sampler of rows of `vocab_size` logits, by the compiled kernels unless `batch` makes others."""
         self._vocab_size = vocab_size
         self._make_batch = batch
-        self._begin(())
+        self._errors: dict[int, KvfoldError] = {}
+        self._logits: Any = None
+        self._hold(())
 
     def sample(self, logits: Any, states: Sequence[SamplingState]) -> list[Sampled]:
-        """Draw a token for each state; its counts and its grammar then know of it.
+        """Draw a token for each state; its counts and its grammar then know of it. Both halves at once."""
+        self.begin(logits, states)
+        return self.finish()
+
+    def begin(self, logits: Any, states: Sequence[SamplingState]) -> None:
+        """Begin to draw a token for each state.
 
         Args:
             logits: float32 [len(states), vocab], C-contiguous, or where they are; left as they are.
@@ -74,14 +85,20 @@ class BatchSampler:
             KernelError: the kernels are missing or of another version.
         """
         if self._states != tuple(states):
-            self._begin(tuple(states))
-        errors = dict[int, KvfoldError]()
+            self._hold(tuple(states))
+        self._errors = dict[int, KvfoldError]()
         for at, state in self._prepared:
             try:
                 state.prepare()
             except KvfoldError as error:
-                errors[at] = error
-        if self._batch.sample(logits):
+                self._errors[at] = error
+        self._logits = logits
+        self._batch.begin(logits)
+
+    def finish(self) -> list[Sampled]:
+        """The tokens that were begun; counts and grammars then know of them."""
+        logits, self._logits, errors = self._logits, None, self._errors
+        if self._batch.finish():
             errors = _failures(self._batch.results) | errors
         tokens: list[int] = self._batch.results.tokens.tolist()
         for at, state in self._remembering:
@@ -113,7 +130,7 @@ class BatchSampler:
         state.remember(token)
         return token
 
-    def _begin(self, states: tuple[SamplingState, ...]) -> None:
+    def _hold(self, states: tuple[SamplingState, ...]) -> None:
         assert all(state.vocab_size == self._vocab_size for state in states)
         self._states = states
         self._batch = self._make_batch([state.native for state in states])

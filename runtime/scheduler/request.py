@@ -42,7 +42,8 @@ class Request:
     """State of one request; the scheduler owns it from submission to its end.
 
     Attributes:
-        tokens: int64, the prompt, then the reply, with room for all that may come.
+        tokens: int64, the prompt, then the reply, with room for all that may come; behind what is known, the
+            `drawn_id` of a token that is being drawn.
         prompt_length: tokens of the prompt.
         length: tokens known so far.
         end_tokens: tokens that end the reply.
@@ -117,6 +118,16 @@ class Request:
         return min(self.length - 1, max(self._logits_from, self._computed))
 
     @property
+    def replies(self) -> bool:
+        """Whether its prompt was computed, so that its next tokens are the reply's."""
+        return self._computed >= self.prompt_length
+
+    @property
+    def ends_next(self) -> bool:
+        """Whether a token is being drawn, and is its last: what is known was computed, and one may come."""
+        return self._computed == self.length == len(self.tokens) - 1
+
+    @property
     def generates(self) -> bool:
         """Whether it has a reply, rather than a prompt to read only."""
         return len(self.tokens) > self.prompt_length
@@ -137,6 +148,10 @@ class Request:
         self._computed = max(self._computed, end)
         self.recomputed_tokens += again
         return again
+
+    def expect(self, drawn: int) -> None:
+        """Its next token is being drawn: until it is appended, steps read this id in its place."""
+        self.tokens[self.length] = drawn
 
     def append(self, token: int, stops: bool) -> None:
         """Add a token of the reply and see whether the reply ends with it, as it does where it `stops`."""

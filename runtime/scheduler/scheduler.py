@@ -35,7 +35,7 @@ class Scheduler:
     """Says what a step computes, and is told what came of it. Not thread-safe.
 
     A step: `schedule`, the engine's work, then for each chunk `commit`, and `append` where a token was
-    sampled. Nothing of a chunk counts before its commit.
+    sampled. Nothing of a chunk counts before its commit. `schedule` may precede `append`: `Request.expect`.
 
     Attributes:
         max_length: tokens of the longest sequence that can run: the context's, or what the pools hold.
@@ -115,7 +115,7 @@ class Scheduler:
             self.memory.release(sequence)
 
     def schedule(self, most_prefill: int | None = None) -> Scheduled:
-        """What the next step computes: empty where there is no work, or all of it waits for the tier.
+        """What the next step computes: empty without work, or while all of it waits.
 
         Args:
             most_prefill: tokens of prompts at most; by default as many as `max_num_batched_tokens` leaves.
@@ -123,7 +123,8 @@ class Scheduler:
         budget = self._config.max_num_batched_tokens
         prompts = budget if most_prefill is None else most_prefill
         scheduled = self._schedule(StepRoom(budget, prompts, self._rows))
-        assert scheduled or self._loads or not self.has_work, "nothing fits although every request does"
+        last = (request.ends_next for request in self.running)
+        assert scheduled or self._loads or not self.has_work or any(last), "nothing fits, but each alone does"
         return scheduled
 
     def wait(self, seconds: float) -> None:
@@ -165,7 +166,7 @@ class Scheduler:
         preemptions = self.metrics.preemptions
         running = sorted(self.running, key=lambda each: each.priority)  # a victim comes after
         for at, request in enumerate(running):
-            if request.sequence is None:
+            if request.sequence is None or request.ends_next:
                 continue
             chunk = room.next_chunk(request, request.sequence, others=len(running) - at - 1)
             made = None if chunk is None else self._make_room(request, chunk)

@@ -36,7 +36,7 @@ class StepRoom:
             others: who comes after it in the step, and may want a row each.
         """
         start = sequence.num_computed
-        if request.length - start == 1:
+        if request.length - start <= 1:  # 0: its next token is being drawn
             return Chunk(sequence, start, start + 1, range(start, start + 1)) if self._tokens else None
         tokens = min(self._tokens, self._prompts)
         if not tokens:

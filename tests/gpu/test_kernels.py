@@ -20,6 +20,7 @@ from kvfold.plugins.sampling.inputs import make_inputs as make_sampling_inputs
 from kvfold.runtime.engine.cuda.device import Device
 from kvfold.runtime.engine.cuda.device_sampler import DeviceRows, DeviceSampler
 from kvfold.runtime.engine.cuda.memory_check import MARGIN
+from kvfold.runtime.engine.protocol import drawn_id
 from tests.gpu.attention_call import call
 from tests.gpu.conftest import RecordProperty
 from tests.gpu.gpu_attention_cases import DECODE, MQA, PREFILL
@@ -146,8 +147,19 @@ def test_sampled_tokens_are_the_reference_s(device: Device, tmp_path: Path, name
     pinned[:] = inputs.logits.view(np.uint8).reshape(-1)
     device.upload(address, pinned)
     batch = sampler.batch([NativeRow(row) for row in inputs.rows])
-    rows = DeviceRows(address, tuple(range(len(inputs.rows))), device.synchronize)
+    rows = DeviceRows(address, tuple(range(len(inputs.rows))))
     for _ in range(2):  # with the tables brought up, then with those that are there
-        assert batch.sample(rows) == 0
+        batch.begin(rows)
+        assert batch.finish() == 0
         for at, row in enumerate(inputs.rows):
             check_row(batch.results, at, inputs.logits[at], row, sampling_tolerances.OUTPUT)
+    named = device.allocate_pinned(8 * 300).view(np.int64)
+    named[:] = np.arange(300)
+    named[7], named[299] = drawn_id(3), drawn_id(0)
+    ids = device.allocate(named.nbytes)
+    device.upload(ids, named)
+    sampler.feed(ids, len(named))
+    device.download(named, ids)
+    device.synchronize()
+    assert named[[7, 299]].tolist() == batch.results.tokens[[3, 0]].tolist()
+    assert named[:7].tolist() == list(range(7)) and named[298] == 298

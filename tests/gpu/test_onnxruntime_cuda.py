@@ -10,10 +10,12 @@ import pytest
 
 from kvfold.pipeline.build.bound_graph import bound_graph
 from kvfold.pipeline.machine.targets import TARGETS
+from kvfold.runtime.engine.cuda.gpu_engine import DeviceDrawing
 from kvfold.runtime.engine.engine_files import EngineFiles
 from kvfold.runtime.engine.load_engine import load_engine
 from kvfold.runtime.llm.llm import LLM
 from kvfold.runtime.runtime_config import RuntimeConfig
+from kvfold.runtime.sampling.params import SamplingParams
 from tests.export.graph.passes.test_matmul_nbits import MAX_ERROR, error, linear_alone, lowered
 from tests.export.graph.stock_graph import lower_with_stock_attention
 from tests.gpu.conftest import RecordProperty, skip
@@ -113,6 +115,25 @@ def test_decode_steps_are_graphs_and_tokens_are_drawn_on_the_gpu(
     called = calls_of_a_step(LLM(engine, ByteTokenizer(()), config), monkeypatch)
     record_property("driver's calls of a steady step", ", ".join(called))
     assert called == STEADY
+
+
+@pytest.mark.usefixtures("cuda")
+def test_tokens_are_the_same_where_each_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: RecordProperty
+) -> None:
+    """Steps begin behind those whose tokens are still being drawn, or when the tokens are known."""
+    tiny = TinyBundle(tmp_path, "horizon-sinks-float16")
+    files = EngineFiles.read(tiny.build("cuda"), tiny.plan)
+    params = SamplingParams(max_tokens=40, temperature=0.8, seed=1)
+    config = RuntimeConfig(max_num_batched_tokens=64, max_num_seqs=4)
+    told, prompts = [], [text[:40].tolist() for text in tiny.texts]
+    for feeds in (True, False):
+        monkeypatch.setattr(DeviceDrawing, "feeds", feeds)
+        engine = load_engine(files, budget_of(files, NUM_PAGES), max_num_batched_tokens=64, max_num_seqs=4)
+        replies = LLM(engine, ByteTokenizer(()), config).generate(prompts, params)
+        told.append([reply.token_ids for reply in replies])
+    record_property("different tokens", int((np.array(told[0]) != np.array(told[1])).sum()))
+    assert told[0] == told[1]
 
 
 @pytest.mark.usefixtures("cuda")

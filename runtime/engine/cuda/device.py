@@ -104,6 +104,20 @@ class Device:
         """Put a copy from one place of the device to another on the stream."""
         self.call("cuMemcpyDtoDAsync", target, source, size, self.stream)
 
+    def new_event(self) -> Any:
+        """A mark for the stream; one that was never recorded is reached."""
+        event = self.call("cuEventCreate", self.driver.CUevent_flags.CU_EVENT_DISABLE_TIMING)
+        self.at_close(self.call, "cuEventDestroy", event)
+        return event
+
+    def record(self, event: Any) -> None:
+        """Put a mark on the stream, in place of where it was."""
+        self.call("cuEventRecord", event, self.stream)
+
+    def reach(self, event: Any) -> None:
+        """Wait for the stream up to a mark; an error of the work before appears here."""
+        self.call("cuEventSynchronize", event)
+
     def synchronize(self) -> None:
         """Wait for the stream; an error of the work before appears here."""
         self.call("cuStreamSynchronize", self.stream)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from kvfold.plugins.cuda.attention_spec import KernelName
 from kvfold.plugins.cuda.kernel_library import CompiledKernel, KernelLibrary
 from kvfold.plugins.cuda.sampling_launches import (
     SAMPLING_VARIANTS,
+    feed_numbers,
     kernels_of,
     numbers_of,
     results_of,
@@ -64,12 +65,10 @@ class DeviceRows:
     Attributes:
         logits: address of row 0.
         sources: which rows.
-        wait: waits until all that was put on the stream is done.
     """
 
     logits: int
     sources: tuple[int, ...]
-    wait: Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -90,6 +89,11 @@ class _Launch:
         every = [*values.values(), ctypes.c_void_p(), ctypes.c_void_p()]
         pointers = (ctypes.c_void_p * len(every))(*map(ctypes.addressof, every))
         return cls(function, kernel, (x, y, z), {**values, "": every}, pointers)
+
+    def put_on(self, device: Device) -> None:
+        """Put it on the stream."""
+        threads, address = THREADS_OF_A_WARP * self.kernel.num_warps, ctypes.addressof(self.pointers)
+        device.launch_kernel(self.function, self.grid, threads, self.kernel.shared_bytes, address)
 
 
 class DeviceSampler:
@@ -120,6 +124,7 @@ class DeviceSampler:
         self._inputs = self._staging(self._sizes.inputs)
         self._results = self._staging(self._sizes.results)
         self._held: DeviceBatch | None = None
+        self._feed: tuple[tuple[int, int, int], _Launch] | None = None
 
     def batch(self, rows: Sequence[NativeRow]) -> DeviceBatch:
         """Rows that are sampled together."""
@@ -135,7 +140,7 @@ class DeviceSampler:
         table = lay_out((name, array.dtype, array.shape) for name, array in tables.items())
         if table.nbytes > self._inputs.size:
             self._inputs = self._staging(2 * table.nbytes)
-        for name, array in self._inputs.arrays(table).items():
+        for name, array in self.arrays(table).items():
             array[...] = tables[name]
         rows = len(tables["sources"])
         if len(kernels_of(tables)) > 1 and not self._edited:
@@ -154,24 +159,35 @@ class DeviceSampler:
         return table
 
     def arrays(self, table: BindingTable) -> dict[str, np.ndarray]:
-        """The pinned tables of the batch that it holds."""
+        """The pinned tables of the batch that it holds, to be written."""
+        self._inputs.wait()
         return self._inputs.arrays(table)
 
     def upload(self, table: BindingTable) -> None:
         """Bring the tables of the batch that it holds to the GPU."""
         self._inputs.upload(table)
 
-    def run(self, rows: DeviceRows, results: Results) -> None:
-        """Sample the batch that it holds; the results are there when this returns."""
+    def run(self, rows: DeviceRows) -> None:
+        """Begin to sample the batch that it holds."""
         self._logits.value = rows.logits
         for launch in self._launches:
-            threads = THREADS_OF_A_WARP * launch.kernel.num_warps
-            shared, pointers = launch.kernel.shared_bytes, ctypes.addressof(launch.pointers)
-            self._device.launch_kernel(launch.function, launch.grid, threads, shared, pointers)
+            launch.put_on(self._device)
         self._results.download(self._table)
-        rows.wait()
+
+    def read(self, results: Results) -> None:
+        """Wait for what was begun, and for nothing behind it."""
+        self._results.wait()
         for name, array in self._read.items():
             getattr(results, name)[...] = array
+
+    def feed(self, input_ids: int, count: int) -> None:
+        """See `Feed`: the tokens are those of what was begun last."""
+        key = (input_ids, count, self._results.address + self._table.offset("tokens"))
+        if self._feed is None or self._feed[0] != key:
+            named: dict[str, Any] = {name: ctypes.c_int32(each) for name, each in feed_numbers(count).items()}
+            named |= {"input_ids": ctypes.c_void_p(input_ids), "tokens": ctypes.c_void_p(key[2])}
+            self._feed = key, _Launch.of(*self._kernels["feed"], named)
+        self._feed[1].put_on(self._device)
 
     def _staging(self, size: int) -> Staging:
         return Staging(self._device, self._device.allocate(size), size)
@@ -197,8 +213,8 @@ class DeviceBatch:
         self._sources: tuple[int, ...] = ()
         self._table: BindingTable | None = None
 
-    def sample(self, logits: DeviceRows) -> int:
-        """See `RowBatch.sample`."""
+    def begin(self, logits: DeviceRows) -> None:
+        """See `RowBatch.begin`."""
         sampler, table, moved = self._sampler, self._table, self._sources != logits.sources
         if table is None or self._edits or not sampler.holds(self):
             table = self._table = sampler.load(self, tables_of(self._rows, logits.sources), self._width)
@@ -209,13 +225,18 @@ class DeviceBatch:
             arrays["draw"][:] = [row.draw for row in self._rows]
             sampler.upload(table)
         self._sources = logits.sources
-        sampler.run(logits, self.results)
+        sampler.run(logits)
+
+    def finish(self) -> int:
+        """See `RowBatch.finish`."""
+        self._sampler.read(self.results)
         return int(np.count_nonzero(self.results.status))
 
     def sample_again(self, logits: DeviceRows, at: int) -> bool:
         """See `RowBatch.sample_again`."""
         alone = self._sampler.batch([self._rows[at]])
-        failed = alone.sample(DeviceRows(logits.logits, (logits.sources[at],), logits.wait))
+        alone.begin(DeviceRows(logits.logits, (logits.sources[at],)))
+        failed = alone.finish()
         for name in ("tokens", "status", "logprobs"):
             getattr(self.results, name)[at] = getattr(alone.results, name)[0]
         for name in ("likely_ids", "likely_logprobs"):

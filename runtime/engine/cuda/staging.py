@@ -52,6 +52,10 @@ class BindingTable:
         """Bytes from the buffer's start to the end of the last array."""
         return self.bindings[-1].offset + self.bindings[-1].nbytes
 
+    def offset(self, name: str) -> int:
+        """Bytes from the buffer's start to an array."""
+        return next(each.offset for each in self.bindings if each.name == name)
+
 
 def bind_step(shape: StepShape, plan: FoldPlan) -> BindingTable:
     """Where each input of a step of these sizes lies; types and shapes as in `plugins.contract.step`."""
@@ -78,7 +82,7 @@ def lay_out(arrays: Iterable[tuple[str, np.dtype, tuple[int, ...]]]) -> BindingT
 
 
 class Staging:
-    """A pinned buffer of the host. It may be written again once its copy to the device is done.
+    """A pinned buffer of the host. It may be written or read once its last copy is done: `wait`.
 
     Attributes:
         address: of the device's buffer.
@@ -91,6 +95,7 @@ class Staging:
         self.size = size
         self._device = device
         self._host = device.allocate_pinned(size)
+        self._copied = device.new_event()
 
     def arrays(self, table: BindingTable) -> dict[str, np.ndarray]:
         """The pinned bytes of each array of a table, by name."""
@@ -104,10 +109,20 @@ class Staging:
     def upload(self, table: BindingTable) -> None:
         """Put one copy of all of a table's arrays on the stream."""
         self._device.upload(self.address, self._host[: table.nbytes])
+        self._device.record(self._copied)
 
     def download(self, table: BindingTable) -> None:
         """Put one copy of all of a table's arrays from the device on the stream."""
         self._device.download(self._host[: table.nbytes], self.address)
+        self._device.record(self._copied)
+
+    def wait(self) -> None:
+        """Wait until the last copy, and what was put on the stream before it, is done; not for what follows.
+
+        Raises:
+            KvfoldError: something of that failed.
+        """
+        self._device.reach(self._copied)
 
 
 def write_step(arrays: Mapping[str, np.ndarray], step: StepInputs) -> None:

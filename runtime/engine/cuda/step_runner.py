@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from kvfold.plugins.contract import step as contract
 from kvfold.plugins.contract.errors import KvfoldError
 from kvfold.plugins.contract.fold_plan import FoldPlan
 from kvfold.runtime.engine.cuda.buckets import DecodeBuckets
@@ -21,6 +22,8 @@ from kvfold.runtime.engine.protocol import StepInputs
 # A step that could not be captured runs so often directly before it is tried again, and is tried so often.
 RUNS_BEFORE_RETRY = 64
 TRIES = 4
+# Puts tokens in the place of `drawn_id`s: given the address of int64 ids on the device, and how many.
+Feed = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -65,16 +68,16 @@ class StepProgram(Protocol):
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A shape made ready: its place in the pinned buffer, as arrays too, and what runs it."""
+    """A shape made ready: its place in the pinned buffers, as arrays of each, and what runs it."""
 
     table: BindingTable
-    arrays: Mapping[str, np.ndarray]
+    arrays: tuple[Mapping[str, np.ndarray], ...]
     enqueue: Callable[[], None]
     logits: int
 
 
 class StepRunner:
-    """One step at a time, from any thread."""
+    """One step after the other, from any thread. Two may be on the stream: each has a pinned buffer."""
 
     def __init__(
         self, device: Device, program: StepProgram, staging: Staging, buckets: DecodeBuckets, plan: FoldPlan
@@ -84,38 +87,46 @@ class StepRunner:
         Args:
             device: of the program.
             program: closed with the runner.
-            staging: as large as the largest step.
+            staging: as large as the largest step; another one is made beside it.
             buckets: that decode steps are padded to.
             plan: of the program.
         """
         self.device = device
         self._program = program
-        self._staging = staging
+        self._stagings = (staging, Staging(device, staging.address, staging.size))
+        self._turn = 0
         self._buckets = buckets
         self._plan = plan
         self._decode: dict[StepShape, _Prepared] = {}
         self._busy = False
 
-    def begin(self, step: StepInputs) -> int:
+    def begin(self, step: StepInputs, feed: Feed | None = None) -> int:
         """Put a step on the stream; returns the address of its logits, whose first rows are the step's.
+
+        Args:
+            step: its inputs.
+            feed: for a step with ids of tokens that are being drawn.
 
         Raises:
             KvfoldError: the step is too large, or the program or the driver failed.
         """
         self.device.activate()
-        if self._busy:
-            self.wait()  # what is pinned may still be on its way
         shape = StepShape.of(step, self._plan)
         self._program.check(shape)
         prepared = self._prepare_decode(shape) if shape.decodes else self._prepare_prefill(shape)
-        write_step(prepared.arrays, step)
+        self._turn = 1 - self._turn
+        staging, arrays = self._stagings[self._turn], prepared.arrays[self._turn]
+        staging.wait()  # what is pinned there may still be on its way, two steps behind
+        write_step(arrays, step)
         self._busy = True
-        self._staging.upload(prepared.table)
+        staging.upload(prepared.table)
+        if feed is not None:
+            feed(staging.address + prepared.table.offset(contract.INPUT_IDS), len(step.input_ids))
         prepared.enqueue()
         return prepared.logits
 
     def wait(self) -> None:
-        """Wait until the step is done, and all that was put on the stream after it."""
+        """Wait until all that was put on the stream is done."""
         self.device.synchronize()
         self._busy = False
 
@@ -136,13 +147,17 @@ class StepRunner:
             table = bind_step(padded, self._plan)
             bound = self._program.bind_decode(table)
             step = GraphedStep(self.device, bound.enqueue, self._program.runs_before_capture)
-            self._decode[padded] = _Prepared(table, self._staging.arrays(table), step.enqueue, bound.logits)
+            self._decode[padded] = self._prepared(table, step.enqueue, bound.logits)
         return self._decode[padded]
 
     def _prepare_prefill(self, shape: StepShape) -> _Prepared:
         table = bind_step(shape, self._plan)
         bound = self._program.bind_prefill(table)
-        return _Prepared(table, self._staging.arrays(table), bound.enqueue, bound.logits)
+        return self._prepared(table, bound.enqueue, bound.logits)
+
+    def _prepared(self, table: BindingTable, enqueue: Callable[[], None], logits: int) -> _Prepared:
+        arrays = tuple(staging.arrays(table) for staging in self._stagings)
+        return _Prepared(table, arrays, enqueue, logits)
 
 
 class GraphedStep:

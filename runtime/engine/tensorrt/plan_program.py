@@ -54,7 +54,8 @@ class PlanProgram:
         return BoundStep(context.enqueue, self._memory.logits)
 
     def bind_prefill(self, table: BindingTable) -> BoundStep:
-        """See `StepProgram.bind_prefill`."""
+        """See `StepProgram.bind_prefill`. A context is not changed while it may be at work."""
+        self._device.synchronize()
         self._prefill.bind(table)
         return BoundStep(self._prefill.enqueue, self._memory.logits)
 

@@ -23,8 +23,8 @@ PROPERTY = settings(deadline=None, suppress_health_check=[HealthCheck.function_s
 def run(inputs: Inputs) -> Results:
     """The kernels' answer to all rows together."""
     batch = Batch([NativeRow(row) for row in inputs.rows])
-    failed = batch.sample(inputs.logits)
-    assert failed == np.count_nonzero(batch.results.status)
+    batch.begin(inputs.logits)
+    assert batch.finish() == np.count_nonzero(batch.results.status)
     return batch.results
 
 

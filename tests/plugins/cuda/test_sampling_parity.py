@@ -10,10 +10,19 @@ import torch
 from hypothesis import given, settings
 
 from kvfold.plugins.cpu.sampling_calls import NativeRow, Results
-from kvfold.plugins.cuda.sampling_launches import EDIT_BLOCK, kernels_of, numbers_of, results_of, tables_of
+from kvfold.plugins.cuda.sampling_launches import (
+    EDIT_BLOCK,
+    FEED_BLOCK,
+    feed_numbers,
+    kernels_of,
+    numbers_of,
+    results_of,
+    tables_of,
+)
 from kvfold.plugins.sampling import tolerances
 from kvfold.plugins.sampling.inputs import Case, Inputs, make_inputs
 from kvfold.plugins.sampling.schema import SamplingRow
+from kvfold.runtime.engine.protocol import drawn_id
 from tests.plugins.cuda.interpreter import in_interpreter
 from tests.plugins.sampling_cases import CASES, CROWDS, check_row, crowd_rows
 
@@ -88,3 +97,27 @@ def test_rows_are_taken_from_where_they_lie() -> None:
     rows = (SamplingRow(), SamplingRow(banned_ids=np.array([int(inputs.logits[0].argmax())], np.int32)))
     results = run(Inputs(inputs.logits, rows), [2, 0])
     assert results.tokens.tolist() == [int(inputs.logits[2].argmax()), int(np.argsort(inputs.logits[0])[-2])]
+
+
+def feed(ids: np.ndarray, tokens: np.ndarray, count: int) -> np.ndarray:
+    """In the interpreter's process: the first `count` ids are a step's."""
+    module = importlib.import_module("kvfold.plugins.cuda.kernels.feed")
+    numbers, fed = feed_numbers(count), torch.from_numpy(ids)
+    grid = tuple(numbers[axis] for axis in module.GRID)
+    module.feed[grid](fed, torch.from_numpy(tokens), numbers["ids"], BLOCK=FEED_BLOCK)
+    return fed.numpy()
+
+
+@pytest.mark.parametrize("count", [1, FEED_BLOCK, 2 * FEED_BLOCK + 3])
+def test_ids_that_name_a_drawn_token_become_it(count: int) -> None:
+    rng = np.random.default_rng(count)
+    tokens = rng.integers(0, 150_000, 64).astype(np.int32)
+    tokens[3] = -1  # a row without a token
+    ids = rng.integers(-64, 150_000, count + 9)
+    ids[::2] = -1 - rng.integers(0, 64, len(ids[::2]))
+    ids[0], ids[count:] = drawn_id(3), -1
+    expected = np.where(ids[:count] < 0, tokens[-1 - np.minimum(ids[:count], -1)], ids[:count])
+    expected[expected < 0] = 0
+    fed = in_interpreter(feed, ids, tokens, count)
+    assert fed[:count].tolist() == expected.tolist() and fed[0] == 0
+    assert (fed[count:] == -1).all(), "what is no id of the step stays"

@@ -74,6 +74,24 @@ def following_model() -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
 
 
+class RecordedBinding:
+    """What is bound at the moment of a run counts, although the stand-in's stream computes it later."""
+
+    def __init__(self) -> None:
+        self._bound: dict[tuple[str, str], tuple[Any, ...]] = {}
+
+    def bind_input(self, name: str, *given: Any) -> None:
+        self._bound["bind_input", name] = given
+
+    def bind_output(self, name: str, *given: Any) -> None:
+        self._bound["bind_output", name] = given
+
+    def write_to(self, binding: Any) -> Any:
+        for (method, name), given in self._bound.items():
+            getattr(binding, method)(name, *given)
+        return binding
+
+
 class StreamedSession:
     """A session that works on the stand-in's stream."""
 
@@ -84,17 +102,18 @@ class StreamedSession:
         self.refuses_capture = False
         self.fails: str | None = None
 
-    def io_binding(self) -> Any:
-        return self._session.io_binding()
+    def io_binding(self) -> RecordedBinding:
+        return RecordedBinding()
 
-    def run_with_iobinding(self, binding: Any, options: ort.RunOptions) -> None:
+    def run_with_iobinding(self, binding: RecordedBinding, options: ort.RunOptions) -> None:
         key = "disable_synchronize_execution_providers"
         assert options.get_run_config_entry(key) == "1", "it would wait for the stream"
         if self._driver.capturing is not None and self.refuses_capture:
             raise RuntimeError("operation not permitted when stream is capturing")
         if self.fails is not None:
             raise RuntimeError(self.fails)
-        self._driver.enqueue(partial(self._session.run_with_iobinding, binding))
+        bound = binding.write_to(self._session.io_binding())
+        self._driver.enqueue(partial(self._session.run_with_iobinding, bound))
 
 
 class Gpu:

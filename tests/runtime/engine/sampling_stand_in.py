@@ -17,7 +17,13 @@ from kvfold.plugins.sampling import reference
 from kvfold.plugins.sampling.schema import Outcome, SamplingRow, Status
 from tests.runtime.engine.tensorrt.cuda_stand_in import StandInDriver, Work
 
-_DTYPES: dict[str, type] = {"*fp32": np.float32, "*fp64": np.float64, "*i32": np.int32, "*u32": np.uint32}
+_DTYPES: dict[str, type] = {
+    "*fp32": np.float32,
+    "*fp64": np.float64,
+    "*i32": np.int32,
+    "*u32": np.uint32,
+    "*i64": np.int64,
+}
 
 
 def write_sampling_kernels(directory: Path, architecture: int = 89) -> None:
@@ -48,7 +54,7 @@ def write_sampling_kernels(directory: Path, architecture: int = 89) -> None:
 
 def install(driver: StandInDriver, directory: Path) -> None:
     """Let a driver run the kernels of a folder."""
-    effects = {"edit": _edit, "penalize": _penalize, "sample": _sample}
+    effects = {"edit": _edit, "penalize": _penalize, "sample": _sample, "feed": _feed}
     for kernel in KernelLibrary.load(directory).kernels:
         driver.kernels[kernel.symbol] = _work(kernel, effects[kernel.symbol])
 
@@ -74,7 +80,7 @@ class _Arguments:
     def __init__(self, values: dict[str, Any], rows: int) -> None:
         self.values = values
         self.rows = rows
-        self.vocab = values["vocab"]
+        self.vocab = values.get("vocab", 0)
 
     def array(self, name: str, *shape: int) -> np.ndarray:
         dtype = np.dtype(_DTYPES[SAMPLING_TYPES[name]])
@@ -130,6 +136,14 @@ def _sample(given: _Arguments) -> None:
             for at, (token, value) in enumerate(told.likely):
                 given.array("likely_ids", given.rows, width)[row, at] = token
                 given.array("likely_logprobs", given.rows, width)[row, at] = value
+
+
+def _feed(given: _Arguments) -> None:
+    ids = given.array("input_ids", given.values["ids"])
+    named = ids < 0
+    if named.any():
+        tokens = given.array("tokens", int(-ids.min()))
+        ids[named] = np.maximum(tokens[-1 - ids[named]], 0)
 
 
 def _outcome(given: _Arguments, row: int, logits: np.ndarray) -> Outcome:

@@ -11,13 +11,18 @@ from kvfold.runtime.engine.onnxruntime_cuda import RUNS_BEFORE_CAPTURE
 from kvfold.runtime.llm.llm import LLM
 from kvfold.runtime.sampling.params import SamplingParams
 
-# Inputs go up in one copy, a captured graph is replayed, one kernel samples, and tokens come down.
+# Inputs go up in one copy, tokens of the step before are put among them, a captured graph is replayed; those
+# tokens are waited for on the host; then one kernel samples, and its tokens begin to come down.
 STEADY = [
+    "cuEventSynchronize",
     "cuMemcpyHtoDAsync",
+    "cuEventRecord",
+    "cuLaunchKernel",
     "cuGraphLaunch",
+    "cuEventSynchronize",
     "cuLaunchKernel",
     "cuMemcpyDtoHAsync",
-    "cuStreamSynchronize",
+    "cuEventRecord",
 ]
 
 

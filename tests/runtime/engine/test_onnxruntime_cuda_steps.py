@@ -162,11 +162,34 @@ def test_a_step_that_could_not_be_captured_is_tried_again(gpu: Gpu, monkeypatch:
     assert gpu.driver.count("cuStreamBeginCapture") == 2 and gpu.driver.count("cuGraphLaunch") > 20
 
 
+def test_prompts_and_replies_of_several_sizes_overlap_in_two_pinned_buffers(gpu: Gpu) -> None:
+    """Steps of other shapes and rows follow each other on the stream; replies end beside ones that go on."""
+    llm = gpu.llm()
+    prompts = [[1, 2, 3], [70] * 60, [40], [9, 9], [100] * 17, [120]]
+    params = [
+        SamplingParams(max_tokens=9),
+        SamplingParams(max_tokens=20, stop_token_ids=(75,)),
+        SamplingParams(max_tokens=14, prompt_logprobs=0),
+        SamplingParams(max_tokens=1),
+        SamplingParams(max_tokens=25, temperature=0.01, seed=3),
+        SamplingParams(max_tokens=30, repetition_penalty=1.1, stop_token_ids=(133,)),
+    ]
+    replies = llm.generate(prompts, params)
+    lengths = [9, 5, 14, 1, 25, 13]
+    assert [reply.token_ids for reply in replies] == [
+        following(prompt, length) for prompt, length in zip(prompts, lengths, strict=True)
+    ]
+    check(llm)
+    gpu.driver.calls.clear()
+    assert llm.generate([[3]], SamplingParams(max_tokens=2))[0].token_ids == [4, 5]
+    assert gpu.driver.count("cuStreamSynchronize") == 0, "only what is wanted is waited for"
+
+
 def test_a_failure_on_the_gpu_ends_the_engine_with_its_words(gpu: Gpu) -> None:
     llm = gpu.llm()
     stream = llm.stream([5, 6, 7], SamplingParams(max_tokens=40))
     next(stream)
-    gpu.driver.fails["cuStreamSynchronize"] = Status.CUDA_ERROR_ILLEGAL_ADDRESS
+    gpu.driver.fails["cuEventSynchronize"] = Status.CUDA_ERROR_ILLEGAL_ADDRESS
     with pytest.raises(EngineError, match="ILLEGAL_ADDRESS"):
         list(stream)
 
@@ -233,7 +256,7 @@ def test_close_gives_everything_back(gpu: Gpu) -> None:
     gpu.engine.close()
     gpu.engine.close()
     assert not gpu.driver.device and not gpu.driver.pinned and gpu.driver.graphs == 0
-    assert not gpu.driver.reserved and not gpu.driver.mapped
+    assert not gpu.driver.reserved and not gpu.driver.mapped and not gpu.driver.events
 
 
 def test_who_samples_a_row_does_not_depend_on_its_neighbours(gpu: Gpu) -> None:

@@ -70,12 +70,16 @@ class Operations(RuleBasedStateMachine):
         cut=st.sampled_from([0, 0, 1, 16, 40]),
         count=st.integers(1, 80),
         shared=st.integers(0, 99),
+        stops=st.sampled_from([(), tuple(range(0, 256, 11))]),
     )
-    def submit(self, prompts: list[list[int]], cut: int, count: int, shared: int) -> None:
+    def submit(
+        self, prompts: list[list[int]], cut: int, count: int, shared: int, stops: tuple[int, ...]
+    ) -> None:
         for prompt in prompts:
             ids = prompt[: max(1, len(prompt) - cut)]
             checked = Prompt(np.asarray(ids), shared_length=min(shared, len(ids)))
-            reply = self.llm.generator.prepare(checked, SamplingParams(max_tokens=count))
+            params = SamplingParams(max_tokens=count, stop_token_ids=stops)
+            reply = self.llm.generator.prepare(checked, params)
             self.llm.generator.loop.submit(reply.ticket)
             self.llm.generator.loop.settle()
             self.replies.append(reply)
@@ -190,7 +194,7 @@ class Operations(RuleBasedStateMachine):
 
     def _check_finished(self) -> None:
         for reply in self.replies:
-            if reply.ticket.request.finish_reason == "length":
+            if reply.ticket.request.finish_reason in ("length", "stop"):
                 request = reply.ticket.request
                 prompt = request.tokens[: request.prompt_length].tolist()
                 expected = expected_tokens(self.plan, prompt, request.num_completion_tokens, VOCAB)

@@ -1,7 +1,7 @@
 """A recording stand-in for `cuda.bindings.driver`, over host memory.
 
-Work put on the stream runs when the stream is waited for, and not before: a result that is read too early, or
-an input that is overwritten too early, shows. Copies outside of what was allocated are errors.
+Work put on the stream runs when it is waited for, and not before: a result that is read too early, or an
+input that is overwritten too early, shows. Copies outside of what was allocated are errors.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class StandInDriver(StandInAddresses):
         stream: work not done yet.
         current: threads that made the context their current one.
         graphs: how many were captured and not destroyed.
+        events: the work that each marks, None before it is recorded.
         kernels: what a kernel does, by its symbol: given the address of its parameters, its work.
     """
 
@@ -58,6 +59,7 @@ class StandInDriver(StandInAddresses):
             CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED="manages addresses",
         )
         self.CUstream_flags = SimpleNamespace(CU_STREAM_NON_BLOCKING=1)
+        self.CUevent_flags = SimpleNamespace(CU_EVENT_DISABLE_TIMING=2)
         self.CUmemorytype = SimpleNamespace(CU_MEMORYTYPE_HOST="host", CU_MEMORYTYPE_DEVICE="device")
         self.CUDA_MEMCPY2D = SimpleNamespace
         self.CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL=1)
@@ -72,6 +74,7 @@ class StandInDriver(StandInAddresses):
         self.stream: list[Work] = []
         self.current: set[int] = set()
         self.graphs = 0
+        self.events: dict[int, Work | None] = {}
         self.kernels: dict[str, Callable[[tuple[int, int, int], int], Work]] = {}
 
     def __getattr__(self, name: str) -> Callable[..., tuple[Any, ...]]:
@@ -83,7 +86,10 @@ class StandInDriver(StandInAddresses):
         def call(*arguments: Any) -> tuple[Any, ...]:
             self.calls.append(name)
             failure = self.fails.get(name)
-            if name.startswith(("cuMem", "cuStream", "cuGraph")) and get_ident() not in self.current:
+            if (
+                name.startswith(("cuMem", "cuStream", "cuGraph", "cuEvent"))
+                and get_ident() not in self.current
+            ):
                 failure = Status.CUDA_ERROR_INVALID_CONTEXT
             if failure:
                 return failure, None
@@ -145,6 +151,27 @@ class StandInDriver(StandInAddresses):
         pending, self.stream = self.stream, []
         for work in pending:
             work()
+        return ()
+
+    def _event_create(self, flags: int) -> tuple[int]:
+        assert flags == 2, "events that keep time are slower"
+        number = 900 + self.calls.count("cuEventCreate")
+        self.events[number] = None
+        return (number,)
+
+    def _event_destroy(self, event: int) -> tuple[()]:
+        del self.events[event]
+        return ()
+
+    def _event_record(self, event: int, stream: int) -> tuple[()]:
+        self.events[event] = mark = partial(int)  # an object of its own
+        self.enqueue(mark)
+        return ()
+
+    def _event_synchronize(self, event: int) -> tuple[()]:
+        mark = self.events[event]
+        while any(work is mark for work in self.stream):
+            self.stream.pop(0)()
         return ()
 
     def _mem_get_info(self) -> tuple[int, int]:
