@@ -93,7 +93,7 @@ class Core:
         self._flight: Flight | None = None
         self._pace = Pace(config.inter_token_target)
         self._steps = 0
-        self._last_step = self._published = monotonic()
+        self._last_step = self._published = self._turn_began = self._turn_ended = monotonic()
         self.snapshot = self._take_snapshot(busy=False)
 
     def begin(self, ticket: Ticket) -> None:
@@ -125,15 +125,20 @@ class Core:
 
     def turn(self) -> Turn:
         """Run one step."""
-        self._expire(monotonic())
+        self._turn_began = monotonic()
+        self._expire(self._turn_began)
         outcome = self._advance()
         self._publish(outcome)
         advanced, self._advanced = tuple(self._advanced), {}
+        self._turn_ended = monotonic()
         return Turn(outcome, advanced)
 
     def _advance(self) -> Outcome:
         if self.failure is not None or not (self.scheduler.has_work or self._flight):
             return Outcome.IDLE
+        if not self.snapshot.busy:  # the time without work is none of a step's
+            self._last_step = self._turn_began
+            self.snapshot = replace(self.snapshot, busy=True, last_step=self._last_step)
         try:
             return self._step()
         except Exception as error:  # the engine's, or the device has no memory left, or a law is broken
@@ -201,8 +206,6 @@ class Core:
         if not scheduled:
             return None
         begun = monotonic()
-        if not self.snapshot.busy:
-            self.snapshot = replace(self.snapshot, busy=True, last_step=begun)
         for request, _ in scheduled:
             if not request.replies:
                 self._tickets[request].note_admission(begun)
@@ -211,12 +214,15 @@ class Core:
 
     def _collect(self) -> bool:
         """Give each ticket the token that was drawn for it; whether there was a step to wait for."""
-        flight, self._flight = self._flight, None
+        flight = self._flight
         if flight is None:
             return False
         drawn = flight.collect()
+        self._flight = None  # not before: Ctrl-C while it waits loses no token
         self._steps += 1
         before, self._last_step = max(flight.begun, self._last_step), monotonic()
+        if flight.begun < self._turn_began:  # the caller's time between two turns is none of a step's
+            before += self._turn_began - self._turn_ended
         self._pace.note(flight.prefill, flight.decoding, self._last_step - before)
         for ticket, sampled in drawn:
             self._hand_out(ticket, sampled)
@@ -299,7 +305,7 @@ class Core:
         if outcome is Outcome.IDLE and not self.snapshot.busy and not self._advanced:
             return
         self._published = now
-        self.snapshot = self._take_snapshot(busy=self.scheduler.has_work)
+        self.snapshot = self._take_snapshot(busy=self.scheduler.has_work or self._flight is not None)
 
     def _take_snapshot(self, busy: bool) -> LoopSnapshot:
         scheduler = self.scheduler

@@ -191,9 +191,11 @@ class Scheduler:
         return len(self.running) < self._config.max_num_seqs and bool(self._ready())
 
     def _make_room(self, request: Request, chunk: Chunk) -> Chunk | None:
-        """Map a running request's pages, preempting newer ones; None when it was preempted itself."""
+        """Map a running request's pages, preempting newer ones; None when it was preempted, or waits."""
         while (mapped := self._map(chunk, spare=0)) is None:
             victim = max(reversed(self.running), key=lambda each: each.priority)
+            if victim.ends_next:  # and gives its pages back then
+                return None
             self._preempt(victim)
             if victim is request:
                 return None

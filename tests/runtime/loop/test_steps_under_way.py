@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from time import monotonic
 
 import numpy as np
 import pytest
@@ -12,7 +14,10 @@ from kvfold.runtime.engine.protocol import StepInputs
 from kvfold.runtime.llm.generation import Completion
 from kvfold.runtime.loop.commands import Cancel
 from kvfold.runtime.loop.core import Outcome
-from kvfold.runtime.loop.ticket import Service
+from kvfold.runtime.loop.flight import Flight
+from kvfold.runtime.loop.pace import Pace
+from kvfold.runtime.loop.ticket import Service, Ticket
+from kvfold.runtime.sampling.batch_sampler import Sampled
 from kvfold.runtime.sampling.params import SamplingParams
 from kvfold.runtime.scheduler.request import Prompt
 from tests.runtime.byte_tokenizer import VOCAB
@@ -22,6 +27,8 @@ from tests.runtime.loop.loop_harness import PLAN, make_loop, make_ticket
 from tests.runtime.loop.loop_harness import check as check_loop
 from tests.runtime.synthetic_engine import SyntheticEngine, expected_tokens
 
+# Each of the replies fits alone, all of them do not.
+FEW_PAGES = {"global": 9, "hybrid": 7, "local": 5, "locals": 6, "many": 7}
 STOPS = tuple(range(0, 256, 9))
 ENDS = [
     SamplingParams(max_tokens=20, temperature=0.8, seed=5),
@@ -66,10 +73,11 @@ def facts(replies: Sequence[Completion]) -> list[object]:
 
 
 @pytest.mark.parametrize("name", PLANS)
-@pytest.mark.parametrize("pages", [20, 64])
-def test_replies_are_the_same_whenever_tokens_are_known(name: str, pages: int) -> None:
-    """Stops, lengths, penalties, log probabilities and preemption; the last also of prompts."""
+@pytest.mark.parametrize("short", [True, False])
+def test_replies_are_the_same_whenever_tokens_are_known(name: str, short: bool) -> None:
+    """Stops, lengths, penalties, log probabilities, also of prompts; and preemption where memory is short."""
     told = []
+    pages = FEW_PAGES[name] if short else 64
     for kind in (SyntheticEngine, WaitingEngine, DeferredEngine):
         llm, engine = make_llm(PLANS[name], pages, batched=48, kind=kind)
         told.append([facts(llm.generate(make_prompts(), ENDS)) for _ in range(2)])  # cold and warm
@@ -77,6 +85,7 @@ def test_replies_are_the_same_whenever_tokens_are_known(name: str, pages: int) -
         assert in_use(llm) == 0
     assert told[0] == told[1] == told[2]
     assert isinstance(engine, DeferredEngine) and engine.ahead > engine.steps // 2
+    assert not short or llm.metrics.cache.preemptions > 0
     assert {reply[2] for replies in told[0] for reply in replies} == {"stop", "length"}  # type: ignore[index]
 
 
@@ -240,4 +249,65 @@ def test_a_stream_tells_each_token_while_the_next_is_computed() -> None:
     for chunk in llm.stream([5] * 30, SamplingParams(max_tokens=12)):
         tokens += chunk.token_ids
         assert engine.steps - len(tokens) <= 1
+        assert engine.stream or len(tokens) == 12
+    assert engine.ahead > 0
     assert tokens == expected_tokens(PLAN, [5] * 30, 12, VOCAB)
+
+
+def test_after_idle_time_no_step_looks_hung() -> None:
+    loop = make_loop(DeferredEngine(PLAN))
+    loop.core._last_step -= 3600.0
+    loop.submit(make_ticket(loop, [1] * 20, count=4))
+    while loop.turn().outcome is Outcome.COMMITTED:
+        now = loop.core.snapshot
+        assert now.busy and monotonic() - now.last_step < 60
+
+
+def test_a_step_under_way_is_work_even_where_nobody_waits_for_its_tokens(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("kvfold.runtime.loop.core.PUBLISH_SECONDS", 0.0)
+    loop = make_loop(DeferredEngine(PLAN))
+    stops = make_ticket(loop, [1] * 20, count=9)
+    stops.request.end_tokens = frozenset(range(256))
+    loop.submit(stops)
+    while not stops.ended:
+        loop.turn()
+    assert loop.core.snapshot.busy
+    assert loop.turn().outcome is Outcome.COMMITTED and not loop.core.snapshot.busy
+
+
+def test_ctrl_c_while_tokens_are_waited_for_loses_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = make_loop(DeferredEngine(PLAN))
+    tickets = [make_ticket(loop, [seed] * 20, count=12) for seed in (1, 2)]
+    collect, calls = Flight.collect, 0
+
+    def interrupted(flight: Flight) -> list[tuple[Ticket, Sampled]]:
+        nonlocal calls
+        calls += 1
+        if calls in (3, 12):
+            raise KeyboardInterrupt
+        return collect(flight)
+
+    monkeypatch.setattr(Flight, "collect", interrupted)
+    for ticket in tickets:
+        loop.submit(ticket)
+    interrupts = 0
+    while not all(ticket.ended for ticket in tickets):
+        try:
+            loop.turn()
+        except KeyboardInterrupt:
+            interrupts += 1
+    assert interrupts == 2
+    for ticket, seed in zip(tickets, (1, 2), strict=True):
+        assert ticket.request.completion_ids == expected_tokens(PLAN, [seed] * 20, 12)
+
+
+def test_the_callers_pause_is_no_steps_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    noted: list[float] = []
+    monkeypatch.setattr(Pace, "note", lambda _, prefill, decoding, seconds: noted.append(seconds))
+    loop = make_loop(DeferredEngine(PLAN))
+    loop.submit(make_ticket(loop, [1] * 20, count=4))
+    while loop.turn().outcome is Outcome.COMMITTED:
+        time.sleep(0.2)
+    assert len(noted) == 4 and max(noted) < 0.15
