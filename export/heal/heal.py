@@ -191,7 +191,7 @@ class _Training:
         self._journal.log(AFTER, 1, after)
         if after < self._journal.last_loss(BEFORE):
             return snapshot
-        return replace(snapshot, form=self._journal.start())
+        return replace(snapshot, form=self._journal.start() or self._first_form())
 
     def _deploy(self, form: Mapping[str, Tensor], doing: str) -> Int8Deployment | None:
         """How a model is deployed that step C trains; None without that step, which judges in float."""
@@ -202,6 +202,7 @@ class _Training:
     def _judge(self, form: Mapping[str, Tensor], int8: Int8Deployment | None) -> tuple[float, float]:
         """Mean KL(original || model) on the text held out, in nat a token, and how long another takes."""
         progress, clock = self._progress.part(CALIBRATING, "judging by held-out text"), self._journal.clock
+        _ = self._teacher  # opened once, which a later judgement does not pay for
         began = clock.spent
         loss = self._end_to_end_loss(self._healing.student(form, int8), self._held_out, scored=1.0)
         prepared = clock.spent - began

@@ -8,8 +8,7 @@ import time
 from dataclasses import dataclass
 
 from kvfold.pipeline.machine.doctor.hardware import check_cpu
-from kvfold.plugins.contract.errors import TargetError
-from kvfold.runtime.engine.cuda.device import Device
+from kvfold.pipeline.machine.engine_gpu import gpu_name
 
 
 @dataclass(frozen=True)
@@ -37,19 +36,9 @@ def describe_machine(target: str = "cpu") -> Machine:
     """The facts, now, for engines of a target."""
     return Machine(
         cpu=check_cpu().detail,
-        gpu=None if target == "cpu" else _gpu(),
+        gpu=gpu_name(target),
         system=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),
         load_average=os.getloadavg()[0],
         started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
-
-
-def _gpu() -> str | None:
-    """The one that engines take: by the driver, whose first one CUDA_VISIBLE_DEVICES chooses."""
-    try:
-        device = Device.open()
-    except TargetError:  # an engine will say it, with what to do
-        return None
-    device.close()
-    return device.name

@@ -16,7 +16,7 @@ from kvfold.plugins.contract.errors import TargetError
 
 SERVED = "served-q8_0.gguf"
 
-LAYOUT = 3  # of what is written; another number where it changes
+LAYOUT = 4  # of what is written; another number where it changes
 
 
 class PreparedModels:

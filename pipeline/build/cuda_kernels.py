@@ -7,7 +7,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvfold.plugins.contract.errors import KernelError, KvfoldError
+from kvfold.pipeline.machine.engine_gpu import gpu_architecture
+from kvfold.plugins.contract.errors import KernelError
 from kvfold.plugins.contract.step import MODEL_FILE
 from kvfold.plugins.cuda.attention_spec import ARCHITECTURES, ActivationDtype, AttentionSpec, variants_of
 from kvfold.plugins.cuda.kernel_library import KernelLibrary, runs_on
@@ -46,12 +47,8 @@ def _asked_for(recipe: Recipe) -> tuple[int, ...]:
     """SM versions of the recipe, else that of this machine's GPU; none where there is no GPU to run on."""
     if recipe.cuda.architectures:
         return recipe.cuda.architectures
-    from kvfold.runtime.engine.cuda.driver_calls import found_architecture
-
-    try:
-        return (found_architecture(),)
-    except KvfoldError:
-        return ()
+    here = gpu_architecture(recipe.target)
+    return () if here is None else (here,)
 
 
 def compile_kernels(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvfold.pipeline.build.engine_folder import FOLDED
+from kvfold.pipeline.machine.engine_gpu import gpu_architecture
 from kvfold.pipeline.recipe.evaluate_section import SHIPPED_PASSAGES
 from kvfold.pipeline.workspace.stage import Job, Stage, target_stage
 from kvfold.runtime.bundle import hash_file
@@ -16,12 +17,13 @@ if TYPE_CHECKING:
 
 
 def settings(recipe: Recipe) -> object:
-    """What is measured, the passages by content; its text is another stage's."""
+    """What is measured, the passages by content, and on which GPU; its text is another stage's."""
     section = recipe.evaluate
     shipped = section.last_words == SHIPPED_PASSAGES
     passages = None if shipped else [Path(section.last_words).name, hash_file(Path(section.last_words))]
     others = section.model_dump(mode="json", exclude={"source", "last_words"})
-    return [others, section.description, passages, recipe.validate_on.prefill_chunk]
+    gpu = gpu_architecture(recipe.target)
+    return [others, section.description, passages, recipe.validate_on.prefill_chunk, gpu]
 
 
 def run(workspace: Workspace, job: Job) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kvfold.pipeline.build.engine_folder import FOLDED
+from kvfold.pipeline.machine.engine_gpu import gpu_architecture
 from kvfold.pipeline.workspace.stage import Job, Stage, target_stage
 
 if TYPE_CHECKING:
@@ -13,8 +14,9 @@ if TYPE_CHECKING:
 
 
 def settings(recipe: Recipe) -> object:
-    """How the text is read, and its name; the text itself is another stage's."""
-    return [recipe.validate_on.prefill_chunk, recipe.validate_on.description]
+    """How the text is read, its name, and what reads it; the text itself is another stage's."""
+    section = recipe.validate_on
+    return [section.prefill_chunk, section.description, gpu_architecture(recipe.target)]
 
 
 def run(workspace: Workspace, job: Job) -> None:

@@ -20,6 +20,8 @@ from kvfold.plugins.contract.write_aside import write_aside
 SNAPSHOT = "snapshot.pt"
 START = "start.pt"
 LOSSES = "loss.jsonl"
+# What reading a damaged file, or none, raises.
+_UNREADABLE = (OSError, EOFError, RuntimeError, TypeError, pickle.UnpicklingError)
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Journal:
         """This training's snapshot; None where there is none, or none that can be read."""
         try:
             snapshot = Snapshot(**torch.load(self.folder / SNAPSHOT, map_location="cpu", weights_only=True))
-        except (OSError, EOFError, RuntimeError, TypeError, pickle.UnpicklingError):
+        except _UNREADABLE:
             return None
         if snapshot.key != self.key:
             return None
@@ -93,9 +95,12 @@ class Journal:
         """Write what training begins with, for the case that it makes it worse."""
         save_state(self.folder / START, form)
 
-    def start(self) -> dict[str, Tensor]:
-        """What `keep_start` wrote."""
-        form: dict[str, Tensor] = torch.load(self.folder / START, map_location="cpu", weights_only=True)
+    def start(self) -> dict[str, Tensor] | None:
+        """What `keep_start` wrote; None where it cannot be read any more."""
+        try:
+            form: dict[str, Tensor] = torch.load(self.folder / START, map_location="cpu", weights_only=True)
+        except _UNREADABLE:
+            return None
         return form
 
     def log(self, step: str, update: int, loss: float, rate: float = 0.0) -> None:

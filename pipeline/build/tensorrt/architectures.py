@@ -6,8 +6,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from kvfold.pipeline.machine.targets import TARGETS
-from kvfold.plugins.contract.errors import TargetError
-from kvfold.runtime.engine.engine_config import EngineConfig
+from kvfold.plugins.contract.errors import KernelError, TargetError
+from kvfold.plugins.cuda.kernel_library import KernelLibrary
+from kvfold.runtime.engine.engine_config import KERNELS_FOLDER, EngineConfig
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,8 +40,13 @@ def architectures_of(recipe: Recipe) -> tuple[int, ...]:
 
 
 def why_plan_lacks(recipe: Recipe, root: Path) -> str | None:
-    """Why the plan of a bundle's engine does not do: it was not built for a GPU that it is to run on."""
-    facts = EngineConfig.load(root / "engine" / recipe.target).tensorrt
+    """Why the plan of a bundle's engine does not do: a kernel rotted, or it is for other GPUs."""
+    directory = root / "engine" / recipe.target
+    try:
+        KernelLibrary.load(directory / KERNELS_FOLDER)
+    except KernelError as error:  # bytes that rotted on the disk
+        return str(error).partition(";")[0]
+    facts = EngineConfig.load(directory).tensorrt
     assert facts is not None, "engine.json is that of a plan"
     lacking = [sm for sm in architectures_of(recipe) if sm not in facts.architectures]
     return f"it was not built for SM {', '.join(map(str, lacking))}" if lacking else None

@@ -58,6 +58,7 @@ class Measurements(Record):
         tokens: positions compared.
         sequence_length: tokens per sequence.
         reused_tokens: positions of the engine's later turns that were served from its cache.
+        gpu: name of the one that the engine ran on; None for the CPU.
     """
 
     text: str
@@ -66,6 +67,7 @@ class Measurements(Record):
     reused_tokens: int
     subjects: dict[str, SubjectResult]
     comparisons: tuple[Comparison, ...]
+    gpu: str | None = None
 
     def comparison(self, reference: str, candidate: str) -> Comparison:
         """The comparison of a pair."""

@@ -11,9 +11,10 @@ from kvfold.pipeline.show.table import Cell, Table
 
 def quality_table(measurements: Measurements) -> Table:
     """Perplexity, KL and agreement of folded model and engine against the original."""
+    engine = f"; engine on {measurements.gpu}" if measurements.gpu else ""
     return Table.of(
         f"{measurements.tokens:,} tokens in sequences of {measurements.sequence_length:,}; "
-        f"text: {measurements.text}",
+        f"text: {measurements.text}{engine}",
         ("", "perplexity", "KL mean", "median", "p99", "top-1"),
         (
             (ORIGINAL, f"{measurements.subjects[ORIGINAL].perplexity:.3f}", "", "", "", ""),

@@ -11,6 +11,7 @@ import numpy as np
 from polygraphy.comparator import Comparator, IterationResult
 from polygraphy.logger import G_LOGGER
 
+from kvfold.pipeline.machine.engine_gpu import gpu_name
 from kvfold.pipeline.quality.load_subjects import load_subjects
 from kvfold.pipeline.quality.logit_measures import Distance, measure_distance
 from kvfold.pipeline.quality.meter import Meter
@@ -46,11 +47,12 @@ def write_measurements(workspace: Workspace, output: Path, progress: Callable[[f
     section = workspace.recipe.validate_on
     windows = workspace.tensors(HELDOUT_TOKENS)["tokens"].numpy()
     subjects = load_subjects(workspace, section.sequence_length, section.prefill_chunk)
-    path = output / measurements_file(workspace.recipe.target)
+    measurements = compare(windows, subjects, section.description, progress)
+    target = workspace.recipe.target
+    path = output / measurements_file(target)
     path.parent.mkdir(parents=True)
-    path.write_text(
-        compare(windows, subjects, section.description, progress).model_dump_json(indent=1) + "\n"
-    )
+    named = measurements.model_copy(update={"gpu": gpu_name(target)})
+    path.write_text(named.model_dump_json(indent=1) + "\n")
 
 
 def compare(

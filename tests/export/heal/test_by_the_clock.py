@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from pydantic import ValidationError
 
 from kvfold.export.heal.heal import heal
 from kvfold.export.heal.heal_settings import HealSettings
+from kvfold.export.heal.healing import Healing
 from kvfold.export.heal.judgement import judge
+from kvfold.export.heal.training.journal import Journal, Snapshot
 from kvfold.export.heal.training.schedule import Clock
 from kvfold.export.heal.training.training_text import HELD_OUT_TOKENS, TrainingText
 from kvfold.export.quantize.calibrate import calibrate
@@ -144,6 +147,43 @@ def test_what_training_made_worse_is_not_kept(tmp_path: Path, monkeypatch: pytes
     before, after = (line["loss"] for line in log(tmp_path / "worse") if line["rate"] == 0)
     assert after > before
     assert all(torch.equal(found[name], start[name]) for name in start)
+
+
+@pytest.mark.usefixtures("ticks")
+@pytest.mark.parametrize("left", [None, 0, 100])
+def test_a_start_that_cannot_be_read_any_more_is_fitted_again(
+    left: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lost, empty or cut: what training made worse is not kept all the same."""
+    healing, folded = tiny_healing(settings(seconds=0.7, int8_tokens=0, learning_rate=0.3, clip=1e9))
+    start = heal(replace(healing, settings=no_training()), folded, tmp_path / "start", "key", unheard)
+    kept = tmp_path / "worse" / "start.pt"
+
+    def damage(snapshot: Snapshot, journal: Journal) -> Snapshot:
+        if snapshot.step == "after":
+            kept.unlink() if left is None else os.truncate(kept, left)
+        return save(journal, snapshot)
+
+    save = Journal.save
+    monkeypatch.setattr(Journal, "save", lambda journal, snapshot: damage(snapshot, journal))
+    found = heal(healing, folded, tmp_path / "worse", "key", unheard)
+    assert all(torch.equal(found[name], start[name]) for name in start)
+
+
+def test_opening_the_original_is_not_part_of_judging(
+    tmp_path: Path, ticks: Ticks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is opened once, so the last judgement does not wait for it, and training has that time."""
+
+    def slow(healing: Healing) -> Any:
+        ticks.now += 2
+        return teacher(healing)
+
+    teacher = Healing.teacher
+    monkeypatch.setattr(Healing, "teacher", slow)
+    healing, folded = tiny_healing(settings(seconds=6, int8_tokens=0))
+    heal(healing, folded, tmp_path, "key", unheard)
+    assert 6 * 0.97 < ticks.now < 6 * 1.03
 
 
 def no_training() -> HealSettings:

@@ -157,6 +157,16 @@ def test_a_model_is_prepared_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert (first / "model").is_file()
 
 
+def test_a_model_of_an_older_layout_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layout 3 had links that name the place of the work folder."""
+    monkeypatch.setattr(prepared_models, "run_job", lambda job, python: Answer("1.0", {}))
+    models = PreparedModels(tmp_path / "work", tiny_checkpoint(tmp_path))
+    found = models.prepare("llama_cpp_gguf", "1.0", Path("python"))
+    old = found.with_name("llama_cpp_gguf-1.0-3")
+    old.mkdir()
+    assert models.prepare("llama_cpp_gguf", "1.0", Path("python")) == found != old
+
+
 def test_an_interrupted_conversion_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     attempts: list[bool] = []
 

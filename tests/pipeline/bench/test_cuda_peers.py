@@ -15,7 +15,7 @@ from kvfold.pipeline.bench.contenders.cuda.vllm_cuda import VllmContender
 from kvfold.pipeline.bench.contenders.transformers import TransformersContender
 from kvfold.pipeline.bench.describe_machine import describe_machine
 from kvfold.pipeline.commands.measure import bench
-from kvfold.runtime.engine.cuda.device import Device
+from kvfold.runtime.engine.cuda import driver_calls
 from tests.runtime.engine.tensorrt.cuda_stand_in import StandInDriver, Status
 
 
@@ -81,11 +81,12 @@ class StandInVllm:
 def test_the_machine_names_the_gpu_that_engines_take(monkeypatch: pytest.MonkeyPatch) -> None:
     """The driver's first one, which need not be NVML's; without a driver none, and an engine says why."""
     driver = StandInDriver()
-    monkeypatch.setattr(Device, "open", lambda: Device(driver))
+    monkeypatch.setattr(driver_calls, "load_driver", lambda: driver)
     assert describe_machine("cuda").gpu == "Stand-in GPU"
-    assert driver.calls.count("cuDevicePrimaryCtxRelease") == 1, "its context takes no memory from engines"
-    driver.fails["cuInit"] = Status.CUDA_ERROR_NO_DEVICE
-    assert describe_machine("cuda").gpu is None
+    assert not driver.count("cuDevicePrimaryCtxRetain"), "a context takes memory from engines"
+    for status in (Status.CUDA_ERROR_NO_DEVICE, Status.CUDA_ERROR_OUT_OF_MEMORY):
+        driver.fails["cuInit"] = status
+        assert describe_machine("cuda").gpu is None
 
 
 def test_vllm_s_tokens_have_each_their_clock() -> None:

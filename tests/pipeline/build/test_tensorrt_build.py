@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -189,6 +190,19 @@ def test_a_plan_that_was_built_for_the_card_that_is_there_is_taken_as_it_is(
     assert why_lacks(80) is None and why_lacks(120) is None
     assert why_lacks(89) == why_lacks(80, 89, 120) == "it was not built for SM 89"
     assert build(folder, bundle, architectures=(80,)) == []
+
+
+def test_a_plan_with_a_damaged_kernel_is_built_again(folder: Path, bundle: Path) -> None:
+    """Its size and time are those that the manifest has, as after an error of the disk."""
+    root = shutil.copytree(bundle, folder / "rotted")
+    cubin = next((root / "engine" / TARGET / "kernels").glob("*.cubin"))
+    whole, status = cubin.read_bytes(), cubin.stat()
+    cubin.write_bytes(bytes(len(whole)))
+    os.utime(cubin, ns=(status.st_atime_ns, status.st_mtime_ns))
+    recipe = load_recipe(str(folder / "tiny.yaml"), TARGET, ARCHITECTURES)
+    assert why_plan_lacks(recipe, root) == f"{cubin} is not the recorded kernel"
+    assert build(folder, root) == [target_stage("build", TARGET)]
+    assert cubin.read_bytes() == whole
 
 
 def test_architectures_of_the_command_line() -> None:

@@ -47,6 +47,8 @@ def texts(table: Table) -> list[list[str]]:
 def test_perplexity_is_told_once_for_each_subject() -> None:
     table = quality_table(MEASUREMENTS)
     assert table.title == "2,048 tokens in sequences of 1,024; text: a.txt"
+    on_gpu = MEASUREMENTS.model_copy(update={"gpu": "A card"})
+    assert quality_table(on_gpu).title == f"{table.title}; engine on A card"
     assert texts(table) == [
         ["original", "16.000", "", "", "", ""],
         ["folded", "17.000", "0.013", "0.01", "0.2", "93.75%"],
