@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import Field, ValidationError
 
@@ -22,6 +22,8 @@ from kvfold.plugins.contract.record import Record
 KERNELS_FILE = "kernels.json"
 OPENED_FILE = "kernels.bin"
 _MAGIC = b"kvfold kernels 1\n"
+# What `kernels.bin` has 32 bits for.
+Number = Annotated[int, Field(ge=0, lt=1 << 32)]
 
 
 class CompiledKernel(Record):
@@ -44,17 +46,17 @@ class CompiledKernel(Record):
     """
 
     variant: str
-    architecture: int
+    architecture: Number
     symbol: str
     file: str
     sha256: str
-    num_warps: int
-    shared_bytes: int
-    registers: int
-    spill_bytes: int
+    num_warps: Number
+    shared_bytes: Number
+    registers: Number
+    spill_bytes: Number
     arguments: tuple[str, ...]
     grid: tuple[str, str, str]
-    constants: dict[str, int] = Field(default_factory=dict)
+    constants: dict[str, Number] = Field(default_factory=dict)
 
 
 class KernelLibrary(Record):

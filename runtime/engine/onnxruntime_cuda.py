@@ -20,7 +20,7 @@ from kvfold.plugins.contract.errors import TargetError
 from kvfold.runtime.engine.cuda.buckets import DecodeBuckets
 from kvfold.runtime.engine.cuda.device import Device
 from kvfold.runtime.engine.cuda.device_pages import DevicePages
-from kvfold.runtime.engine.cuda.device_sampler import open_sampler
+from kvfold.runtime.engine.cuda.device_sampler import SamplerSizes, open_sampler
 from kvfold.runtime.engine.cuda.gpu_engine import GpuEngine
 from kvfold.runtime.engine.cuda.memory_check import StepSizes, check_memory
 from kvfold.runtime.engine.cuda.staging import BindingTable, Staging, bind_step
@@ -48,8 +48,8 @@ RUNS_BEFORE_CAPTURE = 3
 # Of the GPU, for a step's logits: a row for each sequence, and as many of a prompt's as these hold.
 LOGITS_BYTES = 128 << 20
 _ADVICE = (
-    "lower max_num_batched_tokens and max_num_seqs (step inputs, logits and sampling shrink with them, and "
-    "ONNX Runtime's own memory, which is not counted here)"
+    "lower max_num_batched_tokens and max_num_seqs (step inputs, logits, sampling and ONNX Runtime's own "
+    "memory shrink with them)"
 )
 
 
@@ -173,7 +173,11 @@ def assemble(
     max_num_seqs: int,
     provider: Provider,
 ) -> GpuEngine:
-    """An engine over a session on the device's stream; `provider` as for `SessionProgram`."""
+    """An engine over a session on the device's stream; `provider` as for `SessionProgram`.
+
+    Memory is counted before any is taken, and again when ONNX Runtime has taken its own in the largest step:
+    pages and the logits that sampling changes are taken later.
+    """
     limits = step_limits(info, max_num_batched_tokens, max_num_seqs)
     info = replace(info, max_logits=limits.max_logits)
     sizes = StepSizes.of((limits,), info.plan, info.vocab_size, max_num_seqs)
@@ -185,6 +189,9 @@ def assemble(
     sampler = open_sampler(device, files.directory / KERNELS_FOLDER, max_num_seqs, info.vocab_size)
     engine = GpuEngine(runner, pages, info, max_num_seqs, sampler)
     engine.begin(largest_prompts(limits, info)).wait()
+    edited = SamplerSizes.of(max_num_seqs, info.vocab_size).edited
+    later = {"KV pools": info.kv_cache_bytes, "logits that sampling changes": edited}
+    check_memory(later, device.free_bytes(), _ADVICE)
     return engine
 
 

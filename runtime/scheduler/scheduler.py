@@ -6,6 +6,9 @@ evicted, then kept sequences of idle sessions are given up, then chunks of promp
 a page, then the newest running request is preempted: its pages go to the radix tree and it computes again
 what was evicted meanwhile. The oldest of the most urgent requests is never preempted and every request fits,
 so every request ends.
+
+A prompt that wants all its logits leaves a row to each other request that runs or may enter. Where an engine
+has as many rows as tokens it leaves so many tokens: replies go on, other prompts are read a few at a time.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from collections import OrderedDict
 
 import numpy as np
 
-from kvfold.plugins.contract.errors import CapacityError
+from kvfold.plugins.contract.errors import CapacityError, TargetError
 from kvfold.runtime.engine.protocol import EngineInfo, PageStore
 from kvfold.runtime.memory.kv_memory import KvMemory
 from kvfold.runtime.memory.paged_sequence import PagedSequence
@@ -46,14 +49,22 @@ class Scheduler:
     def __init__(
         self, info: EngineInfo, config: RuntimeConfig, store: PageStore, tier: KvTier | None = None
     ) -> None:
-        """An idle scheduler with the engine's memory to itself, and a tier below it or none."""
+        """An idle scheduler with the engine's memory to itself, and a tier below it or none.
+
+        Raises:
+            TargetError: a step of the engine has fewer rows of logits than sequences may run.
+        """
         self.memory = KvMemory(info, store, tier)
         self.metrics = CacheMetrics()
         self.running: list[Request] = []
         self.waiting: list[Request] = []
         self._config = config
         self._rows = info.max_logits or config.max_num_batched_tokens
-        assert self._rows >= config.max_num_seqs, "a row for each sequence"
+        if self._rows < config.max_num_seqs:
+            raise TargetError(
+                f"a step of this engine has {self._rows} rows of logits, fewer than max_num_seqs "
+                f"{config.max_num_seqs}; lower that, or build the engine again for more sequences"
+            )
         self._parked: OrderedDict[int, PagedSequence] = OrderedDict()
         self._loads = TierLoads(self.memory)
         self.max_length = bisect_left(range(1, info.max_context_length + 1), True, key=self._is_too_long)
@@ -122,7 +133,7 @@ class Scheduler:
         """
         budget = self._config.max_num_batched_tokens
         prompts = budget if most_prefill is None else most_prefill
-        scheduled = self._schedule(StepRoom(budget, prompts, self._rows))
+        scheduled = self._schedule(StepRoom(budget, prompts, self._rows, self._most_sequences))
         last = (request.ends_next for request in self.running)
         assert scheduled or self._loads or not self.has_work or any(last), "nothing fits, but each alone does"
         return scheduled
@@ -165,10 +176,10 @@ class Scheduler:
         scheduled: Scheduled = []
         preemptions = self.metrics.preemptions
         running = sorted(self.running, key=lambda each: each.priority)  # a victim comes after
-        for at, request in enumerate(running):
+        for request in running:
             if request.sequence is None or request.ends_next:
                 continue
-            chunk = room.next_chunk(request, request.sequence, others=len(running) - at - 1)
+            chunk = room.next_chunk(request, request.sequence)
             made = None if chunk is None else self._make_room(request, chunk)
             if made is not None:
                 scheduled.append((request, made))
@@ -185,6 +196,11 @@ class Scheduler:
             scheduled.append((request, admitted))
             room.take(admitted, prompt=True)
         return scheduled
+
+    @property
+    def _most_sequences(self) -> int:
+        may_enter = min(len(self._ready()), self._config.max_num_seqs - len(self.running))
+        return may_enter + sum(not request.ends_next for request in self.running)
 
     @property
     def _may_admit(self) -> bool:

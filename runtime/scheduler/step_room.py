@@ -8,32 +8,33 @@ from kvfold.runtime.scheduler.step_builder import Chunk
 
 
 class StepRoom:
-    """Tokens, those of prompts among them, and rows of logits."""
+    """Tokens, those of prompts among them, and rows of logits, of which each sequence is left one."""
 
-    def __init__(self, tokens: int, prompts: int, rows: int) -> None:
+    def __init__(self, tokens: int, prompts: int, rows: int, sequences: int) -> None:
         """An empty step.
 
         Args:
             tokens: at most, of all sequences.
             prompts: tokens of prompts among them, at most.
-            rows: of logits at most; no less than sequences may run, as each may want one.
+            rows: of logits at most.
+            sequences: that the step may have, no more than rows.
         """
         self._tokens = tokens
         self._prompts = prompts
         self._rows = rows
+        self._sequences = sequences
 
     @property
     def admits(self) -> bool:
         """Whether a prompt may begin."""
         return min(self._tokens, self._prompts, self._rows) > 0
 
-    def next_chunk(self, request: Request, sequence: PagedSequence, others: int = 0) -> Chunk | None:
+    def next_chunk(self, request: Request, sequence: PagedSequence) -> Chunk | None:
         """The next positions of a request, as many as there is room for; None where there is none.
 
         Args:
             request: whose turn it is.
             sequence: with its pages.
-            others: who comes after it in the step, and may want a row each.
         """
         start = sequence.num_computed
         if request.length - start <= 1:  # 0: its next token is being drawn
@@ -42,6 +43,7 @@ class StepRoom:
         if not tokens:
             return None
         first = max(start, request.first_wanted)
+        others = max(self._sequences - 1, 0)
         end = min(request.length, start + tokens, first + self._rows - others)
         return Chunk(sequence, start, end, range(first, end))
 
@@ -51,3 +53,4 @@ class StepRoom:
         self._tokens -= size
         self._prompts -= size if prompt else 0
         self._rows -= len(chunk.wanted)
+        self._sequences -= 1

@@ -180,6 +180,7 @@ class Device:
                 cause = cause.__cause__
             with suppress(KvfoldError):  # a lost GPU refuses this too; the first error is the one to see
                 self.activate()
+            with suppress(KvfoldError):
                 last.close()
             raise
 

@@ -23,6 +23,10 @@ ACTIONS = {
     "CUDA_ERROR_NO_BINARY_FOR_GPU": (
         "the engine's kernels were not made for this GPU: build it again with its SM version (`--sm`)"
     ),
+    "cudaErrorNoKernelImageForDevice": (
+        "the library's own kernels were not made for this GPU: install an onnxruntime-gpu that supports it, "
+        "or run another target (`tensorrt-rtx`, `cpu`)"
+    ),
     **dict.fromkeys(
         (
             "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH",
@@ -45,13 +49,13 @@ ACTIONS = {
         _LOST,
     ),
 }
-# Their numbers, which `cudaError_t` of the runtime library has too, and one that it has alone.
+# Their numbers, which `cudaError_t` of the runtime library has too, and those that libraries alone give.
 NUMBERS = {
     2: NO_MEMORY,
     35: "cudaErrorInsufficientDriver",
     46: "CUDA_ERROR_DEVICE_UNAVAILABLE",
     100: "CUDA_ERROR_NO_DEVICE",
-    209: "CUDA_ERROR_NO_BINARY_FOR_GPU",
+    209: "cudaErrorNoKernelImageForDevice",
     214: "CUDA_ERROR_ECC_UNCORRECTABLE",
     222: "CUDA_ERROR_UNSUPPORTED_PTX_VERSION",
     700: "CUDA_ERROR_ILLEGAL_ADDRESS",

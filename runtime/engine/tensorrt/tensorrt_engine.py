@@ -62,7 +62,8 @@ class TensorRTEngine(GpuEngine):
         """Count the memory before the plan takes its weights, and again when it has told its workspace."""
         check_pages(info.num_pages, facts.max_pages)
         rows = max(facts.decode.max_logits, facts.prefill.max_logits)
-        sizes = StepSizes.of((facts.decode, facts.prefill), info.plan, info.vocab_size, rows)
+        sampled = min(facts.decode.max_sequences, facts.prefill.max_sequences)
+        sizes = StepSizes.of((facts.decode, facts.prefill), info.plan, info.vocab_size, sampled)
         free, weights = device.free_bytes(), (directory / PLAN_FILE).stat().st_size
         parts = {"weights": weights, "KV pools": info.kv_cache_bytes, **sizes.parts}
         check_memory(parts, free, _ADVICE)
@@ -74,5 +75,5 @@ class TensorRTEngine(GpuEngine):
         program = PlanProgram(device, loaded, facts, info.plan, memory)
         staging = Staging(device, memory.inputs, sizes.inputs)
         buckets = DecodeBuckets.of(facts.decode, info.plan)
-        sampler = open_sampler(device, directory / KERNELS_FOLDER, rows, info.vocab_size)
+        sampler = open_sampler(device, directory / KERNELS_FOLDER, sampled, info.vocab_size)
         return cls(StepRunner(device, program, staging, buckets, info.plan), pages, info, rows, sampler)

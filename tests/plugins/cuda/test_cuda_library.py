@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from kvfold.plugins.contract.errors import KernelError
 from kvfold.plugins.cuda import cuda_library as library
-from kvfold.plugins.cuda.kernel_library import OPENED_FILE
+from kvfold.plugins.cuda.kernel_library import KERNELS_FILE, OPENED_FILE, KernelLibrary
 from tests.plugins.cuda.fake_kernels import fake_kernels
 from tests.plugins.tensorrt.attention_models import SPEC
 
@@ -53,3 +54,18 @@ def test_a_damaged_file_of_kernels_is_not_opened(tmp_path: Path, damage: bytes) 
         KernelError, match=r"kernels\.bin does not hold the recorded kernels; build the engine"
     ):
         library.open_kernels(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["num_warps", "shared_bytes", "architecture"])
+@pytest.mark.parametrize("number", [-1, 1 << 32])
+def test_a_number_that_no_kernel_has_is_refused(tmp_path: Path, name: str, number: int) -> None:
+    fake_kernels((SPEC,), (80,), tmp_path)
+    path = tmp_path / KERNELS_FILE
+    recorded = json.loads(path.read_text())
+    recorded["kernels"][0][name] = number
+    path.write_text(json.dumps(recorded))
+    said = (
+        rf"kernels\.json is not valid:\s+kernels\.0\.{name}: .* \(given: {number}\); build the engine again"
+    )
+    with pytest.raises(KernelError, match=said):
+        KernelLibrary.load(tmp_path)

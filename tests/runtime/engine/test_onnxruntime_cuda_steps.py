@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from weakref import finalize
 
@@ -215,6 +216,29 @@ def test_too_little_memory_is_refused_before_pools_are_taken(tmp_path: Path) -> 
     with pytest.raises(CapacityError, match=r"KV pools 4 MiB, step inputs 1 MiB, .* sampling 1 MiB;"):
         Gpu(tmp_path, driver=driver)
     assert not driver.used and not driver.reserved
+
+
+class WarmedDriver(StandInDriver):
+    """The first step takes memory of its own."""
+
+    taken = 0
+
+    def _mem_get_info(self) -> tuple[int, int]:
+        free, total = super()._mem_get_info()
+        return free - (self.taken if self.count("cuMemcpyHtoDAsync") else 0), total
+
+
+def test_what_onnx_runtime_takes_in_its_first_step_is_not_promised_to_pages(tmp_path: Path) -> None:
+    for taken, fits in ((32, True), (62, False)):
+        folder = tmp_path / str(taken)
+        folder.mkdir()
+        driver = WarmedDriver(total=MARGIN + (64 << 20))
+        driver.taken = taken << 20
+        refused = pytest.raises(
+            CapacityError, match=r"KV pools 4 MiB, logits that sampling changes 1 MiB; .* ONNX Runtime's own"
+        )
+        with nullcontext() if fits else refused:
+            Gpu(folder, driver=driver)
 
 
 def test_a_session_that_refuses_a_step_is_a_typed_error(gpu: Gpu) -> None:

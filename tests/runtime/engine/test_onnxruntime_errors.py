@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from kvfold.plugins.contract.errors import BundleError, CapacityError, KvfoldError, TargetError
 from kvfold.plugins.cuda import cuda_library
-from kvfold.runtime.engine.onnxruntime_engine import PROVIDERS, open_session, run_session
+from kvfold.runtime.engine.onnxruntime_engine import PROVIDERS, Provider, open_session, run_session
 from kvfold.runtime.engine.onnxruntime_errors import device_error
 
 RUN = "[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running MatMul node. "
@@ -57,6 +57,11 @@ SAID: dict[str, tuple[str, type[KvfoldError], str]] = {
         TargetError,
         "sees no GPU",
     ),
+    "a GPU that ONNX Runtime has no code for": (
+        f"CUDA failure 209: no kernel image is available for execution on the device{CUDA_CALL}",
+        TargetError,
+        "install an onnxruntime-gpu that supports it",
+    ),
     "an old driver": (
         f"CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version{CUDA_CALL}",
         TargetError,
@@ -93,21 +98,28 @@ SAID: dict[str, tuple[str, type[KvfoldError], str]] = {
 }
 
 
+NO_HOST_MEMORY: list[Exception] = [
+    RuntimeError("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Exception during loading: std::bad_alloc"),
+    RuntimeError(f"{RUN}bad allocation"),
+    MemoryError("std::bad_alloc"),
+]
+
+
 class Failing:
     """A session of ONNX Runtime that says so when it runs."""
 
-    def __init__(self, said: str) -> None:
-        self._said = said
+    def __init__(self, error: Exception) -> None:
+        self._error = error
 
     def run_with_iobinding(self, *_: object) -> None:
-        raise RuntimeError(RUN + self._said)
+        raise self._error
 
 
 @pytest.mark.parametrize("what", SAID)
 def test_a_step_that_fails_on_the_gpu(what: str) -> None:
     said, kind, action = SAID[what]
     with pytest.raises(kind) as caught:
-        run_session(Failing(said), None, PROVIDERS["cuda"])
+        run_session(Failing(RuntimeError(RUN + said)), None, PROVIDERS["cuda"])
     assert said.strip(";") in str(caught.value) and action in str(caught.value)
     assert "build" not in str(caught.value)
 
@@ -132,7 +144,25 @@ def test_what_says_nothing_of_a_device_is_a_damaged_engine() -> None:
     said = f"{RUN}MatMul dimension mismatch"
     assert device_error(said, on_gpu=True) is None
     with pytest.raises(BundleError, match="dimension mismatch; the engine is damaged: build it again"):
-        run_session(Failing("dimension mismatch"), None, PROVIDERS["cuda"])
+        run_session(Failing(RuntimeError(said)), None, PROVIDERS["cuda"])
+
+
+@pytest.mark.parametrize("error", NO_HOST_MEMORY, ids=repr)
+@pytest.mark.parametrize("provider", [PROVIDERS["cpu"], PROVIDERS["cuda"]], ids=lambda each: each.memory)
+def test_a_host_without_memory_is_no_damaged_engine(
+    error: Exception, provider: Provider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [provider.name])
+    monkeypatch.setattr(ort, "InferenceSession", fail)
+    monkeypatch.setattr(cuda_library, "open_kernels", lambda _: None)
+    said = r"bad.alloc\w*; the machine has no memory left: end other programs on it, or lower max_num"
+    with pytest.raises(CapacityError, match=said):
+        open_session(tmp_path / "model.onnx", provider)
+    with pytest.raises(CapacityError, match=said):
+        run_session(Failing(error), None, provider)
 
 
 def test_a_machine_without_memory_is_no_damaged_engine() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -173,6 +174,12 @@ def test_wrong_attributes_are_answered_in_the_same_words(cpp_answer: Answer, req
         assert first == f"error: {error}"
     else:
         assert first == f"node of {', '.join(node.inputs)}"
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.5, math.inf, math.nan])
+def test_a_scale_that_is_no_positive_number_is_refused(cpp_answer: Answer, scale: float) -> None:
+    answer = cpp_answer(replace(request_of(PRODUCER), values=PRODUCER.values() | {"scale": scale}))
+    assert answer == f"error: attention node layers.3: scale is {scale}, and must be a positive number\n"
 
 
 def test_each_engines_nodes_have_its_own_kernels(cpp_answer: Answer, other_kernels: Path) -> None:

@@ -11,6 +11,8 @@ import pytest
 from kvfold.plugins.contract import step as contract
 from kvfold.plugins.contract.errors import CapacityError, TargetError
 from kvfold.plugins.contract.fold_plan import FoldPlan
+from kvfold.runtime.engine.cuda.device_sampler import SamplerSizes
+from kvfold.runtime.engine.cuda.memory_check import MIB
 from kvfold.runtime.engine.protocol import GroupTables, StepInputs
 from kvfold.runtime.engine.tensorrt.tensorrt_engine import TensorRTEngine
 from kvfold.runtime.llm.llm import LLM
@@ -212,6 +214,18 @@ def test_too_little_memory_is_refused_before_it_is_taken(machine: Machine) -> No
     with pytest.raises(CapacityError, match=r"KV pools 64 MiB, .* sampling 1 MiB; .* Lower kv_cache_bytes"):
         machine.load(GLOBAL, pages=1 << 18)
     assert machine.driver.count("cuMemAlloc") == 0
+
+
+def test_sampling_is_counted_for_the_sequences_of_a_step(machine: Machine) -> None:
+    """However many rows of a prompt a step may have: of those none is sampled but the last."""
+    facts = make_facts(GLOBAL)
+    many = make_facts(GLOBAL, prefill=facts.prefill.model_copy(update={"max_logits": 64}))
+    vocab, taken = 40_000, 6
+    machine.driver.total = 300 << 20
+    sampling = -(-SamplerSizes.of(taken, vocab).together // MIB)
+    assert sampling < -(-SamplerSizes.of(64, vocab).together // MIB)
+    with pytest.raises(CapacityError, match=f"logits 10 MiB, sampling {sampling} MiB;"):
+        machine.load(GLOBAL, pages=1 << 18, config=make_config(many, vocab))
 
 
 def test_a_workspace_that_does_not_fit_is_refused_beside_the_weights(machine: Machine) -> None:
