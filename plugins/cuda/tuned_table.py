@@ -73,6 +73,7 @@ class TunedTable(Record):
         card: its name.
         date: of the measurement, YYYY-MM-DD.
         triton: version that compiled.
+        sources: hash of what was compiled and on which calls; choices of another are not gone on from.
         choices: at most one for each kernel, type of caches and width.
         broken: what broke the GPU meanwhile.
     """
@@ -81,6 +82,7 @@ class TunedTable(Record):
     card: str
     date: str
     triton: str
+    sources: str
     choices: tuple[Choice, ...] = ()
     broken: tuple[BrokenWay, ...] = ()
 

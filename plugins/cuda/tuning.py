@@ -32,9 +32,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from itertools import product
 
+from kvfold.plugins.contract.errors import KernelError
 from kvfold.plugins.cuda.attention_spec import Variant
 from kvfold.plugins.cuda.sampling_launches import EDIT_BLOCK, FEED_BLOCK
-from kvfold.plugins.cuda.tuned_table import tuned_table
+from kvfold.plugins.cuda.tuned_table import TunedTable, Way, table_path, tuned_table
 
 # What `kvfold tune` tries, besides warps and stages.
 PREFILL_DIALS = {"ROWS": (64, 128, 256), "KEYS": (32, 64, 128)}
@@ -77,7 +78,7 @@ def tunings_of(variant: Variant, architecture: int) -> tuple[Tuning, ...]:
     A choice was measured with another group and other options, so it may not fit where the rule does.
 
     Raises:
-        KernelError: the architecture's table cannot be read.
+        KernelError: the architecture's table cannot be read, or says that the rule broke the GPU.
     """
     rule = rule_of(variant, architecture)
     table = tuned_table(architecture)
@@ -85,8 +86,27 @@ def tunings_of(variant: Variant, architecture: int) -> tuple[Tuning, ...]:
         return (rule,)
     choice = table.find(variant.kernel, variant.cache_dtype == "int8", _width(variant))
     if choice is None:
+        _check_not_broken(rule, variant, table)
         return (rule,)
-    return _with_room(Tuning(choice.num_warps, choice.num_stages, choice.constants), variant), rule
+    return _with_room(tuning_of(choice), variant), rule
+
+
+def tuning_of(way: Way) -> Tuning:
+    """What a table says of a way."""
+    return Tuning(way.num_warps, way.num_stages, way.constants)
+
+
+def _check_not_broken(rule: Tuning, variant: Variant, table: TunedTable) -> None:
+    """Raise KernelError where the rule broke the GPU: nothing was held against it, so no way is known."""
+    serves = variant.kernel, variant.cache_dtype == "int8", _width(variant)
+    for way in table.broken:
+        if way.serves == serves and tuning_of(way) == rule:
+            raise KernelError(
+                f"{variant.kernel} with {variant.cache_dtype} caches and heads of {_width(variant)} channels "
+                f"broke the GPU when {table.card} was tuned ({way.error}); run `kvfold tune` again with "
+                f"another driver or Triton ({table.triton} was used); to build all the same, remove "
+                f"{table_path(table.architecture)}"
+            )
 
 
 def rule_of(variant: Variant, architecture: int) -> Tuning:

@@ -6,10 +6,8 @@ that the library logs goes to stderr. The plan is saved as bytes: an engine obje
 
 from __future__ import annotations
 
-import ctypes
 import os
 import resource
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -27,12 +25,11 @@ from polygraphy.backend.trt import (
 )
 from polygraphy.logger import G_LOGGER
 
+from kvfold.pipeline.build.end_with_parent import end_with_parent
 from kvfold.pipeline.build.tensorrt.build_job import BuildJob, BuildResult, WorkerMessage
 from kvfold.pipeline.build.tensorrt.build_phases import progress_monitor
 from kvfold.plugins.contract.errors import KvfoldError
 from kvfold.plugins.tensorrt.load_plugins import load_plugins, surfacing_errors
-
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def build(job: BuildJob, report: Callable[[float], None]) -> BuildResult:
@@ -93,7 +90,7 @@ def main() -> None:
     """Do the job on stdin; ends with exit code 1 where it failed."""
     with os.fdopen(os.dup(sys.stdout.fileno()), "w") as messages:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # the library prints to stdout too
-        _end_with_parent()
+        end_with_parent()
         G_LOGGER.module_severity = G_LOGGER.EXTRA_VERBOSE
         job = BuildJob.model_validate_json(sys.stdin.read())
         try:
@@ -102,12 +99,6 @@ def main() -> None:
             _send(messages, WorkerMessage(error=str(error)))
             raise SystemExit(1) from error
         _send(messages, WorkerMessage(result=result))
-
-
-def _end_with_parent() -> None:
-    """Have Linux end this process when the pipeline is killed; elsewhere its next message does."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _send(messages: TextIO, message: WorkerMessage) -> None:

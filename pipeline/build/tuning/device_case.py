@@ -12,12 +12,13 @@ import triton
 
 from kvfold.pipeline.build.tuning.tune_kernels import Timed
 from kvfold.pipeline.build.tuning.tuning_cases import TuningCase
+from kvfold.plugins.contract.errors import TargetError
 from kvfold.plugins.cuda.attention_spec import variants_of
 from kvfold.plugins.cuda.calls import Launch, resolve
-from kvfold.plugins.cuda.compile_kernels import Cubin, compile_variant
+from kvfold.plugins.cuda.compile_kernels import Cubin, compile_tuned
 from kvfold.plugins.cuda.kernel_library import KernelLibrary
 from kvfold.plugins.cuda.launches import workspace_sizes
-from kvfold.plugins.cuda.tuning import DECODE_DIALS
+from kvfold.plugins.cuda.tuning import DECODE_DIALS, rule_of
 from kvfold.runtime.engine.cuda.device import Device
 
 SAMPLES, SAMPLE_MILLISECONDS = 5, 4.0
@@ -34,8 +35,9 @@ class DeviceCase:
     def __init__(self, device: Device, case: TuningCase) -> None:
         """Fill the memory; raises CapacityError where there is too little."""
         self._device, self._case = device, case
+        # By the rule: a table, which may be damaged, is what this is to write.
         self._fixed = [
-            compile_variant(variant, device.architecture)
+            compile_tuned(variant, device.architecture, rule_of(variant, device.architecture))
             for variant in variants_of(case.spec)
             if variant.kernel != case.kernel
         ]
@@ -63,8 +65,15 @@ class DeviceCase:
         self._workspace = self._fill(sum(most.values()) // 2, "float16", rng)
         self._start, self._end = (device.call("cuEventCreate", 0) for _ in range(2))
 
-    def time(self, cubin: Cubin) -> Timed:
-        """As `CaseOnGpu.time`."""
+    def time(self, cubin: Cubin) -> Timed | None:
+        """As `CaseOnGpu.time`, but for a way that breaks the GPU: that is a TargetError here."""
+        try:
+            return self._time(cubin)
+        except TargetError:  # as where a block takes more than an SM has
+            self._device.synchronize()  # a GPU that broke says so again and again
+            return None
+
+    def _time(self, cubin: Cubin) -> Timed:
         device = self._device
         functions = self._functions | {cubin.kernel.file: self._load(cubin)}
         kernels = (cubin.kernel, *(fixed.kernel for fixed in self._fixed))

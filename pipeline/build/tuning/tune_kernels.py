@@ -1,6 +1,7 @@
 """Time ways to compile each kernel until the clock says stop; the fastest of each go into a table.
 
-The table is kept after each case, so that a run that ends early is gone on from.
+What is found is kept in a file beside the table after each case. So a run that ends early is gone on from,
+and until it is whole builds keep the table that they had.
 """
 
 from __future__ import annotations
@@ -15,13 +16,19 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from kvfold.pipeline.build.tuning.tuning_cases import TuningCase
+from kvfold.pipeline.workspace.sources import hash_sources
 from kvfold.plugins.contract.errors import KernelError
 from kvfold.plugins.contract.progress import Progress, part
 from kvfold.plugins.cuda.compile_kernels import Cubin
-from kvfold.plugins.cuda.tuned_table import BrokenWay, Choice, TunedTable
-from kvfold.plugins.cuda.tuning import Tuning, candidates_of, rule_of
+from kvfold.plugins.cuda.tuned_table import BrokenWay, Choice, TunedTable, table_path
+from kvfold.plugins.cuda.tuning import Tuning, candidates_of, rule_of, tuning_of
 from kvfold.plugins.paged_attention.tolerances import OUTPUT
 
+# What a way's time depends on, besides the way, the card and Triton.
+MEASURED = (
+    *(f"kvfold.plugins.cuda.kernels.{name}" for name in ("prefill", "decode", "merge")),
+    "kvfold.pipeline.build.tuning.tuning_cases",
+)
 WORTH = 0.98  # of the rule's time: less is noise, and the rule stays
 ALLOWED = 2 * OUTPUT["float16"]  # between two ways to compute, each within the op's tolerance
 
@@ -49,10 +56,14 @@ class Broke:
 class CaseOnGpu(Protocol):
     """The inputs of a case in a GPU's memory."""
 
-    def time(self, cubin: Cubin) -> Timed | Broke:
+    def time(self, cubin: Cubin) -> Timed | Broke | None:
         """Run the case with this cubin of its kernel; also after one that broke the GPU.
 
+        Returns:
+            None where the GPU refuses the cubin and goes on.
+
         Raises:
+            CapacityError: other programs took the GPU's memory meanwhile.
             KvfoldError: the GPU can no more be used.
         """
         ...
@@ -80,8 +91,7 @@ def tune_kernels(
     seconds: float,
     clock: Callable[[], float],
     progress: Progress,
-    table: TunedTable,
-    keep: Callable[[TunedTable], None],
+    path: Path,
 ) -> TunedTable:
     """The fastest way found for each case.
 
@@ -92,37 +102,57 @@ def tune_kernels(
             compiles it.
         clock: seconds that go by.
         progress: told the fraction of the time, or of the work if that is further.
-        table: to go on from, as of `begun_table`.
-        keep: told the table after each case.
+        path: where the whole table goes. What was found until then is in the file of `begun_path`.
+
+    Raises:
+        KvfoldError: the GPU can no more be used, or a file cannot be written.
     """
-    start = clock()
+    start, begun_file = clock(), begun_path(path, bench.architecture)
+    table = begun_table(begun_file, bench)
     waiting = [case for case in cases if not _is_done(case, table)]
     for index, case in enumerate(waiting):
         begun = clock() - start
         share = (seconds - begun) / (len(waiting) - index)
         told = part(progress, begun / seconds, share / seconds, case.name)
-        choice, broken = _tune(bench, case, _broken_ways(case, table), share, clock, told)
-        found = {
-            "date": date.today().isoformat(),
-            "choices": (*table.choices, *([choice] if choice else [])),
-            "broken": (*table.broken, *broken),
-        }
-        table = table.model_copy(update=found)
-        keep(table)
+        choice, broken = None, list[BrokenWay]()
+        try:
+            choice = _tune(bench, case, _broken_ways(case, table), share, clock, told, broken)
+        finally:  # also where the case does not end: what broke the GPU is not tried again
+            found = {
+                "date": date.today().isoformat(),
+                "choices": (*table.choices, *([choice] if choice else [])),
+                "broken": (*table.broken, *broken),
+            }
+            table = table.model_copy(update=found)
+            table.save(begun_file)
+    table.save(path)
+    begun_file.unlink(missing_ok=True)
     return table
 
 
-def begun_table(path: Path, bench: Bench, cases: Iterable[TuningCase]) -> TunedTable:
-    """What an earlier run on this card did not finish, else nothing: a whole table is measured anew."""
+def begun_path(path: Path, architecture: int) -> Path:
+    """Where a table is kept until it is whole: beside it, but above the folder whose files builds hash."""
+    folder = path.parent.resolve()
+    if folder == table_path(architecture).parent.resolve():
+        folder = folder.parent
+    return folder / f"{path.name}.begun"
+
+
+def begun_table(path: Path, bench: Bench) -> TunedTable:
+    """What an earlier run on this card did not finish, of the same kernels and cases, else nothing."""
     nothing = TunedTable(
-        architecture=bench.architecture, card=bench.card, date=date.today().isoformat(), triton=bench.triton
+        architecture=bench.architecture,
+        card=bench.card,
+        date=date.today().isoformat(),
+        triton=bench.triton,
+        sources=hash_sources(MEASURED),
     )
     try:
         found = TunedTable.load(path)
     except KernelError:  # there is none
         return nothing
-    same = all(getattr(found, name) == getattr(nothing, name) for name in ("architecture", "card", "triton"))
-    return nothing if not same or all(_is_done(case, found) for case in cases) else found
+    names = "architecture", "card", "triton", "sources"
+    return found if all(getattr(found, name) == getattr(nothing, name) for name in names) else nothing
 
 
 def _is_done(case: TuningCase, table: TunedTable) -> bool:
@@ -132,8 +162,7 @@ def _is_done(case: TuningCase, table: TunedTable) -> bool:
 
 
 def _broken_ways(case: TuningCase, table: TunedTable) -> list[Tuning]:
-    broken = [way for way in table.broken if way.serves == _served(case)]
-    return [Tuning(way.num_warps, way.num_stages, way.constants) for way in broken]
+    return [tuning_of(way) for way in table.broken if way.serves == _served(case)]
 
 
 def _served(case: TuningCase) -> tuple[Literal["prefill", "decode"], bool, int]:
@@ -148,14 +177,15 @@ def _tune(
     seconds: float,
     clock: Callable[[], float],
     progress: Progress,
-) -> tuple[Choice | None, list[BrokenWay]]:
+    broken: list[BrokenWay],
+) -> Choice | None:
     """The rule is first among the candidates: it always runs, and the others are held against its output.
 
-    Where it breaks the GPU, there is no choice. `known`: ways to leave out.
+    Where it does not, there is no choice. `known`: ways to leave out. `broken`: gets what breaks the GPU.
     """
     start = clock()
     ways = [way for way in candidates_of(case.variant, bench.architecture) if way not in known]
-    rule, chosen, fastest, broken = None, ways[0], 0.0, list[BrokenWay]()
+    rule, chosen, fastest = None, ways[0], 0.0
     with bench.open(case) as on_gpu:
         for index, (way, cubin) in enumerate(zip(ways, bench.compile(case, ways), strict=True)):
             timed = None if cubin is None else on_gpu.time(cubin)
@@ -167,13 +197,12 @@ def _tune(
                 chosen, fastest = way, timed.seconds
             spent = clock() - start
             progress(min(max(spent / seconds, (index + 1) / len(ways)), 1.0))
-            if spent >= seconds or (broken and rule is None):
+            if spent >= seconds or rule is None:
                 break
     if rule is None:
-        assert broken, "the rule's own choice fits: the tests compile it for each architecture"
-        return None, broken
+        return None
     times = {"microseconds": 1e6 * fastest, "rule_microseconds": 1e6 * rule.seconds}
-    return Choice(**_named(case, chosen), **times), broken
+    return Choice(**_named(case, chosen), **times)
 
 
 def _named(case: TuningCase, way: Tuning) -> dict[str, Any]:

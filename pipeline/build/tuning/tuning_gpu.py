@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import AbstractContextManager, closing
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager, closing, suppress
 from multiprocessing import get_context
 from types import TracebackType
 from typing import Self
 
 import triton
 
+from kvfold.pipeline.build.end_with_parent import begin_quietly
 from kvfold.pipeline.build.tuning.case_process import CaseProcess
 from kvfold.pipeline.build.tuning.tuning_cases import TuningCase
 from kvfold.plugins.cuda.attention_spec import Variant
@@ -34,12 +35,7 @@ class TuningGpu:
         self.card, self.architecture = name_of(driver, gpu), architecture_of(driver, gpu)
         self.triton: str = triton.__version__
         self._workers = os.cpu_count() or 1
-        self._pool = ProcessPoolExecutor(
-            self._workers,
-            mp_context=get_context("spawn"),
-            initializer=signal.signal,  # Ctrl-C is for the process that shows something
-            initargs=(signal.SIGINT, signal.SIG_IGN),
-        )
+        self._pool = _compilers(self._workers)
 
     def __enter__(self) -> Self:
         return self
@@ -51,21 +47,41 @@ class TuningGpu:
 
     def compile(self, case: TuningCase, ways: Iterable[Tuning]) -> Iterator[Cubin | None]:
         """As `Bench.compile`; each core is one way ahead of the one that is wanted."""
-        waiting: deque[Future[Cubin | None]] = deque()
+        waiting: deque[tuple[Tuning, Future[Cubin | None]]] = deque()
         try:
             for way in ways:
-                waiting.append(self._pool.submit(compile_way, case.variant, self.architecture, way))
+                waiting.append((way, self._begin(case.variant, way)))
                 if len(waiting) > self._workers:
-                    yield waiting.popleft().result()
+                    yield self._end(case.variant, *waiting.popleft())
             while waiting:
-                yield waiting.popleft().result()
+                yield self._end(case.variant, *waiting.popleft())
         finally:
-            for future in waiting:
+            for _, future in waiting:
                 future.cancel()
+
+    def _begin(self, variant: Variant, way: Tuning) -> Future[Cubin | None]:
+        try:
+            return self._pool.submit(compile_way, variant, self.architecture, way)
+        except BrokenProcessPool:
+            self._pool = _compilers(self._workers)
+            return self._pool.submit(compile_way, variant, self.architecture, way)
+
+    def _end(self, variant: Variant, way: Tuning, future: Future[Cubin | None]) -> Cubin | None:
+        """A way that ends its compiler does not compile. Those beside it end too, so each is tried alone."""
+        try:
+            return future.result()
+        except BrokenProcessPool:
+            with _compilers(1) as alone, suppress(BrokenProcessPool):
+                return alone.submit(compile_way, variant, self.architecture, way).result()
+            return None
 
     def open(self, case: TuningCase) -> AbstractContextManager[CaseProcess]:
         """As `Bench.open`."""
         return closing(CaseProcess(case))
+
+
+def _compilers(count: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=begin_quietly)
 
 
 def compile_way(variant: Variant, architecture: int, way: Tuning) -> Cubin | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from kvfold.pipeline.build.tuning.device_case import DeviceCase
 from kvfold.pipeline.build.tuning.tuning_cases import TuningCase
+from kvfold.plugins.contract.errors import TargetError
 from kvfold.plugins.cuda.compile_kernels import compile_variant
 from kvfold.runtime.engine.cuda.device import Device
 from tests.gpu.runs.kernel_figures import Peer
@@ -24,7 +25,10 @@ class GpuLab:
         """As `KernelLab.ours`, as the kernels are compiled for this GPU."""
         device = Device.open()
         try:
-            return DeviceCase(device, case).time(compile_variant(case.variant, device.architecture)).seconds
+            timed = DeviceCase(device, case).time(compile_variant(case.variant, device.architecture))
+            if timed is None:
+                raise TargetError(f"{device.name} refuses the kernel of {case.name}; run `kvfold tune` on it")
+            return timed.seconds
         finally:
             device.synchronize()
             device.close()

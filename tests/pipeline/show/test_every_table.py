@@ -19,7 +19,7 @@ from kvfold.export.search.costs import Cost
 from kvfold.pipeline.bench.bench_table import bench_table
 from kvfold.pipeline.bench.serving.serve_table import serve_table
 from kvfold.pipeline.bench.trace.trace_table import trace_table
-from kvfold.pipeline.build.tuning.tuning_tables import tuning_table
+from kvfold.pipeline.build.tuning.tuning_tables import broken_ways_table, tuning_table
 from kvfold.pipeline.commands.make.heal import loss_table
 from kvfold.pipeline.commands.use.doctor import findings_table
 from kvfold.pipeline.machine.doctor.finding import Finding
@@ -43,7 +43,7 @@ from kvfold.pipeline.studies.search.found import Found
 from kvfold.plugins.contract.attention_shape import AttentionShape
 from kvfold.plugins.contract.kv_savings import kv_bytes
 from kvfold.plugins.contract.plan_presets import Preset, build_plan
-from kvfold.plugins.cuda.tuned_table import Choice, TunedTable
+from kvfold.plugins.cuda.tuned_table import BrokenWay, Choice, TunedTable
 from kvfold.runtime.loop.snapshot import RequestView
 from kvfold.runtime.metrics import CacheMetrics, Metrics, PoolUsage, PrefixMatch, Usage
 from kvfold.runtime.server.caller import ANYONE
@@ -65,6 +65,7 @@ TUNED = TunedTable(
     card="a card",
     date="2026-01-01",
     triton="3.9",
+    sources="a hash",
     choices=(
         Choice(
             kernel="prefill",
@@ -75,6 +76,17 @@ TUNED = TunedTable(
             constants={"ROWS": 128, "KEYS": 64},
             microseconds=1234.5,
             rule_microseconds=2345.6,
+        ),
+    ),
+    broken=(
+        BrokenWay(
+            kernel="decode",
+            int8_cache=False,
+            width=64,
+            num_warps=4,
+            num_stages=2,
+            constants={"SPLIT_KEYS": 512, "KEYS": 64},
+            error="it did not end in 10 s",
         ),
     ),
 )
@@ -206,6 +218,7 @@ def tables_of_studies_and_machines() -> dict[str, tuple[Table, ...]]:
         "serve_table": (serve_table(result_of_two_scenarios()),),
         "trace_table": (trace_table(TRACE_RESULT),),
         "tuning_table": (tuning_table(TUNED),),
+        "broken_ways_table": (broken_ways_table(TUNED),),
         "findings_table": (
             findings_table(
                 [

@@ -6,6 +6,7 @@ import ctypes
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,9 +14,12 @@ import pytest
 
 from kvfold.pipeline.build.tuning.device_case import COMPARED, SAMPLES, DeviceCase
 from kvfold.pipeline.build.tuning.tuning_cases import TuningCase, tuning_cases
-from kvfold.plugins.cuda.compile_kernels import Cubin, compile_variant
+from kvfold.plugins.contract.errors import CapacityError, KvfoldError, TargetError
+from kvfold.plugins.cuda import tuned_table
+from kvfold.plugins.cuda.compile_kernels import Cubin, compile_tuned, compile_variant
+from kvfold.plugins.cuda.tuning import rule_of
 from kvfold.runtime.engine.cuda.device import Device
-from tests.runtime.engine.tensorrt.cuda_stand_in import StandInDriver
+from tests.runtime.engine.tensorrt.cuda_stand_in import StandInDriver, Status
 
 SMALL = {"prefill": (1, 0, 40), "decode": (3, 300, 1)}
 
@@ -79,6 +83,7 @@ def test_it_times_the_kernel_without_append_over_caches_that_were_filled(case: T
     driver.teach(merge, fill)
     timed = on_gpu.time(cubin)
 
+    assert timed is not None
     assert timed.seconds == pytest.approx(1e-3)  # two calls in each sample's two milliseconds
     assert timed.output.shape == (min(COMPARED, elements),) and (timed.output == 3).all()
     kernels = ["prefill"] if case.kernel == "prefill" else ["decode", "merge"]
@@ -96,3 +101,43 @@ def test_it_times_the_kernel_without_append_over_caches_that_were_filled(case: T
     device.synchronize()
     device.close()
     assert driver.used == 0
+
+
+def on_stand_in() -> tuple[Driver, DeviceCase, Cubin]:
+    """The first case, small, and its kernel as the rule compiles it."""
+    driver, case = Driver(), small(tuning_cases()[0])
+    on_gpu = DeviceCase(Device(driver), case)
+    return driver, on_gpu, compile_tuned(case.variant, 90, rule_of(case.variant, 90))
+
+
+def test_a_cubin_that_the_gpu_refuses_broke_nothing() -> None:
+    driver, on_gpu, cubin = on_stand_in()
+    driver.fails["cuLaunchKernel"] = Status.CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES
+    assert on_gpu.time(cubin) is None
+
+
+@pytest.mark.parametrize(
+    ("function", "status", "error"),
+    [
+        ("cuStreamSynchronize", Status.CUDA_ERROR_ILLEGAL_ADDRESS, TargetError),
+        ("cuModuleLoadData", Status.CUDA_ERROR_OUT_OF_MEMORY, CapacityError),
+    ],
+)
+def test_faults_and_a_lack_of_memory_are_errors(
+    function: str, status: Status, error: type[KvfoldError]
+) -> None:
+    driver, on_gpu, cubin = on_stand_in()
+    driver.teach(cubin, lambda arguments: None)
+    driver.fails[function] = status
+    with pytest.raises(error, match=status.name):
+        on_gpu.time(cubin)
+
+
+def test_a_damaged_table_does_not_hinder_the_measurement_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sm90.json").write_text("no table")
+    monkeypatch.setattr(tuned_table, "TABLES", tmp_path)
+    tuned_table.tuned_table.cache_clear()
+    _, on_gpu, _ = on_stand_in()
+    assert {each.kernel.variant.partition("-")[0] for each in on_gpu._fixed} == {"append", "decode", "merge"}

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 
-from kvfold.pipeline.build.tuning.tune_kernels import Broke, Timed, begun_table, tune_kernels
+from kvfold.pipeline.build.tuning.tune_kernels import Broke, Timed, begun_path, begun_table, tune_kernels
 from kvfold.pipeline.build.tuning.tuning_cases import TuningCase, tuning_cases
 from kvfold.plugins.contract.errors import KernelError
 from kvfold.plugins.contract.progress import Progress, unheard
@@ -17,8 +18,8 @@ from kvfold.plugins.cuda import tuned_table
 from kvfold.plugins.cuda.attention_spec import Variant
 from kvfold.plugins.cuda.compile_kernels import Cubin, compile_variant
 from kvfold.plugins.cuda.kernel_library import CompiledKernel
-from kvfold.plugins.cuda.tuned_table import BrokenWay, Choice, TunedTable
-from kvfold.plugins.cuda.tuning import Tuning, candidates_of, rule_of, tunings_of
+from kvfold.plugins.cuda.tuned_table import BrokenWay, Choice, TunedTable, table_path
+from kvfold.plugins.cuda.tuning import Tuning, candidates_of, rule_of, tuning_of, tunings_of
 
 CASES = tuning_cases()
 SECONDS_A_WAY = 1.0
@@ -103,21 +104,13 @@ def tune(
     keep: Path | None = None,
 ) -> TunedTable:
     """From nothing, or what an earlier run kept in a file."""
-    begun = begun_table(keep or Path("no table"), gpu, cases)
-
-    def save(table: TunedTable) -> None:
-        if keep is not None:
-            table.save(keep)
-
-    return tune_kernels(gpu, cases, seconds, gpu.clock, progress, begun, save)
+    with TemporaryDirectory() as folder:
+        path = keep or Path(folder) / "sm90.json"
+        return tune_kernels(gpu, cases, seconds, gpu.clock, progress, path)
 
 
 def ways_of(case: TuningCase) -> list[Tuning]:
     return candidates_of(case.variant, 90)
-
-
-def chosen(choice: Choice) -> Tuning:
-    return Tuning(choice.num_warps, choice.num_stages, choice.constants)
 
 
 def test_each_kernel_type_of_caches_and_width_has_one_case() -> None:
@@ -138,7 +131,7 @@ def test_the_fastest_way_is_chosen_and_one_that_computes_something_else_is_not()
     gpu = StandIn((rule, 2.0), (near, 1.5), (wrong, 0.1), (best, 1.0), broken=wrong)
     table = tune(gpu, (case,), 1000.0)
     (choice,) = table.choices
-    assert chosen(choice) == best
+    assert tuning_of(choice) == best
     assert (choice.microseconds, choice.rule_microseconds) == (1e6, 2e6)
     assert (table.card, table.architecture, table.triton) == ("Stand-in 9000", 90, "3.9.0")
 
@@ -147,14 +140,14 @@ def test_less_than_a_fiftieth_is_noise_and_the_rule_stays() -> None:
     case = CASES[0]
     gpu = StandIn((ways_of(case)[5], 1.97))
     (choice,) = tune(gpu, (case,), 1000.0).choices
-    assert chosen(choice) == ways_of(case)[0]
+    assert tuning_of(choice) == ways_of(case)[0]
 
 
 def test_ways_that_do_not_fit_are_left_out() -> None:
     case = CASES[0]
     gpu = StandIn(*((way, None) for way in ways_of(case)[1:]))
     (choice,) = tune(gpu, (case,), 1000.0).choices
-    assert chosen(choice) == ways_of(case)[0] and len(gpu.tried) == len(ways_of(case))
+    assert tuning_of(choice) == ways_of(case)[0] and len(gpu.tried) == len(ways_of(case))
 
 
 def test_cases_share_the_time_and_the_clock_ends_them() -> None:
@@ -176,9 +169,9 @@ def test_a_way_that_breaks_the_gpu_is_named_and_tuning_goes_on(tmp_path: Path) -
     rule, breaks, best = (ways_of(case)[index] for index in (0, 3, 9))
     gpu = StandIn((rule, 2.0), (breaks, 0.1), (best, 1.0), breaks=(breaks,))
     table = tune(gpu, (case,), 1000.0)
-    assert [chosen(choice) for choice in table.choices] == [best]
+    assert [tuning_of(choice) for choice in table.choices] == [best]
     (broken,) = table.broken
-    assert Tuning(broken.num_warps, broken.num_stages, broken.constants) == breaks
+    assert tuning_of(broken) == breaks
     assert broken.error == "CUDA_ERROR_ILLEGAL_ADDRESS"
 
 
@@ -192,15 +185,22 @@ def test_where_the_rule_breaks_the_gpu_its_case_has_no_choice(tmp_path: Path) ->
     assert len(table.broken) >= 1
 
 
+def test_where_the_gpu_refuses_the_rule_its_case_has_no_choice() -> None:
+    gpu = StandIn((ways_of(CASES[0])[0], None))
+    table = tune(gpu, CASES[:1], 1000.0)
+    assert len(gpu.tried) == 1 and not table.choices and not table.broken
+
+
 def test_a_stopped_run_is_gone_on_from(tmp_path: Path) -> None:
     """In its third case: the first two are in the file, and what broke the GPU is not tried again."""
-    path, cases = tmp_path / "sm90.json", CASES[:3]
+    path, begun, cases = tmp_path / "sm90.json", tmp_path / "sm90.json.begun", CASES[:3]
     ways = [ways_of(case) for case in cases]
     breaks = ways[1][4]
     stopped = StandIn(breaks=(breaks,), stops=len(ways[0]) + len(ways[1]) + 5)
     with pytest.raises(KeyboardInterrupt):
         tune(stopped, cases, 1000.0, keep=path)
-    kept = TunedTable.load(path)
+    assert not path.exists()
+    kept = TunedTable.load(begun)
     assert [choice.serves for choice in kept.choices] == [
         (case.kernel, case.spec.cache_dtype == "int8", case.width) for case in cases[:2]
     ]
@@ -210,32 +210,52 @@ def test_a_stopped_run_is_gone_on_from(tmp_path: Path) -> None:
     table = tune(gpu, cases, 1000.0, keep=path)
     assert gpu.tried == ways[2]
     assert table.choices[:2] == kept.choices and len(table.choices) == 3 and table.broken == kept.broken
-    assert TunedTable.load(path) == table
+    assert TunedTable.load(path) == table and not begun.exists()
 
     again = StandIn()
     assert tune(again, cases, 1000.0, keep=path).broken == ()
     assert again.tried == [way for case in ways for way in case], "a whole table is measured anew"
 
 
-def test_a_case_goes_on_without_the_ways_that_broke_the_gpu(tmp_path: Path) -> None:
+def test_a_stopped_run_leaves_a_whole_table_as_it_is(tmp_path: Path) -> None:
+    path, cases = tmp_path / "sm90.json", CASES[:3]
+    whole = tune(StandIn(), cases, 1000.0, keep=path)
+    with pytest.raises(KeyboardInterrupt):
+        tune(StandIn(stops=len(ways_of(cases[0])) + 1), cases, 1000.0, keep=path)
+    assert TunedTable.load(path) == whole
+    assert len(TunedTable.load(begun_path(path, 90)).choices) == 1
+
+
+def test_what_is_begun_lies_outside_of_the_folder_that_builds_hash(tmp_path: Path) -> None:
+    table = table_path(90)
+    assert begun_path(table, 90) == table.parent.resolve().parent / "sm90.json.begun"
+    assert begun_path(tmp_path / "mine.json", 90) == tmp_path / "mine.json.begun"
+
+
+def test_a_way_that_broke_the_gpu_is_kept_where_its_case_does_not_end(tmp_path: Path) -> None:
     path, case = tmp_path / "sm90.json", CASES[0]
-    way = ways_of(case)[4]
-    named = {"num_warps": way.num_warps, "num_stages": way.num_stages, "constants": way.constants}
-    broken = BrokenWay(kernel="prefill", int8_cache=True, width=64, error="illegal", **named)
-    table = begun_table(path, StandIn(), CASES).model_copy(update={"broken": (broken,)})
-    table.save(path)
+    breaks = ways_of(case)[4]
+    with pytest.raises(KeyboardInterrupt):
+        tune(StandIn(breaks=(breaks,), stops=6), (case,), 1000.0, keep=path)
+    kept = TunedTable.load(begun_path(path, 90))
+    assert kept.choices == () and [tuning_of(way) for way in kept.broken] == [breaks]
     gpu = StandIn()
     tune(gpu, (case,), 1000.0, keep=path)
-    assert gpu.tried == [each for each in ways_of(case) if each != way]
+    assert gpu.tried == [way for way in ways_of(case) if way != breaks]
 
 
-@pytest.mark.parametrize("changed", [{"card": "Another"}, {"triton": "0.1"}, {"architecture": 80}])
-def test_what_another_card_or_compiler_began_is_measured_anew(
+@pytest.mark.parametrize(
+    "changed", [{"card": "Another"}, {"triton": "0.1"}, {"architecture": 80}, {"sources": "other kernels"}]
+)
+def test_what_another_card_compiler_or_kernel_began_is_measured_anew(
     tmp_path: Path, changed: dict[str, object]
 ) -> None:
-    path, gpu = tmp_path / "sm90.json", StandIn()
-    tune(gpu, CASES[:1], 1.0).model_copy(update=changed).save(path)
-    assert begun_table(path, gpu, CASES).choices == ()
+    path, gpu = tmp_path / "sm90.json.begun", StandIn()
+    table = tune(gpu, CASES[:1], 1.0)
+    table.save(path)
+    assert begun_table(path, gpu) == table
+    table.model_copy(update=changed).save(path)
+    assert begun_table(path, gpu).choices == ()
 
 
 @pytest.fixture
@@ -247,19 +267,27 @@ def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     tuned_table.tuned_table.cache_clear()
 
 
-def write_table(path: Path, case: TuningCase, way: Tuning) -> None:
-    choice = Choice(
-        kernel=case.kernel,
-        int8_cache=case.spec.cache_dtype == "int8",
-        width=case.width,
-        num_warps=way.num_warps,
-        num_stages=way.num_stages,
-        constants=way.constants,
-        microseconds=1.0,
-        rule_microseconds=2.0,
-    )
-    card = {"architecture": 90, "card": "Stand-in 9000", "date": "2026-11-28", "triton": "3.9.0"}
-    TunedTable(choices=(choice,), **card).save(path)
+def write_table(path: Path, case: TuningCase, way: Tuning, error: str = "") -> None:
+    """With a choice, or with a way that broke the GPU."""
+    named = {
+        "kernel": case.kernel,
+        "int8_cache": case.spec.cache_dtype == "int8",
+        "width": case.width,
+        "num_warps": way.num_warps,
+        "num_stages": way.num_stages,
+        "constants": way.constants,
+    }
+    table = {
+        "architecture": 90,
+        "card": "Stand-in 9000",
+        "date": "2026-11-28",
+        "triton": "3.9.0",
+        "sources": "",
+    }
+    if error:
+        TunedTable(broken=(BrokenWay(**named, error=error),), **table).save(path)
+    else:
+        TunedTable(choices=(Choice(**named, microseconds=1.0, rule_microseconds=2.0),), **table).save(path)
 
 
 def test_without_a_table_the_rule_is_taken(tables: Path) -> None:
@@ -283,6 +311,21 @@ def test_a_choice_that_does_not_fit_another_variant_falls_back_to_the_rule(table
     write_table(tables / "sm90.json", case, too_large)
     kernel = compile_variant(case.variant, 90).kernel
     assert (kernel.num_warps, kernel.constants["split_keys"]) == (rule.num_warps, 256)
+
+
+def test_a_rule_that_broke_the_gpu_is_not_built(tables: Path) -> None:
+    case = next(case for case in CASES if case.name == "decode int8 9/1x64")
+    rule, other = ways_of(case)[:2]
+    write_table(tables / "sm90.json", case, rule, error="it did not end in 10 s")
+    with pytest.raises(
+        KernelError,
+        match=r"decode with int8 .* 64 .*did not end in 10 s.*run `kvfold tune` again.*sm90\.json",
+    ):
+        compile_variant(case.variant, 90)
+    assert tunings_of(CASES[0].variant, 90) == (rule_of(CASES[0].variant, 90),)
+    write_table(tables / "sm90.json", case, other, error="it did not end in 10 s")
+    tuned_table.tuned_table.cache_clear()
+    assert tunings_of(case.variant, 90) == (rule,)
 
 
 def test_a_file_that_is_no_table_is_refused_by_name(tables: Path) -> None:
