@@ -37,7 +37,7 @@ def test_on_the_cpu_no_card_is_looked_at(kind: str, monkeypatch: pytest.MonkeyPa
     (stage,) = (stage for stage in STAGES if stage.name == f"{kind}-cpu")
     stage.settings(load_recipe("horizon", "cpu"))
     assert not driver.calls
-    assert gpu_name("cpu") is gpu_architecture("cpu") is None
+    assert gpu_name("cpu") is None and gpu_architecture("cpu") is None
 
 
 def test_the_card_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,4 +45,4 @@ def test_the_card_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver_calls, "load_driver", lambda: driver)
     assert (gpu_name("cuda"), gpu_architecture("cuda")) == ("Stand-in GPU", 90)
     driver.fails["cuInit"] = Status.CUDA_ERROR_OUT_OF_MEMORY
-    assert gpu_name("cuda") is gpu_architecture("cuda") is None
+    assert gpu_name("cuda") is None and gpu_architecture("cuda") is None
