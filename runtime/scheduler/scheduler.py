@@ -175,13 +175,11 @@ class Scheduler:
     def _schedule(self, room: StepRoom) -> Scheduled:
         scheduled: Scheduled = []
         preemptions = self.metrics.preemptions
-        running = sorted(self.running, key=lambda each: each.priority)  # a victim comes after
-        for request in running:
+        for request in sorted(self.running, key=lambda each: each.priority):  # a victim comes after
             if request.sequence is None or request.ends_next:
                 continue
             chunk = room.next_chunk(request, request.sequence)
-            made = None if chunk is None else self._make_room(request, chunk)
-            if made is not None:
+            if chunk is not None and (made := self._make_room(request, chunk)) is not None:
                 scheduled.append((request, made))
                 room.take(made, prompt=request.length - made.start > 1)
         if self.metrics.preemptions > preemptions:
