@@ -214,8 +214,7 @@ class Core:
 
     def _collect(self) -> bool:
         """Give each ticket the token that was drawn for it; whether there was a step to wait for."""
-        flight = self._flight
-        if flight is None:
+        if (flight := self._flight) is None:
             return False
         drawn = flight.collect()
         self._flight = None  # not before: Ctrl-C while it waits loses no token
@@ -262,10 +261,9 @@ class Core:
             self._end_with(ticket, error)
 
     def _hand_out(self, ticket: Ticket, sampled: Sampled) -> None:
-        if sampled.error is not None:
-            self._end_with(ticket, sampled.error)
-            return
         try:
+            if sampled.error is not None:
+                raise sampled.error
             self._append(ticket, sampled)
         except Exception as error:  # one request's trouble is its own
             self._end_with(ticket, error)
@@ -300,9 +298,8 @@ class Core:
     def _publish(self, outcome: Outcome) -> None:
         """Tell how things stand: when work ends, else so often that telling costs nothing."""
         now = monotonic()
-        if outcome in GOES_ON and now - self._published < PUBLISH_SECONDS:
-            return
-        if outcome is Outcome.IDLE and not self.snapshot.busy and not self._advanced:
+        idle = outcome is Outcome.IDLE and not self.snapshot.busy and not self._advanced
+        if idle or (outcome in GOES_ON and now - self._published < PUBLISH_SECONDS):
             return
         self._published = now
         self.snapshot = self._take_snapshot(busy=self.scheduler.has_work or self._flight is not None)
