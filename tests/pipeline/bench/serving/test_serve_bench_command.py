@@ -107,6 +107,7 @@ def test_bundles_of_two_checkpoints_are_not_compared(
     other.mkdir(parents=True)
     (other / "source.json").write_text(json.dumps({"fingerprint": "another"}))
     (tmp_path / "other.yaml").write_text(Path(bundle[0]).read_text())
+    (tmp_path / "text.txt").write_text("Calibration.")
     monkeypatch.setattr(up_to_date, "bring_up_to_date", lambda name, root, until, target: load_recipe(name))
     run = bench(*bundle, *how, "--beside", "other.yaml")
     assert isinstance(run.exception, RecipeError)
