@@ -47,9 +47,9 @@ class ManyChats:
         at_once: int,
         tokens: int = 24,
         meanwhile: Callable[[int], None] = lambda _: None,
-        between: Callable[[], None] = lambda: None,
+        rest: float = 0.0,
     ) -> None:
-        """Turn by turn; `meanwhile` hears of each reply, `between` runs after each turn but the last."""
+        """Turn by turn, so many seconds apart; `meanwhile` hears of each reply's beginning."""
         conversations: list[list[dict[str, str]]] = [[] for _ in range(chats)]
         gate = asyncio.Semaphore(at_once)
         begun = 0
@@ -69,8 +69,7 @@ class ManyChats:
 
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
             for number in range(turns):
-                if number:
-                    await asyncio.to_thread(between)
+                await asyncio.sleep(rest if number else 0)
                 await asyncio.gather(*(turn(session, chat, number) for chat in range(chats)))
 
     async def _stream(

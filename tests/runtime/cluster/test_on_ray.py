@@ -27,7 +27,7 @@ PAGES = 4096
 # While this many replies have begun, of 400: in the third turn.
 KILL_AT = 250
 # Longer than replicas take to see what others wrote into their folder.
-SEEN_SECONDS = 6.5
+REST_SECONDS = 6.5
 
 pytestmark = pytest.mark.skipif(
     find_spec("ray") is None, reason="ray is not installed: pip install 'kvfold[ray]'"
@@ -82,26 +82,14 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.2)
 
 
-def rest(folder: Path) -> None:
-    """Wait until all replicas see all pages: a busy machine writes them late."""
-    written, since = -1, time.monotonic()
-    while time.monotonic() < since + SEEN_SECONDS:
-        now = sum(1 for _ in folder.rglob("*"))
-        if now != written:
-            written, since = now, time.monotonic()
-        time.sleep(0.2)
-
-
-def chat(
-    cluster: RayCluster, name: str, kill_at: int | None = None, between: Callable[[], None] = lambda: None
-) -> ManyChats:
+def chat(cluster: RayCluster, name: str, kill_at: int | None = None, rest: float = 0.0) -> ManyChats:
     chats = ManyChats(name)
 
     def meanwhile(begun: int) -> None:
         if begun == kill_at:
             os.kill(min(cluster.replicas()), signal.SIGKILL)
 
-    asyncio.run(chats.run(cluster.url, CHATS, TURNS, AT_ONCE, meanwhile=meanwhile, between=between))
+    asyncio.run(chats.run(cluster.url, CHATS, TURNS, AT_ONCE, meanwhile=meanwhile, rest=rest))
     return chats
 
 
@@ -118,7 +106,7 @@ def test_a_killed_replica_breaks_no_request_and_no_stream(
     cluster: RayCluster, alone: dict[str, ManyChats]
 ) -> None:
     before = cluster.replicas()
-    chats = chat(cluster, "stirs", KILL_AT, lambda: rest(Path(cluster.settings["state_dir"])))
+    chats = chat(cluster, "stirs", KILL_AT, REST_SECONDS)
     assert chats.broken == []
     assert chats.texts == alone["stirs"].texts
     assert len(before & cluster.replicas()) == 1
