@@ -140,7 +140,9 @@ class Drawing(Protocol):
         ...
 
     def collect(self) -> list[Sampled]:
-        """Wait for the tokens, and so for the step; in the order of the states. To be called once.
+        """Wait for the tokens, and so for the step; in the order of the states.
+
+        To be called once, and once more only where Ctrl-C interrupted the wait.
 
         Raises:
             KvfoldError: the step failed.

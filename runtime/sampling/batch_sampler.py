@@ -96,9 +96,13 @@ class BatchSampler:
         self._batch.begin(logits)
 
     def finish(self) -> list[Sampled]:
-        """The tokens that were begun; counts and grammars then know of them."""
+        """The tokens that were begun; counts and grammars then know of them.
+
+        What Ctrl-C interrupted while it waited may be called once more.
+        """
+        failed = self._batch.finish()
         logits, self._logits, errors = self._logits, None, self._errors
-        if self._batch.finish():
+        if failed:
             errors = _failures(self._batch.results) | errors
         tokens: list[int] = self._batch.results.tokens.tolist()
         for at, state in self._remembering:

@@ -27,6 +27,7 @@ from kvfold.runtime.engine.load_engine import load_engine
 from kvfold.runtime.engine.onnxruntime_engine import OnnxRuntimeEngine
 from kvfold.runtime.engine.protocol import EngineInfo
 from tests.paging import Pager
+from tests.runtime.engine.cuda_engine_stand_in import SHAPES
 from tests.runtime.engine.tensorrt.cuda_stand_in import StandInDriver
 
 CACHE = (1, 16, 1, 2)
@@ -35,14 +36,6 @@ ELEMENTS: dict[KvDtype, int] = {
     "float16": TensorProto.FLOAT16,
     "bfloat16": TensorProto.BFLOAT16,
     "int8": TensorProto.INT8,
-}
-SHAPES: dict[str, tuple[int, list[str | int]]] = {
-    contract.INPUT_IDS: (TensorProto.INT64, ["tokens"]),
-    contract.CUMULATIVE_SEQUENCE_LENGTH: (TensorProto.INT32, ["batch_and_one"]),
-    contract.PAST_SEQLENS: (TensorProto.INT32, ["batch"]),
-    contract.LOGITS_INDICES: (TensorProto.INT64, ["rows"]),
-    contract.block_table("global"): (TensorProto.INT32, ["batch", "width"]),
-    contract.slot_mapping("global"): (TensorProto.INT32, ["tokens"]),
 }
 
 
