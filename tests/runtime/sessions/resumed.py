@@ -39,7 +39,8 @@ def tokens(count: int) -> SamplingParams:
 
 def operate(session: Session, number: int, who: str = "") -> None:
     """One of many operations, the same for the same number and speaker: most are turns."""
-    if number % 7 == 3:
+    talked = any(message["role"] == "user" for message in session.messages)
+    if number % 7 == 3 and talked:
         session.undo()
     elif number % 11 == 10:
         session.system = f"Be brief, {number}."

@@ -22,7 +22,7 @@ from tests.runtime.memory.tiers.tier_harness import WAIT, find, get, open_tier, 
 PLAN: FoldPlan = PLANS["hybrid"]
 SMALL = TierLimits(200_000, tenant_bytes=150_000)
 LENGTHS = (3, 66, 130)
-KILLS = 60
+KILLS, WRITES = 60, 100
 
 
 def start(call: str, place: Path, seed: int) -> subprocess.Popen[bytes]:
@@ -45,10 +45,15 @@ def check_files(place: Path) -> int:
     return unfinished
 
 
-def store_for_ever(place: Path, seed: int) -> None:
-    """As slowly as a disk may be: every write is a short one."""
+def store_for_ever(place: Path, seed: int, tell: int) -> None:
+    """As slowly as a disk may be: every write is a short one; the pipe `tell` hears of each."""
     write = os.write
-    os.write = lambda descriptor, data: write(descriptor, memoryview(data)[:1000])
+
+    def write_little(descriptor: int, data: bytes) -> int:
+        write(tell, b"w")
+        return write(descriptor, memoryview(data)[:1000])
+
+    os.write = write_little
     tier, rng = open_tier(place), random.Random(seed)
     while True:
         put(tier, PLAN, text(rng.randrange(10_000), 130), rng.choice(LENGTHS))
@@ -56,15 +61,20 @@ def store_for_ever(place: Path, seed: int) -> None:
 
 
 def kill_again_and_again(place: Path, seed: int) -> None:
-    """Fork a process that stores, kill it, and so on; without threads of our own."""
+    """Fork a process that stores, kill it near a drawn write, and so on; without threads of our own."""
     rng = random.Random(seed)
     for count in range(KILLS):
+        heard, tell = os.pipe()
         child = os.fork()
         if child == 0:
-            store_for_ever(place, count)
-        time.sleep(rng.uniform(0.01, 0.08))
+            store_for_ever(place, count, tell)
+        for _ in range(rng.randint(1, WRITES)):
+            assert os.read(heard, 1) == b"w"
+        time.sleep(rng.uniform(0, 0.002))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+        os.close(heard)
+        os.close(tell)
 
 
 def test_after_a_kill_at_any_moment_every_file_is_whole_or_ignored(tmp_path: Path) -> None:
