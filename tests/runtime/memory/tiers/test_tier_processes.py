@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,7 +50,7 @@ def store_for_ever(place: Path, seed: int, tell: int) -> None:
     """As slowly as a disk may be: every write is a short one; the pipe `tell` hears of each."""
     write = os.write
 
-    def write_little(descriptor: int, data: bytes) -> int:
+    def write_little(descriptor: int, data: Any) -> int:
         write(tell, b"w")
         return write(descriptor, memoryview(data)[:1000])
 
