@@ -85,11 +85,9 @@ def find(names: list[str]) -> Iterator[PurePosixPath]:
                 return
 
 
-def arrows() -> Iterator[tuple[PurePosixPath, PurePosixPath]]:
-    for path in PYTHON:
-        for target in imports(path):
-            if target != path:
-                yield path, target
+@cache
+def arrows() -> list[tuple[PurePosixPath, PurePosixPath]]:
+    return [(path, target) for path in PYTHON for target in imports(path) if target != path]
 
 
 @pytest.mark.parametrize(

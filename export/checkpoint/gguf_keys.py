@@ -95,7 +95,8 @@ def huggingface_config(family: Family, said: Metadata, facts: GgufTensorFacts) -
 def _plain(value: Any) -> Any:
     """A value as a config.json says it: 1e-05, not what float32 makes of it; one number for equal layers."""
     if isinstance(value, float):
-        return float(str(np.float32(value)))
+        with np.errstate(over="ignore"):  # infinite is refused by whatever reads it
+            return float(str(np.float32(value)))
     if (
         isinstance(value, list)
         and value

@@ -36,8 +36,8 @@ _SPACE = re.compile(r"\s+")
 def hash_sources(modules: tuple[str, ...], root: Path = ROOT) -> str:
     """Hash of everything that modules, given by their dotted names, are made from."""
     digest = hashlib.sha256()
-    for path in sorted(source_files(modules, root)):
-        digest.update(f"{path.relative_to(root).as_posix()} {_read(path, root).digest}\n".encode())
+    for line in sorted(_read(path, root).line for path in source_files(modules, root)):
+        digest.update(line)
     return digest.hexdigest()
 
 
@@ -61,30 +61,30 @@ def source_files(modules: Iterable[str], root: Path = ROOT) -> frozenset[Path]:
 
 @dataclass(frozen=True)
 class _Source:
-    """A hash of what a file does, and the files that it imports, includes or names."""
+    """A file's name with a hash of what it does, and the files that it imports, includes or names."""
 
-    digest: str
+    line: bytes
     named: tuple[Path, ...]
 
 
 @cache
 def _read(path: Path, root: Path) -> _Source:
     """Python counts by its syntax tree, C++ without comments and spacing, anything else as it is."""
+
+    def line(content: bytes) -> bytes:
+        return f"{path.relative_to(root).as_posix()} {hashlib.sha256(content).hexdigest()}\n".encode()
+
     if path.suffix == ".py":
         tree = ast.parse(path.read_bytes(), filename=str(path))
         imported = (file for module in _imported(tree) for file in _files_of(module, root))
         named = dict.fromkeys((*imported, *_beside(path, tree)))
-        return _Source(_digest(ast.dump(_without_docstrings(tree)).encode()), tuple(named))
+        return _Source(line(ast.dump(_without_docstrings(tree)).encode()), tuple(named))
     if path.suffix in CPP:
         code = path.read_text()
         included = (root / "plugins" / name for name in _INCLUDE.findall(code))
         kept = _CPP_COMMENT.sub(lambda part: part[0] if part[0].startswith('"') else " ", code)
-        return _Source(_digest(_SPACE.sub(" ", kept).encode()), tuple(f for f in included if f.is_file()))
-    return _Source(_digest(path.read_bytes()), ())
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+        return _Source(line(_SPACE.sub(" ", kept).encode()), tuple(f for f in included if f.is_file()))
+    return _Source(line(path.read_bytes()), ())
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:

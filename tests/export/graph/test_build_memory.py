@@ -35,5 +35,5 @@ def measure(kind: str, layers: int, directory: Path) -> int:
 def test_memory_does_not_grow_with_the_layers(kind: str, tmp_path: Path) -> None:
     few = measure(kind, FEW, tmp_path / "few")
     many = measure(kind, MANY, tmp_path / "many")
-    # A traced layer's nodes take some room; its weights would take twelve times LAYER_BYTES, or half of it.
-    assert many - few < 2 * LAYER_BYTES
+    # A traced layer's nodes take 1 to 3 MiB. Its weights would take LAYER_BYTES, or half of it as float16.
+    assert many - few < (MANY - FEW) * LAYER_BYTES / 4

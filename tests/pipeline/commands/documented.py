@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -73,7 +74,11 @@ def make_lines() -> list[Documented]:
         for code in re.split(r"\s#|\s{2,}", line.strip())[0].split(" && "):
             if code.startswith("make "):
                 command = [*shlex.split(code), "--dry-run"]
-                printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+                # Without what `make test ARGS=...` gives to a make within it.
+                alone = {"PATH": os.environ["PATH"]}
+                printed = subprocess.run(
+                    command, cwd=ROOT, env=alone, capture_output=True, text=True, check=True
+                ).stdout
                 ran = [re.sub(r"^\S*/kvfold ", "kvfold ", text) for text in printed.splitlines()]
                 found += command_lines([re.sub(r" +", " ", text) for text in ran], f"{place}: {code}")
     return found

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -40,30 +42,48 @@ def hashes(tree: Path) -> dict[str, str]:
     return {name: hash_sources(modules, tree) for name, modules in MODULES.items()}
 
 
-def test_each_file_makes_exactly_those_stale_that_import_it(
-    tree: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stages_come_from_exactly_the_files_that_they_import(tree: Path) -> None:
+    for name, modules in MODULES.items():
+        code = {path for path in source_files(modules, tree) if path.suffix in CHANGES}
+        assert code == reached(modules, tree), name
+
+
+def test_each_file_s_own_line_changes_with_it(tree: Path) -> None:
     """Every production file, changed one at a time."""
     from kvfold.pipeline.workspace import sources
 
+    read = sources._read.__wrapped__
+    for path in production(tree):
+        before = read(path, tree)
+        with changed(path):
+            after = read(path, tree)
+        assert after.line != before.line and after.named == before.named, path.relative_to(tree)
+
+
+def test_a_file_makes_exactly_those_stale_that_import_it(tree: Path) -> None:
+    """Some of the files, changed one at a time, everything read anew."""
     before = hashes(tree)
     importers = {name: reached(modules, tree) for name, modules in MODULES.items()}
-    read = sources._read
-    for changed in sorted(path for path in tree.rglob("*") if path.suffix in CHANGES):
-        rest = changed.read_bytes()
-
-        def read_changed(path: Path, root: Path, changed: Path = changed) -> object:
-            return read.__wrapped__(path, root) if path == changed else read(path, root)
-
-        monkeypatch.setattr(sources, "_read", read_changed)
-        changed.write_bytes(rest + CHANGES[changed.suffix].encode())
-        hash_sources.cache_clear()
-        stale = {name for name, modules in MODULES.items() if hash_sources(modules, tree) != before[name]}
-        changed.write_bytes(rest)
-        expected = {name for name, files in importers.items() if changed in files}
-        assert stale == expected, changed.relative_to(tree)
-    monkeypatch.undo()
+    for path in production(tree)[::200]:
+        with changed(path):
+            after = hashes(tree)
+        stale = {name for name in MODULES if after[name] != before[name]}
+        assert stale == {name for name, files in importers.items() if path in files}, path.relative_to(tree)
     assert hashes(tree) == before
+
+
+def production(tree: Path) -> list[Path]:
+    """Every file of code."""
+    return sorted(path for path in tree.rglob("*") if path.suffix in CHANGES)
+
+
+@contextmanager
+def changed(path: Path) -> Iterator[None]:
+    """A file that does something else meanwhile."""
+    rest = path.read_bytes()
+    path.write_bytes(rest + CHANGES[path.suffix].encode())
+    yield
+    path.write_bytes(rest)
 
 
 def reached(modules: tuple[str, ...], tree: Path) -> set[Path]:
@@ -72,11 +92,16 @@ def reached(modules: tuple[str, ...], tree: Path) -> set[Path]:
     while waiting:
         path = waiting.pop()
         found.add(path)
-        waiting |= set(next_files(path, tree)) - found
+        waiting |= next_files(path, tree) - found
     return found
 
 
-def next_files(path: Path, tree: Path) -> Iterator[Path]:
+@cache
+def next_files(path: Path, tree: Path) -> frozenset[Path]:
+    return frozenset(imported_or_included(path, tree))
+
+
+def imported_or_included(path: Path, tree: Path) -> Iterator[Path]:
     if path.suffix == ".py":
         code = Runtime().visit(ast.parse(path.read_text()))
         for node in ast.walk(code):
