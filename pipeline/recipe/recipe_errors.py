@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 from pydantic import ValidationError as PydanticValidationError
+from pydantic.fields import FieldInfo
 
 
 def describe_recipe_errors(path: str, error: PydanticValidationError, recipe: type[BaseModel]) -> str:
@@ -28,24 +29,23 @@ def describe_recipe_errors(path: str, error: PydanticValidationError, recipe: ty
 
 def _suggest(location: tuple[int | str, ...], recipe: type[BaseModel]) -> str:
     """The nearest key of the same section, or all of them."""
-    known = list(_keys(recipe))
-    if len(location) > 1:
-        section = next(f for name, f in recipe.model_fields.items() if (f.alias or name) == location[0])
-        known = list(_nested_keys(section.annotation))
+    models = [recipe]
+    for part in location[:-1]:
+        fields = [field for model in models for name, field in _fields(model) if name == part]
+        # A place in a list, a dictionary's key and a union's member are no field.
+        models = [model for field in fields for model in _models(field.annotation)] or models
+    known = list(dict.fromkeys(name for model in models for name, _ in _fields(model)))
     near = get_close_matches(str(location[-1]), known, n=1)
     return f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(known)}"
 
 
-def _keys(model: type[BaseModel]) -> Iterator[str]:
-    for name, field in model.model_fields.items():
-        yield field.alias or name
+def _fields(model: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:
+    return ((field.alias or name, field) for name, field in model.model_fields.items())
 
 
-def _nested_keys(annotation: Any) -> Iterator[str]:
-    """Keys of every model inside an annotation such as `Preset | WrittenPlan`."""
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Every model inside an annotation such as `Preset | WrittenPlan`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield from _keys(annotation)
-        for field in annotation.model_fields.values():
-            yield from _nested_keys(field.annotation)
+        yield annotation
     for inner in get_args(annotation):
-        yield from _nested_keys(inner)
+        yield from _models(inner)

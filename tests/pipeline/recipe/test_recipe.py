@@ -84,6 +84,11 @@ def test_there_is_a_recipe_for_every_preset_and_one_whose_plan_is_written() -> N
             "stores its KV as float32; set one of them to int8",
         ),
         ("model: {source: demo}\nplan: {preset: mqa}\nzzz: 1", "zzz", "use one of"),
+        (
+            "model: {source: demo}\nplan: {preset: mqa}\nevaluate: {retrieval: {prompts: 2}}",
+            "evaluate.retrieval.prompts",
+            "use one of lengths, depths, trials, keys",
+        ),
         ("model: {source: demo}", "plan", "is required"),
         ("model: {source: demo}\nplan: {preset: mqaa}", "plan", "mqaa"),
         (
