@@ -18,6 +18,8 @@ constexpr int64_t kFewUnits = 16;
 // So do the splits of a unit this small (decoding), whose partials take little memory.
 constexpr int64_t kFewTokens = 4;
 constexpr int64_t kIngestTokens = 16;
+// So many rows of partials are merged before another thread would have begun.
+constexpr int64_t kFewRows = 512;
 
 // Uninitialised memory, aligned for every instruction set.
 class Buffer {
@@ -79,11 +81,14 @@ class Attention {
     const int64_t partial_rows = plan_tasks();
     States partials(partial_rows, head_size_);
     context.parallel_for(tasks_.size(), [&](int64_t index) { run_task(tasks_[index], partials); });
-    if (partial_rows == 0) return;
-    const int64_t few = static_cast<int64_t>(units_.size());
-    context.parallel_for(few, [&](int64_t index) {
+    const auto merge = [&](int64_t index) {
       if (units_[index].first_partial >= 0) merge_partials(units_[index], partials);
-    });
+    };
+    if (partial_rows > kFewRows) {
+      context.parallel_for(units_.size(), merge);
+    } else if (partial_rows > 0) {
+      for (size_t index = 0; index < units_.size(); ++index) merge(index);
+    }
   }
 
  private:
@@ -112,11 +117,11 @@ class Attention {
     int64_t rows = 0;
     for (size_t first = 0; first < units_.size(); first += attributes_.kv_num_heads) {
       const auto heads = static_cast<size_t>(attributes_.kv_num_heads);
-      if (!few && units_[first].tokens > kFewTokens) {
+      const std::vector<int64_t> splits = visible_splits(units_[first]);
+      if (splits.size() == 1 || (!few && units_[first].tokens > kFewTokens)) {
         for (size_t head = 0; head < heads; ++head) tasks_.push_back({static_cast<int64_t>(first + head), -1, -1});
         continue;
       }
-      const std::vector<int64_t> splits = visible_splits(units_[first]);
       const int64_t unit_rows = units_[first].tokens * group_;
       for (size_t head = 0; head < heads; ++head) {
         units_[first + head].first_partial = rows + head * splits.size() * unit_rows;
