@@ -23,7 +23,8 @@ from kvfold.runtime.memory.tiers.layout import FORMAT_VERSION, SEGMENT_PAGES, Ti
 MAGIC = b"kvfoldkv"
 HEADER = struct.Struct("<8sHBBIIQ16s16s")
 DIGEST_BYTES = 32
-NAME = re.compile(r"([0-9a-f]{32})-([0-9a-f]{32})-([0-9a-f]{32})-([0-9a-f]{8})\.(segment|checkpoint)")
+# No sequence has 2**31 pages.
+NAME = re.compile(r"([0-9a-f]{32})-([0-9a-f]{32})-([0-9a-f]{32})-([0-7][0-9a-f]{7})\.(segment|checkpoint)")
 
 
 class ObjectName(NamedTuple):

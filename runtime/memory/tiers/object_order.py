@@ -21,9 +21,9 @@ def priority(used: float, saved: int, size: int) -> float:
     Args:
         used: seconds since the epoch, of the last hit or of the writing.
         saved: tokens that need not be computed; 0 where no hit can use the object.
-        size: bytes.
+        size: bytes; 0 of a file that was cut, which is found when it is read.
     """
-    return used + LIFETIME * log(saved / size) if saved else used - LIFETIME * 1e6
+    return used + LIFETIME * log(saved / max(size, 1)) if saved else used - LIFETIME * 1e6
 
 
 class ObjectOrder:

@@ -7,7 +7,6 @@ from functools import partial
 from threading import Lock
 from time import monotonic, sleep, time
 
-from kvfold.plugins.contract.errors import TierError
 from kvfold.runtime.memory.tiers.background import Background
 from kvfold.runtime.memory.tiers.layout import TierLayout
 from kvfold.runtime.memory.tiers.object_file import PageObject, encode
@@ -77,7 +76,7 @@ class WriteBehind:
             for listing in self._store.listings(self._index.is_there):
                 self._learn(listing)
             self._health.listed()
-        except (OSError, TierError) as error:
+        except Exception as error:  # the thread goes on; the state says what went wrong
             self._health.list_failed(error)
         return max(LIST_SECONDS, (monotonic() - started) / LIST_SHARE)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from kvfold.runtime.memory.tiers import object_file
+from kvfold.runtime.memory.tiers.object_index import ObjectIndex
 from kvfold.runtime.memory.tiers.object_tier import ObjectTier
 from tests.runtime.harness import PLANS
 from tests.runtime.memory.tiers.tier_harness import WAIT, find, get, open_tier, put, text
@@ -67,6 +68,40 @@ def test_a_whole_file_under_another_s_name_is_found(tmp_path: Path) -> None:
         other.write_bytes(mine)
         assert not get(tier, PLAN, tokens, 2, tenant) and not other.exists()
     assert get(tier, PLAN, TOKENS, 2)
+
+
+def test_a_file_that_was_cut_to_nothing_stops_nobody_who_lists_it(tmp_path: Path) -> None:
+    tier, (file,) = stored(tmp_path / "t", 2)
+    assert tier.close()
+    file.write_bytes(b"")
+    again = open_tier(tmp_path / "t", "many")
+    assert not get(again, PLAN, TOKENS, 2) and not file.exists() and again.stats().damaged == 1
+    assert put(again, PLAN, TOKENS, 2) and again.flush(WAIT) and get(again, PLAN, TOKENS, 2)
+
+
+def test_a_length_that_no_sequence_has_is_in_no_name_of_ours(tmp_path: Path) -> None:
+    tier, (file,) = stored(tmp_path / "t", 2)
+    assert tier.close()
+    other = file.with_name(file.name.replace("-00000002.", "-80000000."))
+    other.write_bytes(file.read_bytes())
+    again = open_tier(tmp_path / "t", "many")
+    assert other.exists() and again.stats().ignored == 1 and get(again, PLAN, TOKENS, 2)
+
+
+def test_whatever_goes_wrong_while_looking_around_is_told_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tier, _ = stored(tmp_path / "t", 2)
+
+    def others(*_: object) -> list[bytes]:
+        raise RuntimeError("odd")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ObjectIndex, "others", others)
+        tier.refresh()
+        assert tier.flush(WAIT) and tier.state.reason == "cannot read: odd"
+    tier.refresh()
+    assert tier.flush(WAIT) and tier.state.reading and get(tier, PLAN, TOKENS, 2)
 
 
 def test_a_damaged_prefix_is_not_found_again_until_it_is_written_again(tmp_path: Path) -> None:
