@@ -48,7 +48,7 @@ class ObjectTier:
 
     def find(self, chain: Chain, tokens: np.ndarray, max_pages: int) -> int:
         """As of KvTier."""
-        if not self._health.may_read:
+        if not self._health.may_read or self._reads.hangs:
             return 0
         keys = chain.keys(tokens, max_pages // SEGMENT_PAGES)
         masks = self._index.reach(keys)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Future
 from functools import partial
-from time import time
+from time import monotonic, time
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from kvfold.runtime.memory.tiers.object_store import ObjectStore
 from kvfold.runtime.memory.tiers.prefix import LoadedPrefix
 from kvfold.runtime.memory.tiers.tier_state import TierHealth
 
+# Who waits for a prefix has gone by then: a disk that hangs is asked no more until it has answered.
+HANG_SECONDS = 1.0
 # Objects along a prefix, each with the tokens that it must hold.
 Pieces = Sequence[tuple[ObjectName, bytes]]
 Rows = dict[str, np.ndarray]
@@ -37,7 +39,14 @@ class ReadAhead:
         self._index = index
         self._health = health
         self._layout = layout
+        self._began: float | None = None
         self.thread = Background("kvfold tier reader")
+
+    @property
+    def hangs(self) -> bool:
+        """Whether one prefix has taken too long so far."""
+        began = self._began
+        return began is not None and monotonic() - began > HANG_SECONDS
 
     def load(self, pieces: Pieces, pages: int) -> Future[LoadedPrefix | None]:
         """Read the objects of a prefix of `pages` pages."""
@@ -51,12 +60,14 @@ class ReadAhead:
         if not future.set_running_or_notify_cancel():
             return
         loaded = None
+        self._began = monotonic()
         try:
             found = self._read_all(pieces)
             if found is not None:
                 loaded = LoadedPrefix(pages, self._join(found))
         except Exception:  # nobody may wait for ever; what went wrong is counted
             self._health.count(errors=1)
+        self._began = None
         future.set_result(loaded)
 
     def _read_all(self, pieces: Pieces) -> list[Rows] | None:

@@ -11,6 +11,7 @@ from threading import Event
 import numpy as np
 import pytest
 
+from kvfold.runtime.memory.tiers import read_ahead
 from kvfold.runtime.memory.tiers.layout import TierLayout
 from kvfold.runtime.memory.tiers.object_tier import ObjectTier
 from kvfold.runtime.memory.tiers.prefix import TierLimits
@@ -219,6 +220,21 @@ def test_a_cancelled_load_is_not_read() -> None:
     gate.set()
     assert tier._reads.thread.wait(WAIT)
     assert tier.stats().loaded == 0
+
+
+def test_while_a_read_hangs_nobody_asks_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would wait its second for nothing, and be queued until the disk is back."""
+    monkeypatch.setattr(read_ahead, "HANG_SECONDS", 0.05)
+    tier, plan, tokens, gate = open_tier(None), PLANS["hybrid"], text(0, 70), Event()
+    put(tier, plan, tokens, 70)
+    tier.flush(WAIT)
+    read = tier._store.read
+    monkeypatch.setattr(tier._store, "read", lambda *asked: gate.wait(WAIT) and read(*asked))
+    hanging = tier.load(tier.chain(""), tokens, 70)
+    time.sleep(0.2)
+    assert find(tier, tokens, 70) == 0
+    gate.set()
+    assert hanging.result(WAIT) is not None and find(tier, tokens, 70) == 70
 
 
 def test_pages_in_these_tests_differ_by_group_page_and_prefix() -> None:
