@@ -124,9 +124,10 @@ class EngineLoop:
             thread.join()
 
     def _run(self, deliver: Callable[[Turn], None]) -> None:
+        command: Command | None = None
         while self._thread is not None:
             try:
-                turn = self.turn()
+                turn = self.turn(command)
             except Exception as error:  # a law of ours is broken: nobody may wait for ever
                 self.core.fail(error)
                 turn = self.turn()
@@ -134,16 +135,16 @@ class EngineLoop:
                 deliver(turn)
             with self._turned:
                 self._turned.notify_all()
-            if turn.outcome not in GOES_ON and self._thread is not None:
-                command = self._inbox.get()
-                with self._turning:
-                    self._run_command(command)
+            waits = turn.outcome not in GOES_ON and self._thread is not None
+            command = self._inbox.get() if waits else None
         with self._turned:  # who still waits runs the turns from now on
             self._turned.notify_all()
 
-    def turn(self) -> Turn:
-        """Carry out the inbox, then run one step."""
+    def turn(self, first: Command | None = None) -> Turn:
+        """Carry out a command that was taken out already, then the inbox, then run one step."""
         with self._turning:
+            if first is not None:
+                self._run_command(first)
             self._run_commands()
             return self.core.turn()
 

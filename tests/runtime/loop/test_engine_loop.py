@@ -174,6 +174,19 @@ def test_a_broken_law_lets_nobody_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(ticket.error, EngineError) and isinstance(loop.failure, EngineError)
 
 
+def test_a_law_that_breaks_in_a_command_to_an_idle_loop_lets_nobody_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop, told = make_loop(), threading.Event()
+    ticket = make_ticket(loop, [1] * 20)
+    monkeypatch.setattr(loop.core.scheduler, "submit", lambda request: 1 // 0)
+    loop.start(lambda turn: told.set())
+    sleep(0.05)  # it waits for a command
+    loop.submit(ticket)
+    assert told.wait(10) and isinstance(ticket.error, EngineError) and isinstance(loop.failure, EngineError)
+    loop.close()
+
+
 class BrokenGrammar:
     """A constraint that fails in a way that nobody foresaw."""
 
