@@ -79,7 +79,13 @@ class Passage:
     """One request on its way through a relay."""
 
     def __init__(self, replicas: Replicas, scope: Scope, content: bytes, send: Send) -> None:
-        """Nothing was sent yet."""
+        """Nothing was sent yet.
+
+        Raises:
+            HttpError: 400 the target is no path, or as `read_route`.
+        """
+        if not scope["raw_path"].startswith(b"/"):
+            raise HttpError(400, "the target is no path; send one")
         self._replicas = replicas
         self._scope = scope
         self._send = send
@@ -131,11 +137,17 @@ class Passage:
             return False
 
     async def _exchange(self, replica: Chosen) -> bool:
+        import yarl
+
         stream = self._stream
         if stream is not None:
             stream.start_over()
         content = self._read.body_for(None if stream is None else stream.relayed)
-        url = f"http://{replica.address}{self._target()}"
+        path, query = (self._scope[name].decode("latin-1") for name in ("raw_path", "query_string"))
+        # As it came: what another way of writing it would be was not read here.
+        url = yarl.URL.build(
+            scheme="http", authority=replica.address, path=path, query_string=query, encoded=True
+        )
         async with self._replicas.client.request(
             self._scope["method"], url, headers=self._headers, data=content or None, allow_redirects=False
         ) as response:
@@ -200,11 +212,6 @@ class Passage:
             await send_whole(self._send, error.status, error.message.encode(), error.headers)
         else:
             await send_error(self._send, error)
-
-    def _target(self) -> str:
-        query = self._scope["query_string"].decode("latin-1")
-        path: str = self._scope["raw_path"].decode("latin-1")
-        return f"{path}?{query}" if query else path
 
 
 def _nobody() -> HttpError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from kvfold.runtime.server.http import HttpError
 from kvfold.runtime.server.relayed import RELAY_FIELD, Relayed
 from kvfold.runtime.server.wire.fields.sampling_fields import SESSION_HEADER
 
@@ -19,7 +21,8 @@ GENERATES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/messages"
 BYTES_PER_TOKEN = 4
 # Raw prompts that begin with the same so many bytes are one conversation.
 PROMPT_BYTES = 512
-_KEY_DIGITS = 16
+# Of a response's id, as `read_route` makes it.
+_KEY = re.compile(r"resp_([0-9a-f]{16})")
 
 
 class _Message(msgspec.Struct):
@@ -27,20 +30,21 @@ class _Message(msgspec.Struct):
 
 
 class _Fields(msgspec.Struct):
-    """What tells conversations apart."""
+    """What tells conversations apart; of any kind, as a replica may not even look at it."""
 
-    session_id: str | None = None
-    previous_response_id: str | None = None
-    messages: list[msgspec.Raw] | None = None
+    session_id: Any = None
+    previous_response_id: Any = None
+    messages: msgspec.Raw = msgspec.Raw(b"")
     system: msgspec.Raw = msgspec.Raw(b"")
     instructions: msgspec.Raw = msgspec.Raw(b"")
     input: msgspec.Raw = msgspec.Raw(b"")
     prompt: msgspec.Raw = msgspec.Raw(b"")
-    stream: Any = None
 
 
 _DECODER = msgspec.json.Decoder(_Fields)
+_MESSAGES = msgspec.json.Decoder(list[msgspec.Raw])
 _MESSAGE = msgspec.json.Decoder(_Message)
+_NO_JSON = (msgspec.DecodeError, UnicodeDecodeError)
 _ENCODER = msgspec.json.Encoder()
 
 
@@ -68,7 +72,11 @@ class Read:
 
 
 def read_route(method: str, path: str, headers: Mapping[str, str], body: bytes) -> Read:
-    """Read a request; one that makes no sense is left for a replica to refuse."""
+    """Read a request; one that is no JSON is left for a replica to refuse.
+
+    Raises:
+        HttpError: 400 it is nested so deeply that a replica alone might read it.
+    """
     who = (headers.get("authorization") or headers.get("x-api-key", "")).encode()
     tokens = len(body) // BYTES_PER_TOKEN
     fields = _fields(body) if method == "POST" else None
@@ -80,8 +88,9 @@ def read_route(method: str, path: str, headers: Mapping[str, str], body: bytes) 
         )
         return Read(key, tokens, body, relayed)
     if path == SESSIONS and fields is not None:
-        name = fields.session_id or f"sess_{secrets.token_hex(16)}"
-        named = body if fields.session_id else _with_field(body or b"{}", "session_id", name)
+        given = fields.session_id is not None
+        name = _text(fields.session_id) if given else f"sess_{secrets.token_hex(16)}"
+        named = body if given else _with_field(body or b"{}", "session_id", name)
         return Read(_hash(who, b"session", name.encode()), tokens, named)
     kind, _, name = path.rpartition("/")
     if kind == SESSIONS:
@@ -94,23 +103,33 @@ def read_route(method: str, path: str, headers: Mapping[str, str], body: bytes) 
 def _fields(body: bytes) -> _Fields | None:
     try:
         return _DECODER.decode(body or b"{}")
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except _NO_JSON:
         return None
+    except RecursionError:  # a field of the client's own may say what only we may say
+        raise HttpError(400, "the body is nested too deeply; send flatter JSON") from None
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
 
 
 def _key_of(fields: _Fields, headers: Mapping[str, str], who: bytes) -> int:
-    session = fields.session_id or headers.get(SESSION_HEADER)
+    session = _text(fields.session_id) or headers.get(SESSION_HEADER)
     if session:
         return _hash(who, b"session", session.encode())
-    if fields.previous_response_id:
-        return _key_of_response(fields.previous_response_id)
-    begin = [fields.system, fields.instructions, *_first_messages(fields.messages or [])]
+    if previous := _text(fields.previous_response_id):
+        return _key_of_response(previous)
+    begin = [fields.system, fields.instructions, *_first_messages(fields.messages)]
     prompts = (bytes(prompt)[:PROMPT_BYTES] for prompt in (fields.input, fields.prompt))
     return _hash(who, b"", *map(bytes, begin), *prompts)
 
 
-def _first_messages(messages: list[msgspec.Raw]) -> list[msgspec.Raw]:
+def _first_messages(given: msgspec.Raw) -> list[msgspec.Raw]:
     """Up to the user's first: conversations often share what the system says."""
+    try:
+        messages = _MESSAGES.decode(given)
+    except _NO_JSON:
+        return []
     for at, message in enumerate(messages):
         if _role(message) == "user":
             return messages[: at + 1]
@@ -120,16 +139,13 @@ def _first_messages(messages: list[msgspec.Raw]) -> list[msgspec.Raw]:
 def _role(message: msgspec.Raw) -> Any:
     try:
         return _MESSAGE.decode(message).role
-    except msgspec.DecodeError:
+    except _NO_JSON:
         return None
 
 
 def _key_of_response(name: str) -> int:
-    digits = name.removeprefix("resp_")[:_KEY_DIGITS]
-    try:
-        return int(digits, 16)
-    except ValueError:
-        return _hash(name.encode())
+    match = _KEY.match(name)
+    return int(match[1], 16) if match else _hash(name.encode())
 
 
 def _hash(*parts: bytes) -> int:

@@ -68,15 +68,16 @@ class Relay:
             return
         try:
             content = await read_body(receive)
+            if content is None:
+                return
+            if scope["path"] == TARGETS:
+                answer = self._tell_targets(scope, send)
+            else:
+                answer = Passage(self._replicas, scope, content, send).run()
         except HttpError as error:
             await send_error(send, error)
             return
-        if content is None:
-            return
-        if scope["path"] == TARGETS:
-            answering = asyncio.create_task(self._tell_targets(scope, send))
-        else:
-            answering = asyncio.create_task(Passage(self._replicas, scope, content, send).run())
+        answering = asyncio.create_task(answer)
         leaving = asyncio.create_task(wait_until_gone(receive))
         try:
             await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from kvfold.runtime.cluster.placement import Asked, Standing, rank_replicas
 from kvfold.runtime.cluster.read_route import read_route
+from kvfold.runtime.server.http import HttpError
 from kvfold.runtime.server.relayed import RELAY_FIELD
 
 CHAT = "/v1/chat/completions"
@@ -69,10 +71,36 @@ def test_the_relays_field_counts_in_every_body(body: bytes) -> None:
     }
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b"{", b'"x"', b'{"messages": 5}', b"\xff", b"[" * 9999])
+@pytest.mark.parametrize("body", [b"", b"[]", b"{", b'"x"', b"\xff", b"[" * 9999])
 def test_what_makes_no_sense_is_left_to_a_replica(body: bytes) -> None:
     read = read_route("POST", CHAT, {}, body)
     assert read.body_for(read.relayed if body else None) == body or read.relayed is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b'{"messages": 5}', b'{"session_id": 5}', b'{"previous_response_id": [1]}', b'{"stream": {}}'),
+        *(b'{"messages": [{"role": "\xff"}]}', b'{"messages": [{"role": [[]]}, 7]}'),
+    ],
+)
+def test_whatever_a_body_holds_the_client_speaks_for_no_relay(body: bytes) -> None:
+    """A replica may not look at the field that is odd, and reads the rest."""
+    liar = body[:-1] + b', "kvfold_relay": {"id": "x"}}'
+    read = read_route("POST", CHAT, {}, liar)
+    assert read.relayed is not None and 0 <= read.key < 2**64
+    sent = json.loads(read.body_for(read.relayed).decode("latin-1"))
+    assert sent[RELAY_FIELD]["id"] == read.relayed.id
+    with pytest.raises(HttpError, match="nested too deeply"):
+        read_route("POST", CHAT, {}, b'{"a": ' + b"[" * 9999)
+
+
+@pytest.mark.parametrize("name", ["resp_-1", "-1", "resp_+1", "resp_0x1", "resp_1_0", "", "resp_", "é"])
+def test_any_name_of_a_response_leads_somewhere(name: str) -> None:
+    wanted = read_route("GET", f"/v1/responses/{name}", {}, b"").key
+    named = key({"input": "and?", "previous_response_id": name or "x"}, "/v1/responses")
+    assert rank_replicas(Asked(wanted, 1), [Standing("one")], None) == ["one"]
+    assert rank_replicas(Asked(named, 1), [Standing("one")], None) == ["one"]
 
 
 def test_messages_without_a_user_and_of_odd_kinds_have_a_key() -> None:

@@ -231,6 +231,21 @@ def test_errors_pass_as_they_are(tmp_path: Path) -> None:
     run(test)
 
 
+def test_a_client_cannot_speak_as_the_relay(tmp_path: Path) -> None:
+    told = {"id": "0" * 32, "created": 1, "seed": 1, "said": [[[5, 6]]]}
+    liar = {"messages": QUESTION, "max_tokens": 4, "temperature": 0, "kvfold_relay": told}
+
+    async def test() -> None:
+        async with local_cluster(tmp_path, replicas=1) as cluster:
+            honest = (await post(cluster, CHAT, {**liar, "kvfold_relay": None})).json()
+            odd = (await post(cluster, CHAT, {**liar, "previous_response_id": 5})).json()
+            assert odd["choices"] == honest["choices"] and told["id"] not in odd["id"]
+            assert (await post(cluster, "/v1/x/../chat/completions", liar)).status == 404
+            assert (await post(cluster, "@127.0.0.1/", liar)).status == 400
+
+    run(test)
+
+
 def test_replicas_are_named_to_whom_they_would_tell_their_metrics(tmp_path: Path) -> None:
     async def test() -> None:
         async with local_cluster(tmp_path) as cluster:
