@@ -28,6 +28,7 @@ class ResumableStream:
         self.begun = self.ended = self.failed = False
         self._relayed = relayed
         self._said: defaultdict[int, list[list[int]]] = defaultdict(list)
+        self._ended: list[int] = []
         self._prompt: list[int] | None = None
         self._held = bytearray()
 
@@ -38,7 +39,7 @@ class ResumableStream:
             return self._relayed
         replies = max(self._said, default=0) + 1
         said = [self._said[at] for at in range(replies)]
-        return replace(self._relayed, said=said, prompt=self._prompt)
+        return replace(self._relayed, said=said, ended=self._ended, prompt=self._prompt)
 
     def start_over(self) -> None:
         """Another replica goes on: what came of a piece that has no end is dropped."""
@@ -71,6 +72,8 @@ class ResumableStream:
             self._prompt = list(note.prompt)
         if note.ids:
             self._said[note.at].append(list(note.ids))
+        if note.ended:
+            self._ended.append(note.at)
         self.begun |= bool(piece)
         self.ended = note.end or bool(note.failed)
         return piece

@@ -97,10 +97,10 @@ class Reply:
         self._finished = False
 
     def resume(self, said: Said) -> None:
-        """Begin behind what was said, as if it had been sampled here and read.
+        """Begin behind what was said, as if it had been sampled here and read; it may have ended with that.
 
         Raises:
-            RequestError: it is more than the reply may have, ends it, or is not of this vocabulary.
+            RequestError: it is more than the reply may have, or is not of this vocabulary.
         """
         for piece in said:
             for token_id in piece:
@@ -109,10 +109,11 @@ class Reply:
             text = "".join(text for text, _, _ in self._unread)
             self._unread.clear()
             self.told.append(TextChunk(text, piece, None if self.params.logprobs is None else ()))
-        if self.ticket.request.finish_reason is not None:
-            raise RequestError(
-                "the reply has ended with what was said so far; there is nothing to go on with"
-            )
+        request, constraint = self.ticket.request, self._state.constraint
+        if constraint is not None and constraint.finished and request.finish_reason is None:
+            request.finish_reason = "stop"
+        if self.ticket.ended:
+            self.end()
 
     def _repeat(self, token_id: int) -> None:
         request = self.ticket.request

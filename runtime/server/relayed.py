@@ -22,6 +22,7 @@ class Relayed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         created: of the response, seconds since the epoch.
         seed: of sampling, where the request has none.
         said: what each reply has said elsewhere, in the pieces that were told; None: the stream begins.
+        ended: numbers of replies whose end was told.
         prompt: what the prompt was read as there; None: it is read here.
     """
 
@@ -29,6 +30,7 @@ class Relayed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     created: int
     seed: int
     said: list[list[list[int]]] | None = None
+    ended: list[int] = []
     prompt: list[int] | None = None
 
     def said_by(self, first: int, count: int) -> tuple[Said, ...]:
@@ -44,6 +46,7 @@ class Note(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         at: number of a reply.
         ids: tokens that the reply said with this piece.
         prompt: what the prompt was read as, where another server might read it differently.
+        ended: the reply ends with this piece.
         end: nothing comes behind this piece.
         failed: the piece is an error of this status, and the stream ends.
     """
@@ -51,6 +54,7 @@ class Note(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     at: int = 0
     ids: tuple[int, ...] = ()
     prompt: tuple[int, ...] | None = None
+    ended: bool = False
     end: bool = False
     failed: int = 0
 

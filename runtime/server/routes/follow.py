@@ -43,10 +43,15 @@ class Events(Protocol):
 
 
 class Notes:
-    """What a relay is told behind each piece, so that another server can go on with the stream."""
+    """What a relay is told behind each piece, so that another server can go on with the stream.
+
+    Attributes:
+        ended: replies whose end another server told.
+    """
 
     def __init__(self, relayed: Relayed, prompt: tuple[int, ...] | None) -> None:
         """Of a request; `prompt` is what its prompt was read as, where that is not plain."""
+        self.ended = frozenset(relayed.ended)
         self._begins = relayed.said is None
         self._prompt = prompt
 
@@ -56,7 +61,7 @@ class Notes:
 
     def behind(self, at: int, chunk: TextChunk, end: bool) -> bytes:
         """The note of a chunk of a reply; `end` where nothing comes behind it."""
-        return Note(at=at, ids=chunk.token_ids, end=end).event()
+        return Note(at=at, ids=chunk.token_ids, ended=chunk.completion is not None, end=end).event()
 
 
 async def stream_replies(
@@ -80,17 +85,20 @@ async def stream_replies(
     if opening:
         yield opening
     usages: dict[int, Usage] = {}
+    over = frozenset[int]() if notes is None else notes.ended
+    for at in over:
+        replies[at].stop()
     async with aclosing(_chunks(replies)) as chunks:
         async for at, chunk in chunks:
             completion = chunk.completion
             if notes is not None and completion is not None and completion.cancel_reason == "drain":
                 check_not_cancelled(completion)
-            data = _tell(at, chunk, readers[at], events)
+            data = b"" if at in over else _tell(at, chunk, readers[at], events)
             if completion is not None:
                 usages[at] = completion.usage
                 if ended is not None:
                     ended(at, completion)
-                data += events.end(at, completion)
+                data += b"" if at in over else events.end(at, completion)
                 if len(usages) == len(replies):
                     await settle()
                     data += events.close([usages[index] for index in range(len(replies))])

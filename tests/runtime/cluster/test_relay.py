@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.runtime.cluster.local_cluster import LocalCluster, local_cluster
+from tests.runtime.cluster.local_cluster import KEY, LocalCluster, local_cluster
 from tests.runtime.cluster.stream_story import stream_story
 from tests.runtime.cluster.tiny_replica import TinyReplica
 from tests.runtime.server.asgi_client import JSON, Answer, Exchange, until
@@ -122,6 +122,47 @@ def test_a_stream_survives_one_death_after_the_other(tmp_path: Path) -> None:
             for _ in range(3):
                 await cluster.kill_after(8)
             assert stream_story((await exchange.end()).body) == stream_story(whole.body)
+
+    run(test)
+
+
+@pytest.mark.parametrize("form", [{}, {"guided_regex": "[a-z]{4}|[A-Z]{70}"}], ids=["text", "grammar"])
+def test_a_reply_that_has_ended_stays_so_where_another_of_its_stream_goes_on(
+    tmp_path: Path, form: dict[str, str]
+) -> None:
+    value = {"messages": QUESTION, **SAMPLED, **form, "n": 4, "stop": ["e"], "max_tokens": 120}
+
+    async def test() -> None:
+        async with local_cluster(tmp_path, replicas=3) as cluster:
+            whole = stream_story((await post(cluster, CHAT, value)).body)
+            for steps in (45, 55):
+                exchange = begin(cluster, CHAT, value)
+                await cluster.kill_after(steps)
+                assert b'finish_reason":"' in exchange.answer.body
+                assert stream_story((await exchange.end()).body) == whole
+
+    run(test)
+
+
+def test_a_stream_whose_last_token_was_told_is_ended_by_the_next_replica(tmp_path: Path) -> None:
+    relayed = {"id": "0" * 32, "created": 1, "seed": 1}
+    value = {**ASKED["greedy"][1], "max_tokens": 3, "ignore_eos": True}
+
+    async def test() -> None:
+        async with local_cluster(tmp_path, replicas=1) as cluster:
+
+            async def told(said: list[Any] | None) -> bytes:
+                sent = {**JSON, "host": "localhost", "x-kvfold-relay": KEY}
+                content = json.dumps({**value, "kvfold_relay": {**relayed, "said": said}}).encode()
+                app = cluster.replicas["r0"].served.app
+                return (await Exchange(app, "POST", CHAT, content, sent).end()).body
+
+            notes = re.findall(rb'"ids":(\[[^]]+\])', await told(None))
+            rest = await told([[json.loads(ids) for ids in notes]])
+            assert stream_story(rest)[0][-2]["choices"] == [
+                {"index": 0, "delta": {}, "logprobs": None, "finish_reason": "length"}
+            ]
+            assert rest.endswith(b'data: [DONE]\n\n: kvfold {"ended":true,"end":true}\n\n')
 
     run(test)
 

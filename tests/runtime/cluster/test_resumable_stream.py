@@ -17,7 +17,7 @@ PIECES = [
     (b'data: {"role": 1}\n\n', Note(prompt=(1, 2))),
     (b'data: {"text": ": kvfold {}"}\n\n', Note(ids=(5,))),
     (b"event: x\ndata: 1\n\ndata: 2\n\n", Note(at=1, ids=(6, 7))),
-    (b"data: 3\n\n", Note(ids=(8, 9))),
+    (b"data: 3\n\n", Note(ids=(8, 9), ended=True)),
     (b"", Note(ids=(4,))),
     (b"data: [DONE]\n\n", Note(end=True)),
 ]
@@ -33,6 +33,7 @@ def test_all_pieces_come_out_without_notes(cuts: list[int]) -> None:
     given_on = b"".join(stream.feed(SENT[a:b]) for a, b in pairwise(borders))
     assert given_on == GIVEN and stream.ended and not stream.failed
     assert stream.relayed.said == [[[5], [8, 9], [4]], [[6, 7]]] and stream.relayed.prompt == [1, 2]
+    assert stream.relayed.ended == [0]
 
 
 @given(st.integers(0, len(SENT)))
