@@ -166,7 +166,8 @@ class SessionStore:
                         gone += 1
             for path in _files(folder, ASIDE):
                 if _used(path) < border:
-                    path.unlink(missing_ok=True)
+                    with suppress(OSError):
+                        path.unlink()
         self._names = {path: heading for path, heading in self._names.items() if path in there}
         return gone
 
