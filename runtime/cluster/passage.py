@@ -92,7 +92,7 @@ class Passage:
         self._headers = headers_of(scope, replicas.relay_key)
         self._read = read_route(scope["method"], scope["path"], self._headers, content)
         self._stream = None if self._read.relayed is None else ResumableStream(self._read.relayed)
-        self._head_sent = False
+        self._head_sent = self._lost = False
         self._refusal: HttpError | None = None
         self._tried: list[str] = []
 
@@ -134,6 +134,7 @@ class Passage:
         except (aiohttp.ClientError, OSError) as error:
             told = self._headers["x-request-id"], replica.name, type(error).__name__
             LOG.warning("%s: replica %s was lost (%s)", *told)
+            self._lost = True
             return False
 
     async def _exchange(self, replica: Chosen) -> bool:
@@ -151,8 +152,8 @@ class Passage:
         async with self._replicas.client.request(
             self._scope["method"], url, headers=self._headers, data=content or None, allow_redirects=False
         ) as response:
-            if response.status == CONFLICT and len(self._tried) > 1:
-                await response.read()  # the session's last replica is not quite dead yet
+            if response.status == CONFLICT and self._lost and stream is not None:
+                await response.read()  # what was lost there has not quite ended yet
             elif response.status in REFUSALS:
                 self._refusal = HttpError(
                     response.status,
@@ -162,6 +163,7 @@ class Passage:
             elif response.content_type == "text/event-stream":
                 if await self._pass_stream(response):
                     return True
+                self._lost = True
             elif self._head_sent:
                 raise HttpError(500, "the stream could not go on elsewhere")
             else:

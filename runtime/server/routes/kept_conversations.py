@@ -45,16 +45,29 @@ class Conversations(Generic[Kept]):
         self._tenants: dict[str, dict[str, Kept]] = {}
         self._looked = time.monotonic()
 
-    async def add(self, tenant: str, conversation: Kept) -> Kept:
-        """Keep one; raises HttpError 409 where its name is taken, 429 where all others are busy."""
+    async def add(self, tenant: str, conversation: Kept, again: bool = False) -> Kept:
+        """Keep one.
+
+        Args:
+            tenant: whose it is.
+            conversation: to be kept.
+            again: it takes the place of one of its name that has ended: a relay asks anew for what was lost.
+
+        Raises:
+            HttpError: 409 its name is taken; 429 all others are busy, and there are too many.
+        """
         await self._forget()
         name = conversation.id
         ages = await self._ages(tenant)
         if name not in ages and len(ages) >= self._limit:
             await self._make_room(tenant, ages)
         kept = self._tenants.setdefault(tenant, {})
-        if name in ages or name in kept:
+        old = kept.get(name)
+        replaced = again and (old is None or not old.busy)
+        if not replaced and (name in ages or old is not None):
             raise HttpError(409, f"there is {name} already; give another name", code="name_taken")
+        if old is not None:
+            self._leave(tenant, old)
         kept[name] = conversation
         return conversation
 

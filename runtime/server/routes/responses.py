@@ -102,7 +102,7 @@ class Responses:
         if asked.store:
             stored.stop = run.replies[0].stop
             request.at_end(stored.leave)
-            await self._stored.add(request.tenant, stored)
+            await self._stored.add(request.tenant, stored, again=request.relayed is not None)
             run = run.settled(lambda: self._save(request.tenant, stored))
         if ask.stream:
             return EventStream(run.stream(events), events.fail, headers)

@@ -36,6 +36,11 @@ class LocalReplica:
         server: Any = self.served._server
         for listener in server.servers:
             listener.close()
+        self.cut()
+
+    def cut(self) -> None:
+        """End its connections: new ones may come."""
+        server: Any = self.served._server
         for connection in list(server.server_state.connections):
             connection.transport.abort()
 
@@ -80,14 +85,23 @@ class LocalCluster:
 
     async def kill_after(self, steps: int) -> None:
         """End the replica that has a request when it has taken so many steps; the router hears of it."""
+        replica = await self._busy_after(steps)
+        self.replicas.pop(replica.name).kill()
+        self.gate.allow(math.inf)
+
+    async def cut_after(self, steps: int) -> None:
+        """End the connections of that replica instead, which lives on."""
+        (await self._busy_after(steps)).cut()
+        self.gate.allow(math.inf)
+
+    async def _busy_after(self, steps: int) -> LocalReplica:
         self.gate.allow(steps)
         async with asyncio.timeout(20):
             while not self.gate.holds:
                 await asyncio.sleep(0.005)
         await asyncio.sleep(0.05)  # what it said is on its way
         (replica,) = self.busy()
-        self.replicas.pop(replica.name).kill()
-        self.gate.allow(math.inf)
+        return replica
 
 
 @asynccontextmanager
