@@ -189,7 +189,7 @@ class Turn:
             return
         ids = self._chat.token_ids + list(completion.token_ids)
         target.known = add_reply(tokenizer, self._chat.text, ids, completion.token_ids)
-        target.kept = kept
+        target.kept = self.taken if kept is None else kept  # it may have ended before its first step
         target.turns = self._source.turns + 1
         self.finished = True
         self.close()

@@ -180,6 +180,26 @@ def test_a_client_that_leaves_gives_its_pages_back_also_those_of_a_session() -> 
     run(work)
 
 
+def test_a_turn_whose_deadline_came_before_its_first_step_leaves_the_pages_to_the_next() -> None:
+    async def work(server: Served) -> None:
+        first = await server.post(CHAT, chat("Hi", **GREEDY), "s")
+        others = [
+            server.open(CHAT, encode(chat(f"{at}", stream=True, max_tokens=400, ignore_eos=True)))
+            for at in range(4)
+        ]
+        await until(lambda: server.llm.snapshot().running == 4)
+        late = await server.post(CHAT, chat("Hi", text(first), "And?", timeout=0.02, **GREEDY), "s")
+        assert late["usage"]["completion_tokens"] == 0
+        for other in others:
+            other.leave()
+            await other.end()
+        again = await server.post(CHAT, chat("Hi", text(first), "And?", "", "So?", **GREEDY), "s")
+        assert cached(again) == first["usage"]["total_tokens"] - 1
+        assert (await ask(server.app, "DELETE", f"{SESSIONS}/s")).status == 200
+
+    assert in_use(run(work)) == 0
+
+
 def test_random_turns_and_aborts_lose_no_page() -> None:
     async def talk(server: Served, name: str, draw: random.Random) -> None:
         said = ["Hi"]
