@@ -148,6 +148,8 @@ class Responses:
         stored.leave()
         if not stored.dropped:
             stored.reading = await self._shelf.put(tenant, stored.id, stored.as_saved())
+            if stored.dropped:  # while this waited for the disk, which came to the deletion first
+                await self._shelf.evict(tenant, stored.id)
 
     def _events(self, request: Request, asked: ResponseAsk, state: ServerState) -> ResponseEvents:
         head = new_head("resp_", state.model_name, request.relayed)

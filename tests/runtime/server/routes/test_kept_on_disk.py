@@ -11,7 +11,10 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from kvfold.runtime.server.routes.conversations import ConversationLimits
+from kvfold.runtime.sessions.session_store import SessionStore
 from tests.runtime.byte_tokenizer import ByteTokenizer
 from tests.runtime.server.asgi_client import Answer, until
 from tests.runtime.server.routes.ask_server import Server, chat
@@ -82,6 +85,28 @@ def test_a_response_goes_on_after_a_restart(tmp_path: Path) -> None:
     third = start(tmp_path)
     assert call(third, "GET", f"{RESPONSES}/{body['id']}").status == 404
     assert call(third, "GET", f"{RESPONSES}/{later.json()['id']}").status == 200
+
+
+def test_a_response_that_is_deleted_while_it_runs_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its reply ends before a disk that is busy has come to the deletion."""
+    server, delete = start(tmp_path, Script(waits=True)), SessionStore.delete
+
+    def late(*asked: Any) -> None:
+        time.sleep(0.1)
+        delete(*asked)
+
+    async def work() -> None:
+        exchange = server.open(RESPONSES, {"input": "Hi", "stream": True})
+        await until(lambda: b'"id":"' in exchange.answer.body)
+        name = exchange.answer.body.split(b'"id":"')[1].split(b'"')[0].decode()
+        assert (await server.ask("DELETE", f"{RESPONSES}/{name}")).status == 200
+        await exchange.end()
+
+    monkeypatch.setattr(SessionStore, "delete", late)
+    asyncio.run(work())
+    assert files(tmp_path) == []
 
 
 def test_what_a_client_heard_the_end_of_is_on_disk(tmp_path: Path) -> None:
