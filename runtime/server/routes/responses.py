@@ -16,7 +16,7 @@ from kvfold.runtime.server.wire.chat_reply import ENCODER
 from kvfold.runtime.server.wire.fields.read_body import ignored_header
 from kvfold.runtime.server.wire.fields.template_messages import TemplateMessage
 from kvfold.runtime.server.wire.openai_usage import new_head
-from kvfold.runtime.server.wire.reply_parts import PlainReader
+from kvfold.runtime.server.wire.reply_parts import PlainReader, check_not_cancelled
 from kvfold.runtime.server.wire.response_events import ResponseEvents
 from kvfold.runtime.server.wire.response_items import item_messages
 from kvfold.runtime.server.wire.response_request import ResponseAsk, response_ask
@@ -172,8 +172,10 @@ class Responses:
 
 
 async def _written(run: Run, events: ResponseEvents) -> bytes:
-    """The whole response."""
+    """The whole response; raises HttpError 503 where the server stops, as another one can write it."""
     (completion,), reader = await run.completions(), run.readers[0] or PlainReader()
+    if completion.cancel_reason == "drain":
+        check_not_cancelled(completion)
     events.parts(0, [*reader.push(completion.text), *reader.finish()], completion.logprobs)
     events.end(0, completion)
     body = ENCODER.encode(events.response)

@@ -85,16 +85,17 @@ class LocalCluster:
 
     async def kill_after(self, steps: int) -> None:
         """End the replica that has a request when it has taken so many steps; the router hears of it."""
-        replica = await self._busy_after(steps)
+        replica = await self.busy_after(steps)
         self.replicas.pop(replica.name).kill()
         self.gate.allow(math.inf)
 
     async def cut_after(self, steps: int) -> None:
         """End the connections of that replica instead, which lives on."""
-        (await self._busy_after(steps)).cut()
+        (await self.busy_after(steps)).cut()
         self.gate.allow(math.inf)
 
-    async def _busy_after(self, steps: int) -> LocalReplica:
+    async def busy_after(self, steps: int) -> LocalReplica:
+        """The replica that has a request, when it has taken so many steps; the next one waits."""
         self.gate.allow(steps)
         async with asyncio.timeout(20):
             while not self.gate.holds:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,29 @@ def test_a_stream_goes_on_where_its_connection_was_cut(
             exchange = begin(cluster, *ASKED[name], headers)
             await cluster.cut_after(9)
             assert stream_story((await exchange.end()).body) == whole
+
+    run(test)
+
+
+@pytest.mark.parametrize("name", ["chat", "message", "response", "completion"])
+def test_a_whole_reply_that_a_replica_stops_is_asked_for_elsewhere(tmp_path: Path, name: str) -> None:
+    path, value = ASKED[name]
+    value = {**value, "stream": False}
+
+    async def test() -> None:
+        async with local_cluster(tmp_path) as cluster:
+            whole = (await post(cluster, path, value)).json()
+            exchange = begin(cluster, path, value)
+            replica = await cluster.busy_after(9)
+            del cluster.replicas[replica.name]
+            closing = asyncio.create_task(replica.served.close())
+            await asyncio.sleep(1.2)  # it lets replies run for a second
+            cluster.gate.allow(math.inf)
+            await closing
+            answer = await exchange.end()
+            assert answer.status == 200
+            for part in ("choices", "content", "status"):
+                assert answer.json().get(part) == whole.get(part)
 
     run(test)
 
