@@ -126,7 +126,13 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """model.safetensors, or every shard that the index names."""
+    """model.safetensors, or every shard that an index names.
+
+    An index beside the one file is not read, as transformers does not: saving a model in one file over its
+    shards leaves theirs.
+    """
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
     refuse_lfs_pointers([folder / INDEX] if (folder / INDEX).is_file() else [])
     index = _read_json(folder / INDEX)
     shards = index.get("weight_map") if index else {"": SINGLE}

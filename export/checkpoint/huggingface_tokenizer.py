@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
-
 from kvfold.export.checkpoint.checkpoint_tokenizer import (
     CheckpointTokenizer,
     check_vocabulary,
@@ -34,8 +32,8 @@ def tokenizer_from_huggingface(
         vocab_size: rows of the model's embedding.
 
     Raises:
-        CheckpointError: tokenizer.json is missing, broken, or has ids the model lacks; or the chat template
-            does not work.
+        CheckpointError: tokenizer.json is missing, broken, or has ids the model lacks; a special token is
+            declared as something else; or the chat template does not work.
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
@@ -46,18 +44,23 @@ def tokenizer_from_huggingface(
     text = read_text(path)
     tokenizer = parse_tokenizer(str(path), text)
     check_vocabulary(str(path), tokenizer, vocab_size)
-    raw, model = declared["tokenizer_config.json"], declared["config.json"]
-    special_tokens = {name: _token_text(raw[name]) for name in SPECIAL_TOKENS if raw.get(name)}
-    bos = _token_id(tokenizer, special_tokens.get("bos_token"), model.get("bos_token_id"))
+    model, generation, raw = (
+        declared[name] for name in ("config.json", "generation_config.json", "tokenizer_config.json")
+    )
+    special_tokens = _special_tokens(folder / "tokenizer_config.json", raw)
+    bos = tokenizer.token_to_id(special_tokens.get("bos_token", ""))
+    if bos is None:
+        said = _token_ids(folder / "config.json", model, "bos_token_id", vocab_size)
+        bos = next((index for index in said if tokenizer.id_to_token(index) is not None), None)
     eos = [
-        *_as_list(declared["generation_config.json"].get("eos_token_id")),
-        *_as_list(model.get("eos_token_id")),
+        *_token_ids(folder / "generation_config.json", generation, "eos_token_id", vocab_size),
+        *_token_ids(folder / "config.json", model, "eos_token_id", vocab_size),
         tokenizer.token_to_id(special_tokens.get("eos_token", "")),
     ]
-    begins = tokenizer.encode("a").ids[0] if bos is not None else None
+    begins = tokenizer.encode("a").ids[:1] == [bos]
     config = TokenizerConfig(
         bos_token_id=bos,
-        add_bos_token=bos is not None and bool(raw.get("add_bos_token", begins == bos)),
+        add_bos_token=bos is not None and bool(raw.get("add_bos_token", begins)),
         eos_token_ids=end_token_ids(tokenizer, eos),
         chat_template=read_chat_template(*_declared_template(folder, raw), special_tokens),
         special_tokens=special_tokens,
@@ -65,20 +68,28 @@ def tokenizer_from_huggingface(
     return CheckpointTokenizer(json=text, config=config)
 
 
-def _token_text(value: str | Mapping[str, str]) -> str:
-    """A special token is a text, or in older files an AddedToken object."""
-    return value if isinstance(value, str) else value["content"]
+def _special_tokens(path: Path, raw: Mapping[str, Any]) -> dict[str, str]:
+    """Texts of special tokens: each is declared as a text, or in older files as an AddedToken object."""
+    texts: dict[str, str] = {}
+    for name, value in ((name, raw[name]) for name in SPECIAL_TOKENS if raw.get(name)):
+        text = value.get("content") if isinstance(value, Mapping) else value
+        if not isinstance(text, str):
+            raise CheckpointError(
+                f"{path}: {name} must be a text, or an object with its content, not {value!r:.80}; correct it"
+            )
+        texts[name] = text
+    return texts
 
 
-def _token_id(tokenizer: Tokenizer, text: str | None, fallback: int | None) -> int | None:
-    index: int | None = None if text is None else tokenizer.token_to_id(text)
-    if index is None and fallback is not None and tokenizer.id_to_token(fallback) is not None:
-        return fallback
-    return index
-
-
-def _as_list(value: int | list[int] | None) -> list[int]:
-    return value if isinstance(value, list) else [] if value is None else [value]
+def _token_ids(path: Path, config: Mapping[str, Any], key: str, vocab_size: int) -> list[int]:
+    """The ids that a config names, one or several; one that no logit stands for, such as -1, is left out."""
+    value = config.get(key)
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(index, int) and not isinstance(index, bool) for index in ids):
+        raise CheckpointError(
+            f"{path}: {key} must be a token's id or a list of them, not {value!r:.80}; correct it"
+        )
+    return [index for index in ids if 0 <= index < vocab_size]
 
 
 def _declared_template(folder: Path, raw: Mapping[str, Any]) -> tuple[str, object]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kvfold.export.fold.bank import BankStatistics, FoldedBank, Members, MergedHead, fold_bank
-from kvfold.export.fold.keys import complex_from_halves, halves_from_complex, scale_queries
+from kvfold.export.fold.keys import complex_from_halves, halves_from_complex, query_sizes, scale_queries
 from kvfold.export.fold.sequential import FoldBank
 from kvfold.export.fold.values import fit_values
 
@@ -57,8 +57,8 @@ def joint_pca(members: Members) -> MergedHead:
     components, the one nearest to the heads' own channels is taken, which makes that harm least.
     """
     count, size, _ = members.keys.shape
-    power = members.query_power.clamp_min(1e-12 * members.query_power.max()).sqrt()
-    weights = torch.cat([power, power], dim=1)
+    sizes = query_sizes(members.query_power)
+    weights = torch.cat([sizes, sizes], dim=1)
     weighted = weights[..., None] * members.keys
     vectors = torch.linalg.eigh(members.second_moment(weighted)).eigenvectors
     top = vectors[:, -size:].reshape(count, size, size)

@@ -65,10 +65,15 @@ def key_spectrum(second_moment: Tensor, query_power: Tensor) -> KeySpectrum:
         second_moment: E[z z^H], complex [head_dim / 2, members, members].
         query_power: D, the sum of E|q|^2 over each member's query heads, [members, head_dim / 2].
     """
-    weights = query_power.double().clamp_min(1e-12 * query_power.max()).sqrt().T
+    weights = query_sizes(query_power.double()).T
     weighted = weights[:, :, None] * second_moment.to(torch.complex128) * weights[:, None, :]
     powers, vectors = torch.linalg.eigh(weighted)
     return KeySpectrum(powers.flip(-1), vectors.flip(-1), weights)
+
+
+def query_sizes(power: Tensor) -> Tensor:
+    """Square roots of the power of queries, a little everywhere; where no query moves, all count alike."""
+    return power.clamp_min(1e-12 * float(power.max()) or 1.0).sqrt()
 
 
 def choose_slots(spectra: Sequence[KeySpectrum]) -> tuple[int, ...]:

@@ -35,7 +35,7 @@ class Moments:
         never visits keep their pretrained weights.
         """
         prior = prior.double()
-        scale = ridge * self.gram.diagonal().mean()
+        scale = ridge * float(self.gram.diagonal().mean()) or 1.0  # where x is all zero, W is the prior
         system = self.gram + scale * torch.eye(len(self.gram), dtype=torch.float64)
         update: Tensor = torch.linalg.solve(system, self.cross - self.gram @ prior.T)
         return prior + update.T

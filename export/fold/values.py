@@ -39,7 +39,8 @@ def fit_values(second_moment: Tensor, metric: Tensor) -> ValueFactors:
     """
     members, size, _ = metric.shape
     eigenvalues, vectors = torch.linalg.eigh(metric.double())
-    eigenvalues = eigenvalues.clamp_min(RELATIVE_FLOOR * float(eigenvalues.max()))
+    # Where no output reads a head, all its channels count alike.
+    eigenvalues = eigenvalues.clamp_min(RELATIVE_FLOOR * float(eigenvalues.max()) or 1.0)
     root = (vectors * eigenvalues.sqrt()[:, None]) @ vectors.mT
     inverse_root = (vectors / eigenvalues.sqrt()[:, None]) @ vectors.mT
     blocks = second_moment.double().reshape(members, size, members, size)

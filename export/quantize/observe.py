@@ -27,8 +27,8 @@ class LinearInput:
     Attributes:
         absmax: largest magnitude of each channel over the whole text, [in].
         samples: inputs of evenly spaced positions of every sequence, a tensor [tokens, in] a batch;
-            each sequence's first token, where outliers live, is among them. About SAMPLE_TOKENS in
-            all, more where there are more sequences.
+            each sequence's first token, where outliers live, is among them, and at least one other. About
+            SAMPLE_TOKENS in all, more where there are more sequences.
         moment: sum of x x^T over all other positions, [in, in], where it was asked for: what is found from
             it is measured on text that it has not seen.
     """
@@ -134,7 +134,7 @@ def observe_head(stream: ResidualStream, norm: RMSNorm, stride: int, *, moment: 
 
 def sample_stride(tokens: Tensor) -> int:
     """Positions between two samples of a text [N, L]."""
-    return max(1, tokens.numel() // SAMPLE_TOKENS)
+    return max(1, min(tokens.numel() // SAMPLE_TOKENS, tokens.shape[1] // 2))
 
 
 def cache_scales(

@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 def settings(recipe: Recipe) -> object:
     """The source and, for local files, their sizes and times: hashing gigabytes on every run is no option.
 
-    When these change, this stage hashes the content; later stages go by that alone. A tokenizer.json beside a
-    GGUF file is read instead of the file's own vocabulary. The demo model is no path.
+    When these change, this stage hashes the content; later stages go by that alone. Folders in a model's own
+    are not read: the bundle itself may lie there, or git's files. A tokenizer.json beside a GGUF file is read
+    instead of the file's own vocabulary. The demo model is no path.
     """
     if recipe.model.is_demo:
         return recipe.model.source
     path = Path(recipe.model.source)
-    files = sorted(path.rglob("*")) if path.is_dir() else [path, path.parent / TOKENIZER]
+    files = sorted(path.iterdir()) if path.is_dir() else [path, path.parent / TOKENIZER]
     stats = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files if p.is_file()]
     return [recipe.model.source, stats]
 

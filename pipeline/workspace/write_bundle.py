@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from kvfold.plugins.contract.errors import BundleError
 from kvfold.plugins.contract.version import VERSION
 from kvfold.runtime.bundle import (
+    CONFIG,
     MANIFEST,
     FileRecord,
     Manifest,
@@ -126,12 +127,18 @@ def open_writer(root: Path) -> Iterator[BundleWriter]:
     A bundle of another kvfold version starts anew: the files that its manifest names are removed.
 
     Raises:
-        BundleError: the path cannot be written, another process writes it, or its manifest is damaged.
+        BundleError: the path cannot be written, is a model's folder, another process writes it, or its
+            manifest is damaged.
     """
     if root.exists() and not root.is_dir():
         raise BundleError(f"{root} is a file, not a bundle's folder; choose another --output")
     try:
         root.mkdir(parents=True, exist_ok=True)
+        if (root / CONFIG).exists() and not (root / MANIFEST).exists():
+            raise BundleError(
+                f"{root} has a {CONFIG} and no {MANIFEST}: it is a model's folder, whose files a bundle "
+                "would replace; choose another --output, or delete the folder if it was a bundle"
+            )
         lock = FileLock(root / LOCK)
         lock.acquire(timeout=0)
     except Timeout as error:

@@ -34,16 +34,20 @@ class LayerwiseLoss:
         self.layers = changed_layers(student.config, student.plan)
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """Mean over the changed layers of E|student - teacher|^2 / E|teacher|^2."""
+        """Mean over the changed layers of E|student - teacher|^2 / E|teacher|^2.
+
+        Where the original's attention adds nothing it is E|student|^2.
+        """
         with torch.no_grad():
             tokens = self.text.take(rows).to(self.teacher.device)
             inputs, targets = self.teacher.call(lambda backbone: self._watch(backbone, tokens))
         outputs = self.student.call(lambda backbone: self._attend(backbone, inputs))
-        errors = [
-            functional.mse_loss(output.float(), targets[layer].float())
-            / targets[layer].float().square().mean()
-            for layer, output in zip(self.layers, outputs, strict=True)
-        ]
+        errors = []
+        for layer, output in zip(self.layers, outputs, strict=True):
+            target = targets[layer].float()
+            power = target.square().mean()
+            error = functional.mse_loss(output.float(), target)
+            errors.append(error / torch.where(power == 0, 1.0, power))
         return torch.stack(errors).mean()
 
     def _watch(self, backbone: Backbone, tokens: Tensor) -> tuple[list[Tensor], list[Tensor]]:

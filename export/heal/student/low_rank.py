@@ -105,10 +105,12 @@ class ChangeSpectrum:
     def cut(self, rank: int) -> tuple[Tensor, Tensor]:
         """left [out, rank] and right [rank, in] of the first terms; both sides learn at the same pace.
 
-        The weight's size decides how large `right` is where there is no change to begin with.
+        The weight's size decides how large `right` is where there is no change to begin with; a weight of
+        zeros counts as one of size 1.
         """
         left, right = self.left[:, :rank], self.right[:rank]
-        balance = (left.norm() * right.norm()).clamp_min(SMALLEST * self.size).sqrt() / right.norm()
+        smallest = SMALLEST * (self.size or 1.0)
+        balance = (left.norm() * right.norm()).clamp_min(smallest).sqrt() / right.norm()
         return left / balance, right * balance
 
 

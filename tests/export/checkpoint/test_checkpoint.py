@@ -9,7 +9,7 @@ import gguf
 import pytest
 import torch
 from gguf import GGMLQuantizationType
-from transformers import PreTrainedModel
+from transformers import LlamaForCausalLM, PreTrainedModel
 
 from kvfold.export.checkpoint.checkpoint import Checkpoint
 from kvfold.export.checkpoint.gguf_tensors import deinterleave
@@ -63,6 +63,17 @@ def test_shards_are_read_through_their_index(tmp_path: Path) -> None:
     checkpoint = load_checkpoint(write_folder(tmp_path, model, max_shard_size="20KB"))
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
     assert largest_difference(checkpoint, model) <= 1e-4
+
+
+def test_a_model_saved_in_one_file_over_its_shards_is_the_one_that_transformers_loads(tmp_path: Path) -> None:
+    """The shards go, their index stays; the other way round, both models stay whole."""
+    older, newer = random_model("llama"), random_model("llama")
+    newer.get_parameter("model.norm.weight").data.mul_(2)
+    for name, sizes in (("joined", ("20KB", "1GB")), ("cut", ("1GB", "20KB"))):
+        for model, size in zip((older, newer), sizes, strict=True):
+            folder = write_folder(tmp_path / name, model, max_shard_size=size)
+        assert {"model.safetensors", "model.safetensors.index.json"} <= {p.name for p in folder.iterdir()}
+        assert largest_difference(load_checkpoint(folder), LlamaForCausalLM.from_pretrained(folder)) <= 1e-4
 
 
 def test_bfloat16_weights_are_widened(tmp_path: Path) -> None:

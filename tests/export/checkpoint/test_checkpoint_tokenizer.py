@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from gguf import GGMLQuantizationType
+from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -126,6 +127,48 @@ def test_folder_keeps_tokenizer_json_and_collects_the_rest(tmp_path: Path) -> No
         96,
     )  # generation, config.json, eos_token, <|im_end|>
     assert tokenizer.config.special_tokens == {"bos_token": "A", "eos_token": "B"}
+
+
+@pytest.mark.parametrize("eos", [-1, 97, [-1, 97]])
+def test_ids_that_no_logit_stands_for_are_left_out(tmp_path: Path, eos: object) -> None:
+    """Configs say -1 for none; such an end would be written into text, and banned before `min_tokens`."""
+    folder = write_folder(tmp_path, random_model("llama"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"bos_token_id": -1, "eos_token_id": eos}))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}))
+    read = load_checkpoint(folder).tokenizer.config
+    assert (read.bos_token_id, read.add_bos_token, read.eos_token_ids) == (None, False, (96,))
+
+
+def test_a_vocabulary_that_spells_no_letter_is_read(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, random_model("llama"))
+    tokenizer = Tokenizer(models.BPE(vocab={"1": 0, "2": 1}, merges=[]))
+    tokenizer.add_special_tokens(["<s>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"bos_token": "<s>"}')
+    read = load_checkpoint(folder).tokenizer.config
+    assert (read.bos_token_id, read.add_bos_token) == (2, False)
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value", "named"),
+    [
+        ("generation_config.json", "eos_token_id", "<|im_end|>", "a token's id or a list of them"),
+        ("generation_config.json", "eos_token_id", [2, None], "a token's id or a list of them"),
+        ("config.json", "bos_token_id", "<s>", "a token's id or a list of them"),
+        ("tokenizer_config.json", "bos_token", 1, "a text, or an object with its content"),
+        ("tokenizer_config.json", "eos_token", {"text": "B"}, "a text, or an object with its content"),
+    ],
+)
+def test_a_special_token_that_is_none_is_named(
+    tmp_path: Path, file: str, key: str, value: object, named: str
+) -> None:
+    folder = write_folder(tmp_path, random_model("llama"))
+    path = folder / file
+    said = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps(said | {key: value}))
+    with pytest.raises(CheckpointError, match=f"{file}: {key} must be {named}, not "):
+        load_checkpoint(folder)
 
 
 def test_chat_template_file_takes_precedence(tmp_path: Path) -> None:

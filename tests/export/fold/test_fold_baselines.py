@@ -69,6 +69,19 @@ def test_equal_heads_merge_without_loss(family: str, method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("projection", ["q_proj", "k_proj", "v_proj", "o_proj"])
+def test_a_layer_that_a_model_was_grown_by_folds(projection: str, method: str) -> None:
+    """Its projections begin at zero, which leaves nothing to weigh heads by (LLaMA Pro, arXiv 2401.02415)."""
+    config, weights = model("llama")
+    weights[f"model.layers.1.self_attn.{projection}.weight"].zero_()
+    how = HowToFold(method=METHODS[method])
+    folded = fold_weights(config, weights, make_plan(config, 1, [0, 1]), TOKENS, how)
+    assert all(tensor.isfinite().all() for tensor in folded.weights.values())
+    if projection in ("v_proj", "o_proj"):
+        assert folded.errors[1] == 0
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_heads_and_layers_merge_under_a_window(method: str) -> None:
     config, weights = model("llama", num_hidden_layers=4)
     plan = make_plan(config, 1, [0, 0, 2, 2], window=16)

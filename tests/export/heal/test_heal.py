@@ -73,6 +73,15 @@ def test_healing_lowers_the_loss_and_changes_only_what_folding_changed(
     assert divergence(healing, healed) < 0.9 * divergence(healing, folded)
 
 
+@pytest.mark.parametrize("projection", ["q_proj", "v_proj", "o_proj"])
+def test_a_layer_that_a_model_was_grown_by_is_healed_with_the_others(tmp_path: Path, projection: str) -> None:
+    """Its projection begins at zero: there is no size to measure a change or an error by."""
+    settings = SETTINGS.model_copy(update={"tokens": TOKENS.numel(), "layerwise_tokens": TOKENS.numel()})
+    healing, folded = tiny_healing(settings, zeroed=f"model.layers.0.self_attn.{projection}.weight")
+    adapter = heal(healing, folded, tmp_path, "key", unheard)
+    assert all(tensor.isfinite().all() for tensor in adapter.values())
+
+
 def test_the_log_is_cut_back_to_the_snapshot(tmp_path: Path) -> None:
     """What came after it is made again; a kill may leave half a line."""
     journal = Journal(tmp_path / "heal", "key")

@@ -34,11 +34,14 @@ def tiny_healing(
     family: str = "llama",
     plan: FoldPlan | None = None,
     head_sink: bool = False,
+    zeroed: str | None = None,
 ) -> tuple[Healing, dict[str, Tensor]]:
-    """What is healed (four layers; the last is global), and its folded weights."""
+    """What is healed (four layers, the last global, one tensor maybe `zeroed`), and its folded weights."""
     model = random_model(family, num_hidden_layers=4)
     config = config_from_huggingface(model.config.to_dict())
     base = dict(model.state_dict())
+    if zeroed is not None:
+        base[zeroed].zero_()
     dials = {"preset": "character", "sliding_window": 16, "global_every": 4}
     dials |= {"sink_size": 0 if head_sink else 2, "head_sink": head_sink}
     plan = plan or build_plan(Preset.model_validate(dials), config.attention_shape)

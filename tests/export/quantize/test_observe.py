@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from kvfold.export.model.families import config_from_huggingface
@@ -20,6 +21,15 @@ def test_the_first_token_of_every_sequence_is_sampled() -> None:
     assert seen.sample.shape == (4 * 8, 4)
     assert torch.equal(seen.sample[::8], torch.cat([first, second])[:, 0])
     assert torch.equal(seen.absmax, torch.cat([first, second]).abs().amax((0, 1)))
+
+
+@pytest.mark.parametrize(("sequences", "length"), [(512, 64), (300, 9), (400, 2)])
+def test_more_than_the_first_tokens_of_many_short_sequences_are_sampled(sequences: int, length: int) -> None:
+    """They are often all the same, and attend to themselves alone."""
+    tokens = torch.arange(length).repeat(sequences, 1)
+    seen = LinearInput.of(1)
+    seen.add(tokens[..., None].float(), sample_stride(tokens))
+    assert len(seen.sample.unique()) > 1
 
 
 def test_every_linear_is_sampled_at_the_same_tokens() -> None:

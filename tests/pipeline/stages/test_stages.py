@@ -51,6 +51,16 @@ def test_a_tokenizer_beside_a_gguf_counts(tmp_path: Path) -> None:
     assert describe(str(tmp_path / "model.gguf")) != before
 
 
+def test_a_bundle_inside_of_a_model_s_folder_is_no_part_of_the_model(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    before = describe(str(tmp_path))
+    (tmp_path / "bundles" / "x").mkdir(parents=True)
+    (tmp_path / "bundles" / "x" / "manifest.json").write_text("{}")
+    assert describe(str(tmp_path)) == before
+    (tmp_path / "model.safetensors").write_text("")
+    assert describe(str(tmp_path)) != before
+
+
 def test_the_demo_model_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     before = describe(DEMO_MODEL)
