@@ -12,16 +12,16 @@ from kvfold.runtime.server.streaming import body
 
 async def read_body(receive: Receive) -> bytes | None:
     """All of it; None where the client left before its end. Raises HttpError 413."""
-    parts: list[bytes] = []
+    content = bytearray()
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             return None
-        parts.append(message.get("body", b""))
-        if sum(map(len, parts)) > MAX_BODY_BYTES:
+        content += message.get("body", b"")
+        if len(content) > MAX_BODY_BYTES:
             raise HttpError(413, f"the body is longer than {MAX_BODY_BYTES} bytes; send less")
         if not message.get("more_body"):
-            return b"".join(parts)
+            return bytes(content)
 
 
 async def wait_until_gone(receive: Receive) -> None:
