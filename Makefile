@@ -11,6 +11,7 @@ SM ?=
 ARGS ?=
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name) 2>/dev/null)))
 
+COMMA := ,
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.kvfold-installed
@@ -79,7 +80,7 @@ $(VENV)/.kvfold-tensorrt-rtx $(VENV)/.kvfold-tensorrt $(VENV)/.kvfold-serve: $(V
 # Both packages are the module onnxruntime: one takes the other's place.
 $(VENV)/.kvfold-cuda: $(INSTALLED)
 	@$(PIP) uninstall -qq --yes onnxruntime
-	$(call install,what the target needs,'onnxruntime-gpu>=1.31' 'cuda-bindings>=12.9')
+	$(call install,what the target needs,'onnxruntime-gpu>=1.31' 'cuda-bindings>=12.9' 'triton>=3.4$(COMMA)<3.10')
 	@touch $@
 
 demo: $(INSTALLED) ## Fold, calibrate, export, build, validate, then talk

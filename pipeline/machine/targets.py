@@ -71,7 +71,7 @@ def _why_not_cpu() -> str | None:
 
 def _why_not_build_cuda() -> str | None:
     if not is_installed("triton"):
-        return f"triton is not installed; run `{install_command(EXPORT)}`"
+        return f"triton is not installed; run `{install_command(EXPORT, 'cuda')}`"
     return _why_no_library()
 
 

@@ -18,6 +18,7 @@ from kvfold.plugins.contract.progress import Progress
 LINE_SECONDS = 30.0  # between two lines of one piece of work, where there is no terminal
 BAR_WIDTH = 100  # columns of a terminal that has room for the bar itself, and the time spent
 ROW_WIDTH = 80  # columns of one that has room for each text beside the others
+LEAST = 0.01  # before so much is done a pace says nothing
 ALMOST = 0.99  # shown of what is all computed and not closed yet: something is still written
 
 
@@ -66,7 +67,7 @@ class Pace:
 
     def _left(self) -> float | None:
         """Seconds, counted down since it was last told."""
-        if self._first is None or self.fraction is None or self.fraction <= self._first[1]:
+        if self._first is None or self.fraction is None or self.fraction < self._first[1] + LEAST:
             return None
         seconds = (self._now - self._first[0]) / (self.fraction - self._first[1]) * (1 - self.fraction)
         return max(0.0, seconds - (monotonic() - self._now))

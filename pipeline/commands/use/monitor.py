@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -54,7 +55,8 @@ def command(interval: float, once: bool, server: str | None, key_file: Path | No
         if once:
             get_console().print(view())
             return
-        with Live(get_renderable=view, auto_refresh=False, console=get_console()) as live:
+        live = Live(get_renderable=view, auto_refresh=False, console=get_console())
+        with suppress(KeyboardInterrupt), live:
             while True:
                 time.sleep(interval)
                 live.refresh()
