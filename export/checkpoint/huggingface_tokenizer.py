@@ -18,6 +18,8 @@ from kvfold.plugins.contract.errors import CheckpointError
 from kvfold.plugins.contract.tokenizer_config import TokenizerConfig
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
+# Classes of transformers that begin a text with BOS whatever tokenizer.json says, unless told not to.
+BEGINNING = ("LlamaTokenizer", "LlamaTokenizerFast", "GemmaTokenizer", "GemmaTokenizerFast")
 
 
 def tokenizer_from_huggingface(
@@ -50,17 +52,18 @@ def tokenizer_from_huggingface(
     special_tokens = _special_tokens(folder / "tokenizer_config.json", raw)
     bos = tokenizer.token_to_id(special_tokens.get("bos_token", ""))
     if bos is None:
-        said = _token_ids(folder / "config.json", model, "bos_token_id", vocab_size)
-        bos = next((index for index in said if tokenizer.id_to_token(index) is not None), None)
+        named = _token_ids(folder / "config.json", model, "bos_token_id", vocab_size)
+        bos = next((index for index in named if tokenizer.id_to_token(index) is not None), None)
     eos = [
         *_token_ids(folder / "generation_config.json", generation, "eos_token_id", vocab_size),
         *_token_ids(folder / "config.json", model, "eos_token_id", vocab_size),
         tokenizer.token_to_id(special_tokens.get("eos_token", "")),
     ]
-    begins = tokenizer.encode("a").ids[:1] == [bos]
+    begins = raw.get("tokenizer_class") in BEGINNING or tokenizer.encode("a").ids[:1] == [bos]
+    said = raw.get("add_bos_token")
     config = TokenizerConfig(
         bos_token_id=bos,
-        add_bos_token=bos is not None and bool(raw.get("add_bos_token", begins)),
+        add_bos_token=bos is not None and bool(begins if said is None else said),
         eos_token_ids=end_token_ids(tokenizer, eos),
         chat_template=read_chat_template(*_declared_template(folder, raw), special_tokens),
         special_tokens=special_tokens,

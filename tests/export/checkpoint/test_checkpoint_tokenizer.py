@@ -8,17 +8,19 @@ from typing import Any
 
 import pytest
 from gguf import GGMLQuantizationType
-from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast
+from tokenizers import Tokenizer, models, processors
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from kvfold.export.checkpoint.checkpoint_tokenizer import CheckpointTokenizer
 from kvfold.export.checkpoint.gguf_header import read_gguf_header
 from kvfold.export.checkpoint.gguf_tokenizer import tokenizer_from_gguf
+from kvfold.export.checkpoint.huggingface_tokenizer import tokenizer_from_huggingface
 from kvfold.export.checkpoint.load_checkpoint import load_checkpoint
 from kvfold.plugins.contract.chat_template import render_chat
 from kvfold.plugins.contract.errors import CheckpointError, RequestError, UnsupportedModelError
 from kvfold.plugins.contract.tokenizer_config import TokenizerConfig
+from kvfold.runtime.text.tokenizer import BundleTokenizer
 from tests.export.tiny_checkpoints import random_model, tiny_tokenizer, write_folder
 from tests.export.tiny_gguf import write_gguf
 
@@ -138,6 +140,37 @@ def test_ids_that_no_logit_stands_for_are_left_out(tmp_path: Path, eos: object) 
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}))
     read = load_checkpoint(folder).tokenizer.config
     assert (read.bos_token_id, read.add_bos_token, read.eos_token_ids) == (None, False, (96,))
+
+
+@pytest.mark.parametrize(
+    ("writes_bos", "declared"),
+    [
+        (False, {"tokenizer_class": "LlamaTokenizerFast"}),
+        (False, {"tokenizer_class": "GemmaTokenizer"}),
+        (True, {"tokenizer_class": "LlamaTokenizer", "add_bos_token": False}),
+        (True, {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": None}),
+        (False, {"tokenizer_class": "PreTrainedTokenizerFast"}),
+    ],
+)
+def test_a_text_begins_as_in_transformers(
+    tmp_path: Path, writes_bos: bool, declared: dict[str, object]
+) -> None:
+    """Two classes write BOS themselves, where tokenizer.json does not say it."""
+    folder = write_folder(tmp_path, random_model("llama"))
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens(["<s>"])
+    if writes_bos:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 97)]
+        )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    texts = {"bos_token": "<s>", "eos_token": "<|im_end|>", "unk_token": "!"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(texts | declared))
+    names = ("config.json", "generation_config.json", "tokenizer_config.json")
+    files = {name: json.loads((folder / name).read_text()) for name in names}
+    read = tokenizer_from_huggingface(folder, files, 98)
+    theirs: Any = AutoTokenizer.from_pretrained(folder)  # type: ignore[no-untyped-call]
+    assert BundleTokenizer(read.backend, read.config).encode("ab") == theirs("ab")["input_ids"]
 
 
 def test_a_vocabulary_that_spells_no_letter_is_read(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def test_more_than_the_first_tokens_of_many_short_sequences_are_sampled(sequence
     tokens = torch.arange(length).repeat(sequences, 1)
     seen = LinearInput.of(1)
     seen.add(tokens[..., None].float(), sample_stride(tokens))
-    assert len(seen.sample.unique()) > 1
+    assert seen.sample.max() > 0
 
 
 def test_every_linear_is_sampled_at_the_same_tokens() -> None:
