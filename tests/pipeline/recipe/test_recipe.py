@@ -57,7 +57,7 @@ def test_there_is_a_recipe_for_every_preset_and_one_whose_plan_is_written() -> N
             "did you mean 'max_perplexity_ratio'?",
         ),
         ("model: {source: demo}\nplan: {preset: mqa}\nheal: {tokns: 3}", "tokns", "did you mean 'tokens'?"),
-        ("model: {source: demo}\nplan: {preset: mqa}\nheal: {seconds: 0}", "heal.train.seconds", "given: 0"),
+        ("model: {source: demo}\nplan: {preset: mqa}\nheal: {seconds: 0}", "heal.seconds", "given: 0"),
         (
             "model: {source: demo}\nplan: {preset: mqa}\nheal: {held_out: {}}",
             "held_out is read by a training by the clock alone",
@@ -75,7 +75,7 @@ def test_there_is_a_recipe_for_every_preset_and_one_whose_plan_is_written() -> N
         ),
         (
             "model: {source: demo}\nplan: {preset: mqa}\nheal: {adapter: mine.yaml, tokens: 3}",
-            "heal.adapter.tokens",
+            "heal.tokens",
             "unknown key",
         ),
         (
