@@ -82,8 +82,10 @@ def changed(path: Path) -> Iterator[None]:
     """A file that does something else meanwhile."""
     rest = path.read_bytes()
     path.write_bytes(rest + CHANGES[path.suffix].encode())
-    yield
-    path.write_bytes(rest)
+    try:
+        yield
+    finally:
+        path.write_bytes(rest)
 
 
 def reached(modules: tuple[str, ...], tree: Path) -> set[Path]:

@@ -69,13 +69,13 @@ def kill_again_and_again(place: Path, seed: int) -> None:
         child = os.fork()
         if child == 0:
             store_for_ever(place, count, tell)
+        os.close(tell)  # the child's alone: where it ends by itself, so does what is heard
         for _ in range(rng.randint(1, WRITES)):
             assert os.read(heard, 1) == b"w"
         time.sleep(rng.uniform(0, 0.002))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         os.close(heard)
-        os.close(tell)
 
 
 def test_after_a_kill_at_any_moment_every_file_is_whole_or_ignored(tmp_path: Path) -> None:
